@@ -1,0 +1,39 @@
+"""Packaging of vivit_jax. `pip install .` runs it on a CPU; see README.md for TPU and GPU."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="vivit_jax",
+    version="0.1.0",
+    description="ViViT: A Video Vision Transformer (arXiv:2103.15691) in JAX/Flax, for TPU pods, GPUs and laptops",
+    license="Apache-2.0",
+    packages=find_packages(include=["vivit_jax", "vivit_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "av>=14,<19",
+        "clu>=0.0.12,<0.1",
+        "etils[epath]>=1.9",
+        "flax>=0.12,<0.14",
+        "jax>=0.10,<0.13",
+        "matplotlib>=3.8",
+        "ml_collections>=1.0,<2",
+        "numpy>=2.0",
+        "optax>=0.2.5,<0.4",
+        "orbax-checkpoint>=0.11.30,<0.13",
+        "pandas>=2.2",
+        "safetensors>=0.4",
+        "scikit-learn>=1.4",
+        "tensorboard>=2.18,<3",
+        # The CPU build is enough everywhere: TensorFlow only feeds frames, JAX owns the accelerator.
+        "tensorflow-cpu>=2.18,<3; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        "tensorflow>=2.18,<3; sys_platform != 'linux' or platform_machine != 'x86_64'",
+        "tensorflow-datasets>=4.9.8,<5",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9,<0.18"],
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],
+    },
+)
