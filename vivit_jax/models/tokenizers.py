@@ -1,0 +1,77 @@
+"""From a clip to tokens (section 3.2): uniform frame sampling and tubelet embedding."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vivit_jax.models.config import ViViTConfig
+
+
+def uniform_frame_indices(num_frames: int, num_sampled: int) -> np.ndarray:
+    """Which frames uniform frame sampling embeds (section 3.2, figure 2): evenly spaced, away from both ends.
+
+    Index i of n is min(round(i T / (n + 1)), T - 1) for i = 1 .. n, halves rounded to even, as in the
+    published code (scenic, `common_lib/video_utils.py`); all frames where n = T.
+
+    Args:
+      num_frames: T, frames of the clip.
+      num_sampled: n, frames wanted, 1 <= n <= T.
+
+    Returns:
+      int [n], not decreasing, in [0, T).
+
+    Raises:
+      ValueError: n is not in [1, T].
+    """
+    if not 1 <= num_sampled <= num_frames:
+        raise ValueError(
+            f"{num_sampled} frames cannot be sampled from {num_frames}; ask for 1 to {num_frames}"
+        )
+    if num_sampled == num_frames:
+        return np.arange(num_frames)
+    places = np.arange(1, num_sampled + 1) * (num_frames / (num_sampled + 1))
+    return np.minimum(np.round(places).astype(int), num_frames - 1)
+
+
+class Tokenizer(nn.Module):
+    """Embeds a clip as a grid of tokens (section 3.2): non-overlapping tubes or patches, each projected
+    linearly to d.
+
+    With `tubelet` (figure 3) the kernel is (t, h, w, C, d): a 3-D convolution whose stride is its kernel,
+    computed as the one matrix product that it is. With `uniform_frames` (figure 2) the kernel is (h, w, C,
+    d), the image model's, on n_t frames evenly spaced (`uniform_frame_indices`).
+
+    Parameters: `kernel` (LeCun normal), `bias` (d,) at 0.
+
+    Attributes:
+      config: tokenizer, sizes, dtype. The embedding is float32 under bfloat16 compute.
+    """
+
+    config: ViViTConfig
+
+    @nn.compact
+    def __call__(self, video: jax.Array) -> jax.Array:
+        """Embeds.
+
+        Args:
+          video: [B, T, H, W, C] in [-1, 1].
+
+        Returns:
+          [B, n_t, n_h, n_w, d].
+        """
+        config = self.config
+        (n_t, n_h, n_w), (t, h, w) = config.grid, config.tubelet_size
+        channels, d = config.in_channels, config.hidden_size
+        dtype = jnp.promote_types(config.dtype, jnp.float32)
+        kernel_shape: tuple[int, ...] = (t, h, w, channels, d)
+        if config.tokenizer == "uniform_frames":
+            video = video[:, uniform_frame_indices(config.num_frames, n_t)]  # [B, n_t, H, W, C]
+            t, kernel_shape = 1, (h, w, channels, d)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), kernel_shape, dtype)
+        bias = self.param("bias", nn.initializers.zeros_init(), (d,), dtype)
+        x = video.astype(dtype).reshape(-1, n_t, t, n_h, h, n_w, w, channels)
+        x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, n_t, n_h, n_w, t * h * w * channels)
+        return x @ kernel.astype(dtype).reshape(-1, d) + bias.astype(dtype)
