@@ -11,7 +11,7 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
-        "av>=14,<19",
+        "av>=14,<20",
         "clu>=0.0.12,<0.1",
         "etils[epath]>=1.9",
         "flax>=0.12,<0.14",
@@ -19,7 +19,7 @@ setup(
         "matplotlib>=3.8",
         "ml_collections>=1.0,<2",
         "numpy>=2.0",
-        "optax>=0.2.5,<0.4",
+        "optax>=0.2.7,<0.4",
         "orbax-checkpoint>=0.11.30,<0.13",
         "pandas>=2.2",
         "safetensors>=0.4",

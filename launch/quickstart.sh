@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# From a fresh clone to a trained, evaluated ViViT: environment, embedded data set, training, predictions.
+# Run it again at any time: what is done is not done again, and an interrupted training goes on where it was.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() {
+  cat <<'TEXT'
+usage: launch/quickstart.sh [--workdir DIR]
+
+Makes .venv and installs vivit_jax in it, makes the embedded data set (data/moving_digits, real video files), trains a
+small ViViT on it (configs/moving_digits.py), evaluates it with several views and predicts two held-out videos.
+
+  --workdir DIR   where checkpoints, logs and pictures go (default: runs/moving_digits)
+  PYTHON=PATH     the Python to use, 3.11 or newer (default: the newest of python3 and python3.11 to 3.13 on PATH that fits)
+TEXT
+}
+
+workdir=runs/moving_digits
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --workdir) [ $# -ge 2 ] || { usage >&2; exit 2; }; workdir=$2; shift 2 ;;
+    --workdir=*) workdir=${1#*=}; shift ;;
+    -h|--help) usage; exit 0 ;;
+    *) echo "quickstart.sh: unknown argument $1" >&2; usage >&2; exit 2 ;;
+  esac
+done
+
+# shellcheck source=launch/environment.sh
+source launch/environment.sh
+make_environment .venv ""
+
+export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}
+python -m vivit_jax.data.moving_digits --out=data/moving_digits
+python -m vivit_jax.data.build --dataset=moving_digits --out=data
+python -m vivit_jax.main --config=configs/moving_digits.py --workdir="$workdir"
+python -m vivit_jax.main --config=configs/moving_digits.py --workdir="$workdir" --mode=eval
+
+mapfile -t clips < <(python -m vivit_jax.data.moving_digits --out=data/moving_digits --list=validation | head -2)
+python -m vivit_jax.predict --workdir="$workdir" --pictures="$workdir/pictures" "${clips[@]}"
+
+python - "$workdir" <<'PYTHON'
+import json, pathlib, sys
+workdir = pathlib.Path(sys.argv[1])
+found = json.loads((workdir / "evaluation.json").read_text())
+metrics, (temporal, spatial) = found["metrics"], found["views"]
+print(f"""
+Held-out videos: {found['videos']}, each seen in {temporal} x {spatial} views.
+  verb top-1   {metrics['verb/top1']:.1%}
+  noun top-1   {metrics['noun/top1']:.1%}
+  action top-1 {metrics['action/top1']:.1%}
+
+Checkpoint: {found['checkpoint']}
+Logs:       {workdir}/metrics.jsonl, and TensorBoard events in {workdir}
+Pictures:   {workdir}/pictures/
+Next, after `source .venv/bin/activate`:
+  python -m vivit_jax.predict --workdir={workdir} YOUR_CLIP.mp4
+  python -m vivit_jax.main --config=configs/moving_digits.py --workdir=runs/model3 --config.model.attention=factorised_self_attention
+  tensorboard --logdir=runs""")
+PYTHON

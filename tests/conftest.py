@@ -1,0 +1,24 @@
+"""Fixtures and environment shared by all tests."""
+
+import os
+from pathlib import Path
+
+# Before jax is imported anywhere: eight virtual CPU devices, so that meshes can be tested on any machine.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_flag = "--xla_force_host_platform_device_count=8"
+if _flag not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pytest  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of fixtures and clips beside the repository; tests that read it skip where it is absent."""
+    folder = REPOSITORY.parent / "shared"
+    if not (folder / "golden").is_dir():
+        pytest.skip(f"no numeric fixtures or clips at ../shared (looked in {folder.name}/ beside the repository)")
+    return folder

@@ -1,0 +1,126 @@
+"""Checkpoints on disk: what is kept, what is verified, what happens to a damaged one."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vivit_jax import checkpointing, sharding
+from vivit_jax.checkpointing import CheckpointError, Checkpoints
+from vivit_jax.train_step import TrainState
+
+OPTIMIZER = optax.adamw(1e-3)
+
+
+def state(step, width=4):
+    rng = np.random.default_rng(step)
+    params = {"head": {"kernel": jnp.asarray(rng.normal(size=(800, width)), jnp.float32), "bias": jnp.zeros(width)}}
+    return TrainState.create(params, OPTIMIZER).replace(step=jnp.int32(step))
+
+
+def abstract(width=4, spec=None):
+    mesh = sharding.make_mesh()
+    shapes = jax.eval_shape(lambda: state(0, width))
+    rules = sharding.RULES if spec is None else ((r"kernel$", spec), *sharding.RULES)
+    return checkpointing.abstract_like(shapes, sharding.state_sharding(mesh, shapes, rules))
+
+
+def saved(root, steps, metrics=None, **options):
+    with_metrics = metrics or {}
+    checkpoints = Checkpoints(root, best_metric="top1", **options)
+    for step in steps:
+        scores = {"top1": with_metrics[step]} if step in with_metrics else None
+        checkpoints.save(step, state(step), {"config": {"seed": 3}}, scores)
+        checkpoints.wait()
+    return checkpoints
+
+
+def test_every_leaf_comes_back_to_the_bit_on_another_layout_with_its_meta(tmp_path):
+    saved(tmp_path / "c", [5]).close()
+    from jax.sharding import PartitionSpec as P
+
+    restored, meta = Checkpoints(tmp_path / "c").restore(abstract(spec=P("data")))
+    assert restored.params["head"]["kernel"].sharding.spec == P("data")
+    jax.tree.map(np.testing.assert_array_equal, restored, state(5))
+    assert (meta["step"], meta["config"]) == (5, {"seed": 3})
+    assert Checkpoints(tmp_path / "empty").restore(abstract()) is None
+
+
+def test_the_newest_and_the_best_stay_and_nan_is_never_best(tmp_path):
+    checkpoints = saved(tmp_path / "c", [1, 2, 3, 4, 5], {1: 0.2, 2: 0.9, 3: math.nan, 4: 0.5})
+    assert checkpoints.steps() == [2, 5]
+    assert (checkpoints.best(), checkpoints.latest()) == (2, 5)
+    checkpoints.close()
+    no_metric = saved(tmp_path / "d", [1, 2], {1: math.nan})
+    assert no_metric.best() == 2  # nothing to choose by: the newest
+
+
+def flip_a_bit(folder):
+    """Flips one bit in the largest file of the arrays."""
+    data = max(
+        (f for f in (folder / "state").rglob("*") if f.is_file() and "/d/" in str(f)),
+        key=lambda f: f.stat().st_size,
+    )
+    raw = bytearray(data.read_bytes())
+    raw[len(raw) // 2] ^= 0x10
+    data.write_bytes(bytes(raw))
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path):
+    root = tmp_path / "run" / "checkpoints"
+    saved(root, [1, 2], {1: 0.9, 2: 0.5}).close()
+    flip_a_bit(root / "2")
+    with pytest.raises(CheckpointError, match="2"):
+        Checkpoints(root, read_only=True).restore(abstract(), step=2)
+    checkpoints = Checkpoints(root)
+    restored, meta = checkpoints.restore(abstract())
+    assert (int(restored.step), meta["step"]) == (1, 1)
+    assert (tmp_path / "run" / "damaged" / "checkpoints-2").is_dir()
+    # The run goes on and may save that step again.
+    checkpoints.save(2, state(2), {}, None)
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2]
+
+
+def test_checksums_see_any_bit_and_not_the_layout():
+    tree = state(1).params
+    before = checkpointing.checksums(tree)
+    mesh = sharding.make_mesh()
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    spread = {"head": tree["head"] | {"kernel": jax.device_put(tree["head"]["kernel"], NamedSharding(mesh, P("data")))}}
+    assert checkpointing.checksums(spread) == before
+    raw = np.array(tree["head"]["kernel"])
+    raw.view(np.uint32)[3, 1] ^= 1
+    assert checkpointing.checksums({"head": {"kernel": jnp.asarray(raw)}})["head/kernel"] != before["head/kernel"]
+
+
+def test_parameters_alone_and_a_checkpoint_of_another_model(tmp_path):
+    saved(tmp_path / "checkpoints", [7]).close()
+    root, step = checkpointing.locate(tmp_path)
+    assert (root, step) == (tmp_path / "checkpoints", None)
+    assert checkpointing.locate(tmp_path / "checkpoints" / "7")[1] == 7
+    with Checkpoints(root, read_only=True) as checkpoints:
+        params = checkpoints.restore_params(abstract().params, 7)
+        jax.tree.map(np.testing.assert_array_equal, params, state(7).params)
+        with pytest.raises(CheckpointError, match=r"head/kernel: model \(800, 6\), checkpoint \(800, 4\)"):
+            checkpoints.restore_params(abstract(width=6).params, 7)
+        with pytest.raises(CheckpointError, match="holds another model"):
+            checkpoints.restore(abstract(width=6))
+    assert (tmp_path / "checkpoints" / "7").is_dir()  # another model is no damage: nothing was moved
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        checkpointing.locate(tmp_path / "nowhere")
+
+
+def test_two_runs_cannot_share_a_workdir(tmp_path):
+    def use():
+        with checkpointing.lock(tmp_path / "run"):
+            pass
+
+    with checkpointing.lock(tmp_path / "run"), pytest.raises(CheckpointError, match="another run is using"):
+        use()
+    use()

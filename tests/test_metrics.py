@@ -1,0 +1,78 @@
+"""Metrics against sklearn and NumPy; merges of any batches give the numbers of the whole."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
+
+from vivit_jax import metrics
+
+HEADS = {"verb": 8, "noun": 10}
+
+
+def outputs(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "logits": {h: rng.normal(size=(n, c)).astype(np.float32) for h, c in HEADS.items()},
+        "labels": {h: rng.integers(0, c, n).astype(np.int32) for h, c in HEADS.items()},
+        "mask": np.ones(n, np.float32),
+        "index": np.arange(n),
+    }
+
+
+def part(whole, rows):
+    return {k: {h: v[rows] for h, v in x.items()} if isinstance(x, dict) else x[rows] for k, x in whole.items()}
+
+
+def test_merged_batches_with_padding_give_sklearns_numbers_for_the_whole():
+    whole = outputs(100)
+    padded = part(whole, slice(90, 110))
+    junk = outputs(10, seed=1)
+    for key in ("logits", "labels"):
+        padded[key] = {h: np.concatenate([padded[key][h], junk[key][h]]) for h in HEADS}
+    padded["mask"] = np.concatenate([padded["mask"], np.zeros(10, np.float32)])
+    padded["index"] = np.concatenate([padded["index"], np.full(10, -1)])
+
+    kind = metrics.collection(HEADS)
+    total = kind.single_from_model_output(**part(whole, slice(0, 90))).merge(kind.single_from_model_output(**padded))
+    computed = total.compute()
+    count = computed.pop("count")
+    assert (int(count["counted"]), int(count["listed"])) == (100, 100)
+    scalars, confusion = metrics.summarise(computed, HEADS)
+
+    for head, classes in HEADS.items():
+        truth, scores = whole["labels"][head], whole["logits"][head]
+        for k in (1, 5):
+            expected = top_k_accuracy_score(truth, scores, k=k, labels=range(classes))
+            assert scalars[f"{head}/top{k}"] == pytest.approx(expected)
+        expected = confusion_matrix(truth, scores.argmax(-1), labels=range(classes))
+        np.testing.assert_array_equal(confusion[head], expected)
+        assert scalars[f"{head}/mean_class_accuracy"] == pytest.approx(
+            balanced_accuracy_score(truth, scores.argmax(-1))
+        )
+
+    # The action: both right at top-1; at top-5 the pair among the five highest products of the softmaxes.
+    softmax = {h: np.exp(s) / np.exp(s).sum(-1, keepdims=True) for h, s in whole["logits"].items()}
+    product = (softmax["verb"][:, :, None] * softmax["noun"][:, None, :]).reshape(100, -1)
+    pair = whole["labels"]["verb"] * 10 + whole["labels"]["noun"]
+    assert scalars["action/top1"] == pytest.approx(np.mean(product.argmax(-1) == pair))
+    assert scalars["action/top5"] == pytest.approx(
+        np.mean([p in np.argsort(-r)[:5] for p, r in zip(pair, product, strict=True)])
+    )
+
+
+def test_one_head_has_plain_names_and_no_top5_among_five_classes():
+    kind = metrics.collection({"label": 5})
+    found = kind.single_from_model_output(
+        logits={"label": jnp.eye(5)}, labels={"label": jnp.arange(5)}, mask=jnp.ones(5), index=jnp.arange(5)
+    ).compute()
+    found.pop("count")
+    scalars, _ = metrics.summarise(found, {"label": 5})
+    assert scalars["top1"] == 1.0
+    assert set(scalars) == {"top1", "loss", "mean_class_accuracy"}
+
+
+def test_ties_break_by_class_and_a_score_that_is_not_a_number_is_never_right():
+    logits = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [jnp.nan, 0.0, 0.0], [0.0, jnp.nan, 1.0]])
+    ahead = metrics.classes_ahead(logits, jnp.array([0, 1, 0, 2]))
+    np.testing.assert_array_equal(ahead, [0, 1, 3, 1])
