@@ -159,9 +159,7 @@ class MultiHeadAttention(nn.Module):
         q, k, v = (nn.DenseGeneral(name=name, **project)(x) for name in ("query", "key", "value"))
         shares = []
         for share, axis in enumerate(self.axes):
-            heads = slice(
-                share * config.num_heads // len(self.axes), (share + 1) * config.num_heads // len(self.axes)
-            )
+            heads = slice(share * config.num_heads // len(self.axes), (share + 1) * config.num_heads // len(self.axes))
             shares.append(self._attend(q[..., heads, :], k[..., heads, :], v[..., heads, :], axis))
         out = shares[0] if len(shares) == 1 else jnp.concatenate(shares, axis=-2)  # [..., N, heads, head_dim]
         return nn.DenseGeneral(config.hidden_size, axis=(-2, -1), name="out", **width)(out)
@@ -174,9 +172,7 @@ class MultiHeadAttention(nn.Module):
             q, k, v = (jnp.swapaxes(x, -3, -4) for x in (q, k, v))  # [..., n_s, n_t, heads, head_dim]
         if self.sow_attention:
             name = "weights" if len(self.axes) == 1 else {-3: "weights_time", -2: "weights_space"}[axis]
-            self.sow(
-                "intermediates", name, attention_weights(q, k), init_fn=lambda: None, reduce_fn=lambda _, w: w
-            )
+            self.sow("intermediates", name, attention_weights(q, k), init_fn=lambda: None, reduce_fn=lambda _, w: w)
         out = BACKENDS[self.config.attention_backend](q, k, v, rate, dropout_key)
         return jnp.swapaxes(out, -3, -4) if axis == -3 else out
 

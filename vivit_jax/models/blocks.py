@@ -22,9 +22,7 @@ _REMAT_POLICIES = {
 def layer_norm(config: ViViTConfig, name: str, dtype: str | None = None) -> nn.LayerNorm:
     """A LayerNorm over d in `dtype` (default: the config's); its statistics are float32 or wider always."""
     dtype = dtype or config.dtype
-    return nn.LayerNorm(
-        epsilon=config.layer_norm_eps, dtype=dtype, param_dtype=_param_dtype(config), name=name
-    )
+    return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, param_dtype=_param_dtype(config), name=name)
 
 
 def stochastic_depth_rates(rate: float, num_layers: int) -> np.ndarray:

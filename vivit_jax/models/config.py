@@ -140,15 +140,11 @@ class ViViTConfig:
         if hasattr(heads, "items"):
             heads = tuple(heads.items())
         if isinstance(heads, (list, tuple)):
-            self._set(
-                "num_classes", tuple((str(name), _integer(f"num_classes[{name}]", n)) for name, n in heads)
-            )
+            self._set("num_classes", tuple((str(name), _integer(f"num_classes[{name}]", n)) for name, n in heads))
 
     def _check_numbers(self) -> None:
         positive = ["hidden_size", "num_layers", "num_heads", "mlp_dim", "num_frames", "in_channels"]
-        optional = [
-            name for name in ("num_classes", "representation_size") if getattr(self, name) is not None
-        ]
+        optional = [name for name in ("num_classes", "representation_size") if getattr(self, name) is not None]
         if isinstance(self.num_classes, tuple):
             optional.remove("num_classes")
             names = [name for name, _ in self.num_classes]
@@ -176,9 +172,7 @@ class ViViTConfig:
             if not 0.0 <= rate < 1.0:
                 raise ValueError(f"{name}={rate} must lie in [0, 1): at 1 nothing is left; 0 turns it off")
         if not 0.0 < self._set("layer_norm_eps", float(self.layer_norm_eps)) < 1.0:
-            raise ValueError(
-                f"layer_norm_eps={self.layer_norm_eps} must lie in (0, 1); the published value is 1e-6"
-            )
+            raise ValueError(f"layer_norm_eps={self.layer_norm_eps} must lie in (0, 1); the published value is 1e-6")
         for name in ("stochastic_depth_rescale", "qkv_bias", "scan_layers"):
             self._set(name, bool(getattr(self, name)))
 
@@ -189,9 +183,7 @@ class ViViTConfig:
                 f"choose a number that does, e.g. {math.gcd(self.num_heads, self.hidden_size)}"
             )
         _divides("num_frames", self.num_frames, "tubelet_size's frames", self.tubelet_size[0])
-        for side, size, patch in zip(
-            ("height", "width"), self.image_shape, self.tubelet_size[1:], strict=True
-        ):
+        for side, size, patch in zip(("height", "width"), self.image_shape, self.tubelet_size[1:], strict=True):
             _divides(f"image_size's {side}", size, f"tubelet_size's {side}", patch)
         if self.classifier == "token" and not self._allows_class_token:
             raise ValueError(
@@ -264,9 +256,7 @@ class ViViTConfig:
         match = _NAME.fullmatch(name)
         if match is None or match["backbone"] not in BACKBONES:
             known = ", ".join(BACKBONES)
-            raise ValueError(
-                f"{name!r} is not a model's name; write 'ViViT-B/16x2' with a backbone of {known}"
-            )
+            raise ValueError(f"{name!r} is not a model's name; write 'ViViT-B/16x2' with a backbone of {known}")
         tubelet = (int(match["t"]), int(match["h"]), int(match["w"] or match["h"]))
         return cls.from_dict({**BACKBONES[match["backbone"]], "tubelet_size": tubelet, **overrides})
 
@@ -317,6 +307,4 @@ def _divides(name: str, value: int, by_name: str, by: int) -> None:
     if value % by:
         low = value // by * by
         options = f"{low} or {low + by}" if low else f"{by}"
-        raise ValueError(
-            f"{name}={value} is not divided by {by_name}={by}; use {options}, or another tubelet"
-        )
+        raise ValueError(f"{name}={value} is not divided by {by_name}={by}; use {options}, or another tubelet")

@@ -27,9 +27,7 @@ def uniform_frame_indices(num_frames: int, num_sampled: int) -> np.ndarray:
       ValueError: n is not in [1, T].
     """
     if not 1 <= num_sampled <= num_frames:
-        raise ValueError(
-            f"{num_sampled} frames cannot be sampled from {num_frames}; ask for 1 to {num_frames}"
-        )
+        raise ValueError(f"{num_sampled} frames cannot be sampled from {num_frames}; ask for 1 to {num_frames}")
     if num_sampled == num_frames:
         return np.arange(num_frames)
     places = np.arange(1, num_sampled + 1) * (num_frames / (num_sampled + 1))

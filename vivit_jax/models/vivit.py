@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -63,32 +64,26 @@ class ViViT(nn.Module):
         self._check(video, train)
         n_t, n_h, n_w = config.grid
         token = config.classifier == "token"
-        common = {"deterministic": not train, "sow_attention": sow_attention}
+        encoder = functools.partial(Encoder, config, deterministic=not train, sow_attention=sow_attention)
         out = {}
 
         x = Tokenizer(config, name="tokenizer")(video)  # [B, n_t, n_h, n_w, d]
         x = x.reshape(-1, n_t, n_h * n_w, config.hidden_size)  # [B, n_t, n_s, d]
         if config.attention == "spatiotemporal":  # Model 1
             x = x.reshape(-1, n_t * n_h * n_w, config.hidden_size)  # [B, N, d]
-            x = Encoder(config, config.num_layers, token, name="encoder", **common)(x)  # [B, 1 + N, d]
+            x = encoder(config.num_layers, token, name="encoder")(x)  # [B, 1 + N, d]
             out["tokens"] = x
             x = _pool(x, token)  # [B, d]
         elif config.attention == "factorised_encoder":  # Model 2
-            x = Encoder(config, config.num_layers, token, name="spatial_encoder", **common)(
-                x
-            )  # [B, n_t, 1 + n_s, d]
+            x = encoder(config.num_layers, token, name="spatial_encoder")(x)  # [B, n_t, 1 + n_s, d]
             out["spatial_tokens"] = x
             x = _pool(x, token)  # [B, n_t, d]
             if config.temporal_layers:
-                x = Encoder(config, config.temporal_layers, token, name="temporal_encoder", **common)(
-                    x
-                )  # [B, 1 + n_t, d]
+                x = encoder(config.temporal_layers, token, name="temporal_encoder")(x)  # [B, 1 + n_t, d]
             out["tokens"] = x
             x = _pool(x, token and config.temporal_layers > 0)  # [B, d]
         else:  # Models 3 and 4
-            x = Encoder(config, config.num_layers, False, token_axes=2, name="encoder", **common)(
-                x
-            )  # [B, n_t, n_s, d]
+            x = encoder(config.num_layers, False, token_axes=2, name="encoder")(x)  # [B, n_t, n_s, d]
             out["tokens"] = x = x.reshape(-1, n_t * n_h * n_w, config.hidden_size)  # [B, N, d]
             x = _pool(x, False)  # [B, d]
 
@@ -97,16 +92,16 @@ class ViViT(nn.Module):
             x = nn.Dense(config.representation_size, name="pre_logits", **wide)(x)
             x = nn.tanh(x)  # [B, representation_size]
         out["pre_logits"] = x
+        if features and not self.is_initializing():
+            return out
         logits: dict[str | None, jax.Array] = {}
         for head, classes in config.heads:
             name = "head" if head is None else f"head_{head}"
             dense = nn.Dense(classes, kernel_init=nn.initializers.zeros_init(), name=name, **wide)
             logits[head] = dense(x)  # [B, classes]
-        if features:
-            return out
         if not logits:
             return x
-        return logits[None] if None in logits else logits
+        return logits.get(None, logits)
 
     def _check(self, video: jax.Array, train: bool) -> None:
         config = self.config
@@ -118,18 +113,12 @@ class ViViT(nn.Module):
                 "num_frames, image_size, in_channels"
             )
         if not jnp.issubdtype(video.dtype, jnp.floating):
-            raise ValueError(
-                f"video is {video.dtype}, the model wants floats in [-1, 1]; for uint8: x / 127.5 - 1"
-            )
+            raise ValueError(f"video is {video.dtype}, the model wants floats in [-1, 1]; for uint8: x / 127.5 - 1")
         if config.dtype == "float64" and not jax.config.jax_enable_x64:
-            raise ValueError(
-                "dtype='float64' needs jax.config.update('jax_enable_x64', True); or choose float32"
-            )
+            raise ValueError("dtype='float64' needs jax.config.update('jax_enable_x64', True); or choose float32")
         rates = (config.dropout_rate, config.attention_dropout_rate, config.stochastic_depth_rate)
         if train and any(rates) and not self.is_initializing() and not self.has_rng("dropout"):
-            raise ValueError(
-                'train=True with dropout or stochastic depth needs rngs={"dropout": key} in apply'
-            )
+            raise ValueError('train=True with dropout or stochastic depth needs rngs={"dropout": key} in apply')
 
 
 def _pool(x: jax.Array, class_token: bool) -> jax.Array:
