@@ -104,7 +104,7 @@ class _Child:
         handle = theirs.fileno()
         # One thread a process: the workers are as many as the cores.
         environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ}
-        command = [sys.executable, "-c", _BOOT, json.dumps([p for p in sys.path]), str(handle), function]
+        command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(handle), function]
         self.process = subprocess.Popen(command, pass_fds=[handle], stdin=subprocess.DEVNULL, env=environment)
         theirs.close()
 
