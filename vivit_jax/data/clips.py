@@ -1,0 +1,233 @@
+"""From records to clips, in TensorFlow's graph: frames read and decoded, cropped and resized in one go, flipped.
+
+No Python runs in the graph: on this stack an exception beside a `py_function` hangs the process instead of ending it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable
+
+from vivit_jax.data import index, sampling
+from vivit_jax.data.host_tf import tf
+
+TENSORFLOW = types.SimpleNamespace(
+    minimum=tf.minimum,
+    maximum=tf.maximum,
+    to_int=lambda x: tf.cast(tf.floor(x), tf.int64),
+    to_float=lambda x: tf.cast(x, tf.float64),
+    arange=lambda n: tf.range(n, dtype=tf.int64),
+)
+# Number of uniform draws that one training clip takes, and what each is for.
+NUM_DRAWS = 6
+_START, _CROP, _FLIP = 0, slice(1, 5), 5
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSpec:
+    """What a clip is: the frames and pixels of a video that the model is given.
+
+    Attributes:
+      num_frames: T, frames of a clip.
+      stride: distance between them, in frames of the video.
+      image_size: (height, width) of the crop in pixels.
+      short_side: the frame's short side is resized to this many pixels before cropping; None leaves the frame as stored.
+      scale_jitter: (low, high); height and width are then scaled by independent uniform factors. Training only.
+      random_crop: crop at a uniformly random place; otherwise in the middle. Training only.
+      flip: probability of a left-right flip. Training only.
+
+    Raises:
+      ValueError: a field outside its range; the message names it.
+    """
+
+    num_frames: int
+    image_size: tuple[int, int]
+    stride: int = 1
+    short_side: int | None = None
+    scale_jitter: tuple[float, float] | None = None
+    random_crop: bool = False
+    flip: float = 0.0
+
+    def __post_init__(self):
+        if len(tuple(self.image_size)) != 2 or min(self.image_size) < 1:
+            raise ValueError(f"image_size is {self.image_size}; it must be (height, width), both at least 1 pixel")
+        object.__setattr__(self, "image_size", tuple(int(x) for x in self.image_size))
+        for name in ("num_frames", "stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.short_side is not None and self.short_side < min(self.image_size):
+            raise ValueError(
+                f"short_side is {self.short_side}, smaller than the crop {self.image_size}: "
+                f"raise it to {min(self.image_size)} or more, or make image_size smaller"
+            )
+        if self.scale_jitter is not None and not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
+            raise ValueError(f"scale_jitter is {self.scale_jitter}; it must be (low, high) with 0 < low <= high")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip is {self.flip}; it is a probability, 0 to 1")
+
+
+# (video, frame numbers [K], window or None) -> uint8 [K, h, w, 3]; a window is int32 [4]: top, left, height, width.
+Reader = Callable[[tf.Tensor, tf.Tensor, tf.Tensor | None], tf.Tensor]
+
+
+def record_reader(split: index.RecordSplit) -> Reader:
+    """Reads frames from the shards: only the chunks that hold them, only the pixels of the window."""
+    shards = tf.constant(split.shard_paths)
+    first = tf.constant(split.first_chunk)
+    shard, offset = tf.constant(split.chunk_shard), tf.constant(split.chunk_offset)
+    size = split.chunk_frames
+
+    def read(video, frames, window=None):
+        low, high = tf.reduce_min(frames) // size, tf.reduce_max(frames) // size
+        chunk = first[video] + low
+        # One pass from the first chunk needed to the last: a video's chunks lie one behind the other.
+        count = high - low + 1
+        chunks = records_from(shards[shard[chunk]], offset[chunk]).take(count)
+        chunks = chunks.batch(count, drop_remainder=True).get_single_element()
+        return frames_of_chunks(chunks, frames - low * size, window)
+
+    return read
+
+
+def records_from(path: tf.Tensor, offset: tf.Tensor) -> tf.data.Dataset:
+    """The records of one shard from the one that begins at byte `offset` on; each checked against its checksum."""
+    variant = tf.raw_ops.TFRecordDatasetV2(
+        filenames=path[None],
+        compression_type="",
+        buffer_size=tf.constant(256 * 1024, tf.int64),
+        byte_offsets=offset[None],
+    )
+    return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
+
+
+def frames_of_chunks(chunks: tf.Tensor, numbers: tf.Tensor, window: tf.Tensor | None) -> tf.Tensor:
+    """Frames `numbers` [K], counted from the first of the serialised chunks [C]: uint8 [K, h, w, 3]."""
+    parsed = tf.io.parse_example(chunks, {"frames": tf.io.RaggedFeature(tf.string)})
+    return decode_frames(tf.gather(parsed["frames"].flat_values, numbers), window)
+
+
+def decode_frames(jpegs: tf.Tensor, window: tf.Tensor | None) -> tf.Tensor:
+    """JPEG bytes [K] -> uint8 [K, h, w, 3], all of each frame or only `window`."""
+    if window is None:
+        decode = lambda jpeg: tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")  # noqa: E731
+    else:
+        decode = lambda jpeg: tf.io.decode_and_crop_jpeg(jpeg, window, channels=3, dct_method="INTEGER_ACCURATE")  # noqa: E731
+    return tf.map_fn(decode, jpegs, fn_output_signature=tf.TensorSpec([None, None, 3], tf.uint8))
+
+
+def memory_reader(frames: tf.Tensor) -> Reader:
+    """Reads frames that lie in memory: uint8 [T, H, W, 3], of one video (the number of the video is ignored)."""
+
+    def read(video, numbers, window=None):
+        del video
+        return cut(tf.gather(frames, numbers), window)
+
+    return read
+
+
+def cut(images: tf.Tensor, window: tf.Tensor | None) -> tf.Tensor:
+    """The window (top, left, height, width) of images [K, H, W, C]."""
+    if window is None:
+        return images
+    return images[:, window[0] : window[0] + window[2], window[1] : window[1] + window[3]]
+
+
+def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, draws) -> tf.Tensor:
+    """A training clip: uint8 [T, h, w, 3].
+
+    Args:
+      read: of the video's frames.
+      video: its number.
+      num_frames, height, width: of the video as stored, int64.
+      spec: of the clip.
+      draws: float64 [NUM_DRAWS], uniform in [0, 1).
+    """
+    crop_h, crop_w = spec.image_size
+    numbers = sampling.train_frames(num_frames, spec.num_frames, spec.stride, draws[_START], TENSORFLOW)
+    sizes = sampling.resized(height, width, spec.short_side, crop_h, crop_w, TENSORFLOW)
+    box = sampling.train_crop(
+        *sizes, crop_h, crop_w, spec.scale_jitter, spec.random_crop, tf.unstack(draws[_CROP], num=4), TENSORFLOW
+    )
+    clip = _read_box(read, video, numbers, height, width, box, spec.image_size)
+    if spec.flip > 0:
+        clip = tf.cond(draws[_FLIP] < spec.flip, lambda: tf.reverse(clip, [2]), lambda: clip)
+    return tf.ensure_shape(clip, [spec.num_frames, crop_h, crop_w, 3])
+
+
+def views(read: Reader, video, num_frames, height, width, spec: ClipSpec, temporal: int, spatial: int) -> tf.Tensor:
+    """All test views of a video: uint8 [temporal * spatial, T, h, w, 3], the views of the first clip first.
+
+    Arguments as `train_clip`; `temporal` clips evenly over the video, `spatial` crops along the longer side of each.
+    """
+    crop_h, crop_w = spec.image_size
+    numbers = tf.concat(
+        [
+            sampling.view_frames(num_frames, spec.num_frames, spec.stride, temporal, i, TENSORFLOW)
+            for i in range(temporal)
+        ],
+        0,
+    )
+    # Clips overlap in short videos: every frame is decoded and resized once.
+    unique, places = tf.unique(numbers)
+    rows, columns = sampling.resized(height, width, spec.short_side, crop_h, crop_w, TENSORFLOW)
+    boxes = [sampling.view_crop(rows, columns, crop_h, crop_w, spatial, i, TENSORFLOW) for i in range(spatial)]
+    frames = read(video, unique, None)
+    same = tf.logical_and(tf.equal(rows, height), tf.equal(columns, width))
+    origin = tf.zeros([2], tf.int64)
+    frames = tf.cond(same, lambda: frames, lambda: resize(frames, (rows, columns), (height, width), origin, origin))
+    crops = [
+        tf.reshape(
+            tf.gather(frames[:, box.top : box.top + crop_h, box.left : box.left + crop_w], places),
+            [temporal, 1, spec.num_frames, crop_h, crop_w, 3],
+        )
+        for box in boxes
+    ]
+    return tf.reshape(tf.concat(crops, 1), [temporal * spatial, spec.num_frames, crop_h, crop_w, 3])
+
+
+def _read_box(read: Reader, video, numbers, height, width, box: sampling.CropBox, crop: tuple[int, int]) -> tf.Tensor:
+    """Frames resized to the box's size and cropped, where only the pixels needed are decoded: uint8 [K, h, w, 3]."""
+    whole = tf.stack([box.top, box.left])
+    same = tf.logical_and(tf.equal(box.height, height), tf.equal(box.width, width))
+
+    def copied():
+        return read(video, numbers, tf.cast(tf.concat([whole, tf.constant(crop, tf.int64)], 0), tf.int32))
+
+    def resampled():
+        stored, target = tf.stack([height, width]), tf.stack([box.height, box.width])
+        scale = tf.cast(target, tf.float64) / tf.cast(stored, tf.float64)
+        # The resampling kernel reaches max(1, 1 / scale) stored pixels beyond the crop; two more for the chroma.
+        reach = tf.cast(tf.math.ceil(tf.maximum(1.0 / scale, 1.0)), tf.int64) + 2
+        low = tf.cast(tf.floor(tf.cast(whole, tf.float64) / scale), tf.int64) - reach
+        high = tf.cast(tf.math.ceil(tf.cast(whole + tf.constant(crop, tf.int64), tf.float64) / scale), tf.int64) + reach
+        low, high = tf.maximum(low, 0), tf.minimum(high, stored)
+        frames = read(video, numbers, tf.cast(tf.concat([low, high - low], 0), tf.int32))
+        return resize(frames, (box.height, box.width), (height, width), low, whole, crop)
+
+    return tf.cond(same, copied, resampled)
+
+
+def resize(frames, target, stored, window_origin, crop_origin, crop: tuple[int, int] | None = None) -> tf.Tensor:
+    """Part of frames resized from `stored` to `target` (height, width): uint8 [K, h, w, 3].
+
+    Bilinear, half-pixel centres; widened to an antialiasing triangle kernel when shrinking.
+
+    Args:
+      frames: uint8 [K, a, b, 3], the window of the stored frames that begins at `window_origin`, int64 [2].
+      crop_origin: int64 [2], first row and column wanted of the resized frame.
+      crop: rows and columns wanted; None for all of `target`.
+    """
+    target = tf.cast(tf.stack(target), tf.float64)
+    scale = target / tf.cast(tf.stack(stored), tf.float64)
+    translation = tf.cast(window_origin, tf.float64) * scale - tf.cast(crop_origin, tf.float64)
+    size = tf.cast(target, tf.int32) if crop is None else tf.constant(crop, tf.int32)
+    images = tf.raw_ops.ScaleAndTranslate(
+        images=frames,
+        size=size,
+        scale=tf.cast(scale, tf.float32),
+        translation=tf.cast(translation, tf.float32),
+        kernel_type="triangle",
+        antialias=True,
+    )
+    return tf.saturate_cast(tf.round(images), tf.uint8)
