@@ -1,8 +1,8 @@
 """Scaled dot-product attention (eq. 7) and the ways to compute it; the multi-head layers of Models 1 to 4.
 
-A backend is one function `(query, key, value, dropout_rate, dropout_key) -> out`, chosen by name from
-`BACKENDS`. All compute the same function, softmax(Q K^T / sqrt(head_dim)) V, in float32 softmax or wider, and
-all honour dropout on the attention weights (each with masks of its own).
+A backend is one function `(query, key, value, dropout_rate, dropout_key) -> out` on head-major arrays [..., heads, N,
+head_dim], chosen by name from `BACKENDS`. All compute the same, softmax(Q K^T / sqrt(head_dim)) V, with the softmax in
+float32 or wider, and all honour dropout on the attention weights (each with masks of its own).
 """
 
 from __future__ import annotations
@@ -17,99 +17,75 @@ import jax.numpy as jnp
 from vivit_jax.models.config import ATTENTION_BACKENDS, ViViTConfig
 
 Backend = Callable[[jax.Array, jax.Array, jax.Array, float, jax.Array | None], jax.Array]
-QUERIES_PER_TILE = 256  # measured on CPUs: the largest tile whose weights stay in the second-level cache
+QUERIES_PER_TILE = 256  # measured on CPUs: about the largest tile whose weights stay in cache
 
 
 def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
-    """softmax(Q K^T / sqrt(head_dim)) of eq. 7, at least float32.
+    """softmax(Q K^T / sqrt(head_dim)) of eq. 7, in float32 or wider.
 
     Args:
-      query: [..., N_q, heads, head_dim].
-      key: [..., N_k, heads, head_dim].
+      query: [..., heads, N_q, head_dim].
+      key: [..., heads, N_k, head_dim].
 
     Returns:
       [..., heads, N_q, N_k]; each row sums to 1.
     """
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    logits = jnp.einsum("...qhd,...khd->...hqk", query, key, preferred_element_type=wide)
-    return jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1)
-
-
-def _drop(weights: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Weights of any shape, each zeroed with probability `rate`, the others divided by 1 - rate."""
-    if rate == 0.0 or key is None:
-        return weights
-    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, weights.shape), weights / (1.0 - rate), 0.0)
-
-
-def _mix(weights: jax.Array, value: jax.Array) -> jax.Array:
-    """Values [..., N_k, heads, head_dim] averaged by weights [..., heads, N_q, N_k]."""
-    return jnp.einsum("...hqk,...khd->...qhd", weights.astype(value.dtype), value)
+    query = query / math.sqrt(query.shape[-1])
+    return jax.nn.softmax(jnp.matmul(query, jnp.swapaxes(key, -1, -2), preferred_element_type=wide), axis=-1)
 
 
 def xla_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    dropout_rate: float = 0.0,
-    dropout_key: jax.Array | None = None,
+    query: jax.Array, key: jax.Array, value: jax.Array, dropout_rate: float = 0.0, dropout_key: jax.Array | None = None
 ) -> jax.Array:
-    """Eq. 7 as two matrix products and a softmax, left to XLA. Keeps all the weights, N_q x N_k for each
-    head.
+    """Eq. 7 as two matrix products and a softmax, left to XLA. Keeps all the weights, N_q x N_k for each head.
 
     Args:
-      query: [..., N_q, heads, head_dim].
-      key: [..., N_k, heads, head_dim].
-      value: [..., N_k, heads, head_dim].
-      dropout_rate: in [0, 1), on the weights.
+      query: [..., heads, N_q, head_dim].
+      key: [..., heads, N_k, head_dim].
+      value: [..., heads, N_k, head_dim].
+      dropout_rate: in [0, 1): each weight is zeroed with this probability, the others divided by 1 - rate.
       dropout_key: None for no dropout.
 
     Returns:
-      [..., N_q, heads, head_dim], the dtype of `value`.
+      [..., heads, N_q, head_dim], the dtype of `value`.
     """
-    return _mix(_drop(attention_weights(query, key), dropout_rate, dropout_key), value)
+    weights = attention_weights(query, key)
+    if dropout_rate and dropout_key is not None:
+        keep = 1.0 - dropout_rate
+        weights = jnp.where(jax.random.bernoulli(dropout_key, keep, weights.shape), weights / keep, 0.0)
+    return jnp.matmul(weights.astype(value.dtype), value)
 
 
 def tiled_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    dropout_rate: float = 0.0,
-    dropout_key: jax.Array | None = None,
+    query: jax.Array, key: jax.Array, value: jax.Array, dropout_rate: float = 0.0, dropout_key: jax.Array | None = None
 ) -> jax.Array:
-    """Eq. 7 one head and at most `QUERIES_PER_TILE` queries at a time; the backward pass recomputes each
-    tile's weights.
+    """Eq. 7 one head and at most `QUERIES_PER_TILE` queries at a time; the backward pass recomputes weights.
 
-    Memory grows with N instead of N^2, and on CPUs a tile stays in cache. The compiler's cost analysis counts
-    the body of a loop once: count FLOPs with `xla_attention`.
+    Memory grows with N instead of N^2, and on CPUs a tile stays in cache. The compiler's cost analysis counts the
+    body of a loop once: count FLOPs with `xla_attention`.
 
     Args and result as `xla_attention`.
     """
-    lead, (n_q, heads, head_dim) = query.shape[:-3], query.shape[-3:]
-    rows = math.prod(lead) * heads
+    *lead, n_q, head_dim = query.shape
+    rows = math.prod(lead)
     tiles = -(-n_q // QUERIES_PER_TILE)
     tile = -(-n_q // tiles)
 
-    def by_head(x: jax.Array) -> jax.Array:  # [..., N, heads, head_dim] -> [rows, N, head_dim]
-        return jnp.moveaxis(x, -2, -3).reshape(rows, x.shape[-3], head_dim)
-
-    padded = jnp.pad(by_head(query), ((0, 0), (0, tiles * tile - n_q), (0, 0)))
-
     @jax.checkpoint
     def one_tile(q: jax.Array, k: jax.Array, v: jax.Array, place: jax.Array) -> jax.Array:
-        dropout = None if dropout_key is None else jax.random.fold_in(dropout_key, place)
-        q, k, v = (x[:, None, :] for x in (q, k, v))  # a single head
-        return xla_attention(q, k, v, dropout_rate, dropout)[:, 0, :]
+        drop = None if dropout_key is None else jax.random.fold_in(dropout_key, place)
+        return xla_attention(q, k, v, dropout_rate, drop)
 
     def one_head(args: tuple[jax.Array, ...]) -> jax.Array:
         q, k, v, row = args
-        places = row * tiles + jnp.arange(tiles)
-        return jax.lax.map(lambda x: one_tile(x[0], k, v, x[1]), (q, places))
+        return jax.lax.map(lambda x: one_tile(x[0], k, v, x[1]), (q, row * tiles + jnp.arange(tiles)))
 
-    tiled = padded.reshape(rows, tiles, tile, head_dim)
-    out = jax.lax.map(one_head, (tiled, by_head(key), by_head(value), jnp.arange(rows)))
-    out = out.reshape(rows, tiles * tile, head_dim)[:, :n_q].reshape(*lead, heads, n_q, head_dim)
-    return jnp.moveaxis(out, -3, -2)
+    query = query.reshape(rows, n_q, head_dim)
+    query = jnp.pad(query, ((0, 0), (0, tiles * tile - n_q), (0, 0))).reshape(rows, tiles, tile, head_dim)
+    key, value = (x.reshape(rows, *x.shape[-2:]) for x in (key, value))
+    out = jax.lax.map(one_head, (query, key, value, jnp.arange(rows)))  # [rows, tiles, tile, head_dim]
+    return out.reshape(rows, tiles * tile, head_dim)[:, :n_q].reshape(*lead, n_q, head_dim)
 
 
 BACKENDS: dict[str, Backend] = {"xla": xla_attention, "tiled": tiled_attention}
@@ -157,24 +133,25 @@ class MultiHeadAttention(nn.Module):
         }
         project = dict(features=(config.num_heads, config.head_dim), use_bias=config.qkv_bias, **width)
         q, k, v = (nn.DenseGeneral(name=name, **project)(x) for name in ("query", "key", "value"))
-        shares = []
-        for share, axis in enumerate(self.axes):
-            heads = slice(share * config.num_heads // len(self.axes), (share + 1) * config.num_heads // len(self.axes))
-            shares.append(self._attend(q[..., heads, :], k[..., heads, :], v[..., heads, :], axis))
-        out = shares[0] if len(shares) == 1 else jnp.concatenate(shares, axis=-2)  # [..., N, heads, head_dim]
+        share = config.num_heads // len(self.axes)
+        parts = []
+        for i, axis in enumerate(self.axes):
+            heads = slice(i * share, (i + 1) * share)
+            parts.append(self._attend(q[..., heads, :], k[..., heads, :], v[..., heads, :], axis))
+        out = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-2)  # [..., N, heads, head_dim]
         return nn.DenseGeneral(config.hidden_size, axis=(-2, -1), name="out", **width)(out)
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, axis: int) -> jax.Array:
         """One share of the heads over one axis; q, k, v and the result [..., n_t, n_s, heads, head_dim]."""
         rate = 0.0 if self.deterministic else self.config.attention_dropout_rate
         dropout_key = self.make_rng("dropout") if rate else None
-        if axis == -3:
-            q, k, v = (jnp.swapaxes(x, -3, -4) for x in (q, k, v))  # [..., n_s, n_t, heads, head_dim]
+        # Head-major before the products: XLA's own choice of layout is up to twice as slow on CPUs.
+        q, k, v = (jnp.moveaxis(x, axis - 1, -2) for x in (q, k, v))  # [..., heads, N, head_dim]
         if self.sow_attention:
             name = "weights" if len(self.axes) == 1 else {-3: "weights_time", -2: "weights_space"}[axis]
             self.sow("intermediates", name, attention_weights(q, k), init_fn=lambda: None, reduce_fn=lambda _, w: w)
         out = BACKENDS[self.config.attention_backend](q, k, v, rate, dropout_key)
-        return jnp.swapaxes(out, -3, -4) if axis == -3 else out
+        return jnp.moveaxis(out, -2, axis - 1)
 
 
 def _param_dtype(config: ViViTConfig) -> str:

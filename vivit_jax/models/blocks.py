@@ -90,11 +90,13 @@ class MlpBlock(nn.Module):
             "kernel_init": nn.initializers.xavier_uniform(),
             "bias_init": nn.initializers.normal(stddev=1e-6),
         }
-        x = nn.Dense(config.mlp_dim, name="dense_in", **width)(x)  # [..., mlp_dim]
+        shape = x.shape
+        x = x.reshape(-1, shape[-1])  # One axis of tokens: XLA's CPU gradients of dense layers are twice as fast so.
+        x = nn.Dense(config.mlp_dim, name="dense_in", **width)(x)  # [tokens, mlp_dim]
         x = nn.gelu(x, approximate=config.activation == "gelu_tanh")
         x = nn.Dropout(config.dropout_rate, deterministic=self.deterministic)(x)
-        x = nn.Dense(config.hidden_size, name="dense_out", **width)(x)  # [..., d]
-        return nn.Dropout(config.dropout_rate, deterministic=self.deterministic)(x)
+        x = nn.Dense(config.hidden_size, name="dense_out", **width)(x)  # [tokens, d]
+        return nn.Dropout(config.dropout_rate, deterministic=self.deterministic)(x).reshape(shape)
 
 
 class EncoderBlock(nn.Module):

@@ -70,6 +70,6 @@ class Tokenizer(nn.Module):
             t, kernel_shape = 1, (h, w, channels, d)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), kernel_shape, dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (d,), dtype)
-        x = video.astype(dtype).reshape(-1, n_t, t, n_h, h, n_w, w, channels)
-        x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, n_t, n_h, n_w, t * h * w * channels)
+        x = video.astype(dtype).reshape(-1, n_t, t, n_h, h, n_w, w * channels)  # rows of a patch stay whole
+        x = x.transpose(0, 1, 3, 5, 2, 4, 6).reshape(-1, n_t, n_h, n_w, t * h * w * channels)
         return x @ kernel.astype(dtype).reshape(-1, d) + bias.astype(dtype)
