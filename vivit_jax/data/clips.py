@@ -145,11 +145,12 @@ def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, d
     """
     crop_h, crop_w = spec.image_size
     numbers = sampling.train_frames(num_frames, spec.num_frames, spec.stride, draws[_START], TENSORFLOW)
-    sizes = sampling.resized(height, width, spec.short_side, crop_h, crop_w, TENSORFLOW)
-    box = sampling.train_crop(
-        *sizes, crop_h, crop_w, spec.scale_jitter, spec.random_crop, tf.unstack(draws[_CROP], num=4), TENSORFLOW
-    )
-    clip = _read_box(read, video, numbers, height, width, box, spec.image_size)
+    box = sampling.train_window(
+        height, width, spec.short_side, crop_h, crop_w, spec.scale_jitter, spec.random_crop,
+        tf.unstack(draws[_CROP], num=4), TENSORFLOW,
+    )  # fmt: skip
+    window = tf.cast(tf.stack([box.top, box.left, box.height, box.width]), tf.int32)
+    clip = resize(read(video, numbers, window), spec.image_size)
     if spec.flip > 0:
         clip = tf.cond(draws[_FLIP] < spec.flip, lambda: tf.reverse(clip, [2]), lambda: clip)
     return tf.ensure_shape(clip, [spec.num_frames, crop_h, crop_w, 3])
@@ -172,10 +173,7 @@ def views(read: Reader, video, num_frames, height, width, spec: ClipSpec, tempor
     unique, places = tf.unique(numbers)
     rows, columns = sampling.resized(height, width, spec.short_side, crop_h, crop_w, TENSORFLOW)
     boxes = [sampling.view_crop(rows, columns, crop_h, crop_w, spatial, i, TENSORFLOW) for i in range(spatial)]
-    frames = read(video, unique, None)
-    same = tf.logical_and(tf.equal(rows, height), tf.equal(columns, width))
-    origin = tf.zeros([2], tf.int64)
-    frames = tf.cond(same, lambda: frames, lambda: resize(frames, (rows, columns), (height, width), origin, origin))
+    frames = resize(read(video, unique, None), tf.stack([rows, columns]))
     crops = [
         tf.reshape(
             tf.gather(frames[:, box.top : box.top + crop_h, box.left : box.left + crop_w], places),
@@ -186,48 +184,24 @@ def views(read: Reader, video, num_frames, height, width, spec: ClipSpec, tempor
     return tf.reshape(tf.concat(crops, 1), [temporal * spatial, spec.num_frames, crop_h, crop_w, 3])
 
 
-def _read_box(read: Reader, video, numbers, height, width, box: sampling.CropBox, crop: tuple[int, int]) -> tf.Tensor:
-    """Frames resized to the box's size and cropped, where only the pixels needed are decoded: uint8 [K, h, w, 3]."""
-    whole = tf.stack([box.top, box.left])
-    same = tf.logical_and(tf.equal(box.height, height), tf.equal(box.width, width))
+def resize(frames: tf.Tensor, size) -> tf.Tensor:
+    """Frames uint8 [K, H, W, 3] -> uint8 [K, h, w, 3], bilinear with half-pixel centres; copied where the size is right.
 
-    def copied():
-        return read(video, numbers, tf.cast(tf.concat([whole, tf.constant(crop, tf.int64)], 0), tf.int32))
+    When shrinking to less than three quarters, pixels would be skipped: the kernel is then widened against aliasing.
+    """
+    size, stored = tf.cast(size, tf.int32), tf.shape(frames)[1:3]
+    scale = tf.cast(size, tf.float32) / tf.cast(stored, tf.float32)
+
+    def narrow():
+        return tf.raw_ops.ResizeBilinear(images=frames, size=size, half_pixel_centers=True)
+
+    def wide():
+        return tf.raw_ops.ScaleAndTranslate(
+            images=frames, size=size, scale=scale, translation=[0.0, 0.0], kernel_type="triangle", antialias=True
+        )
 
     def resampled():
-        stored, target = tf.stack([height, width]), tf.stack([box.height, box.width])
-        scale = tf.cast(target, tf.float64) / tf.cast(stored, tf.float64)
-        # The resampling kernel reaches max(1, 1 / scale) stored pixels beyond the crop; two more for the chroma.
-        reach = tf.cast(tf.math.ceil(tf.maximum(1.0 / scale, 1.0)), tf.int64) + 2
-        low = tf.cast(tf.floor(tf.cast(whole, tf.float64) / scale), tf.int64) - reach
-        high = tf.cast(tf.math.ceil(tf.cast(whole + tf.constant(crop, tf.int64), tf.float64) / scale), tf.int64) + reach
-        low, high = tf.maximum(low, 0), tf.minimum(high, stored)
-        frames = read(video, numbers, tf.cast(tf.concat([low, high - low], 0), tf.int32))
-        return resize(frames, (box.height, box.width), (height, width), low, whole, crop)
+        # Four times as slow as the plain kernel, so only where it makes a difference.
+        return tf.cast(tf.cond(tf.reduce_min(scale) < 0.75, wide, narrow) + 0.5, tf.uint8)
 
-    return tf.cond(same, copied, resampled)
-
-
-def resize(frames, target, stored, window_origin, crop_origin, crop: tuple[int, int] | None = None) -> tf.Tensor:
-    """Part of frames resized from `stored` to `target` (height, width): uint8 [K, h, w, 3].
-
-    Bilinear, half-pixel centres; widened to an antialiasing triangle kernel when shrinking.
-
-    Args:
-      frames: uint8 [K, a, b, 3], the window of the stored frames that begins at `window_origin`, int64 [2].
-      crop_origin: int64 [2], first row and column wanted of the resized frame.
-      crop: rows and columns wanted; None for all of `target`.
-    """
-    target = tf.cast(tf.stack(target), tf.float64)
-    scale = target / tf.cast(tf.stack(stored), tf.float64)
-    translation = tf.cast(window_origin, tf.float64) * scale - tf.cast(crop_origin, tf.float64)
-    size = tf.cast(target, tf.int32) if crop is None else tf.constant(crop, tf.int32)
-    images = tf.raw_ops.ScaleAndTranslate(
-        images=frames,
-        size=size,
-        scale=tf.cast(scale, tf.float32),
-        translation=tf.cast(translation, tf.float32),
-        kernel_type="triangle",
-        antialias=True,
-    )
-    return tf.saturate_cast(tf.round(images), tf.uint8)
+    return tf.cond(tf.reduce_all(tf.equal(size, stored)), lambda: frames, resampled)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from vivit_jax.data import clips, index
+from vivit_jax.data import clips, index, memory, workers
 from vivit_jax.data.clips import ClipSpec
 from vivit_jax.data.host_tf import tf
 
@@ -86,7 +86,7 @@ def train_batches(
       start_step: number of the first batch.
       rows: (low, high), rows of every global batch that this process takes; None for all.
       cache: keep the split in memory, decoded where that takes at most `cache_limit` bytes, else as JPEG.
-      threads: clips made at the same time; None for TensorFlow's choice, which it tunes as it runs.
+      threads: clips made at the same time; None for one a core.
       prefetch: batches made ahead.
 
     Returns:
@@ -99,6 +99,7 @@ def train_batches(
     low, high = _check(split, batch_size, rows)
     if start_step < 0 or not 0 <= seed < 2**31:
         raise ValueError(f"start_step={start_step}, seed={seed}: needs a step >= 0 and a seed of 0 to 2^31 - 1")
+    threads = threads or workers.default_workers()
     source = _Source(split, cache, cache_limit, threads)
     n = split.num_videos
     first = start_step * batch_size
@@ -122,7 +123,7 @@ def train_batches(
         )
 
     dataset = tf.data.Dataset.range(first // n, 2**62).flat_map(epoch)
-    return Batches(_finish(dataset.map(load, threads or tf.data.AUTOTUNE), high - low, prefetch), start_step, None)
+    return Batches(_finish(dataset.map(load, threads), high - low, prefetch), start_step, None)
 
 
 def eval_batches(
@@ -154,6 +155,7 @@ def eval_batches(
     low, high = _check(split, batch_size, rows)
     if min(temporal_views, spatial_views) < 1:
         raise ValueError(f"{temporal_views} x {spatial_views} views; each must be at least 1")
+    threads = threads or workers.default_workers()
     source = _Source(split, cache, cache_limit, threads)
     n = split.num_videos
     num_batches = -(-n // batch_size)
@@ -169,7 +171,7 @@ def eval_batches(
             lambda *size: clips.views(source.read, place, *size, spec, temporal_views, spatial_views),
         )
 
-    dataset = tf.data.Dataset.from_tensor_slices(places.astype(np.int64)).map(load, threads or tf.data.AUTOTUNE)
+    dataset = tf.data.Dataset.from_tensor_slices(places.astype(np.int64)).map(load, threads)
     return Batches(_finish(dataset, high - low, prefetch), 0, num_batches)
 
 
@@ -210,22 +212,32 @@ def permutation_hash(num_videos: int, seed: int) -> str:
 class _Source:
     """The videos of a split as tensors: sizes, labels, and a reader of frames from disk or memory."""
 
-    def __init__(self, split: index.RecordSplit, cache: bool, cache_limit: int, threads: int | None):
+    def __init__(self, split: index.RecordSplit, cache: bool, cache_limit: int, threads: int):
         self._sizes = [tf.constant(np.asarray(x, np.int64)) for x in (split.num_frames, split.height, split.width)]
         self._labels = {head: tf.constant(ids, tf.int32) for head, ids in split.labels.items()}
-        self.read = clips.record_reader(split)
+        self.read, self._good = clips.record_reader(split), None
         if cache:
-            from vivit_jax.data import memory
-
-            self.read = memory.cached_reader(split, self.read, cache_limit, threads)
+            cached = memory.cache(split, self.read, cache_limit, threads)
+            self.read, self._good = cached.read, cached.good
 
     def example(self, video, shape: list[int], make: Callable[..., tf.Tensor]) -> dict:
         """The example of one video; where it is -1, or its record is broken, black frames and mask 0."""
         size = [x[tf.maximum(video, 0)] for x in self._sizes]
-        # An error in the graph would end the stream. As a nested data set it can be ignored, and replaced.
-        made = tf.data.Dataset.from_tensors(video).filter(lambda v: v >= 0).map(lambda _: (make(*size), 1.0))
-        black = tf.data.Dataset.from_tensors(video).map(lambda _: (tf.zeros(shape, tf.uint8), 0.0))
-        frames, mask = made.ignore_errors().concatenate(black).take(1).get_single_element()
+
+        def black():
+            return tf.zeros(shape, tf.uint8), 0.0
+
+        def guarded():
+            # An error in the graph would end the stream. In a nested data set it can be ignored, and replaced.
+            made = tf.data.Dataset.from_tensors(video).map(lambda _: (make(*size), 1.0)).ignore_errors()
+            spare = tf.data.Dataset.from_tensors(video).map(lambda _: black())
+            return made.concatenate(spare).take(1).get_single_element()
+
+        if self._good is None:
+            frames, mask = tf.cond(video >= 0, guarded, black)
+        else:
+            usable = tf.logical_and(video >= 0, self._good[tf.maximum(video, 0)])
+            frames, mask = tf.cond(usable, lambda: (make(*size), 1.0), black)
         labels = {head: tf.where(video >= 0, ids[tf.maximum(video, 0)], 0) for head, ids in self._labels.items()}
         return {"video": tf.ensure_shape(frames, shape), "label": labels, "mask": mask, "index": video}
 

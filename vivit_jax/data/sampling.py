@@ -29,13 +29,13 @@ NUMPY = types.SimpleNamespace(
 
 
 @dataclasses.dataclass(frozen=True)
-class CropBox:
-    """A resize and the crop after it, in pixels: the frame becomes `height` x `width`, the crop begins at (`top`, `left`)."""
+class Box:
+    """A rectangle of pixels: first row, first column, rows, columns."""
 
-    height: Any
-    width: Any
     top: Any
     left: Any
+    height: Any
+    width: Any
 
 
 def train_frames(num_frames, clip_frames: int, stride: int, draw, ops=NUMPY):
@@ -61,57 +61,71 @@ def view_frames(num_frames, clip_frames: int, stride: int, clips: int, clip, ops
     return (start + ops.arange(clip_frames) * stride) % num_frames
 
 
+def _scale(height, width, short_side: int | None, crop_height: int, crop_width: int, ops):
+    """Factor that makes the short side `short_side` (None: 1), or greater, so that the crop fits into the frame."""
+    h, w = ops.to_float(height), ops.to_float(width)
+    scale = ops.to_float(1) if short_side is None else short_side / ops.minimum(h, w)
+    return ops.maximum(scale, ops.maximum(crop_height / h, crop_width / w))
+
+
+def train_window(
+    height,
+    width,
+    short_side: int | None,
+    crop_height: int,
+    crop_width: int,
+    jitter: tuple[float, float] | None,
+    random: bool,
+    draws,
+    ops=NUMPY,
+) -> Box:
+    """The part of a stored frame that becomes the training clip, once it is resized to the crop's size.
+
+    It is the part that would remain if the frame were resized (short side to `short_side`, then height and width by
+    independent factors) and cropped, to within half a stored pixel, and is all of the frame that need be decoded.
+
+    Args:
+      height, width: of the frame as stored, int64.
+      short_side: None leaves the frame's scale. Frames smaller than the crop are enlarged until it fits.
+      crop_height, crop_width: pixels of the crop.
+      jitter: (low, high): height and width are scaled by independent factors, uniform between them; None for none.
+      random: the place is uniform over all; otherwise central.
+      draws: four uniforms in [0, 1): height factor, width factor, top, left.
+    """
+    scale = _scale(height, width, short_side, crop_height, crop_width, ops)
+    box = []
+    for size, crop, factor, place in ((height, crop_height, draws[0], draws[2]), (width, crop_width, draws[1], draws[3])):
+        along = scale if jitter is None else scale * (jitter[0] + (jitter[1] - jitter[0]) * factor)
+        window = ops.minimum(ops.maximum(ops.to_int(crop / along + 0.5), 1), size)
+        free = size - window
+        start = ops.minimum(ops.to_int(place * ops.to_float(free + 1)), free) if random else free // 2
+        box.append((start, window))
+    return Box(box[0][0], box[1][0], box[0][1], box[1][1])
+
+
 def resized(height, width, short_side: int | None, crop_height: int, crop_width: int, ops=NUMPY):
     """(height, width) of a frame whose short side is made `short_side` (None: left as it is), int64.
 
     Never smaller than the crop: a frame that is too small is enlarged until the crop fits into it.
     """
-    h, w = ops.to_float(height), ops.to_float(width)
-    scale = ops.to_float(1) if short_side is None else short_side / ops.minimum(h, w)
-    scale = ops.maximum(scale, ops.maximum(crop_height / h, crop_width / w))
+    scale = _scale(height, width, short_side, crop_height, crop_width, ops)
     return (
-        ops.maximum(ops.to_int(h * scale + 0.5), crop_height),
-        ops.maximum(ops.to_int(w * scale + 0.5), crop_width),
+        ops.maximum(ops.to_int(ops.to_float(height) * scale + 0.5), crop_height),
+        ops.maximum(ops.to_int(ops.to_float(width) * scale + 0.5), crop_width),
     )
 
 
-def train_crop(
-    height, width, crop_height: int, crop_width: int, jitter: tuple[float, float] | None, random: bool, draws, ops=NUMPY
-) -> CropBox:
-    """The box of a training clip.
-
-    Args:
-      height, width: of the frame after `resized`.
-      crop_height, crop_width: pixels of the crop.
-      jitter: (low, high): height and width are scaled by independent factors, uniform between them; None for no scaling.
-        A factor that would make the frame smaller than the crop is raised until the crop fits.
-      random: the crop's place is uniform over all; otherwise it is central.
-      draws: four uniforms in [0, 1): height factor, width factor, top, left.
-    """
-    if jitter is not None:
-        low, high = jitter
-        height = ops.to_int(ops.to_float(height) * (low + (high - low) * draws[0]) + 0.5)
-        width = ops.to_int(ops.to_float(width) * (low + (high - low) * draws[1]) + 0.5)
-        height, width = ops.maximum(height, crop_height), ops.maximum(width, crop_width)
-    if not random:
-        return CropBox(height, width, (height - crop_height) // 2, (width - crop_width) // 2)
-    rows, columns = height - crop_height + 1, width - crop_width + 1
-    top = ops.minimum(ops.to_int(draws[2] * ops.to_float(rows)), rows - 1)
-    left = ops.minimum(ops.to_int(draws[3] * ops.to_float(columns)), columns - 1)
-    return CropBox(height, width, top, left)
-
-
-def view_crop(height, width, crop_height: int, crop_width: int, crops: int, crop: int, ops=NUMPY) -> CropBox:
-    """The box of test crop number `crop` of `crops`: spread evenly along the longer side, central along the other.
+def view_crop(height, width, crop_height: int, crop_width: int, crops: int, crop: int, ops=NUMPY) -> Box:
+    """Test crop number `crop` of `crops` in a resized frame: evenly along the longer side, central along the other.
 
     One crop is central; three are left, centre, right (of a landscape frame) or top, centre, bottom (of a portrait one).
     """
     down, across = height - crop_height, width - crop_width
     if crops == 1:
-        return CropBox(height, width, down // 2, across // 2)
+        return Box(down // 2, across // 2, crop_height, crop_width)
     # 1 where the frame is upright: arithmetic instead of a branch, for tensors.
     upright = ops.minimum(ops.maximum(height - width, 0), 1)
     along, middle = 2 * crop, crops - 1
     top = (down * (upright * along + (1 - upright) * middle)) // (2 * middle)
     left = (across * (upright * middle + (1 - upright) * along)) // (2 * middle)
-    return CropBox(height, width, top, left)
+    return Box(top, left, crop_height, crop_width)
