@@ -23,7 +23,7 @@ def get_config():
     config.model.remat = "full"
 
     config.input.stride = 2
-    config.input.resize = 256
+    config.input.short_side = 256
     config.input.random_crop = True
     config.input.scale_jitter = (0.9, 1.33)
     config.input.flip = 0.5

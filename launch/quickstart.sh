@@ -31,12 +31,14 @@ source launch/environment.sh
 make_environment .venv ""
 
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}
-python -m vivit_jax.data.moving_digits --out=data/moving_digits
-python -m vivit_jax.data.build --dataset=moving_digits --out=data
+# Makes the videos and their records (data/moving_digits) where they are absent, trains, evaluates.
 python -m vivit_jax.main --config=configs/moving_digits.py --workdir="$workdir"
-python -m vivit_jax.main --config=configs/moving_digits.py --workdir="$workdir" --mode=eval
 
-mapfile -t clips < <(python -m vivit_jax.data.moving_digits --out=data/moving_digits --list=validation | head -2)
+# Two held-out files, by the annotations: the third column is the video.
+mapfile -t clips < <(
+  awk -F, 'NR == 2 || NR == 3 { print "data/moving_digits/videos/" $3 ".mp4" }' \
+    data/moving_digits/annotations/EPIC_100_validation.csv
+)
 python -m vivit_jax.predict --workdir="$workdir" --pictures="$workdir/pictures" "${clips[@]}"
 
 python - "$workdir" <<'PYTHON'

@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 
 from vivit_jax import checkpointing, metrics, plots, sharding
-from vivit_jax import data as vivit_data
+from vivit_jax.data import build, index, pipeline
 from vivit_jax.experiment import Experiment
 from vivit_jax.models import ViViT, ViViTConfig
 from vivit_jax.train_step import make_eval_step
@@ -83,7 +83,7 @@ class Evaluator:
           RuntimeError: a video was seen twice or not at all (a defect, not a user's error).
         """
         total, seen = None, []
-        batches = vivit_data.eval_batches(
+        batches = pipeline.eval_batches(
             self._split,
             self._spec,
             batch_size=self._batch_size,
@@ -170,15 +170,14 @@ def evaluate(
 
     Raises:
       CheckpointError: no checkpoint, a damaged one, or one of another model.
-      DataError: the data set is not there.
+      FileNotFoundError: the data set is not there; the message says what belongs where.
     """
     workdir, data = epath.Path(workdir), experiment.data
     mesh = sharding.make_mesh(experiment.mesh)
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
     with jax.set_mesh(mesh):
         model, params, meta, path = restore_for_inference(checkpoint or workdir, mesh, which=which)
-        vivit_data.prepare(data.name, data.dir)
-        split = vivit_data.open_split(data.dir, data.name, data.eval_split)
+        split = index.open_split(build.prepare(data.name, data.dir), data.eval_split)
         wanted = experiment.model_config(split.heads)
         checkpointing.check_against(abstract_params(wanted), params, str(path))
         # The parameters fit; what does not show in them (frames, dropout, scan) is the config's to say.

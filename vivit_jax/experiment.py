@@ -17,7 +17,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from vivit_jax.data import ClipSpec
+from vivit_jax.data.pipeline import ClipSpec
 from vivit_jax.models import ViViTConfig
 from vivit_jax.optim import OptimizerConfig
 
@@ -145,9 +145,9 @@ class Experiment:
           ConfigError: an unknown or missing field or a value out of range, with the way out.
         """
         config = _plain(config)
-        known = default_config()
+        known = _plain(default_config())
         _check_fields(config, known, "config")
-        filled = _merge(_plain(known), config)
+        filled = _merge(known, config)
         try:
             return cls(
                 **{
@@ -182,7 +182,7 @@ class Experiment:
         """How clips are cut for this model."""
         try:
             fields = {k: _tuples(v) for k, v in self.input.items()}
-            return ClipSpec(num_frames=model.num_frames, image_size=model.image_size, **fields)
+            return ClipSpec(num_frames=model.num_frames, image_size=model.image_shape, **fields)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"config.input: {error}") from error
 

@@ -6,6 +6,7 @@ clu's writers carry the numbers; the JSON-lines writer that clu lacks, and a pro
 from __future__ import annotations
 
 import json
+import logging as standard_logging
 import math
 import sys
 import time
@@ -84,11 +85,30 @@ def read_metrics(path: epath.PathLike) -> dict[str, list[tuple[int, float]]]:
     return {name: sorted(points.items()) for name, points in series.items()}
 
 
+def set_up() -> None:
+    """Short lines in absl's log: the time and the message; of Orbax, which tells of every file, only warnings.
+
+    `--verbosity=1` brings all of it back.
+    """
+    handler = logging.get_absl_handler()
+    handler.setFormatter(standard_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(_worth_showing)
+
+
+def _worth_showing(record: standard_logging.LogRecord) -> bool:
+    text = str(record.msg)
+    if text.startswith("Setting work unit notes: "):  # clu's progress: the number is enough
+        record.msg = text.removeprefix("Setting work unit notes: ")
+    if logging.get_verbosity() > logging.INFO:
+        return True
+    if "orbax" in record.pathname:
+        return record.levelno >= standard_logging.WARNING and "read" not in text
+    return "xla_bridge" not in record.pathname or record.levelno >= standard_logging.WARNING
+
+
 def make_writer(workdir: epath.PathLike) -> metric_writers.MetricWriter:
-    """TensorBoard event files and `metrics.jsonl` in `workdir` from process 0; lines in the log from every process."""
+    """TensorBoard event files and `metrics.jsonl` in `workdir`, from process 0; the other processes write nothing."""
     writers: list[metric_writers.MetricWriter] = []
-    if not on_terminal():
-        writers.append(metric_writers.LoggingWriter())
     if jax.process_index() == 0:
         workdir = epath.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
@@ -126,10 +146,13 @@ class Progress:
             self._bar.update(step - self._bar.n)
         self.report(step)
 
-    def show(self, **values: float) -> None:
-        """The newest numbers, beside the bar."""
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """The newest numbers: loss and accuracy beside the bar, or all of them in a line of the log."""
         if self._bar is not None:
-            self._bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
+            shown = {name: value for name, value in values.items() if name.startswith(("loss", "accuracy"))}
+            self._bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
+        else:
+            logging.info("step %d: %s", step, ", ".join(f"{n} {v:.4g}" for n, v in sorted(values.items())))
 
     def say(self, text: str) -> None:
         """A line above the bar, or in the log."""

@@ -29,9 +29,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     # After the flags are parsed, so that --help and a mistyped flag answer at once.
-    from vivit_jax import checkpointing, experiment
-    from vivit_jax import data as vivit_data
+    from vivit_jax import checkpointing, experiment, logs
 
+    logs.set_up()
     try:
         run = experiment.Experiment.from_config(_CONFIG.value)
         if _MODE.value == "train":
@@ -43,9 +43,9 @@ def main(argv: list[str]) -> None:
             from vivit_jax.evaluate import evaluate
 
             print(evaluate(run, _WORKDIR.value, _CHECKPOINT.value, which=_WHICH.value).summary())
-    except (ValueError, vivit_data.DataError, checkpointing.CheckpointError, FloatingPointError) as error:
+    except (ValueError, FileNotFoundError, checkpointing.CheckpointError, FloatingPointError) as error:
         logging.debug("Where it came from:", exc_info=True)  # shown with --verbosity=1
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {error}\n(--verbosity=1 shows where it came from)")
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""Pictures of a run: confusion matrix, training curves. matplotlib without a display."""
+"""Pictures of a run: confusion matrix, training curves, predictions. matplotlib without a display."""
 
 from __future__ import annotations
 
@@ -87,3 +87,47 @@ def save(figure: plt.Figure, path: epath.PathLike) -> epath.Path:
         figure.savefig(file, format="png", dpi=110)
     plt.close(figure)
     return path
+
+
+def prediction(
+    clip: np.ndarray, attention: np.ndarray, ranked: Mapping[str, Sequence[tuple[str, float]]], title: str
+) -> plt.Figure:
+    """One clip as the model saw it, where its last layer looked, and the labels it ranks highest.
+
+    Args:
+      clip: uint8 [T, H, W, 3].
+      attention: [n_t, n_h, n_w], at least 0.
+      ranked: {head: [(label, probability), ...]}.
+      title: above the picture.
+    """
+    shown = np.linspace(0, len(clip) - 1, min(8, len(clip))).astype(int)
+    height, width = clip.shape[1:3]
+    figure = plt.figure(figsize=(1.6 * len(shown), 3.4 + 1.6 * len(ranked)), layout="constrained")
+    rows = figure.add_gridspec(2 + len(ranked), len(shown))
+    strongest = attention.max()
+    for column, frame in enumerate(shown):
+        at = attention[frame * len(attention) // len(clip)] / strongest
+        for row in (0, 1):
+            axes = figure.add_subplot(rows[row, column])
+            axes.imshow(clip[frame])
+            axes.set_axis_off()
+            if row == 0:
+                axes.set_title(f"frame {frame}", fontsize=8)
+            else:  # bilinear between the tokens' centres, over the frame's extent
+                axes.imshow(
+                    at,
+                    cmap="inferno",
+                    alpha=0.6,
+                    vmin=0,
+                    vmax=1,
+                    interpolation="bilinear",
+                    extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+                )
+    for row, (head, labels) in enumerate(ranked.items(), start=2):
+        axes = figure.add_subplot(rows[row, :])
+        names, probabilities = zip(*reversed(labels), strict=True)
+        axes.barh(names, probabilities, color="#3b6ea5")
+        axes.set(xlim=(0, 1), ylabel=head)
+        axes.tick_params(labelsize=8)
+    figure.suptitle(title)
+    return figure

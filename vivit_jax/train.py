@@ -19,7 +19,7 @@ from clu import metrics as clu_metrics
 from etils import epath
 
 from vivit_jax import checkpointing, evaluate, logs, optim, plots, sharding
-from vivit_jax import data as vivit_data
+from vivit_jax.data import build, index, pipeline
 from vivit_jax.experiment import Experiment
 from vivit_jax.models import ViViT
 from vivit_jax.train_step import TrainState, make_train_step
@@ -39,7 +39,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
 
     Raises:
       CheckpointError: another run uses the workdir, or it holds another model's checkpoints.
-      DataError: the data set is not there.
+      FileNotFoundError: the data set is not there; the message says what belongs where.
       FloatingPointError: the loss is no longer a number.
       ConfigError, ValueError: what the config gets wrong, before anything compiles.
     """
@@ -48,9 +48,9 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
     sharding.check_batch_size(mesh, experiment.batch_size, "batch_size")
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
 
-    vivit_data.prepare(data.name, data.dir)
-    training = vivit_data.open_split(data.dir, data.name, data.train_split)
-    held_out = vivit_data.open_split(data.dir, data.name, data.eval_split)
+    records = build.prepare(data.name, data.dir, progress=logs.on_terminal())
+    training = index.open_split(records, data.train_split)
+    held_out = index.open_split(records, data.eval_split)
     model = ViViT(experiment.model_config(training.heads))
     spec = experiment.clip_spec(model.config)
     total_steps = experiment.total_steps(training.num_videos)
@@ -67,7 +67,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
         state, meta = restored if restored is not None else (init(), None)
         first_step = int(state.step)
         rows = sharding.process_rows(mesh, experiment.batch_size)
-        batches = vivit_data.train_batches(
+        batches = pipeline.train_batches(
             training,
             spec,
             batch_size=experiment.batch_size,
@@ -83,7 +83,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
             "data": {
                 "dataset": data.name,
                 "examples": training.num_videos,
-                "order": batches.permutation_hash(),
+                "order": pipeline.permutation_hash(training.num_videos, experiment.seed),
             },
         }
         announce(workdir, record, state.params, first_step, total_steps, meta)
@@ -218,7 +218,7 @@ class TrainingWindow:
         (step, window), self._closed = self._closed, None
         values = {name.replace("__", "/"): float(value) for name, value in window.compute().items()}
         self._writer.write_scalars(step, {f"train/{name}": value for name, value in values.items()})
-        self._progress.show(loss=values["loss"])
+        self._progress.show(step, values)
         self._check(step, values["loss"])
 
     @staticmethod

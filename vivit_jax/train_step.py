@@ -1,6 +1,6 @@
 """The state of training and the two pure steps: values in, values out.
 
-Nothing here knows which model it trains (`apply_fn` is given), where the data come from, or how many devices it runs on:
+Nothing here knows which model it trains (`apply_fn` is given), where the data come from, or on how many devices it is:
 under `jax.jit` over a mesh the sums below are sums over the global batch.
 """
 

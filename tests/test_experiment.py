@@ -1,0 +1,113 @@
+"""Configs: every field overridable, every mistake named; the command line as users run it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from ml_collections import config_dict
+
+from tests.conftest import REPOSITORY
+from vivit_jax.experiment import ConfigError, Experiment, default_config
+
+CONFIGS = sorted(p.stem for p in (REPOSITORY / "configs").glob("*.py"))
+
+
+def load(name):
+    namespace = {"__name__": name}
+    exec(compile((REPOSITORY / "configs" / f"{name}.py").read_text(), name, "exec"), namespace)
+    return namespace["get_config"]()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_is_an_experiment_and_survives_json(name):
+    run = Experiment.from_config(load(name))
+    again = Experiment.from_config(json.loads(json.dumps(run.to_dict())))
+    heads = {"verb": 8, "noun": 10}
+    assert again.to_dict() == run.to_dict()
+    assert again.model_config(heads) == run.model_config(heads)
+    assert again.clip_spec(run.model_config(heads)) == run.clip_spec(run.model_config(heads))
+
+
+def test_the_published_config_is_the_paper_s():
+    run = Experiment.from_config(load("k400_vivit_l"))
+    model = run.model_config({"label": 400})
+    assert (model.name, model.num_layers, model.hidden_size) == ("ViViT-L/16x2", 24, 1024)
+    assert (model.attention, model.num_frames, model.image_shape) == ("spatiotemporal", 32, (224, 224))
+    assert (run.optimizer.name, run.optimizer.learning_rate, run.batch_size) == ("sgd", 0.1, 64)
+    assert run.total_steps(240_258) == 30 * 240_258 // 64
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("batchsize", 4, r"config.batchsize does not exist; did you mean config.batch_size\?"),
+        ("optimizer.lr", 0.1, "config.optimizer.lr does not exist; known: b1"),
+        ("model.hidden", 4, "config.model.hidden does not exist"),
+        ("evaluation.spatial_views", 4, "spatial_views=4 must be 1, 2 or 3"),
+        ("batch_size", 0, "batch_size=0 must be at least 1"),
+        ("num_epochs", 0.0, "num_epochs=0.0 must be greater than 0"),
+        ("label_smoothing", 1.0, r"label_smoothing=1.0 must lie in \[0, 1\)"),
+        ("optimizer.name", "adam", "choose one of sgd, adamw"),
+    ],
+)
+def test_a_mistake_is_named_with_the_way_out(path, value, says):
+    config = config_dict.ConfigDict(default_config().to_dict())
+    *groups, field = path.split(".")
+    section = config
+    for group in groups:
+        section = section[group]
+    section[field] = value
+    with pytest.raises(ConfigError, match=says):
+        Experiment.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("image_size", 72, "image_size's height=72 is not divided by tubelet_size's height=16"),
+        ("num_heads", 5, "num_heads=5 does not divide hidden_size=96"),
+        ("name", "ViViT-Q/16x2", "'ViViT-Q/16x2' is not a model's name"),
+    ],
+)
+def test_a_model_that_cannot_be_is_named(field, value, says):
+    config = load("moving_digits")
+    config.model[field] = value
+    with pytest.raises(ConfigError, match=says):
+        Experiment.from_config(config).model_config({"label": 8})
+
+
+def test_model_3_with_a_class_token_is_refused():
+    config = load("moving_digits")
+    config.model.attention, config.model.classifier = "factorised_self_attention", "token"
+    with pytest.raises(ConfigError, match="Model 3 has no class token"):
+        Experiment.from_config(config).model_config({"label": 8})
+
+
+def run_main(*flags, cwd=REPOSITORY):
+    return subprocess.run(
+        [sys.executable, "-m", "vivit_jax.main", *flags], capture_output=True, text=True, cwd=cwd, timeout=300
+    )
+
+
+def test_kinetics_without_kinetics_ends_in_directions(tmp_path):
+    done = run_main(
+        "--config=configs/k400_vivit_l.py",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.dir={tmp_path / 'records'}",
+        "--config.batch_size=16",
+        "--config.model.image_size=320",
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr[done.stderr.index("error:") :]
+    assert str(tmp_path / "records" / "kinetics400") in last  # where it looked
+    assert "{id}_{start:06d}_{end:06d}.mp4" in last  # what it expects
+    assert "cvdfoundation" in last  # how to get it
+
+
+def test_a_field_that_does_not_exist_is_refused_on_the_command_line(tmp_path):
+    done = run_main("--config=configs/moving_digits.py", f"--workdir={tmp_path}", "--config.batchsize=16")
+    assert done.returncode != 0
+    assert "batchsize" in done.stderr
+    assert "batch_size" in done.stderr
