@@ -1,0 +1,199 @@
+"""The main job on a miniature of the embedded data set: what it leaves, and that a resumed run is the uninterrupted one."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from tests.test_experiment import load
+from vivit_jax import checkpointing, evaluate, logs, predict, sharding, train
+from vivit_jax.data import build
+from vivit_jax.data import index as records_index
+from vivit_jax.data import pipeline
+from vivit_jax.experiment import ConfigError, Experiment
+
+STEPS = 6  # of 8 clips, over 20 videos: the second epoch begins within a batch
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    build.prepare("moving_digits", folder, progress=False, train=20, validation=13)
+    return folder
+
+
+def experiment(data_dir, **changes):
+    """The quickstart's config, smaller and with every kind of randomness on."""
+    config = load("moving_digits")
+    config.data.dir = str(data_dir)
+    config.batch_size = 8
+    config.evaluation.batch_size = 8
+    config.num_steps = STEPS
+    config.log_every_steps = 2
+    config.checkpoint.every_steps = 3
+    config.evaluation.every_epochs = 0.0
+    config.optimizer.warmup_epochs = 0.5
+    config.model.update(hidden_size=24, num_layers=2, temporal_layers=1, mlp_dim=32, num_frames=8)
+    config.model.update(dropout_rate=0.1, stochastic_depth_rate=0.1)
+    config.input.random_crop = True
+    config.input.scale_jitter = (1.0, 1.3)
+    for name, value in changes.items():
+        *groups, field = name.split("__")
+        section = config
+        for group in groups:
+            section = section[group]
+        section[field] = value
+    return Experiment.from_config(config)
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    """A run from start to end; (workdir, metrics, indices of the examples of each step)."""
+    workdir = tmp_path_factory.mktemp("run") / "w"
+    with watching() as seen:
+        metrics = train.train(experiment(data_dir), workdir)
+    return workdir, metrics, seen
+
+
+class watching:  # noqa: N801
+    """Notes the `index` of every training batch."""
+
+    def __enter__(self):
+        self.seen, self.real = [], pipeline.train_batches
+
+        def noting(*args, **kwargs):
+            batches = self.real(*args, **kwargs)
+            take = type(batches).__next__
+
+            class Noting(type(batches)):
+                def __next__(inner):  # noqa: N805
+                    batch = take(inner)
+                    self.seen.append(batch["index"].tolist())
+                    return batch
+
+            batches.__class__ = Noting
+            return batches
+
+        pipeline.train_batches = noting
+        return self.seen
+
+    def __exit__(self, *_):
+        pipeline.train_batches = self.real
+
+
+def restored(workdir, run):
+    root, _ = checkpointing.locate(workdir)
+    with checkpointing.Checkpoints(root, read_only=True) as checkpoints:
+        split = records_index.open_split(build.prepare("moving_digits", run.data.dir), "train")
+        model = train.ViViT(run.model_config(split.heads))
+        mesh = sharding.make_mesh()
+        optimizer = train.optim.make_optimizer(run.optimizer, lambda step: 0.1)
+        abstract, _ = train.state_maker(model, optimizer, run.seed, mesh)
+        return checkpoints.restore(abstract, STEPS)
+
+
+def test_n_and_n_steps_are_2n_steps_to_the_bit_in_state_and_examples(data_dir, finished, tmp_path):
+    whole_workdir, _, whole_seen = finished
+    run = experiment(data_dir)
+
+    # Cut off after half of the steps, as a kill would: nothing is told to the run but its last checkpoint.
+    real, taken = sharding.place_batch, []
+
+    def cut(batch, mesh, size):
+        if np.ndim(batch["video"]) == 5:
+            if len(taken) == STEPS // 2:
+                raise KeyboardInterrupt
+            taken.append(1)
+        return real(batch, mesh, size)
+
+    sharding.place_batch = cut
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train.train(run, tmp_path / "w")
+    finally:
+        sharding.place_batch = real
+    with watching() as seen:
+        train.train(run, tmp_path / "w")
+
+    assert seen[: STEPS // 2] == whole_seen[STEPS // 2 : STEPS]
+    (one, meta_one), (two, meta_two) = restored(whole_workdir, run), restored(tmp_path / "w", run)
+    assert int(one.step) == int(two.step) == STEPS
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert meta_one["checksums"] == meta_two["checksums"]
+    assert meta_one["metrics"] == meta_two["metrics"]
+
+
+def test_a_finished_run_is_not_run_again_and_says_what_it_reached(data_dir, finished):
+    workdir, metrics, _ = finished
+    with watching() as seen:
+        again = train.train(experiment(data_dir), workdir)
+    assert seen == []
+    assert again == pytest.approx(metrics)
+
+
+def test_it_leaves_logs_pictures_and_a_checkpoint_that_is_enough(finished, data_dir):
+    workdir, metrics, _ = finished
+    series = logs.read_metrics(workdir / "metrics.jsonl")
+    assert [step for step, _ in series["train/loss"]] == [2, 4, 6]
+    assert series["eval/verb/top1"][-1] == (STEPS, pytest.approx(metrics["verb/top1"], abs=1e-6))
+    names = {p.name for p in (workdir / "pictures").iterdir()}
+    assert {"confusion_verb.png", "confusion_noun.png", "training_curves.png"} <= names
+    assert list(workdir.glob("events.out.tfevents.*"))
+    assert json.loads((workdir / "config.json").read_text())["seed"] == 0
+
+    clip = next((data_dir / "moving_digits" / "videos").glob("*.mp4"))
+    found = predict.Predictor(workdir)(clip)
+    assert set(found.ranked) == {"verb", "noun", "action"}
+    assert sum(p for _, p in predict.Predictor(workdir)(clip, top=8).ranked["verb"]) == pytest.approx(1, abs=1e-5)
+    assert found.attention.shape == (4, 4, 4)
+    assert found.attention.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_evaluation_of_the_checkpoint_counts_every_video_once_and_agrees(finished, data_dir):
+    workdir, metrics, _ = finished
+    result = evaluate.evaluate(experiment(data_dir), workdir)
+    assert (result.counted, result.unreadable) == (13, 0)  # 13 videos in batches of 8
+    assert result.scalars == pytest.approx(metrics)
+    assert "13 videos, each counted once; 2 x 1 views" in result.summary()
+    assert json.loads((workdir / "evaluation.json").read_text())["videos"] == 13
+
+
+def test_scan_and_remat_read_the_same_checkpoint_to_the_same_numbers(finished, data_dir):
+    workdir, metrics, _ = finished
+    other = experiment(data_dir, model__scan_layers=True, model__remat="full")
+    assert evaluate.evaluate(other, workdir).scalars == pytest.approx(metrics, rel=1e-5)
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, data_dir):
+    workdir, _, _ = finished
+    other = experiment(data_dir, model__hidden_size=48)
+    with pytest.raises(
+        checkpointing.CheckpointError, match=r"holds another model:\n  head_noun/kernel: model \(48, 10\)"
+    ):
+        evaluate.evaluate(other, workdir)
+    with pytest.raises(checkpointing.CheckpointError, match="holds another model"):
+        train.train(other, workdir)
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused_before_anything_is_made(tmp_path):
+    run = dataclasses.replace(experiment(tmp_path / "none"), batch_size=12)
+    with pytest.raises(ValueError, match="batch_size=12 is not divided by the 8 devices"):
+        train.train(run, tmp_path / "w")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_before_it_is_saved(data_dir, tmp_path):
+    run = experiment(data_dir, optimizer__name="sgd", optimizer__learning_rate=1e30, optimizer__clip_norm=0.0)
+    with pytest.raises(FloatingPointError, match=r"the training loss is (nan|inf) by step"):
+        train.train(run, tmp_path / "w")
+    with pytest.raises(checkpointing.CheckpointError, match="no checkpoint"):
+        checkpointing.locate(tmp_path / "w")
+
+
+def test_a_seed_that_tensorflow_cannot_take_is_named():
+    config = load("moving_digits")
+    config.seed = -1
+    with pytest.raises(ConfigError, match="seed=-1 must be at least 0"):
+        Experiment.from_config(config)
