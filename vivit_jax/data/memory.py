@@ -47,7 +47,7 @@ def cache(split: index.RecordSplit, read: clips.Reader, limit: int, threads: int
 
 def _frames(split: index.RecordSplit, read: clips.Reader, threads: int) -> Cached:
     first = np.concatenate([[0], np.cumsum(split.num_frames.astype(np.int64))])
-    store = np.zeros((first[-1], split.height[0], split.width[0], 3), np.uint8)
+    store = _aligned_zeros((int(first[-1]), int(split.height[0]), int(split.width[0]), 3))
     counts = tf.constant(split.num_frames.astype(np.int64))
     good = np.zeros(split.num_videos, bool)
 
@@ -59,12 +59,21 @@ def _frames(split: index.RecordSplit, read: clips.Reader, threads: int) -> Cache
     for video, images in videos.prefetch(threads).as_numpy_iterator():
         store[first[video] : first[video + 1]] = images
         good[video] = True
-    frames, start = tf.constant(store), tf.constant(first[:-1])
+    # Shares the memory; `tf.constant` would copy it twice.
+    frames, start = tf.experimental.dlpack.from_dlpack(store.__dlpack__()), tf.constant(first[:-1])
 
     def cached(video, numbers, window=None):
         return clips.cut(tf.gather(frames, start[video] + numbers), window)
 
     return Cached(cached, tf.constant(good))
+
+
+def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros of uint8 that begin at a multiple of 64 bytes, as TensorFlow wants of memory that it shares."""
+    size = int(np.prod(shape))
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].reshape(shape)
 
 
 def _records(split: index.RecordSplit, threads: int) -> Cached:

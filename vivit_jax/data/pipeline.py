@@ -8,6 +8,7 @@ are the same for any number of processes, each taking its rows of every batch.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Callable, Iterator
 
@@ -56,6 +57,7 @@ class Batches:
     def close(self) -> None:
         """Stops the background work and frees its memory; may be called twice."""
         self._iterator = None
+        gc.collect()  # the graph's functions refer to one another, and to what they hold in memory
 
     def __enter__(self) -> Batches:
         return self
