@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from vivit_jax.data import annotations, catalog, index, moving_digits
+from vivit_jax.data import annotations, catalog, moving_digits
 
 VERSION = "1.0.0"
 
@@ -41,7 +41,8 @@ def build(
     Raises:
       ValueError: unknown data set, bad quality, records of another quality there already.
       annotations.MissingDataError, annotations.AnnotationError: see `annotations`.
-      index.EmptySplitError: a split none of whose videos could be used.
+
+    Files that cannot be used are no error here: they are listed with the reason in `rejects.csv`.
     """
     facts = catalog.get(name)
     folder = records_folder(name, out)

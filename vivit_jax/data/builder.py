@@ -145,7 +145,10 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
         self._write_side_files(Path(self.data_dir))
 
     def _log_download_bytes(self) -> None:
-        """Keeps TFDS from announcing a download of unknown size."""
+        """Keeps TFDS from announcing a download of unknown size, and the like below."""
+
+    def _log_download_done(self) -> None:
+        """Says nothing; `build` reports what was made."""
 
     def _example_writer(self) -> tfds.core.writer.ExampleWriter:
         return _StagedWriter(self._staging, self._shards)

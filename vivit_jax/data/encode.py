@@ -10,6 +10,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from vivit_jax.data import decode
@@ -67,7 +68,9 @@ def encode_file(task: FileTask) -> list[Segment | str]:
     return results
 
 
-def _jpeg(image, quality: int) -> bytes:
+def _jpeg(image: np.ndarray, quality: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    # Shares the pixels; `Image.fromarray` copies them.
+    size = (image.shape[1], image.shape[0])
+    Image.frombuffer("RGB", size, image, "raw", "RGB", 0, 1).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -94,7 +94,10 @@ def train_window(
     """
     scale = _scale(height, width, short_side, crop_height, crop_width, ops)
     box = []
-    for size, crop, factor, place in ((height, crop_height, draws[0], draws[2]), (width, crop_width, draws[1], draws[3])):
+    for size, crop, factor, place in (
+        (height, crop_height, draws[0], draws[2]),
+        (width, crop_width, draws[1], draws[3]),
+    ):
         along = scale if jitter is None else scale * (jitter[0] + (jitter[1] - jitter[0]) * factor)
         window = ops.minimum(ops.maximum(ops.to_int(crop / along + 0.5), 1), size)
         free = size - window

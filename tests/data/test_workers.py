@@ -1,0 +1,74 @@
+"""workers.py: results in order, crashes survived, errors told, nobody left behind."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from vivit_jax.data import workers
+
+
+def work(task):
+    """Runs in the child: sleeps, dies or fails as told."""
+    kind, value = task
+    if kind == "sleep":
+        time.sleep(value)
+        return value, os.getpid()
+    if kind == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "modules":
+        import sys
+
+        return sorted({name.split(".")[0] for name in sys.modules} & {"jax", "tensorflow", "flax"})
+    raise ValueError(f"told to fail with {value}")
+
+
+FUNCTION = "tests.data.test_workers:work"
+
+
+def test_order_and_bounded_look_ahead():
+    taken = []
+
+    def tasks():
+        for i in range(12):
+            taken.append(i)
+            yield ("sleep", 0.05 if i % 2 == 0 else 0.0)
+
+    results = workers.ordered_map(FUNCTION, tasks(), workers=2, look_ahead=2)
+    first = next(results)
+    assert len(taken) <= 5
+    values = [first, *results]
+    assert [value for value, _ in values] == [0.05, 0.0] * 6
+    assert len({process for _, process in values}) == 2
+    assert os.getpid() not in {process for _, process in values}
+
+
+def test_crash_costs_one_task():
+    results = list(workers.ordered_map(FUNCTION, [("sleep", 0), ("die", 0), ("sleep", 0)], workers=1))
+    assert isinstance(results[1], workers.WorkerError)
+    assert "died" in str(results[1])
+    assert results[0][0] == results[2][0] == 0
+
+
+def test_error_is_raised_with_its_traceback():
+    with pytest.raises(workers.WorkerError, match="told to fail with 7"):
+        list(workers.ordered_map(FUNCTION, [("fail", 7)], workers=1))
+
+
+def test_children_import_no_framework_and_end_with_the_consumer():
+    results = workers.ordered_map("vivit_jax.data.encode:encode_file", iter(()), workers=1)
+    assert list(results) == []
+    results = workers.ordered_map(FUNCTION, [("modules", 0)] * 2 + [("sleep", 0)], workers=1)
+    assert next(results) == []
+    next(results)
+    _, process = next(results)
+    results.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+def test_in_this_process():
+    assert list(workers.ordered_map("builtins:abs", [-1, -2], workers=0)) == [1, 2]
+    with pytest.raises(ValueError, match="workers is -1"):
+        list(workers.ordered_map("builtins:abs", [1], workers=-1))
