@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from vivit_jax.data import build, moving_digits
+from vivit_jax.data import build
 
 BITS = 8
 

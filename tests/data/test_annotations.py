@@ -1,4 +1,4 @@
-"""annotations.py and catalog.py: the official files as they are published, and what is said where they are not there."""
+"""annotations.py and catalog.py: the official files as published, and what is said where they are missing."""
 
 import pytest
 
@@ -18,7 +18,7 @@ testifying,3caPS4FHFF8,36,46,validate
 EPIC_TRAIN = """narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,start_frame,\
 stop_frame,narration,verb,verb_class,noun,noun_class,all_nouns,all_noun_classes
 P01_01_0,P01,P01_01,00:00:01.089,00:00:00.14,00:00:03.37,8,202,open door,open,3,door,3,['door'],[3]
-P22_117_5,P22,P22_117,01:02:03.500,01:02:03.45,01:02:05.00,1,2,"take cup, plate",take,0,cup,1,"['cup', 'plate']","[1, 2]"
+P22_117_5,P22,P22_117,01:02:03.500,01:02:03.45,01:02:05.00,1,2,"take cup, tap",take,0,cup,1,"['cup', 'tap']","[1, 0]"
 """
 EPIC_VERBS = "id,key,instances\n0,take,\"['take', 'grab']\"\n1,put,['put']\n2,wash,['wash']\n3,open,['open']\n"
 EPIC_NOUNS = "id,key,instances\n0,tap,['tap']\n1,cup,['cup']\n2,plate,['plate']\n3,door,['door']\n"

@@ -26,7 +26,7 @@ VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".ts", ".mpg"
 
 
 class MissingDataError(FileNotFoundError):
-    """Annotations or videos are not where they were looked for; the message says what belongs there and how to get it."""
+    """Annotations or videos are missing; the message says where, what belongs there and how to get it."""
 
 
 class AnnotationError(ValueError):
@@ -226,7 +226,7 @@ class VideoFinder:
             raise MissingDataError(missing_message(facts, videos=folder))
 
     def find(self, row: Row) -> tuple[Path, float | None, float | None] | None:
-        """(file, start, end) of a row, with start and end None where the file holds just this stretch; None if absent."""
+        """(file, start, end) of a row; start and end are None where the file holds just this stretch. None: absent."""
         for name, trimmed in row.names:
             if name in self._files:
                 return self._files[name], None if trimmed else row.start, None if trimmed else row.end

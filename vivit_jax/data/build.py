@@ -1,4 +1,6 @@
-"""Makes the records of a data set: `python -m vivit_jax.data.build --dataset=NAME --videos=DIR --annotations=DIR --out=DIR`.
+"""Makes the records of a data set.
+
+    python -m vivit_jax.data.build --dataset=NAME --videos=DIR --annotations=DIR --out=DIR
 
 `prepare` is what training calls: it returns at once where the records are there, and else makes them if it can.
 """

@@ -1,9 +1,9 @@
 """TFDS builder: annotations + videos -> sharded TFRecords of 16-frame chunks of JPEG, and their index.
 
 The builder is a `tfds.core.ShardBasedBuilder`: one example is one chunk, each shard is written from its own iterator
-in the order of the annotations. `GeneratorBasedBuilder` with `disable_shuffling` and integer keys can hold a chunk as an
-example too, but not at scale: beyond 1 GB it sorts by spreading 128-bit keys over 1,000 files, small integers all land
-in the first, and that one is then read into memory whole.
+in the order of the annotations. `GeneratorBasedBuilder` with `disable_shuffling` and integer keys can hold a chunk as
+an example too, but not at scale: beyond 1 GB it sorts by spreading 128-bit keys over 1,000 files, small integers all
+land in the first, and that one is then read into memory whole.
 
 The result is an ordinary TFDS folder (`tfds.builder_from_directory` reads it) with three files of our own beside it:
 the index (`index.py`), `rejects.csv` and `summary.json`.
@@ -12,6 +12,7 @@ the index (`index.py`), `rejects.csv` and `summary.json`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -161,10 +162,9 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
         todo = [file for shard in shards if not shard.done for file in shard.files]
         encoded = self._encode(todo, sum(len(file.rows) for shard in shards for file in shard.files))
         return {
-            split: [lambda shard=shard, before=i: self._examples(shard, split_shards[:before], encoded)
-                    for i, shard in enumerate(split_shards)]
-            for split, split_shards in self._shards.items()
-        }  # fmt: skip
+            split: [functools.partial(self._examples, shard, shards[:i], encoded) for i, shard in enumerate(shards)]
+            for split, shards in self._shards.items()
+        }
 
     def _encode(self, files: Sequence[_File], total: int) -> Iterator[list[encode.Segment | str]]:
         tasks = [

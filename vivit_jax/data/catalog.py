@@ -45,8 +45,8 @@ class DatasetFacts:
 
 
 _KINETICS_LAYOUT = (
-    "{id}_{start:06d}_{end:06d}.mp4 (or {id}.mp4, which is cut from start to end), in the folder itself, in a folder per "
-    "split or per class, or both"
+    "{id}_{start:06d}_{end:06d}.mp4 (or {id}.mp4, which is cut from start to end), in the folder itself, in a folder "
+    "per split or per class, or both"
 )
 
 

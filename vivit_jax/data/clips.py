@@ -32,7 +32,7 @@ class ClipSpec:
       num_frames: T, frames of a clip.
       stride: distance between them, in frames of the video.
       image_size: (height, width) of the crop in pixels.
-      short_side: the frame's short side is resized to this many pixels before cropping; None leaves the frame as stored.
+      short_side: the frame's short side is resized to this many pixels before cropping; None leaves it as stored.
       scale_jitter: (low, high); height and width are then scaled by independent uniform factors. Training only.
       random_crop: crop at a uniformly random place; otherwise in the middle. Training only.
       flip: probability of a left-right flip. Training only.
@@ -185,7 +185,7 @@ def views(read: Reader, video, num_frames, height, width, spec: ClipSpec, tempor
 
 
 def resize(frames: tf.Tensor, size) -> tf.Tensor:
-    """Frames uint8 [K, H, W, 3] -> uint8 [K, h, w, 3], bilinear with half-pixel centres; copied where the size is right.
+    """Frames uint8 [K, H, W, 3] -> uint8 [K, h, w, 3], bilinear with half-pixel centres; as they are if of that size.
 
     When shrinking to less than three quarters, pixels would be skipped: the kernel is then widened against aliasing.
     """

@@ -28,7 +28,7 @@ class VideoError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """One decoded frame: `image` uint8 [H, W, 3] RGB, `time` seconds from the start of the video, `fps` of the stream."""
+    """One decoded frame: `image` uint8 [H, W, 3] RGB, `time` seconds from the video's start, `fps` of the stream."""
 
     image: np.ndarray
     time: float
@@ -66,8 +66,8 @@ def iterate_frames(
 
     Args:
       path: any container and codec that FFmpeg reads.
-      start, end: seconds from the start of the video; frames with start <= time < end. None: from the first, to the last.
-      short_side: resize so that the shorter side has this many pixels (bicubic; smaller videos are left as they are).
+      start, end: seconds from the video's start; frames with start <= time < end. None: from the first, to the last.
+      short_side: resize so that the shorter side has this many pixels (bicubic; smaller videos stay as they are).
 
     Yields:
       `Frame`s; all have the size of the first. `time` is strictly rising: where the container gives no time stamp

@@ -1,4 +1,4 @@
-"""TensorFlow as this package uses it: on the host's CPU, feeding frames. Import `tf` from here, not from its own package.
+"""TensorFlow as this package uses it: on the host's CPU, feeding frames. `tf` is imported from here.
 
 The accelerators belong to JAX: without the line below TensorFlow would reserve all memory of every GPU it sees.
 """

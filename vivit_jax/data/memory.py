@@ -40,8 +40,9 @@ def cache(split: index.RecordSplit, read: clips.Reader, limit: int, threads: int
     if split.record_bytes <= limit:
         return _records(split, threads)
     raise ValueError(
-        f"{split.folder}: split {split.name!r} takes {split.record_bytes / 1e9:.1f} GB as JPEG and {decoded / 1e9:.1f} GB "
-        f"decoded, more than the {limit / 1e9:.1f} GB that the cache may take: raise the limit or do not cache"
+        f"{split.folder}: split {split.name!r} takes {split.record_bytes / 1e9:.1f} GB as JPEG and "
+        f"{decoded / 1e9:.1f} GB decoded, more than the {limit / 1e9:.1f} GB that the cache may take: "
+        "raise the limit or do not cache"
     )
 
 

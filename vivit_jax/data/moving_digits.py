@@ -261,7 +261,7 @@ def generate(
     found = {key: state.get(key) for key in wanted}
     if found != wanted:
         raise ValueError(
-            f"{out} holds moving_digits made with {found}, asked for is {wanted}: give another folder or delete this one"
+            f"{out} holds moving_digits made with {found}, asked for is {wanted}: give another folder or delete that"
         )
     if state["complete"]:
         return out

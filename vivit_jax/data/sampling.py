@@ -1,13 +1,13 @@
 """Which frames and which pixels of a video make a clip: index arithmetic, no pixels.
 
-Every function takes plain numbers, NumPy arrays or TensorFlow tensors, since it uses nothing but arithmetic operators and
-the handful of functions in `Ops`; randomness comes in as uniform draws. The same code therefore runs in the graph of the
-pipeline and in NumPy, where the tests check it.
+Every function takes plain numbers, NumPy arrays or TensorFlow tensors, since it uses nothing but arithmetic operators
+and the handful of functions in `ops`; randomness comes in as uniform draws. The same code therefore runs in the graph
+of the pipeline and in NumPy, where the tests check it.
 
-Frames and test views are the reference's (scenic, projects/vivit and dmvr's sampling, read at 4a38d47): the start of a
-training clip is uniform over those that fit; n test clips start at `linspace(0, T - T_clip * stride, n)`; a video that is
-too short loops; a random crop after a resize of height and width by independent factors; test crops left, centre and
-right along the longer side (paper, section 4.1 "Inference" and the appendix).
+Frames and test views follow the reference (scenic at 4a38d47): the start of a training clip is uniform over those that
+fit; n test clips start at `linspace(0, T - T_clip * stride, n)`; a video that is too short loops; height and width are
+scaled by independent factors before a random crop; test crops are left, centre and right along the longer side (paper,
+section 4.1 and appendix).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def train_frames(num_frames, clip_frames: int, stride: int, draw, ops=NUMPY):
 def view_frames(num_frames, clip_frames: int, stride: int, clips: int, clip, ops=NUMPY):
     """Frame numbers of test clip number `clip` of `clips`, evenly spread over the video: int64 [clip_frames].
 
-    The start is `int(linspace(0, max(0, T - T_clip * stride), clips)[clip])`, in integers, so that every library agrees.
+    The start is `int(linspace(0, max(0, T - T_clip * stride), clips)[clip])`, in integers: libraries agree on those.
     """
     last = ops.maximum(num_frames - clip_frames * stride, 0)
     start = (last * clip) // max(clips - 1, 1)
@@ -121,7 +121,7 @@ def resized(height, width, short_side: int | None, crop_height: int, crop_width:
 def view_crop(height, width, crop_height: int, crop_width: int, crops: int, crop: int, ops=NUMPY) -> Box:
     """Test crop number `crop` of `crops` in a resized frame: evenly along the longer side, central along the other.
 
-    One crop is central; three are left, centre, right (of a landscape frame) or top, centre, bottom (of a portrait one).
+    One crop is central; three are left, centre, right (landscape frames) or top, centre, bottom (portrait ones).
     """
     down, across = height - crop_height, width - crop_width
     if crops == 1:

@@ -1,0 +1,177 @@
+"""builder.py, build.py, index.py: records that hold the right frames, rejects that are told, builds that go on."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tests.data.conftest import bad_files, numbered_video, read_number
+from vivit_jax.data import annotations, build, catalog, clips, encode, index, workers
+from vivit_jax.data.host_tf import tf
+
+# name of the video file, seconds of the segment, frames that the segment holds at 25 frames a second
+SEGMENTS = [("a", 0, 2, range(50)), ("b", 1, 3, range(25, 75)), ("c", 0, 4, range(33)), ("d", 0, 1, range(16))]
+LENGTHS = {"a": 50, "b": 100, "c": 33, "d": 16}
+
+
+def kinetics_folder(folder, extra=()):
+    """Videos with numbered frames, cut by their annotations, in the official layout of Kinetics."""
+    rows = [(name, start, end) for name, start, end, _ in SEGMENTS] + [(name, 0, 2) for name in extra]
+    lines = ["label,youtube_id,time_start,time_end,split"]
+    lines += [f"label {i % 3},{name},{start},{end},train" for i, (name, start, end) in enumerate(rows)]
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "annotations" / "train.csv").write_text("\n".join(lines) + "\n")
+    for name, length in LENGTHS.items():
+        numbered_video(folder / "videos" / f"{name}.mp4", length)
+    return folder / "videos", folder / "annotations"
+
+
+def frames_of(split, video):
+    numbers = tf.range(int(split.num_frames[video]), dtype=tf.int64)
+    return tf.function(clips.record_reader(split))(tf.constant(video, tf.int64), numbers).numpy()
+
+
+def test_right_frames_and_every_reject_told(tmp_path):
+    bad = bad_files(tmp_path / "bad")
+    videos, folder = kinetics_folder(tmp_path, [*bad, "absent"])
+    for path in bad.values():
+        path.rename(videos / path.name)
+    records = build.build("kinetics400", videos, folder, tmp_path / "out", num_workers=2, progress=False)
+    split = index.open_split(records, "train")
+    assert split.video_id.tolist() == [name for name, *_ in SEGMENTS]
+    assert split.heads == {"label": 3}
+    assert split.labels["label"].tolist() == [0, 1, 2, 0]
+    for video, (_, _, _, numbers) in enumerate(SEGMENTS):
+        frames = frames_of(split, video)
+        assert [read_number(frame) for frame in frames] == list(numbers)
+    assert split.num_chunks.tolist() == [4, 4, 3, 1]
+    with open(records / "rejects.csv", newline="") as file:
+        rejects = {row["video"]: row["reason"] for row in csv.DictReader(file)}
+    assert set(rejects) == {*bad, "absent"}
+    assert "empty" in rejects["empty"]
+    assert "no video stream" in rejects["audio"]
+    assert "no such video" in rejects["absent"]
+    summary = json.loads((records / "summary.json").read_text())
+    train = summary["splits"]["train"]
+    assert (train["videos"], train["rejects"], train["frames"], train["published"]) == (4, 7, 149, 246_534)
+    assert train["classes"]["label"] == {"label 0": 2, "label 1": 1, "label 2": 1}
+    assert train["fps"] == {"25": 4}
+    assert train["bytes"] == split.record_bytes
+
+
+def test_segments_of_one_file_are_decoded_once(tmp_path, monkeypatch):
+    """EPIC-Kitchens: several segments, overlapping too, of one long video."""
+    path = numbered_video(tmp_path / "P01" / "videos" / "P01_01.MP4", 100, fps=25)
+    opened = []
+    original = encode.decode.iterate_frames
+    monkeypatch.setattr(encode.decode, "iterate_frames", lambda *a: opened.append(a) or original(*a))
+    task = encode.FileTask(path, [(0.0, 1.0), (0.5, 2.0), (3.0, 9.0), (8.0, 9.0)], 32, 90)
+    *found, late = encode.encode_file(task)
+    assert len(opened) == 1
+    for segment, numbers in zip(found, (range(25), range(13, 50), range(75, 100)), strict=True):
+        images = [tf.io.decode_jpeg(jpeg).numpy() for jpeg in segment.frames]
+        assert [read_number(image) for image in images] == list(numbers)
+        assert (segment.height, segment.width, segment.fps) == (32, 32, 25)
+    assert "no frames between 8 s and 9 s (it ends at 3.96 s)" in late
+
+
+def test_tfds_reads_the_folder(tiny_records):
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(tiny_records))
+    split = index.open_split(tiny_records, "train")
+    assert builder.info.splits["train"].num_examples == split.num_chunks.sum()
+    example = next(iter(builder.as_dataset("train")))
+    # TFDS decodes with libjpeg's fast transform, we with the accurate one.
+    np.testing.assert_allclose(example["frames"].numpy(), frames_of(split, 0)[:16], atol=8)
+    assert builder.info.features["label"]["verb"].names == list(split.class_names["verb"])
+    assert int(example["label"]["noun"]) == split.labels["noun"][0]
+
+
+def test_scanned_index_is_the_written_one(tiny_records):
+    for scanned in index.scan(tiny_records):
+        written = index.open_split(tiny_records, scanned.name)
+        for field in dataclasses.fields(index.RecordSplit):
+            first, second = getattr(written, field.name), getattr(scanned, field.name)
+            if field.name == "labels":
+                assert first.keys() == second.keys()
+                first, second = np.stack([*first.values()]), np.stack([*second.values()])
+            np.testing.assert_array_equal(np.asarray(first), np.asarray(second), err_msg=field.name)
+
+
+def test_interrupted_build_goes_on(tmp_path, monkeypatch):
+    from vivit_jax.data import builder
+
+    videos, folder = kinetics_folder(tmp_path)
+    (videos / "b.mp4").write_text("not a video")
+    facts = dataclasses.replace(catalog.get("kinetics400"), rows_per_shard=2)
+    whole = builder.VideoRecords(facts, videos, folder, tmp_path / "whole", num_workers=0, progress=False).build()
+    done = []
+    original = encode.encode_file
+
+    def stops_at_the_fourth(task):
+        done.append(task.path.stem)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return original(task)
+
+    monkeypatch.setattr(encode, "encode_file", stops_at_the_fourth)
+    arguments = (facts, videos, folder, tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        builder.VideoRecords(*arguments, num_workers=0, progress=False).build()
+    assert not build.records_folder("kinetics400", tmp_path / "out").exists()
+    done.extend("-")
+    records = builder.VideoRecords(*arguments, num_workers=0, progress=False).build()
+    assert done == ["a", "b", "c", "d", "-", "c", "d"], "the first shard is not decoded again"
+    assert (records / "rejects.csv").read_text() == (whole / "rejects.csv").read_text()
+    for name in sorted(path.name for path in whole.iterdir()):
+        if "tfrecord" in name or name.startswith(("summary", "class")):
+            assert (records / name).read_bytes() == (whole / name).read_bytes(), name
+    assert [path.name for path in records.parent.iterdir()] == [build.VERSION], "nothing half-done is left"
+
+
+def test_done_is_not_redone(tiny, tiny_records, monkeypatch):
+    monkeypatch.setattr(workers, "ordered_map", None)
+    source = tiny / "moving_digits"
+    assert build.prepare("moving_digits", tiny) == tiny_records
+    assert build.prepare("moving_digits", tiny, train=48, validation=16, seed=0) == tiny_records
+    assert build.build("moving_digits", source / "videos", source / "annotations", tiny) == tiny_records
+    with pytest.raises(ValueError, match="records of JPEG quality 85, asked for is 50"):
+        build.build("moving_digits", source / "videos", source / "annotations", tiny, quality=50)
+    with pytest.raises(ValueError, match="'train': 48"):
+        build.prepare("moving_digits", tiny, train=50)
+
+
+def test_prepare_without_the_data_says_what_belongs_where(tmp_path):
+    with pytest.raises(annotations.MissingDataError) as caught:
+        build.prepare("kinetics400", tmp_path)
+    for part in ("kinetics400/1.0.0", "kinetics400/videos", "kinetics400/annotations", "train.csv", "cvdfoundation"):
+        assert part in str(caught.value)
+    with pytest.raises(ValueError, match="unknown data set 'nothing'"):
+        build.prepare("nothing", tmp_path)
+
+
+def test_errors_of_the_index(tiny_records, tmp_path):
+    with pytest.raises(index.NoRecordsError, match=r"no records in .*vivit_jax.data.build"):
+        index.open_split(tmp_path, "train")
+    with pytest.raises(index.NoRecordsError, match="no split 'test'; there are train, validation"):
+        index.open_split(tiny_records, "test")
+    with pytest.raises(index.NoRecordsError, match="no records in"):
+        index.scan(tmp_path)
+    shard = index.list_shards(tiny_records)["validation"][0]
+    (tmp_path / shard).write_bytes((tiny_records / shard).read_bytes()[:-5])
+    with pytest.raises(index.NoRecordsError, match=r"no index; make it: python -m vivit_jax.data.index"):
+        index.open_split(tmp_path, "validation")
+    with pytest.raises(ValueError, match="cut short: record"):
+        index.record_positions(tmp_path / shard)
+
+
+def test_empty_split(tmp_path):
+    videos, folder = kinetics_folder(tmp_path)
+    (folder / "val.csv").write_text("label,youtube_id,time_start,time_end,split\nlabel 0,gone,0,1,val\n")
+    records = build.build("kinetics400", videos, folder, tmp_path / "out", num_workers=0, progress=False)
+    assert index.open_split(records, "train").num_videos == 4
+    with pytest.raises(index.EmptySplitError, match=r"'validation' has no videos; see rejects.csv"):
+        index.open_split(records, "validation")

@@ -1,0 +1,312 @@
+"""pipeline.py: order, resumption, slices, pixels, broken records."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from tests.data.conftest import numbered_video, read_number
+from vivit_jax.data import build, clips, index, pipeline, sampling
+from vivit_jax.data.host_tf import tf
+
+PLAIN = pipeline.ClipSpec(8, (64, 64), stride=2)
+VARIED = pipeline.ClipSpec(8, (48, 56), stride=3, short_side=60, scale_jitter=(0.9, 1.33), random_crop=True, flip=0.5)
+
+
+@pytest.fixture(scope="module")
+def train(tiny_records):
+    return index.open_split(tiny_records, "train")
+
+
+@pytest.fixture(scope="module")
+def validation(tiny_records):
+    return index.open_split(tiny_records, "validation")
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    """Records of videos whose frames show their numbers: 7, 40, 100 and 16 frames of 64 x 96."""
+    folder = tmp_path_factory.mktemp("numbered")
+    lengths = {"short": 7, "middle": 40, "long": 100, "even": 16}
+    lines = ["label,youtube_id,time_start,time_end,split"]
+    for name, length in lengths.items():
+        numbered_video(folder / "videos" / f"{name}.mp4", length, height=64, width=96)
+        lines.append(f"{name},{name},0,99,train")
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / "train.csv").write_text("\n".join(lines))
+    records = build.build(
+        "kinetics400", folder / "videos", folder / "annotations", folder, num_workers=0, progress=False
+    )
+    return index.open_split(records, "train")
+
+
+def take(batches, count):
+    with batches:
+        return [next(batches) for _ in range(count)]
+
+
+def assert_same(first, second):
+    assert first["label"].keys() == second["label"].keys()
+    for key in ("video", "mask", "index"):
+        np.testing.assert_array_equal(first[key], second[key])
+    for head, values in first["label"].items():
+        np.testing.assert_array_equal(values, second["label"][head])
+
+
+def test_contract(train):
+    (batch,) = take(pipeline.train_batches(train, PLAIN, 4, seed=0), 1)
+    assert set(batch) == {"video", "label", "mask", "index"}
+    assert (batch["video"].dtype, batch["video"].shape) == (np.uint8, (4, 8, 64, 64, 3))
+    assert (batch["mask"].dtype, batch["mask"].tolist()) == (np.float32, [1] * 4)
+    assert batch["index"].dtype == np.int64
+    assert set(batch["label"]) == {"verb", "noun"}
+    for head, values in batch["label"].items():
+        assert values.dtype == np.int32
+        np.testing.assert_array_equal(values, train.labels[head][batch["index"]])
+
+
+def test_every_video_once_an_epoch_though_the_batch_does_not_divide(train):
+    seen = np.concatenate([batch["index"] for batch in take(pipeline.train_batches(train, PLAIN, 10, seed=5), 15)])
+    epochs = seen[:144].reshape(3, 48)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(48))
+    assert (epochs[0] != epochs[1]).any()
+    assert (epochs[1] != epochs[2]).any()
+    other = np.concatenate([batch["index"] for batch in take(pipeline.train_batches(train, PLAIN, 10, seed=6), 4)])
+    assert (seen[:40] != other).any()
+
+
+@pytest.mark.parametrize("start", [1, 7])
+def test_resumed_in_mid_epoch_is_uninterrupted(train, start):
+    whole = take(pipeline.train_batches(train, VARIED, 10, seed=1), start + 3)
+    rest = take(pipeline.train_batches(train, VARIED, 10, seed=1, start_step=start), 3)
+    for first, second in zip(whole[start:], rest, strict=True):
+        assert_same(first, second)
+
+
+def test_far_start_is_arithmetic(train):
+    batches = pipeline.train_batches(train, PLAIN, 10, seed=1, start_step=900_000)
+    batch = next(batches)
+    assert batches.step == 900_001
+    batches.close()
+    with pytest.raises(StopIteration):
+        next(batches)
+    positions = 9_000_000 + np.arange(10)
+    orders = {e: pipeline._permutation(48, 1, tf.constant(e, tf.int64)).numpy() for e in set(positions // 48)}
+    assert batch["index"].tolist() == [orders[p // 48][p % 48] for p in positions]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_slices_of_all_processes_are_the_batch(train, validation, processes):
+    share = 12 // processes
+    rows = [(i * share, (i + 1) * share) for i in range(processes)]
+    whole = take(pipeline.train_batches(train, VARIED, 12, seed=2, start_step=3), 2)
+    parts = [take(pipeline.train_batches(train, VARIED, 12, seed=2, start_step=3, rows=r), 2) for r in rows]
+    for step in range(2):
+        joined = tf.nest.map_structure(lambda *x: np.concatenate(x), *[part[step] for part in parts])
+        assert_same(whole[step], joined)
+    if processes == 2:
+        return
+    whole = list(pipeline.eval_batches(validation, PLAIN, 12, 2, 1))
+    parts = [list(pipeline.eval_batches(validation, PLAIN, 12, 2, 1, rows=r)) for r in rows]
+    assert {len(part) for part in parts} == {len(whole)} == {2}
+    for step in range(2):
+        joined = tf.nest.map_structure(lambda *x: np.concatenate(x), *[part[step] for part in parts])
+        assert_same(whole[step], joined)
+
+
+@pytest.mark.parametrize("limit", [2 << 30, 6 << 20])
+def test_cached_is_the_same(train, limit):
+    """Decoded frames take 18 MB, the records 2: with the smaller limit the records are kept."""
+    for spec in (PLAIN, VARIED):
+        expected = take(pipeline.train_batches(train, spec, 16, seed=0), 2)
+        got = take(pipeline.train_batches(train, spec, 16, seed=0, cache=True, cache_limit=limit), 2)
+        for first, second in zip(expected, got, strict=True):
+            if spec is VARIED:  # libjpeg's cropped decoding may differ in the chroma of the window's last column
+                difference = np.abs(first["video"].astype(int) - second["video"])
+                assert (difference > 2).mean() < 0.01
+                second["video"] = first["video"]
+            assert_same(first, second)
+    with pytest.raises(ValueError, match=r"more than the 0\.0 GB that the cache may take"):
+        pipeline.train_batches(train, PLAIN, 16, seed=0, cache=True, cache_limit=1000)
+
+
+def test_evaluation_counts_every_video_once(validation):
+    batches = pipeline.eval_batches(validation, PLAIN, 6, temporal_views=3, spatial_views=2)
+    assert batches.num_batches == 3
+    got = list(batches)
+    assert [batch["video"].shape for batch in got] == [(6, 6, 8, 64, 64, 3)] * 3
+    places = np.concatenate([batch["index"] for batch in got])
+    masks = np.concatenate([batch["mask"] for batch in got])
+    assert places.tolist() == [*range(16), -1, -1]
+    assert masks.tolist() == [1] * 16 + [0, 0]
+    assert got[-1]["video"][-1].max() == 0
+    verbs = np.concatenate([batch["label"]["verb"] for batch in got])
+    np.testing.assert_array_equal(verbs[:16], validation.labels["verb"])
+    assert batches.corrupt == 0
+
+
+def test_frames_are_the_right_ones(numbered):
+    """Frame numbers drawn into the clips come back: random starts with stride, looped where the video is short."""
+    spec = pipeline.ClipSpec(6, (64, 96), stride=3)
+    starts = {}
+    for batch in take(pipeline.train_batches(numbered, spec, 4, seed=0), 25):
+        for place, clip in zip(batch["index"], batch["video"], strict=True):
+            numbers = [read_number(frame) for frame in clip]
+            length = numbered.num_frames[place]
+            assert numbers == [(numbers[0] + 3 * i) % length for i in range(6)]
+            starts.setdefault(numbered.video_id[place], []).append(numbers[0])
+    assert set(starts["short"]) == set(starts["even"]) == {0}, "nothing fits but the beginning"
+    assert len(set(starts["middle"])) > 8
+    assert max(starts["middle"]) <= 40 - 18
+    assert len(set(starts["long"])) > 15
+    (batch,) = pipeline.eval_batches(numbered, spec, 4, temporal_views=4)
+    for place, views in enumerate(batch["video"]):
+        for i, clip in enumerate(views):
+            expected = sampling.view_frames(numbered.num_frames[place], 6, 3, 4, i)
+            assert [read_number(frame) for frame in clip] == expected.tolist()
+
+
+def test_three_crops_of_a_landscape_video(numbered):
+    """Left, centre and right of 64 x 96: the field columns that each shows."""
+    spec = pipeline.ClipSpec(1, (64, 64))
+    (batch,) = pipeline.eval_batches(numbered, spec, 4, temporal_views=2, spatial_views=3)
+    full = tf.function(clips.record_reader(numbered))(tf.constant(2, tf.int64), tf.constant([0, 99], tf.int64)).numpy()
+    for clip in range(2):
+        for crop, left in enumerate((0, 16, 32)):
+            np.testing.assert_array_equal(batch["video"][2, clip * 3 + crop, 0], full[clip, :, left : left + 64])
+
+
+def test_views_from_frames_are_those_of_evaluation(numbered):
+    spec = pipeline.ClipSpec(4, (40, 40), stride=5, short_side=48)
+    (batch,) = pipeline.eval_batches(numbered, spec, 4, temporal_views=3, spatial_views=3)
+    for video in range(4):
+        numbers = tf.range(int(numbered.num_frames[video]), dtype=tf.int64)
+        frames = tf.function(clips.record_reader(numbered))(tf.constant(video, tf.int64), numbers).numpy()
+        np.testing.assert_array_equal(pipeline.views_from_frames(frames, spec, 3, 3), batch["video"][video])
+    with pytest.raises(ValueError, match=r"float32 .*must be uint8 \[T, H, W, 3\]"):
+        pipeline.views_from_frames(frames.astype(np.float32), spec)
+
+
+def planes_of(frames):
+    """The channels of frames [K, H, W, C] one by one, as floats."""
+    return frames.astype(float).transpose(0, 3, 1, 2).reshape(-1, *frames.shape[1:3])
+
+
+@pytest.mark.parametrize(("stored", "target"), [((40, 50), (56, 64)), ((64, 64), (50, 60)), ((90, 120), (45, 40))])
+def test_resize_against_an_interpolation_oracle(stored, target):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (2, *stored, 3), dtype=np.uint8)
+    got = clips.resize(tf.constant(frames), target).numpy().astype(float)
+    ratio = [s / t for s, t in zip(stored, target, strict=True)]
+    if max(ratio) > 1 / 0.75:
+        # Antialiasing: every output is a triangle-weighted mean over `ratio` stored pixels to both sides.
+        weights = []
+        for s, t, r in zip(stored, target, ratio, strict=True):
+            centre = (np.arange(t)[:, None] + 0.5) * r
+            w = np.maximum(0, 1 - np.abs(np.arange(s)[None] + 0.5 - centre) / max(r, 1))
+            weights.append(w / w.sum(1, keepdims=True))
+        expected = np.einsum("ih,jw,khwc->kijc", *weights, frames)
+    else:
+        grid = [(np.arange(t) + 0.5) * r - 0.5 for t, r in zip(target, ratio, strict=True)]
+        places = np.meshgrid(*grid, indexing="ij")
+        planes = [ndimage.map_coordinates(p, places, order=1, mode="nearest") for p in planes_of(frames)]
+        expected = np.stack(planes).reshape(2, 3, *target).transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(got, expected, atol=0.51)
+
+
+def test_random_crop_and_flip_of_given_draws():
+    """Where no resizing is asked for, a clip is an exact cut of the frames, mirrored where the draw says so."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (20, 60, 80, 3), dtype=np.uint8)
+    spec = pipeline.ClipSpec(4, (32, 40), stride=3, random_crop=True, flip=0.25)
+    size = [tf.constant(x, tf.int64) for x in frames.shape[:3]]
+    reader = clips.memory_reader(tf.constant(frames))
+    make = tf.function(lambda draws: clips.train_clip(reader, tf.constant(0, tf.int64), *size, spec, draws))
+    for _ in range(20):
+        draws = rng.uniform(size=clips.NUM_DRAWS)
+        start, top, left = int(draws[0] * 9), int(draws[3] * 29), int(draws[4] * 41)
+        expected = frames[start : start + 12 : 3, top : top + 32, left : left + 40]
+        if draws[5] < 0.25:
+            expected = expected[:, :, ::-1]
+        np.testing.assert_array_equal(make(tf.constant(draws)), expected)
+
+
+def copied(split, folder):
+    shutil.copytree(split.folder, folder)
+    return index.open_split(folder, split.name)
+
+
+def test_broken_records_are_masked_and_counted(train, validation, tmp_path):
+    """One flipped bit fails the checksum; one JPEG that is none has a valid checksum. Neither ends the stream."""
+    split = copied(train, tmp_path / "train")
+    with open(split.shard_paths[0], "r+b") as file:
+        file.seek(int(split.chunk_offset[split.first_chunk[5]]) + 200)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 1]))
+    for options in ({}, {"cache": True}, {"cache": True, "cache_limit": 6 << 20}):
+        batches = pipeline.train_batches(split, PLAIN, 12, seed=0, **options)
+        expected = take(pipeline.train_batches(train, PLAIN, 12, seed=0), 4)
+        for sound in expected:
+            batch = next(batches)
+            np.testing.assert_array_equal(batch["index"], sound["index"])
+            broken = batch["index"] == 5
+            np.testing.assert_array_equal(batch["mask"], 1.0 - broken)
+            assert batch["video"][broken].size == 0 or batch["video"][broken].max() == 0
+            np.testing.assert_array_equal(batch["video"][~broken], sound["video"][~broken])
+        assert (batches.corrupt, batches.last_corrupt) == (1, [5])
+        batches.close()
+
+    split = copied(validation, tmp_path / "validation")
+    records = list(tf.data.TFRecordDataset(split.shard_paths[0]).as_numpy_iterator())
+    place = int(split.first_chunk[2])
+    example = tf.train.Example.FromString(records[place])
+    jpegs = example.features.feature["frames"].bytes_list.value
+    jpegs[0] = b"\0" * len(jpegs[0])
+    records[place] = example.SerializeToString()
+    with tf.io.TFRecordWriter(split.shard_paths[0]) as writer:
+        for record in records:
+            writer.write(record)
+    assert index.scan(split.folder)[-1].chunk_offset.tolist() == split.chunk_offset.tolist()
+    batches = pipeline.eval_batches(split, PLAIN, 16)
+    (batch,) = batches
+    assert np.flatnonzero(batch["mask"] == 0).tolist() == batches.last_corrupt == [2]
+    assert batch["index"].tolist() == list(range(16))
+
+
+def test_permutation_hash(train):
+    assert pipeline.permutation_hash(48, 0) == pipeline.permutation_hash(48, 0)
+    assert len({pipeline.permutation_hash(n, s) for n in (48, 49) for s in (0, 1)}) == 4
+    assert len(pipeline.permutation_hash(48, 0)) == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_frames": 0}, "num_frames is 0; it must be at least 1"),
+        ({"stride": 0}, "stride is 0"),
+        ({"image_size": (64,)}, r"image_size is \(64,\); it must be \(height, width\)"),
+        ({"short_side": 32}, r"short_side is 32, smaller than the crop \(64, 64\)"),
+        ({"scale_jitter": (1.2, 0.9)}, "low <= high"),
+        ({"flip": 1.5}, "flip is 1.5; it is a probability"),
+    ],
+)
+def test_errors_of_the_spec(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PLAIN, **change)
+
+
+def test_errors_of_the_arguments(train):
+    for arguments, message in (
+        ({"batch_size": 0, "seed": 0}, "batch_size is 0"),
+        ({"batch_size": 8, "seed": 0, "rows": (4, 9)}, r"rows \(4, 9\) are not rows of a batch of 8"),
+        ({"batch_size": 8, "seed": -1}, "seed=-1"),
+        ({"batch_size": 8, "seed": 0, "start_step": -1}, "start_step=-1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipeline.train_batches(train, PLAIN, **arguments)
+    with pytest.raises(ValueError, match="0 x 3 views"):
+        pipeline.eval_batches(train, PLAIN, 8, 0, 3)

@@ -1,0 +1,105 @@
+"""sampling.py against what it states, in NumPy, and NumPy against TensorFlow."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from vivit_jax.data import clips, sampling
+from vivit_jax.data.host_tf import tf
+
+
+def test_training_starts_are_uniform_over_those_that_fit():
+    draws = (np.arange(4000) + 0.5) / 4000
+    starts = [sampling.train_frames(40, 16, 2, draw)[0] for draw in draws]
+    values, counts = np.unique(starts, return_counts=True)
+    assert values.tolist() == list(range(40 - 16 * 2 + 1))
+    assert counts.max() - counts.min() <= 1
+    assert sampling.train_frames(40, 16, 2, np.nextafter(1.0, 0.0))[-1] == 8 + 30
+
+
+def test_short_videos_loop():
+    assert sampling.train_frames(5, 8, 2, 0.9).tolist() == [0, 2, 4, 1, 3, 0, 2, 4]
+    assert sampling.view_frames(1, 4, 3, 2, 1).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("frames", "clip", "stride", "count"), [(250, 32, 2, 4), (64, 32, 2, 4), (67, 32, 2, 3), (300, 16, 4, 1)]
+)
+def test_test_clips_are_the_integer_part_of_a_linspace(frames, clip, stride, count):
+    last = max(0, frames - clip * stride)
+    for i in range(count):
+        start = int(Fraction(last) * i / max(count - 1, 1))
+        got = sampling.view_frames(frames, clip, stride, count, i)
+        assert got.tolist() == [start + stride * k for k in range(clip)]
+        assert got[0] == int(np.linspace(0, last, count)[i])
+
+
+def test_test_crops():
+    boxes = [sampling.view_crop(256, 340, 224, 224, 3, i) for i in range(3)]
+    assert [(b.top, b.left) for b in boxes] == [(16, 0), (16, 58), (16, 116)]
+    boxes = [sampling.view_crop(454, 256, 224, 224, 3, i) for i in range(3)]
+    assert [(b.top, b.left) for b in boxes] == [(0, 16), (115, 16), (230, 16)]
+    box = sampling.view_crop(256, 341, 224, 224, 1, 0)
+    assert (box.top, box.left) == (16, 58)
+
+
+def test_resized():
+    assert sampling.resized(720, 1280, 256, 224, 224) == (256, 455)
+    assert sampling.resized(1280, 720, 256, 224, 224) == (455, 256)
+    assert sampling.resized(64, 64, None, 64, 64) == (64, 64)
+    assert sampling.resized(40, 80, None, 64, 64) == (64, 128), "enlarged until the crop fits"
+
+
+def test_training_windows():
+    rng = np.random.default_rng(0)
+    heights, lefts = [], []
+    for _ in range(3000):
+        box = sampling.train_window(256, 340, 256, 224, 200, (0.9, 1.33), True, rng.uniform(size=4))
+        assert 0 <= box.top <= 256 - box.height
+        assert 0 <= box.left <= 340 - box.width
+        # Resizing the window to the crop is the jittered scale, to half a stored pixel.
+        assert 224 / 1.33 - 1 <= box.height <= 224 / 0.9 + 1
+        assert 200 / 1.33 - 1 <= box.width <= 200 / 0.9 + 1
+        heights.append(224 / box.height)
+        lefts.append(box.left / (340 - box.width))
+    # Factors uniform in (0.9, 1.33), places uniform: means within five standard errors.
+    assert np.mean(heights) == pytest.approx(1.115, abs=5 * 0.43 / 12**0.5 / 3000**0.5 + 0.003)
+    assert np.mean(lefts) == pytest.approx(0.5, abs=5 / 12**0.5 / 3000**0.5)
+    box = sampling.train_window(64, 64, None, 64, 64, None, True, [0.9] * 4)
+    assert (box.top, box.left, box.height, box.width) == (0, 0, 64, 64)
+    box = sampling.train_window(256, 340, None, 112, 112, None, False, [0.9] * 4)
+    assert (box.top, box.left, box.height, box.width) == (72, 114, 112, 112)
+
+
+def test_tensorflow_computes_the_same():
+    rng = np.random.default_rng(1)
+    i64 = lambda x: tf.constant(x, tf.int64)  # noqa: E731
+    for _ in range(50):
+        frames, height, width = rng.integers(1, 300), rng.integers(60, 700), rng.integers(60, 700)
+        draws = rng.uniform(size=5)
+        tensors = tf.unstack(tf.constant(draws, tf.float64))
+        side = None if rng.integers(2) else 128
+        jitter = None if rng.integers(2) else (0.9, 1.33)
+        video, size = (frames, 16, 2), (height, width, side, 112, 96)
+        tensor_video, tensor_size = (i64(frames), 16, 2), (i64(height), i64(width), side, 112, 96)
+        pairs = [
+            (
+                sampling.train_frames(*video, draws[0]),
+                sampling.train_frames(*tensor_video, tensors[0], clips.TENSORFLOW),
+            ),
+            (sampling.view_frames(*video, 4, 2), sampling.view_frames(*tensor_video, 4, 2, clips.TENSORFLOW)),
+            (sampling.resized(*size), sampling.resized(*tensor_size, clips.TENSORFLOW)),
+        ]
+        window = sampling.train_window(height, width, side, 112, 96, jitter, True, draws[1:])
+        same = sampling.train_window(
+            i64(height), i64(width), side, 112, 96, jitter, True, tensors[1:], clips.TENSORFLOW
+        )
+        pairs += [(getattr(window, name), getattr(same, name)) for name in ("top", "left", "height", "width")]
+        rows, columns = sampling.resized(height, width, side, 112, 96)
+        for crop in range(3):
+            box = sampling.view_crop(rows, columns, 112, 96, 3, crop)
+            other = sampling.view_crop(i64(rows), i64(columns), 112, 96, 3, crop, clips.TENSORFLOW)
+            pairs += [(box.top, other.top), (box.left, other.left)]
+        for expected, got in pairs:
+            np.testing.assert_array_equal(np.asarray(expected), np.asarray(got))
