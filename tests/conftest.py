@@ -1,6 +1,9 @@
 """Fixtures and environment shared by all tests."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Before jax is imported anywhere: eight virtual CPU devices, so that meshes can be tested on any machine.
@@ -9,6 +12,11 @@ _flag = "--xla_force_host_platform_device_count=8"
 if _flag not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # The same small programs are compiled in many tests, and again in their subprocesses: once is enough.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vivit_jax_tests_")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import pytest  # noqa: E402
 

@@ -2,10 +2,14 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from vivit_jax import sharding
+from vivit_jax.models import ViViT, ViViTConfig
+from vivit_jax.train import state_maker
+from vivit_jax.train_step import make_train_step
 
 
 def test_a_batch_is_split_over_the_data_axis_and_the_rows_of_a_process_cover_it():
@@ -45,3 +49,33 @@ def test_a_mesh_that_does_not_fit_is_refused(axes, says):
 def test_a_batch_that_the_devices_do_not_divide_is_refused_with_one_that_they_do():
     with pytest.raises(ValueError, match=r"batch_size=12 is not divided by the 8 devices .* e\.g\. 16"):
         sharding.check_batch_size(sharding.make_mesh(), 12)
+
+
+@pytest.mark.parametrize(
+    "attention",
+    ["spatiotemporal", "factorised_encoder", "factorised_self_attention", "factorised_dot_product"],
+)
+def test_eight_devices_train_each_model_to_the_numbers_of_one(attention):
+    config = ViViTConfig(
+        hidden_size=16, num_layers=2, num_heads=2, mlp_dim=16, temporal_layers=1, attention=attention, num_frames=4,
+        image_size=(8, 16), tubelet_size=(2, 4, 8), num_classes=3, dropout_rate=0.1, stochastic_depth_rate=0.2,
+    )  # fmt: skip
+    model, optimizer = ViViT(config), optax.sgd(0.1, momentum=0.9)
+    rng = np.random.default_rng(0)
+    batch = {
+        "video": rng.integers(0, 256, (8, *config.video_shape), dtype=np.uint8),
+        "label": {"label": rng.integers(0, 3, 8).astype(np.int32)},
+        "mask": np.array([1] * 7 + [0], np.float32),
+    }
+    results = []
+    for devices in (1, 8):
+        mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+        with jax.set_mesh(mesh):
+            abstract, init = state_maker(model, optimizer, 0, mesh)
+            state, step = init(), jax.jit(make_train_step(model.apply, optimizer, lambda s: 0.1))
+            for _ in range(2):
+                state, metrics = step(state, sharding.place_batch(batch, mesh, 8))
+        assert jax.tree.structure(abstract) == jax.tree.structure(state)
+        results.append((jax.tree.map(np.asarray, state.params), float(metrics["loss"])))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6), results[0][0], results[1][0])
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-6)

@@ -1,4 +1,4 @@
-"""The main job on a miniature of the embedded data set: what it leaves, and that a resumed run is the uninterrupted one."""
+"""The main job on a miniature of the embedded data set: what it leaves, and exact resumption."""
 
 import dataclasses
 import json
@@ -9,9 +9,8 @@ import pytest
 
 from tests.test_experiment import load
 from vivit_jax import checkpointing, evaluate, logs, predict, sharding, train
-from vivit_jax.data import build
+from vivit_jax.data import build, pipeline
 from vivit_jax.data import index as records_index
-from vivit_jax.data import pipeline
 from vivit_jax.experiment import ConfigError, Experiment
 
 STEPS = 6  # of 8 clips, over 20 videos: the second epoch begins within a batch
@@ -57,7 +56,7 @@ def finished(data_dir, tmp_path_factory):
     return workdir, metrics, seen
 
 
-class watching:  # noqa: N801
+class watching:
     """Notes the `index` of every training batch."""
 
     def __enter__(self):
@@ -68,7 +67,7 @@ class watching:  # noqa: N801
             take = type(batches).__next__
 
             class Noting(type(batches)):
-                def __next__(inner):  # noqa: N805
+                def __next__(inner):
                     batch = take(inner)
                     self.seen.append(batch["index"].tolist())
                     return batch
