@@ -173,7 +173,9 @@ def test_three_crops_of_a_landscape_video(numbered):
     """Left, centre and right of 64 x 96: the field columns that each shows."""
     spec = pipeline.ClipSpec(1, (64, 64))
     (batch,) = pipeline.eval_batches(numbered, spec, 4, temporal_views=2, spatial_views=3)
-    full = tf.function(clips.record_reader(numbered))(tf.constant(2, tf.int64), tf.constant([0, 99], tf.int64)).numpy()
+    full = tf.function(clips.record_reader(numbered), autograph=False)(
+        tf.constant(2, tf.int64), tf.constant([0, 99], tf.int64)
+    ).numpy()
     for clip in range(2):
         for crop, left in enumerate((0, 16, 32)):
             np.testing.assert_array_equal(batch["video"][2, clip * 3 + crop, 0], full[clip, :, left : left + 64])
@@ -184,7 +186,9 @@ def test_views_from_frames_are_those_of_evaluation(numbered):
     (batch,) = pipeline.eval_batches(numbered, spec, 4, temporal_views=3, spatial_views=3)
     for video in range(4):
         numbers = tf.range(int(numbered.num_frames[video]), dtype=tf.int64)
-        frames = tf.function(clips.record_reader(numbered))(tf.constant(video, tf.int64), numbers).numpy()
+        frames = tf.function(clips.record_reader(numbered), autograph=False)(
+            tf.constant(video, tf.int64), numbers
+        ).numpy()
         np.testing.assert_array_equal(pipeline.views_from_frames(frames, spec, 3, 3), batch["video"][video])
     with pytest.raises(ValueError, match=r"float32 .*must be uint8 \[T, H, W, 3\]"):
         pipeline.views_from_frames(frames.astype(np.float32), spec)
@@ -224,7 +228,9 @@ def test_random_crop_and_flip_of_given_draws():
     spec = pipeline.ClipSpec(4, (32, 40), stride=3, random_crop=True, flip=0.25)
     size = [tf.constant(x, tf.int64) for x in frames.shape[:3]]
     reader = clips.memory_reader(tf.constant(frames))
-    make = tf.function(lambda draws: clips.train_clip(reader, tf.constant(0, tf.int64), *size, spec, draws))
+    make = tf.function(
+        lambda draws: clips.train_clip(reader, tf.constant(0, tf.int64), *size, spec, draws), autograph=False
+    )
     for _ in range(20):
         draws = rng.uniform(size=clips.NUM_DRAWS)
         start, top, left = int(draws[0] * 9), int(draws[3] * 29), int(draws[4] * 41)

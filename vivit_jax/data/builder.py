@@ -24,9 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tqdm import tqdm
-
-from vivit_jax.data import annotations, catalog, encode, index, workers
+from vivit_jax.data import annotations, catalog, encode, index, progress_bar, workers
 from vivit_jax.data.host_tf import tf
 
 import tensorflow_datasets as tfds  # isort: skip: after `host_tf`, which sets TensorFlow up
@@ -174,8 +172,8 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
         ]
         results = workers.ordered_map("vivit_jax.data.encode:encode_file", tasks, self._workers)
         left = sum(len(file.rows) for file in files)
-        with tqdm(
-            desc=f"{self.name}: records", total=total, initial=total - left, unit=" videos", disable=not self._progress
+        with progress_bar.bar(
+            title=f"{self.name}: records", total=total, done=total - left, show=self._progress
         ) as bar:
             for file in files:
                 if file.path is None:

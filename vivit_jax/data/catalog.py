@@ -20,7 +20,8 @@ class DatasetFacts:
       name: as in `--dataset=NAME`.
       title: as in the literature.
       heads: label head -> number of classes; a data set with one head calls it "label".
-      splits: split -> published number of rows (for EPIC-Kitchens: action segments).
+      splits: split -> published number of rows (for EPIC-Kitchens: action segments; for Kinetics-400 and 600 those of the
+        CVDF copy, for 700 those of its paper).
       annotation_format: reader in `annotations`: "kinetics_csv", "epic_csv"; or one that is not written yet.
       annotation_files: split -> file names to look for, the first that exists is read.
       class_files: head -> file of the class names, where the data set has them.
@@ -93,8 +94,8 @@ _TABLE = (
         rows_per_shard=600,
     ),
     _kinetics(400, train=246_534, validation=19_906, test=39_805),
-    _kinetics(600, train=392_622, validation=30_001, test=72_924),
-    _kinetics(700, train=545_793, validation=34_256, test=69_350),
+    _kinetics(600, train=427_549, validation=29_793, test=72_924),
+    _kinetics(700, train=545_317, validation=35_000, test=70_000),
     DatasetFacts(
         name="moments_in_time",
         title="Moments in Time v1",

@@ -22,6 +22,10 @@ if "threads=" in (VideoReformatter.reformat.__doc__ or ""):
     _CONVERSION["threads"] = 1
 
 
+# What PyAV raises on damaged files: FFmpeg's own errors, and its own on values that make no sense.
+_DAMAGE = (av.error.FFmpegError, ValueError, ArithmeticError, MemoryError)
+
+
 class VideoError(ValueError):
     """A file that yields no usable video; the message names the file and what is wrong with it."""
 
@@ -83,7 +87,7 @@ def iterate_frames(
         raise VideoError(f"{path}: the file is empty (0 bytes)")
     try:
         container = av.open(str(path))
-    except av.error.FFmpegError as error:
+    except _DAMAGE as error:
         raise VideoError(f"{path}: not a video that can be read, or cut short ({_reason(error)})") from error
     with container:
         if not container.streams.video:
@@ -132,8 +136,9 @@ def _decode(path, container, stream, start, end, short_side) -> Iterator[Frame]:
                 size = output_size(frame.height, frame.width, short_side)
             rgb = reformatter.reformat(frame, width=size[1], height=size[0], format="rgb24", **_CONVERSION)
             image = rgb.to_ndarray()
-            yield Frame(np.ascontiguousarray(np.rot90(image, turns)) if turns else image, time, fps)
-    except av.error.FFmpegError as error:
+            # FFmpeg pads the rows of most widths; the array is a view of them until it is copied.
+            yield Frame(np.ascontiguousarray(np.rot90(image, turns)), time, fps)
+    except _DAMAGE as error:
         raise VideoError(f"{path}: broken after {decoded} frames ({_reason(error)})") from error
     if decoded == 0:
         raise VideoError(f"{path}: no frames could be decoded from its video stream")
@@ -155,4 +160,4 @@ def _announced_frames(container, stream, fps: float) -> float:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+    return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"

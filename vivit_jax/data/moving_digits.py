@@ -25,9 +25,8 @@ import os
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from vivit_jax.data import annotations, workers
+from vivit_jax.data import annotations, progress_bar, workers
 
 # Order is the class id. Each verb is followed by its time reversal.
 VERBS = (
@@ -276,13 +275,8 @@ def generate(
         (str(videos), clip, scans[clip.scan]) for clip in clips if not (videos / f"{clip.video_id}.mp4").exists()
     ]
     done = workers.ordered_map("vivit_jax.data.moving_digits:write_clip", missing, num_workers, look_ahead=16)
-    bar = tqdm(
-        done,
-        "moving_digits: videos",
-        len(clips),
-        unit=" videos",
-        initial=len(clips) - len(missing),
-        disable=not progress,
+    bar = progress_bar.bar(
+        done, title="moving_digits: videos", total=len(clips), done=len(clips) - len(missing), show=progress
     )
     for result in bar:
         if isinstance(result, workers.WorkerError):

@@ -2,8 +2,8 @@
 
 Position p = step * batch_size + row of the training stream means: epoch p // n, place p % n in that epoch's
 permutation, which a stateless shuffle makes from (seed, epoch); every random choice of the clip comes from (seed, p).
-So the state of the stream is the step; starting at step N costs what starting at 0 costs; every video comes once an epoch;
-and the batches are the same for any number of processes, each taking its rows of every batch.
+So the state of the stream is the step; starting at step N costs what starting at 0 costs; every video comes once an
+epoch; and the batches are the same for any number of processes, each taking its rows of every batch.
 """
 
 from __future__ import annotations
