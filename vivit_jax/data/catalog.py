@@ -20,7 +20,7 @@ class DatasetFacts:
       name: as in `--dataset=NAME`.
       title: as in the literature.
       heads: label head -> number of classes; a data set with one head calls it "label".
-      splits: split -> published number of rows (for EPIC-Kitchens: action segments; for Kinetics-400 and 600 those of the
+      splits: split -> published number of rows (EPIC-Kitchens: action segments; Kinetics-400 and 600: those of the
         CVDF copy, for 700 those of its paper).
       annotation_format: reader in `annotations`: "kinetics_csv", "epic_csv"; or one that is not written yet.
       annotation_files: split -> file names to look for, the first that exists is read.
