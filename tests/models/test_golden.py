@@ -48,9 +48,12 @@ def relative(found, expected):
 
 
 @pytest.mark.parametrize(
-    "variant", [{}, {"scan_layers": True, "remat": "full"}, {"attention_backend": "tiled"}]
+    ("name", "variant"),
+    [
+        *((name, {}) for name in FIXTURES),
+        ("m2_factorized_encoder", {"scan_layers": True, "remat": "full", "attention_backend": "tiled"}),
+    ],
 )
-@pytest.mark.parametrize("name", FIXTURES)
 def test_float32_matches_the_reference(shared, name, variant):
     config, params, video, golden = read(shared, name, **variant)
     model = ViViT(config)

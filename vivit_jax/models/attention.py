@@ -85,7 +85,7 @@ def tiled_attention(
     query = jnp.pad(query, ((0, 0), (0, tiles * tile - n_q), (0, 0))).reshape(rows, tiles, tile, head_dim)
     key, value = (x.reshape(rows, *x.shape[-2:]) for x in (key, value))
     out = jax.lax.map(one_head, (query, key, value, jnp.arange(rows)))  # [rows, tiles, tile, head_dim]
-    return out.reshape(rows, tiles * tile, head_dim)[:, :n_q].reshape(*lead, n_q, head_dim)
+    return out.reshape(rows, tiles * tile, -1)[:, :n_q].reshape(*lead, n_q, -1)
 
 
 BACKENDS: dict[str, Backend] = {"xla": xla_attention, "tiled": tiled_attention}

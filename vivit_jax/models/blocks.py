@@ -214,12 +214,14 @@ class Encoder(nn.Module):
             # recomputation.
             policy = _REMAT_POLICIES[config.remat]
             block = nn.remat(block, policy=policy, prevent_cse=not config.scan_layers)
+        # The parameters of a scan are those of its unrolled form, and their program is compiled L times as fast.
+        scan = config.scan_layers or self.is_initializing()
         layers = nn.scan(
             block,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             length=self.num_layers,
-            unroll=1 if config.scan_layers else self.num_layers,
+            unroll=1 if scan else self.num_layers,
         )(config, self.deterministic, self.sow_attention, name="layers")
         rates = None
         ignored = config.attention == "factorised_self_attention" and not config.stochastic_depth_rescale

@@ -1,0 +1,122 @@
+"""ViViT in plain NumPy, written from the paper's equations: slow, float64, nothing shared with the package.
+
+Attention is written once, as attention of every token to a chosen set of tokens (a boolean matrix for each head): all
+of them in Model 1, those of the same temporal or spatial index in Models 3 and 4.
+"""
+
+import math
+
+import numpy as np
+
+
+def layer_norm(x, p, eps):
+    mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return (x - mean) / np.sqrt(var + eps) * p["scale"] + p["bias"]
+
+
+def gelu(x, kind):
+    if kind == "gelu_tanh":
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def attention(x, p, may_see):
+    """Multi-head self-attention of one sequence: x [N, d], may_see one boolean [N, N] for each head -> [N, d]."""
+    out = np.array(p["out"]["bias"], copy=True)
+    for head, visible in enumerate(may_see):
+        q, k, v = (
+            x @ p[name]["kernel"][:, head] + (p[name]["bias"][head] if "bias" in p[name] else 0.0)
+            for name in ("query", "key", "value")
+        )
+        mixed = np.zeros_like(q)
+        for i in range(len(x)):
+            seen = np.flatnonzero(visible[i])
+            logits = k[seen] @ q[i] / math.sqrt(q.shape[-1])
+            weights = np.exp(logits - logits.max())
+            mixed[i] = (weights / weights.sum()) @ v[seen]
+        out = out + mixed @ p["out"]["kernel"][head]
+    return out
+
+
+def mlp(x, p, kind):
+    hidden = gelu(x @ p["dense_in"]["kernel"] + p["dense_in"]["bias"], kind)
+    return hidden @ p["dense_out"]["kernel"] + p["dense_out"]["bias"]
+
+
+def neighbours(n_t, n_s):
+    """(over time, over space): which tokens of a time-major grid share the spatial, and which the temporal index."""
+    time, space = np.divmod(np.arange(n_t * n_s), n_s)
+    return space[:, None] == space[None], time[:, None] == time[None]
+
+
+def encoder(x, p, config, layers, grid=None):
+    """One sequence x [N, d] through one encoder; `grid` (n_t, n_s) for Models 3 and 4."""
+    if "class_token" in p:
+        x = np.concatenate([p["class_token"][None], x])
+    x = x + p["position_embedding"]
+    everything = np.ones((len(x), len(x)), bool)
+    heads, eps = config.num_heads, config.layer_norm_eps
+    for i in range(layers):
+        block = take(p["layers"], i)
+        if config.attention == "factorised_self_attention":
+            over_time, over_space = neighbours(*grid)
+            steps = [("time", over_time), ("space", over_space)]
+            for axis, visible in steps if config.attention_order == "time_space" else steps[::-1]:
+                y = layer_norm(x, block[f"norm_{axis}"], eps)
+                x = x + attention(y, block[f"attention_{axis}"], [visible] * heads)
+        else:
+            see = [everything] * heads
+            if config.attention == "factorised_dot_product":
+                over_time, over_space = neighbours(*grid)
+                see = [over_time] * (heads // 2) + [over_space] * (heads // 2)
+            x = x + attention(layer_norm(x, block["norm_attention"], eps), block["attention"], see)
+        x = x + mlp(layer_norm(x, block["norm_mlp"], eps), block["mlp"], config.activation)
+    return layer_norm(x, p["norm"], eps)
+
+
+def take(tree, i):
+    return {k: take(v, i) if isinstance(v, dict) else v[i] for k, v in tree.items()}
+
+
+def tokens(clip, p, config):
+    """One clip [T, H, W, C] -> [n_t, n_h n_w, d], tube by tube."""
+    (n_t, n_h, n_w), (t, h, w) = config.grid, config.tubelet_size
+    frames = None
+    if config.tokenizer == "uniform_frames":
+        step = config.num_frames / (n_t + 1)
+        frames = range(n_t) if n_t == config.num_frames else [round((i + 1) * step) for i in range(n_t)]
+    out = np.zeros((n_t, n_h * n_w, config.hidden_size))
+    for a in range(n_t):
+        for b in range(n_h):
+            for c in range(n_w):
+                tube = clip[a * t : (a + 1) * t] if frames is None else clip[frames[a]]
+                tube = tube[..., b * h : (b + 1) * h, c * w : (c + 1) * w, :]
+                out[a, b * n_w + c] = np.tensordot(tube, p["kernel"], tube.ndim) + p["bias"]
+    return out
+
+
+def pool(x, p):
+    return x[0] if "class_token" in p else x.mean(0)
+
+
+def logits(video, p, config):
+    """[B, T, H, W, C] -> logits as the model returns them."""
+    rows = []
+    for clip in video:
+        x = tokens(clip, p["tokenizer"], config)
+        if config.attention == "factorised_encoder":
+            space = p["spatial_encoder"]
+            x = np.stack([pool(encoder(frame, space, config, config.num_layers), space) for frame in x])
+            if config.temporal_layers:
+                time = p["temporal_encoder"]
+                x = pool(encoder(x, time, config, config.temporal_layers), time)
+            else:
+                x = x.mean(0)
+        else:
+            grid = x.shape[:2]
+            x = pool(encoder(x.reshape(-1, x.shape[-1]), p["encoder"], config, config.num_layers, grid), p["encoder"])
+        if "pre_logits" in p:
+            x = np.tanh(x @ p["pre_logits"]["kernel"] + p["pre_logits"]["bias"])
+        rows.append({k: x @ head["kernel"] + head["bias"] for k, head in p.items() if k.startswith("head")})
+    out = {k.removeprefix("head_"): np.stack([row[k] for row in rows]) for k in rows[0]}
+    return out["head"] if set(out) == {"head"} else out

@@ -1,0 +1,161 @@
+"""Regularisers, initialisation, features, attention weights, and refusals of the model itself."""
+
+import functools
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models import oracle
+from tests.models.small import MODELS, random_params, random_video, small_config
+from vivit_jax.models import ViViT, ViViTConfig, abstract_params
+from vivit_jax.models.blocks import StochasticDepth, stochastic_depth_rates
+
+
+def test_stochastic_depth_rate_grows_linearly():
+    np.testing.assert_allclose(stochastic_depth_rates(0.3, 4), [0, 0.1, 0.2, 0.3], rtol=1e-6)
+    assert stochastic_depth_rates(0.3, 1).tolist() == [0]
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_stochastic_depth_drops_whole_examples(rescale):
+    module = StochasticDepth(rescale=rescale, deterministic=False)
+    out = np.asarray(module.apply({}, jnp.ones((8000, 2, 3)), jnp.float32(0.3), rngs={"dropout": jax.random.key(0)}))
+    assert (out == out[:, :1, :1]).all()
+    kept = out[:, 0, 0] > 0
+    assert abs(kept.mean() - 0.7) < 0.02
+    np.testing.assert_allclose(out[kept], 1 / 0.7 if rescale else 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["model1", "model3", "model4"])
+def test_stochastic_depth_in_every_branch(name):
+    """Of two layers the first never drops; the last drops each branch of each example by itself, with the full rate."""
+    fields = {**MODELS[name], "stochastic_depth_rate": 0.4}
+    config = small_config(**fields)
+    params = random_params(config, dtype=np.float32)
+    video = np.repeat(random_video(config, batch=1, dtype=np.float32), 1500, axis=0)
+    run = lambda config: jax.jit(  # noqa: E731
+        lambda: ViViT(config).apply({"params": params}, video, train=True, rngs={"dropout": jax.random.key(1)})
+    )()
+    outcomes = np.unique(np.round(np.asarray(run(config)), 4), axis=0, return_counts=True)[1] / len(video)
+    branches = 3 if name == "model3" else 2
+    kept = np.array([bin(i).count("1") for i in range(2**branches)])
+    np.testing.assert_allclose(np.sort(outcomes), np.sort(0.6**kept * 0.4 ** (branches - kept)), atol=0.045)
+    plain = run(small_config(**fields, stochastic_depth_rescale=False))
+    ignored = len(np.unique(np.round(np.asarray(plain), 4), axis=0)) == 1
+    assert ignored == (name == "model3")  # the published code's own behaviour, switch off
+
+
+def test_dropout_differs_between_frames_and_stochastic_depth_does_not():
+    """Model 2's spatial encoder: dropout masks are drawn for each frame, branches are lost by whole clips."""
+    sameness = {}
+    for name, fields in {"dropout": {"dropout_rate": 0.2}, "depth": {"stochastic_depth_rate": 0.6}}.items():
+        config = small_config(**MODELS["average_pool"], **fields, scan_layers=True)
+        params = random_params(config, dtype=np.float32)
+        frame = random_video(small_config(num_frames=2), batch=1, dtype=np.float32)
+        video = np.tile(frame, (12, 2, 1, 1, 1))  # one frame pair, twice in each of twelve clips
+        apply = functools.partial(ViViT(config).apply, {"params": params}, video, features=True)
+        still = jax.jit(apply)()["spatial_tokens"]
+        noisy = jax.jit(functools.partial(apply, train=True, rngs={"dropout": jax.random.key(2)}))()["spatial_tokens"]
+        np.testing.assert_allclose(still[:, 0], still[:, 1], atol=1e-6)
+        sameness[name] = np.abs(noisy[:, 0] - noisy[:, 1]).max() < 1e-6
+        assert np.abs(noisy[0] - noisy[1:]).max() > 1e-3  # clips differ
+    assert sameness == {"dropout": False, "depth": True}
+
+
+def test_initialisers():
+    """Section 4 of the published code: xavier-uniform over flattened kernels, N(0, 0.02) positions, zero head."""
+    config = ViViTConfig.from_name("ViViT-Ti/16x2", num_layers=2, num_frames=4, image_size=64)
+    params = jax.jit(ViViT(config).init)(jax.random.key(0), jnp.zeros((1, *config.video_shape)))["params"]
+    params = jax.tree.map(np.asarray, params)
+    layers, d, mlp_dim = params["encoder"]["layers"], 192, 768
+    for name in ("query", "key", "value", "out"):
+        assert np.abs(layers["attention"][name]["kernel"]).max() == pytest.approx((6 / (d + d)) ** 0.5, rel=1e-3)
+        assert not layers["attention"][name]["bias"].any()
+    for name in ("dense_in", "dense_out"):
+        assert np.abs(layers["mlp"][name]["kernel"]).max() == pytest.approx((6 / (d + mlp_dim)) ** 0.5, rel=1e-3)
+        assert layers["mlp"][name]["bias"].std() == pytest.approx(1e-6, rel=0.1)
+    assert params["encoder"]["position_embedding"].std() == pytest.approx(0.02, rel=0.05)
+    assert params["tokenizer"]["kernel"].std() == pytest.approx((2 * 16 * 16 * 3) ** -0.5, rel=0.05)
+    zeros = [params["head"]["kernel"], params["head"]["bias"], params["encoder"]["class_token"]]
+    assert not any(leaf.any() for leaf in [*zeros, params["tokenizer"]["bias"], layers["norm_mlp"]["bias"]])
+    assert (layers["norm_attention"]["scale"] == 1).all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_features_and_attention_weights(name):
+    config = small_config(**MODELS[name])
+    params, video = random_params(config, dtype=np.float32), random_video(config, dtype=np.float32)
+    apply = lambda **kw: jax.jit(functools.partial(ViViT(config).apply, **kw))({"params": params}, video)  # noqa: E731
+    features = apply(features=True)
+    token = config.classifier == "token"
+    n_t, n_s = 2, 6
+    if config.attention == "factorised_encoder":
+        assert features["spatial_tokens"].shape == (2, n_t, 1 + n_s, 8)
+        assert features["tokens"].shape == (2, n_t + (config.temporal_layers > 0), 8)
+    else:
+        assert features["tokens"].shape == (2, n_t * n_s + token, 8)
+    logits, state = apply(sow_attention=True, mutable=["intermediates"])
+    head = params["head"]
+    np.testing.assert_allclose(logits, features["pre_logits"] @ head["kernel"] + head["bias"], atol=1e-5)
+    np.testing.assert_allclose(logits, apply(), atol=1e-5)
+    weights = flax.traverse_util.flatten_dict(state["intermediates"], sep="/")
+    shapes = {name: leaf.shape for name, leaf in weights.items()}
+    time, space = (2, 2, n_s, 2, n_t, n_t), (2, 2, n_t, 2, n_s, n_s)
+    expected = {
+        "model1": {"encoder/layers/attention/weights": (2, 2, 2, 13, 13)},
+        "average_pool": {"spatial_encoder/layers/attention/weights": (2, 2, n_t, 2, 7, 7)},
+        "model3": {"encoder/layers/attention_time/weights": time, "encoder/layers/attention_space/weights": space},
+        "model4": {
+            "encoder/layers/attention/weights_time": (*time[:3], 1, n_t, n_t),
+            "encoder/layers/attention/weights_space": (*space[:3], 1, n_s, n_s),
+        },
+    }
+    expected["model2"] = {**expected["average_pool"], "temporal_encoder/layers/attention/weights": (2, 2, 2, 3, 3)}
+    assert shapes == expected[name]
+    for leaf in weights.values():
+        np.testing.assert_allclose(leaf.sum(-1), 1, atol=1e-5)
+        assert leaf.min() >= 0
+
+
+def test_sown_weights_are_those_of_the_first_layer():
+    """Model 1's first layer by hand: softmax(Q K^T / sqrt(d_h)) of the normalised tokens."""
+    config = small_config(dtype="float64", scan_layers=True, remat="full", attention_backend="tiled")
+    params, video = random_params(config), random_video(config, batch=1)
+    with jax.enable_x64(True):
+        _, state = ViViT(config).apply({"params": params}, video, sow_attention=True, mutable=["intermediates"])
+    found = state["intermediates"]["encoder"]["layers"]["attention"]["weights"][0, 0]
+    p, first = params["encoder"], oracle.take(params["encoder"]["layers"], 0)
+    x = oracle.tokens(video[0], params["tokenizer"], config).reshape(-1, 8)
+    x = np.concatenate([p["class_token"][None], x]) + p["position_embedding"]
+    y = oracle.layer_norm(x, first["norm_attention"], config.layer_norm_eps)
+    first = first["attention"]
+    q, k = (np.einsum("nd,dhk->hnk", y, first[w]["kernel"]) + first[w]["bias"][:, None] for w in ("query", "key"))
+    weights = np.exp(np.einsum("hqk,hnk->hqn", q, k) / 2)
+    np.testing.assert_allclose(found, weights / weights.sum(-1, keepdims=True), atol=1e-12)
+
+
+def test_no_head_gives_the_representation():
+    config = small_config(num_classes=None, representation_size=6)
+    assert "head" not in abstract_params(config)
+    out = ViViT(config).apply(
+        {"params": random_params(config, dtype=np.float32)}, random_video(config, dtype=np.float32)
+    )
+    assert out.shape == (2, 6)
+
+
+def test_refusals():
+    config = small_config(dropout_rate=0.1)
+    params = random_params(config, dtype=np.float32)
+    apply = lambda video, **kw: ViViT(config).apply({"params": params}, video, **kw)  # noqa: E731
+    good = jnp.zeros((1, *config.video_shape))
+    with pytest.raises(ValueError, match=r"shape \(1, 3, 8, 12, 3\), the config wants \(batch, 4, 8, 12, 3\)"):
+        apply(good[:, :3])
+    with pytest.raises(ValueError, match=r"uint8.*x / 127.5 - 1"):
+        apply(good.astype(jnp.uint8))
+    with pytest.raises(ValueError, match=r'rngs=\{"dropout": key\}'):
+        apply(good, train=True)
+    with pytest.raises(ValueError, match="jax_enable_x64"):
+        ViViT(small_config(dtype="float64")).apply({"params": params}, good)

@@ -1,0 +1,149 @@
+"""Scan or unrolled, recomputed or kept, XLA or tiled, float32 or bfloat16: the same model. And what it costs."""
+
+import functools
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.small import MODELS, random_params, random_video, small_config
+from vivit_jax.models import ViViT, ViViTConfig, abstract_params, count_parameters
+from vivit_jax.models.attention import attention_weights, tiled_attention, xla_attention
+
+# (parameters, 10^9 multiply-adds of a clip) of ViViT-B/16x2 with 400 classes, as the published code builds it.
+COSTS = {
+    "model1": (88_954_000, 455.21),
+    "model2": (115_062_928, 284.38),
+    "average_pool": (86_696_080, 283.89),
+    "model3": (117_319_312, 372.32),
+    "model4": (88_952_464, 277.13),
+}
+NOISY = {"dropout_rate": 0.3, "attention_dropout_rate": 0.2, "stochastic_depth_rate": 0.4}
+
+
+def assert_close(found, expected, tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=tolerance), found, expected)
+
+
+def losses(config, params, video):
+    """(logits in evaluation, loss and gradient in training with one key), all regularisers on."""
+    model = ViViT(config)
+    key = jax.random.key(7, impl="unsafe_rbg")  # compiles ten times as fast as threefry does
+
+    @jax.jit
+    def run(params, video):
+        def loss(params):
+            return jnp.square(model.apply({"params": params}, video, train=True, rngs={"dropout": key})).sum()
+
+        return model.apply({"params": params}, video), jax.value_and_grad(loss)(params)
+
+    return run(params, video)
+
+
+@pytest.mark.parametrize(
+    ("name", "noise", "variants"),
+    [
+        ("model1", NOISY, [{"scan_layers": False}, {"remat": "dots"}]),
+        ("model3", {}, [{"scan_layers": False, "remat": "full"}]),
+    ],
+)
+def test_scan_and_remat_change_nothing(name, noise, variants):
+    plain = small_config(**MODELS[name], **noise, scan_layers=True)
+    params, video = random_params(plain, dtype=np.float32), random_video(plain, dtype=np.float32)
+    expected = losses(plain, params, video)
+    for fields in variants:
+        found = losses(small_config(**{**plain.to_dict(), **fields}), params, video)
+        scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected))
+        assert_close(found, expected, 1e-6 * scale)
+
+
+def test_init_does_not_depend_on_scan():
+    programs, video = [], jnp.zeros((1, *small_config().video_shape))
+    for scan in (False, True):
+        init = jax.jit(ViViT(small_config(**MODELS["model3"], scan_layers=scan)).init)
+        programs.append(init.lower(jax.random.key(3), video).as_text())
+    assert programs[0] == programs[1]
+    layers = init(jax.random.key(3), video)["params"]["encoder"]["layers"]
+    assert layers["mlp"]["dense_in"]["kernel"].shape == (2, 8, 12)
+    assert not np.array_equal(*layers["mlp"]["dense_in"]["kernel"])
+
+
+def test_unrolled_has_no_loop_and_remat_recomputes():
+    def program(**fields):
+        config = small_config(num_layers=3, **fields)
+        video = jax.ShapeDtypeStruct((2, *config.video_shape), jnp.float32)
+        loss = lambda p, v: ViViT(config).apply({"params": p}, v).sum()  # noqa: E731
+        return jax.jit(jax.grad(loss)).lower(abstract_params(config), video)
+
+    unrolled, scanned = program(), program(scan_layers=True)
+    assert "while" not in unrolled.as_text()
+    assert "while" in scanned.as_text()
+    flops = {remat: program(remat=remat).cost_analysis()["flops"] for remat in ("none", "dots", "full")}
+    assert flops["none"] < flops["dots"] < flops["full"]
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_parameters_and_multiply_adds_are_the_published_codes(name):
+    config = ViViTConfig.from_name(
+        "ViViT-B/16x2", **{**MODELS[name], **({"temporal_layers": 4} if name == "model2" else {})}
+    )
+    parameters, multiply_adds = COSTS[name]
+    assert count_parameters(config) == parameters
+    video = jax.ShapeDtypeStruct((1, *config.video_shape), jnp.float32)
+    program = jax.jit(ViViT(config).apply).lower({"params": abstract_params(config)}, video)
+    assert round(program.cost_analysis()["flops"] / 2e9, 2) == multiply_adds
+
+
+def test_tiled_attention_is_attention(monkeypatch):
+    monkeypatch.setattr("vivit_jax.models.attention.QUERIES_PER_TILE", 4)
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, 3, 9, 5)) for i in range(3))  # 9 queries: 3 tiles of 3
+
+    def outcome(attend):
+        out, pull = jax.vjp(attend, q, k, v)
+        return out, pull(jnp.cos(out))
+
+    assert_close(outcome(tiled_attention), outcome(xla_attention), 2e-6)
+
+
+@pytest.mark.parametrize("attend", [xla_attention, tiled_attention])
+def test_backends_honour_dropout(attend, monkeypatch):
+    monkeypatch.setattr("vivit_jax.models.attention.QUERIES_PER_TILE", 16)
+    q, k = (jax.random.normal(jax.random.key(i), (4, 40, 8)) for i in range(2))
+    v = jnp.tile(jnp.eye(40), (4, 1, 1))  # the output is the matrix of weights itself
+    attend = functools.partial(attend, dropout_rate=0.25)
+    weights, dropped = attend(q, k, v), attend(q, k, v, dropout_key=jax.random.key(5))
+    zero = np.asarray(dropped == 0)
+    assert abs(zero.mean() - 0.25) < 4 * (0.25 * 0.75 / zero.size) ** 0.5
+    np.testing.assert_allclose(dropped[~zero], (weights / 0.75)[~zero], rtol=1e-5)
+    assert not np.array_equal(zero[0], zero[1])
+    assert not np.array_equal(zero[0, :16], zero[0, 16:32])
+    np.testing.assert_array_equal(dropped, attend(q, k, v, dropout_key=jax.random.key(5)))
+
+
+@pytest.mark.parametrize("name", ["model1", "model4"])
+def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(name):
+    config = small_config(**MODELS[name], dtype="bfloat16")
+    params, video = random_params(config, dtype=np.float32), random_video(config, dtype=np.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(abstract_params(config))} == {np.dtype("float32")}
+    found = ViViT(config).apply({"params": params}, video)
+    exact = ViViT(small_config(**MODELS[name])).apply({"params": params}, video)
+    assert found.dtype == jnp.float32
+    assert 0 < np.abs(found - exact).max() < 0.03 * np.abs(exact).max()
+    q = jnp.ones((2, 3, 4), jnp.bfloat16)
+    assert attention_weights(q, q).dtype == jnp.float32
+    text = jax.jit(ViViT(config).apply).lower({"params": params}, video).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    # Only the tokeniser and the head multiply in float32.
+    assert sum("bf16" not in line for line in products) == 2, products
+
+
+def test_import_takes_no_tensorflow():
+    code = (
+        "import sys, vivit_jax.models, vivit_jax.convert;"
+        "bad = {'tensorflow', 'clu', 'tensorflow_datasets', 'ml_collections', 'torch'} & set(sys.modules);"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
