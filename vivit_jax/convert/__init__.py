@@ -40,7 +40,7 @@ def load_params(
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file is not an .npz, or its format is unknown.
+      ValueError: the file is not an .npz, its format is unknown, or only some of its names have a known prefix.
       ConversionError: a leaf that is unknown, missing, of another shape, or not finite; all of them at once.
     """
     flat = _read(source)
@@ -80,9 +80,7 @@ def to_flat(params: Mapping[str, Any], format: str, config: ViViTConfig) -> dict
     return engine.save(flat, FORMATS[_known(format)].rows(config))
 
 
-def save_params(
-    params: Mapping[str, Any], path: str | os.PathLike[str], format: str, config: ViViTConfig
-) -> None:
+def save_params(params: Mapping[str, Any], path: str | os.PathLike[str], format: str, config: ViViTConfig) -> None:
     """Writes our parameters as an .npz of flat names of a format; `load_params` reads it back.
 
     Args:
@@ -134,8 +132,14 @@ def _read(source: Source) -> dict[str, Any]:
 
 
 def _strip(flat: Mapping[str, Any], prefixes: tuple[str, ...]) -> dict[str, Any]:
-    """Takes away a prefix that all names share."""
+    """Takes away a prefix that all names share; some under it and some beside it need the caller's word."""
     for prefix in prefixes:
-        if all(name.startswith(prefix) for name in flat):
+        beside = [name for name in flat if not name.startswith(prefix)]
+        if not beside:
             return {name.removeprefix(prefix): array for name, array in flat.items()}
+        if len(beside) < len(flat):
+            raise ValueError(
+                f"names under {prefix!r} and {len(beside)} beside it ({', '.join(beside[:3])}, ...): "
+                f"give prefix={prefix!r} to load those under it and leave the others"
+            )
     return dict(flat)

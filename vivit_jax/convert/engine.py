@@ -51,9 +51,7 @@ def load(
         for ours, ours_array in zip(entry.ours, arrays, strict=True):
             name = _fill(ours, match)
             if name not in target:
-                problems.append(
-                    f"{theirs} {np.shape(array)}: would be {name}, which this model does not have"
-                )
+                problems.append(f"{theirs} {np.shape(array)}: would be {name}, which this model does not have")
             elif layer in found.setdefault(name, {}):
                 problems.append(f"{theirs}: {name} is already filled by another leaf")
             else:
@@ -127,9 +125,7 @@ def _join(
         return None
     if wrong := [layer for layer in expected if pieces[layer].shape != shape[1:]]:
         shapes = sorted({pieces[layer].shape for layer in wrong})
-        problems.append(
-            f"{name}: layers {wrong} have shape {', '.join(map(str, shapes))}, the model {shape[1:]}"
-        )
+        problems.append(f"{name}: layers {wrong} have shape {', '.join(map(str, shapes))}, the model {shape[1:]}")
         return None
     return np.stack([pieces[layer] for layer in expected])
 

@@ -98,9 +98,7 @@ def scenic(config: ViViTConfig) -> list[Row]:
     if config.attention == "factorised_encoder":
         rows += _scenic_encoder(config, "SpatialTransformer", "spatial_encoder", "cls_SpatialTransformer")
         if config.temporal_layers:
-            rows += _scenic_encoder(
-                config, "TemporalTransformer", "temporal_encoder", "cls_TemporalTransformer"
-            )
+            rows += _scenic_encoder(config, "TemporalTransformer", "temporal_encoder", "cls_TemporalTransformer")
     else:
         rows += _scenic_encoder(config, "Transformer", "encoder", "cls")
     if config.representation_size:
@@ -139,16 +137,10 @@ def _scenic_encoder(config: ViViTConfig, theirs: str, ours: str, class_token: st
         rows.append(row(class_token, f"{ours}/class_token", VECTOR))
     for their_name, our_name in names.items():
         if "mlp" in our_name and "norm" not in our_name:
-            rows.append(
-                row(f"{block}/{their_name}/Dense_0/{{leaf}}", f"{layers}/{our_name}/dense_in/{{leaf}}")
-            )
-            rows.append(
-                row(f"{block}/{their_name}/Dense_1/{{leaf}}", f"{layers}/{our_name}/dense_out/{{leaf}}")
-            )
+            rows.append(row(f"{block}/{their_name}/Dense_0/{{leaf}}", f"{layers}/{our_name}/dense_in/{{leaf}}"))
+            rows.append(row(f"{block}/{their_name}/Dense_1/{{leaf}}", f"{layers}/{our_name}/dense_out/{{leaf}}"))
         elif "attention" in our_name and "norm" not in our_name:
-            rows.append(
-                row(f"{block}/{their_name}/{{part}}/{{leaf}}", f"{layers}/{our_name}/{{part}}/{{leaf}}")
-            )
+            rows.append(row(f"{block}/{their_name}/{{part}}/{{leaf}}", f"{layers}/{our_name}/{{part}}/{{leaf}}"))
         else:
             rows.append(row(f"{block}/{their_name}/{{leaf}}", f"{layers}/{our_name}/{{leaf}}"))
     return rows

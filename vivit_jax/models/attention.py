@@ -128,7 +128,7 @@ class MultiHeadAttention(nn.Module):
         config = self.config
         width = {
             "dtype": config.dtype,
-            "param_dtype": _param_dtype(config),
+            "param_dtype": config.param_dtype,
             "kernel_init": nn.initializers.xavier_uniform(),
         }
         project = dict(features=(config.num_heads, config.head_dim), use_bias=config.qkv_bias, **width)
@@ -152,8 +152,3 @@ class MultiHeadAttention(nn.Module):
             self.sow("intermediates", name, attention_weights(q, k), init_fn=lambda: None, reduce_fn=lambda _, w: w)
         out = BACKENDS[self.config.attention_backend](q, k, v, rate, dropout_key)
         return jnp.moveaxis(out, -2, axis - 1)
-
-
-def _param_dtype(config: ViViTConfig) -> str:
-    """Parameters are float32, and float64 only where everything is."""
-    return "float64" if config.dtype == "float64" else "float32"

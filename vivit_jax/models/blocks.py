@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vivit_jax.models.attention import MultiHeadAttention, _param_dtype
+from vivit_jax.models.attention import MultiHeadAttention
 from vivit_jax.models.config import ViViTConfig
 
 _REMAT_POLICIES = {
@@ -22,7 +22,7 @@ _REMAT_POLICIES = {
 def layer_norm(config: ViViTConfig, name: str, dtype: str | None = None) -> nn.LayerNorm:
     """A LayerNorm over d in `dtype` (default: the config's); its statistics are float32 or wider always."""
     dtype = dtype or config.dtype
-    return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, param_dtype=_param_dtype(config), name=name)
+    return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, param_dtype=config.param_dtype, name=name)
 
 
 def stochastic_depth_rates(rate: float, num_layers: int) -> np.ndarray:
@@ -86,7 +86,7 @@ class MlpBlock(nn.Module):
         config = self.config
         width = {
             "dtype": config.dtype,
-            "param_dtype": _param_dtype(config),
+            "param_dtype": config.param_dtype,
             "kernel_init": nn.initializers.xavier_uniform(),
             "bias_init": nn.initializers.normal(stddev=1e-6),
         }
@@ -192,7 +192,7 @@ class Encoder(nn.Module):
           The same shape, N + 1 where there is a class token, which then is the first.
         """
         config = self.config
-        wide = str(jnp.promote_types(config.dtype, jnp.float32))
+        wide = config.param_dtype
         if self.class_token:
             token = self.param("class_token", nn.initializers.zeros_init(), (config.hidden_size,), wide)
             token = jnp.broadcast_to(token.astype(x.dtype), (*x.shape[:-2], 1, config.hidden_size))

@@ -226,6 +226,11 @@ class ViViTConfig:
         return self.hidden_size // self.num_heads
 
     @property
+    def param_dtype(self) -> str:
+        """The dtype of the parameters, and of all that stays wide under bfloat16 compute: 'float32' or 'float64'."""
+        return "float64" if self.dtype == "float64" else "float32"
+
+    @property
     def heads(self) -> tuple[tuple[str | None, int], ...]:
         """(name, classes) of each head; one nameless head for a number, no head for None."""
         if self.num_classes is None:

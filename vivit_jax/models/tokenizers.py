@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vivit_jax.models.config import ViViTConfig
@@ -63,7 +62,7 @@ class Tokenizer(nn.Module):
         config = self.config
         (n_t, n_h, n_w), (t, h, w) = config.grid, config.tubelet_size
         channels, d = config.in_channels, config.hidden_size
-        dtype = jnp.promote_types(config.dtype, jnp.float32)
+        dtype = config.param_dtype
         kernel_shape: tuple[int, ...] = (t, h, w, channels, d)
         if config.tokenizer == "uniform_frames":
             video = video[:, uniform_frame_indices(config.num_frames, n_t)]  # [B, n_t, H, W, C]

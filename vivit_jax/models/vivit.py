@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vivit_jax.models.attention import _param_dtype
 from vivit_jax.models.blocks import Encoder
 from vivit_jax.models.config import ViViTConfig
 from vivit_jax.models.tokenizers import Tokenizer
@@ -87,7 +86,7 @@ class ViViT(nn.Module):
             out["tokens"] = x = x.reshape(-1, n_t * n_h * n_w, config.hidden_size)  # [B, N, d]
             x = _pool(x, False)  # [B, d]
 
-        wide = {"dtype": jnp.promote_types(config.dtype, jnp.float32), "param_dtype": _param_dtype(config)}
+        wide = {"dtype": config.param_dtype, "param_dtype": config.param_dtype}
         if config.representation_size:
             x = nn.Dense(config.representation_size, name="pre_logits", **wide)(x)
             x = nn.tanh(x)  # [B, representation_size]
