@@ -17,27 +17,29 @@ def get_config():
     config.model.hidden_size = 96
     config.model.num_heads = 3
     config.model.mlp_dim = 384
-    config.model.num_layers = 4
+    config.model.num_layers = 2
     config.model.temporal_layers = 2
     config.model.num_frames = 16
     config.model.image_size = 64
-    config.model.tubelet_size = (2, 16, 16)
+    config.model.tubelet_size = (4, 16, 16)
 
     # The motions fill about 32 frames; no flips, which would turn a motion into its opposite.
     config.input.stride = 2
+    config.input.short_side = 72
+    config.input.random_crop = True
 
     config.batch_size = 32
     config.num_epochs = 16.0
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_epochs = 1.0
-    config.optimizer.weight_decay = 0.05
+    config.optimizer.weight_decay = 0.1
 
     config.evaluation.temporal_views = 2
     config.evaluation.spatial_views = 1
     config.evaluation.every_epochs = 4.0
     config.evaluation.batch_size = 32
-    config.checkpoint.every_steps = 150
+    config.checkpoint.every_steps = 300
     config.checkpoint.best_metric = "action/top1"
     config.log_every_steps = 25
     return config

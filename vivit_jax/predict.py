@@ -147,7 +147,7 @@ def attention_map(apply_fn: Callable[..., Any], config: ViViTConfig, params: Any
         leaf: Any = sown["intermediates"]
         for name in path:
             leaf = leaf[name]
-        weights = (leaf[0] if isinstance(leaf, tuple) else leaf)[-1, 0]  # last layer, first clip
+        weights = leaf[-1, 0]  # last layer, first clip
         return weights.mean(axis=-3)  # over the heads: [..., queries, keys]
 
     def received(weights: jax.Array, has_token: bool) -> jax.Array:
