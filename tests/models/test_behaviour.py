@@ -77,6 +77,7 @@ def test_initialisers():
     for name in ("dense_in", "dense_out"):
         assert np.abs(layers["mlp"][name]["kernel"]).max() == pytest.approx((6 / (d + mlp_dim)) ** 0.5, rel=1e-3)
         assert layers["mlp"][name]["bias"].std() == pytest.approx(1e-6, rel=0.1)
+    assert not np.array_equal(*layers["mlp"]["dense_in"]["kernel"])  # each layer draws its own
     assert params["encoder"]["position_embedding"].std() == pytest.approx(0.02, rel=0.05)
     assert params["tokenizer"]["kernel"].std() == pytest.approx((2 * 16 * 16 * 3) ** -0.5, rel=0.05)
     zeros = [params["head"]["kernel"], params["head"]["bias"], params["encoder"]["class_token"]]
@@ -88,8 +89,9 @@ def test_initialisers():
 def test_features_and_attention_weights(name):
     config = small_config(**MODELS[name])
     params, video = random_params(config, dtype=np.float32), random_video(config, dtype=np.float32)
-    apply = lambda **kw: jax.jit(functools.partial(ViViT(config).apply, **kw))({"params": params}, video)  # noqa: E731
-    features = apply(features=True)
+    apply = functools.partial(ViViT(config).apply, {"params": params}, video)
+    run = jax.jit(lambda: (apply(), apply(features=True), apply(sow_attention=True, mutable=["intermediates"])))
+    plain, features, (logits, state) = run()
     token = config.classifier == "token"
     n_t, n_s = 2, 6
     if config.attention == "factorised_encoder":
@@ -97,10 +99,9 @@ def test_features_and_attention_weights(name):
         assert features["tokens"].shape == (2, n_t + (config.temporal_layers > 0), 8)
     else:
         assert features["tokens"].shape == (2, n_t * n_s + token, 8)
-    logits, state = apply(sow_attention=True, mutable=["intermediates"])
     head = params["head"]
     np.testing.assert_allclose(logits, features["pre_logits"] @ head["kernel"] + head["bias"], atol=1e-5)
-    np.testing.assert_allclose(logits, apply(), atol=1e-5)
+    np.testing.assert_allclose(logits, plain, atol=1e-5)
     weights = flax.traverse_util.flatten_dict(state["intermediates"], sep="/")
     shapes = {name: leaf.shape for name, leaf in weights.items()}
     time, space = (2, 2, n_s, 2, n_t, n_t), (2, 2, n_t, 2, n_s, n_s)
