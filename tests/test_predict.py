@@ -37,7 +37,7 @@ def test_pairs_are_ranked_by_the_product_of_the_softmaxes():
     ],
 )
 def test_the_map_of_what_the_model_looks_at_is_made_of_its_last_layer(attention, fields):
-    """For Model 1 it is those weights; for every model they are a distribution over the grid, and move with the frames."""
+    """For Model 1 it is those weights; for every model, a distribution over the grid that moves with the frames."""
     config = ViViTConfig(
         hidden_size=8, num_layers=1, num_heads=2, mlp_dim=8, num_frames=6, image_size=(8, 12), tubelet_size=(2, 4, 4),
         attention=attention, num_classes=3, **{"temporal_layers": 1} | fields,

@@ -15,7 +15,7 @@ from etils import epath
 from vivit_jax import checkpointing, metrics, plots, sharding
 from vivit_jax.data import build, index, pipeline
 from vivit_jax.experiment import Experiment
-from vivit_jax.models import ViViT, ViViTConfig
+from vivit_jax.models import ViViT, abstract_params
 from vivit_jax.train_step import make_eval_step
 
 RESULT_FILE = "evaluation.json"
@@ -145,12 +145,6 @@ def restore_for_inference(
         abstract = abstract_params(model.config)
         abstract = checkpointing.abstract_like(abstract, sharding.state_sharding(mesh, {"params": abstract})["params"])
         return model, checkpoints.restore_params(abstract, step), meta, root / str(step)
-
-
-def abstract_params(config: ViViTConfig) -> Any:
-    """Shapes and dtypes of a model's parameters, without memory."""
-    video = jax.ShapeDtypeStruct((1, *config.video_shape), "float32")
-    return jax.eval_shape(ViViT(config).init, jax.random.key(0), video)["params"]
 
 
 def evaluate(

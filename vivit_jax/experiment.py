@@ -17,7 +17,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from vivit_jax.data.pipeline import ClipSpec
+from vivit_jax.data.sampling import ClipSpec
 from vivit_jax.models import ViViTConfig
 from vivit_jax.optim import OptimizerConfig
 

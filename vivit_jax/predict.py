@@ -93,10 +93,8 @@ class Predictor:
         Raises:
           VideoError: the file is not a video, or broken.
         """
-        # As the builder stores them: resized once, from the original.
-        video = decode.read_video(path, short_side=self._short_side)
-        views = pipeline.views_from_frames(
-            video.frames, self._spec, self._views.temporal_views, self._views.spatial_views
+        views = pipeline.views_from_file(
+            path, self._spec, self._views.temporal_views, self._views.spatial_views, self._short_side
         )
         logits = jax.device_get(self._logits(self._params, {"video": views[None]}))
         attention = np.asarray(self._attention(self._params, views[:1]))

@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from tests.data.conftest import numbered_video, read_number
-from vivit_jax.data import build, clips, index, pipeline, sampling
+from vivit_jax.data import build, clips, decode, index, moving_digits, pipeline, sampling
 from vivit_jax.data.host_tf import tf
 
 PLAIN = pipeline.ClipSpec(8, (64, 64), stride=2)
@@ -316,3 +316,13 @@ def test_errors_of_the_arguments(train):
             pipeline.train_batches(train, PLAIN, **arguments)
     with pytest.raises(ValueError, match="0 x 3 views"):
         pipeline.eval_batches(train, PLAIN, 8, 0, 3)
+
+
+def test_a_file_too_long_for_memory_gives_the_same_views(tmp_path):
+    [clip] = moving_digits.plan(1, 1)[:1]
+    path = tmp_path / "clip.mp4"
+    moving_digits.write_video(path, moving_digits.render(clip, np.eye(8) * 16), clip.fps)
+    spec = pipeline.ClipSpec(6, (48, 48), stride=2, short_side=56)
+    whole = pipeline.views_from_file(path, spec, 3, 2)
+    np.testing.assert_array_equal(whole, pipeline.views_from_frames(decode.read_video(path).frames, spec, 3, 2))
+    np.testing.assert_array_equal(whole, pipeline.views_from_file(path, spec, 3, 2, memory_limit=5 * 64 * 64 * 3))

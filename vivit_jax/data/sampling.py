@@ -29,6 +29,49 @@ NUMPY = types.SimpleNamespace(
 
 
 @dataclasses.dataclass(frozen=True)
+class ClipSpec:
+    """What a clip is: the frames and pixels of a video that the model is given.
+
+    Attributes:
+      num_frames: T, frames of a clip.
+      stride: distance between them, in frames of the video.
+      image_size: (height, width) of the crop in pixels.
+      short_side: the frame's short side is resized to this many pixels before cropping; None leaves it as stored.
+      scale_jitter: (low, high); height and width are then scaled by independent uniform factors. Training only.
+      random_crop: crop at a uniformly random place; otherwise in the middle. Training only.
+      flip: probability of a left-right flip. Training only.
+
+    Raises:
+      ValueError: a field outside its range; the message names it.
+    """
+
+    num_frames: int
+    image_size: tuple[int, int]
+    stride: int = 1
+    short_side: int | None = None
+    scale_jitter: tuple[float, float] | None = None
+    random_crop: bool = False
+    flip: float = 0.0
+
+    def __post_init__(self):
+        if len(tuple(self.image_size)) != 2 or min(self.image_size) < 1:
+            raise ValueError(f"image_size is {self.image_size}; it must be (height, width), both at least 1 pixel")
+        object.__setattr__(self, "image_size", tuple(int(x) for x in self.image_size))
+        for name in ("num_frames", "stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.short_side is not None and self.short_side < min(self.image_size):
+            raise ValueError(
+                f"short_side is {self.short_side}, smaller than the crop {self.image_size}: "
+                f"raise it to {min(self.image_size)} or more, or make image_size smaller"
+            )
+        if self.scale_jitter is not None and not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
+            raise ValueError(f"scale_jitter is {self.scale_jitter}; it must be (low, high) with 0 < low <= high")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip is {self.flip}; it is a probability, 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class Box:
     """A rectangle of pixels: first row, first column, rows, columns."""
 
