@@ -31,7 +31,7 @@ def get_config():
     config.batch_size = 32
     config.num_epochs = 16.0
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 1.5e-3
     config.optimizer.warmup_epochs = 1.0
     config.optimizer.weight_decay = 0.1
 
