@@ -121,7 +121,7 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
                 "frames": tfds.features.Sequence(tfds.features.Image(encoding_format="jpeg")),
             }
         )
-        return tfds.core.DatasetInfo(
+        return _LocalInfo(
             builder=self,
             features=features,
             description=f"{self.facts.title}: chunks of {index.CHUNK_FRAMES} consecutive frames",
@@ -239,6 +239,13 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
                 indexed, sum(len(s.rejects) for s in shards), self.facts.splits.get(split)
             )
         (folder / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+class _LocalInfo(tfds.core.DatasetInfo):
+    """The facts TFDS keeps of a data set, from this machine only."""
+
+    def initialize_from_bucket(self) -> None:
+        """Does not ask Google's bucket of known data sets, where another one may go by this name."""
 
 
 class _StagedWriter(tfds.core.writer.ExampleWriter):
