@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -170,7 +170,7 @@ def evaluate(
     mesh = sharding.make_mesh(experiment.mesh)
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
     with jax.set_mesh(mesh):
-        model, params, meta, path = restore_for_inference(checkpoint or workdir, mesh, which=which)
+        _, params, _, path = restore_for_inference(checkpoint or workdir, mesh, which=which)
         split = index.open_split(build.prepare(data.name, data.dir), data.eval_split)
         wanted = experiment.model_config(split.heads)
         checkpointing.check_against(abstract_params(wanted), params, str(path))
@@ -178,17 +178,28 @@ def evaluate(
         model = ViViT(wanted)
         result = Evaluator(model, mesh, experiment, split, experiment.clip_spec(wanted))(params)
     logging.info("%s: %s", path, result.summary())
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        found = {
-            "checkpoint": str(path),
-            "step": meta["step"],
-            "split": data.eval_split,
-            "views": result.views,
-        }
-        found |= {"videos": result.counted, "unreadable": result.unreadable, "metrics": result.scalars}
-        (workdir / RESULT_FILE).write_text(json.dumps(found, indent=2))
-        for head, matrix in result.confusion.items():
-            figure = plots.confusion_matrix(matrix, split.class_names[head], f"{head}, {data.eval_split}")
-            plots.save(figure, workdir / "pictures" / f"evaluation_confusion_{head}.png")
+    write_result(workdir, result, path, data.eval_split, split.class_names)
     return result
+
+
+def write_result(
+    workdir: epath.PathLike,
+    result: Result,
+    checkpoint: epath.PathLike,
+    split: str,
+    class_names: Mapping[str, Sequence[str]],
+) -> None:
+    """Leaves `evaluation.json` and the confusion matrices, `pictures/confusion_HEAD.png`, in the workdir.
+
+    Only process 0 writes.
+    """
+    if jax.process_index() != 0:
+        return
+    workdir = epath.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    found = {"checkpoint": str(checkpoint), "split": split, "views": result.views, "videos": result.counted}
+    found |= {"unreadable": result.unreadable, "metrics": result.scalars}
+    (workdir / RESULT_FILE).write_text(json.dumps(found, indent=2))
+    for head, matrix in result.confusion.items():
+        figure = plots.confusion_matrix(matrix, class_names[head], f"{head}, {split}")
+        plots.save(figure, workdir / "pictures" / f"confusion_{head}.png")

@@ -79,6 +79,11 @@ def to_array(figure: plt.Figure) -> np.ndarray:
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
+def close(figure: plt.Figure) -> None:
+    """Frees a figure's memory."""
+    plt.close(figure)
+
+
 def save(figure: plt.Figure, path: epath.PathLike) -> epath.Path:
     """Writes a PNG and closes the figure; returns its path."""
     path = epath.Path(path)

@@ -16,10 +16,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from etils import epath
 
-from vivit_jax import checkpointing, evaluate, metrics, plots, sharding
+from vivit_jax import checkpointing, evaluate, logs, metrics, plots, sharding
 from vivit_jax.data import catalog, decode, pipeline
 from vivit_jax.experiment import ConfigError, Experiment
 from vivit_jax.models import ViViTConfig
@@ -184,6 +184,7 @@ def main(argv: list[str]) -> None:
     paths = argv[1:]
     if not paths:
         raise app.UsageError("name at least one video file")
+    logs.set_up()
     try:
         predictor = Predictor(_WORKDIR.value, temporal_views=_TEMPORAL.value, spatial_views=_SPATIAL.value)
     except (checkpointing.CheckpointError, ConfigError) as error:
@@ -211,6 +212,7 @@ def main(argv: list[str]) -> None:
 def run() -> None:
     """Entry point."""
     flags.mark_flag_as_required("workdir")
+    logging.set_verbosity(logging.WARNING)  # the labels are the output
     app.run(main)
 
 

@@ -6,6 +6,7 @@ started again by the same command goes on as if nothing had happened, to the bit
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -60,8 +61,9 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
     )
     optimizer = optim.make_optimizer(experiment.optimizer, schedule)
 
-    with checkpointing.lock(workdir), jax.set_mesh(mesh):
+    with checkpointing.lock(workdir), jax.set_mesh(mesh), contextlib.ExitStack() as at_the_end:
         checkpoints = open_checkpoints(experiment, workdir)
+        at_the_end.callback(checkpoints.close)  # also when something goes wrong: what was saved and logged is kept
         abstract, init = state_maker(model, optimizer, experiment.seed, mesh)
         restored = checkpoints.restore(abstract)
         state, meta = restored if restored is not None else (init(), None)
@@ -88,7 +90,6 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
         }
         announce(workdir, record, state.params, first_step, total_steps, meta)
         if first_step >= total_steps and meta and meta["metrics"]:
-            checkpoints.close()
             return meta["metrics"]
 
         train_step = jax.jit(
@@ -104,7 +105,10 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
         )
         evaluator = evaluate.Evaluator(model, mesh, experiment, held_out, spec)
         writer = logs.make_writer(workdir)
+        at_the_end.callback(writer.close)
         progress = logs.Progress(total_steps, first_step, writer, every_seconds=15.0)
+        at_the_end.callback(progress.close)
+        at_the_end.callback(batches.close)
         window = TrainingWindow(writer, progress)
         eval_every = round(experiment.evaluation.every_epochs * steps_per_epoch)
         metrics: dict[str, float] = {}
@@ -125,7 +129,10 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
                     result = evaluator(state.params)
                 metrics = result.scalars
                 writer.write_scalars(step, {f"eval/{name}": value for name, value in metrics.items()})
-                write_confusion(writer, workdir, step, result, held_out.class_names)
+                show_confusion(writer, step, result, held_out.class_names)
+                if last:
+                    where = workdir / checkpointing.FOLDER / str(step)
+                    evaluate.write_result(workdir, result, where, data.eval_split, held_out.class_names)
                 progress.say(f"step {step}: {result.summary()}")
             if evaluating or step % experiment.checkpoint.every_steps == 0:
                 window.flush()
@@ -133,12 +140,8 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
                     checkpoints.save(step, state, record, metrics if evaluating else None)
 
         window.flush()
-        batches.close()
-        checkpoints.close()
-        progress.close()
-        writer.close()
-        write_curves(workdir)
-        return metrics
+    write_curves(workdir)
+    return metrics
 
 
 def open_checkpoints(experiment: Experiment, workdir: epath.PathLike, **options: Any) -> checkpointing.Checkpoints:
@@ -266,21 +269,14 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def write_confusion(
-    writer: metric_writers.MetricWriter | None,
-    workdir: epath.Path,
-    step: int,
-    result: evaluate.Result,
-    class_names: Mapping[str, Any],
+def show_confusion(
+    writer: metric_writers.MetricWriter, step: int, result: evaluate.Result, class_names: Mapping[str, Any]
 ) -> None:
-    """The confusion matrices as PNG in `workdir/pictures` and, with a writer, as images in TensorBoard."""
-    if jax.process_index() != 0:
-        return
-    for head, matrix in result.confusion.items():
+    """The confusion matrices as images in TensorBoard."""
+    for head, matrix in result.confusion.items() if jax.process_index() == 0 else ():
         figure = plots.confusion_matrix(matrix, class_names[head], f"{head}, step {step}")
-        if writer is not None:
-            writer.write_images(step, {f"eval/confusion_{head}": plots.to_array(figure)[None]})
-        plots.save(figure, workdir / "pictures" / f"confusion_{head}.png")
+        writer.write_images(step, {f"eval/confusion_{head}": plots.to_array(figure)[None]})
+        plots.close(figure)
 
 
 def write_curves(workdir: epath.Path) -> None:
