@@ -21,7 +21,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.7,<0.4",
         "orbax-checkpoint>=0.11.30,<0.13",
-        "pandas>=2.2",
+        "pillow>=10",
         "safetensors>=0.4",
         "scikit-learn>=1.4",
         "tensorboard>=2.18,<3",
