@@ -35,7 +35,8 @@ make_environment() {
   if ! grep -qxF "$stamp $extras" "$folder/.installed" 2>/dev/null; then
     echo "Installing vivit_jax$extras and what it needs (a few minutes the first time)"
     python -m pip install --quiet --upgrade pip
-    python -m pip install --quiet --editable ".$extras"
+    # setuptools warns at length about every editable installation.
+    PYTHONWARNINGS=ignore python -m pip install --quiet --editable ".$extras"
     # An install without extras leaves those of an earlier one in place: note both.
     { grep -F "$stamp " "$folder/.installed" 2>/dev/null || true; echo "$stamp $extras"; echo "$stamp "; } | sort -u >"$folder/.installed.new"
     mv "$folder/.installed.new" "$folder/.installed"

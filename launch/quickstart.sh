@@ -30,7 +30,7 @@ done
 source launch/environment.sh
 make_environment .venv ""
 
-export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}
+export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3} TF_ENABLE_ONEDNN_OPTS=${TF_ENABLE_ONEDNN_OPTS:-0}
 # Makes the videos and their records (data/moving_digits) where they are absent, trains, evaluates.
 python -m vivit_jax.main --config=configs/moving_digits.py --workdir="$workdir"
 

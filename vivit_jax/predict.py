@@ -99,7 +99,10 @@ class Predictor:
         logits = jax.device_get(self._logits(self._params, {"video": views[None]}))
         attention = np.asarray(self._attention(self._params, views[:1]))
         return Prediction(
-            str(path), rank({h: v[0] for h, v in logits.items()}, self.class_names, top), views, attention
+            str(path),
+            rank({head: logits[head][0] for head in self.class_names}, self.class_names, top),
+            views,
+            attention,
         )
 
 

@@ -49,7 +49,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
     sharding.check_batch_size(mesh, experiment.batch_size, "batch_size")
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
 
-    records = build.prepare(data.name, data.dir, progress=logs.on_terminal())
+    records = build.prepare(data.name, data.dir)
     training = index.open_split(records, data.train_split)
     held_out = index.open_split(records, data.eval_split)
     model = ViViT(experiment.model_config(training.heads))
