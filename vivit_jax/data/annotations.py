@@ -67,14 +67,13 @@ def read(facts: catalog.DatasetFacts, folder: str | Path) -> Annotations:
 
     Raises:
       MissingDataError: no folder, or none of the files in it (splits without labels may be absent).
-      AnnotationError: columns or values that are not the format's.
-      NotImplementedError: a format that this version does not read yet.
+      AnnotationError: columns or values that are not the format's, or a format that this version does not read.
     """
     folder = Path(folder)
     readers = {"kinetics_csv": _read_kinetics, "epic_csv": _read_epic}
     if facts.annotation_format not in readers:
-        raise NotImplementedError(
-            f"{facts.name}: annotation files of format {facts.annotation_format} are not read yet; "
+        raise AnnotationError(
+            f"{facts.name}: annotation files of format {facts.annotation_format} are not read by this version; "
             f"readers exist for {', '.join(sorted(readers))}"
         )
     files = {}

@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = parser.parse_args(argv)
     try:
         folder = build(flags.dataset, flags.videos, flags.annotations, flags.out, flags.quality, flags.workers)
-    except (annotations.MissingDataError, ValueError, NotImplementedError) as error:
+    except (annotations.MissingDataError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     for split, facts in summary["splits"].items():
