@@ -183,6 +183,12 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused_before_anything_is_ma
     assert not (tmp_path / "none").exists()
 
 
+def test_a_best_metric_that_is_not_measured_is_refused(data_dir, tmp_path):
+    run = experiment(data_dir, checkpoint__best_metric="top1")
+    with pytest.raises(ConfigError, match="is not measured on moving_digits; choose one of verb/mean_class_accuracy"):
+        train.train(run, tmp_path / "w")
+
+
 def test_a_loss_that_is_not_a_number_ends_the_run_before_it_is_saved(data_dir, tmp_path):
     run = experiment(data_dir, optimizer__name="sgd", optimizer__learning_rate=1e30, optimizer__clip_norm=0.0)
     with pytest.raises(FloatingPointError, match=r"the training loss is (nan|inf) by step"):

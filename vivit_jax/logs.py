@@ -102,7 +102,11 @@ def _worth_showing(record: standard_logging.LogRecord) -> bool:
     if logging.get_verbosity() > logging.INFO:
         return True
     if "orbax" in record.pathname:
-        return record.levelno >= standard_logging.WARNING and "read" not in text
+        return (
+            record.levelno >= standard_logging.WARNING
+            and not text.startswith(("Given directory is read only", "CheckpointManagerOptions.read_only"))
+            and "tracked_metric" not in text  # a checkpoint between two evaluations has no metrics: as intended
+        )
     return "xla_bridge" not in record.pathname or record.levelno >= standard_logging.WARNING
 
 

@@ -137,6 +137,13 @@ def collection(heads: Mapping[str, int]) -> type[clu_metrics.Collection]:
     return clu_metrics.Collection.create(**members)
 
 
+def accuracy_names(heads: Mapping[str, int]) -> list[str]:
+    """The metrics by which a checkpoint can be the best: the names of `summarise` for which higher is better."""
+    members = [name.partition("__") for name in collection(heads).__annotations__]
+    kinds = [(head, {"confusion": "mean_class_accuracy"}.get(what, what)) for head, _, what in members]
+    return [f"{head}/{what}" if len(heads) > 1 else what for head, what in kinds if what not in ("", "loss")]
+
+
 def summarise(computed: Mapping[str, Any], heads: Mapping[str, int]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """What a collection computed, as named Python floats and confusion matrices.
 

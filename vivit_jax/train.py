@@ -21,7 +21,8 @@ from etils import epath
 
 from vivit_jax import checkpointing, evaluate, logs, optim, plots, sharding
 from vivit_jax.data import build, index, pipeline
-from vivit_jax.experiment import Experiment
+from vivit_jax.experiment import ConfigError, Experiment
+from vivit_jax.metrics import accuracy_names
 from vivit_jax.models import ViViT
 from vivit_jax.train_step import TrainState, make_train_step
 
@@ -52,6 +53,12 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
     records = build.prepare(data.name, data.dir)
     training = index.open_split(records, data.train_split)
     held_out = index.open_split(records, data.eval_split)
+    choices = accuracy_names(held_out.heads)
+    if experiment.checkpoint.best_metric not in choices:
+        raise ConfigError(
+            f"checkpoint.best_metric={experiment.checkpoint.best_metric!r} is not measured on {data.name}; "
+            f"choose one of {', '.join(choices)}"
+        )
     model = ViViT(experiment.model_config(training.heads))
     spec = experiment.clip_spec(model.config)
     total_steps = experiment.total_steps(training.num_videos)
