@@ -65,7 +65,7 @@ def test_a_mistake_is_named_with_the_way_out(path, value, says):
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("image_size", 72, "image_size's height=72 is not divided by tubelet_size's height=16"),
+        ("image_size", 72, "image_size's height=72 is not divided by tubelet_size's height=14"),
         ("num_heads", 5, "num_heads=5 does not divide hidden_size=96"),
         ("name", "ViViT-Q/16x2", "'ViViT-Q/16x2' is not a model's name"),
     ],

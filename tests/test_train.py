@@ -146,7 +146,7 @@ def test_it_leaves_logs_pictures_and_a_checkpoint_that_is_enough(finished, data_
     found = predict.Predictor(workdir)(clip)
     assert set(found.ranked) == {"verb", "noun", "action"}
     assert sum(p for _, p in predict.Predictor(workdir)(clip, top=8).ranked["verb"]) == pytest.approx(1, abs=1e-5)
-    assert found.attention.shape == (4, 4, 4)
+    assert found.attention.shape == (2, 4, 4)
     assert found.attention.sum() == pytest.approx(1, abs=1e-5)
 
 
