@@ -143,6 +143,11 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
                 progress.say(f"step {step}: {result.summary()}")
             if evaluating or step % experiment.checkpoint.every_steps == 0:
                 window.flush()
+                if batches.corrupt:
+                    progress.say(
+                        f"step {step}: {batches.corrupt} clips so far came from records that cannot be read and were "
+                        f"masked; last, by place in the split: {batches.last_corrupt[-10:]}"
+                    )
                 with progress.report.timed("checkpoint", wait_jax_async_dispatch=False):
                     checkpoints.save(step, state, record, metrics if evaluating else None)
 
