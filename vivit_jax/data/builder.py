@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vivit_jax.data import annotations, catalog, encode, index, progress_bar, workers
+from vivit_jax.data.build import VERSION
 from vivit_jax.data.host_tf import tf
 
 import tensorflow_datasets as tfds  # isort: skip: after `host_tf`, which sets TensorFlow up
 
-VERSION = "1.0.0"
 # Part of the fingerprint of half-done builds: raised when the records' form changes.
 _FORMAT = 1
 
