@@ -17,6 +17,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from vivit_jax.convert.options import InitFrom
 from vivit_jax.data.sampling import ClipSpec
 from vivit_jax.models import ViViTConfig
 from vivit_jax.optim import OptimizerConfig
@@ -101,7 +102,7 @@ class Experiment:
     Attributes:
       model: fields of `ViViTConfig`, and `name` ('ViViT-B/16x2'), which gives those that are None.
       input: fields of `ClipSpec` but frames and size, which are the model's.
-      data, optimizer, evaluation, checkpoint: as their classes say.
+      data, init_from, optimizer, evaluation, checkpoint: as their classes say.
       mesh: {axis: devices along it}; -1 for all that are left.
       batch_size: clips in a global batch, over all devices.
       num_epochs: passes over the training split, a fraction allowed; `num_steps`, where given, wins.
@@ -114,6 +115,7 @@ class Experiment:
     model: Mapping[str, Any]
     input: Mapping[str, Any]
     data: DataConfig
+    init_from: InitFrom
     optimizer: OptimizerConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
@@ -195,6 +197,7 @@ class Experiment:
 
 _SECTIONS = {
     "data": DataConfig,
+    "init_from": InitFrom,
     "optimizer": OptimizerConfig,
     "evaluation": EvaluationConfig,
     "checkpoint": CheckpointConfig,

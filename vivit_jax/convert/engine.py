@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vivit_jax.convert.tables import Row
+from vivit_jax.convert.tables.rows import Row
 
 _PLACEHOLDER = re.compile(r"\\{(\w+)\\}")
 
