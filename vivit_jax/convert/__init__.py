@@ -1,11 +1,19 @@
-"""Weights of others, in and out: `load_params`, `save_params`. Names are in `vivit_jax.convert.tables`."""
+"""Weights of others, in and out.
+
+    load_params(source, config=config)        the weights of the very model, exactly
+    load_model(source)                        the weights and the model that they are of
+    initialise(source, config, options)       fitted to any of our models (section 3.4), with a report of every leaf
+    image_to_video(image_params, config)      the same from parameters in memory
+    save_params(params, path, format, config) out again
+
+`source` is a file, a folder or a mapping; formats are found by looking. Names are in `vivit_jax.convert.tables`, one
+engine applies them both ways. `python -m vivit_jax.convert` does the same from the command line.
+"""
 
 from __future__ import annotations
 
-import os
-import re
+import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
@@ -13,52 +21,155 @@ import numpy as np
 
 from vivit_jax.convert import engine
 from vivit_jax.convert.engine import ConversionError
-from vivit_jax.convert.tables import FORMATS
-from vivit_jax.models import ViViTConfig, abstract_params
+from vivit_jax.convert.files import FileError
+from vivit_jax.convert.image_to_video import adapt, follow, image_to_video
+from vivit_jax.convert.options import InitFrom
+from vivit_jax.convert.report import Entry, Report, in_words
+from vivit_jax.convert.source import Path, Source, check_format, find_format, understand
+from vivit_jax.convert.tables import FORMATS, Hints
+from vivit_jax.models import ViViTConfig
 
-__all__ = ["FORMATS", "ConversionError", "find_format", "load_params", "save_params", "to_flat"]
-
-Source = str | os.PathLike[str] | Mapping[str, Any]
+__all__ = [
+    "FORMATS",
+    "ConversionError",
+    "Entry",
+    "FileError",
+    "InitFrom",
+    "Initialisation",
+    "Report",
+    "find_format",
+    "image_to_video",
+    "in_words",
+    "initialise",
+    "load_model",
+    "load_params",
+    "model_for",
+    "save_params",
+    "to_flat",
+]
 
 
 def load_params(
     source: Source, format: str | None = None, *, config: ViViTConfig, prefix: str | None = None
 ) -> dict[str, Any]:
-    """Weights in a format of others as parameters of our model.
+    """Weights of the very model `config`, exactly.
 
     Args:
-      source: a path to an .npz of flat names, or a mapping name -> array (nested mappings are flattened with
-        '/').
+      source: a file or folder in any known container, or a mapping name -> array (nested mappings are flattened
+        with '/').
       format: a key of `FORMATS`; None finds it by the names.
-      config: the model to fill.
+      config: the model to fill. An image model is one with `tokenizer="uniform_frames"`, one frame and tubelets of one.
       prefix: look at names that begin so and at nothing else, and take it away. None takes away what stands
-        in front of every name ('params/', 'optimizer/target/').
+        in front of every parameter ('params/', 'optimizer/target/').
 
     Returns:
       The nested dict of NumPy arrays for `ViViT(config).apply({"params": ...})`, in the dtype of the
-      parameters.
+      parameters: half precision is widened.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file is not an .npz, its format is unknown, or only some of its names have a known prefix.
+      FileError: a file that cannot be read: cut off, damaged, a shard missing, not weights at all.
+      ValueError: its format is unknown, only some of its names have a known prefix, or the format has no such model.
       ConversionError: a leaf that is unknown, missing, of another shape, or not finite; all of them at once.
     """
-    flat = _read(source)
-    if prefix is not None:
-        flat = {name.removeprefix(prefix): array for name, array in flat.items() if name.startswith(prefix)}
-        if not flat:
-            raise ValueError(f"no name in the source begins with prefix={prefix!r}")
-    format = _known(format) if format is not None else find_format(flat)
-    if prefix is None:
-        flat = _strip(flat, FORMATS[format].prefixes)
-    target = dict(flax.traverse_util.flatten_dict(abstract_params(config), sep="/").items())
-    shapes = {name: leaf.shape for name, leaf in target.items()}
-    loaded = engine.load(flat, FORMATS[format].rows(config), shapes)
-    bad = [f"{name}: holds NaN or infinity" for name, array in loaded.items() if not np.isfinite(array).all()]
-    if bad:
-        raise ConversionError("the weights are not finite", bad)
-    ours = {name: np.asarray(array, dtype=target[name].dtype) for name, array in loaded.items()}
-    return flax.traverse_util.unflatten_dict(ours, sep="/")
+    with understand(source, format, prefix) as opened:
+        return flax.traverse_util.unflatten_dict(opened.load(config).params, sep="/")
+
+
+def load_model(
+    source: Source,
+    format: str | None = None,
+    *,
+    prefix: str | None = None,
+    grid: tuple[int, ...] | None = None,
+    num_heads: int | None = None,
+    like: ViViTConfig | None = None,
+) -> tuple[ViViTConfig, dict[str, Any]]:
+    """Weights and the model that they are of, as the shapes, and what lies beside them, tell.
+
+    Args:
+      source, format, prefix: as `load_params`.
+      grid: (n_t, n_h, n_w), or (n_h, n_w) of an image model, where the positions can be read in several ways.
+      num_heads: where the file does not say.
+      like: a model that decides where several readings are left.
+
+    Returns:
+      (config, nested parameters). An image model has `tokenizer="uniform_frames"` and one frame.
+
+    Raises:
+      As `load_params`; ValueError where the model cannot be known.
+    """
+    with understand(source, format, prefix) as opened:
+        config = opened.model(Hints(grid, num_heads, like))
+        return config, flax.traverse_util.unflatten_dict(opened.load(config).params, sep="/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Initialisation:
+    """What `initialise` hands back.
+
+    Attributes:
+      config: the model, with what the weights decide (activation, epsilon, biases, pre-logits layer).
+      params: its parameters, nested, NumPy.
+      report: what became of every leaf.
+    """
+
+    config: ViViTConfig
+    params: dict[str, Any]
+    report: Report
+
+
+def initialise(
+    source: Source, config: ViViTConfig, options: InitFrom | None = None, *, seed: int = 0
+) -> Initialisation:
+    """A model started from the weights of any other, image or video, at any size (section 3.4).
+
+    Args:
+      source: as `load_params`.
+      config: the model to fill; activation, LayerNorm epsilon, biases and the pre-logits layer follow the weights.
+      options: the choices of section 3.4; `options.path` is not looked at.
+      seed: of the leaves that start as from scratch.
+
+    Raises:
+      FileNotFoundError, FileError, ValueError: as `load_params`.
+      ConversionError: whatever differs and cannot be converted, all of it at once; nothing is half loaded.
+    """
+    options = options or InitFrom()
+    with understand(source, options.format, options.prefix) as opened:
+        found = opened.model(Hints(options.grid, options.num_heads, config))
+        loaded = opened.load(found, strict=False)
+    config, changed = follow(found, config, options)
+    params, report = adapt(
+        flax.traverse_util.unflatten_dict(loaded.params, sep="/"),
+        found,
+        config,
+        options,
+        seed=seed,
+        origin=loaded.origin,
+        where=opened.weights.where,
+    )
+    entries = [_with_dtype(entry, loaded.stored_as) for entry in report.entries]
+    entries += [Entry(name, "dropped", why) for name, why in loaded.dropped.items()]
+    target = report.target + (f" [following the weights: {', '.join(changed)}]" if changed else "")
+    return Initialisation(config, params, dataclasses.replace(report, entries=tuple(entries), target=target))
+
+
+def _with_dtype(entry: Entry, stored_as: Mapping[str, set[str]]) -> Entry:
+    """Says where the numbers were stored in another precision."""
+    if entry.outcome in ("loaded", "resized") and entry.name in stored_as:
+        return dataclasses.replace(entry, how=f"{entry.how} (stored as {', '.join(sorted(stored_as[entry.name]))})")
+    return entry
+
+
+def model_for(source: Source, config: ViViTConfig, options: InitFrom) -> ViViTConfig:
+    """The config that `initialise` would return, from the names and shapes of the weights alone.
+
+    Raises:
+      As `initialise`, for what names and shapes show.
+    """
+    with understand(source, options.format, options.prefix) as opened:
+        found = opened.model(Hints(options.grid, options.num_heads, config))
+    return follow(found, config, options)[0]
 
 
 def to_flat(params: Mapping[str, Any], format: str, config: ViViTConfig) -> dict[str, np.ndarray]:
@@ -73,73 +184,35 @@ def to_flat(params: Mapping[str, Any], format: str, config: ViViTConfig) -> dict
       Their name -> array.
 
     Raises:
-      ValueError: an unknown format.
+      ValueError: an unknown format, or one that has no such model.
       ConversionError: parameters that the format has no name for.
     """
+    check_format(format)
     flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
-    return engine.save(flat, FORMATS[_known(format)].rows(config))
+    return engine.save(flat, FORMATS[format].rows(config))
 
 
-def save_params(params: Mapping[str, Any], path: str | os.PathLike[str], format: str, config: ViViTConfig) -> None:
-    """Writes our parameters as an .npz of flat names of a format; `load_params` reads it back.
+def save_params(
+    params: Mapping[str, Any],
+    path: Path,
+    format: str,
+    config: ViViTConfig,
+    class_names: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes our parameters in a format of others, or as a checkpoint of ours; `load_params` reads all of them back.
 
     Args:
       params: the nested dict of parameters.
-      path: where to; ends in .npz.
+      path: where to, see `vivit_jax.convert.writers`: by format a file or a folder.
       format: a key of `FORMATS`.
       config: the model that the parameters belong to.
+      class_names: head -> names of its classes, for formats that keep them ('label' for an only head).
 
     Raises:
-      ValueError: an unknown format, or a path that does not end in .npz.
+      ValueError: an unknown format, one that has no such model, or a path that does not fit it.
+      FileExistsError: something is there already.
       ConversionError: parameters that the format has no name for.
     """
-    if Path(path).suffix != ".npz":
-        raise ValueError(f"{os.fspath(path)!r} must end in .npz: {format} weights are written as a flat .npz")
-    np.savez(path, **to_flat(params, format, config))
+    from vivit_jax.convert import writers
 
-
-def find_format(names: Mapping[str, Any]) -> str:
-    """The format whose names these are, found by looking at them.
-
-    Raises:
-      ValueError: none of the known ones.
-    """
-    for format, facts in FORMATS.items():
-        if any(re.search(facts.signature, name) for name in names):
-            return format
-    some = ", ".join(list(names)[:3]) or "none at all"
-    raise ValueError(f"the names are of no known format ({', '.join(FORMATS)}); the first are: {some}")
-
-
-def _known(format: str) -> str:
-    if format not in FORMATS:
-        raise ValueError(f"format={format!r} is not known; choose one of {', '.join(FORMATS)}")
-    return format
-
-
-def _read(source: Source) -> dict[str, Any]:
-    """The flat dict name -> array that a path or a mapping stands for."""
-    if isinstance(source, Mapping):
-        return flax.traverse_util.flatten_dict(dict(source), sep="/")
-    path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}: not a file")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as error:  # NumPy raises a dozen kinds for files that are cut off or something else.
-        raise ValueError(f"{path} is not a readable .npz of arrays: {error}") from error
-
-
-def _strip(flat: Mapping[str, Any], prefixes: tuple[str, ...]) -> dict[str, Any]:
-    """Takes away a prefix that all names share; some under it and some beside it need the caller's word."""
-    for prefix in prefixes:
-        beside = [name for name in flat if not name.startswith(prefix)]
-        if not beside:
-            return {name.removeprefix(prefix): array for name, array in flat.items()}
-        if len(beside) < len(flat):
-            raise ValueError(
-                f"names under {prefix!r} and {len(beside)} beside it ({', '.join(beside[:3])}, ...): "
-                f"give prefix={prefix!r} to load those under it and leave the others"
-            )
-    return dict(flat)
+    writers.write(params, path, format, config, class_names)

@@ -57,7 +57,9 @@ class InitFrom:
         if self.grid is not None:
             grid = tuple(self.grid)
             if len(grid) not in (2, 3) or any(not isinstance(n, int) or n < 1 for n in grid):
-                raise ValueError(f"init_from.grid={self.grid} must be the positive (n_t, n_h, n_w) of the weights' tokens")
+                raise ValueError(
+                    f"init_from.grid={self.grid} must be the positive (n_t, n_h, n_w) of the weights' tokens"
+                )
             object.__setattr__(self, "grid", grid)
         if self.num_heads is not None and self.num_heads < 1:
             raise ValueError(f"init_from.num_heads={self.num_heads} must be at least 1")

@@ -1,14 +1,15 @@
 """The names that others give to the leaves of our parameter tree, as data: one table a format."""
 
-from vivit_jax.convert.tables.rows import Format
-from vivit_jax.convert.tables.scenic import scenic
+from vivit_jax.convert.tables import huggingface, native, scenic, timm, vit_npz
+from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Row, Transform
+
+__all__ = ["FORMATS", "Dropped", "Format", "Hints", "Row", "Transform"]
 
 # format -> what there is to know about it; the order is that of looking.
 FORMATS: dict[str, Format] = {
-    "scenic": Format(
-        rows=scenic,
-        describe=None,
-        signature=r"(^|/)(Spatial|Temporal)?Transformer/encoderblock_\d+/",
-        prefixes=("optimizer/target/", "params/", ""),
-    ),
+    "orbax": native.FORMAT,
+    "vit_npz": vit_npz.FORMAT,
+    "scenic": scenic.FORMAT,
+    "huggingface": huggingface.FORMAT,
+    "timm": timm.FORMAT,
 }

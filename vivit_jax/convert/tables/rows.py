@@ -90,6 +90,8 @@ class Format:
       prefixes: what may stand in front of every name, longest first.
       dropped: names left out on purpose.
       separator: between the parts of their names.
+      fold: name -> leaf, names without prefix, to the same, before anything else looks at them: for what takes several
+        arrays of theirs at once. Leaves are read when those that it gives back are.
     """
 
     rows: Callable[[ViViTConfig], Sequence[Row]]
@@ -98,6 +100,7 @@ class Format:
     prefixes: tuple[str, ...] = ("",)
     dropped: tuple[Dropped, ...] = ()
     separator: str = "/"
+    fold: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
 
 def row(theirs: str, ours: str | tuple[str, ...], transform: Transform | None = None) -> Row:

@@ -1,23 +1,28 @@
-"""The authors' own names (scenic, `projects/vivit/model.py`), five models and both tokenisers, and their image ViT."""
+"""The authors' own names (scenic, `projects/vivit/model.py`): five models, both tokenisers, and their image ViT."""
 
 from __future__ import annotations
 
-from vivit_jax.convert.tables.rows import SEQUENCE, VECTOR, Row, concatenated, row
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from vivit_jax.convert.tables.rows import SEQUENCE, VECTOR, Dropped, Format, Hints, Row, Shapes, concatenated, row
+from vivit_jax.convert.tables.sizes import clip_grid, count_layers, shape_of, space_grid
 from vivit_jax.models import ViViTConfig
 
 
 def scenic(config: ViViTConfig) -> list[Row]:
-    """The authors' own names (scenic, `projects/vivit/model.py`), five models and both tokenisers.
+    """Their names for the parameters of a model.
 
     With several heads theirs is one projection, whose columns are our heads in the order of the config.
     """
     rows = [row("embedding/{leaf}", "tokenizer/{leaf}")]
     if config.attention == "factorised_encoder":
-        rows += _scenic_encoder(config, "SpatialTransformer", "spatial_encoder", "cls_SpatialTransformer")
+        rows += _encoder(config, "SpatialTransformer", "spatial_encoder", "cls_SpatialTransformer")
         if config.temporal_layers:
-            rows += _scenic_encoder(config, "TemporalTransformer", "temporal_encoder", "cls_TemporalTransformer")
+            rows += _encoder(config, "TemporalTransformer", "temporal_encoder", "cls_TemporalTransformer")
     else:
-        rows += _scenic_encoder(config, "Transformer", "encoder", "cls")
+        rows += _encoder(config, "Transformer", "encoder", "cls")
     if config.representation_size:
         rows += [row("pre_logits/{leaf}", "pre_logits/{leaf}")]
     if isinstance(config.num_classes, tuple):
@@ -28,7 +33,7 @@ def scenic(config: ViViTConfig) -> list[Row]:
     return rows
 
 
-def _scenic_encoder(config: ViViTConfig, theirs: str, ours: str, class_token: str) -> list[Row]:
+def _encoder(config: ViViTConfig, theirs: str, ours: str, class_token: str) -> list[Row]:
     block, layers = f"{theirs}/encoderblock_{{layer}}", f"{ours}/layers"
     if config.attention == "factorised_self_attention":
         names = {
@@ -52,12 +57,113 @@ def _scenic_encoder(config: ViViTConfig, theirs: str, ours: str, class_token: st
     ]
     if config.classifier == "token":
         rows.append(row(class_token, f"{ours}/class_token", VECTOR))
+    return rows + block_rows(block, layers, names)
+
+
+def block_rows(block: str, layers: str, names: Mapping[str, str]) -> list[Row]:
+    """The rows of an encoder block whose parts are Flax's: their part -> ours; dense layers Dense_0 and Dense_1."""
+    rows = []
     for their_name, our_name in names.items():
-        if "mlp" in our_name and "norm" not in our_name:
+        if our_name == "mlp":
             rows.append(row(f"{block}/{their_name}/Dense_0/{{leaf}}", f"{layers}/{our_name}/dense_in/{{leaf}}"))
             rows.append(row(f"{block}/{their_name}/Dense_1/{{leaf}}", f"{layers}/{our_name}/dense_out/{{leaf}}"))
-        elif "attention" in our_name and "norm" not in our_name:
+        elif our_name.startswith("attention"):
             rows.append(row(f"{block}/{their_name}/{{part}}/{{leaf}}", f"{layers}/{our_name}/{{part}}/{{leaf}}"))
         else:
             rows.append(row(f"{block}/{their_name}/{{leaf}}", f"{layers}/{our_name}/{{leaf}}"))
     return rows
+
+
+def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTConfig:
+    """The model that shapes under their names belong to; eps 1e-6 and the tanh GELU, as their code has them.
+
+    Two things that the names leave open are taken from `hints.target`: a joint encoder without class token is Model 1
+    with average pooling or Model 4 (Model 4 without a hint: the published Model 1 has a class token); and which grid
+    the positions are of.
+
+    Raises:
+      ValueError: a leaf without which the model cannot be known, or positions that can be read in several ways.
+    """
+    target = hints.target
+    kernel = shapes.get("embedding/kernel", ())
+    shape_of(shapes, "embedding/kernel", 5 if len(kernel) != 4 else 4)
+    *time, h, w, channels, d = kernel
+    factorised = any(name.startswith("SpatialTransformer/") for name in shapes)
+    encoder = "SpatialTransformer" if factorised else "Transformer"
+    block = f"{encoder}/encoderblock_0"
+    three = f"{block}/LayerNorm_time/scale" in shapes
+    suffix = "_space" if three else "_0"
+    _, heads, _ = shape_of(shapes, f"{block}/MultiHeadDotProductAttention{suffix}/query/kernel", 3)
+    token = ("cls_SpatialTransformer" if factorised else "cls") in shapes
+    _, slots, _ = shape_of(shapes, f"{encoder}/posembed_input/pos_embedding", 3)
+    fields: dict[str, Any] = {
+        "hidden_size": d,
+        "num_heads": heads,
+        "num_layers": count_layers(shapes, rf"{encoder}/encoderblock_(?P<layer>\d+)/"),
+        "mlp_dim": shape_of(shapes, f"{block}/MlpBlock{'' if three else '_0'}/Dense_0/kernel", 2)[1],
+        "in_channels": channels,
+        "classifier": "token" if token else "gap",
+        "qkv_bias": f"{block}/MultiHeadDotProductAttention{suffix}/query/bias" in shapes,
+        "representation_size": shapes["pre_logits/bias"][0] if "pre_logits/bias" in shapes else None,
+        "num_classes": _heads(shapes, target),
+        "tokenizer": "tubelet" if time else "uniform_frames",
+    }
+    t = time[0] if time else 1
+    if factorised:
+        fields["attention"] = "factorised_encoder"
+        fields["temporal_layers"] = 0
+        n_h, n_w = space_grid(slots - token, hints)
+        n_t = hints.grid[0] if hints.grid and len(hints.grid) == 3 else (target.grid[0] if target else 1)
+        if "TemporalTransformer/posembed_input/pos_embedding" in shapes:
+            n_t = shape_of(shapes, "TemporalTransformer/posembed_input/pos_embedding", 3)[1] - token
+            fields["temporal_layers"] = count_layers(shapes, r"TemporalTransformer/encoderblock_(?P<layer>\d+)/")
+    elif three:
+        fields["attention"] = "factorised_self_attention"
+        if target is not None:  # the order of the two axes leaves no trace in the weights
+            fields["attention_order"] = target.attention_order
+        n_t, n_h, n_w = clip_grid(slots, (t, h, w), hints)
+    elif not time and _is_image(slots - token, hints):
+        fields["attention"] = "spatiotemporal"
+        n_t, (n_h, n_w) = 1, space_grid(slots - token, hints)
+    else:
+        one = token or (target is not None and target.attention == "spatiotemporal")
+        fields["attention"] = "spatiotemporal" if one else "factorised_dot_product"
+        n_t, n_h, n_w = clip_grid(slots - token, (t, h, w), hints)
+    if not time and target is not None and target.tokenizer == "uniform_frames" and target.grid[0] == n_t:
+        t = target.tubelet_size[0]  # how many frames each sampled one stands for is not in the weights
+    return ViViTConfig(tubelet_size=(t, h, w), num_frames=n_t * t, image_size=(n_h * h, n_w * w), **fields)
+
+
+def _heads(shapes: Shapes, target: ViViTConfig | None) -> Any:
+    """Classes; named as in the target where the columns of the one projection are as many."""
+    if "output_projection/bias" not in shapes:
+        return None
+    (columns,) = shape_of(shapes, "output_projection/bias", 1)
+    named = target.num_classes if target is not None and isinstance(target.num_classes, tuple) else ()
+    return named if sum(classes for _, classes in named) == columns else columns
+
+
+def _is_image(tokens: int, hints: Hints) -> bool:
+    """Whether a joint encoder with a 2-D embedding is an image model: a hint or the target may say that it is not."""
+    if hints.grid is not None:
+        return len(hints.grid) == 2 or hints.grid[0] == 1
+    target = hints.target
+    if target is not None and target.tokenizer == "uniform_frames" and math.prod(target.grid) == tokens:
+        return target.grid[0] == 1
+    return math.isqrt(tokens) ** 2 == tokens
+
+
+# What a training program stores beside the parameters.
+TRAINING_STATE = Dropped(
+    r"(optimizer/(state|target/state)|opt_state|opt/state|state|global_step|step|rng|model_state|metadata|"
+    r"accum_train_time|extra|chrono|params_axes)(/|$)",
+    "training state of the program that wrote the file, not parameters",
+)
+
+FORMAT = Format(
+    rows=scenic,
+    describe=describe,
+    signature=r"(^|/)(Spatial|Temporal)?Transformer/encoderblock_\d+/",
+    prefixes=("optimizer/target/params/", "optimizer/target/", "params/params/", "params/", "target/", ""),
+    dropped=(TRAINING_STATE,),
+)

@@ -1,0 +1,121 @@
+"""Fixtures of Hugging Face, timm, and of the reference's section 3.4, through the files that hold them."""
+
+import json
+
+import flax.traverse_util
+import jax
+import numpy as np
+import optax
+import pytest
+
+from vivit_jax.convert import InitFrom, image_to_video, initialise, load_model, load_params, to_flat
+from vivit_jax.models import ViViT, ViViTConfig
+
+
+def relative(found, expected):
+    """The largest difference, relative to the largest expected value."""
+    return np.abs(np.asarray(found, np.float64) - expected).max() / np.abs(expected).max()
+
+
+def apply(config, params, video, dtype="float64", **kwargs):
+    with jax.enable_x64(dtype == "float64"):
+        model = ViViT(ViViTConfig.from_dict({**config.to_dict(), "dtype": dtype}))
+        return jax.jit(lambda p, v: model.apply({"params": p}, v, **kwargs))(params, np.asarray(video, dtype))
+
+
+@pytest.mark.parametrize("file", ["", "model.safetensors", "model_v5names.safetensors"])
+def test_hugging_face_vivit(shared, file):
+    folder = shared / "golden" / "hf" / "vivit_tiny"
+    io = np.load(folder / "io.npz")
+    config, params = load_model(folder / file)
+    assert (config.num_frames, config.image_size, config.num_heads, config.num_classes) == (8, (32, 32), 4, 10)
+    video = io["pixel_values"].transpose(0, 1, 3, 4, 2)
+    assert relative(apply(config, params, video), io["logits_f64"]) < 1e-6
+    assert relative(apply(config, params, video, "float32"), io["logits"]) < 2e-6
+    tokens = apply(config, params, video, features=True)["tokens"]
+    assert relative(tokens, io["last_hidden_state_post_ln"]) < 2e-6  # stored in float32
+
+
+def test_hugging_face_gradients(shared):
+    folder = shared / "golden" / "hf" / "vivit_tiny"
+    io = np.load(folder / "io.npz")
+    config, params = load_model(folder)
+    video = io["pixel_values"].transpose(0, 1, 3, 4, 2)
+
+    def loss(params):
+        logits = ViViT(config).apply({"params": params}, video)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, io["labels"]).mean()
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    assert relative(value, io["loss"]) < 2e-6
+    theirs = {name.removeprefix("grad:"): io[name] for name in io.files if name.startswith("grad:")}
+    expected = load_params(theirs, "huggingface", config=config)  # gradients have the shapes and names of weights
+    scale = max(np.abs(g).max() for g in theirs.values())
+    error = jax.tree.map(lambda ours, his: float(np.abs(ours - his).max()), gradient, expected)
+    assert max(jax.tree.leaves(error)) < 2e-6 * scale
+
+
+@pytest.mark.parametrize("file", ["", "model.safetensors", "model_v5names.safetensors"])
+def test_hugging_face_vit(shared, file):
+    folder = shared / "golden" / "hf" / "vit_cls_tiny"
+    io = np.load(folder / "io.npz")
+    config, params = load_model(folder / file)
+    assert (config.activation, config.layer_norm_eps, config.num_frames) == ("gelu", 1e-12, 1)
+    images = io["pixel_values"].transpose(0, 2, 3, 1)[:, None]
+    assert relative(apply(config, params, images), io["logits"]) < 2e-6
+
+
+@pytest.mark.parametrize("file", ["model.pth", "model.safetensors"])
+def test_timm(shared, file):
+    folder = shared / "golden" / "hf" / "timm_vit_tiny"
+    io = np.load(folder / "io.npz")
+    with pytest.raises(ValueError, match="give num_heads"):
+        load_model(folder / file)
+    config, params = load_model(folder / file, num_heads=4)
+    images = io["pixel_values"].transpose(0, 2, 3, 1)[:, None]
+    assert relative(apply(config, params, images), io["logits"]) < 2e-6
+    features = apply(config, params, images, features=True)
+    assert relative(features["tokens"], io["forward_features"]) < 2e-6
+    assert relative(features["pre_logits"], io["pre_logits"]) < 2e-6
+
+
+INIT = {
+    "init_m1_central_tile": {"attention": "spatiotemporal"},
+    "init_m1_inflate_tile": {"attention": "spatiotemporal"},
+    "init_m1_central_resize_tile_48px": {"attention": "spatiotemporal"},
+    "init_m2_central_tile": {"attention": "factorised_encoder", "temporal_layers": 2},
+    "init_m3_central_tile_temporal_not_loaded": {"attention": "factorised_self_attention"},
+}
+METHODS = {"central_frame_initializer": "central_frame", "average_frame_initializer": "filter_inflation"}
+
+
+@pytest.mark.parametrize("name", INIT)
+def test_section_3_4_as_published(shared, name):
+    """What the reference makes of an image ViT, and the logits that it then gives."""
+    golden = dict(np.load(shared / "golden" / "scenic" / f"{name}.npz"))
+    image = {k: v for k, v in np.load(shared / "golden" / "scenic" / str(golden["ckpt_file"])).items()}
+    meta = json.loads(str(golden["meta_json"]))
+    after = {k.removeprefix("target_after/"): v for k, v in golden.items() if k.startswith("target_after/")}
+    config = ViViTConfig(
+        hidden_size=32, num_layers=2, num_heads=4, mlp_dim=64, tubelet_size=meta["tubelet_thw"],
+        num_frames=meta["frames"], image_size=meta["size"], num_classes=after["output_projection/bias"].shape[0],
+        classifier=meta["classifier"], **INIT[name],
+    )  # fmt: skip
+    options = InitFrom(
+        prefix="ckpt/", embedding=METHODS[meta["kernel_init_method"]], temporal_attention="random", pre_logits="drop"
+    )
+    made = initialise(image, config, options)
+    ours = to_flat(made.params, "scenic", config)
+    assert set(ours) == set(after)
+    for leaf in set(after) - set(meta["untouched"]):
+        assert relative(ours[leaf], after[leaf]) < 1e-6, leaf
+    np.testing.assert_array_equal(ours.get("cls_SpatialTransformer", image["ckpt/cls"]), image["ckpt/cls"])
+    # The leaves that the reference leaves alone, put in: then its logits are ours.
+    whole = load_params({**ours, **{leaf: after[leaf] for leaf in meta["untouched"]}}, "scenic", config=config)
+    video = np.load(shared / "golden" / "scenic" / str(golden["video_file"]))[str(golden["video_key"])]
+    assert relative(apply(config, whole, video), golden["logits_after"]) < 2e-6
+    # The same from parameters in memory.
+    image_config, image_params = load_model(image, prefix="ckpt/")
+    again = image_to_video(image_params, config, embedding=options.embedding, temporal_attention="random")
+    jax.tree.map(np.testing.assert_array_equal, again, made.params)
+    assert image_config.representation_size == 32

@@ -1,0 +1,87 @@
+"""Section 3.4's arithmetic on single leaves, in NumPy: positions on another grid, embeddings over other frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.ndimage
+
+
+def resize_grid(positions: np.ndarray, grid: Sequence[int]) -> np.ndarray:
+    """Position embeddings on another grid, by linear interpolation with the corners in place.
+
+    As the published code does it (`scipy.ndimage.zoom`, order 1), here for any grid: theirs takes every grid for a
+    square.
+
+    Args:
+      positions: [n_1, ..., n_k, d], the embeddings along time, rows, columns, or some of these.
+      grid: the new (n_1, ..., n_k).
+
+    Returns:
+      [*grid, d], the dtype of `positions`; where nothing changes, the same array.
+
+    Raises:
+      ValueError: another number of axes.
+    """
+    if len(grid) != positions.ndim - 1:
+        raise ValueError(f"positions on a grid of {positions.ndim - 1} axes cannot be resized to {tuple(grid)}")
+    if tuple(grid) == positions.shape[:-1]:
+        return positions
+    factors = [new / old for new, old in zip(grid, positions.shape[:-1], strict=True)]
+    wide = positions if positions.dtype == np.float64 else positions.astype(np.float32)
+    resized = scipy.ndimage.zoom(wide, (*factors, 1.0), order=1)
+    assert resized.shape == (*grid, positions.shape[-1])
+    return resized.astype(positions.dtype)
+
+
+def central_frame(kernel: np.ndarray, t: int) -> np.ndarray:
+    """Central frame initialisation, eq. 9: E = [0, ..., E_image, ..., 0], the kernel at frame t // 2.
+
+    Args:
+      kernel: [h, w, C, d] of an image model, or [s, h, w, C, d] of tubelets with s <= t frames, whose own central frame
+        goes to frame t // 2.
+      t: frames of the new tubelet.
+
+    Returns:
+      [t, h, w, C, d].
+
+    Raises:
+      ValueError: the kernel has more frames than t.
+    """
+    if kernel.ndim == 4:
+        kernel = kernel[None]
+    frames = kernel.shape[0]
+    if frames > t:
+        raise ValueError(
+            f"central_frame would drop {frames - t} of the {frames} frames of the kernel; use filter_inflation"
+        )
+    out = np.zeros((t, *kernel.shape[1:]), kernel.dtype)
+    start = t // 2 - frames // 2
+    out[start : start + frames] = kernel
+    return out
+
+
+def filter_inflation(kernel: np.ndarray, t: int) -> np.ndarray:
+    """Filter inflation, eq. 8: E = 1/t [E_image, ..., E_image].
+
+    Between tubelets of s and t frames its generalisation: each new frame takes what the old kernel has over the span
+    that it covers, so that the sum over the frames, which is the answer to a clip that stands still, stays the same.
+
+    Args:
+      kernel: [h, w, C, d] of an image model, or [s, h, w, C, d] of tubelets.
+      t: frames of the new tubelet.
+
+    Returns:
+      [t, h, w, C, d].
+    """
+    if kernel.ndim == 4:
+        kernel = kernel[None]
+    frames = kernel.shape[0]
+    if frames == t:
+        return kernel
+    edges, new_edges = np.linspace(0, 1, frames + 1), np.linspace(0, 1, t + 1)
+    low = np.maximum(edges[None, :-1], new_edges[:-1, None])
+    high = np.minimum(edges[None, 1:], new_edges[1:, None])
+    share = np.maximum(high - low, 0) * frames  # [t, s]: which part of an old frame a new one covers
+    return np.tensordot(share, kernel, axes=1).astype(kernel.dtype)

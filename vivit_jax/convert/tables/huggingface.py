@@ -1,0 +1,158 @@
+"""Hugging Face's ViViT (Model 1) and ViT: the names on disk, which are written, and those of version 5 in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vivit_jax.convert.tables.rows import (
+    CONVOLUTION,
+    SEQUENCE,
+    TRANSPOSED,
+    VECTOR,
+    Dropped,
+    Format,
+    Hints,
+    Row,
+    Shapes,
+    output_projection,
+    projection,
+    row,
+)
+from vivit_jax.convert.tables.sizes import clip_grid, count_layers, heads_of, is_image_model, shape_of, space_grid
+from vivit_jax.models import ViViTConfig
+
+# Their `hidden_act` -> our `activation`; they spell the tanh approximation in several ways.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+# (of a layer: their names, those of version 5, ours, what the pair of arrays is)
+_PARTS = (
+    ("attention.attention.query", "attention.q_proj", "attention/query", "projection"),
+    ("attention.attention.key", "attention.k_proj", "attention/key", "projection"),
+    ("attention.attention.value", "attention.v_proj", "attention/value", "projection"),
+    ("attention.output.dense", "attention.o_proj", "attention/out", "output"),
+    ("layernorm_before", "layernorm_before", "norm_attention", "norm"),
+    ("layernorm_after", "layernorm_after", "norm_mlp", "norm"),
+    ("intermediate.dense", "mlp.fc1", "mlp/dense_in", "dense"),
+    ("output.dense", "mlp.fc2", "mlp/dense_out", "dense"),
+)
+
+
+def huggingface(config: ViViTConfig) -> list[Row]:
+    """Their names for the parameters of Model 1 with tubelets and a class token (`vivit.`), or an image ViT (`vit.`).
+
+    Models without a head have been stored without the prefix, and with a pooler: our pre-logits layer.
+
+    Raises:
+      ValueError: another of our models, for which they have no class.
+    """
+    image = is_image_model(config)
+    if not image and (config.attention, config.tokenizer) != ("spatiotemporal", "tubelet"):
+        raise ValueError(
+            f"Hugging Face has ViViT's Model 1 with tubelets, not {config.attention} with {config.tokenizer}: to start "
+            "such a model from their weights use config.init_from or convert.initialise"
+        )
+    if config.classifier != "token" or isinstance(config.num_classes, tuple):
+        raise ValueError(
+            f"Hugging Face's ViViT has a class token and one head; this model has classifier={config.classifier!r} and "
+            f"num_classes={config.num_classes}"
+        )
+    rows: list[Row] = []
+    for prefix in ("vit." if image else "vivit.", ""):
+        embeddings = f"{prefix}embeddings"
+        rows += [
+            row(f"{embeddings}.cls_token", "encoder/class_token", VECTOR),
+            row(f"{embeddings}.position_embeddings", "encoder/position_embedding", SEQUENCE),
+            row(f"{embeddings}.patch_embeddings.projection.weight", "tokenizer/kernel", CONVOLUTION),
+            row(f"{embeddings}.patch_embeddings.projection.bias", "tokenizer/bias"),
+            *pair(f"{prefix}layernorm", "encoder/norm", "norm"),
+        ]
+        for theirs, _, ours, kind in _PARTS:
+            rows += pair(f"{prefix}encoder.layer.{{layer}}.{theirs}", f"encoder/layers/{ours}", kind, config.num_heads)
+        for _, theirs, ours, kind in _PARTS:
+            rows += pair(f"{prefix}layers.{{layer}}.{theirs}", f"encoder/layers/{ours}", kind, config.num_heads)
+        if config.representation_size:
+            rows += pair(f"{prefix}pooler.dense", "pre_logits", "dense")
+    if config.num_classes is not None:
+        rows += pair("classifier", "head", "dense")
+    return rows
+
+
+def pair(theirs: str, ours: str, kind: str, num_heads: int = 1) -> list[Row]:
+    """The rows of a layer of PyTorch, `weight` and `bias`: a `dense` layer, a `norm`, a `projection` to heads, or from
+    heads to the `output`."""
+    if kind == "norm":
+        return [row(f"{theirs}.weight", f"{ours}/scale"), row(f"{theirs}.bias", f"{ours}/bias")]
+    weight = {"dense": TRANSPOSED, "projection": projection(num_heads), "output": output_projection(num_heads)}[kind]
+    bias = projection(num_heads) if kind == "projection" else None
+    return [row(f"{theirs}.weight", f"{ours}/kernel", weight), row(f"{theirs}.bias", f"{ours}/bias", bias)]
+
+
+def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTConfig:
+    """The model that shapes under their names, and `config.json` beside them, belong to.
+
+    Without `config.json` the defaults of their classes hold: ViViT the tanh GELU and eps 1e-6, ViT the exact GELU and
+    eps 1e-12; heads by a hint, the wanted model's, or the backbones' table.
+
+    Raises:
+      ValueError: a leaf without which the model cannot be known, an activation that ViViT does not have, a
+        `config.json` that contradicts the shapes.
+    """
+    written = facts.get("config") or {}
+    names = {name.removeprefix("vivit.").removeprefix("vit."): shape for name, shape in shapes.items()}
+    kernel = names.get("embeddings.patch_embeddings.projection.weight", ())
+    shape_of(names, "embeddings.patch_embeddings.projection.weight", 5 if len(kernel) != 4 else 4)
+    d, channels, *time, h, w = kernel
+    slots = shape_of(names, "embeddings.position_embeddings", 3)[1] - 1
+    old = "encoder.layer.0.intermediate.dense.weight"
+    mlp = shape_of(names, old if old in names else "layers.0.mlp.fc1.weight", 2)[0]
+    queries = ("encoder.layer.0.attention.attention.query.bias", "layers.0.attention.q_proj.bias")
+    activation = written.get("hidden_act", "gelu_fast" if time else "gelu")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"config.json says hidden_act={activation!r}; ViViT here has {', '.join(ACTIVATIONS)}")
+    size = written.get("image_size")
+    if size is not None and hints.grid is None:
+        height, width = (size, size) if isinstance(size, int) else size
+        frames = (written.get("num_frames", 32) // time[0],) if time else ()
+        hints = Hints((*frames, height // h, width // w), hints.num_heads, hints.target)
+    if time:
+        n_t, n_h, n_w = clip_grid(slots, (*time, h, w), hints)
+    else:
+        n_t, (n_h, n_w) = 1, space_grid(slots, hints)
+    t = time[0] if time else 1
+    heads = written.get("num_attention_heads")
+    return ViViTConfig(
+        hidden_size=d,
+        num_heads=heads if heads is not None and hints.num_heads is None else heads_of(d, hints),
+        num_layers=count_layers(names, r"(encoder\.layer|layers)\.(?P<layer>\d+)\."),
+        mlp_dim=mlp,
+        tokenizer="tubelet" if time else "uniform_frames",
+        tubelet_size=(t, h, w),
+        num_frames=n_t * t,
+        image_size=(n_h * h, n_w * w),
+        in_channels=channels,
+        num_classes=names["classifier.bias"][0] if "classifier.bias" in names else None,
+        representation_size=names["pooler.dense.bias"][0] if "pooler.dense.bias" in names else None,
+        activation=ACTIVATIONS[activation],
+        layer_norm_eps=written.get("layer_norm_eps", 1e-6 if time else 1e-12),
+        qkv_bias=any(name in names for name in queries),
+    )
+
+
+FORMAT = Format(
+    rows=huggingface,
+    describe=describe,
+    signature=r"(^|\.)embeddings\.patch_embeddings\.projection\.weight$",
+    prefixes=("module.", "model.", ""),
+    dropped=(
+        Dropped(r"(vit\.)?embeddings\.mask_token$", "the token of masked-image training"),
+        Dropped(r"decoder\.", "the decoder of masked-image training"),
+        Dropped(r"(vivit\.|vit\.)?embeddings\.position_ids$", "a buffer that counts positions"),
+    ),
+    separator=".",
+)

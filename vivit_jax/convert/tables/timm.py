@@ -1,0 +1,105 @@
+"""timm's `VisionTransformer`: one fused projection for query, key and value, exact GELU, eps 1e-6."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vivit_jax.convert.tables.huggingface import pair
+from vivit_jax.convert.tables.rows import (
+    CONVOLUTION,
+    SEQUENCE,
+    VECTOR,
+    Format,
+    Hints,
+    Row,
+    Shapes,
+    projection,
+    row,
+    slotted,
+)
+from vivit_jax.convert.tables.sizes import count_layers, heads_of, require_image_model, shape_of, space_grid
+from vivit_jax.models import ViViTConfig
+
+
+def timm(config: ViViTConfig) -> list[Row]:
+    """Their names for the parameters of an image ViT; models whose class token has no position leave its slot at zero.
+
+    Raises:
+      ValueError: the config is a video model's.
+    """
+    require_image_model(config, "timm")
+    token = config.classifier == "token"
+    block, layers = "blocks.{layer}", "encoder/layers"
+    fused = projection(config.num_heads, parts=3)
+    qkv = {
+        leaf: tuple(f"{layers}/attention/{p}/{leaf}" for p in ("query", "key", "value")) for leaf in ("kernel", "bias")
+    }
+    rows = [
+        row("patch_embed.proj.weight", "tokenizer/kernel", CONVOLUTION),
+        row("patch_embed.proj.bias", "tokenizer/bias"),
+        row(
+            "pos_embed",
+            "encoder/position_embedding",
+            slotted(config.grid[1] * config.grid[2] + 1) if token else SEQUENCE,
+        ),
+        row(f"{block}.attn.qkv.weight", qkv["kernel"], fused),
+        row(f"{block}.attn.qkv.bias", qkv["bias"], fused),
+        *pair(f"{block}.attn.proj", f"{layers}/attention/out", "output", config.num_heads),
+        *pair(f"{block}.norm1", f"{layers}/norm_attention", "norm"),
+        *pair(f"{block}.norm2", f"{layers}/norm_mlp", "norm"),
+        *pair(f"{block}.mlp.fc1", f"{layers}/mlp/dense_in", "dense"),
+        *pair(f"{block}.mlp.fc2", f"{layers}/mlp/dense_out", "dense"),
+        *pair("norm", "encoder/norm", "norm"),
+    ]
+    if token:
+        rows.append(row("cls_token", "encoder/class_token", VECTOR))
+    if config.representation_size:
+        rows += pair("pre_logits.fc", "pre_logits", "dense")
+    if config.num_classes is not None:
+        rows += pair("head", "head", "dense")
+    return rows
+
+
+def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTConfig:
+    """The image model that shapes under their names belong to; heads by a hint, the wanted model's, or the table of
+    backbones.
+
+    Raises:
+      ValueError: a leaf without which the model cannot be known.
+    """
+    d, channels, h, w = shape_of(shapes, "patch_embed.proj.weight", 4)
+    token = "cls_token" in shapes
+    slots = shape_of(shapes, "pos_embed", 3)[1]
+    try:
+        n_h, n_w = space_grid(slots - token, hints)
+    except ValueError:
+        if not token:
+            raise
+        n_h, n_w = space_grid(slots, hints)  # `no_embed_class`: the class token has no position
+    return ViViTConfig(
+        hidden_size=d,
+        num_heads=heads_of(d, hints),
+        num_layers=count_layers(shapes, r"blocks\.(?P<layer>\d+)\."),
+        mlp_dim=shape_of(shapes, "blocks.0.mlp.fc1.weight", 2)[0],
+        tokenizer="uniform_frames",
+        tubelet_size=(1, h, w),
+        num_frames=1,
+        image_size=(n_h * h, n_w * w),
+        in_channels=channels,
+        classifier="token" if token else "gap",
+        num_classes=shapes["head.bias"][0] if "head.bias" in shapes else None,
+        representation_size=shapes["pre_logits.fc.bias"][0] if "pre_logits.fc.bias" in shapes else None,
+        activation="gelu",
+        layer_norm_eps=1e-6,
+        qkv_bias="blocks.0.attn.qkv.bias" in shapes,
+    )
+
+
+FORMAT = Format(
+    rows=timm,
+    describe=describe,
+    signature=r"(^|\.)blocks\.\d+\.attn\.qkv\.weight$",
+    prefixes=("module.", "model.", ""),
+    separator=".",
+)

@@ -1,0 +1,229 @@
+"""VideoPrism's video encoders (arXiv:2402.13217; names of its public code, `videoprism/encoders.py` and `layers.py`).
+
+Model 2 without pooling between its encoders (`frame_pooling=False`), and without a head. What differs from our blocks
+and how it is carried:
+
+* attention logits capped by 50 tanh(x / 50): `attention_logit_cap=50`; exact GELU: `activation="gelu"`. Neither leaves
+  a trace in the weights; they are those of every released model.
+* frames in [0, 1], ours in [-1, 1]: folded into the patch projection, exactly, since nothing is padded.
+* LayerNorms store their scale less one: one is added.
+* `per_dim_scale`, a learned factor on each dimension of the queries in place of a constant one: folded into the query's
+  kernel and bias. The released video encoders have none.
+* norms after a branch (`norm_policy="primer_hybrid"`): refused. The policies `post` and `post_skip`, which no released
+  video encoder has, have the names of `pre` and cannot be told from it.
+
+The video-text models (`videoprism_lvt_*`) hold such an encoder under `vision_encoder/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Leaves, Row, Shapes, Transform, row
+from vivit_jax.convert.tables.sizes import count_layers, shape_of, space_grid
+from vivit_jax.models import ViViTConfig
+
+CHANNELS = 3
+# What the weights do not show, the same in every released model.
+RELEASED: Mapping[str, Any] = {
+    "attention": "factorised_encoder",
+    "frame_pooling": False,
+    "tokenizer": "uniform_frames",
+    "activation": "gelu",
+    "attention_logit_cap": 50.0,
+    "layer_norm_eps": 1e-6,
+}
+_R_SOFTPLUS_0 = 1.442695041  # 1 / softplus(0), as many digits as their code writes
+_PROJECTION = "patch_projection/linear"
+_STACK = "{part}_encoder/transformers_stack"
+_SCALE = re.compile(r"(?P<attention>.+/self_attention)/per_dim_scale/per_dim_scale")
+
+
+def videoprism(config: ViViTConfig) -> list[Row]:
+    """Their names for the parameters of a video encoder, its layers stacked (`x_layers`) or one by one (`x_layers_0`).
+
+    The rows read and do not write: VideoPrism's code has no place for what was folded.
+
+    Raises:
+      ValueError: the config computes something else than VideoPrism does; every field that does is named.
+    """
+    other = [f"{name}={getattr(config, name)!r}, not {value!r}" for name, value in RELEASED.items()
+             if getattr(config, name) != value]  # fmt: skip
+    if other or config.tubelet_size[0] != 1:
+        other += [f"tubelet_size={config.tubelet_size}, not one frame"] * (config.tubelet_size[0] != 1)
+        raise ValueError(
+            f"VideoPrism's encoders are another model than this config's ({'; '.join(other)}): to start such a model "
+            "from their weights use config.init_from or convert.initialise"
+        )
+    _, h, w = config.tubelet_size
+    rows = [
+        _read(f"{_PROJECTION}/kernel", "tokenizer/kernel", _patches(h, w, config.in_channels)),
+        _read(f"{_PROJECTION}/bias", "tokenizer/bias"),
+    ]
+    for part in ("spatial", "temporal"):
+        encoder = f"{part}_encoder"
+        rows += [
+            _read(f"{part}_pos_emb/emb_var", f"{encoder}/position_embedding"),
+            *_norm(f"{part}_ln", f"{encoder}/norm"),
+        ]
+        for name in ("x_layers", "x_layers_{layer}"):
+            block, layers = f"{_STACK.format(part=part)}/{name}", f"{encoder}/layers"
+            rows += [
+                *_norm(f"{block}/layer_norm", f"{layers}/norm_attention"),
+                *_norm(f"{block}/ff_layer/layer_norm", f"{layers}/norm_mlp"),
+                _read(f"{block}/ff_layer/ffn_layer1/linear/{{leaf}}", f"{layers}/mlp/dense_in/{{leaf}}"),
+                _read(f"{block}/ff_layer/ffn_layer2/linear/{{leaf}}", f"{layers}/mlp/dense_out/{{leaf}}"),
+                _read(f"{block}/self_attention/post/w", f"{layers}/attention/out/kernel", _output),
+                _read(f"{block}/self_attention/post/b", f"{layers}/attention/out/bias"),
+                _read(f"{block}/self_attention/{{part}}/w", f"{layers}/attention/{{part}}/kernel"),
+                _read(f"{block}/self_attention/{{part}}/b", f"{layers}/attention/{{part}}/bias"),
+            ]
+    return rows
+
+
+def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTConfig:
+    """The video encoder that shapes under their names belong to, for the clips that it was trained on, without a head.
+
+    Patches are squares of RGB pixels, n_h x n_w of them by a hint, the wanted model's grid, or a square.
+
+    Raises:
+      ValueError: a leaf without which the model cannot be known, patches that are no squares, or norms that ViViT's
+        block does not have.
+    """
+    del facts
+    norms = [name for name in shapes if re.search(r"(spatial|temporal)_encoder/.*/(pre|post)_layer_norm/", name)]
+    if norms:
+        raise ValueError(
+            f"{norms[0]} and {len(norms) - 1} more: norms before and after each branch (norm_policy='primer_hybrid'), "
+            "where ViViT's block (eqs. 2 and 3) has them before alone; only encoders with norm_policy='pre' can be read"
+        )
+    pixels, d = shape_of(shapes, f"{_PROJECTION}/kernel", 2)
+    patch = math.isqrt(pixels // CHANNELS)
+    if CHANNELS * patch * patch != pixels:
+        raise ValueError(f"{_PROJECTION}/kernel has {pixels} rows, which are no square patch of {CHANNELS} channels")
+    n_h, n_w = space_grid(shape_of(shapes, "spatial_pos_emb/emb_var", 2)[0], hints)
+    spatial, first, scanned = _layers(shapes, "spatial")
+    temporal = _layers(shapes, "temporal")[0]
+    return ViViTConfig(
+        **RELEASED,
+        hidden_size=d,
+        num_heads=shape_of(shapes, f"{first}/self_attention/query/w", 3 + scanned)[-2],
+        num_layers=spatial,
+        temporal_layers=temporal,
+        mlp_dim=shape_of(shapes, f"{first}/ff_layer/ffn_layer1/linear/kernel", 2 + scanned)[-1],
+        tubelet_size=(1, patch, patch),
+        num_frames=shape_of(shapes, "temporal_pos_emb/emb_var", 2)[0],
+        image_size=(n_h * patch, n_w * patch) if n_h != n_w else n_h * patch,
+        in_channels=CHANNELS,
+        num_classes=None,
+        qkv_bias=f"{first}/self_attention/query/b" in shapes,
+    )
+
+
+def fold(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Their leaves, with what takes two of them at once folded in when they are read; nothing is read here.
+
+    * Pixels: theirs are u in [0, 1], ours v = 2 u - 1, and K u + b = (K / 2) v + (b + K 1 / 2), K 1 the sum over the
+      pixels of a patch.
+    * `per_dim_scale` p: their queries are q softplus(p) / (softplus(0) sqrt(head_dim)), ours q / sqrt(head_dim).
+    * `vision_encoder/` in front of a name is taken away.
+    """
+    leaves = {name.removeprefix("vision_encoder/"): leaf for name, leaf in leaves.items()}
+    folded = dict(leaves)
+    kernel, bias = (leaves.get(f"{_PROJECTION}/{name}") for name in ("kernel", "bias"))
+    if kernel is not None and bias is not None:
+        half = _derived(kernel, lambda x: x / 2)
+        folded[f"{_PROJECTION}/kernel"] = half
+        folded[f"{_PROJECTION}/bias"] = _derived(bias, lambda x: x + _wide(kernel.read()).sum(axis=0) / 2)
+    for name, leaf in leaves.items():
+        match = _SCALE.fullmatch(name)
+        if match is None:
+            continue
+        query = {part: leaves.get(f"{match['attention']}/query/{part}") for part in ("w", "b")}
+        present = {part: array for part, array in query.items() if array is not None}
+        if all(_scales(leaf.shape, array.shape) for array in present.values()):
+            del folded[name]
+            for part, array in present.items():
+                folded[f"{match['attention']}/query/{part}"] = _derived(array, _scaled(leaf))
+    return folded
+
+
+def _derived(leaf: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:
+    """A leaf whose numbers are changed, in float64, when it is read; float32 or wider."""
+    dtype = np.promote_types(leaf.dtype, np.float32)
+    return dataclasses.replace(leaf, dtype=dtype, read=lambda: change(_wide(leaf.read())).astype(dtype))
+
+
+def _wide(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float64)
+
+
+def _scales(scale: tuple[int, ...], query: tuple[int, ...]) -> bool:
+    """Whether a `per_dim_scale` [(layers,) head_dim] is that of a query's array [(layers, ...) heads, head_dim]."""
+    return len(scale) in (1, 2) and scale[-1:] == query[-1:] and scale[:-1] == query[: len(scale) - 1]
+
+
+def _scaled(scale: Any) -> Callable[[np.ndarray], np.ndarray]:
+    def change(x: np.ndarray) -> np.ndarray:
+        p = _wide(scale.read())
+        factor = _R_SOFTPLUS_0 * np.logaddexp(0.0, p)
+        return x * factor.reshape(*p.shape[:-1], *(1,) * (x.ndim - p.ndim), p.shape[-1])
+
+    return change
+
+
+def _layers(shapes: Shapes, part: str) -> tuple[int, str, bool]:
+    """(layers of an encoder, the name of all or of the first, whether they are stacked)."""
+    stack = _STACK.format(part=part)
+    if any(name.startswith(f"{stack}/x_layers/") for name in shapes):
+        return shape_of(shapes, f"{stack}/x_layers/layer_norm/scale", 2)[0], f"{stack}/x_layers", True
+    return count_layers(shapes, rf"{stack}/x_layers_(?P<layer>\d+)/"), f"{stack}/x_layers_0", False
+
+
+def _read(theirs: str, ours: str, load: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> Row:
+    return row(theirs, ours, Transform(load=lambda x: [load(x)], save=_refuse))
+
+
+def _refuse(arrays: Leaves) -> np.ndarray:
+    raise ValueError(
+        "VideoPrism's weights are read and not written: frames in [-1, 1] are folded into them; "
+        "keep the model as a checkpoint of a run"
+    )
+
+
+def _norm(theirs: str, ours: str) -> list[Row]:
+    def plus_one(x: np.ndarray) -> np.ndarray:
+        return x.astype(np.promote_types(x.dtype, np.float32)) + 1
+
+    return [_read(f"{theirs}/scale", f"{ours}/scale", plus_one), _read(f"{theirs}/bias", f"{ours}/bias")]
+
+
+def _output(x: np.ndarray) -> np.ndarray:
+    """[(layers,) d, heads, head_dim] -> [(layers,) heads, head_dim, d]."""
+    return np.moveaxis(x, -3, -1) if x.ndim >= 3 else x
+
+
+def _patches(h: int, w: int, channels: int) -> Callable[[np.ndarray], np.ndarray]:
+    """[h w C, d], the pixels of a patch row by row, channels last -> [h, w, C, d]."""
+    size = h * w * channels
+    return lambda x: x.reshape(h, w, channels, -1) if x.ndim == 2 and x.shape[0] == size else x
+
+
+FORMAT = Format(
+    rows=videoprism,
+    describe=describe,
+    fold=fold,
+    signature=r"(^|/)(spatial|temporal)_encoder/transformers_stack/x_layers(_\d+)?/",
+    prefixes=("params/", ""),
+    dropped=(
+        Dropped(r"text_encoder/", "the text encoder of a video-text model"),
+        Dropped(r"auxiliary_encoder/", "layers between the video encoder and the video embedding", harmless=False),
+        Dropped(r"contrastive_vision_pooler/", "the pooling that makes the video embedding", harmless=False),
+    ),
+)

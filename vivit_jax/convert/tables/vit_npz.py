@@ -1,0 +1,121 @@
+"""Image ViTs in Flax's names: vision_transformer and AugReg (`MlpBlock_3`), and big_vision (`MlpBlock_0`), whose layers
+come one by one or, from a scan, stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vivit_jax.convert.tables.rows import (
+    SEQUENCE,
+    VECTOR,
+    Dropped,
+    Format,
+    Hints,
+    Row,
+    Shapes,
+    row,
+    slotted,
+)
+from vivit_jax.convert.tables.scenic import TRAINING_STATE, block_rows
+from vivit_jax.convert.tables.sizes import count_layers, require_image_model, shape_of, space_grid
+from vivit_jax.models import ViViTConfig
+
+_AUGREG = {
+    "LayerNorm_0": "norm_attention",
+    "MultiHeadDotProductAttention_1": "attention",
+    "LayerNorm_2": "norm_mlp",
+    "MlpBlock_3": "mlp",
+}
+_BIG_VISION = {
+    "LayerNorm_0": "norm_attention",
+    "MultiHeadDotProductAttention_0": "attention",
+    "LayerNorm_1": "norm_mlp",
+    "MlpBlock_0": "mlp",
+}
+
+
+def vit_npz(config: ViViTConfig) -> list[Row]:
+    """Their names for the parameters of an image ViT (`tokenizer="uniform_frames"`, one frame).
+
+    vision_transformer adds the positions after the class token is in front, as we do; big_vision before, so that the
+    class token has no position: its slot is then zero.
+
+    Raises:
+      ValueError: the config is a video model's.
+    """
+    require_image_model(config, "vit_npz (vision_transformer, AugReg, big_vision)")
+    layers = "encoder/layers"
+    rows = [
+        row("embedding/{leaf}", "tokenizer/{leaf}"),
+        row("Transformer/posembed_input/pos_embedding", "encoder/position_embedding", SEQUENCE),
+        row("pos_embedding", "encoder/position_embedding", _positions(config)),
+        row("Transformer/encoder_norm/{leaf}", "encoder/norm/{leaf}"),
+        *block_rows("Transformer/encoderblock_{layer}", layers, _AUGREG),
+        *block_rows("Transformer/encoderblock_{layer}", layers, _BIG_VISION),
+        *block_rows("Transformer/encoderblock", layers, _BIG_VISION),
+    ]
+    if config.classifier == "token":
+        rows.append(row("cls", "encoder/class_token", VECTOR))
+    if config.representation_size:
+        rows.append(row("pre_logits/{leaf}", "pre_logits/{leaf}"))
+    if config.num_classes is not None:
+        rows.append(row("head/{leaf}", "head/{leaf}"))
+    return rows
+
+
+def _positions(config: ViViTConfig) -> Any:
+    token = config.classifier == "token"
+    return slotted(config.grid[1] * config.grid[2] + 1) if token else SEQUENCE
+
+
+def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTConfig:
+    """The image model that shapes under their names belong to; eps 1e-6 and the tanh GELU, as their code has them.
+
+    Raises:
+      ValueError: a leaf without which the model cannot be known, or positions that are not a square without a hint.
+    """
+    h, w, channels, d = shape_of(shapes, "embedding/kernel", 4)
+    stacked = any(name.startswith("Transformer/encoderblock/") for name in shapes)
+    block = "Transformer/encoderblock" + ("" if stacked else "_0")
+    names = _AUGREG if f"{block}/MlpBlock_3/Dense_0/kernel" in shapes else _BIG_VISION
+    attention, mlp = (next(name for name, ours in names.items() if ours == part) for part in ("attention", "mlp"))
+    query = shape_of(shapes, f"{block}/{attention}/query/kernel", 3 + stacked)
+    token = "cls" in shapes
+    slots = 0  # of the tokens of the image
+    if "Transformer/posembed_input/pos_embedding" in shapes:
+        slots = shape_of(shapes, "Transformer/posembed_input/pos_embedding", 3)[1] - token
+    else:
+        slots = shape_of(shapes, "pos_embedding", 3)[1]
+    n_h, n_w = space_grid(slots, hints)
+    return ViViTConfig(
+        hidden_size=d,
+        num_heads=query[-2],
+        num_layers=query[0] if stacked else count_layers(shapes, r"Transformer/encoderblock_(?P<layer>\d+)/"),
+        mlp_dim=shape_of(shapes, f"{block}/{mlp}/Dense_0/kernel", 2 + stacked)[-1],
+        tokenizer="uniform_frames",
+        tubelet_size=(1, h, w),
+        num_frames=1,
+        image_size=(n_h * h, n_w * w),
+        in_channels=channels,
+        classifier="token" if token else "gap",
+        num_classes=shapes["head/bias"][0] if "head/bias" in shapes else None,
+        representation_size=shapes["pre_logits/bias"][0] if "pre_logits/bias" in shapes else None,
+        qkv_bias=f"{block}/{attention}/query/bias" in shapes,
+    )
+
+
+FORMAT = Format(
+    rows=vit_npz,
+    describe=describe,
+    signature=r"(^|/)Transformer/encoderblock_\d+/MlpBlock_3/|(^|/)Transformer/encoderblock/|^((opt/target|params)/)*pos_embedding$",
+    prefixes=("opt/target/params/", "opt/target/", "params/params/", "params/", "img/", "target/", ""),
+    dropped=(
+        TRAINING_STATE,
+        Dropped(
+            r"MAPHead_0/",
+            "the attention that pools its tokens has no place in ViViT, which averages them or takes a class token",
+            harmless=False,
+        ),
+    ),
+)
