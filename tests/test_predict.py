@@ -32,6 +32,7 @@ def test_pairs_are_ranked_by_the_product_of_the_softmaxes():
         ("spatiotemporal", {"classifier": "gap"}),
         ("factorised_encoder", {}),
         ("factorised_encoder", {"temporal_layers": 0}),
+        ("factorised_encoder", {"frame_pooling": False}),
         ("factorised_self_attention", {}),
         ("factorised_dot_product", {}),
     ],

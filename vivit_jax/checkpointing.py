@@ -190,6 +190,13 @@ class Checkpoints:
             self._open()  # a manager whose save failed is of no more use
             raise
 
+    def recorded(self) -> dict[str, Any] | None:
+        """The JSON item of the newest step that has a readable one, or None."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(CheckpointError):
+                return self.meta(step)
+        return None
+
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON item of a step."""
         try:
@@ -236,7 +243,13 @@ class Checkpoints:
     def _restore(self, abstract: Any, step: int) -> tuple[Any, dict[str, Any]]:
         meta = self.meta(step)
         where = self.root / str(step)
-        check_against(abstract.params, self._stored(step)["params"], str(where))
+        stored = self._stored(step)
+        if "opt_state" not in stored:
+            raise OtherModelError(
+                f"{where} holds parameters alone: it can be evaluated, or start another run with "
+                f"--config.init_from.path={self.root.parent}, but training cannot go on from it"
+            )
+        check_against(abstract.params, stored["params"], str(where))
         restore = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
         try:
             state = self._manager.restore(step, args=ocp.args.Composite(**{STATE: restore}))[STATE]

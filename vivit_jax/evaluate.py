@@ -170,11 +170,13 @@ def evaluate(
     mesh = sharding.make_mesh(experiment.mesh)
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
     with jax.set_mesh(mesh):
-        _, params, _, path = restore_for_inference(checkpoint or workdir, mesh, which=which)
+        stored, params, _, path = restore_for_inference(checkpoint or workdir, mesh, which=which)
+        experiment = experiment.following(stored.config.to_dict())
         split = index.open_split(build.prepare(data.name, data.dir), data.eval_split)
         wanted = experiment.model_config(split.heads)
         checkpointing.check_against(abstract_params(wanted), params, str(path))
-        # The parameters fit; what does not show in them (frames, dropout, scan) is the config's to say.
+        # The parameters fit; what does not show in them (frames, dropout, scan) is the config's to say, but for the
+        # activation and the like, which a config leaves open: those are the checkpoint's.
         model = ViViT(wanted)
         result = Evaluator(model, mesh, experiment, split, experiment.clip_spec(wanted))(params)
     logging.info("%s: %s", path, result.summary())

@@ -17,7 +17,8 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from vivit_jax.convert.options import InitFrom
+from vivit_jax.augment import AugmentConfig
+from vivit_jax.convert.options import FOLLOWED, InitFrom
 from vivit_jax.data.sampling import ClipSpec
 from vivit_jax.models import ViViTConfig
 from vivit_jax.optim import OptimizerConfig
@@ -102,19 +103,20 @@ class Experiment:
     Attributes:
       model: fields of `ViViTConfig`, and `name` ('ViViT-B/16x2'), which gives those that are None.
       input: fields of `ClipSpec` but frames and size, which are the model's.
-      data, init_from, optimizer, evaluation, checkpoint: as their classes say.
+      data, augment, init_from, optimizer, evaluation, checkpoint: as their classes say.
       mesh: {axis: devices along it}; -1 for all that are left.
       batch_size: clips in a global batch, over all devices.
       num_epochs: passes over the training split, a fraction allowed; `num_steps`, where given, wins.
       num_steps: optimizer steps of the run, or None.
       label_smoothing: in [0, 1); training loss only.
       log_every_steps: training metrics are averaged over so many steps and written.
-      seed: of initialisation, order, crops, dropout.
+      seed: of initialisation, order, crops, augmentation, dropout.
     """
 
     model: Mapping[str, Any]
     input: Mapping[str, Any]
     data: DataConfig
+    augment: AugmentConfig
     init_from: InitFrom
     optimizer: OptimizerConfig
     evaluation: EvaluationConfig
@@ -165,20 +167,27 @@ class Experiment:
         return _plain(dataclasses.asdict(self))
 
     def model_config(self, heads: Mapping[str, int]) -> ViViTConfig:
-        """The model for a data set's heads, {head: classes}.
+        """The model for a data set's heads, {head: classes}; no head for {}.
 
         Raises:
           ConfigError: what `ViViTConfig` does not take.
         """
         fields = {k: _tuples(v) for k, v in self.model.items() if v is not None}
         name = fields.pop("name", None)
-        classes = next(iter(heads.values())) if list(heads) == ["label"] else tuple(heads.items())
+        classes = next(iter(heads.values())) if list(heads) == ["label"] else tuple(heads.items()) or None
         try:
             if name:
                 return ViViTConfig.from_name(name, num_classes=classes, **fields)
             return ViViTConfig(num_classes=classes, **fields)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"config.model: {error}") from error
+
+    def following(self, model: Mapping[str, Any]) -> Experiment:
+        """The experiment with what weights decide about their model (`convert.options.FOLLOWED`, and the pre-logits
+        layer) taken from `model`, fields of a `ViViTConfig`, wherever the config leaves them open."""
+        names = (*FOLLOWED, "representation_size")
+        taken = {n: model[n] for n in names if self.model.get(n) is None and model.get(n) is not None}
+        return dataclasses.replace(self, model={**self.model, **taken})
 
     def clip_spec(self, model: ViViTConfig) -> ClipSpec:
         """How clips are cut for this model."""
@@ -197,6 +206,7 @@ class Experiment:
 
 _SECTIONS = {
     "data": DataConfig,
+    "augment": AugmentConfig,
     "init_from": InitFrom,
     "optimizer": OptimizerConfig,
     "evaluation": EvaluationConfig,

@@ -159,8 +159,8 @@ def attention_map(apply_fn: Callable[..., Any], config: ViViTConfig, params: Any
     elif config.attention == "factorised_encoder":
         where = received(last("spatial_encoder", "layers", "attention", "weights"), token)  # [n_t, n_s]
         if config.temporal_layers:
-            when = received(last("temporal_encoder", "layers", "attention", "weights"), token)  # [n_t]
-            where = where / where.sum(-1, keepdims=True) * when[:, None]
+            when = received(last("temporal_encoder", "layers", "attention", "weights"), token)  # [n_t] or [n_s, n_t]
+            where = where / where.sum(-1, keepdims=True) * (when[:, None] if config.frame_pooling else when.T)
     else:
         layers = ("encoder", "layers")
         names = (

@@ -7,7 +7,7 @@ parameters and optimizer state follow `RULES`, a table from the path of a leaf t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -52,6 +52,22 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How every array of a batch lies: the leading dimension over `data`, the others whole."""
     return NamedSharding(mesh, P("data"))
+
+
+def on_own_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of arrays [B, ...], run by each device on its own rows of the batch and nobody else's.
+
+    For what the partitioner would only split by gathering first, as a loop over examples. Inside `jax.jit`, under
+    `jax.set_mesh`; without a mesh it is `function` itself. The function must treat rows independently, and give arrays
+    that again begin with the batch dimension.
+    """
+
+    def per_device(*arrays: Any) -> Any:
+        if jax.sharding.get_abstract_mesh().empty:
+            return function(*arrays)
+        return jax.shard_map(function, in_specs=P("data"), out_specs=P("data"))(*arrays)
+
+    return per_device
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -19,7 +19,7 @@ from clu import metric_writers, parameter_overview
 from clu import metrics as clu_metrics
 from etils import epath
 
-from vivit_jax import checkpointing, evaluate, logs, optim, plots, sharding
+from vivit_jax import checkpointing, convert, evaluate, logs, optim, plots, sharding
 from vivit_jax.data import build, index, pipeline
 from vivit_jax.experiment import ConfigError, Experiment
 from vivit_jax.metrics import accuracy_names
@@ -27,6 +27,7 @@ from vivit_jax.models import ViViT
 from vivit_jax.train_step import TrainState, make_train_step
 
 CONFIG_FILE = "config.json"
+INIT_REPORT = "init_report.txt"
 
 
 def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
@@ -59,8 +60,6 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
             f"checkpoint.best_metric={experiment.checkpoint.best_metric!r} is not measured on {data.name}; "
             f"choose one of {', '.join(choices)}"
         )
-    model = ViViT(experiment.model_config(training.heads))
-    spec = experiment.clip_spec(model.config)
     total_steps = experiment.total_steps(training.num_videos)
     steps_per_epoch = training.num_videos / experiment.batch_size
     schedule = optim.learning_rate_schedule(
@@ -71,8 +70,13 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
     with checkpointing.lock(workdir), jax.set_mesh(mesh), contextlib.ExitStack() as at_the_end:
         checkpoints = open_checkpoints(experiment, workdir)
         at_the_end.callback(checkpoints.close)  # also when something goes wrong: what was saved and logged is kept
+        experiment = follow_weights(experiment, training.heads, checkpoints.recorded())
+        model = ViViT(experiment.model_config(training.heads))
+        spec = experiment.clip_spec(model.config)
         abstract, init = state_maker(model, optimizer, experiment.seed, mesh)
         restored = checkpoints.restore(abstract)
+        if restored is None and experiment.init_from.path is not None:
+            init = state_from_weights(experiment, model, optimizer, abstract, workdir)
         state, meta = restored if restored is not None else (init(), None)
         first_step = int(state.step)
         rows = sharding.process_rows(mesh, experiment.batch_size)
@@ -106,6 +110,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
                 schedule,
                 seed=experiment.seed,
                 label_smoothing=experiment.label_smoothing,
+                augment=experiment.augment,
             ),
             donate_argnums=0,
             out_shardings=(jax.tree.map(lambda x: x.sharding, abstract), sharding.replicated(mesh)),
@@ -182,6 +187,56 @@ def state_maker(model: ViViT, optimizer: Any, seed: int, mesh: Any) -> tuple[Tra
     abstract = jax.eval_shape(init, key)
     shardings = sharding.state_sharding(mesh, abstract)
     return checkpointing.abstract_like(abstract, shardings), lambda: jax.jit(init, out_shardings=shardings)(key)
+
+
+def follow_weights(experiment: Experiment, heads: Mapping[str, int], recorded: Mapping[str, Any] | None) -> Experiment:
+    """The experiment with what the weights it starts from, or its own checkpoints, decide about the model.
+
+    Args:
+      experiment: its model may leave activation, epsilon, biases and the pre-logits layer open.
+      heads: {head: classes}.
+      recorded: the JSON item of the run's newest checkpoint; a run that goes on needs its first weights no more.
+
+    Raises:
+      ConfigError: the config asks for another value than that of the weights.
+      FileNotFoundError, ValueError: the weights cannot be read, or are of no model that can be converted.
+    """
+    if recorded is not None:
+        return experiment.following(recorded["config"]["model"])
+    if experiment.init_from.path is None:
+        return experiment
+    wanted = experiment.model_config(heads)
+    found = convert.model_for(experiment.init_from.path, wanted, experiment.init_from)
+    for name in convert.FOLLOWED:
+        asked = experiment.model.get(name)
+        if asked is not None and asked != getattr(found, name):
+            raise ConfigError(
+                f"config.model.{name}={asked!r}, but the weights in {experiment.init_from.path} were trained with "
+                f"{getattr(found, name)!r}; leave it unset to follow them"
+            )
+    return experiment.following(found.to_dict())
+
+
+def state_from_weights(
+    experiment: Experiment, model: ViViT, optimizer: Any, abstract: TrainState, workdir: epath.Path
+) -> Callable[[], TrainState]:
+    """The function that makes the first state from the weights of `config.init_from` (section 3.4).
+
+    What became of every leaf goes to the log and to `init_report.txt` in the workdir.
+    """
+
+    def init() -> TrainState:
+        options = experiment.init_from
+        made = convert.initialise(options.path, model.config, options, seed=experiment.seed)
+        logging.info("Initialised from %s", made.report.summary())
+        if jax.process_index() == 0:
+            workdir.mkdir(parents=True, exist_ok=True)
+            (workdir / INIT_REPORT).write_text(f"{made.report}\n")
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        params = jax.device_put(made.params, shardings.params)
+        return jax.jit(lambda p: TrainState.create(p, optimizer), out_shardings=shardings)(params)
+
+    return init
 
 
 class TrainingWindow:

@@ -14,9 +14,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vivit_jax.augment import AugmentConfig, augment_pixels, mix, mixup_weights, swap_pairs
+
 Batch = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
 SINGLE_HEAD = "label"  # the name of the only head of a data set with one
+_AUGMENTATION = 1  # folded into the step's key: augmentation draws from a stream of its own
 
 
 @flax.struct.dataclass
@@ -40,7 +43,7 @@ class TrainState:
 
 
 def normalise(video: jax.Array) -> jax.Array:
-    """uint8 pixels in [0, 255] to float32 in [-1, 1]: x / 127.5 - 1. Any shape."""
+    """Pixels in [0, 255], uint8 or float, to float32 in [-1, 1]: x / 127.5 - 1. Any shape."""
     return video.astype(jnp.float32) / 127.5 - 1.0
 
 
@@ -63,8 +66,17 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array, *, smoo
     Returns:
       A scalar; 0 where the mask is 0 throughout.
     """
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), smoothing)
+    return soft_cross_entropy(logits, one_hot_targets(logits, labels, smoothing), mask)
+
+
+def soft_cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+    """As `cross_entropy`, against a distribution over the classes for each example: targets [B, C] that sum to 1."""
     return masked_mean(optax.softmax_cross_entropy(logits, targets), mask)
+
+
+def one_hot_targets(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
+    """Labels, int [B], as distributions of the shape [B, C] and dtype of the logits, smoothed by `smoothing`."""
+    return optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), smoothing)
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -85,6 +97,7 @@ def make_train_step(
     *,
     seed: int = 0,
     label_smoothing: float = 0.0,
+    augment: AugmentConfig | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """One optimizer step as a pure function `(state, batch) -> (state, metrics)`, ready for `jax.jit`.
 
@@ -93,24 +106,39 @@ def make_train_step(
         [B, C] or {head: [B, C]}.
       optimizer: optax transformation.
       schedule: step -> learning rate, for the metrics only (the optimizer holds its own).
-      seed: of dropout and stochastic depth.
+      seed: of dropout, stochastic depth and augmentation.
       label_smoothing: e in [0, 1), training loss only.
+      augment: photometric augmentation and mixup; None or all off: the frames as they are.
 
     Returns:
       The step. `batch`: `video` uint8 [B, T, H, W, 3], `label` {head: int32 [B]}, `mask` [B]. The loss is the sum over
       the heads. Metrics, all scalars: `loss`, `accuracy` (`loss/HEAD`, `accuracy/HEAD` with several heads),
       `learning_rate`, `gradient_norm` (before clipping), `parameter_norm`, `update_norm`.
+      Under mixup the accuracy is against the label with the larger share in each mixture.
     """
+    augment = augment or AugmentConfig()
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = step_key(seed, state.step)
-        video, labels, mask = normalise(batch["video"]), batch["label"], batch["mask"]
+        video, labels, mask, shares = batch["video"], batch["label"], batch["mask"], None
+        if augment.enabled:
+            pixels_key, mixup_key = jax.random.split(jax.random.fold_in(key, _AUGMENTATION))
+            video = augment_pixels(pixels_key, video, augment)
+        video = normalise(video)
+        if augment.mixup:
+            shares = mixup_weights(mixup_key, mask, augment.mixup)
+            video = mix(video, shares)
 
         def loss_fn(params: Any) -> tuple[jax.Array, Metrics]:
             logits = as_heads(apply_fn({"params": params}, video, train=True, rngs={"dropout": key}))
             check_heads(logits, labels)
-            losses = {h: cross_entropy(logits[h], labels[h], mask, smoothing=label_smoothing) for h in labels}
-            correct = {h: masked_mean(jnp.argmax(logits[h], -1) == labels[h], mask) for h in labels}
+            targets = {h: one_hot_targets(logits[h], labels[h], label_smoothing) for h in labels}
+            hard = labels
+            if shares is not None:
+                targets = {h: mix(t, shares) for h, t in targets.items()}
+                hard = {h: jnp.where(shares >= 0.5, y, swap_pairs(y)) for h, y in labels.items()}
+            losses = {h: soft_cross_entropy(logits[h], targets[h], mask) for h in labels}
+            correct = {h: masked_mean(jnp.argmax(logits[h], -1) == hard[h], mask) for h in labels}
             return sum(losses.values()), _named(losses, correct)
 
         (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)

@@ -1,7 +1,5 @@
-"""What files of weights hold: every container against its own library's reader, damage, and pickles that bite."""
+"""What files of weights hold: every container against its own library's writer, damage, folders."""
 
-import argparse
-import collections
 import json
 import os
 import pickle
@@ -17,81 +15,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.convert.written import FLAT, KINDS, RNG, read_all, same, write
 from vivit_jax import checkpointing
 from vivit_jax.convert import files
 from vivit_jax.convert.files import FileError, open_weights
-
-RNG = np.random.default_rng(0)
-TREE = {
-    "a": {"kernel": RNG.normal(size=(3, 4)).astype(np.float32), "bias": RNG.normal(size=4)},
-    "half": RNG.normal(size=(2, 3)).astype(np.float16),
-    "brain": RNG.normal(size=(5,)).astype(ml_dtypes.bfloat16),
-    "count": np.array(7, np.int32),
-    "flags": np.array([True, False]),
-    "none": np.zeros((0, 3), np.float32),
-}
-FLAT = {"a/kernel": TREE["a"]["kernel"], "a/bias": TREE["a"]["bias"]} | {k: v for k, v in TREE.items() if k != "a"}
-
-
-def write(kind, path):
-    """FLAT in a container, under a name that tells nothing."""
-    if kind == "npz":
-        with open(path, "wb") as file:
-            np.savez(file, **FLAT)
-    elif kind == "npz compressed":
-        with open(path, "wb") as file:
-            np.savez_compressed(file, **FLAT)
-    elif kind == "safetensors":
-        safetensors.numpy.save_file(FLAT, path, {"format": "np"})
-    elif kind == "msgpack":
-        path.write_bytes(flax.serialization.msgpack_serialize(TREE))
-    elif kind == "torch":
-        write_torch(path, FLAT)
-    return path
-
-
-def write_torch(path, arrays, *, tree=None, prefix="archive/", big=False, method=zipfile.ZIP_STORED):
-    """A PyTorch file without PyTorch: `tree` is the pickle's opcodes, by default a dict of all arrays."""
-    with zipfile.ZipFile(path, "w", method) as archive:
-        archive.writestr(f"{prefix}data.pkl", b"\x80\x02" + (tree or as_dict(arrays)) + b".")
-        archive.writestr(f"{prefix}byteorder", "big" if big else "little")
-        for name, array in arrays.items():
-            archive.writestr(f"{prefix}data/{name}", array.tobytes())
-
-
-def opcodes(value):
-    return pickle.dumps(value, protocol=2)[2:-1]
-
-
-def as_dict(arrays, **windows):
-    items = b"".join(opcodes(name) + tensor(name, array, **windows) + b"s" for name, array in arrays.items())
-    return b"}" + items
-
-
-def tensor(key, array, offset=0, shape=None, strides=None):
-    storages = {"float32": "Float", "float64": "Double", "float16": "Half", "bfloat16": "BFloat16", "int32": "Int"}
-    storage = storages.get(array.dtype.name, "Bool") + "Storage"
-    identity = b"(" + opcodes("storage") + f"ctorch\n{storage}\n".encode() + opcodes(key) + opcodes("cpu")
-    identity += opcodes(array.size) + b"tQ"
-    shape = array.shape if shape is None else shape
-    if strides is None:
-        strides = tuple(int(np.prod(array.shape[axis + 1 :])) for axis in range(array.ndim))
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + identity + b"".join(
-        map(opcodes, (offset, shape, strides, False, collections.OrderedDict()))
-    ) + b"tR"  # fmt: skip
-
-
-KINDS = ("npz", "npz compressed", "safetensors", "msgpack", "torch")
-
-
-def same(weights, expected):
-    assert set(weights.leaves) == set(expected)
-    for name, leaf in weights.leaves.items():
-        array = leaf.read()
-        assert (array.shape, array.dtype) == (leaf.shape, leaf.dtype) == (expected[name].shape, expected[name].dtype)
-        assert array.flags.writeable
-        np.testing.assert_array_equal(array, expected[name], err_msg=name)
-        assert leaf.read() is not array
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,9 +34,8 @@ def test_a_file_cut_off_anywhere_is_an_error_and_never_other_numbers(kind, tmp_p
     cut = tmp_path / "cut"
     for length in sorted({*range(0, 64), *range(64, len(whole), 7), len(whole) - 1}):
         cut.write_bytes(whole[:length])
-        with pytest.raises(FileError, match=f"{cut} "), open_weights(cut) as weights:
-            for leaf in weights.leaves.values():
-                leaf.read()
+        with pytest.raises(FileError, match=f"{cut} "):
+            read_all(cut)
 
 
 @pytest.mark.parametrize("kind", ["npz", "npz compressed", "torch"])
@@ -121,8 +47,8 @@ def test_a_bit_that_flipped_in_a_zip_is_found(kind, tmp_path):
     names = sum(struct.unpack_from("<HH", data, info.header_offset + 26))
     data[info.header_offset + 30 + names + info.compress_size - 2] ^= 4
     path.write_bytes(data)
-    with pytest.raises(FileError, match="is cut off or damaged"), open_weights(path) as weights:
-        weights.leaves["a/kernel"].read()
+    with pytest.raises(FileError, match="is cut off or damaged"):
+        read_all(path)
 
 
 def test_what_is_only_opened_is_not_read(tmp_path, monkeypatch):
@@ -220,156 +146,6 @@ def test_what_is_no_weights_is_told_by_what_it_is(kind, tmp_path):
 def test_what_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         open_weights(tmp_path / "absent.npz")
-
-
-# --- PyTorch's files
-
-
-def test_torch_windows_on_a_shared_storage_wrappers_and_what_is_beside(tmp_path):
-    base = np.arange(24, dtype=np.float32)
-    tree = (
-        b"}" + opcodes("epoch") + opcodes(3) + b"s"
-        + opcodes("args") + b"cargparse\nNamespace\n)\x81" + opcodes({"lr": 0.1}) + b"bs"
-        + opcodes("optimizer") + as_dict({"base": base}) + b"s"
-        + opcodes("state_dict") + b"}"
-        + opcodes("turned") + tensor("base", base, 2, (3, 2), (1, 4)) + b"s"
-        + opcodes("spread") + tensor("base", base, 5, (2, 3), (0, 1)) + b"s"
-        + opcodes("version") + opcodes(1) + b"ss"
-    )  # fmt: skip
-    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        write_torch(tmp_path / "f", {"base": base}, tree=tree, method=method)
-        with open_weights(tmp_path / "f") as weights:
-            strided = np.lib.stride_tricks.as_strided
-            same(weights, {"turned": strided(base[2:], (3, 2), (4, 16)), "spread": strided(base[5:], (2, 3), (0, 4))})
-            assert weights.facts == {
-                "unwrapped": ["state_dict"],
-                "other": {"epoch": 3, "args": {"lr": 0.1}, "optimizer": "1 tensors, not read", "version": 1},
-            }
-
-
-def test_torch_files_of_a_big_endian_machine(tmp_path):
-    swapped = {
-        "w": FLAT["a/kernel"].byteswap(),
-        "b": FLAT["brain"].view(np.uint16).byteswap().view(FLAT["brain"].dtype),
-    }
-    write_torch(tmp_path / "f", swapped, big=True)
-    with open_weights(tmp_path / "f") as weights:
-        same(weights, {"w": FLAT["a/kernel"], "b": FLAT["brain"]})
-
-
-@pytest.mark.parametrize("window", [{"offset": 9}, {"strides": (4, -1)}, {"shape": (3, 5)}, {"shape": (12,)}])
-def test_a_torch_tensor_beyond_its_storage_is_refused(window, tmp_path):
-    arrays = {"w": FLAT["a/kernel"]}
-    write_torch(tmp_path / "f", arrays, tree=as_dict(arrays, **window))
-    with pytest.raises(FileError, match="'w' in"):
-        open_weights(tmp_path / "f")
-
-
-ATTACKS = {
-    "os.system": b"cposix\nsystem\n(X%s%stR",
-    "builtins.eval": b"c__builtin__\neval\n(X%s%stR",
-    "by name of protocol 4": b"\x8c\x05posix\x8c\x06system\x93(X%s%stR",
-    "a method of an allowed name": b"ccollections\nOrderedDict.__init__.__globals__\n(X%s%stR",
-    "a submodule of torch": b"ctorch.serialization\nos.system\n(X%s%stR",
-}
-
-
-@pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_nothing_in_a_pickle_is_executed(attack, old, tmp_path):
-    mark = tmp_path / "executed"
-    command = (f"open({str(mark)!r}, 'w')" if "eval" in attack else f"touch {mark}").encode()
-    payload = ATTACKS[attack] % (len(command).to_bytes(4, "little"), command)
-    if old:
-        heads = b"".join(pickle.dumps(value, 2) for value in (files.torch_files.MAGIC, 1001, {"little_endian": True}))
-        (tmp_path / "f").write_bytes(heads + b"\x80\x04" + payload + b".")
-    else:
-        write_torch(tmp_path / "f", {}, tree=payload)
-    with pytest.raises(
-        FileError, match=r"(?s)neither a tensor nor a plain value; nothing of it was executed.*safetensors"
-    ):
-        open_weights(tmp_path / "f")
-    assert not mark.exists()
-
-
-def test_a_pickle_leaves_nothing_behind_for_the_next(tmp_path):
-    # BUILD with two states sets attributes of what it is given: here of the function that makes tensors.
-    for name in ("torch._utils\n_rebuild_tensor_v2", "collections\nOrderedDict", "torch\nFloatStorage"):
-        build = b"c" + name.encode() + b"\n" + opcodes((None, {"__defaults__": (1,), "__init__": 1, "dtype": 1})) + b"b"
-        write_torch(tmp_path / "evil", {}, tree=build)
-        with pytest.raises(FileError):
-            open_weights(tmp_path / "evil")
-    with open_weights(write("torch", tmp_path / "good")) as weights:
-        same(weights, FLAT)
-
-
-@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
-def test_files_of_torch_itself(new, tmp_path):
-    torch = pytest.importorskip("torch")
-    base = torch.arange(60, dtype=torch.float32).reshape(3, 4, 5)
-    tensors = {
-        "transposed": base.permute(2, 0, 1),
-        "window": base[1:, :, 2],
-        "half": base.half(),
-        "brain": base.bfloat16(),
-        "complex": torch.complex(base, -base),
-        "scalar": torch.tensor(3),
-        "flags": base > 4,
-        "empty": base[:0],
-        "large": torch.arange(3).to(torch.uint16),
-        "parameter": torch.nn.Parameter(base),
-    }
-    module = torch.nn.Linear(2, 3)
-    beside = {"epoch": 4, "args": argparse.Namespace(lr=0.1), "best": np.float64(0.5), "device": torch.device("cpu")}
-    tree = {"model": collections.OrderedDict(tensors), **beside, "optimizer": {"state": {0: {"exp_avg": base}}}}
-    for wrapped in (tree, module.state_dict()):
-        torch.save(wrapped, tmp_path / "f", _use_new_zipfile_serialization=new)
-        expected = wrapped.get("model", wrapped)
-        expected = {
-            name: t.detach().float().numpy().astype(ml_dtypes.bfloat16) if name == "brain" else t.detach().numpy()
-            for name, t in expected.items()
-        }
-        with open_weights(tmp_path / "f") as weights:
-            same(weights, expected)
-            if wrapped is tree:
-                assert weights.facts["unwrapped"] == ["model"]
-                assert weights.facts["other"] == {
-                    "epoch": 4,
-                    "args": {"lr": 0.1},
-                    "best": 0.5,
-                    "device": "cpu",
-                    "optimizer": "1 tensors, not read",
-                }
-    whole = (tmp_path / "f").read_bytes()
-    for length in range(0, len(whole), 37):
-        (tmp_path / "f").write_bytes(whole[:length])
-        with pytest.raises(FileError), open_weights(tmp_path / "f") as weights:
-            [leaf.read() for leaf in weights.leaves.values()]
-    torch.save({"w": base.to(torch.float8_e4m3fn)}, tmp_path / "f", _use_new_zipfile_serialization=new)
-    with pytest.raises(FileError, match=r"torch\.float8_e4m3fn; known are .*float32"):
-        open_weights(tmp_path / "f")
-    torch.save(module, tmp_path / "f", _use_new_zipfile_serialization=new)
-    with pytest.raises(FileError, match=r"asks for torch\.nn\.modules\.linear\.Linear"):
-        open_weights(tmp_path / "f")
-    if new:
-        torch.serialization.set_crc32_options(False)
-        try:
-            torch.save(tensors, tmp_path / "f")
-        finally:
-            torch.serialization.set_crc32_options(True)
-        with open_weights(tmp_path / "f") as weights:
-            np.testing.assert_array_equal(weights.leaves["transposed"].read(), tensors["transposed"].numpy())
-
-
-def test_the_golden_torch_file_is_its_safetensors_twin(shared):
-    folder = shared / "golden" / "hf" / "timm_vit_tiny"
-    with open_weights(folder / "model.pth") as ours, open_weights(folder) as twin:
-        assert (ours.container, twin.container) == ("torch", "safetensors")
-        same(ours, {name: leaf.read() for name, leaf in twin.leaves.items()})
-        assert twin.facts["config"]["embed_dim"] == ours.leaves["cls_token"].shape[-1]
-
-
-# --- folders
 
 
 def shards(folder, **missing):

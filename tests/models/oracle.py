@@ -20,7 +20,7 @@ def gelu(x, kind):
     return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
-def attention(x, p, may_see):
+def attention(x, p, may_see, cap=None):
     """Multi-head self-attention of one sequence: x [N, d], may_see one boolean [N, N] for each head -> [N, d]."""
     out = np.array(p["out"]["bias"], copy=True)
     for head, visible in enumerate(may_see):
@@ -32,6 +32,7 @@ def attention(x, p, may_see):
         for i in range(len(x)):
             seen = np.flatnonzero(visible[i])
             logits = k[seen] @ q[i] / math.sqrt(q.shape[-1])
+            logits = logits if cap is None else cap * np.tanh(logits / cap)
             weights = np.exp(logits - logits.max())
             mixed[i] = (weights / weights.sum()) @ v[seen]
         out = out + mixed @ p["out"]["kernel"][head]
@@ -55,7 +56,7 @@ def encoder(x, p, config, layers, grid=None):
         x = np.concatenate([p["class_token"][None], x])
     x = x + p["position_embedding"]
     everything = np.ones((len(x), len(x)), bool)
-    heads, eps = config.num_heads, config.layer_norm_eps
+    heads, eps, cap = config.num_heads, config.layer_norm_eps, config.attention_logit_cap
     for i in range(layers):
         block = take(p["layers"], i)
         if config.attention == "factorised_self_attention":
@@ -63,13 +64,13 @@ def encoder(x, p, config, layers, grid=None):
             steps = [("time", over_time), ("space", over_space)]
             for axis, visible in steps if config.attention_order == "time_space" else steps[::-1]:
                 y = layer_norm(x, block[f"norm_{axis}"], eps)
-                x = x + attention(y, block[f"attention_{axis}"], [visible] * heads)
+                x = x + attention(y, block[f"attention_{axis}"], [visible] * heads, cap)
         else:
             see = [everything] * heads
             if config.attention == "factorised_dot_product":
                 over_time, over_space = neighbours(*grid)
                 see = [over_time] * (heads // 2) + [over_space] * (heads // 2)
-            x = x + attention(layer_norm(x, block["norm_attention"], eps), block["attention"], see)
+            x = x + attention(layer_norm(x, block["norm_attention"], eps), block["attention"], see, cap)
         x = x + mlp(layer_norm(x, block["norm_mlp"], eps), block["mlp"], config.activation)
     return layer_norm(x, p["norm"], eps)
 
@@ -106,12 +107,18 @@ def logits(video, p, config):
         x = tokens(clip, p["tokenizer"], config)
         if config.attention == "factorised_encoder":
             space = p["spatial_encoder"]
-            x = np.stack([pool(encoder(frame, space, config, config.num_layers), space) for frame in x])
-            if config.temporal_layers:
-                time = p["temporal_encoder"]
+            x = np.stack([encoder(frame, space, config, config.num_layers) for frame in x])
+            time = p.get("temporal_encoder")
+            if not config.frame_pooling:
+                x = np.mean(
+                    [encoder(x[:, place], time, config, config.temporal_layers) for place in range(x.shape[1])], 0
+                )
+                x = x.mean(0)
+            elif config.temporal_layers:
+                x = np.stack([pool(frame, space) for frame in x])
                 x = pool(encoder(x, time, config, config.temporal_layers), time)
             else:
-                x = x.mean(0)
+                x = np.mean([pool(frame, space) for frame in x], 0)
         else:
             grid = x.shape[:2]
             x = pool(encoder(x.reshape(-1, x.shape[-1]), p["encoder"], config, config.num_layers, grid), p["encoder"])

@@ -16,6 +16,8 @@ VARIANTS = {
     "gap2": {**MODELS["model2"], "classifier": "gap", "representation_size": 7},
     "space_time": {**MODELS["model3"], "attention_order": "space_time", "qkv_bias": False},
     "frames": {**MODELS["model4"], "tokenizer": "uniform_frames", "tubelet_size": (3, 4, 4), "num_frames": 9},
+    "cap": {**MODELS["model3"], "attention_logit_cap": 0.05},
+    "unpooled": {**MODELS["model2"], "frame_pooling": False, "scan_layers": True, "remat": "full"},
     "heads": {**MODELS["average_pool"], "num_classes": {"verb": 3, "noun": 4}, "in_channels": 1},
 }
 
@@ -32,27 +34,30 @@ def test_model(name):
 
 
 @pytest.mark.parametrize("backend", ["xla", "tiled"])
-@pytest.mark.parametrize("kind", ["joint", "space", "time", "dot_product"])
+@pytest.mark.parametrize("kind", ["joint", "capped", "space", "time", "dot_product"])
 def test_attention_layer(kind, backend, monkeypatch):
     monkeypatch.setattr("vivit_jax.models.attention.QUERIES_PER_TILE", 4)  # 15 tokens: four tiles, one padded
     n_t, n_s = 5, 3
     over_time, over_space = oracle.neighbours(n_t, n_s)
     axes, see = {
         "joint": ((-2,), [np.ones((15, 15), bool)] * 4),
+        "capped": ((-2,), [np.ones((15, 15), bool)] * 4),
         "space": ((-2,), [over_space] * 4),
         "time": ((-3,), [over_time] * 4),
         "dot_product": ((-3, -2), [over_time] * 2 + [over_space] * 2),
     }[kind]
-    config = small_config(num_heads=4, hidden_size=12, dtype="float64", attention_backend=backend)
+    cap = 2.0 if kind == "capped" else None  # the logits are an order of magnitude larger
+    sizes = {"num_heads": 4, "hidden_size": 12, "attention_logit_cap": cap}
+    config = small_config(**sizes, dtype="float64", attention_backend=backend)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(n_t * n_s, 12))
-    shaped = x[None] if kind == "joint" else x.reshape(1, n_t, n_s, 12)
+    shaped = x[None] if kind in ("joint", "capped") else x.reshape(1, n_t, n_s, 12)
     with jax.enable_x64(True):
         layer = MultiHeadAttention(config, axes)
         shapes = jax.eval_shape(layer.init, jax.random.key(0), shaped)["params"]
         params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
         found = layer.apply({"params": params}, shaped)
-    np.testing.assert_allclose(found.reshape(-1, 12), oracle.attention(x, params, see), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.reshape(-1, 12), oracle.attention(x, params, see, cap), rtol=0, atol=1e-12)
 
 
 def test_uniform_frames_are_evenly_spaced():

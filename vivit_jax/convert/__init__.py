@@ -23,13 +23,14 @@ from vivit_jax.convert import engine
 from vivit_jax.convert.engine import ConversionError
 from vivit_jax.convert.files import FileError
 from vivit_jax.convert.image_to_video import adapt, follow, image_to_video
-from vivit_jax.convert.options import InitFrom
+from vivit_jax.convert.options import FOLLOWED, InitFrom
 from vivit_jax.convert.report import Entry, Report, in_words
 from vivit_jax.convert.source import Path, Source, check_format, find_format, understand
 from vivit_jax.convert.tables import FORMATS, Hints
 from vivit_jax.models import ViViTConfig
 
 __all__ = [
+    "FOLLOWED",
     "FORMATS",
     "ConversionError",
     "Entry",
@@ -198,6 +199,7 @@ def save_params(
     format: str,
     config: ViViTConfig,
     class_names: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes our parameters in a format of others, or as a checkpoint of ours; `load_params` reads all of them back.
 
@@ -207,6 +209,8 @@ def save_params(
       format: a key of `FORMATS`.
       config: the model that the parameters belong to.
       class_names: head -> names of its classes, for formats that keep them ('label' for an only head).
+      record: the config of the run that the parameters are from, as JSON (`Experiment.to_dict`), for a checkpoint of
+        ours to keep; its model is replaced by `config`.
 
     Raises:
       ValueError: an unknown format, one that has no such model, or a path that does not fit it.
@@ -215,4 +219,4 @@ def save_params(
     """
     from vivit_jax.convert import writers
 
-    writers.write(params, path, format, config, class_names)
+    writers.write(params, path, format, config, class_names, record)

@@ -23,8 +23,7 @@ import safetensors
 from etils import epath
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-_CHUNK = 1 << 24  # bytes read at a time
-_HEAD = 1 << 16  # bytes that hold the header of any array
+_CHUNK = 1 << 22  # bytes read at a time
 
 
 class FileError(ValueError):
@@ -97,7 +96,7 @@ def read_span(path: epath.Path, offset: int, dtype: np.dtype, shape: tuple[int, 
     Raises:
       FileError: the file ends before the array does.
     """
-    with path.open("rb") as file:
+    with reading(str(path)), path.open("rb") as file:
         file.seek(offset)
         return read_stream(file, dtype, shape, str(path))
 
@@ -241,18 +240,19 @@ def open_safetensors(path: epath.Path) -> Weights:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
         metadata = header.pop("__metadata__", None)
-        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if end != (size := path.stat().length):
-            raise ValueError(f"{size} bytes where the header speaks of {end}")
-    weights = Weights({}, "safetensors", str(path), {"metadata": metadata} if metadata else {})
-    for name, entry in header.items():
-        if entry["dtype"] not in _SAFETENSORS:
-            raise FileError(
-                f"{name!r} in {path} is of type {entry['dtype']}; known are {', '.join(_SAFETENSORS)}. "
-                "Save the weights in float32 or bfloat16"
-            )
-        dtype, shape = np.dtype(_SAFETENSORS[entry["dtype"]]), tuple(entry["shape"])
-        weights.leaves[name] = _leaf_at(path, 8 + length + entry["data_offsets"][0], dtype, shape)
+        weights = Weights({}, "safetensors", str(path), {"metadata": metadata} if metadata else {})
+        size = path.stat().length
+        for name, entry in header.items():
+            if entry["dtype"] not in _SAFETENSORS:
+                raise FileError(
+                    f"{name!r} in {path} is of type {entry['dtype']}; known are {', '.join(_SAFETENSORS)}. "
+                    "Save the weights in float32 or bfloat16"
+                )
+            dtype, shape = np.dtype(_SAFETENSORS[entry["dtype"]]), tuple(entry["shape"])
+            begin, end = (8 + length + offset for offset in entry["data_offsets"])
+            if end - begin != math.prod(shape) * dtype.itemsize or end > size:
+                raise ValueError(f"{name!r}, {shape} of {dtype}, from byte {begin} to {end} of {size}")
+            weights.leaves[name] = _leaf_at(path, begin, dtype, shape)
     return weights
 
 
@@ -355,7 +355,12 @@ class _Msgpack:
         (count,) = struct.unpack(form, self._bytes(data + 1, struct.calcsize(form)))
         data += 1 + struct.calcsize(form)
         dtype = BFLOAT16 if name == "bfloat16" else np.dtype(name)
-        if dtype.hasobject or data + count != start + length or count != math.prod(shape) * dtype.itemsize:
+        if (
+            dtype.hasobject
+            or min(shape, default=0) < 0
+            or data + count != start + length
+            or count != math.prod(shape) * dtype.itemsize
+        ):
             raise ValueError(f"the array at byte {place}, {shape} of {dtype}, does not fit into its {count} bytes")
         return _leaf_at(self.path, data, dtype, shape), start + length
 

@@ -147,7 +147,7 @@ def _open_index(path: epath.Path) -> Weights:
     with reading(str(path)):
         index = json.loads(path.read_text())
     places = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(places, dict) or not places:
+    if not isinstance(places, dict) or not places or not all(isinstance(place, str) for place in places.values()):
         raise FileError(f"{path} is JSON without a weight_map: no index of shards")
     shards = sorted(set(places.values()))
     if missing := [name for name in shards if not (path.parent / name).is_file()]:
@@ -185,7 +185,13 @@ def _open_folder(path: epath.Path) -> Weights:
         return weights
     steps = {int(match[1]): name for name in names if (match := re.fullmatch(r"checkpoint_(\d+)", name))}
     if steps:
-        return _open_file(path / steps[max(steps)])
+        latest = path / steps[max(steps)]
+        if latest.is_dir():
+            raise FileError(
+                f"{latest} is a folder, as Orbax of another program writes it; restore it there and save its "
+                "parameters as .npz"
+            )
+        return _open_file(latest)
     found: list[epath.Path] = []
     reasons: list[str] = []
     for child in children:
@@ -223,7 +229,9 @@ def _open_run(path: epath.Path) -> Weights | None:
         return None
     with reading(str(path)), checkpointing.Checkpoints(root, read_only=True) as checkpoints:
         if step is None:
-            run = checkpoints.meta(checkpoints.latest()).get("config", {})
+            if not checkpoints.steps():
+                return None
+            run = (checkpoints.recorded() or {}).get("config", {})
             checkpoints.best_metric = run.get("checkpoint", {}).get("best_metric", checkpoints.best_metric)
             step = checkpoints.best()
         meta = checkpoints.meta(step)

@@ -16,15 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vivit_jax.convert.engine import ConversionError
-from vivit_jax.convert.options import InitFrom
+from vivit_jax.convert.options import FOLLOWED, InitFrom
 from vivit_jax.convert.report import Entry, Report, in_words
 from vivit_jax.convert.resize import central_frame, filter_inflation, resize_grid
 from vivit_jax.convert.tables.native import image_model
 from vivit_jax.convert.tables.rows import Hints
 from vivit_jax.models import ViViT, ViViTConfig, abstract_params
 
-# What the weights were trained with, and so the model must compute with.
-FOLLOWED = ("activation", "layer_norm_eps", "qkv_bias", "attention_logit_cap")
 _SAME = ("hidden_size", "num_layers", "num_heads", "mlp_dim", "in_channels")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+# Fields of the model that the weights decide: what they were trained with, the model must compute with.
+FOLLOWED = ("activation", "layer_norm_eps", "qkv_bias", "attention_logit_cap")
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "embedding": (None, "central_frame", "filter_inflation", "random"),
     "temporal_attention": ("zero", "copy", "random"),

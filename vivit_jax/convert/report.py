@@ -65,6 +65,6 @@ def in_words(config: ViViTConfig) -> str:
     if config.num_frames == 1 and config.tokenizer == "uniform_frames":
         h, w = config.tubelet_size[1:]
         return f"image ViT, patches {h} x {w}, d {config.hidden_size}, at {pixels}"
-    heads = config.num_classes if config.num_classes is not None else "no"
+    heads = ", ".join(f"{classes} {name}".rstrip() for name, classes in ((n or "", c) for n, c in config.heads)) or "no"
     name = config.name if "custom" not in config.name else f"{config.name}, d {config.hidden_size}"
     return f"{name}, {config.attention}, {config.num_frames} frames at {pixels}, {heads} classes"

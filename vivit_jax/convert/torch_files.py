@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import math
 import pickle
+import pickletools
 import re
 import struct
 import types
@@ -223,8 +224,25 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, file: Any, where: str):
         super().__init__(file, encoding="utf-8")  # as PyTorch does, for files of Python 2
-        self.where = where
+        self.where, self._file = where, file
         self.storages: dict[str, _Storage] = {}
+
+    def load(self) -> Any:
+        """What was pickled.
+
+        Raises:
+          FileError: it asks for what is not on the list, or for more memory than there is.
+        """
+        try:
+            start = self._file.tell()
+            for opcode, argument, place in pickletools.genops(self._file):
+                # The library would make room for all numbers up to this one, and a damaged one can be 2^32.
+                if opcode.name == "LONG_BINPUT" and argument > place:
+                    raise ValueError(f"its pickle numbers an object {argument} at byte {place}")
+            self._file.seek(start)
+            return super().load()
+        except MemoryError as error:
+            raise FileError(f"{self.where} is damaged: its pickle asks for more memory than there is") from error
 
     def find_class(self, module: str, name: str) -> Any:
         """What stands for a name.

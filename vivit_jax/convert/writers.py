@@ -23,7 +23,9 @@ from vivit_jax.convert.tables.huggingface import ACTIVATIONS
 from vivit_jax.convert.tables.sizes import is_image_model
 from vivit_jax.models import ViViTConfig
 
+Arrays = Mapping[str, np.ndarray]
 ClassNames = Mapping[str, Sequence[str]] | None
+Record = Mapping[str, Any] | None
 # Fields that leave no trace in what a trained model computes.
 _OF_TRAINING = (
     *("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate", "stochastic_depth_rescale"),
@@ -32,7 +34,12 @@ _OF_TRAINING = (
 
 
 def write(
-    params: Mapping[str, Any], path: source.Path, format: str, config: ViViTConfig, class_names: ClassNames = None
+    params: Mapping[str, Any],
+    path: source.Path,
+    format: str,
+    config: ViViTConfig,
+    class_names: ClassNames = None,
+    record: Record = None,
 ) -> None:
     """Writes; see `vivit_jax.convert.save_params`.
 
@@ -69,13 +76,11 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as work:
         made = Path(work) / "made"
-        writer(flat, made, config, class_names)
+        writer(flat, made, config, class_names, record)
         shutil.move(made, path)
 
 
-def _check_expressible(
-    flat: Mapping[str, np.ndarray], format: str, config: ViViTConfig, facts: Mapping[str, Any]
-) -> None:
+def _check_expressible(flat: Arrays, format: str, config: ViViTConfig, facts: Mapping[str, Any]) -> None:
     """Raises ConversionError where the format would be read back as another model, because it cannot say something."""
     shapes = {name: array.shape for name, array in flat.items()}
     read_back = FORMATS[format].describe(shapes, facts, Hints(target=config))
@@ -171,41 +176,38 @@ def _class_names(config: ViViTConfig, class_names: ClassNames) -> dict[str, list
     return names
 
 
-def _write_npz(flat: Mapping[str, np.ndarray], path: Path, config: ViViTConfig, class_names: ClassNames) -> None:
+def _write_npz(flat: Arrays, path: Path, config: ViViTConfig, names: ClassNames, record: Record) -> None:
     with path.open("wb") as file:
         np.savez(file, **flat)
 
 
-def _write_scenic(flat: Mapping[str, np.ndarray], path: Path, config: ViViTConfig, class_names: ClassNames) -> None:
+def _write_scenic(flat: Arrays, path: Path, config: ViViTConfig, names: ClassNames, record: Record) -> None:
     tree = flax.traverse_util.unflatten_dict({k: np.ascontiguousarray(v) for k, v in flat.items()}, sep="/")
     state = {"global_step": 0, "model_state": {}, "params": tree}
     path.write_bytes(flax.serialization.msgpack_serialize(state))
 
 
-def _write_torch(flat: Mapping[str, np.ndarray], path: Path, config: ViViTConfig, class_names: ClassNames) -> None:
+def _write_torch(flat: Arrays, path: Path, config: ViViTConfig, names: ClassNames, record: Record) -> None:
     arrays = {name: np.ascontiguousarray(array) for name, array in flat.items()}
     safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
 
 
-def _write_huggingface(
-    flat: Mapping[str, np.ndarray], path: Path, config: ViViTConfig, class_names: ClassNames
-) -> None:
+def _write_huggingface(flat: Arrays, path: Path, config: ViViTConfig, names: ClassNames, record: Record) -> None:
     path.mkdir()
-    _write_torch(flat, path / "model.safetensors", config, class_names)
-    (path / "config.json").write_text(json.dumps(huggingface_config(config, class_names), indent=2) + "\n")
+    _write_torch(flat, path / "model.safetensors", config, names, record)
+    (path / "config.json").write_text(json.dumps(huggingface_config(config, names), indent=2) + "\n")
     if not is_image_model(config):
         (path / "preprocessor_config.json").write_text(json.dumps(preprocessor_config(config), indent=2) + "\n")
 
 
-def _write_orbax(flat: Mapping[str, np.ndarray], path: Path, config: ViViTConfig, class_names: ClassNames) -> None:
+def _write_orbax(flat: Arrays, path: Path, config: ViViTConfig, names: ClassNames, record: Record) -> None:
     from vivit_jax import checkpointing  # here, so that reading other formats does not wait for Orbax
 
     model = {name: value for name, value in config.to_dict().items() if name != "num_classes"}
-    names = _class_names(config, class_names)
     meta = {
-        "config": {"model": model},
+        "config": {**(record or {}), "model": model},
         "heads": {head or "label": classes for head, classes in config.heads},
-        "class_names": names,
+        "class_names": _class_names(config, names),
         "data": {},
     }
     params = flax.traverse_util.unflatten_dict(dict(flat), sep="/")
@@ -213,7 +215,7 @@ def _write_orbax(flat: Mapping[str, np.ndarray], path: Path, config: ViViTConfig
         checkpoints.save(0, {"params": params}, meta)
 
 
-_Writer = Callable[[Mapping[str, np.ndarray], Path, ViViTConfig, ClassNames], None]
+_Writer = Callable[[Arrays, Path, ViViTConfig, ClassNames, Record], None]
 # format -> (how, what the path must end in)
 _WRITERS: dict[str, tuple[_Writer, tuple[str, ...]]] = {
     "scenic": (_write_scenic, ()),

@@ -1,8 +1,9 @@
 """Scaled dot-product attention (eq. 7) and the ways to compute it; the multi-head layers of Models 1 to 4.
 
-A backend is one function `(query, key, value, dropout_rate, dropout_key) -> out` on head-major arrays [..., heads, N,
-head_dim], chosen by name from `BACKENDS`. All compute the same, softmax(Q K^T / sqrt(head_dim)) V, with the softmax in
-float32 or wider, and all honour dropout on the attention weights (each with masks of its own).
+A backend is one function `(query, key, value, dropout_rate, dropout_key, logit_cap) -> out` on head-major arrays [...,
+heads, N, head_dim], chosen by name from `BACKENDS`. All compute the same, softmax(Q K^T / sqrt(head_dim)) V, with the
+softmax in float32 or wider, and all honour the cap on the logits and dropout on the attention weights (each with masks
+of its own).
 """
 
 from __future__ import annotations
@@ -16,27 +17,37 @@ import jax.numpy as jnp
 
 from vivit_jax.models.config import ATTENTION_BACKENDS, ViViTConfig
 
-Backend = Callable[[jax.Array, jax.Array, jax.Array, float, jax.Array | None], jax.Array]
+Backend = Callable[[jax.Array, jax.Array, jax.Array, float, jax.Array | None, float | None], jax.Array]
 QUERIES_PER_TILE = 256  # measured on CPUs: about the largest tile whose weights stay in cache
 
 
-def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
+def attention_weights(query: jax.Array, key: jax.Array, logit_cap: float | None = None) -> jax.Array:
     """softmax(Q K^T / sqrt(head_dim)) of eq. 7, in float32 or wider.
 
     Args:
       query: [..., heads, N_q, head_dim].
       key: [..., heads, N_k, head_dim].
+      logit_cap: c > 0 replaces the softmax's argument x by c tanh(x / c), which lies in (-c, c) and is about x where x
+        is small; so do VideoPrism's models (arXiv:2402.13217). None for none.
 
     Returns:
       [..., heads, N_q, N_k]; each row sums to 1.
     """
     wide = jnp.promote_types(query.dtype, jnp.float32)
     query = query / math.sqrt(query.shape[-1])
-    return jax.nn.softmax(jnp.matmul(query, jnp.swapaxes(key, -1, -2), preferred_element_type=wide), axis=-1)
+    logits = jnp.matmul(query, jnp.swapaxes(key, -1, -2), preferred_element_type=wide)
+    if logit_cap is not None:
+        logits = logit_cap * jnp.tanh(logits / logit_cap)
+    return jax.nn.softmax(logits, axis=-1)
 
 
 def xla_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, dropout_rate: float = 0.0, dropout_key: jax.Array | None = None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    logit_cap: float | None = None,
 ) -> jax.Array:
     """Eq. 7 as two matrix products and a softmax, left to XLA. Keeps all the weights, N_q x N_k for each head.
 
@@ -46,11 +57,12 @@ def xla_attention(
       value: [..., heads, N_k, head_dim].
       dropout_rate: in [0, 1): each weight is zeroed with this probability, the others divided by 1 - rate.
       dropout_key: None for no dropout.
+      logit_cap: see `attention_weights`.
 
     Returns:
       [..., heads, N_q, head_dim], the dtype of `value`.
     """
-    weights = attention_weights(query, key)
+    weights = attention_weights(query, key, logit_cap)
     if dropout_rate and dropout_key is not None:
         keep = 1.0 - dropout_rate
         weights = jnp.where(jax.random.bernoulli(dropout_key, keep, weights.shape), weights / keep, 0.0)
@@ -58,7 +70,12 @@ def xla_attention(
 
 
 def tiled_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, dropout_rate: float = 0.0, dropout_key: jax.Array | None = None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    logit_cap: float | None = None,
 ) -> jax.Array:
     """Eq. 7 one head and at most `QUERIES_PER_TILE` queries at a time; the backward pass recomputes weights.
 
@@ -75,7 +92,7 @@ def tiled_attention(
     @jax.checkpoint
     def one_tile(q: jax.Array, k: jax.Array, v: jax.Array, place: jax.Array) -> jax.Array:
         drop = None if dropout_key is None else jax.random.fold_in(dropout_key, place)
-        return xla_attention(q, k, v, dropout_rate, drop)
+        return xla_attention(q, k, v, dropout_rate, drop, logit_cap)
 
     def one_head(args: tuple[jax.Array, ...]) -> jax.Array:
         q, k, v, row = args
@@ -99,7 +116,7 @@ class MultiHeadAttention(nn.Module):
     Parameters: `query`, `key`, `value` with kernels (d, heads, head_dim), `out` with (heads, head_dim, d).
 
     Attributes:
-      config: sizes, biases, dropout, dtype and backend.
+      config: sizes, biases, cap on the logits, dropout, dtype and backend.
       axes: which axis each equal share of the heads attends over, -2 the last but one (the tokens of a
         sequence, or space), -3 the one before it (time). (-2,) is ordinary self-attention; (-3, -2) is Model
         4's: the first half of the heads over time, K_t and V_t in R^{n_t x d}, the second over space,
@@ -149,6 +166,7 @@ class MultiHeadAttention(nn.Module):
         q, k, v = (jnp.moveaxis(x, axis - 1, -2) for x in (q, k, v))  # [..., heads, N, head_dim]
         if self.sow_attention:
             name = "weights" if len(self.axes) == 1 else {-3: "weights_time", -2: "weights_space"}[axis]
-            self.sow("intermediates", name, attention_weights(q, k), init_fn=lambda: None, reduce_fn=lambda _, w: w)
-        out = BACKENDS[self.config.attention_backend](q, k, v, rate, dropout_key)
+            weights = attention_weights(q, k, self.config.attention_logit_cap)
+            self.sow("intermediates", name, weights, init_fn=lambda: None, reduce_fn=lambda _, w: w)
+        out = BACKENDS[self.config.attention_backend](q, k, v, rate, dropout_key, self.config.attention_logit_cap)
         return jnp.moveaxis(out, -2, axis - 1)

@@ -56,6 +56,9 @@ class ViViTConfig:
         head, the model then returns what would have entered it.
       temporal_layers: L_t, the blocks of Model 2's temporal encoder; 0 is the average-pool baseline. Other
         models do not look at it.
+      frame_pooling: Model 2 makes one vector of each frame before its temporal encoder. False keeps all tokens:
+        the temporal encoder runs along time for each place of the frame by itself, as in VideoPrism
+        (arXiv:2402.13217); the same parameters, no class token.
       representation_size: width of a dense layer with tanh before the head; None for none.
       dropout_rate: in [0, 1), on the embedded tokens, after attention and in the MLP.
       attention_dropout_rate: in [0, 1), on the attention weights.
@@ -67,6 +70,8 @@ class ViViTConfig:
       layer_norm_eps: epsilon of every LayerNorm.
       qkv_bias: biases on the query, key and value projections.
       attention_order: Model 3's first and second axis, `time_space` (as published) or `space_time`.
+      attention_logit_cap: c > 0 bounds the attention's logits softly, c tanh(logits / c), before the softmax; 50 in
+        VideoPrism's released models (arXiv:2402.13217). None for none.
       attention_backend: `xla`, or `tiled` (a few queries at a time: less memory, and faster on CPUs from
         about a thousand tokens); see `vivit_jax.models.attention`.
       dtype: of the compute: `float32`, `bfloat16`, or `float64` (needs jax_enable_x64; meant for oracles).
@@ -95,6 +100,7 @@ class ViViTConfig:
     classifier: str | None = None
     num_classes: int | tuple[tuple[str, int], ...] | Mapping[str, int] | None = 400
     temporal_layers: int = 4
+    frame_pooling: bool = True
     representation_size: int | None = None
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
@@ -104,6 +110,7 @@ class ViViTConfig:
     layer_norm_eps: float = 1e-6
     qkv_bias: bool = True
     attention_order: str = "time_space"
+    attention_logit_cap: float | None = None
     attention_backend: str = "xla"
     dtype: str = "float32"
     scan_layers: bool = False
@@ -123,6 +130,7 @@ class ViViTConfig:
         _choose("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
         _choose("dtype", self.dtype, DTYPES)
         _choose("remat", self.remat, REMATS)
+        self._set("frame_pooling", bool(self.frame_pooling))
         if self.classifier is None:
             self._set("classifier", "token" if self._allows_class_token else "gap")
         _choose("classifier", self.classifier, CLASSIFIERS)
@@ -173,6 +181,9 @@ class ViViTConfig:
                 raise ValueError(f"{name}={rate} must lie in [0, 1): at 1 nothing is left; 0 turns it off")
         if not 0.0 < self._set("layer_norm_eps", float(self.layer_norm_eps)) < 1.0:
             raise ValueError(f"layer_norm_eps={self.layer_norm_eps} must lie in (0, 1); the published value is 1e-6")
+        cap = self.attention_logit_cap
+        if cap is not None and not 0.0 < self._set("attention_logit_cap", float(cap)) < math.inf:
+            raise ValueError(f"attention_logit_cap={cap} must be above 0 and finite; None for no cap")
         for name in ("stochastic_depth_rescale", "qkv_bias", "scan_layers"):
             self._set(name, bool(getattr(self, name)))
 
@@ -185,6 +196,8 @@ class ViViTConfig:
         _divides("num_frames", self.num_frames, "tubelet_size's frames", self.tubelet_size[0])
         for side, size, patch in zip(("height", "width"), self.image_shape, self.tubelet_size[1:], strict=True):
             _divides(f"image_size's {side}", size, f"tubelet_size's {side}", patch)
+        if not self.frame_pooling:
+            self._check_unpooled_frames()
         if self.classifier == "token" and not self._allows_class_token:
             raise ValueError(
                 f"classifier='token' does not fit attention={self.attention!r}: "
@@ -196,13 +209,30 @@ class ViViTConfig:
                 "time and half to space (section 3.3, Model 4); use an even number that divides hidden_size"
             )
 
+    def _check_unpooled_frames(self) -> None:
+        if self.attention != "factorised_encoder":
+            raise ValueError(
+                f"frame_pooling=False does not fit attention={self.attention!r}: only Model 2 pools frames; "
+                "use attention='factorised_encoder', or frame_pooling=True"
+            )
+        if self.temporal_layers < 1:
+            raise ValueError(
+                f"frame_pooling=False does not fit temporal_layers={self.temporal_layers}: all tokens are kept "
+                "for the temporal encoder; use 1 layer or more, or frame_pooling=True"
+            )
+        if self.classifier == "token":
+            raise ValueError(
+                "classifier='token' does not fit frame_pooling=False: a class token would be pooled with the places "
+                "of its frame; use classifier='gap', or frame_pooling=True"
+            )
+
     def _set(self, name: str, value: Any) -> Any:
         object.__setattr__(self, name, value)
         return value
 
     @property
     def _allows_class_token(self) -> bool:
-        return self.attention in ("spatiotemporal", "factorised_encoder")
+        return self.attention == "spatiotemporal" or (self.attention == "factorised_encoder" and self.frame_pooling)
 
     @property
     def image_shape(self) -> tuple[int, int]:

@@ -50,7 +50,7 @@ class ViViT(nn.Module):
           * `tokens`: the last encoder's output after its LayerNorm. Model 1: [B, n_t n_h n_w, d], one more in
             front with a class token. Models 3, 4: [B, n_t n_h n_w, d], time-major, then rows, then columns.
             Model 2: [B, n_t, d], one more in front with a class token; the baseline: [B, n_t, d], the frames'
-            vectors.
+            vectors; without `frame_pooling` as Models 3 and 4.
           * `spatial_tokens`, Model 2 only: the spatial encoder's output [B, n_t, n_h n_w, d], one more in
             front of the third axis with a class token.
           * `pre_logits`: [B, d] or [B, representation_size], the input of the head.
@@ -76,9 +76,14 @@ class ViViT(nn.Module):
         elif config.attention == "factorised_encoder":  # Model 2
             x = encoder(config.num_layers, token, name="spatial_encoder")(x)  # [B, n_t, 1 + n_s, d]
             out["spatial_tokens"] = x
-            x = _pool(x, token)  # [B, n_t, d]
-            if config.temporal_layers:
-                x = encoder(config.temporal_layers, token, name="temporal_encoder")(x)  # [B, 1 + n_t, d]
+            if config.frame_pooling:
+                x = _pool(x, token)  # [B, n_t, d]
+                if config.temporal_layers:
+                    x = encoder(config.temporal_layers, token, name="temporal_encoder")(x)  # [B, 1 + n_t, d]
+            else:
+                x = x.swapaxes(1, 2)  # [B, n_s, n_t, d]: each place of the frame is a sequence in time
+                x = encoder(config.temporal_layers, False, name="temporal_encoder")(x)
+                x = x.swapaxes(1, 2).reshape(-1, n_t * n_h * n_w, config.hidden_size)  # [B, N, d]
             out["tokens"] = x
             x = _pool(x, token and config.temporal_layers > 0)  # [B, d]
         else:  # Models 3 and 4

@@ -1,6 +1,6 @@
 """The names that others give to the leaves of our parameter tree, as data: one table a format."""
 
-from vivit_jax.convert.tables import huggingface, native, scenic, timm, vit_npz
+from vivit_jax.convert.tables import huggingface, native, scenic, timm, videoprism, vit_npz
 from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Row, Transform
 
 __all__ = ["FORMATS", "Dropped", "Format", "Hints", "Row", "Transform"]
@@ -8,6 +8,7 @@ __all__ = ["FORMATS", "Dropped", "Format", "Hints", "Row", "Transform"]
 # format -> what there is to know about it; the order is that of looking.
 FORMATS: dict[str, Format] = {
     "orbax": native.FORMAT,
+    "videoprism": videoprism.FORMAT,
     "vit_npz": vit_npz.FORMAT,
     "scenic": scenic.FORMAT,
     "huggingface": huggingface.FORMAT,
