@@ -1,43 +1,32 @@
 """ViViT-L/16x2, Model 1, on Kinetics-400: the published recipe (the paper's appendix; Tables 5 and 6).
 
-    python -m vivit_jax.main --config=configs/k400_vivit_l.py --workdir=gs://BUCKET/k400_vivit_l
+    python -m vivit_jax.main --config=configs/k400_vivit_l.py --workdir=gs://BUCKET/k400_vivit_l \\
+        --config.init_from.path=VIT_L_16
+    python -m vivit_jax.main --config=configs/k400_vivit_l.py:320 --workdir=gs://BUCKET/k400_vivit_l_320 \\
+        --config.init_from.path=VIT_L_16
 
-Hardware: the authors trained on Cloud TPU v3; a batch of 64 clips of 32 x 224 x 224.
-Published: 80.6 / 94.7 top-1 / top-5 with 4 x 3 views, initialised from ImageNet-21k (Table 6).
+VIT_L_16 holds the weights of a ViT-L/16, trained on ImageNet-21k, or on JFT for the rows that say so. Without it the
+run starts from scratch.
 The data are not ours to give: see docs/data.md for what to fetch. Without them the command says what it looked for.
+For crops of 320 the paper does not say how frames are resized: here in proportion, short side 366.
+Hardware: Cloud TPU v3 as in the paper, v3-32 assumed, two clips a core; v3-64 for crops of 320. The cores of another
+slice must divide the batch of 64.
+Published: 80.6 / 94.7 top-1 / top-5 with 4 x 3 views, initialised from ImageNet-21k (Table 6).
 """
 
-from vivit_jax.experiment import default_config
+from vivit_jax import recipes
+
+ROWS = {
+    "224": "ViViT-L/16x2: 80.6 / 94.7 (Table 6), 80.3 (Table 5)",
+    "320": "ViViT-L/16x2, crops of 320: 81.3 / 94.7 (Table 6), 81.0 (Table 5)",
+    "jft": "ViViT-L/16x2, initialised from JFT: 82.8 / 95.5 (Table 6)",
+    "320_jft": "ViViT-L/16x2, crops of 320, initialised from JFT: 83.5 / 95.5 (Table 6)",
+}
 
 
-def get_config():
-    config = default_config()
-    config.data.name = "kinetics400"
-
-    config.model.name = "ViViT-L/16x2"
-    config.model.attention = "spatiotemporal"
-    config.model.num_frames = 32
-    config.model.image_size = 224
-    config.model.dtype = "bfloat16"
-    config.model.scan_layers = True
-    config.model.remat = "full"
-
-    config.input.stride = 2
-    config.input.short_side = 256
-    config.input.random_crop = True
-    config.input.scale_jitter = (0.9, 1.33)
-    config.input.flip = 0.5
-
-    config.batch_size = 64
-    config.num_epochs = 30.0
-    config.optimizer.name = "sgd"
-    config.optimizer.learning_rate = 0.1
-    config.optimizer.momentum = 0.9
-    config.optimizer.warmup_epochs = 2.5
-    config.optimizer.clip_norm = 1.0
-
-    config.evaluation.temporal_views = 4
-    config.evaluation.spatial_views = 3
-    config.evaluation.every_epochs = 5.0
-    config.evaluation.batch_size = 16
+def get_config(row="224"):
+    recipes.check_row(row, ROWS)
+    config = recipes.published("kinetics400", "ViViT-L/16x2", "spatiotemporal")
+    if row.startswith("320"):
+        recipes.set_crop(config, 320)
     return config

@@ -91,25 +91,25 @@ def test_bad_sources(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no weights at .*nowhere\.npz"):
         load_params(tmp_path / "nowhere.npz", config=config)
     (tmp_path / "text.npz").write_text("not an archive")
-    with pytest.raises(ValueError, match=r"text\.npz is not a readable \.npz"):
+    with pytest.raises(ValueError, match=r"text\.npz is of no known kind"):
         load_params(tmp_path / "text.npz", config=config)
     np.savez(tmp_path / "whole.npz", **flat)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:-2000])
-    with pytest.raises(ValueError, match=r"cut\.npz is not a readable"):
+    with pytest.raises(ValueError, match=r"cut\.npz"):
         load_params(tmp_path / "cut.npz", config=config)
     np.savez(tmp_path / "pickled.npz", cls=np.array([{"a": 1}], dtype=object))
     with pytest.raises(ValueError, match="pickle"):
         load_params(tmp_path / "pickled.npz", config=config)
     with pytest.raises(ValueError, match="no known format"):
         load_params({"layer.0.weight": np.zeros(2)}, config=config)
-    with pytest.raises(ValueError, match="format='keras' is not known; choose one of scenic"):
+    with pytest.raises(ValueError, match="format='keras' is not known; choose one of .*scenic"):
         load_params(flat, "keras", config=config)
     with pytest.raises(ValueError, match="prefix='ema/'"):
         load_params(flat, config=config, prefix="ema/")
     with pytest.raises(ValueError, match=r"must end in \.npz"):
-        save_params({}, tmp_path / "weights.bin", "scenic", config)
-    with pytest.raises(ValueError, match=r"beside it \(step, \.\.\.\): give prefix='params/'"):
-        load_params({"step": np.zeros(()), **{f"params/{name}": leaf for name, leaf in flat.items()}}, config=config)
+        save_params({}, tmp_path / "weights.bin", "vit_npz", config)
+    with pytest.raises(ValueError, match=r"beside it \(ema, \.\.\.\).*: give prefix='params/'"):
+        load_params({"ema": np.zeros(()), **{f"params/{name}": leaf for name, leaf in flat.items()}}, config=config)
     flat["cls"] = np.full_like(flat["cls"], np.nan)
     with pytest.raises(ConversionError, match="encoder/class_token: holds NaN"):
         load_params(flat, config=config)

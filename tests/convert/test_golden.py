@@ -2,7 +2,6 @@
 
 import json
 
-import flax.traverse_util
 import jax
 import numpy as np
 import optax
@@ -93,7 +92,7 @@ METHODS = {"central_frame_initializer": "central_frame", "average_frame_initiali
 def test_section_3_4_as_published(shared, name):
     """What the reference makes of an image ViT, and the logits that it then gives."""
     golden = dict(np.load(shared / "golden" / "scenic" / f"{name}.npz"))
-    image = {k: v for k, v in np.load(shared / "golden" / "scenic" / str(golden["ckpt_file"])).items()}
+    image = dict(np.load(shared / "golden" / "scenic" / str(golden["ckpt_file"])))
     meta = json.loads(str(golden["meta_json"]))
     after = {k.removeprefix("target_after/"): v for k, v in golden.items() if k.startswith("target_after/")}
     config = ViViTConfig(

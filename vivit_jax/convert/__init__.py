@@ -138,7 +138,7 @@ def initialise(
     options = options or InitFrom()
     with understand(source, options.format, options.prefix) as opened:
         found = opened.model(Hints(options.grid, options.num_heads, config))
-        loaded = opened.load(found, strict=False)
+        loaded = opened.load(dataclasses.replace(found, dtype=config.dtype), strict=False)
     config, changed = follow(found, config, options)
     params, report = adapt(
         flax.traverse_util.unflatten_dict(loaded.params, sep="/"),

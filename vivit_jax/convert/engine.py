@@ -26,11 +26,12 @@ class Leaf(Protocol):
 
 
 class ConversionError(ValueError):
-    """Leaves that do not fit, all of them: `problems` is one line for each, `summary` what they have in common."""
+    """Leaves that do not fit, all of them: `problems` is one line for each."""
 
-    def __init__(self, summary: str, problems: Sequence[str]):
+    def __init__(self, summary: str, problems: Sequence[str], advice: Sequence[str] = ()):
         self.summary, self.problems = summary, tuple(problems)
-        super().__init__(f"{summary}: {len(self.problems)} problem(s)\n  " + "\n  ".join(self.problems))
+        lines = [f"{summary}: {len(self.problems)} problem(s)", *(f"  {line}" for line in problems), *advice]
+        super().__init__("\n".join(lines))
 
 
 @dataclasses.dataclass(frozen=True)

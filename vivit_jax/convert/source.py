@@ -67,23 +67,27 @@ class Understood:
         try:
             loaded = engine.load(self.leaves, facts.rows(config), target, known)
         except ConversionError as error:
-            raise ConversionError(self._explain(error, config, facts.dropped), error.problems) from error
+            where = f"{error.summary} ({self.weights.where}, {self.format})"
+            raise ConversionError(where, error.problems, self._advice(config)) from error
         loaded.dropped.update(self.left_out)
         return loaded
 
-    def _explain(self, error: ConversionError, config: ViViTConfig, dropped: Sequence[Dropped]) -> str:
-        summary = f"{error.summary} ({self.weights.where}, {self.format})"
+    def _advice(self, config: ViViTConfig) -> list[str]:
+        """Lines for weights that do not fit: which model they are of, and why parts of them have no place."""
+        lines = [
+            f"{rule.pattern}: {rule.why}"
+            for rule in FORMATS[self.format].dropped
+            if not rule.harmless and any(re.match(rule.pattern, name) for name in self.leaves)
+        ]
         with contextlib.suppress(ValueError):
             found = self.model(Hints(target=config))
             if found != config:
-                summary += (
-                    f"\n  the weights are of: {in_words(found)}\n  the model wanted:   {in_words(config)}\n"
-                    "  (config.init_from or convert.initialise fit weights of one model to another)"
-                )
-        for rule in dropped:
-            if not rule.harmless and any(re.match(rule.pattern, name) for name in self.leaves):
-                summary += f"\n  {rule.pattern}: {rule.why}"
-        return summary
+                lines += [
+                    f"the weights are of: {in_words(found)}",
+                    f"the model wanted:   {in_words(config)}",
+                    "config.init_from or convert.initialise fit the weights of one model to another",
+                ]
+        return lines
 
 
 @contextlib.contextmanager

@@ -68,9 +68,9 @@ def write(
         raise ValueError(f"{str(path)!r} must end in {' or '.join(suffixes)} for {format} weights")
     if path.exists():
         raise FileExistsError(f"{path} is there already; choose another path or remove it")
-    their_config = huggingface_config(config, class_names) if format == "huggingface" else None
     flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
     flat = engine.save(flat, FORMATS[format].rows(config))
+    their_config = huggingface_config(config, class_names) if format == "huggingface" else None
     if format != "orbax":
         _check_expressible(flat, format, config, {"config": their_config} if their_config else {})
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,28 @@
+"""ViViT-L/16x2, Model 1, on Kinetics-600: the published recipe (the paper's appendix; Table 6).
+
+    python -m vivit_jax.main --config=configs/k600_vivit_l.py --workdir=gs://BUCKET/k600_vivit_l \\
+        --config.init_from.path=VIT_L_16
+
+VIT_L_16 holds the weights of a ViT-L/16, trained on ImageNet-21k, or on JFT for the row that says so. Without it the
+run starts from scratch.
+For crops of 320 the paper does not say how frames are resized: here in proportion, short side 366.
+Hardware: Cloud TPU v3 as in the paper, v3-32 assumed, v3-64 for crops of 320. The cores of another slice must divide
+the batch of 64.
+Published: 82.5 / 95.6 top-1 / top-5 with 4 x 3 views, initialised from ImageNet-21k (Table 6).
+"""
+
+from vivit_jax import recipes
+
+ROWS = {
+    "224": "ViViT-L/16x2: 82.5 / 95.6 (Table 6)",
+    "320": "ViViT-L/16x2, crops of 320: 83.0 / 95.7 (Table 6)",
+    "jft": "ViViT-L/16x2, initialised from JFT: 84.3 / 96.2 (Table 6)",
+}
+
+
+def get_config(row="224"):
+    recipes.check_row(row, ROWS)
+    config = recipes.published("kinetics600", "ViViT-L/16x2", "spatiotemporal")
+    if row == "320":
+        recipes.set_crop(config, 320)
+    return config

@@ -1,0 +1,27 @@
+"""Figure 7, backbones: accuracy and cost from ViViT-Ti to ViViT-H (Model 1, tubelets of 16 x 16 x 2, Kinetics-400).
+
+    python -m vivit_jax.main --config=configs/paper/figure7.py:s --workdir=gs://BUCKET/figure7_s \\
+        --config.init_from.path=VIT_S_16
+    python -m vivit_jax.cost --only=figure7
+
+VIT_S_16 holds the weights of the image model of the same size; without it the run starts from scratch.
+Hardware: Cloud TPU v3 as in the paper, v3-32 assumed, v3-64 for H. The cores of another slice must divide the batch
+of 64.
+Published: a figure, whose points are not recorded here; those of B and L are also in Tables 2 and 5. The rows are all
+backbones of section 4.1, whether the figure shows them or not. The last command counts the cost.
+"""
+
+from vivit_jax import recipes
+
+ROWS = {
+    "ti": "ViViT-Ti/16x2",
+    "s": "ViViT-S/16x2",
+    "b": "ViViT-B/16x2: 80.0 (Table 2)",
+    "l": "ViViT-L/16x2: 80.3 (Table 5)",
+    "h": "ViViT-H/16x2",
+}
+
+
+def get_config(row=""):
+    recipes.check_row(row, ROWS)
+    return recipes.published("kinetics400", f"ViViT-{row.capitalize()}/16x2", "spatiotemporal")

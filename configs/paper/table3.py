@@ -1,0 +1,23 @@
+"""Table 3, temporal layers of Model 2: L_t = 0, 1, 4, 8, 12 (ViViT-B, Kinetics-400).
+
+    python -m vivit_jax.main --config=configs/paper/table3.py:layers8 --workdir=gs://BUCKET/table3_layers8 \\
+        --config.init_from.path=VIT_B_16
+
+VIT_B_16 holds the weights of a ViT-B/16 trained on ImageNet-21k; the temporal encoder starts at random. Without a
+path all starts from scratch.
+Hardware: Cloud TPU v3 as in the paper, v3-8 assumed. The cores of another slice must divide the batch of 64.
+Published: top-1 75.8, 78.6, 78.8, 78.8, 78.9. No temporal layer is the average-pool baseline of Table 2.
+"""
+
+from vivit_jax import recipes
+
+_PUBLISHED = {0: 75.8, 1: 78.6, 4: 78.8, 8: 78.8, 12: 78.9}
+
+ROWS = {f"layers{layers}": f"L_t = {layers}: {top1}" for layers, top1 in _PUBLISHED.items()}
+
+
+def get_config(row=""):
+    recipes.check_row(row, ROWS)
+    config = recipes.published("kinetics400", "ViViT-B/16x2", "factorised_encoder")
+    config.model.temporal_layers = int(row.removeprefix("layers"))
+    return config

@@ -1,0 +1,199 @@
+"""Any model from the weights of any other: every leaf accounted for, numbers against independent arithmetic."""
+
+import dataclasses
+import itertools
+import sys
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+
+from tests.models.small import MODELS, random_params, small_config
+from vivit_jax.convert import ConversionError, InitFrom, initialise, model_for, save_params, to_flat
+from vivit_jax.convert.image_to_video import adapt, fresh_leaves
+from vivit_jax.convert.resize import central_frame, filter_inflation, resize_grid
+from vivit_jax.models import ViViT, abstract_params
+
+IMAGE = {"tokenizer": "uniform_frames", "tubelet_size": (1, 4, 4), "num_frames": 1}
+SOURCES = {
+    **MODELS,
+    "image": IMAGE,
+    "gap": {**MODELS["model2"], "classifier": "gap", "representation_size": 6},
+    "tokens": {**MODELS["model2"], "classifier": "gap", "frame_pooling": False},
+}
+# Longer and larger than the sources: grid 4 x 3 x 2 instead of 2 x 2 x 3.
+LARGER = {"num_frames": 12, "tubelet_size": (3, 4, 4), "image_size": (12, 8)}
+
+
+def flat(tree):
+    return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+def made(source, target, options=None, **fields):
+    """(source config, its parameters, target config, what came of them, the report)."""
+    source, target = small_config(**{**SOURCES[source]}), small_config(**{**SOURCES[target], **LARGER, **fields})
+    params = random_params(source, dtype=np.float32)
+    found, report = adapt(params, source, target, options or InitFrom(pre_logits="drop"), seed=3)
+    return source, flat(params), target, flat(found), report
+
+
+@pytest.mark.parametrize(("source", "target"), list(itertools.product(SOURCES, [*MODELS, "gap", "tokens"])))
+def test_every_model_starts_from_every_other(source, target, monkeypatch):
+    def marked(config, names, seed):  # compiles nothing
+        leaves = flat(abstract_params(config))
+        return {name: np.full(leaves[name].shape, 7.0, np.float32) for name in names}
+
+    module = sys.modules[adapt.__module__]  # `convert.image_to_video` is the function
+    monkeypatch.setattr(module, "fresh_leaves", marked)
+    _, params, wanted, found, report = made(source, target, num_classes={"verb": 2, "noun": 3})
+    shapes = {name: leaf.shape for name, leaf in flat(abstract_params(wanted)).items()}
+    assert {name: leaf.shape for name, leaf in found.items()} == shapes
+    names = [entry.name for entry in report.entries if entry.outcome != "dropped"]
+    assert sorted(names) == sorted(shapes)  # each leaf of the model once
+    loaded = " ".join(entry.how for entry in report.entries if entry.outcome in ("loaded", "resized"))
+    dropped = {entry.name for entry in report.entries if entry.outcome == "dropped"}
+    zeroed = {name for name in params if "_space/out/" in name}  # copies of these start at zero
+    assert all((name in loaded) != (name in dropped) or name in zeroed for name in params)
+    fresh = {e.name for e in report.entries if e.outcome == "initialised" and "attention_time/out" not in e.name}
+    assert fresh == {name for name, leaf in found.items() if (leaf == 7).all()}
+    joint = {"encoder", "spatial_encoder"}
+    for ours, theirs in itertools.product(joint, joint):  # the MLPs, which all models have
+        if f"{ours}/norm/scale" in found and f"{theirs}/norm/scale" in params:
+            part = "layers/mlp/dense_in/kernel"
+            np.testing.assert_array_equal(found[f"{ours}/{part}"], params[f"{theirs}/{part}"])
+
+
+def linear(positions, axis, n):
+    """Linear interpolation along one axis, the ends in place: NumPy's own."""
+    m = positions.shape[axis]
+    places = np.linspace(0, m - 1, n) if n > 1 else np.zeros(1)
+    return np.apply_along_axis(lambda line: np.interp(places, np.arange(m), line), axis, positions)
+
+
+@pytest.mark.parametrize("grid", [(4, 3, 2), (1, 5, 3), (2, 1, 7)])
+def test_grids_of_any_shape(grid):
+    positions = np.random.default_rng(0).normal(size=(2, 3, 5, 4))
+    expected = positions
+    for axis, n in enumerate(grid):
+        expected = linear(expected, axis, n)
+    np.testing.assert_allclose(resize_grid(positions, grid), expected, rtol=0, atol=1e-12)
+    assert resize_grid(positions, (2, 3, 5)) is positions
+
+
+def test_positions_between_videos_and_from_images():
+    config, params, wanted, found, _ = made("model1", "model1")
+    old = params["encoder/position_embedding"]
+    new = found["encoder/position_embedding"]
+    np.testing.assert_array_equal(new[0], old[0])  # the class token's
+    expected = old[1:].reshape(*config.grid, 8).astype(np.float64)
+    for axis, n in enumerate(wanted.grid):
+        expected = linear(expected, axis, n)
+    np.testing.assert_allclose(new[1:], expected.reshape(-1, 8), atol=1e-6)
+
+    config, params, wanted, found, _ = made("image", "model4")
+    expected = params["encoder/position_embedding"][1:].reshape(1, *config.grid[1:], 8)
+    for axis, n in enumerate(wanted.grid[1:]):
+        expected = linear(expected, axis + 1, n)
+    expected = np.repeat(expected, wanted.grid[0], axis=0)  # the same in each frame
+    np.testing.assert_allclose(found["encoder/position_embedding"], expected.reshape(-1, 8), atol=1e-6)
+
+    config, params, wanted, found, _ = made("model2", "model2")
+    time = params["temporal_encoder/position_embedding"]
+    np.testing.assert_allclose(found["temporal_encoder/position_embedding"][1:], linear(time[1:], 0, 4), atol=1e-6)
+    np.testing.assert_array_equal(found["temporal_encoder/position_embedding"][0], time[0])
+
+
+def test_tubelets_of_another_length():
+    kernel = np.random.default_rng(0).normal(size=(2, 4, 4, 3, 8))
+    for t in (1, 2, 3, 4, 8):  # the answer to a clip that stands still stays
+        np.testing.assert_allclose(filter_inflation(kernel, t).sum(0), kernel.sum(0), atol=1e-12)
+    np.testing.assert_allclose(filter_inflation(kernel, 4), np.repeat(kernel, 2, axis=0) / 2, atol=1e-12)
+    np.testing.assert_allclose(filter_inflation(kernel, 3)[1], kernel.sum(0) / 3, atol=1e-12)
+    np.testing.assert_allclose(filter_inflation(kernel[0], 5), np.stack([kernel[0] / 5] * 5), atol=1e-12)  # eq. 8
+    for t in (1, 2, 3, 4):  # eq. 9: frame t // 2
+        central = central_frame(kernel[0], t)
+        np.testing.assert_array_equal(central[t // 2], kernel[0])
+        assert np.count_nonzero(central.any(axis=(1, 2, 3, 4))) == 1
+    with pytest.raises(ValueError, match="would drop 1 of the 2 frames"):
+        central_frame(kernel, 1)
+
+
+def test_temporal_attention_of_model_3():
+    for choice in ("zero", "copy", "random"):
+        _, params, wanted, found, _ = made("image", "model3", InitFrom(temporal_attention=choice))
+        time, space = "encoder/layers/attention_time", "encoder/layers/attention_space"
+        np.testing.assert_array_equal(found[f"{space}/query/kernel"], params["encoder/layers/attention/query/kernel"])
+        same = np.array_equal(found[f"{time}/query/kernel"], found[f"{space}/query/kernel"])
+        assert same == (choice != "random")
+        assert found[f"{time}/out/kernel"].any() == (choice != "zero")
+        if choice == "random":
+            fresh = fresh_leaves(wanted, [f"{time}/out/kernel"], seed=3)
+            np.testing.assert_array_equal(found[f"{time}/out/kernel"], fresh[f"{time}/out/kernel"])
+
+
+def test_head_kept_or_new():
+    _, params, _, found, _ = made("model1", "model2", InitFrom(head="keep"))
+    np.testing.assert_array_equal(found["head/kernel"], params["head/kernel"])
+    _, params, _, found, report = made("model1", "model2")
+    assert not found["head/kernel"].any()
+    assert "dropped     head/kernel" in str(report)
+    with pytest.raises(ConversionError, match=r"classify 5, the model 7; head='new'"):
+        made("model1", "model2", InitFrom(head="keep"), num_classes=7)
+
+
+def test_all_that_differs_is_listed_at_once():
+    with pytest.raises(ConversionError) as error:
+        made("image", "model2", num_layers=3, mlp_dim=16, tubelet_size=(3, 2, 4), layer_norm_eps=1e-5, num_heads=4)
+    for line in (
+        "num_layers is 2 in the weights, 3 in the model",
+        "mlp_dim is 12 in the weights, 16",
+        "num_heads is 2 in the weights, 4",
+        "layer_norm_eps is 1e-06 in the weights, 1e-05",
+        "patches are (4, 4) pixels in the weights, (2, 4)",
+    ):
+        assert line in str(error.value)
+    assert len(error.value.problems) == 5
+    with pytest.raises(ConversionError, match=r"temporal_layers is 2 in the weights, 4 .* temporal_encoder='random'"):
+        made("model2", "model2", temporal_layers=4)
+    with pytest.raises(ConversionError, match="cannot shorten tubelets from 2 to 1 frames"):
+        made("model1", "model1", InitFrom(embedding="central_frame"), tubelet_size=(1, 4, 4))
+    found = made("model2", "model2", InitFrom(temporal_encoder="random"), temporal_layers=4)[3]
+    assert found["temporal_encoder/layers/norm_mlp/scale"].shape == (4, 8)
+
+
+def test_the_model_follows_the_weights(tmp_path):
+    source = small_config(
+        **IMAGE, activation="gelu", layer_norm_eps=1e-3, qkv_bias=False, representation_size=6, attention_logit_cap=50.0
+    )
+    params = random_params(source, dtype=np.float16)  # half precision is widened, and said
+    save_params(params, tmp_path / "run", "orbax", source)
+    wanted = small_config(**MODELS["model3"], **LARGER)
+    made = initialise(tmp_path / "run", wanted)
+    followed = {"activation": "gelu", "layer_norm_eps": 1e-3, "qkv_bias": False, "attention_logit_cap": 50.0}
+    assert made.config == dataclasses.replace(wanted, **followed, representation_size=6)
+    assert made.config == model_for(tmp_path / "run", wanted, InitFrom())
+    assert "float16" in str(made.report)
+    assert "activation = gelu (was gelu_tanh)" in made.report.summary()
+    assert initialise(tmp_path / "run", wanted, InitFrom(pre_logits="drop")).config.representation_size is None
+    video = np.zeros((1, *wanted.video_shape), np.float32)
+    assert ViViT(made.config).apply({"params": made.params}, video).shape == (1, 5)
+
+
+def test_nothing_is_half_loaded():
+    config = small_config()
+    weights = to_flat(random_params(config, dtype=np.float32), "scenic", config)
+    weights["embedding/kernel"][0, 0, 0, 0, 0] = np.inf
+    weights["cls"] = np.arange(8).reshape(1, 1, 8)
+    with pytest.raises(ConversionError) as error:
+        initialise(weights, small_config(**MODELS["model3"]))
+    assert "cls (1, 1, 8): holds int64, not floating-point numbers" in error.value.problems
+    assert "tokenizer/kernel: holds NaN or infinity (from embedding/kernel)" in error.value.problems
+    weights = {name: leaf.astype(np.float64) * 1e300 for name, leaf in weights.items() if name != "cls"}
+    with pytest.raises(ConversionError, match="holds numbers beyond float32"):
+        initialise({**weights, "cls": np.zeros((1, 1, 8))}, config)
+
+
+def test_the_same_seed_gives_the_same_start():
+    first, second = (jax.tree.leaves(made("image", "model2")[3]) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))

@@ -1,0 +1,172 @@
+"""The published training recipes as a table, and the configs that are made of them.
+
+Config files import this room and not one another: `--config` loads a file by its path, from any folder, and a file that
+is loaded so has no neighbours.
+
+    config = published("kinetics400", "ViViT-B/16x2", "factorised_encoder")
+
+is ViViT-B, Model 2, on Kinetics-400 as the paper trained it; a config file then assigns what its row changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import ml_collections
+
+from vivit_jax.experiment import ConfigError, default_config
+
+# What the recipes have in common (section 4.1 and the appendix). No weight decay, no dropout: the defaults.
+COMMON: Mapping[str, Any] = MappingProxyType(
+    {
+        "batch_size": 64,
+        "optimizer.name": "sgd",
+        "optimizer.momentum": 0.9,
+        "optimizer.schedule": "cosine",
+        "optimizer.warmup_epochs": 2.5,
+        "optimizer.clip_norm": 1.0,
+        "model.num_frames": 32,
+        "model.image_size": 224,
+        "input.short_side": 256,
+        "input.random_crop": True,
+        "input.scale_jitter": (0.9, 1.33),
+        "input.flip": 0.5,
+        "evaluation.temporal_views": 4,
+        "evaluation.spatial_views": 3,
+        # Ours from here on. Any number of devices that divides 64 will do, for training and for evaluation.
+        "evaluation.batch_size": 64,
+        "evaluation.every_epochs": 5.0,
+        # One compiled layer instead of 24, half the bytes, and nothing kept of a layer but its input.
+        "model.dtype": "bfloat16",
+        "model.scan_layers": True,
+        "model.remat": "full",
+    }
+)
+
+_COLOUR = {
+    "augment.colour_jitter": 0.8,
+    "augment.greyscale": 0.1,  # the published code's; the appendix does not name it
+}
+_KINETICS = {
+    "optimizer.learning_rate": 0.1,
+    "num_epochs": 30.0,
+    "input.stride": 2,
+    **_COLOUR,
+}
+
+# The appendix's table of hyperparameters, a data set each.
+RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "kinetics400": _KINETICS,
+        "kinetics600": _KINETICS,
+        "moments_in_time": {
+            "optimizer.learning_rate": 0.25,
+            "num_epochs": 10.0,
+            "input.stride": 2,
+            **_COLOUR,
+        },
+        "epic_kitchens100": {
+            "optimizer.learning_rate": 0.5,
+            "num_epochs": 50.0,
+            "input.stride": 1,
+            "augment.rand_augment_layers": 2,
+            "augment.rand_augment_magnitude": 15.0,
+            "augment.mixup": 0.1,
+            "model.stochastic_depth_rate": 0.2,
+            "label_smoothing": 0.2,
+            "evaluation.spatial_views": 1,
+            "checkpoint.best_metric": "action/top1",
+        },
+        "something_something_v2": {
+            "optimizer.learning_rate": 0.5,
+            "num_epochs": 35.0,
+            "input.stride": 1,
+            "input.short_side": 288,
+            "model.image_size": 256,
+            "augment.rand_augment_layers": 2,
+            "augment.rand_augment_magnitude": 20.0,
+            "augment.mixup": 0.3,
+            "model.stochastic_depth_rate": 0.3,
+            "label_smoothing": 0.3,
+        },
+    }
+)
+
+# Table 2's rows; `temporal_layers=0` is the average-pool baseline.
+MODELS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "model1": {"attention": "spatiotemporal"},
+        "model2": {"attention": "factorised_encoder"},
+        "model3": {"attention": "factorised_self_attention"},
+        "model4": {"attention": "factorised_dot_product"},
+        "average_pool": {"attention": "factorised_encoder", "temporal_layers": 0},
+    }
+)
+
+
+class RowError(ConfigError):
+    """A config string that names no row of its file."""
+
+    def __init__(self, message: str):
+        # The flag parser of ml_collections makes an error that it caught anew, with the traceback in front. Users are
+        # told which flag it was; what they need is the rest.
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+def check_row(row: str, rows: Mapping[str, str]) -> None:
+    """Checks the config string of a config file, what stands after the colon of `--config=FILE:ROW`.
+
+    Args:
+      row: the string; empty where none was given.
+      rows: the file's rows, name -> what it is.
+
+    Raises:
+      RowError: no such row; the message lists all.
+    """
+    if row not in rows:
+        width = max(map(len, rows))
+        listed = "\n".join(f"  {name:{width}}  {text}" for name, text in rows.items())
+        problem = f"there is no row {row!r}" if row else "a row is needed"
+        raise RowError(f"{problem}; put one of these after the file's name and a colon, FILE.py:ROW\n{listed}")
+
+
+def published(dataset: str, model: str, attention: str, **fields: Any) -> ml_collections.ConfigDict:
+    """A config that trains and evaluates as the paper did on a data set (section 4.1, the appendix).
+
+    Args:
+      dataset: a key of `RECIPES`, the names of `vivit_jax.data.catalog`.
+      model: the paper's name, 'ViViT-B/16x2'.
+      attention: 'spatiotemporal' (Model 1), 'factorised_encoder' (2), ...; see `ViViTConfig`.
+      **fields: more fields of `config.model`.
+
+    Returns:
+      A locked ConfigDict: its fields can be set, and one that does not exist is an error. `init_from.path` is not set.
+
+    Raises:
+      ConfigError: there is no published recipe for the data set.
+      KeyError: a field of the model that does not exist.
+    """
+    if dataset not in RECIPES:
+        raise ConfigError(f"there is no published recipe for data set {dataset!r}; there are {', '.join(RECIPES)}")
+    config = default_config().lock()
+    config.update_from_flattened_dict({**COMMON, **RECIPES[dataset]})
+    config.data.name = dataset
+    for field, value in {"name": model, "attention": attention, **fields}.items():
+        config.model[field] = value
+    return config
+
+
+def set_crop(config: ml_collections.ConfigDict, pixels: int) -> None:
+    """Makes the crop, and the model, `pixels` high and wide.
+
+    The frame's short side grows with it, 256 pixels for a crop of 224, so that a crop shows the same part of the frame.
+    The paper gives the crop's size alone. Records hold frames of 256 pixels at most, which are enlarged.
+
+    Args:
+      config: changed in place.
+      pixels: of the crop; the tubelet's height and width must divide it.
+    """
+    config.model.image_size = pixels
+    config.input.short_side = round(pixels * COMMON["input.short_side"] / COMMON["model.image_size"])
