@@ -54,7 +54,7 @@ class AugmentConfig:
                 raise ValueError(f"augment.{field}={getattr(self, field)} is a probability and must lie in [0, 1]")
         for field in ("rand_augment_layers", "rand_augment_magnitude", "mixup"):
             if not 0 <= getattr(self, field) < math.inf:
-                raise ValueError(f"augment.{field}={getattr(self, field)} must be at least 0 (0: off) and finite")
+                raise ValueError(f"augment.{field}={getattr(self, field)} must be at least 0, and finite")
         if self.rand_augment_layers != int(self.rand_augment_layers):
             raise ValueError(f"augment.rand_augment_layers={self.rand_augment_layers} must be a whole number")
 

@@ -181,6 +181,8 @@ def test_a_checkpoint_of_ours(tmp_path):
 INEXPRESSIBLE = [
     ("scenic", {"activation": "gelu"}, "activation = gelu, which would be read as gelu_tanh"),
     ("scenic", {"layer_norm_eps": 1e-5}, "layer_norm_eps"),
+    ("scenic", {"attention_logit_cap": 50.0}, "attention_logit_cap = 50.0, which would be read as None"),
+    ("scenic", {"attention": "factorised_encoder", "frame_pooling": False}, "frame_pooling = False"),
     ("huggingface", {"representation_size": 6}, "representation_size"),
     ("huggingface", {"image_size": (8, 16)}, "image_size = 8 x 16"),
     ("huggingface", {"attention": "factorised_encoder"}, "Model 1 with tubelets, not factorised_encoder"),

@@ -67,4 +67,5 @@ def in_words(config: ViViTConfig) -> str:
         return f"image ViT, patches {h} x {w}, d {config.hidden_size}, at {pixels}"
     heads = ", ".join(f"{classes} {name}".rstrip() for name, classes in ((n or "", c) for n, c in config.heads)) or "no"
     name = config.name if "custom" not in config.name else f"{config.name}, d {config.hidden_size}"
-    return f"{name}, {config.attention}, {config.num_frames} frames at {pixels}, {heads} classes"
+    kept = "" if config.frame_pooling else " over all tokens"
+    return f"{name}, {config.attention}{kept}, {config.num_frames} frames at {pixels}, {heads} classes"

@@ -1,0 +1,115 @@
+"""Training from the weights of others, by `config.init_from`; the command line of convert."""
+
+import json
+import subprocess
+import sys
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+
+from tests.models.small import random_params
+from tests.test_train import data_dir, experiment  # noqa: F401, a fixture
+from vivit_jax import convert, evaluate, optim, sharding, train
+from vivit_jax.experiment import ConfigError, Experiment
+from vivit_jax.models import ViViT, ViViTConfig
+
+HEADS = {"verb": 8, "noun": 10}
+FIELDS = {"hidden_size": 24, "num_layers": 2, "mlp_dim": 32, "num_heads": 3, "tubelet_size": (1, 14, 14)}
+
+
+@pytest.fixture(scope="module")
+def image_vit(tmp_path_factory):
+    """A folder of Hugging Face with an image ViT: exact GELU, another epsilon, smaller pictures."""
+    image = {"tokenizer": "uniform_frames", "num_frames": 1, "image_size": 42, "num_classes": 7}
+    config = ViViTConfig(**FIELDS, **image, activation="gelu", layer_norm_eps=1e-5)
+    folder = tmp_path_factory.mktemp("weights") / "vit"
+    convert.save_params(random_params(config, dtype=np.float32), folder, "huggingface", config)
+    return folder
+
+
+def test_a_run_starts_from_weights_goes_on_without_them_and_is_evaluated(data_dir, image_vit, tmp_path):  # noqa: F811
+    run = experiment(data_dir, num_steps=1, optimizer__warmup_epochs=0.0, init_from__path=str(image_vit))
+    found = train.train(run, tmp_path / "w")
+    report = (tmp_path / "w" / train.INIT_REPORT).read_text()
+    assert "resized     spatial_encoder/position_embedding" in report
+    assert "from 3 x 3 to 4 x 4" in report
+    saved = json.loads((tmp_path / "w" / train.CONFIG_FILE).read_text())["model"]
+    assert (saved["activation"], saved["layer_norm_eps"]) == ("gelu", 1e-5)
+    # Neither the weights nor their activation are named again.
+    plain = experiment(data_dir, num_steps=1, optimizer__warmup_epochs=0.0)
+    assert train.train(plain, tmp_path / "w") == pytest.approx(found)
+    again = evaluate.evaluate(plain, tmp_path / "w")
+    assert again.scalars == pytest.approx(found, abs=1e-6)
+    # The checkpoint in turn starts another model, which follows it.
+    options = convert.InitFrom(head="keep", embedding="random")
+    wanted = ViViTConfig(**{**FIELDS, "tubelet_size": (2, 14, 14)}, num_frames=4, image_size=56, num_classes=HEADS)
+    assert convert.initialise(tmp_path / "w", wanted, options).config.activation == "gelu"
+
+
+def test_the_first_state_is_what_initialise_says(data_dir, image_vit, tmp_path):  # noqa: F811
+    run = experiment(data_dir, init_from__path=str(image_vit))
+    run = train.follow_weights(run, HEADS, None)
+    model = ViViT(run.model_config(HEADS))
+    assert (model.config.activation, model.config.layer_norm_eps) == ("gelu", 1e-5)
+    schedule = optim.learning_rate_schedule(run.optimizer, total_steps=6, steps_per_epoch=2)
+    optimizer = optim.make_optimizer(run.optimizer, schedule)
+    mesh = sharding.make_mesh()
+    with jax.set_mesh(mesh):
+        abstract, init = train.state_maker(model, optimizer, run.seed, mesh)
+        state = train.state_from_weights(run, model, optimizer, abstract, tmp_path)()
+        scratch = init()
+    expected = convert.initialise(image_vit, model.config, run.init_from, seed=run.seed).params
+    jax.tree.map(np.testing.assert_array_equal, state.params, expected)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x.sharding, y.sharding), state, scratch)
+    # What starts anew starts as without the weights.
+    fresh = flax.traverse_util.flatten_dict(state.params["temporal_encoder"])
+    for name, leaf in flax.traverse_util.flatten_dict(scratch.params["temporal_encoder"]).items():
+        np.testing.assert_array_equal(fresh[name], leaf)
+
+
+def test_a_contradiction_is_refused(data_dir, image_vit):  # noqa: F811
+    run = experiment(data_dir, init_from__path=str(image_vit), model__activation="gelu_tanh")
+    with pytest.raises(ConfigError, match=r"model\.activation='gelu_tanh', but the weights in .* with 'gelu'"):
+        train.follow_weights(run, HEADS, None)
+    with pytest.raises(ConfigError, match=r"init_from\.head='old' is not known; choose one of new, keep"):
+        experiment(data_dir, init_from__head="old")
+    with pytest.raises(FileNotFoundError, match="no weights at nowhere"):
+        train.follow_weights(experiment(data_dir, init_from__path="nowhere"), HEADS, None)
+    recorded = Experiment.from_config({"model": {"activation": "gelu"}}).to_dict()
+    assert train.follow_weights(run, HEADS, {"config": recorded}).model["activation"] == "gelu_tanh"
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "vivit_jax.convert", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def test_command_line(image_vit, tmp_path):
+    shown = command(f"--from={image_vit}")
+    assert shown.returncode == 0, shown.stderr
+    assert "huggingface weights in a container of kind safetensors" in shown.stdout
+    assert "activation gelu, LayerNorm epsilon 1e-05" in shown.stdout
+    wrong = command(f"--from={image_vit}", f"--to={tmp_path / 'out'}", "--format=scenic")
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("error: scenic cannot express this model")
+    assert "Traceback" not in wrong.stderr
+    assert not (tmp_path / "out").exists()
+    made = command(
+        f"--from={image_vit}",
+        f"--to={tmp_path / 'run'}",
+        "--format=orbax",
+        "--config=configs/moving_digits.py",
+        *(
+            f"--config.model.{name}={value}".replace(" ", "")
+            for name, value in FIELDS.items()
+            if name != "tubelet_size"
+        ),
+    )
+    assert made.returncode == 0, made.stderr
+    assert "central frame (eq. 9) from an image to 4 frames" in made.stdout
+    config, params = convert.load_model(tmp_path / "run")
+    assert (config.activation, config.num_classes) == ("gelu", (("verb", 8), ("noun", 10)))
+    assert params["tokenizer"]["kernel"].shape == (4, 14, 14, 3, 24)
