@@ -36,7 +36,7 @@ def test_symbol(name):
     assert resolve(name) is not None
 
 
-@pytest.mark.parametrize("path", [code for code in CODE if "/" in code])
+@pytest.mark.parametrize("path", [code for code in CODE if "/" in code and not code.startswith("--")])
 def test_file(path):
     assert (REPOSITORY / path).exists()
 
@@ -68,6 +68,6 @@ def test_every_row_names_code_and_fields():
 
 
 def test_what_the_paper_numbers_is_all_there():
-    expected = [f"eq. {i}" for i in (1, 2, 3, 7)] + ["eqs. 4 to 6", "Equations 8", "and 9"]
+    expected = [f"eq. {i}" for i in (1, 2, 3, 7, 8, 9)] + ["eqs. 4 to 6"]
     expected += [f"able {i}" for i in range(1, 7)] + [f"igure {i}" for i in range(2, 10)]
     assert [words for words in expected if words not in TEXT] == []

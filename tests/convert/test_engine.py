@@ -102,7 +102,7 @@ def test_bad_sources(tmp_path):
         load_params(tmp_path / "pickled.npz", config=config)
     with pytest.raises(ValueError, match="no known format"):
         load_params({"layer.0.weight": np.zeros(2)}, config=config)
-    with pytest.raises(ValueError, match="format='keras' is not known; choose one of .*scenic"):
+    with pytest.raises(ValueError, match=r"format='keras' is not known; choose one of .*scenic"):
         load_params(flat, "keras", config=config)
     with pytest.raises(ValueError, match="prefix='ema/'"):
         load_params(flat, config=config, prefix="ema/")
