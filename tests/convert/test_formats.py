@@ -1,5 +1,6 @@
 """Names of image models spelt out by hand, prefixes and training state found by looking, and files written and read."""
 
+import dataclasses
 import json
 
 import flax.traverse_util
@@ -72,6 +73,10 @@ def test_image_models_of_flax(style, prefix, classifier):
     found, again = load_model(flat)
     assert found == config
     equal(again, params)
+    # The same model, its embedding written as tubelets of one frame.
+    tubelets = dataclasses.replace(config, tokenizer="tubelet")
+    kernel = load_params(flat, config=tubelets)["tokenizer"]["kernel"]
+    np.testing.assert_array_equal(kernel, params["tokenizer"]["kernel"][None])
 
 
 def test_a_pooling_head_of_its_own_is_refused():

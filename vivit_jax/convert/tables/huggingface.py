@@ -15,6 +15,7 @@ from vivit_jax.convert.tables.rows import (
     Hints,
     Row,
     Shapes,
+    image_kernel,
     output_projection,
     projection,
     row,
@@ -52,6 +53,7 @@ def huggingface(config: ViViTConfig) -> list[Row]:
       ValueError: another of our models, for which they have no class.
     """
     image = is_image_model(config)
+    kernel = image_kernel(config, CONVOLUTION) if image else CONVOLUTION
     if not image and (config.attention, config.tokenizer) != ("spatiotemporal", "tubelet"):
         raise ValueError(
             f"Hugging Face has ViViT's Model 1 with tubelets, not {config.attention} with {config.tokenizer}: to start "
@@ -68,7 +70,7 @@ def huggingface(config: ViViTConfig) -> list[Row]:
         rows += [
             row(f"{embeddings}.cls_token", "encoder/class_token", VECTOR),
             row(f"{embeddings}.position_embeddings", "encoder/position_embedding", SEQUENCE),
-            row(f"{embeddings}.patch_embeddings.projection.weight", "tokenizer/kernel", CONVOLUTION),
+            row(f"{embeddings}.patch_embeddings.projection.weight", "tokenizer/kernel", kernel),
             row(f"{embeddings}.patch_embeddings.projection.bias", "tokenizer/bias"),
             *pair(f"{prefix}layernorm", "encoder/norm", "norm"),
         ]
@@ -100,8 +102,8 @@ def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTCon
     eps 1e-12; heads by a hint, the wanted model's, or the backbones' table.
 
     Raises:
-      ValueError: a leaf without which the model cannot be known, an activation that ViViT does not have, a
-        `config.json` that contradicts the shapes.
+      ValueError: a leaf without which the model cannot be known, an activation that ViViT or its pre-logits layer does
+        not have, a `config.json` that contradicts the shapes.
     """
     written = facts.get("config") or {}
     names = {name.removeprefix("vivit.").removeprefix("vit."): shape for name, shape in shapes.items()}
@@ -115,6 +117,8 @@ def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTCon
     activation = written.get("hidden_act", "gelu_fast" if time else "gelu")
     if activation not in ACTIVATIONS:
         raise ValueError(f"config.json says hidden_act={activation!r}; ViViT here has {', '.join(ACTIVATIONS)}")
+    if "pooler.dense.bias" in names and (pooler := written.get("pooler_act", "tanh")) != "tanh":
+        raise ValueError(f"config.json says pooler_act={pooler!r}; the pre-logits layer here has tanh")
     size = written.get("image_size")
     if size is not None and hints.grid is None:
         height, width = (size, size) if isinstance(size, int) else size

@@ -119,6 +119,16 @@ CONVOLUTION = Transform(
 )
 
 
+def image_kernel(config: ViViTConfig, transform: Transform = SAME) -> Transform:
+    """The 2-D embedding of an image model, which a config may write as tubelets of one frame: (1, h, w, C, d)."""
+
+    def load(x: np.ndarray) -> Leaves:
+        (kernel,) = transform.load(x)
+        return [kernel[None] if config.tokenizer == "tubelet" and kernel.ndim == 4 else kernel]
+
+    return Transform(load, lambda xs: transform.save([xs[0][0] if xs[0].ndim == 5 else xs[0]]))
+
+
 def _unbatch(x: np.ndarray, lead: tuple[int, ...]) -> np.ndarray:
     """Takes leading axes of length one away; an array that has others stays, to be refused by its shape."""
     return x.reshape(x.shape[len(lead) :]) if x.shape[: len(lead)] == lead else x

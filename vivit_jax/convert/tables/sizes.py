@@ -127,11 +127,11 @@ def clip_grid(tokens: int, tubelet: Sequence[int], hints: Hints) -> tuple[int, i
 
 
 def is_image_model(config: ViViTConfig) -> bool:
-    """Whether a config is an image ViT: Model 1 of one frame, whose embedding is 2-D."""
+    """Whether a config is an image ViT: Model 1 of one frame, its embedding 2-D or a tubelet of one frame."""
     return (
         config.attention == "spatiotemporal"
         and config.num_frames == 1
-        and config.tokenizer == "uniform_frames"
+        and config.tubelet_size[0] == 1
         and not isinstance(config.num_classes, tuple)
     )
 

@@ -14,6 +14,7 @@ from vivit_jax.convert.tables.rows import (
     Hints,
     Row,
     Shapes,
+    image_kernel,
     projection,
     row,
     slotted,
@@ -36,7 +37,7 @@ def timm(config: ViViTConfig) -> list[Row]:
         leaf: tuple(f"{layers}/attention/{p}/{leaf}" for p in ("query", "key", "value")) for leaf in ("kernel", "bias")
     }
     rows = [
-        row("patch_embed.proj.weight", "tokenizer/kernel", CONVOLUTION),
+        row("patch_embed.proj.weight", "tokenizer/kernel", image_kernel(config, CONVOLUTION)),
         row("patch_embed.proj.bias", "tokenizer/bias"),
         row(
             "pos_embed",

@@ -14,6 +14,7 @@ from vivit_jax.convert.tables.rows import (
     Hints,
     Row,
     Shapes,
+    image_kernel,
     row,
     slotted,
 )
@@ -36,7 +37,7 @@ _BIG_VISION = {
 
 
 def vit_npz(config: ViViTConfig) -> list[Row]:
-    """Their names for the parameters of an image ViT (`tokenizer="uniform_frames"`, one frame).
+    """Their names for the parameters of an image ViT (one frame).
 
     vision_transformer adds the positions after the class token is in front, as we do; big_vision before, so that the
     class token has no position: its slot is then zero.
@@ -47,7 +48,8 @@ def vit_npz(config: ViViTConfig) -> list[Row]:
     require_image_model(config, "vit_npz (vision_transformer, AugReg, big_vision)")
     layers = "encoder/layers"
     rows = [
-        row("embedding/{leaf}", "tokenizer/{leaf}"),
+        row("embedding/kernel", "tokenizer/kernel", image_kernel(config)),
+        row("embedding/bias", "tokenizer/bias"),
         row("Transformer/posembed_input/pos_embedding", "encoder/position_embedding", SEQUENCE),
         row("pos_embedding", "encoder/position_embedding", _positions(config)),
         row("Transformer/encoder_norm/{leaf}", "encoder/norm/{leaf}"),
