@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import sys
 
 import flax.traverse_util
@@ -11,7 +12,8 @@ import pytest
 
 from tests.models.small import MODELS, random_params, small_config
 from vivit_jax.convert import ConversionError, InitFrom, initialise, model_for, save_params, to_flat
-from vivit_jax.convert.image_to_video import adapt, fresh_leaves
+from vivit_jax.convert.fresh import fresh_leaves
+from vivit_jax.convert.image_to_video import adapt
 from vivit_jax.convert.resize import central_frame, filter_inflation, resize_grid
 from vivit_jax.models import ViViT, abstract_params
 
@@ -197,3 +199,29 @@ def test_nothing_is_half_loaded():
 def test_the_same_seed_gives_the_same_start():
     first, second = (jax.tree.leaves(made("image", "model2")[3]) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_another_normalisation_of_pixels_is_folded_in(tmp_path):
+    """An image model trained on (x - mean) / std, as its processor says, gives the same on our pixels in [-1, 1]."""
+    source = small_config(**IMAGE, image_size=8, representation_size=None)
+    params = random_params(source, dtype=np.float32)
+    save_params(params, tmp_path / "vit", "huggingface", source)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    processor = {
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+    }
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(processor))
+    pixels = np.random.default_rng(0).uniform(0, 1, (2, *source.video_shape)).astype(np.float32)
+    expected = ViViT(source).apply({"params": params}, (pixels - np.array(mean)) / np.array(std))
+    made = initialise(tmp_path / "vit", source, InitFrom(head="keep"))
+    np.testing.assert_allclose(ViViT(source).apply({"params": made.params}, pixels * 2 - 1), expected, atol=2e-5)
+    assert "folded in" in str(made.report)
+    half = InitFrom(head="keep", pixel_mean=(0.5,) * 3, pixel_std=(0.5,) * 3)
+    again = initialise(tmp_path / "vit", source, half).params  # the word of the user counts more
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    with pytest.raises(ConversionError, match="a number for each of 3 channels"):
+        initialise(tmp_path / "vit", source, InitFrom(pixel_mean=(0.4,), pixel_std=(0.5,)))

@@ -27,6 +27,7 @@ from vivit_jax.convert.options import FOLLOWED, InitFrom
 from vivit_jax.convert.report import Entry, Report, in_words
 from vivit_jax.convert.source import Path, Source, check_format, find_format, understand
 from vivit_jax.convert.tables import FORMATS, Hints
+from vivit_jax.convert.tables.sizes import is_image_model
 from vivit_jax.models import ViViTConfig
 
 __all__ = [
@@ -139,6 +140,9 @@ def initialise(
     with understand(source, options.format, options.prefix) as opened:
         found = opened.model(Hints(options.grid, options.num_heads, config))
         loaded = opened.load(dataclasses.replace(found, dtype=config.dtype), strict=False)
+        if options.pixel_mean is None and is_image_model(found):
+            mean, std = opened.pixels(found.in_channels)
+            options = dataclasses.replace(options, pixel_mean=mean, pixel_std=std)
     config, changed = follow(found, config, options)
     params, report = adapt(
         flax.traverse_util.unflatten_dict(loaded.params, sep="/"),

@@ -11,17 +11,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.traverse_util
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vivit_jax.convert.engine import ConversionError
+from vivit_jax.convert.fresh import fresh_leaves
 from vivit_jax.convert.options import FOLLOWED, InitFrom
 from vivit_jax.convert.report import Entry, Report, in_words
-from vivit_jax.convert.resize import central_frame, filter_inflation, resize_grid
+from vivit_jax.convert.resize import central_frame, filter_inflation, fold_normalisation, resize_grid
 from vivit_jax.convert.tables.native import image_model
 from vivit_jax.convert.tables.rows import Hints
-from vivit_jax.models import ViViT, ViViTConfig, abstract_params
+from vivit_jax.models import ViViTConfig, abstract_params
 
 _SAME = ("hidden_size", "num_layers", "num_heads", "mlp_dim", "in_channels")
 
@@ -135,6 +134,7 @@ class _Adaptation:
         self.problems: list[str] = []
         self._fresh: dict[str, str] = {}
         self._used: set[str] = set()
+        self.pixels = ""
         factorised = config.attention == "factorised_encoder"
         self.ours = "spatial_encoder" if factorised else "encoder"
         self.theirs = "spatial_encoder" if source.attention == "factorised_encoder" else "encoder"
@@ -143,6 +143,7 @@ class _Adaptation:
         """All leaves; raises ConversionError with everything that does not fit."""
         self._check()
         if not self.problems:
+            self._fold_pixels()
             self._tokenizer()
             self._layers()
             self._class_token(self.ours, self.theirs)
@@ -183,6 +184,8 @@ class _Adaptation:
         self.result[name] = np.ascontiguousarray(array, dtype=self.target[name].dtype) if name in self.target else array
         self._used.add(theirs)
         files = list(self.origin.get(theirs, ()))
+        if theirs.startswith("tokenizer/") and self.pixels:
+            how = f"{how}; {self.pixels}" if how else self.pixels
         label = files[0] if len(files) == 1 else f"{files[0]} to {files[-1]}" if files else theirs
         self.entries.append(Entry(name, outcome, f"{label}; {how}" if how else label))
 
@@ -203,6 +206,20 @@ class _Adaptation:
         for name in self.target:
             if name == path or name.startswith(f"{path}/"):
                 self._fresh[name] = why
+
+    def _fold_pixels(self) -> None:
+        """The weights' own normalisation of pixels, where it is not ours, goes into the embedding."""
+        mean, std = self.options.pixel_mean, self.options.pixel_std
+        if mean is None or std is None or {*mean, *std} == {0.5}:
+            return
+        leaves = ("tokenizer/kernel", "tokenizer/bias")
+        try:
+            folded = fold_normalisation(*(self.given[name] for name in leaves), mean, std)
+        except ValueError as error:
+            self.problems.append(str(error))
+            return
+        self.given |= dict(zip(leaves, folded, strict=True))
+        self.pixels = f"pixels' mean {mean} and std {std} folded in"
 
     def _tokenizer(self) -> None:
         ours, given = self.config, self.given["tokenizer/kernel"]
@@ -368,20 +385,6 @@ class _Adaptation:
         for name, array in fresh_leaves(self.config, names, seed).items():
             self.result[name] = array
             self.entries.append(Entry(name, "initialised", self._fresh[name]))
-
-
-def fresh_leaves(config: ViViTConfig, names: Iterable[str], seed: int) -> dict[str, np.ndarray]:
-    """Some leaves of the model as training from scratch with this seed would start them; the others are not made."""
-    names = list(names)
-    if not names:
-        return {}
-
-    def init(key: jax.Array) -> dict[str, jax.Array]:
-        params = ViViT(config).init(key, jnp.zeros((1, *config.video_shape)))["params"]
-        flat = flax.traverse_util.flatten_dict(params, sep="/")
-        return {name: flat[name] for name in names}
-
-    return {name: np.asarray(leaf) for name, leaf in jax.jit(init)(jax.random.key(seed)).items()}
 
 
 def _split(positions: np.ndarray, token: bool) -> tuple[np.ndarray | None, np.ndarray]:

@@ -35,6 +35,9 @@ class InitFrom:
       temporal_encoder: Model 2's, where the weights have one: `load`, or `random`, as from scratch.
       head: `new` starts at zero; `keep` takes the classifier of the file, whose classes must be the model's.
       pre_logits: the dense layer before the head: `follow` the file, or `drop` it.
+      pixel_mean, pixel_std: the weights want (x - mean) / std of pixels x in [0, 1], a number for each channel; folded
+        into the embedding exactly, since every model here sees [-1, 1], which is 0.5 and 0.5. None: what the
+        `preprocessor_config.json` beside an image model says; 0.5 where there is none.
 
     Raises:
       ValueError: a choice that does not exist.
@@ -50,6 +53,8 @@ class InitFrom:
     temporal_encoder: str = "load"
     head: str = "new"
     pre_logits: str = "follow"
+    pixel_mean: tuple[float, ...] | None = None
+    pixel_std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         for field, choices in CHOICES.items():
@@ -63,5 +68,14 @@ class InitFrom:
                     f"init_from.grid={self.grid} must be the positive (n_t, n_h, n_w) of the weights' tokens"
                 )
             object.__setattr__(self, "grid", grid)
+        for field in ("pixel_mean", "pixel_std"):
+            numbers = getattr(self, field)
+            if numbers is None:
+                continue
+            if not isinstance(numbers, tuple | list) or any(field == "pixel_std" and not x > 0 for x in numbers):
+                raise ValueError(f"init_from.{field}={numbers} must be a number for each channel, the std above 0")
+            object.__setattr__(self, field, tuple(float(x) for x in numbers))
+        if (self.pixel_mean is None) != (self.pixel_std is None):
+            raise ValueError("init_from.pixel_mean and init_from.pixel_std go together: give both or neither")
         if self.num_heads is not None and self.num_heads < 1:
             raise ValueError(f"init_from.num_heads={self.num_heads} must be at least 1")

@@ -62,6 +62,35 @@ def central_frame(kernel: np.ndarray, t: int) -> np.ndarray:
     return out
 
 
+def fold_normalisation(
+    kernel: np.ndarray, bias: np.ndarray, mean: Sequence[float], std: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """An embedding of (x - mean) / std, x in [0, 1], as the embedding of v = 2 x - 1 in [-1, 1], exactly.
+
+    (x - mean) / std = v / (2 std) + (1/2 - mean) / std; patches do not overlap an edge, so a constant is a bias.
+
+    Args:
+      kernel: [..., h, w, C, d].
+      bias: [d].
+      mean, std: a number for each of the C channels.
+
+    Returns:
+      (kernel, bias) of the same shapes and dtypes.
+
+    Raises:
+      ValueError: not as many numbers as channels.
+    """
+    channels = kernel.shape[-2]
+    if len(mean) != channels or len(std) != channels:
+        raise ValueError(
+            f"pixel_mean={tuple(mean)} and pixel_std={tuple(std)} must have a number for each of {channels} channels"
+        )
+    wide, scale = kernel.astype(np.float64), np.asarray(std, np.float64)[:, None]
+    shift = (0.5 - np.asarray(mean, np.float64)[:, None]) / scale
+    constant = (wide * shift).sum(axis=tuple(range(kernel.ndim - 1)))
+    return (wide / (2 * scale)).astype(kernel.dtype), (bias + constant).astype(bias.dtype)
+
+
 def filter_inflation(kernel: np.ndarray, t: int) -> np.ndarray:
     """Filter inflation, eq. 8: E = 1/t [E_image, ..., E_image].
 

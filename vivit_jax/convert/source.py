@@ -50,6 +50,17 @@ class Understood:
         except ValueError as error:
             raise ValueError(f"{self.weights.where} ({self.format}): {error}") from error
 
+    def pixels(self, channels: int) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+        """(mean, std) that the processor beside the weights takes off pixels in [0, 1]; (None, None) without one."""
+        processor = self.weights.facts.get("preprocessor") or {}
+        rescaled = processor.get("do_rescale", True) and abs(processor.get("rescale_factor", 1 / 255) - 1 / 255) < 1e-9
+        if not processor or not rescaled:
+            return None, None
+        if not processor.get("do_normalize", True):
+            return (0.0,) * channels, (1.0,) * channels
+        mean, std = processor.get("image_mean"), processor.get("image_std")
+        return (tuple(mean), tuple(std)) if mean and std else (None, None)
+
     def load(self, config: ViViTConfig, *, strict: bool = True) -> engine.Loaded:
         """The leaves as parameters of the very model `config`.
 

@@ -1,0 +1,66 @@
+"""What models cost: the paper's tables beside our programs, or one experiment's.
+
+python -m vivit_jax.cost
+python -m vivit_jax.cost --only=table2,table5 --format=markdown
+python -m vivit_jax.cost --plot=pictures
+python -m vivit_jax.cost --config=configs/k400_vivit_l.py --config.model.image_size=320
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The cost of this experiment instead of the paper's tables.", lock_config=True
+)
+_ONLY = flags.DEFINE_list("only", None, "Some of table2, table5, figure7, figure8, figure9; default, all.")
+_FORMAT = flags.DEFINE_enum("format", "text", ["text", "markdown", "csv"], "How tables are printed.")
+_PLOT = flags.DEFINE_string("plot", None, "Folder for figure7b.png and figure8b.png.")
+_COMPILE = flags.DEFINE_bool("compile", False, "With --config: compile, and print the compiler's own temporaries.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if _CONFIG.value is not None and (_ONLY.value or _PLOT.value):
+        raise app.UsageError("--only and --plot are about the paper's tables; leave them out with --config")
+    if _CONFIG.value is None and _COMPILE.value:
+        raise app.UsageError("--compile needs --config: the tables are counted without compiling")
+    # After the flags are parsed, so that --help and a mistyped flag answer at once.
+    from vivit_jax.cost import paper, render
+
+    try:
+        if _CONFIG.value is not None:
+            from vivit_jax import experiment
+            from vivit_jax.cost import report
+
+            run = experiment.Experiment.from_config(_CONFIG.value)
+            print(render.render(report.tables_of(run, compiled=_COMPILE.value, say=say), _FORMAT.value))
+            return
+        print(render.render(list(paper.tables(_ONLY.value or tuple(paper.TABLES), say)), _FORMAT.value))
+        if _PLOT.value:
+            from vivit_jax.cost import figures
+
+            for path in figures.save(_PLOT.value):
+                say(f"wrote {path}")
+    except (ValueError, RuntimeError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+        logging.debug("Where it came from:", exc_info=True)  # shown with --verbosity=1
+        sys.exit(f"error: {error}\n(--verbosity=1 shows where it came from)")
+
+
+def say(line: str) -> None:
+    """Progress, beside the output."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def run() -> None:
+    """Entry point."""
+    logging.set_verbosity(logging.WARNING)  # the tables are the output
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()
