@@ -36,6 +36,8 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9,<0.18"],
+        # The other implementations, for the tests that hold ours against them; without them these are skipped.
+        "parity": ["timm>=1.0,<2", "torch>=2.6,<3", "transformers>=5.10,<6"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
     },
