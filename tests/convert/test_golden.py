@@ -27,7 +27,7 @@ def test_hugging_face_vivit(shared, file):
     folder = shared / "golden" / "hf" / "vivit_tiny"
     io = np.load(folder / "io.npz")
     config, params = load_model(folder / file)
-    assert (config.num_frames, config.image_size, config.num_heads, config.num_classes) == (8, (32, 32), 4, 10)
+    assert (config.num_frames, config.image_size, config.num_heads, config.num_classes) == (8, 32, 4, 10)
     video = io["pixel_values"].transpose(0, 1, 3, 4, 2)
     assert relative(apply(config, params, video), io["logits_f64"]) < 1e-6
     assert relative(apply(config, params, video, "float32"), io["logits"]) < 2e-6

@@ -91,8 +91,6 @@ def _check_expressible(flat: Arrays, format: str, config: ViViTConfig, facts: Ma
             continue
         if field.name == "attention_order" and config.attention != "factorised_self_attention":
             continue
-        if field.name == "image_size":
-            ours, theirs = config.image_shape, read_back.image_shape
         if ours != theirs and field.name not in _OF_TRAINING:
             wrong.append(f"{field.name} = {ours}, which would be read as {theirs}")
     if wrong:
@@ -103,12 +101,9 @@ def huggingface_config(config: ViViTConfig, class_names: ClassNames = None) -> d
     """`config.json` of Hugging Face for Model 1 or an image ViT.
 
     Raises:
-      ConversionError: frames that are not square, or a pre-logits layer, which their classes do not have.
+      ConversionError: a pre-logits layer or a logit cap, which their classes do not have.
     """
-    height, width = config.image_shape
     wrong = []
-    if height != width:
-        wrong.append(f"image_size = {height} x {width}: theirs is one number")
     if config.representation_size:
         wrong.append(f"representation_size = {config.representation_size}: their classifier has no such layer")
     if config.attention_logit_cap:
@@ -126,7 +121,8 @@ def huggingface_config(config: ViViTConfig, class_names: ClassNames = None) -> d
         "hidden_act": spelling[config.activation],
         "layer_norm_eps": config.layer_norm_eps,
         "qkv_bias": config.qkv_bias,
-        "image_size": height,
+        # A pair where frames are not square, which transformers reads from 5.10 on.
+        "image_size": config.to_dict()["image_size"],
         "num_channels": config.in_channels,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,

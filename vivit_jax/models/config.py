@@ -142,7 +142,7 @@ class ViViTConfig:
                 "image_size",
                 _integers("image_size", size if many else [size], 2 if many else 1, "(height, width)"),
             )
-            if not many:
+            if len(set(self.image_size)) == 1:  # a square is one number
                 self._set("image_size", self.image_size[0])
         heads = self.num_classes
         if hasattr(heads, "items"):
