@@ -8,7 +8,7 @@ from typing import Any
 import flax.traverse_util
 
 from vivit_jax.convert.tables.rows import Format, Hints, Row, Shapes, row
-from vivit_jax.convert.tables.sizes import shape_of, space_grid
+from vivit_jax.convert.tables.sizes import image_config, shape_of, space_grid
 from vivit_jax.models import ViViTConfig, abstract_params
 
 
@@ -54,20 +54,18 @@ def image_model(shapes: Shapes, hints: Hints) -> ViViTConfig:
     h, w, channels, d = shape_of(shapes, "tokenizer/kernel", 4)
     layers, _, heads, _ = shape_of(shapes, "encoder/layers/attention/query/kernel", 4)
     token = "encoder/class_token" in shapes
-    n_h, n_w = space_grid(shape_of(shapes, "encoder/position_embedding", 2)[0] - token, hints)
+    grid = space_grid(shape_of(shapes, "encoder/position_embedding", 2)[0] - token, hints)
     numbers = ("activation", "layer_norm_eps", "dtype")
     fields = {name: getattr(hints.target, name) for name in numbers} if hints.target is not None else {}
     named = {name.removesuffix("/bias").removeprefix("head_"): shape[0] for name, shape in shapes.items()
              if name.startswith("head_") and name.endswith("/bias")}  # fmt: skip
-    return ViViTConfig(
+    return image_config(
+        grid,
+        (h, w),
         hidden_size=d,
         num_heads=heads,
         num_layers=layers,
         mlp_dim=shape_of(shapes, "encoder/layers/mlp/dense_in/kernel", 3)[-1],
-        tokenizer="uniform_frames",
-        tubelet_size=(1, h, w),
-        num_frames=1,
-        image_size=(n_h * h, n_w * w),
         in_channels=channels,
         classifier="token" if token else "gap",
         num_classes=named or (shapes["head/bias"][0] if "head/bias" in shapes else None),

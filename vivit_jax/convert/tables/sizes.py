@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from vivit_jax.convert.tables.rows import Hints, Shapes
 from vivit_jax.models import ViViTConfig
@@ -124,6 +125,18 @@ def clip_grid(tokens: int, tubelet: Sequence[int], hints: Hints) -> tuple[int, i
             "(config.init_from.grid, or --grid)"
         )
     return readings.pop()
+
+
+def image_config(grid: tuple[int, int], patch: tuple[int, int], **fields: Any) -> ViViTConfig:
+    """The config of an image ViT: Model 1 of one frame.
+
+    Args:
+      grid: (n_h, n_w), patches.
+      patch: (h, w), pixels of one.
+      **fields: the others.
+    """
+    size = (grid[0] * patch[0], grid[1] * patch[1])
+    return ViViTConfig(tokenizer="uniform_frames", tubelet_size=(1, *patch), num_frames=1, image_size=size, **fields)
 
 
 def is_image_model(config: ViViTConfig) -> bool:

@@ -19,7 +19,14 @@ from vivit_jax.convert.tables.rows import (
     row,
     slotted,
 )
-from vivit_jax.convert.tables.sizes import count_layers, heads_of, require_image_model, shape_of, space_grid
+from vivit_jax.convert.tables.sizes import (
+    count_layers,
+    heads_of,
+    image_config,
+    require_image_model,
+    shape_of,
+    space_grid,
+)
 from vivit_jax.models import ViViTConfig
 
 
@@ -73,20 +80,18 @@ def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTCon
     token = "cls_token" in shapes
     slots = shape_of(shapes, "pos_embed", 3)[1]
     try:
-        n_h, n_w = space_grid(slots - token, hints)
+        grid = space_grid(slots - token, hints)
     except ValueError:
         if not token:
             raise
-        n_h, n_w = space_grid(slots, hints)  # `no_embed_class`: the class token has no position
-    return ViViTConfig(
+        grid = space_grid(slots, hints)  # `no_embed_class`: the class token has no position
+    return image_config(
+        grid,
+        (h, w),
         hidden_size=d,
         num_heads=heads_of(d, hints),
         num_layers=count_layers(shapes, r"blocks\.(?P<layer>\d+)\."),
         mlp_dim=shape_of(shapes, "blocks.0.mlp.fc1.weight", 2)[0],
-        tokenizer="uniform_frames",
-        tubelet_size=(1, h, w),
-        num_frames=1,
-        image_size=(n_h * h, n_w * w),
         in_channels=channels,
         classifier="token" if token else "gap",
         num_classes=shapes["head.bias"][0] if "head.bias" in shapes else None,

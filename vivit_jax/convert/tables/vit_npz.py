@@ -19,7 +19,7 @@ from vivit_jax.convert.tables.rows import (
     slotted,
 )
 from vivit_jax.convert.tables.scenic import TRAINING_STATE, block_rows
-from vivit_jax.convert.tables.sizes import count_layers, require_image_model, shape_of, space_grid
+from vivit_jax.convert.tables.sizes import count_layers, image_config, require_image_model, shape_of, space_grid
 from vivit_jax.models import ViViTConfig
 
 _AUGREG = {
@@ -89,16 +89,14 @@ def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTCon
         slots = shape_of(shapes, "Transformer/posembed_input/pos_embedding", 3)[1] - token
     else:
         slots = shape_of(shapes, "pos_embedding", 3)[1]
-    n_h, n_w = space_grid(slots, hints)
-    return ViViTConfig(
+    grid = space_grid(slots, hints)
+    return image_config(
+        grid,
+        (h, w),
         hidden_size=d,
         num_heads=query[-2],
         num_layers=query[0] if stacked else count_layers(shapes, r"Transformer/encoderblock_(?P<layer>\d+)/"),
         mlp_dim=shape_of(shapes, f"{block}/{mlp}/Dense_0/kernel", 2 + stacked)[-1],
-        tokenizer="uniform_frames",
-        tubelet_size=(1, h, w),
-        num_frames=1,
-        image_size=(n_h * h, n_w * w),
         in_channels=channels,
         classifier="token" if token else "gap",
         num_classes=shapes["head/bias"][0] if "head/bias" in shapes else None,
