@@ -11,7 +11,7 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
-        "av>=14,<20",
+        "av>=15,<20",
         "clu>=0.0.12,<0.1",
         "etils[epath]>=1.9",
         "flax>=0.12,<0.14",
@@ -38,6 +38,8 @@ setup(
         "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9,<0.18"],
         # The other implementations, for the tests that hold ours against them; without them these are skipped.
         "parity": ["timm>=1.0,<2", "torch>=2.6,<3", "transformers>=5.10,<6"],
+        # Beam needs protobuf below 7, TensorFlow 2.21 at least 6.31.
+        "beam": ["apache-beam>=2.60,<3", "protobuf<7"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
     },

@@ -111,3 +111,27 @@ def test_a_field_that_does_not_exist_is_refused_on_the_command_line(tmp_path):
     assert done.returncode != 0
     assert "batchsize" in done.stderr
     assert "batch_size" in done.stderr
+
+
+def test_data_and_its_options_are_checked():
+    config = default_config()
+    config.data.mixture = {"kinetics400": 3, "kinetics600": 1.0}
+    config.data.subset.update(classes=("juggling balls",), fraction=0.5)
+    config.input.update(sampling="segments", clips_per_video=2)
+    run = Experiment.from_config(config)
+    assert Experiment.from_config(json.loads(json.dumps(run.to_dict()))) == run
+    assert dict(run.data.mixture) == {"kinetics400": 3, "kinetics600": 1.0}
+    assert (run.data.subset.classes, run.data.subset.fraction) == (("juggling balls",), 0.5)
+    assert run.steps_per_epoch(320) == 2 * 320 / run.batch_size
+    assert run.total_steps(320) == int(run.num_epochs * 2 * 320 / run.batch_size)
+    for change, says in (
+        ({"mixture": {"a": 0.0}}, r"data.mixture\['a'\]=0.0 must be a number greater than 0"),
+        ({"unknown_classes": "keep"}, "data.unknown_classes='keep'; choose one of refuse, drop, union"),
+        ({"subset": {"fraction": 1.5}}, r"subset.fraction=1.5 must lie in \(0, 1\]"),
+        ({"subset": {"fractions": 0.5}}, r"data.subset.fractions does not exist; did you mean .*fraction\?"),
+        ({"threads": 0}, "data.threads=0 must be at least 1"),
+        ({"prefetch": 0}, "data.prefetch=0 must be at least 1"),
+        ({"cache": True, "service": "grpc://a:1"}, "exclude each other"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            Experiment.from_config({"data": change})

@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 
 from vivit_jax import checkpointing, metrics, plots, sharding
-from vivit_jax.data import build, index, pipeline
+from vivit_jax.data import build, index, mixture, pipeline
 from vivit_jax.experiment import Experiment
 from vivit_jax.models import ViViT, abstract_params
 from vivit_jax.train_step import make_eval_step
@@ -31,6 +31,7 @@ class Result:
       counted: videos that count in the scalars.
       unreadable: videos of the split that could not be decoded.
       views: (temporal, spatial).
+      repeated_views: videos too short or too small for as many views: two of theirs are the same.
     """
 
     scalars: dict[str, float]
@@ -38,13 +39,15 @@ class Result:
     counted: int
     unreadable: int
     views: tuple[int, int]
+    repeated_views: int = 0
 
     def summary(self) -> str:
         """One line: what was reached, on how many videos, seen how."""
         shown = ", ".join(f"{n} {v:.1%}" for n, v in self.scalars.items() if n.endswith(("top1", "top5")))
         lost = f", {self.unreadable} unreadable" if self.unreadable else ""
         temporal, spatial = self.views
-        return f"{shown} ({self.counted} videos, each counted once{lost}; {temporal} x {spatial} views)"
+        same = f", of which {self.repeated_views} videos have fewer" if self.repeated_views else ""
+        return f"{shown} ({self.counted} videos, each counted once{lost}; {temporal} x {spatial} views{same})"
 
 
 class Evaluator:
@@ -62,6 +65,8 @@ class Evaluator:
         self._mesh, self._split, self._spec = mesh, split, spec
         self._batch_size = experiment.evaluation.batch_size
         self._views = (experiment.evaluation.temporal_views, experiment.evaluation.spatial_views)
+        self._threads, self._prefetch = experiment.data.threads, experiment.data.prefetch
+        self._announced = False
         kind = metrics.collection(split.heads)
         eval_step = make_eval_step(model.apply)
 
@@ -90,7 +95,12 @@ class Evaluator:
             temporal_views=self._views[0],
             spatial_views=self._views[1],
             rows=sharding.process_rows(self._mesh, self._batch_size),
+            threads=self._threads,
+            prefetch=self._prefetch,
         )
+        if not self._announced:
+            logging.info("Evaluating on %s, %d videos: %s", self._split.name, self._split.num_videos, batches.plan)
+            self._announced = True
         for batch in batches:
             seen.append(batch["index"][batch["index"] >= 0])
             total = self._step(params, sharding.place_batch(batch, self._mesh, self._batch_size), total)
@@ -99,7 +109,8 @@ class Evaluator:
         check_seen_once(np.concatenate(seen), int(count["listed"]), self._split.num_videos)
         scalars, confusion = metrics.summarise(computed, self._split.heads)
         counted = int(count["counted"])
-        return Result(scalars, confusion, counted, int(count["listed"]) - counted, self._views)
+        unreadable = int(count["listed"]) - counted
+        return Result(scalars, confusion, counted, unreadable, self._views, batches.repeated_views)
 
 
 def check_seen_once(indices: np.ndarray, listed: int, expected: int) -> None:
@@ -170,9 +181,12 @@ def evaluate(
     mesh = sharding.make_mesh(experiment.mesh)
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
     with jax.set_mesh(mesh):
-        stored, params, _, path = restore_for_inference(checkpoint or workdir, mesh, which=which)
+        stored, params, meta, path = restore_for_inference(checkpoint or workdir, mesh, which=which)
         experiment = experiment.following(stored.config.to_dict())
         split = index.open_split(build.prepare(data.name, data.dir), data.eval_split)
+        # A mixture may have added classes to the heads; the checkpoint knows them.
+        classes = meta["class_names"] if data.mixture else split.class_names
+        split = mixture.evaluation_split(split, classes, data.subset)
         wanted = experiment.model_config(split.heads)
         checkpointing.check_against(abstract_params(wanted), params, str(path))
         # The parameters fit; what does not show in them (frames, dropout, scan) is the config's to say, but for the
@@ -200,7 +214,7 @@ def write_result(
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     found = {"checkpoint": str(checkpoint), "split": split, "views": result.views, "videos": result.counted}
-    found |= {"unreadable": result.unreadable, "metrics": result.scalars}
+    found |= {"unreadable": result.unreadable, "repeated_views": result.repeated_views, "metrics": result.scalars}
     (workdir / RESULT_FILE).write_text(json.dumps(found, indent=2))
     for head, matrix in result.confusion.items():
         figure = plots.confusion_matrix(matrix, class_names[head], f"{head}, {split}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from ml_collections import config_dict
 from vivit_jax.augment import AugmentConfig
 from vivit_jax.convert.options import FOLLOWED, InitFrom
 from vivit_jax.data.sampling import ClipSpec
+from vivit_jax.data.subset import UNKNOWN_CLASSES, Subset
 from vivit_jax.models import ViViTConfig
 from vivit_jax.optim import OptimizerConfig
 
@@ -33,17 +35,49 @@ class DataConfig:
     """Which data set, and where.
 
     Attributes:
-      name: as in `python -m vivit_jax.data.catalog`.
+      name: as in `python -m vivit_jax.data.catalog`; the one that is evaluated.
       dir: folder of the prepared records, DIR/NAME/VERSION; the embedded data set is made there where it is absent.
       train_split, eval_split: names of splits.
-      cache: keep the records of the splits in memory.
+      mixture: {name: weight}: data sets under `dir` that are trained on, each with a share of the clips in proportion
+        to its weight. {} for `name` alone. Heads and class ids are those of `name`, by the names of the classes.
+      unknown_classes: of a mixture, classes that `name` does not have: 'refuse' is an error with the list, 'drop'
+        leaves their videos out, 'union' adds them to the heads.
+      subset: the part of the data that is used; its `classes` hold for evaluation too.
+      cache: keep the records of the training splits in memory.
+      cache_gb: memory that the cache may take, in units of 2^30 bytes.
+      threads: clips made at the same time; None for one a core.
+      prefetch: batches made ahead.
+      service: 'grpc://host:port', several with commas, of machines that make the training clips (docs/data.md).
     """
 
     name: str = "kinetics400"
     dir: str = "data"
     train_split: str = "train"
     eval_split: str = "validation"
+    mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    unknown_classes: str = "refuse"
+    subset: Subset = dataclasses.field(default_factory=Subset)
     cache: bool = False
+    cache_gb: float = 2.0
+    threads: int | None = None
+    prefetch: int = 2
+    service: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.subset, Mapping):
+            object.__setattr__(self, "subset", Subset(**self.subset))
+        _at_least("data", self, cache_gb=0, prefetch=1)
+        if self.threads is not None:
+            _at_least("data", self, threads=1)
+        for name, weight in self.mixture.items():
+            if not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+                raise ValueError(f"data.mixture[{name!r}]={weight!r} must be a number greater than 0")
+        if self.unknown_classes not in UNKNOWN_CLASSES:
+            raise ValueError(
+                f"data.unknown_classes={self.unknown_classes!r}; choose one of {', '.join(UNKNOWN_CLASSES)}"
+            )
+        if self.service is not None and self.cache:
+            raise ValueError("data.cache and data.service exclude each other: the service makes the clips elsewhere")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +140,8 @@ class Experiment:
       data, augment, init_from, optimizer, evaluation, checkpoint: as their classes say.
       mesh: {axis: devices along it}; -1 for all that are left.
       batch_size: clips in a global batch, over all devices.
-      num_epochs: passes over the training split, a fraction allowed; `num_steps`, where given, wins.
+      num_epochs: passes over the training videos, a fraction allowed; `num_steps`, where given, wins. A pass takes
+        `input.clips_per_video` clips of each; of a mixture, it is as many videos as all its data sets have.
       num_steps: optimizer steps of the run, or None.
       label_smoothing: in [0, 1); training loss only.
       log_every_steps: training metrics are averaged over so many steps and written.
@@ -197,11 +232,15 @@ class Experiment:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"config.input: {error}") from error
 
-    def total_steps(self, examples: int) -> int:
-        """Optimizer steps of the run over a split of so many examples; at least 1."""
+    def steps_per_epoch(self, videos: int) -> float:
+        """Optimizer steps of a pass over so many training videos."""
+        return videos * self.input["clips_per_video"] / self.batch_size
+
+    def total_steps(self, videos: int) -> int:
+        """Optimizer steps of the run over so many training videos; at least 1."""
         if self.num_steps is not None:
             return self.num_steps
-        return max(1, int(self.num_epochs * examples / self.batch_size))
+        return max(1, int(self.num_epochs * videos * self.input["clips_per_video"] / self.batch_size))
 
 
 _SECTIONS = {
@@ -240,8 +279,12 @@ def _section(cls: type, without: tuple[str, ...] = (), all_optional: bool = Fals
     for field in dataclasses.fields(cls):
         if field.name in without:
             continue
-        default = field.default
-        if all_optional or default is None or default is dataclasses.MISSING:
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if dataclasses.is_dataclass(default):
+            section[field.name] = _section(type(default))
+        elif isinstance(default, Mapping):
+            section[field.name] = ml_collections.ConfigDict(default)
+        elif all_optional or default is None or default is dataclasses.MISSING:
             section[field.name] = config_dict.placeholder(_concrete(hints[field.name]))
         else:
             section[field.name] = default
@@ -270,17 +313,19 @@ def _tuples(value: Any) -> Any:
 
 
 def _merge(known: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`known` with the values of `given`, which has no other fields. The mesh is taken whole."""
+    """`known` with the values of `given`, which has no other fields. Groups of free names are taken whole."""
     return {
-        key: _merge(value, given.get(key, {})) if isinstance(value, dict) and key != "mesh" else given.get(key, value)
+        key: _merge(value, given.get(key, {}))
+        if isinstance(value, dict) and key not in ("mesh", "mixture")
+        else given.get(key, value)
         for key, value in known.items()
     }
 
 
 def _check_fields(given: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
     for name, value in given.items():
-        if where == "config.mesh":
-            continue  # sharding.py knows the axes
+        if where in ("config.mesh", "config.data.mixture"):
+            continue  # sharding.py knows the axes, the catalog the data sets
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {where}.{close[0]}?" if close else f"known: {', '.join(sorted(known))}"

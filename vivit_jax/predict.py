@@ -20,8 +20,8 @@ from absl import app, flags, logging
 from etils import epath
 
 from vivit_jax import checkpointing, evaluate, logs, metrics, plots, sharding
-from vivit_jax.data import catalog, decode, pipeline
-from vivit_jax.experiment import ConfigError, Experiment
+from vivit_jax.data import build, catalog, decode, pipeline
+from vivit_jax.experiment import ConfigError, DataConfig, Experiment
 from vivit_jax.models import ViViTConfig
 from vivit_jax.train_step import make_eval_step, normalise
 
@@ -75,7 +75,7 @@ class Predictor:
                 config["evaluation"][field] = value
         experiment = Experiment.from_config(config)
         self._views = experiment.evaluation
-        self._short_side = catalog.get(experiment.data.name).short_side
+        self._short_side = _short_side(experiment.data)
         self._spec = experiment.clip_spec(self.model.config)
         self.class_names: dict[str, list[str]] = meta["class_names"]
         self._logits = jax.jit(make_eval_step(self.model.apply))
@@ -104,6 +104,14 @@ class Predictor:
             views,
             attention,
         )
+
+
+def _short_side(data: DataConfig) -> int:
+    """Short side of the frames that the model was trained on: of the records, or else the catalog's."""
+    try:
+        return catalog.of_records(data.name, build.records_folder(data.name, data.dir)).short_side
+    except ValueError:  # one's own data, and the records are elsewhere
+        return catalog.DatasetFacts.short_side
 
 
 def rank(

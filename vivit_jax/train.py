@@ -20,7 +20,7 @@ from clu import metrics as clu_metrics
 from etils import epath
 
 from vivit_jax import checkpointing, convert, evaluate, logs, optim, plots, sharding
-from vivit_jax.data import build, index, pipeline
+from vivit_jax.data import build, index, mixture, pipeline
 from vivit_jax.experiment import ConfigError, Experiment
 from vivit_jax.metrics import accuracy_names
 from vivit_jax.models import ViViT
@@ -51,9 +51,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
     sharding.check_batch_size(mesh, experiment.batch_size, "batch_size")
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
 
-    records = build.prepare(data.name, data.dir)
-    training = index.open_split(records, data.train_split)
-    held_out = index.open_split(records, data.eval_split)
+    training, held_out = open_data(experiment)
     choices = accuracy_names(held_out.heads)
     if experiment.checkpoint.best_metric not in choices:
         raise ConfigError(
@@ -61,7 +59,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
             f"choose one of {', '.join(choices)}"
         )
     total_steps = experiment.total_steps(training.num_videos)
-    steps_per_epoch = training.num_videos / experiment.batch_size
+    steps_per_epoch = experiment.steps_per_epoch(training.num_videos)
     schedule = optim.learning_rate_schedule(
         experiment.optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch
     )
@@ -88,7 +86,12 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
             start_step=first_step,
             rows=rows,
             cache=data.cache,
+            cache_limit=int(data.cache_gb * 2**30),
+            threads=data.threads,
+            prefetch=data.prefetch,
+            service_address=data.service,
         )
+        logging.info("Training on %s. Clips: %s", training, batches.plan)
         record = {
             "config": experiment.to_dict(),
             "heads": dict(training.heads),
@@ -96,7 +99,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
             "data": {
                 "dataset": data.name,
                 "examples": training.num_videos,
-                "order": pipeline.permutation_hash(training.num_videos, experiment.seed),
+                "order": training.fingerprint(experiment.seed, spec),
             },
         }
         announce(workdir, record, state.params, first_step, total_steps, meta)
@@ -151,7 +154,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
                 if batches.corrupt:
                     progress.say(
                         f"step {step}: {batches.corrupt} clips so far came from records that cannot be read and were "
-                        f"masked; last, by place in the split: {batches.last_corrupt[-10:]}"
+                        f"masked; last: {', '.join(training.locate(i) for i in batches.last_corrupt[-10:])}"
                     )
                 with progress.report.timed("checkpoint", wait_jax_async_dispatch=False):
                     checkpoints.save(step, state, record, metrics if evaluating else None)
@@ -159,6 +162,21 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
         window.flush()
     write_curves(workdir)
     return metrics
+
+
+def open_data(experiment: Experiment) -> tuple[mixture.TrainingSet, index.RecordSplit]:
+    """What is trained on and what is evaluated, with the same classes.
+
+    Raises:
+      FileNotFoundError: a data set is not there; the message says what belongs where.
+      MixtureError, SubsetError: data sets that cannot be mixed, a selection of what is not there.
+    """
+    data = experiment.data
+    mixed = data.mixture or {data.name: 1.0}
+    held_out = index.open_split(build.prepare(data.name, data.dir), data.eval_split)
+    splits = {name: index.open_split(build.prepare(name, data.dir), data.train_split) for name in mixed}
+    training = mixture.training_set(splits, data.name, mixed, data.unknown_classes, data.subset, held_out)
+    return training, mixture.evaluation_split(held_out, training.class_names, data.subset)
 
 
 def open_checkpoints(experiment: Experiment, workdir: epath.PathLike, **options: Any) -> checkpointing.Checkpoints:

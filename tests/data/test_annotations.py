@@ -1,4 +1,4 @@
-"""annotations.py and catalog.py: the official files as published, and what is said where they are missing."""
+"""Readers of Kinetics and EPIC-Kitchens: the official files as published, and what is said where they are missing."""
 
 import pytest
 
@@ -138,17 +138,3 @@ def test_what_a_user_without_the_data_is_told(tmp_path):
         annotations.VideoFinder(facts, tmp_path / "videos")
     for part in (str(tmp_path / "videos"), "{id}_{start:06d}_{end:06d}.mp4"):
         assert part in str(caught.value)
-
-
-def test_catalog():
-    with pytest.raises(
-        ValueError, match=r"unknown data set 'kinetics'; known are moving_digits, kinetics400,.*something"
-    ):
-        catalog.get("kinetics")
-    text = catalog.table()
-    for name, facts in catalog.DATASETS.items():
-        assert name in text
-        assert "label" in facts.heads or len(facts.heads) > 1
-    assert catalog.get("kinetics400").heads == {"label": 400}
-    assert catalog.get("epic_kitchens100").heads == {"verb": 97, "noun": 300}
-    assert catalog.get("something_something_v2").short_side == 288

@@ -67,7 +67,7 @@ def test_segments_of_one_file_are_decoded_once(tmp_path, monkeypatch):
     opened = []
     original = encode.decode.iterate_frames
     monkeypatch.setattr(encode.decode, "iterate_frames", lambda *a: opened.append(a) or original(*a))
-    task = encode.FileTask(path, [(0.0, 1.0), (0.5, 2.0), (3.0, 9.0), (8.0, 9.0)], 32, 90)
+    task = encode.FileTask(path, [(0.0, 1.0), (0.5, 2.0), (3.0, 9.0), (8.0, 9.0)], encode.Form(32, 90))
     *found, late = encode.encode_file(task)
     assert len(opened) == 1
     for segment, numbers in zip(found, (range(25), range(13, 50), range(75, 100)), strict=True):
@@ -90,6 +90,13 @@ def test_tfds_reads_the_folder(tiny_records):
     assert int(example["label"]["noun"]) == split.labels["noun"][0]
 
 
+def test_bytes_do_not_depend_on_the_process(tiny_records):
+    """Protobuf orders the features of an example by a seed of the process unless it is told not to."""
+    shard = tiny_records / index.list_shards(tiny_records)["train"][0]
+    for data in tf.data.TFRecordDataset(str(shard)).take(3).as_numpy_iterator():
+        assert data == tf.train.Example.FromString(data).SerializeToString(deterministic=True)
+
+
 def test_scanned_index_is_the_written_one(tiny_records):
     for scanned in index.scan(tiny_records):
         written = index.open_split(tiny_records, scanned.name)
@@ -108,7 +115,8 @@ def test_interrupted_build_goes_on(tmp_path, monkeypatch):
     (videos / "b.mp4").write_text("not a video")
     numbered_video(videos / "c.mp4", 33, height=62, width=90)  # rows of 270 bytes, which FFmpeg pads
     facts = dataclasses.replace(catalog.get("kinetics400"), rows_per_shard=2)
-    whole = builder.VideoRecords(facts, videos, folder, tmp_path / "whole", num_workers=0, progress=False).build()
+    form = encode.Form(facts.short_side)
+    whole = builder.VideoRecords(facts, videos, folder, tmp_path / "whole", form, num_workers=0, progress=False).build()
     done = []
     original = encode.encode_file
 
@@ -119,7 +127,7 @@ def test_interrupted_build_goes_on(tmp_path, monkeypatch):
         return original(task)
 
     monkeypatch.setattr(encode, "encode_file", stops_at_the_fourth)
-    arguments = (facts, videos, folder, tmp_path / "out")
+    arguments = (facts, videos, folder, tmp_path / "out", form)
     with pytest.raises(KeyboardInterrupt):
         builder.VideoRecords(*arguments, num_workers=0, progress=False).build()
     assert not build.records_folder("kinetics400", tmp_path / "out").exists()
@@ -131,6 +139,15 @@ def test_interrupted_build_goes_on(tmp_path, monkeypatch):
         if "tfrecord" in name or name.startswith(("summary", "class")):
             assert (records / name).read_bytes() == (whole / name).read_bytes(), name
     assert [path.name for path in records.parent.iterdir()] == [build.VERSION], "nothing half-done is left"
+
+
+def test_worker_that_dies_costs_its_file(tmp_path, monkeypatch):
+    videos, folder = kinetics_folder(tmp_path)
+    original = workers.ordered_map
+    monkeypatch.setattr(workers, "ordered_map", lambda _, *rest: original("tests.data.test_workers:dies_on_b", *rest))
+    records = build.build("kinetics400", videos, folder, tmp_path / "out", num_workers=1, progress=False)
+    assert index.open_split(records, "train").video_id.tolist() == ["a", "c", "d"]
+    assert "the decoder crashed: the worker process died (exit status 3)" in (records / "rejects.csv").read_text()
 
 
 def test_done_is_not_redone(tiny, tiny_records, monkeypatch):
@@ -145,12 +162,44 @@ def test_done_is_not_redone(tiny, tiny_records, monkeypatch):
         build.prepare("moving_digits", tiny, train=50)
 
 
+def test_own_data_and_every_flag(tmp_path, capsys):
+    """A folder per class, by the command line; training finds the records by the name alone."""
+    for split, name, count in (("train", "a", 30), ("train", "b", 40), ("val", "a", 10)):
+        numbered_video(tmp_path / "mine" / split / f"class_{name}" / f"{split}_{name}.mp4", count, height=64, width=96)
+    command = ["--dataset=folder", f"--videos={tmp_path / 'mine'}", f"--out={tmp_path}", "--workers=0"]
+    form = ["--fps=10", "--short_side=32", "--quality=70", "--splits=train"]
+    with pytest.raises(SystemExit, match="--dataset=folder needs --name=NAME"):
+        build.main(command)
+    with pytest.raises(SystemExit, match="no split test; its annotations have train, validation"):
+        build.main([*command, "--name=my_videos", "--splits=test"])
+    build.main([*command, "--name=my_videos", *form])
+    assert "train: 2 videos, 28 frames" in capsys.readouterr().out
+    records = build.prepare("my_videos", tmp_path)
+    split = index.open_split(records, "train")
+    assert split.class_names == {"label": ["class_a", "class_b"]}
+    assert (split.fps.tolist(), split.height.tolist(), split.width.tolist()) == ([10, 10], [32, 32], [48, 48])
+    # 25 frames a second: points in time 0.1 s apart fall on 0, 2.5, 5, 7.5, ...
+    assert [read_number(frame) for frame in frames_of(split, 0)] == [5 * k // 2 for k in range(12)]
+    summary = json.loads((records / "summary.json").read_text())
+    assert (summary["fps"], summary["short_side"], summary["quality"]) == (10, 32, 70)
+    assert (summary["splits"]["train"]["rows"], summary["splits"]["train"]["varying_fps"]) == (2, 0)
+    build.main([*command, "--name=my_videos", *form])  # done, and not done again
+    with pytest.raises(SystemExit, match=r"quality 70, asked for is 85; of short side 32, asked .* 256; of frame rate"):
+        build.main([*command, "--name=my_videos"])
+    with pytest.raises(SystemExit, match="of split train, asked for is validation too"):
+        build.main([*command, "--name=my_videos", *form[:-1], "--splits=train,validation"])
+    with pytest.raises(SystemExit, match="--name=x is for one's own data"):
+        build.main(["--dataset=kinetics400", "--name=x", *command[1:]])
+    with pytest.raises(SystemExit, match="kinetics400 has annotation files of its own"):
+        build.main(["--dataset=kinetics400", *command[1:]])
+
+
 def test_prepare_without_the_data_says_what_belongs_where(tmp_path):
     with pytest.raises(annotations.MissingDataError) as caught:
         build.prepare("kinetics400", tmp_path)
     for part in ("kinetics400/1.0.0", "kinetics400/videos", "kinetics400/annotations", "train.csv", "cvdfoundation"):
         assert part in str(caught.value)
-    with pytest.raises(ValueError, match="unknown data set 'nothing'"):
+    with pytest.raises(ValueError, match="data set 'nothing' is not in the catalog"):
         build.prepare("nothing", tmp_path)
 
 

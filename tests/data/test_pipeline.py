@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from tests.data.conftest import numbered_video, read_number
-from vivit_jax.data import build, clips, decode, index, moving_digits, pipeline, sampling
+from vivit_jax.data import build, clips, decode, index, moving_digits, order, pipeline, sampling
 from vivit_jax.data.host_tf import tf
 
 PLAIN = pipeline.ClipSpec(8, (64, 64), stride=2)
@@ -94,21 +94,22 @@ def test_far_start_is_arithmetic(train):
     with pytest.raises(StopIteration):
         next(batches)
     positions = 9_000_000 + np.arange(10)
-    orders = {e: pipeline._permutation(48, 1, tf.constant(e, tf.int64)).numpy() for e in set(positions // 48)}
+    orders = {e: order.make_permutation(48, 1, tf.constant(e, tf.int64)).numpy() for e in set(positions // 48)}
     assert batch["index"].tolist() == [orders[p // 48][p % 48] for p in positions]
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, 8])
 def test_slices_of_all_processes_are_the_batch(train, validation, processes):
-    share = 12 // processes
+    share = 16 // processes
     rows = [(i * share, (i + 1) * share) for i in range(processes)]
-    whole = take(pipeline.train_batches(train, VARIED, 12, seed=2, start_step=3), 2)
-    parts = [take(pipeline.train_batches(train, VARIED, 12, seed=2, start_step=3, rows=r), 2) for r in rows]
+    whole = take(pipeline.train_batches(train, VARIED, 16, seed=2, start_step=2, threads=3), 2)
+    parts = [take(pipeline.train_batches(train, VARIED, 16, seed=2, start_step=2, rows=r, threads=1), 2) for r in rows]
     for step in range(2):
         joined = tf.nest.map_structure(lambda *x: np.concatenate(x), *[part[step] for part in parts])
         assert_same(whole[step], joined)
     if processes == 2:
         return
+    rows = [(i * 3, (i + 1) * 3) for i in range(4)]
     whole = list(pipeline.eval_batches(validation, PLAIN, 12, 2, 1))
     parts = [list(pipeline.eval_batches(validation, PLAIN, 12, 2, 1, rows=r)) for r in rows]
     assert {len(part) for part in parts} == {len(whole)} == {2}
@@ -162,11 +163,49 @@ def test_frames_are_the_right_ones(numbered):
     assert len(set(starts["middle"])) > 8
     assert max(starts["middle"]) <= 40 - 18
     assert len(set(starts["long"])) > 15
-    (batch,) = pipeline.eval_batches(numbered, spec, 4, temporal_views=4)
+    batches = pipeline.eval_batches(numbered, spec, 4, temporal_views=4)
+    assert batches.repeated_views == 2, "of 7 and of 16 frames"
+    (batch,) = batches
     for place, views in enumerate(batch["video"]):
         for i, clip in enumerate(views):
             expected = sampling.view_frames(numbered.num_frames[place], 6, 3, 4, i)
             assert [read_number(frame) for frame in clip] == expected.tolist()
+
+
+def test_segments_and_several_clips_of_a_video(numbered):
+    """Frame numbers drawn into the clips: one from each sixth of the video, another one in each clip of it."""
+    spec = pipeline.ClipSpec(6, (64, 96), sampling="segments", clips_per_video=2)
+    seen = {}
+    for batch in take(pipeline.train_batches(numbered, spec, 8, seed=0), 6):
+        assert (batch["index"][::2] == batch["index"][1::2]).all()
+        assert sorted(batch["index"][::2]) == [0, 1, 2, 3], "every video once an epoch"
+        for place, clip in zip(batch["index"], batch["video"], strict=True):
+            numbers, length = [read_number(frame) for frame in clip], numbered.num_frames[place]
+            assert all(i * length // 6 <= n < max((i + 1) * length / 6, n - 1) for i, n in enumerate(numbers))
+            seen.setdefault(int(place), []).append(tuple(numbers))
+    longest = int(np.argmax(numbered.num_frames))
+    assert len(set(seen[longest])) == 12, "each clip has its own draws"
+    batches = pipeline.eval_batches(numbered, spec, 4, temporal_views=3)
+    (batch,) = batches
+    for place, views in enumerate(batch["video"]):
+        for i, clip in enumerate(views):
+            expected = sampling.segment_view_frames(numbered.num_frames[place], 6, 3, i)
+            assert [read_number(frame) for frame in clip] == expected.tolist()
+    distinct = [len({clip.tobytes() for clip in views}) for views in batch["video"]]
+    assert batches.repeated_views == sum(count < 3 for count in distinct)
+
+
+def test_the_plan_bounds_the_memory(train):
+    with pipeline.train_batches(train, PLAIN, 12, seed=0, rows=(0, 6), threads=3, prefetch=4) as batches:
+        plan = batches.plan
+    clip = 8 * 64 * 64 * 3
+    assert (plan.threads, plan.prefetch, plan.batch_bytes) == (3, 4, 6 * clip)
+    # Decoded twice, resized in float32 twice and in uint8, the clip itself, and some records.
+    assert 12 * clip < plan.example_bytes < 12 * clip + 2 * train.record_bytes
+    assert plan.memory == 6 * plan.batch_bytes + 3 * plan.example_bytes
+    assert str(plan).startswith("3 threads of its own, 4 batches ahead, order exact; memory at most ")
+    with pipeline.train_batches(train, PLAIN, 12, seed=0, cache=True) as batches:
+        assert batches.plan.cache_bytes == int(train.num_frames.sum()) * 64 * 64 * 3
 
 
 def test_three_crops_of_a_landscape_video(numbered):
@@ -203,7 +242,7 @@ def planes_of(frames):
 def test_resize_against_an_interpolation_oracle(stored, target):
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (2, *stored, 3), dtype=np.uint8)
-    got = clips.resize(tf.constant(frames), target).numpy().astype(float)
+    got = tf.map_fn(clips.resizer(stored, target), tf.constant(frames)).numpy().astype(float)
     ratio = [s / t for s, t in zip(stored, target, strict=True)]
     if max(ratio) > 1 / 0.75:
         # Antialiasing: every output is a triangle-weighted mean over `ratio` stored pixels to both sides.
@@ -283,12 +322,6 @@ def test_broken_records_are_masked_and_counted(train, validation, tmp_path):
     assert batch["index"].tolist() == list(range(16))
 
 
-def test_permutation_hash(train):
-    assert pipeline.permutation_hash(48, 0) == pipeline.permutation_hash(48, 0)
-    assert len({pipeline.permutation_hash(n, s) for n in (48, 49) for s in (0, 1)}) == 4
-    assert len(pipeline.permutation_hash(48, 0)) == 16
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -298,6 +331,9 @@ def test_permutation_hash(train):
         ({"short_side": 32}, r"short_side is 32, smaller than the crop \(64, 64\)"),
         ({"scale_jitter": (1.2, 0.9)}, "low <= high"),
         ({"flip": 1.5}, "flip is 1.5; it is a probability"),
+        ({"clips_per_video": 0}, "clips_per_video is 0"),
+        ({"sampling": "dense"}, "sampling is 'dense'; choose one of random_start, segments"),
+        ({"sampling": "segments"}, "stride is 2, but sampling='segments'"),
     ],
 )
 def test_errors_of_the_spec(change, message):
@@ -311,9 +347,13 @@ def test_errors_of_the_arguments(train):
         ({"batch_size": 8, "seed": 0, "rows": (4, 9)}, r"rows \(4, 9\) are not rows of a batch of 8"),
         ({"batch_size": 8, "seed": -1}, "seed=-1"),
         ({"batch_size": 8, "seed": 0, "start_step": -1}, "start_step=-1"),
+        ({"batch_size": 8, "seed": 0, "threads": 0}, "threads=0, prefetch=2: both must be at least 1"),
+        ({"batch_size": 8, "seed": 0, "cache": True, "service_address": "grpc://x:1"}, "choose one"),
     ):
         with pytest.raises(ValueError, match=message):
             pipeline.train_batches(train, PLAIN, **arguments)
+    with pytest.raises(ValueError, match="batch_size=8 is not divided by clips_per_video=3"):
+        pipeline.train_batches(train, dataclasses.replace(PLAIN, clips_per_video=3), 8, seed=0)
     with pytest.raises(ValueError, match="0 x 3 views"):
         pipeline.eval_batches(train, PLAIN, 8, 0, 3)
 

@@ -35,6 +35,49 @@ def test_test_clips_are_the_integer_part_of_a_linspace(frames, clip, stride, cou
         assert got[0] == int(np.linspace(0, last, count)[i])
 
 
+def test_segments_take_one_frame_each():
+    rng = np.random.default_rng(0)
+    for frames in (1, 5, 8, 37, 240):
+        edges = [Fraction(frames * i, 8) for i in range(9)]
+        for draws in (np.zeros(8), np.full(8, 1 - 1e-9), rng.uniform(size=8)):
+            numbers = sampling.segment_frames(frames, 8, draws)
+            assert 0 <= numbers[0] <= numbers[-1] < frames
+            for i, number in enumerate(numbers):
+                assert int(edges[i]) <= number < max(edges[i + 1], int(edges[i]) + 1)
+    draws = (np.arange(4000) + 0.5)[:, None] / 4000
+    first, counts = np.unique(sampling.segment_frames(80, 8, np.repeat(draws, 8, 1))[:, 3], return_counts=True)
+    assert first.tolist() == list(range(30, 40))
+    assert counts.tolist() == [400] * 10
+
+
+def test_segments_in_evaluation_are_centres():
+    assert sampling.segment_view_frames(80, 8, 1, 0).tolist() == [5, 15, 25, 35, 45, 55, 65, 75]
+    assert sampling.segment_view_frames(3, 8, 1, 0).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    views = [sampling.segment_view_frames(96, 8, 4, i).tolist() for i in range(4)]
+    assert [view[0] for view in views] == [1, 4, 7, 10]
+    assert sorted(np.ravel(views)) == np.ravel(np.transpose(views)).tolist(), "evenly through the video, by turns"
+
+
+def test_views_that_are_the_same_are_counted():
+    spec = sampling.ClipSpec(8, (64, 64), stride=4)
+    frames, size = np.array([20, 32, 34, 35, 100]), np.full(5, 64)
+    found = sampling.repeated_views(frames, size, size * 2, spec, 4, 1)
+    distinct = [len({tuple(sampling.view_frames(n, 8, 4, 4, i)) for i in range(4)}) for n in frames]
+    assert found.tolist() == [count < 4 for count in distinct] == [True, True, True, False, False]
+    assert not sampling.repeated_views(frames, size, size * 2, spec, 1, 3).any()
+    assert (
+        sampling.repeated_views(frames, size, np.array([64, 65, 66, 80, 128]), spec, 1, 3).tolist()
+        == [True] * 2 + [False] * 3
+    )
+    segments = sampling.ClipSpec(8, (64, 64), sampling="segments")
+    assert sampling.repeated_views(np.array([8, 16, 32, 33]), size[:4], size[:4], segments, 4, 1).tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
 def test_test_crops():
     boxes = [sampling.view_crop(256, 340, 224, 224, 3, i) for i in range(3)]
     assert [(b.top, b.left) for b in boxes] == [(16, 0), (16, 58), (16, 116)]
@@ -89,6 +132,14 @@ def test_tensorflow_computes_the_same():
                 sampling.train_frames(*tensor_video, tensors[0], clips.TENSORFLOW),
             ),
             (sampling.view_frames(*video, 4, 2), sampling.view_frames(*tensor_video, 4, 2, clips.TENSORFLOW)),
+            (
+                sampling.segment_frames(frames, 5, draws),
+                sampling.segment_frames(i64(frames), 5, tf.constant(draws, tf.float64), clips.TENSORFLOW),
+            ),
+            (
+                sampling.segment_view_frames(frames, 16, 4, 2),
+                sampling.segment_view_frames(i64(frames), 16, 4, 2, clips.TENSORFLOW),
+            ),
             (sampling.resized(*size), sampling.resized(*tensor_size, clips.TENSORFLOW)),
         ]
         window = sampling.train_window(height, width, side, 112, 96, jitter, True, draws[1:])

@@ -24,6 +24,15 @@ def work(task):
     raise ValueError(f"told to fail with {value}")
 
 
+def dies_on_b(task):
+    """Runs in the child of a build: a decoder that one file takes down with its process."""
+    from vivit_jax.data import encode
+
+    if task.path.stem == "b":
+        os._exit(3)
+    return encode.encode_file(task)
+
+
 FUNCTION = "tests.data.test_workers:work"
 
 

@@ -74,14 +74,15 @@ def wanted(config: Any, grid: tuple[int, ...] | None) -> tuple[InitFrom, ViViTCo
     """Choices, model and the whole of a config file; flags of the command fill what its `init_from` leaves open."""
     import dataclasses
 
-    from vivit_jax.data import catalog
+    from vivit_jax.data import build, catalog
     from vivit_jax.experiment import Experiment
 
     experiment = Experiment.from_config(config)
     given = {"format": _SOURCE_FORMAT.value, "prefix": _PREFIX.value, "grid": grid, "num_heads": _NUM_HEADS.value}
     given = {name: value for name, value in given.items() if value is not None}
     options = dataclasses.replace(experiment.init_from, **given)
-    config = experiment.model_config(catalog.get(experiment.data.name).heads)
+    data = experiment.data
+    config = experiment.model_config(catalog.of_records(data.name, build.records_folder(data.name, data.dir)).heads)
     return options, config, experiment.to_dict()
 
 

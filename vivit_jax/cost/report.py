@@ -10,7 +10,7 @@ from vivit_jax import optim
 from vivit_jax.cost.counts import forward_count, matrix_products, parameters_by_part, train_count
 from vivit_jax.cost.memory import compiled_bytes, memory_of
 from vivit_jax.cost.render import Table
-from vivit_jax.data import catalog
+from vivit_jax.data import build, catalog
 from vivit_jax.experiment import Experiment
 
 HEADER = ("quantity", "value", "unit", "remark")
@@ -22,7 +22,7 @@ def tables_of(
     """The cost of an experiment, nothing allocated.
 
     Args:
-      experiment: its model, data set (for the classes, from the catalog), optimizer and batch size count.
+      experiment: its model, data set (for the classes), optimizer and batch size count.
       compiled: also compile for this machine's default device and print the compiler's temporaries.
       say: called with a line of progress before each part.
 
@@ -30,10 +30,11 @@ def tables_of(
       Tables `parameters`, `multiply_adds` and `memory`.
 
     Raises:
-      ValueError: a data set that the catalog does not know.
+      ValueError: a data set that the catalog does not know, and no records of it.
       ConfigError: a model that does not fit together.
     """
-    config = experiment.model_config(catalog.get(experiment.data.name).heads)
+    data = experiment.data
+    config = experiment.model_config(catalog.of_records(data.name, build.records_folder(data.name, data.dir)).heads)
     # The shapes of the state do not depend on the schedule, which only the data can complete.
     optimizer = optim.make_optimizer(experiment.optimizer, optax.constant_schedule(experiment.optimizer.learning_rate))
     n_t, n_h, n_w = config.grid

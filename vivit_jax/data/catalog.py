@@ -3,12 +3,22 @@
     python -m vivit_jax.data.catalog
 
 prints it. Published sizes are for comparison only: what a build finds is counted.
+
+Anyone's own videos have no entry; they are of one of two kinds, "folder" (a folder per class) or "csv", and go by a
+name that the user chooses:
+
+* `own(name, kind)`: the facts to build `name` with.
+* `of_records(name, folder)`: the facts of the data set whose records are in `folder`, own or of the catalog.
+* `get(name)`: of the catalog only.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 
@@ -17,16 +27,19 @@ class DatasetFacts:
     """One data set.
 
     Attributes:
-      name: as in `--dataset=NAME`.
+      name: as in `--dataset=NAME`; for one's own, as in `--name=NAME`.
       title: as in the literature.
-      heads: label head -> number of classes; a data set with one head calls it "label".
+      heads: label head -> number of classes; a data set with one head calls it "label". Empty where only the files
+        know (one's own, before it is built).
       splits: split -> published number of rows (EPIC-Kitchens: action segments; Kinetics-400 and 600: those of the
-        CVDF copy, for 700 those of its paper).
-      annotation_format: reader in `annotations`: "kinetics_csv", "epic_csv"; or one that is not written yet.
-      annotation_files: split -> file names to look for, the first that exists is read.
-      class_files: head -> file of the class names, where the data set has them.
+        CVDF copy, for 700 those of its paper). Splits without an entry are counted only.
+      annotation_format: reader in `annotations`.
+      annotation_files: split -> file names to look for, the first that exists is read. A name with `*` means all
+        files that fit it.
+      class_files: head -> names of the file of the class names, where the data set has them.
       video_layout: where a video is looked for under the videos' folder, in words.
       source: where to get it, in words.
+      replacements: folders of files that are taken instead of those of the same name, as they were published later.
       short_side: pixels that the shorter side of the stored frames has at most (section "Implementation details" of the
         paper's appendix: 256; Something-Something v2: 288).
       rows_per_shard: rows of the annotations that go into one shard of records.
@@ -40,14 +53,15 @@ class DatasetFacts:
     annotation_files: Mapping[str, tuple[str, ...]]
     video_layout: str
     source: str
-    class_files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    class_files: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    replacements: tuple[str, ...] = ()
     short_side: int = 256
     rows_per_shard: int = 64
 
 
 _KINETICS_LAYOUT = (
-    "{id}_{start:06d}_{end:06d}.mp4 (or {id}.mp4, which is cut from start to end), in the folder itself, in a folder "
-    "per split or per class, or both"
+    "{id}_{start:06d}_{end:06d}.mp4 (or {id}.mp4, which is cut from start to end), in the folder itself or below, as "
+    "in train/ and val/ or a folder per class"
 )
 
 
@@ -59,8 +73,14 @@ def _kinetics(classes: int, **splits: int) -> DatasetFacts:
         heads={"label": classes},
         splits=splits,
         annotation_format="kinetics_csv",
-        annotation_files={split: tuple(f"{stem}.csv" for stem in _kinetics_stems(number, split)) for split in splits},
+        # CVDF's train and val of Kinetics-600 are .txt files.
+        annotation_files={
+            split: tuple(f"{stem}{suffix}" for suffix in (".csv", ".txt") for stem in _kinetics_stems(number, split))
+            for split in splits
+        },
         video_layout=_KINETICS_LAYOUT,
+        # Some 1,400 files of the first copy are damaged; CVDF published whole ones later (its README).
+        replacements=("replacement_for_corrupted_k400",) if classes == 400 else (),
         source="https://github.com/cvdfoundation/kinetics-dataset (its download and extract scripts; annotations too)",
     )
 
@@ -74,11 +94,42 @@ def _kinetics_stems(number: str, split: str) -> list[str]:
     ]
 
 
+def _ucf101(number: int, train: int, test: int) -> DatasetFacts:
+    names = {"train": f"trainlist{number:02d}.txt", "validation": f"testlist{number:02d}.txt"}
+    return DatasetFacts(
+        name="ucf101" if number == 1 else f"ucf101_split{number}",
+        title=f"UCF101, split {number} of 3",
+        heads={"label": 101},
+        splits={"train": train, "validation": test},
+        annotation_format="ucf_lists",
+        annotation_files={split: (name, f"ucfTrainTestlist/{name}") for split, name in names.items()},
+        class_files={"label": ("classInd.txt", "ucfTrainTestlist/classInd.txt")},
+        video_layout="{class}/{name}.avi or {name}.avi, in the folder itself or below, as in UCF-101/",
+        source="https://www.crcv.ucf.edu/data/UCF101.php (its test list is the validation split here)",
+    )
+
+
+def _hmdb51(number: int) -> DatasetFacts:
+    name = f"*_test_split{number}.txt"
+    files = (name, f"testTrainMulti_7030_splits/{name}")
+    return DatasetFacts(
+        name="hmdb51" if number == 1 else f"hmdb51_split{number}",
+        title=f"HMDB51, split {number} of 3",
+        heads={"label": 51},
+        splits={"train": 51 * 70, "validation": 51 * 30},
+        annotation_format="hmdb_lists",
+        annotation_files={"train": files, "validation": files},
+        video_layout="{class}/{name}.avi or {name}.avi, in the folder itself or below",
+        source="https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database (its test marks are the "
+        "validation split here)",
+    )
+
+
 _EPIC_FILES = {
     "train": ("EPIC_100_train.csv",),
     "validation": ("EPIC_100_validation.csv",),
 }
-_EPIC_CLASSES = {"verb": "EPIC_100_verb_classes.csv", "noun": "EPIC_100_noun_classes.csv"}
+_EPIC_CLASSES = {"verb": ("EPIC_100_verb_classes.csv",), "noun": ("EPIC_100_noun_classes.csv",)}
 
 _TABLE = (
     DatasetFacts(
@@ -103,7 +154,7 @@ _TABLE = (
         splits={"train": 802_264, "validation": 33_900},
         annotation_format="moments_csv",
         annotation_files={"train": ("trainingSet.csv",), "validation": ("validationSet.csv",)},
-        class_files={"label": "moments_categories.txt"},
+        class_files={"label": ("moments_categories.txt",)},
         video_layout="training/{class}/{name}.mp4 and validation/{class}/{name}.mp4",
         source="http://moments.csail.mit.edu (by request form)",
     ),
@@ -129,42 +180,143 @@ _TABLE = (
             "train": ("something-something-v2-train.json", "train.json"),
             "validation": ("something-something-v2-validation.json", "validation.json"),
         },
-        class_files={"label": "something-something-v2-labels.json"},
-        video_layout="{id}.webm in the folder itself",
+        class_files={"label": ("something-something-v2-labels.json", "labels.json")},
+        video_layout="{id}.webm in the folder itself or below, as in 20bn-something-something-v2/",
         source="https://www.qualcomm.com/developer/software/something-something-v-2-dataset (by registration)",
         short_side=288,
     ),
+    *(
+        _ucf101(number, train, test)
+        for number, train, test in ((1, 9_537, 3_783), (2, 9_586, 3_734), (3, 9_624, 3_696))
+    ),
+    *(_hmdb51(number) for number in (1, 2, 3)),
 )
 
 DATASETS: Mapping[str, DatasetFacts] = MappingProxyType({facts.name: facts for facts in _TABLE})
 
 
+_OWN_SOURCE = "your own files"
+# Kind -> (layout of the videos, annotation files) of data sets that are nobody's but the user's.
+OWN: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "folder": (
+            "train/{class}/*.mp4 and val/{class}/*.mp4 (or validation/, test/); without such folders {class}/*.mp4, of "
+            "which a tenth, by a hash of the name, is the validation split",
+            "none: the folders are the labels",
+        ),
+        "csv": (
+            "the paths in the CSV, absolute or under the videos' folder",
+            "one .csv with a header: path,label[,start,end,split]; label_VERB, label_NOUN, ... make several heads",
+        ),
+    }
+)
+_OWN_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
 def get(name: str) -> DatasetFacts:
-    """Facts of the data set `name`.
+    """Facts of the data set `name` of the catalog.
 
     Raises:
       ValueError: no such data set; the message lists all.
     """
+    if name in OWN:
+        raise ValueError(
+            f"{name!r} is a kind of one's own data, not a data set: --dataset={name} --name=NAME builds one"
+        )
     if name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}; known are {', '.join(DATASETS)}")
+        raise ValueError(
+            f"unknown data set {name!r}; known are {', '.join(DATASETS)}. One's own are built with "
+            f"--dataset={'|'.join(OWN)} --name=NAME"
+        )
     return DATASETS[name]
+
+
+def own(name: str, kind: str, short_side: int = 256) -> DatasetFacts:
+    """Facts to build one's own data set with; its heads and sizes are what the files say.
+
+    Args:
+      name: chosen by the user: lower-case letters, digits and "_", a letter first; not one of the catalog.
+      kind: "folder" or "csv".
+      short_side: pixels that the shorter side of the stored frames has at most.
+
+    Raises:
+      ValueError: another kind, a name that cannot be used, or a short side below 1.
+    """
+    if kind not in OWN:
+        raise ValueError(f"kind {kind!r} of one's own data; known are {', '.join(OWN)}")
+    if name in DATASETS or name in OWN:
+        raise ValueError(f"the name {name!r} is taken (see python -m vivit_jax.data.catalog): choose another --name")
+    if not _OWN_NAME.fullmatch(name):
+        raise ValueError(
+            f"--name={name!r}: a name has 1 to 64 lower-case letters, digits and underscores, a letter first"
+        )
+    if short_side < 1:
+        raise ValueError(f"short_side is {short_side}; it must be at least 1 pixel")
+    layout, _ = OWN[kind]
+    return DatasetFacts(
+        name=name,
+        title=f"{name} (your own, {kind})",
+        heads={},
+        splits={},
+        annotation_format=kind,
+        annotation_files={},
+        video_layout=layout,
+        source=_OWN_SOURCE,
+        short_side=short_side,
+    )
+
+
+def of_records(name: str, folder: str | Path) -> DatasetFacts:
+    """Facts of the data set whose records are in `folder` (DATA_DIR/NAME/VERSION).
+
+    Those of the catalog where it has `name`; of another name, its heads as the records have them. The short side is
+    that of the records, where they are there.
+
+    Raises:
+      ValueError: not in the catalog, and no records in `folder`.
+    """
+    folder = Path(folder)
+    classes, summary = folder / "class_names.json", folder / "summary.json"
+    # Records of others that are only indexed have no summary.
+    stored = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+    if name in DATASETS:
+        facts = DATASETS[name]
+    elif classes.is_file():
+        heads = {head: len(names) for head, names in json.loads(classes.read_text(encoding="utf-8")).items()}
+        facts = DatasetFacts(name, f"{name} (your own)", heads, {}, "", {}, "already in records", _OWN_SOURCE)
+    else:
+        raise ValueError(
+            f"data set {name!r} is not in the catalog ({', '.join(DATASETS)}), and {folder} holds no records of it: "
+            f"python -m vivit_jax.data.build --dataset={'|'.join(OWN)} --name={name} --videos=DIR makes them"
+        )
+    return dataclasses.replace(facts, short_side=stored["short_side"]) if stored.get("short_side") else facts
 
 
 def table() -> str:
     """The catalog as text, one block a data set."""
     blocks = []
     for facts in _TABLE:
-        heads = ", ".join(f"{head} {count}" for head, count in facts.heads.items())
+        heads = ", ".join(f"{head} {count:,}" for head, count in facts.heads.items())
         splits = ", ".join(f"{split} {count:,}" for split, count in facts.splits.items())
-        files = ", ".join(names[0] for names in facts.annotation_files.values())
+        files = [names[0] for names in facts.annotation_files.values()]
+        files += [names[0] for names in facts.class_files.values()]
         blocks.append(
             f"{facts.name}: {facts.title}\n"
             f"  classes      {heads}\n"
             f"  published    {splits}\n"
-            f"  annotations  {files} ({facts.annotation_format})\n"
+            f"  annotations  {', '.join(dict.fromkeys(files))} ({facts.annotation_format})\n"
             f"  videos       {facts.video_layout}\n"
             f"  short side   {facts.short_side}\n"
             f"  from         {facts.source}"
+        )
+    for kind, (layout, files) in OWN.items():
+        blocks.append(
+            f"{kind}: your own, --dataset={kind} --name=NAME\n"
+            "  classes      counted\n"
+            "  published    nothing: counted\n"
+            f"  annotations  {files}\n"
+            f"  videos       {layout}\n"
+            f"  from         {_OWN_SOURCE}"
         )
     return "\n\n".join(blocks)
 

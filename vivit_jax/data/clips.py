@@ -19,30 +19,37 @@ TENSORFLOW = types.SimpleNamespace(
     to_float=lambda x: tf.cast(x, tf.float64),
     arange=lambda n: tf.range(n, dtype=tf.int64),
 )
-# Number of uniform draws that one training clip takes, and what each is for.
+# Feature list of the frames in a sequence (MediaSequence's name, which DMVR and Scenic share).
+SEQUENCE_FRAMES = "image/encoded"
+# Number of uniform draws that one training clip takes, and what each is for; segments take one more a frame.
 NUM_DRAWS = 6
-_START, _CROP, _FLIP = 0, slice(1, 5), 5
+_START, _CROP, _FLIP, _SEGMENTS = 0, slice(1, 5), 5, slice(6, None)
 
 
-# (video, frame numbers [K], window or None) -> uint8 [K, h, w, 3]; a window is int32 [4]: top, left, height, width.
-Reader = Callable[[tf.Tensor, tf.Tensor, tf.Tensor | None], tf.Tensor]
+# A frame uint8 [h, w, 3] -> the frame as it is wanted. Each is finished while it is still in the processor's cache, at
+# half the cost of taking all frames of a clip through one step after the other.
+Finish = Callable[[tf.Tensor], tf.Tensor]
+# (video, frame numbers [K], window or None, finish or None) -> uint8 [K, h, w, 3]; a window is int32 [4]: top, left,
+# height, width.
+Reader = Callable[..., tf.Tensor]
 
 
 def record_reader(split: index.RecordSplit) -> Reader:
-    """Reads frames from the shards: only the chunks that hold them, only the pixels of the window."""
+    """Reads frames from the shards: only the records that hold them, only the pixels of the window."""
     shards = tf.constant(split.shard_paths)
     first = tf.constant(split.first_chunk)
     shard, offset = tf.constant(split.chunk_shard), tf.constant(split.chunk_offset)
     size = split.chunk_frames
 
-    def read(video, frames, window=None):
+    def read(video, frames, window=None, finish=None):
         low, high = tf.reduce_min(frames) // size, tf.reduce_max(frames) // size
         chunk = first[video] + low
-        # One pass from the first chunk needed to the last: a video's chunks lie one behind the other.
+        # One pass from the first chunk needed to the last: a video's chunks lie one behind the other. A sequence is one
+        # chunk with all frames of its video.
         count = high - low + 1
         chunks = records_from(shards[shard[chunk]], offset[chunk]).take(count)
         chunks = chunks.batch(count, drop_remainder=True).get_single_element()
-        return frames_of_chunks(chunks, frames - low * size, window)
+        return decode_frames(tf.gather(jpegs_of(split.form, chunks), frames - low * size), window, finish)
 
     return read
 
@@ -58,36 +65,60 @@ def records_from(path: tf.Tensor, offset: tf.Tensor) -> tf.data.Dataset:
     return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
 
 
-def frames_of_chunks(chunks: tf.Tensor, numbers: tf.Tensor, window: tf.Tensor | None) -> tf.Tensor:
-    """Frames `numbers` [K], counted from the first of the serialised chunks [C]: uint8 [K, h, w, 3]."""
-    parsed = tf.io.parse_example(chunks, {"frames": tf.io.RaggedFeature(tf.string)})
-    return decode_frames(tf.gather(parsed["frames"].flat_values, numbers), window)
+def jpegs_of(form: str, records: tf.Tensor) -> tf.Tensor:
+    """The JPEGs of a video's serialised records, one behind the other: string [frames].
+
+    Args:
+      form: "chunks": records [C], consecutive; or "sequence": records [1].
+    """
+    if form == index.SEQUENCE:
+        feature = tf.io.FixedLenSequenceFeature([], tf.string)
+        return tf.io.parse_single_sequence_example(records[0], sequence_features={SEQUENCE_FRAMES: feature})[1][
+            SEQUENCE_FRAMES
+        ]
+    return tf.io.parse_example(records, {"frames": tf.io.RaggedFeature(tf.string)})["frames"].flat_values
 
 
-def decode_frames(jpegs: tf.Tensor, window: tf.Tensor | None) -> tf.Tensor:
-    """JPEG bytes [K] -> uint8 [K, h, w, 3], all of each frame or only `window`."""
-    if window is None:
-        decode = lambda jpeg: tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")  # noqa: E731
-    else:
-        decode = lambda jpeg: tf.io.decode_and_crop_jpeg(jpeg, window, channels=3, dct_method="INTEGER_ACCURATE")  # noqa: E731
-    return tf.map_fn(decode, jpegs, fn_output_signature=tf.TensorSpec([None, None, 3], tf.uint8))
+def decode_frames(jpegs: tf.Tensor, window: tf.Tensor | None, finish: Finish | None = None) -> tf.Tensor:
+    """JPEG bytes [K] -> uint8 [K, h, w, 3], all of each frame or only `window`; each finished, if asked."""
+
+    def one(jpeg):
+        if window is None:
+            frame = tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")
+        else:
+            frame = tf.io.decode_and_crop_jpeg(jpeg, window, channels=3, dct_method="INTEGER_ACCURATE")
+        return frame if finish is None else finish(frame)
+
+    return _each(one, jpegs)
+
+
+def _each(function: Callable[[tf.Tensor], tf.Tensor], items: tf.Tensor) -> tf.Tensor:
+    # One after the other: the cores have other clips to work on.
+    return tf.map_fn(
+        function, items, parallel_iterations=1, fn_output_signature=tf.TensorSpec([None, None, 3], tf.uint8)
+    )
 
 
 def memory_reader(frames: tf.Tensor) -> Reader:
     """Reads frames that lie in memory: uint8 [T, H, W, 3], of one video (the number of the video is ignored)."""
 
-    def read(video, numbers, window=None):
+    def read(video, numbers, window=None, finish=None):
         del video
-        return cut(tf.gather(frames, numbers), window)
+        return cut(tf.gather(frames, numbers), window, finish)
 
     return read
 
 
-def cut(images: tf.Tensor, window: tf.Tensor | None) -> tf.Tensor:
-    """The window (top, left, height, width) of images [K, H, W, C]."""
-    if window is None:
-        return images
-    return images[:, window[0] : window[0] + window[2], window[1] : window[1] + window[3]]
+def cut(images: tf.Tensor, window: tf.Tensor | None, finish: Finish | None = None) -> tf.Tensor:
+    """The window (top, left, height, width) of images [K, H, W, C], each finished where `finish` is given."""
+    if window is not None:
+        images = images[:, window[0] : window[0] + window[2], window[1] : window[1] + window[3]]
+    return images if finish is None else _each(finish, images)
+
+
+def num_draws(spec: ClipSpec) -> int:
+    """Uniform draws that a training clip takes."""
+    return NUM_DRAWS + (spec.num_frames if spec.sampling == "segments" else 0)
 
 
 def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, draws) -> tf.Tensor:
@@ -98,19 +129,26 @@ def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, d
       video: its number.
       num_frames, height, width: of the video as stored, int64.
       spec: of the clip.
-      draws: float64 [NUM_DRAWS], uniform in [0, 1).
+      draws: float64 [num_draws(spec)], uniform in [0, 1).
     """
     crop_h, crop_w = spec.image_size
-    numbers = sampling.train_frames(num_frames, spec.num_frames, spec.stride, draws[_START], TENSORFLOW)
+    if spec.sampling == "segments":
+        numbers = sampling.segment_frames(num_frames, spec.num_frames, draws[_SEGMENTS], TENSORFLOW)
+    else:
+        numbers = sampling.train_frames(num_frames, spec.num_frames, spec.stride, draws[_START], TENSORFLOW)
     box = sampling.train_window(
         height, width, spec.short_side, crop_h, crop_w, spec.scale_jitter, spec.random_crop,
         tf.unstack(draws[_CROP], num=4), TENSORFLOW,
     )  # fmt: skip
     window = tf.cast(tf.stack([box.top, box.left, box.height, box.width]), tf.int32)
-    clip = resize(read(video, numbers, window), spec.image_size)
-    if spec.flip > 0:
-        clip = tf.cond(draws[_FLIP] < spec.flip, lambda: tf.reverse(clip, [2]), lambda: clip)
-    return tf.ensure_shape(clip, [spec.num_frames, crop_h, crop_w, 3])
+    resized = resizer(window[2:], spec.image_size)
+    flip = draws[_FLIP] < spec.flip
+
+    def finish(frame):
+        frame = resized(frame)
+        return tf.cond(flip, lambda: tf.reverse(frame, [1]), lambda: frame) if spec.flip > 0 else frame
+
+    return tf.ensure_shape(read(video, numbers, window, finish), [spec.num_frames, crop_h, crop_w, 3])
 
 
 def views(read: Reader, video, num_frames, height, width, spec: ClipSpec, temporal: int, spatial: int) -> tf.Tensor:
@@ -120,17 +158,14 @@ def views(read: Reader, video, num_frames, height, width, spec: ClipSpec, tempor
     """
     crop_h, crop_w = spec.image_size
     numbers = tf.concat(
-        [
-            sampling.view_frames(num_frames, spec.num_frames, spec.stride, temporal, i, TENSORFLOW)
-            for i in range(temporal)
-        ],
+        [sampling.clip_frames_of_view(num_frames, spec, temporal, i, TENSORFLOW) for i in range(temporal)],
         0,
     )
     # Clips overlap in short videos: every frame is decoded and resized once.
     unique, places = tf.unique(numbers)
     rows, columns = sampling.resized(height, width, spec.short_side, crop_h, crop_w, TENSORFLOW)
     boxes = [sampling.view_crop(rows, columns, crop_h, crop_w, spatial, i, TENSORFLOW) for i in range(spatial)]
-    frames = resize(read(video, unique, None), tf.stack([rows, columns]))
+    frames = read(video, unique, None, resizer(tf.stack([height, width]), tf.stack([rows, columns])))
     crops = [
         tf.reshape(
             tf.gather(frames[:, box.top : box.top + crop_h, box.left : box.left + crop_w], places),
@@ -141,24 +176,38 @@ def views(read: Reader, video, num_frames, height, width, spec: ClipSpec, tempor
     return tf.reshape(tf.concat(crops, 1), [temporal * spatial, spec.num_frames, crop_h, crop_w, 3])
 
 
-def resize(frames: tf.Tensor, size) -> tf.Tensor:
-    """Frames uint8 [K, H, W, 3] -> uint8 [K, h, w, 3], bilinear with half-pixel centres; as they are if of that size.
+def resizer(stored: tf.Tensor, size: tf.Tensor | tuple[int, int]) -> Finish:
+    """Frames uint8 [H, W, 3] -> uint8 [h, w, 3], bilinear with half-pixel centres; as they are if of that size.
 
     When shrinking to less than three quarters, pixels would be skipped: the kernel is then widened against aliasing.
+
+    Args:
+      stored: (H, W); a frame of another size is an error when it comes.
+      size: (h, w).
     """
-    size, stored = tf.cast(size, tf.int32), tf.shape(frames)[1:3]
+    stored, size = tf.cast(stored, tf.int32), tf.cast(size, tf.int32)
     scale = tf.cast(size, tf.float32) / tf.cast(stored, tf.float32)
+    same, shrinks = tf.reduce_all(tf.equal(size, stored)), tf.reduce_min(scale) < 0.75
 
-    def narrow():
-        return tf.raw_ops.ResizeBilinear(images=frames, size=size, half_pixel_centers=True)
+    def finish(frame):
+        with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(frame)[:2], stored)]):
+            frame = tf.identity(frame)
 
-    def wide():
-        return tf.raw_ops.ScaleAndTranslate(
-            images=frames, size=size, scale=scale, translation=[0.0, 0.0], kernel_type="triangle", antialias=True
-        )
+        def narrow():
+            # As floats, of which TensorFlow makes pixels twice as fast as of bytes; the half rounds.
+            image = tf.cast(frame, tf.float32)[None] + 0.5
+            return tf.raw_ops.ResizeBilinear(images=image, size=size, half_pixel_centers=True)
 
-    def resampled():
-        # Four times as slow as the plain kernel, so only where it makes a difference.
-        return tf.cast(tf.cond(tf.reduce_min(scale) < 0.75, wide, narrow) + 0.5, tf.uint8)
+        def wide():
+            # Four times as slow as the plain kernel, so only where it makes a difference.
+            return 0.5 + tf.raw_ops.ScaleAndTranslate(
+                images=frame[None], size=size, scale=scale, translation=[0.0, 0.0], kernel_type="triangle",
+                antialias=True,
+            )  # fmt: skip
 
-    return tf.cond(tf.reduce_all(tf.equal(size, stored)), lambda: frames, resampled)
+        def resized():
+            return tf.cast(tf.cond(shrinks, wide, narrow), tf.uint8)[0]
+
+        return tf.cond(same, lambda: frame, resized)
+
+    return finish

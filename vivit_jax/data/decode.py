@@ -7,11 +7,15 @@ thread (callers run one process a core).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import av
 import numpy as np
+from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 
 # Container time stamps are rounded to their time base; cuts are taken to within this many seconds.
@@ -21,22 +25,72 @@ _CONVERSION = {"interpolation": Interpolation.BICUBIC}
 if "threads=" in (VideoReformatter.reformat.__doc__ or ""):
     _CONVERSION["threads"] = 1
 
-
+# Matroska's note of how long one stream is.
+_TAG = re.compile(r"\d+:\d\d:\d\d(\.\d+)?$")
 # What PyAV raises on damaged files: FFmpeg's own errors, and its own on values that make no sense.
 _DAMAGE = (av.error.FFmpegError, ValueError, ArithmeticError, MemoryError)
+# Nothing is opened but the file itself: a playlist that goes by the name of a video names others, or the network.
+_OPEN = {"protocol_whitelist": "file"}
+# Titles and the like may be in any encoding, and are not needed: PyAV before 19 fails on them unless told not to.
+_METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+_LISTS = {"concat", "hls", "dash", "imf", "sdp", "rtsp"}
+# FFmpeg paints over damage and says nothing unless told to fail; and believes any size in a header (8K is 33 million).
+_DECODER = {"err_detect": "explode", "max_pixels": str(1 << 26)}
 
 
 class VideoError(ValueError):
     """A file that yields no usable video; the message names the file and what is wrong with it."""
 
 
-@dataclasses.dataclass(frozen=True)
 class Frame:
-    """One decoded frame: `image` uint8 [H, W, 3] RGB, `time` seconds from the video's start, `fps` of the stream."""
+    """One decoded frame, converted when it is looked at.
 
-    image: np.ndarray
-    time: float
-    fps: float
+    Attributes:
+      time: seconds from the video's first frame.
+      fps: frames per second that the stream states.
+      repaired: whether `time` is made up, because the file gives none here or one that does not rise.
+      image: uint8 [H, W, 3], RGB, 0 to 255 whatever range and depth the file has.
+    """
+
+    def __init__(
+        self,
+        frame: av.VideoFrame,
+        time: float,
+        fps: float,
+        repaired: bool,
+        convert: Callable[[av.VideoFrame], np.ndarray],
+    ):
+        self.time, self.fps, self.repaired = time, fps, repaired
+        self._frame, self._convert = frame, convert
+
+    @functools.cached_property
+    def image(self) -> np.ndarray:
+        return self._convert(self._frame)
+
+
+class _Converter:
+    """Decoded frames -> upright RGB, all of the size that the first one gets.
+
+    Raises:
+      VideoError: FFmpeg cannot convert a frame.
+    """
+
+    def __init__(self, path: Path, short_side: int | None):
+        self._path, self._short_side, self._size = path, short_side, None
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        turns = round((frame.rotation or 0) / 90) % 4
+        height, width = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
+        if self._size is None:
+            self._size = output_size(height, width, self._short_side)
+        height, width = self._size[::-1] if turns % 2 else self._size
+        try:
+            rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", **_CONVERSION)
+            # FFmpeg pads the rows of most widths; the array is a view of them until it is copied.
+            return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), turns))
+        except _DAMAGE as error:
+            raise VideoError(f"{self._path}: a frame cannot be converted to RGB ({_reason(error)})") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +100,7 @@ class Video:
     Attributes:
       frames: uint8 [T, H, W, 3], RGB, T >= 1.
       times: float64 [T], seconds from the start of the video, strictly rising.
-      fps: frames per second that the stream states (measured from `times` where it states none).
+      fps: frames per second, see `frame_rate`.
     """
 
     frames: np.ndarray
@@ -63,10 +117,27 @@ def output_size(height: int, width: int, short_side: int | None) -> tuple[int, i
     return max(short_side, round(height * short_side / width)), short_side
 
 
+def frame_rate(times: Sequence[float], stated: float) -> tuple[float, bool]:
+    """(frames per second, whether the rate varies) of frames at `times` seconds, strictly rising.
+
+    A steady video has the `stated` rate where its times agree with that to 1 % or to the 2 ms that containers round
+    by, else the mean rate measured; one whose intervals differ by more has that of the median interval.
+    """
+    gaps = np.diff(times)
+    if not len(gaps):
+        return stated, False
+    median = float(np.median(gaps))
+    if (np.abs(gaps - median) > 2e-3 + 0.02 * median).any():
+        return 1.0 / median, True
+    span = float(times[-1] - times[0])
+    agrees = abs(len(gaps) / stated - span) <= max(2e-3, 0.01 * span)
+    return (stated if agrees else len(gaps) / span), False
+
+
 def iterate_frames(
     path: str | Path, start: float | None = None, end: float | None = None, short_side: int | None = None
 ) -> Iterator[Frame]:
-    """Frames of a file's first video stream in order of display.
+    """Frames of a file's first video stream that is not a cover picture, in order of display.
 
     Args:
       path: any container and codec that FFmpeg reads.
@@ -74,26 +145,37 @@ def iterate_frames(
       short_side: resize so that the shorter side has this many pixels (bicubic; smaller videos stay as they are).
 
     Yields:
-      `Frame`s; all have the size of the first. `time` is strictly rising: where the container gives no time stamp
-      (AVI with B-frames), the one before plus 1 / fps.
+      `Frame`s; all have the size of the first. `time` is strictly rising: see `_Clock` where the container's is not.
 
     Raises:
       VideoError: no such file, not a video, no video stream, broken data, fewer frames than the header announces.
     """
     path = Path(path)
-    if not path.is_file():
-        raise VideoError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path}: the file is empty (0 bytes)")
     try:
-        container = av.open(str(path))
+        _check_file(path)
+    except OSError as error:
+        raise VideoError(f"{path}: {_reason(error)}") from error
+    try:
+        # As options of the streams too, PyAV before 18 crashes on files whose streams are found while reading (FLV).
+        container = av.open(str(path), container_options=_OPEN, **_METADATA)
     except _DAMAGE as error:
         raise VideoError(f"{path}: not a video that can be read, or cut short ({_reason(error)})") from error
     with container:
-        if not container.streams.video:
-            raise VideoError(f"{path}: no video stream in it")
-        stream = container.streams.video[0]
-        stream.thread_count = 1
+        form = container.format.name
+        if form == "image2" or form.endswith("_pipe"):
+            raise VideoError(f"{path}: a picture, not a video ({form})")
+        if _LISTS & set(form.split(",")):
+            raise VideoError(f"{path}: a list of other files, not a video ({form})")
+        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not streams:
+            covers = " but a cover picture" if container.streams.video else ""
+            raise VideoError(f"{path}: no video stream in it{covers}")
+        stream = streams[0]
+        try:
+            stream.thread_count = 1
+            stream.codec_context.options = _DECODER
+        except (AttributeError, RuntimeError) as error:
+            raise VideoError(f"{path}: no decoder for its video stream") from error
         yield from _decode(path, container, stream, start, end, short_side)
 
 
@@ -105,55 +187,113 @@ def read_video(
     Raises:
       VideoError: as `iterate_frames`, and when there is no frame between start and end.
     """
-    frames = list(iterate_frames(path, start, end, short_side))
-    if not frames:
+    images, times, stated = [], [], 0.0
+    for frame in iterate_frames(path, start, end, short_side):
+        images.append(frame.image)
+        times.append(frame.time)
+        stated = frame.fps
+    if not images:
         until = "the end" if end is None else f"{end:g} s"
         raise VideoError(f"{path}: no frames between {start or 0:g} s and {until}")
-    times = np.array([frame.time for frame in frames])
-    return Video(np.stack([frame.image for frame in frames]), times, frames[0].fps)
+    return Video(np.stack(images), np.array(times), frame_rate(times, stated)[0])
+
+
+class _Clock:
+    """Time stamps of a file, as it gives them -> seconds from its first frame, strictly rising.
+
+    A frame without a stamp (AVI with B-frames) comes 1 / fps after the one before. One that repeats the stamp before
+    comes half of that later, and the stamps after it count again; where they jump back or keep repeating (recordings
+    glued together), they count from 1 / fps after the frame before.
+    """
+
+    def __init__(self, fps: float):
+        self._step = 1.0 / fps
+        self._origin = self._last = None
+        self._repeats = False
+
+    def __call__(self, stamp: float | None) -> tuple[float, bool]:
+        """(time, whether it had to be made up) of the next frame."""
+        following = 0.0 if self._last is None else self._last + self._step
+        if stamp is not None and self._origin is None:
+            self._origin = stamp - following
+        time = following if stamp is None else stamp - self._origin
+        late = self._last is not None and time <= self._last
+        if late and not self._repeats and self._last - time < self._step:
+            time = self._last + self._step / 2
+        elif late:
+            time, self._origin = following, stamp - following
+        self._last, self._repeats = time, late
+        return time, late or stamp is None
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise VideoError(f"{path}: a folder, not a file")
+    if path.is_symlink() and not path.exists():
+        raise VideoError(f"{path}: a link to a file that is not there")
+    if not path.is_file():
+        raise VideoError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path}: the file is empty (0 bytes)")
 
 
 def _decode(path, container, stream, start, end, short_side) -> Iterator[Frame]:
-    reformatter = VideoReformatter()
     fps = float(stream.average_rate or stream.guessed_rate or 0) or 25.0
-    first, last, decoded, size = None, None, 0, None
+    clock, decoded, lead, convert = _Clock(fps), 0, 0.0, _Converter(path, short_side)
+    # AVI has no times of display: FFmpeg guesses them wrong for B-frames, while those of decoding rise steadily.
+    avi = container.format.name == "avi"
     try:
-        for frame in container.decode(stream):
+        for frame in itertools.chain.from_iterable(packet.decode() for packet in _whole_packets(container, stream)):
+            if frame.is_corrupt:
+                raise ValueError("a damaged frame")
             decoded += 1
-            stamp = frame.time
-            if first is None:
-                first = stamp or 0.0
-            time = None if stamp is None else stamp - first
-            if time is None or (last is not None and time <= last):
-                time = 0.0 if last is None else last + 1.0 / fps
-            last = time
+            stamp = frame.dts if avi else frame.pts
+            if decoded == 1 and stamp is not None and stream.start_time is not None:
+                # A stream that begins between key frames can be decoded from the first of them on.
+                lead = float((stamp - stream.start_time) * frame.time_base)
+            time, repaired = clock(None if stamp is None else float(stamp * frame.time_base))
             if start is not None and time < start - TIME_TOLERANCE:
                 continue
             if end is not None and time >= end - TIME_TOLERANCE:
                 return
-            turns = round((frame.rotation or 0) / 90) % 4
-            if size is None:
-                size = output_size(frame.height, frame.width, short_side)
-            rgb = reformatter.reformat(frame, width=size[1], height=size[0], format="rgb24", **_CONVERSION)
-            image = rgb.to_ndarray()
-            # FFmpeg pads the rows of most widths; the array is a view of them until it is copied.
-            yield Frame(np.ascontiguousarray(np.rot90(image, turns)), time, fps)
+            yield Frame(frame, time, fps, repaired, convert)
     except _DAMAGE as error:
         raise VideoError(f"{path}: broken after {decoded} frames ({_reason(error)})") from error
     if decoded == 0:
         raise VideoError(f"{path}: no frames could be decoded from its video stream")
-    expected = _announced_frames(container, stream, fps)
+    expected = _announced_frames(container, stream, fps, lead)
     if decoded < 0.9 * expected - 1:
         raise VideoError(f"{path}: cut short: {decoded} frames of about {expected:.0f} that its header announces")
 
 
-def _announced_frames(container, stream, fps: float) -> float:
-    """Frames that the header announces; 0 where it says nothing.
+def _whole_packets(container, stream) -> Iterator[av.Packet]:
+    """The stream's packets; from one that is known to be damaged on, all are left out up to the next key frame.
+
+    So a recording with a hole lacks frames there; FFmpeg would show others again in their places.
+    """
+    hole = False
+    for packet in container.demux(stream):
+        # The last packet is empty, and makes the decoder hand out what it holds.
+        hole = packet.size > 0 and (packet.is_corrupt or (hole and not packet.is_keyframe))
+        if not hole:
+            yield packet
+
+
+def _announced_frames(container, stream, fps: float, lead: float) -> float:
+    """Frames that the header announces; 0 where it says nothing. The first `lead` seconds count as absent.
 
     In MP4 and MOV an edit list may leave out frames, which shortens the duration and not the count; elsewhere the
-    duration may be a guess from the size of the file, and the count is the better witness.
+    duration may be a guess from the size of the file, and the count is the better witness. The duration of the file is
+    that of its longest stream: the sound may go on when the pictures have ended.
     """
-    by_duration = (container.duration or 0) / av.time_base * fps
+    if stream.duration:
+        seconds = float(stream.duration * stream.time_base)
+    elif _TAG.match(stream.metadata.get("DURATION", "")):
+        hours, minutes, rest = stream.metadata["DURATION"].split(":")
+        seconds = int(hours) * 3600 + int(minutes) * 60 + float(rest)
+    else:
+        seconds = (container.duration or 0) / av.time_base if len(container.streams) == 1 else 0.0
+    by_duration = max(0.0, seconds - max(0.0, lead)) * fps
     if stream.frames and "mp4" in container.format.name and by_duration:
         return min(float(stream.frames), by_duration)
     return float(stream.frames) or by_duration

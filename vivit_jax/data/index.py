@@ -5,6 +5,9 @@ shards (framing of a record: 8 bytes length, 4 bytes checksum of the length, the
 data, all little-endian). All chunks of a video lie one behind the other in one shard.
 
     python -m vivit_jax.data.index DIR      makes the index of the records in DIR anew, by reading them
+
+Records of others, one `tf.train.SequenceExample` for a whole video as Scenic and DMVR keep them, are indexed by the
+same command and read where they lie; `--help` lists the flags for their splits and labels (module `dmvr`).
 """
 
 from __future__ import annotations
@@ -15,17 +18,22 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 CHUNK_FRAMES = 16
+# Forms of a record: a chunk of a video in an Example, or all of it in a SequenceExample.
+CHUNKS, SEQUENCE = "chunks", "sequence"
 CLASS_NAMES_FILE = "class_names.json"
 _VIDEO_FIELDS = ("video_id", "num_frames", "fps", "height", "width", "first_chunk", "num_chunks")
 _CHUNK_FIELDS = ("chunk_shard", "chunk_offset", "chunk_length", "chunk_checksum")
 _SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<shard>\d{5})-of-(?P<count>\d{5})$")
+# Of the index files. Those of format 1 had no `form` and are read as chunks.
+_FORMAT = 2
+_ANEW = "make the index anew: python -m vivit_jax.data.index"
 
 
 class NoRecordsError(FileNotFoundError):
@@ -36,24 +44,29 @@ class EmptySplitError(ValueError):
     """A split without a single video."""
 
 
+class BadIndexError(ValueError):
+    """An index that cannot be read, or that is not that of the shards beside it; the message says the way out."""
+
+
 @dataclasses.dataclass(frozen=True)
 class RecordSplit:
     """One split of a data set on disk: N videos in C chunks.
 
     Attributes:
-      folder: where the shards are.
+      folder: where the index is, and the shards unless their names are absolute.
       name: of the split.
       shards: file names of the shards.
       video_id: [N] names of the videos (one name may come several times: segments of one long video).
       num_frames, height, width: int32 [N]; sizes are those of the stored frames, in pixels.
-      fps: float32 [N], frames per second of the source.
+      fps: float32 [N], frames per second of the source; NaN where records of others do not tell.
       labels: head -> int32 [N], class ids.
       first_chunk, num_chunks: int64 [N], place in the chunk arrays.
       chunk_shard, chunk_offset, chunk_length: int64 [C]: number of the shard, first byte of the record in it, bytes of
         the record's data.
       chunk_checksum: uint32 [C], masked CRC-32C of the data, as in the shard.
       class_names: head -> name of each class id.
-      chunk_frames: frames in each chunk but a video's last.
+      chunk_frames: frames in each chunk but a video's last; of sequences, at least those of the longest video.
+      form: "chunks", or "sequence": each record is a whole video, and records that hold no usable one belong to none.
     """
 
     folder: Path
@@ -73,6 +86,7 @@ class RecordSplit:
     chunk_checksum: np.ndarray
     class_names: Mapping[str, Sequence[str]]
     chunk_frames: int = CHUNK_FRAMES
+    form: str = CHUNKS
 
     @property
     def num_videos(self) -> int:
@@ -92,12 +106,20 @@ class RecordSplit:
         """Bytes of all records of the split."""
         return int(self.chunk_length.sum())
 
+    @property
+    def shard_bytes(self) -> np.ndarray:
+        """int64 [shards]: size of each shard, which is where its last record ends."""
+        sizes = np.zeros(len(self.shards), np.int64)
+        np.maximum.at(sizes, self.chunk_shard, self.chunk_offset + self.chunk_length + 16)
+        return sizes
+
     def save(self) -> Path:
-        """Writes `index_{split}.npz` beside the shards, whole or not at all; returns its path."""
+        """Writes `index_{split}.npz` into `folder`, whole or not at all; returns its path."""
         path = self.folder / f"index_{self.name}.npz"
         arrays = {field: getattr(self, field) for field in _VIDEO_FIELDS + _CHUNK_FIELDS}
         arrays |= {f"label_{head}": values for head, values in self.labels.items()}
-        arrays |= {"shards": np.array(list(self.shards)), "chunk_frames": np.array(self.chunk_frames)}
+        arrays |= {"shards": np.array(list(self.shards), dtype=str), "chunk_frames": np.array(self.chunk_frames)}
+        arrays |= {"form": np.array(self.form), "format": np.array(_FORMAT)}
         partial = path.with_suffix(".part.npz")
         np.savez(partial, **arrays)
         os.replace(partial, path)
@@ -119,44 +141,99 @@ class VideoEntry:
 def open_split(folder: str | Path, split: str) -> RecordSplit:
     """The index of `split` of the records in `folder`.
 
+    That the shards are those that were indexed is told by their sizes alone; `vivit_jax.data.verify` reads them.
+
     Raises:
-      NoRecordsError: no index there (the message says how to make the records or the index).
+      NoRecordsError: no index there, or shards are gone (the message says how to make the records or the index).
+      BadIndexError: the index is unreadable or of a newer version, or shards have another size than when it was made.
       EmptySplitError: the split has no videos.
     """
     folder = Path(folder)
     path = folder / f"index_{split}.npz"
     if not path.is_file():
-        shards = list_shards(folder) if folder.is_dir() else {}
-        if split in shards:
-            raise NoRecordsError(
-                f"{folder}: records of split {split!r} but no index; make it: python -m vivit_jax.data.index {folder}"
-            )
-        there = sorted(p.stem.removeprefix("index_") for p in folder.glob("index_*.npz")) or sorted(shards)
-        if there:
-            raise NoRecordsError(f"{folder}: no split {split!r}; there are {', '.join(there)}")
-        raise NoRecordsError(
-            f"no records in {folder}; make them: "
-            "python -m vivit_jax.data.build --dataset=NAME --videos=DIR --annotations=DIR --out=DIR"
-        )
-    with np.load(path) as stored:
-        arrays = {key: stored[key] for key in stored.files}
-    names = json.loads((folder / CLASS_NAMES_FILE).read_text(encoding="utf-8"))
-    labels = {key.removeprefix("label_"): arrays[key] for key in arrays if key.startswith("label_")}
-    result = RecordSplit(
-        folder=folder,
-        name=split,
-        shards=[str(shard) for shard in arrays["shards"]],
-        labels={head: labels[head] for head in names},
-        class_names=names,
-        chunk_frames=int(arrays["chunk_frames"]),
-        **{field: arrays[field] for field in _VIDEO_FIELDS + _CHUNK_FIELDS},
-    )
+        raise NoRecordsError(_why_no_index(folder, split))
+    result = _load(path, split)
     if result.num_videos == 0:
         raise EmptySplitError(f"{folder}: split {split!r} has no videos; see rejects.csv and summary.json there")
     missing = [shard for shard in result.shard_paths if not os.path.exists(shard)]
     if missing:
-        raise NoRecordsError(f"{folder}: {len(missing)} of {len(result.shards)} shards are gone, first {missing[0]}")
+        raise NoRecordsError(
+            f"{folder}: {len(missing)} of {len(result.shards)} shards are gone, first {missing[0]}; put them back, or "
+            f"{_ANEW} DIR"
+        )
+    for shard, size in zip(result.shard_paths, result.shard_bytes.tolist(), strict=True):
+        if os.path.getsize(shard) != size:
+            raise BadIndexError(
+                f"{shard} has {os.path.getsize(shard):,} bytes, {size:,} when {path} was made: the copy is not "
+                f"complete, or the records were made anew since. Copy it again, or {_ANEW} {folder}"
+            )
     return result
+
+
+def _load(path: Path, split: str) -> RecordSplit:
+    names = load_class_names(path.parent)
+    try:
+        with np.load(path) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+        number = int(arrays.get("format", 1))
+        if number > _FORMAT:
+            raise BadIndexError(
+                f"{path} is of format {number}, this version reads up to {_FORMAT}: update it, or {_ANEW} {path.parent}"
+            )
+        return RecordSplit(
+            folder=path.parent,
+            name=split,
+            shards=[str(shard) for shard in arrays["shards"]],
+            labels={head: arrays[f"label_{head}"] for head in names},
+            class_names=names,
+            chunk_frames=int(arrays["chunk_frames"]),
+            form=str(arrays.get("form", CHUNKS)),
+            **{field: arrays[field] for field in _VIDEO_FIELDS + _CHUNK_FIELDS},
+        )
+    except KeyError as error:
+        raise BadIndexError(f"{path}: holds no array {error}; {_ANEW} {path.parent}") from None
+    except (zipfile.BadZipFile, OSError, EOFError, TypeError) as error:
+        raise BadIndexError(f"{path}: unreadable ({error}); {_ANEW} {path.parent}") from None
+    except ValueError as error:
+        if isinstance(error, BadIndexError):
+            raise
+        raise BadIndexError(f"{path}: unreadable ({error}); {_ANEW} {path.parent}") from None
+
+
+def _why_no_index(folder: Path, split: str) -> str:
+    shards = list_shards(folder) if folder.is_dir() else {}
+    if split in shards:
+        return f"{folder}: records of split {split!r} but no index; make it: python -m vivit_jax.data.index {folder}"
+    there = sorted(p.stem.removeprefix("index_") for p in folder.glob("index_*.npz")) or sorted(shards)
+    if there:
+        return f"{folder}: no split {split!r}; there are {', '.join(there)}"
+    return (
+        f"no records in {folder}; make them: "
+        "python -m vivit_jax.data.build --dataset=NAME --videos=DIR --annotations=DIR --out=DIR"
+        f"\nor, where they are of DMVR or Scenic, index them: python -m vivit_jax.data.index {folder}"
+    )
+
+
+def load_class_names(folder: str | Path) -> dict[str, list[str]]:
+    """`class_names.json` of a folder of records: head -> name of each class id.
+
+    Raises:
+      NoRecordsError: it is not there.
+      BadIndexError: it does not hold a list of names for each head.
+    """
+    path = Path(folder) / CLASS_NAMES_FILE
+    if not path.is_file():
+        raise NoRecordsError(
+            f"{folder}: no {CLASS_NAMES_FILE}, so the heads of the labels are unknown; copy it from where the records "
+            "come from, or build them again"
+        )
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadIndexError(f"{path}: not JSON ({error}); it must hold head -> list of class names") from None
+    if not isinstance(names, dict) or not all(isinstance(of_head, list) for of_head in names.values()):
+        raise BadIndexError(f"{path}: it must hold head -> list of class names")
+    return names
 
 
 def list_shards(folder: str | Path) -> dict[str, list[str]]:
@@ -253,7 +330,7 @@ def save_class_names(folder: str | Path, class_names: Mapping[str, Sequence[str]
 
 
 def scan(folder: str | Path) -> list[RecordSplit]:
-    """The index of every split in `folder`, made by reading all records (slow: all bytes are read and checked).
+    """The index of every split of chunk records in `folder`, by reading all of them (all bytes are read and checked).
 
     Raises:
       NoRecordsError: no shards, or no class names.
@@ -263,51 +340,28 @@ def scan(folder: str | Path) -> list[RecordSplit]:
     shards = list_shards(folder) if folder.is_dir() else {}
     if not shards:
         raise NoRecordsError(f"no records in {folder} (no files named *.tfrecord-00000-of-00001)")
-    if not (folder / CLASS_NAMES_FILE).is_file():
-        raise NoRecordsError(f"{folder}: no {CLASS_NAMES_FILE}, so the heads of the labels are unknown")
-    names = json.loads((folder / CLASS_NAMES_FILE).read_text(encoding="utf-8"))
+    names = load_class_names(folder)
+    from vivit_jax.data import every_record  # only here: opening an index needs no TensorFlow
+
     return [
-        assemble(folder, split, [list(_scan_shard(folder / shard, names)) for shard in files], names, files)
+        assemble(folder, split, [list(every_record.videos(folder / shard, names)) for shard in files], names, files)
         for split, files in shards.items()
     ]
 
 
-def _scan_shard(path: Path, heads: Mapping[str, Any]) -> Iterator[VideoEntry]:
-    from vivit_jax.data.host_tf import tf  # only here: opening an index needs none of it
-
-    seen = expected = 0
-    entry = None
-    for number, data in enumerate(tf.compat.v1.io.tf_record_iterator(str(path))):
-        features = tf.train.Example.FromString(data).features.feature
-        chunk = features["chunk"].int64_list.value[0]
-        if chunk == 0:
-            if seen != expected:
-                raise ValueError(f"{path}: record {number} begins a video before the one before it is complete")
-            entry = VideoEntry(
-                video_id=features["video_id"].bytes_list.value[0].decode(),
-                num_frames=features["num_frames"].int64_list.value[0],
-                fps=features["fps"].float_list.value[0],
-                height=features["height"].int64_list.value[0],
-                width=features["width"].int64_list.value[0],
-                labels={head: features[f"label/{head}"].int64_list.value[0] for head in heads},
-            )
-            seen, expected = 0, -(-entry.num_frames // CHUNK_FRAMES)
-            yield entry
-        if chunk != seen or entry is None:
-            raise ValueError(f"{path}: record {number} is chunk {chunk} of its video, {seen} was expected")
-        seen += 1
-    if seen != expected:
-        raise ValueError(f"{path}: the last video has {seen} of {expected} chunks")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = sys.argv[1:] if argv is None else argv
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise SystemExit("usage: python -m vivit_jax.data.index DIR")
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    from vivit_jax.data import dmvr  # only here: it needs TensorFlow, and this module must stay light
+
+    flags = dmvr.parser().parse_args(arguments)
     try:
-        for split in scan(arguments[0]):
+        if dmvr.is_sequence(flags):
+            for line in dmvr.index_folder(flags):
+                print(line)
+            return
+        for split in scan(flags.folder):
             print(f"{split.save()}: {split.num_videos} videos, {len(split.chunk_offset)} records")
-    except (NoRecordsError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
 
 

@@ -13,15 +13,19 @@ from vivit_jax.data.host_tf import tf
 @dataclasses.dataclass(frozen=True)
 class Cached:
     """`read`: a `clips.Reader`. `good`: bool [N], videos that could be read, where that is known beforehand; a reader
-    without it fails on broken records as one from disk does.
+    without it fails on broken records as one from disk does. `size`: bytes held.
     """
 
     read: clips.Reader
     good: tf.Tensor | None = None
+    size: int = 0
 
 
 def cache(split: index.RecordSplit, read: clips.Reader, limit: int, threads: int) -> Cached:
     """Reads a split into memory: decoded frames where they are of one size and fit, else the records as they are.
+
+    What is kept takes at most `limit` bytes. While it is read, the videos in flight come on top: no more of them at the
+    same time than fit into the rest of `limit`, but at least one being decoded and one waiting.
 
     Args:
       split: to be kept.
@@ -36,7 +40,7 @@ def cache(split: index.RecordSplit, read: clips.Reader, limit: int, threads: int
     decoded = int((frames * split.height * split.width * 3).sum())
     same = len(np.unique(split.height)) == len(np.unique(split.width)) == 1
     if same and decoded <= limit:
-        return _frames(split, read, threads)
+        return _frames(split, read, limit, threads)
     if split.record_bytes <= limit:
         return _records(split, threads)
     raise ValueError(
@@ -46,8 +50,12 @@ def cache(split: index.RecordSplit, read: clips.Reader, limit: int, threads: int
     )
 
 
-def _frames(split: index.RecordSplit, read: clips.Reader, threads: int) -> Cached:
+def _frames(split: index.RecordSplit, read: clips.Reader, limit: int, threads: int) -> Cached:
     first = np.concatenate([[0], np.cumsum(split.num_frames.astype(np.int64))])
+    # A video in flight is there as records, as frames, and once more in what waits to be stored.
+    frame = int(split.height[0]) * int(split.width[0]) * 3
+    rest = limit - int(first[-1]) * frame
+    threads = max(1, min(threads, rest // (3 * int(split.num_frames.max()) * frame)))
     store = _aligned_zeros((int(first[-1]), int(split.height[0]), int(split.width[0]), 3))
     counts = tf.constant(split.num_frames.astype(np.int64))
     good = np.zeros(split.num_videos, bool)
@@ -57,16 +65,17 @@ def _frames(split: index.RecordSplit, read: clips.Reader, threads: int) -> Cache
         return video, read(video, tf.range(counts[video]), None)
 
     videos = tf.data.Dataset.range(split.num_videos).map(load, threads).ignore_errors()
-    for video, images in videos.prefetch(threads).as_numpy_iterator():
-        store[first[video] : first[video + 1]] = images
-        good[video] = True
+    for video, images in videos.as_numpy_iterator():
+        if images.shape[1:] == store.shape[1:]:  # otherwise the index is not that of these records
+            store[first[video] : first[video + 1]] = images
+            good[video] = True
     # Shares the memory; `tf.constant` would copy it twice.
     frames, start = tf.experimental.dlpack.from_dlpack(store.__dlpack__()), tf.constant(first[:-1])
 
-    def cached(video, numbers, window=None):
-        return clips.cut(tf.gather(frames, start[video] + numbers), window)
+    def cached(video, numbers, window=None, finish=None):
+        return clips.cut(tf.gather(frames, start[video] + numbers), window, finish)
 
-    return Cached(cached, tf.constant(good))
+    return Cached(cached, tf.constant(good), store.nbytes)
 
 
 def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
@@ -86,13 +95,14 @@ def _records(split: index.RecordSplit, threads: int) -> Cached:
         found = clips.records_from(shards[shard[chunk]], offset[chunk]).take(1).ignore_errors()
         return found.concatenate(tf.data.Dataset.from_tensors("")).take(1).get_single_element()
 
-    dataset = tf.data.Dataset.range(len(split.chunk_offset)).map(load, threads)
-    records = tf.constant(np.array(list(dataset.as_numpy_iterator()), object))
+    count = len(split.chunk_offset)
+    # Batched in TensorFlow, which hands the bytes over; as NumPy objects they would be there twice.
+    records = tf.data.Dataset.range(count).map(load, threads).batch(count).get_single_element()
     first, size = tf.constant(split.first_chunk), split.chunk_frames
 
-    def cached(video, numbers, window=None):
+    def cached(video, numbers, window=None, finish=None):
         low, high = tf.reduce_min(numbers) // size, tf.reduce_max(numbers) // size
         chunks = records[first[video] + low : first[video] + high + 1]
-        return clips.frames_of_chunks(chunks, numbers - low * size, window)
+        return clips.decode_frames(tf.gather(clips.jpegs_of(split.form, chunks), numbers - low * size), window, finish)
 
-    return Cached(cached)
+    return Cached(cached, size=split.record_bytes)

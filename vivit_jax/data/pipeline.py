@@ -1,36 +1,31 @@
-"""Records -> batches of NumPy arrays, in an order that is arithmetic.
+"""Records -> batches of NumPy arrays, in an order that is arithmetic (module `order`).
 
-Position p = step * batch_size + row of the training stream means: epoch p // n, place p % n in that epoch's
-permutation, which a stateless shuffle makes from (seed, epoch); every random choice of the clip comes from (seed, p).
-So the state of the stream is the step; starting at step N costs what starting at 0 costs; every video comes once an
-epoch; and the batches are the same for any number of processes, each taking its rows of every batch.
+Every random choice of the clip at position p = step * batch_size + row of the training stream comes from (seed, p),
+and the video from the order. So the state of the stream is the step; starting at step N costs what starting at 0 costs;
+every video comes once an epoch; and the batches are the same for any number of processes, each taking its rows of every
+batch.
 """
 
 from __future__ import annotations
 
 import gc
-import hashlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from vivit_jax.data import clips, decode, index, memory, sampling, workers
+from vivit_jax.data import clips, memory, sampling, service, workers
 from vivit_jax.data.host_tf import tf
+from vivit_jax.data.index import RecordSplit
+from vivit_jax.data.mixture import TrainingSet
+from vivit_jax.data.order import clip_draws
+from vivit_jax.data.plan import Plan, example_bytes
 from vivit_jax.data.sampling import ClipSpec
+from vivit_jax.data.views import views_from_file, views_from_frames
 
-__all__ = [
-    "Batches",
-    "ClipSpec",
-    "eval_batches",
-    "permutation_hash",
-    "train_batches",
-    "views_from_file",
-    "views_from_frames",
-]
+__all__ = ["Batches", "ClipSpec", "eval_batches", "train_batches", "views_from_file", "views_from_frames"]
 
-# Streams of random numbers that must not share their seeds.
-_ORDER, _CLIP = 0, 1
+# Where a training example stands in the stream; checked by `Batches`, and not handed on.
+_POSITION = "position"
 
 
 class Batches:
@@ -39,14 +34,28 @@ class Batches:
     Attributes:
       step: number of the batch that comes next.
       num_batches: of one pass over the split (evaluation); None for the endless training stream.
+      plan: threads, batches ahead, and the memory that they take.
+      repeated_views: videos of the split with two test views that are the same, as they are too short or too small for
+        as many (evaluation).
       corrupt: videos handed out so far with mask 0 because their record or a JPEG in it is broken.
       last_corrupt: their places in the split.
     """
 
-    def __init__(self, dataset: tf.data.Dataset, step: int, num_batches: int | None):
+    def __init__(
+        self,
+        dataset: tf.data.Dataset,
+        step: int,
+        num_batches: int | None,
+        plan: Plan,
+        repeated_views: int = 0,
+        positions: Callable[[int], np.ndarray] | None = None,
+    ):
         self._iterator: Iterator | None = iter(dataset)
+        self._positions = positions
         self.step = step
         self.num_batches = num_batches
+        self.plan = plan
+        self.repeated_views = repeated_views
         self.corrupt = 0
         self.last_corrupt: list[int] = []
 
@@ -57,11 +66,21 @@ class Batches:
         if self._iterator is None:
             raise StopIteration
         batch = tf.nest.map_structure(lambda tensor: np.asarray(memoryview(tensor)), next(self._iterator))
+        if self._positions is not None:
+            self._check(batch.pop(_POSITION))
         broken = batch["index"][(batch["mask"] == 0) & (batch["index"] >= 0)]
         self.corrupt += len(broken)
         self.last_corrupt = (self.last_corrupt + broken.tolist())[-100:]
         self.step += 1
         return batch
+
+    def _check(self, found: np.ndarray) -> None:
+        expected = self._positions(self.step)
+        if not np.array_equal(found, expected):
+            raise RuntimeError(
+                f"batch {self.step} holds the positions {found.tolist()[:8]}..., not {expected.tolist()[:8]}...: with "
+                "data.service, see that no address has more than one worker; otherwise please report this"
+            )
 
     def close(self) -> None:
         """Stops the background work and frees its memory; may be called twice."""
@@ -76,7 +95,7 @@ class Batches:
 
 
 def train_batches(
-    split: index.RecordSplit,
+    split: RecordSplit | TrainingSet,
     spec: ClipSpec,
     batch_size: int,
     seed: int,
@@ -86,59 +105,76 @@ def train_batches(
     cache_limit: int = 2 << 30,
     threads: int | None = None,
     prefetch: int = 2,
+    service_address: str | None = None,
 ) -> Batches:
     """The endless training stream from `start_step` on.
 
     Args:
-      split: from `index.open_split`.
+      split: from `index.open_split`, or several, or selections of them, from `mixture.training_set`.
       spec: of the clips.
       batch_size: of the global batch, over all processes.
       seed: of the order and of all random choices.
       start_step: number of the first batch.
       rows: (low, high), rows of every global batch that this process takes; None for all.
-      cache: keep the split in memory, decoded where that takes at most `cache_limit` bytes, else as JPEG.
+      cache: keep the splits in memory, decoded where that takes at most `cache_limit` bytes, else as JPEG.
       threads: clips made at the same time; None for one a core.
       prefetch: batches made ahead.
+      service_address: "grpc://host:port", several with commas, of machines that make the clips (module `service`).
 
     Returns:
       Batches of `video` uint8 [b, T, H, W, 3], `label` {head: int32 [b]}, `mask` float32 [b] (0 for a broken record),
-      `index` int64 [b] (place in the split), with b = high - low.
+      `index` int64 [b] (place in the split; the splits of a mixture lie one behind the other), with b = high - low.
 
     Raises:
-      ValueError: batch size, rows, seed or step out of range; a split too large to be cached.
+      ValueError: batch size, rows, seed, step, threads or prefetch out of range; splits too large to be cached.
+      service.ServiceError: no service at the address.
     """
-    low, high = _check(split, batch_size, rows)
+    low, high = _check(batch_size, rows, threads, prefetch)
     if start_step < 0 or not 0 <= seed < 2**31:
         raise ValueError(f"start_step={start_step}, seed={seed}: needs a step >= 0 and a seed of 0 to 2^31 - 1")
-    threads = threads or workers.default_workers()
-    source = _Source(split, cache, cache_limit, threads)
-    n = split.num_videos
-    first = start_step * batch_size
-
-    @tf.autograph.experimental.do_not_convert
-    def epoch(number):
-        position = number * n + tf.range(n, dtype=tf.int64)
-        row = position % batch_size
-        mine = (position >= first) & (row >= low) & (row < high)
-        order = _permutation(n, seed, number)
-        return tf.data.Dataset.from_tensor_slices((tf.boolean_mask(position, mine), tf.boolean_mask(order, mine)))
+    if batch_size % spec.clips_per_video:
+        raise ValueError(
+            f"batch_size={batch_size} is not divided by clips_per_video={spec.clips_per_video}: the clips of a video "
+            "lie in one batch"
+        )
+    if service_address is not None:
+        if cache:
+            raise ValueError("cache keeps records in this process, but the tf.data service makes the clips: choose one")
+        addresses = service.addresses_of(service_address)
+    training = TrainingSet.of(split)
+    asked, threads = threads, threads or workers.default_workers()
+    videos = _Videos(training.splits, cache, cache_limit, threads)
+    shape = [spec.num_frames, *spec.image_size, 3]
+    count = clips.num_draws(spec)
 
     @tf.autograph.experimental.do_not_convert
     def load(position, video):
-        key = tf.random.experimental.stateless_fold_in(_seed(seed, _CLIP), position)
-        draws = tf.random.stateless_uniform([clips.NUM_DRAWS], key, dtype=tf.float64, alg="philox")
-        return source.example(
-            video,
-            [spec.num_frames, *spec.image_size, 3],
-            lambda *size: clips.train_clip(source.read, video, *size, spec, draws),
-        )
+        draws = clip_draws(seed, position, count)
+        make = lambda *size: clips.train_clip(videos.read, video, *size, spec, draws)  # noqa: E731
+        return videos.example(video, shape, make) | {_POSITION: position}
 
-    dataset = tf.data.Dataset.range(first // n, 2**62).flat_map(epoch)
-    return Batches(_finish(dataset.map(load, threads), high - low, prefetch), start_step, None)
+    positions = training.order(seed, spec).dataset(batch_size, start_step * batch_size, (low, high))
+    working = example_bytes(training.splits, spec)
+    batch_bytes = (high - low) * int(np.prod(shape))
+    if service_address is None:
+        dataset = positions.map(load, threads)
+        plan = Plan(threads, prefetch, batch_bytes, working, videos.cached_bytes)
+    else:
+        # Other machines may have another number of cores than this one.
+        make = lambda part: part.map(load, asked or tf.data.AUTOTUNE).with_options(_options(None))  # noqa: E731
+        dataset = service.distribute(positions, make, addresses)
+        plan = Plan(None, prefetch, batch_bytes, working, service=service_address)
+    return Batches(
+        _finish(dataset, high - low, plan),
+        start_step,
+        None,
+        plan,
+        positions=lambda step: step * batch_size + np.arange(low, high),
+    )
 
 
 def eval_batches(
-    split: index.RecordSplit,
+    split: RecordSplit,
     spec: ClipSpec,
     batch_size: int,
     temporal_views: int = 1,
@@ -152,7 +188,8 @@ def eval_batches(
     """One pass over the split: every video exactly once, in order, the last batch filled up with mask 0 and index -1.
 
     Args:
-      split, spec, batch_size, rows, cache, cache_limit, threads, prefetch: as in `train_batches`.
+      split: from `index.open_split`, or a selection of it.
+      spec, batch_size, rows, cache, cache_limit, threads, prefetch: as in `train_batches`.
       temporal_views: clips evenly spread over each video.
       spatial_views: crops along the longer side of each clip.
 
@@ -163,11 +200,11 @@ def eval_batches(
     Raises:
       ValueError: as `train_batches`, and fewer than one view.
     """
-    low, high = _check(split, batch_size, rows)
+    low, high = _check(batch_size, rows, threads, prefetch)
     if min(temporal_views, spatial_views) < 1:
         raise ValueError(f"{temporal_views} x {spatial_views} views; each must be at least 1")
     threads = threads or workers.default_workers()
-    source = _Source(split, cache, cache_limit, threads)
+    videos = _Videos([split], cache, cache_limit, threads)
     n = split.num_videos
     num_batches = -(-n // batch_size)
     places = np.arange(num_batches * batch_size)
@@ -176,106 +213,49 @@ def eval_batches(
 
     @tf.autograph.experimental.do_not_convert
     def load(place):
-        return source.example(
-            tf.where(place < n, place, -1),
-            shape,
-            lambda *size: clips.views(source.read, place, *size, spec, temporal_views, spatial_views),
-        )
+        make = lambda *size: clips.views(videos.read, place, *size, spec, temporal_views, spatial_views)  # noqa: E731
+        return videos.example(tf.where(place < n, place, -1), shape, make)
 
     dataset = tf.data.Dataset.from_tensor_slices(places.astype(np.int64)).map(load, threads)
-    return Batches(_finish(dataset, high - low, prefetch), 0, num_batches)
+    working = example_bytes([split], spec, (temporal_views, spatial_views))
+    plan = Plan(threads, prefetch, (high - low) * int(np.prod(shape)), working, videos.cached_bytes)
+    repeated = sampling.repeated_views(split.num_frames, split.height, split.width, spec, temporal_views, spatial_views)
+    return Batches(_finish(dataset, high - low, plan), 0, num_batches, plan, int(repeated.sum()))
 
 
-def views_from_frames(
-    frames: np.ndarray, spec: ClipSpec, temporal_views: int = 1, spatial_views: int = 1
-) -> np.ndarray:
-    """The test views of a video in memory, made by the same code as those of `eval_batches`.
+class _Videos:
+    """The videos of splits, numbered one behind the other, as tensors: sizes, labels, and a reader of their frames."""
 
-    Args:
-      frames: uint8 [T, H, W, 3], RGB, at least one.
+    def __init__(self, splits: Sequence[RecordSplit], cache: bool, cache_limit: int, threads: int):
+        def joined(arrays, kind):
+            return tf.constant(np.concatenate([np.asarray(array, kind) for array in arrays]))
 
-    Returns:
-      uint8 [V, spec.num_frames, h, w, 3], temporal-major.
+        self._sizes = [joined([getattr(s, x) for s in splits], np.int64) for x in ("num_frames", "height", "width")]
+        self._labels = {head: joined([s.labels[head] for s in splits], np.int32) for head in splits[0].labels}
+        self._first = np.cumsum([0, *(s.num_videos for s in splits)])
+        self._readers, good, self.cached_bytes = [], [], 0
+        for split in splits:
+            reader = clips.record_reader(split)
+            if cache:
+                kept = memory.cache(split, reader, cache_limit - self.cached_bytes, threads)
+                reader, self.cached_bytes = kept.read, self.cached_bytes + kept.size
+                good.append(kept.good)
+            else:
+                good.append(None)
+            self._readers.append(reader)
+        # Where all frames are in memory, it is known beforehand which can be used, and nothing can fail.
+        self._good = tf.concat(good, 0) if all(known is not None for known in good) else None
 
-    Raises:
-      ValueError: frames of another shape or type, or none.
-    """
-    frames = np.asarray(frames)
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
-        raise ValueError(f"frames are {frames.dtype} {frames.shape}; they must be uint8 [T, H, W, 3] with T >= 1")
-    size = (tf.constant(x, tf.int64) for x in frames.shape[:3])
-    reader = clips.memory_reader(tf.constant(frames))
-    return clips.views(reader, tf.constant(0, tf.int64), *size, spec, temporal_views, spatial_views).numpy()
-
-
-def views_from_file(
-    path: str | Path,
-    spec: ClipSpec,
-    temporal_views: int = 1,
-    spatial_views: int = 1,
-    short_side: int | None = None,
-    memory_limit: int = 1 << 30,
-) -> np.ndarray:
-    """The test views of a video file: decoded as the builder does it, cut as `eval_batches` does it.
-
-    Args:
-      path: of the file.
-      spec, temporal_views, spatial_views: as in `views_from_frames`.
-      short_side: of the data set's records; larger frames are shrunk to it.
-      memory_limit: bytes of frames to hold. A video beyond it is decoded twice, and only what the views need is kept.
-
-    Returns:
-      uint8 [V, spec.num_frames, h, w, 3], temporal-major.
-
-    Raises:
-      decode.VideoError: the file is not a video, or broken.
-    """
-    frames, count, size = [], 0, 0
-    for frame in decode.iterate_frames(path, short_side=short_side):
-        count, size = count + 1, size + frame.image.nbytes
-        if size <= memory_limit:
-            frames.append(frame.image)
-    if count == len(frames):
-        return views_from_frames(np.stack(frames), spec, temporal_views, spatial_views)
-    frames.clear()
-    needed = [
-        sampling.view_frames(count, spec.num_frames, spec.stride, temporal_views, i) for i in range(temporal_views)
-    ]
-    needed = np.unique(np.concatenate(needed))
-    wanted = set(needed.tolist())
-    again = enumerate(decode.iterate_frames(path, short_side=short_side))
-    kept = np.stack([frame.image for number, frame in again if number in wanted])
-    in_memory, places = clips.memory_reader(tf.constant(kept)), tf.constant(needed, tf.int64)
-
-    def read(video, numbers, window=None):
-        return in_memory(video, tf.searchsorted(places, tf.cast(numbers, tf.int64)), window)
-
-    shape = (tf.constant(x, tf.int64) for x in (count, *kept.shape[1:3]))
-    return clips.views(read, tf.constant(0, tf.int64), *shape, spec, temporal_views, spatial_views).numpy()
-
-
-def permutation_hash(num_videos: int, seed: int) -> str:
-    """Fingerprint of the order: 16 hex digits. TensorFlow does not promise its random numbers across versions, so a
-    checkpoint holds this, and a resumed run compares it before it claims to go on where it was.
-    """
-    digest = hashlib.sha256()
-    for epoch in (0, 1):
-        digest.update(_permutation(num_videos, seed, tf.constant(epoch, tf.int64)).numpy().tobytes())
-    key = tf.random.experimental.stateless_fold_in(_seed(seed, _CLIP), tf.constant(0, tf.int64))
-    digest.update(tf.random.stateless_uniform([8], key, dtype=tf.float64, alg="philox").numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-class _Source:
-    """The videos of a split as tensors: sizes, labels, and a reader of frames from disk or memory."""
-
-    def __init__(self, split: index.RecordSplit, cache: bool, cache_limit: int, threads: int):
-        self._sizes = [tf.constant(np.asarray(x, np.int64)) for x in (split.num_frames, split.height, split.width)]
-        self._labels = {head: tf.constant(ids, tf.int32) for head, ids in split.labels.items()}
-        self.read, self._good = clips.record_reader(split), None
-        if cache:
-            cached = memory.cache(split, self.read, cache_limit, threads)
-            self.read, self._good = cached.read, cached.good
+    def read(self, video, numbers, window=None, finish=None):
+        """A `clips.Reader` of all videos."""
+        if len(self._readers) == 1:
+            return self._readers[0](video, numbers, window, finish)
+        place = tf.searchsorted(tf.constant(self._first[1:]), video[None], side="right")[0]
+        branches = [
+            lambda reader=reader, first=first: reader(video - first, numbers, window, finish)
+            for reader, first in zip(self._readers, self._first[:-1].tolist(), strict=True)
+        ]
+        return tf.switch_case(place, branches)
 
     def example(self, video, shape: list[int], make: Callable[..., tf.Tensor]) -> dict:
         """The example of one video; where it is -1, or its record is broken, black frames and mask 0."""
@@ -299,25 +279,27 @@ class _Source:
         return {"video": tf.ensure_shape(frames, shape), "label": labels, "mask": mask, "index": video}
 
 
-def _seed(seed: int, stream: int) -> tf.Tensor:
-    return tf.constant([seed, stream], tf.int32)
-
-
-def _permutation(n: int, seed: int, epoch: tf.Tensor) -> tf.Tensor:
-    key = tf.random.experimental.stateless_fold_in(_seed(seed, _ORDER), epoch, alg="philox")
-    return tf.random.experimental.stateless_shuffle(tf.range(n, dtype=tf.int64), key, alg="philox")
-
-
-def _check(split: index.RecordSplit, batch_size: int, rows: tuple[int, int] | None) -> tuple[int, int]:
+def _check(batch_size: int, rows: tuple[int, int] | None, threads: int | None, prefetch: int) -> tuple[int, int]:
     low, high = (0, batch_size) if rows is None else rows
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     if not 0 <= low < high <= batch_size:
         raise ValueError(f"rows ({low}, {high}) are not rows of a batch of {batch_size}")
+    if (threads is not None and threads < 1) or prefetch < 1:
+        raise ValueError(f"threads={threads}, prefetch={prefetch}: both must be at least 1 (threads=None: one a core)")
     return low, high
 
 
-def _finish(dataset: tf.data.Dataset, batch_size: int, prefetch: int) -> tf.data.Dataset:
+def _options(threads: int | None) -> tf.data.Options:
     options = tf.data.Options()
     options.deterministic = True
-    return dataset.batch(batch_size, drop_remainder=True).prefetch(prefetch).with_options(options)
+    if threads is not None:
+        # Fixed sizes, so that the memory is what the plan says; threads that no other pipeline of the process shares.
+        options.autotune.enabled = False
+        options.threading.private_threadpool_size = threads
+    return options
+
+
+def _finish(dataset: tf.data.Dataset, batch_size: int, plan: Plan) -> tf.data.Dataset:
+    dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(plan.prefetch)
+    return dataset.with_options(_options(plan.threads))

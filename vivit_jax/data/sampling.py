@@ -7,12 +7,14 @@ of the pipeline and in NumPy, where the tests check it.
 Frames and test views follow the reference (scenic at 4a38d47): the start of a training clip is uniform over those that
 fit; n test clips start at `linspace(0, T - T_clip * stride, n)`; a video that is too short loops; height and width are
 scaled by independent factors before a random crop; test crops are left, centre and right along the longer side (paper,
-section 4.1 and appendix).
+section 4.1 and appendix). The other choice of frames, one from each of T equal segments, is that of Temporal Segment
+Networks (Wang et al., 2016, arXiv:1608.00859).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import types
 from typing import Any
 
@@ -28,6 +30,9 @@ NUMPY = types.SimpleNamespace(
 )
 
 
+SAMPLING = ("random_start", "segments")
+
+
 @dataclasses.dataclass(frozen=True)
 class ClipSpec:
     """What a clip is: the frames and pixels of a video that the model is given.
@@ -40,6 +45,10 @@ class ClipSpec:
       scale_jitter: (low, high); height and width are then scaled by independent uniform factors. Training only.
       random_crop: crop at a uniformly random place; otherwise in the middle. Training only.
       flip: probability of a left-right flip. Training only.
+      sampling: `random_start`: T frames `stride` apart. `segments`: one frame from each of T equal segments of the
+        video, at random in training, in the middle in evaluation; it has no stride.
+      clips_per_video: clips of one video, each with its own random choices, side by side in a batch (repeated
+        augmentation, Hoffer et al., 2020, arXiv:1901.09335). Training only.
 
     Raises:
       ValueError: a field outside its range; the message names it.
@@ -52,12 +61,14 @@ class ClipSpec:
     scale_jitter: tuple[float, float] | None = None
     random_crop: bool = False
     flip: float = 0.0
+    sampling: str = "random_start"
+    clips_per_video: int = 1
 
     def __post_init__(self):
         if len(tuple(self.image_size)) != 2 or min(self.image_size) < 1:
             raise ValueError(f"image_size is {self.image_size}; it must be (height, width), both at least 1 pixel")
         object.__setattr__(self, "image_size", tuple(int(x) for x in self.image_size))
-        for name in ("num_frames", "stride"):
+        for name in ("num_frames", "stride", "clips_per_video"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.short_side is not None and self.short_side < min(self.image_size):
@@ -69,6 +80,13 @@ class ClipSpec:
             raise ValueError(f"scale_jitter is {self.scale_jitter}; it must be (low, high) with 0 < low <= high")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip is {self.flip}; it is a probability, 0 to 1")
+        if self.sampling not in SAMPLING:
+            raise ValueError(f"sampling is {self.sampling!r}; choose one of {', '.join(SAMPLING)}")
+        if self.sampling == "segments" and self.stride != 1:
+            raise ValueError(
+                f"stride is {self.stride}, but sampling='segments' spreads the frames over the whole video and has no "
+                "stride: leave it at 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +112,28 @@ def train_frames(num_frames, clip_frames: int, stride: int, draw, ops=NUMPY):
     return (start + ops.arange(clip_frames) * stride) % num_frames
 
 
+def segment_frames(num_frames, clip_frames: int, draws, ops=NUMPY):
+    """One frame from each of `clip_frames` equal segments of a video: int64 [clip_frames], never falling.
+
+    Frame i is `floor((i + draws[i]) * num_frames / clip_frames)`; a video shorter than the clip repeats frames.
+
+    Args:
+      num_frames: of the video, >= 1.
+      draws: uniforms in [0, 1), [clip_frames]: the place within each segment.
+    """
+    place = (ops.to_float(ops.arange(clip_frames)) + draws) * ops.to_float(num_frames) / clip_frames
+    return ops.minimum(ops.to_int(place), num_frames - 1)
+
+
+def segment_view_frames(num_frames, clip_frames: int, clips: int, clip, ops=NUMPY):
+    """Frame numbers of test clip `clip` of `clips` where training takes `segment_frames`: int64 [clip_frames].
+
+    Each segment is cut into `clips` parts, and clip v takes the middle of part v: with one clip, of the segment.
+    In integers: `floor((i + (v + 1/2) / clips) * num_frames / clip_frames)`.
+    """
+    return ((2 * (ops.arange(clip_frames) * clips + clip) + 1) * num_frames) // (2 * clips * clip_frames)
+
+
 def view_frames(num_frames, clip_frames: int, stride: int, clips: int, clip, ops=NUMPY):
     """Frame numbers of test clip number `clip` of `clips`, evenly spread over the video: int64 [clip_frames].
 
@@ -102,6 +142,37 @@ def view_frames(num_frames, clip_frames: int, stride: int, clips: int, clip, ops
     last = ops.maximum(num_frames - clip_frames * stride, 0)
     start = (last * clip) // max(clips - 1, 1)
     return (start + ops.arange(clip_frames) * stride) % num_frames
+
+
+def clip_frames_of_view(num_frames, spec: ClipSpec, clips: int, clip, ops=NUMPY):
+    """Frame numbers of test clip `clip` of `clips` as `spec.sampling` chooses them: int64 [spec.num_frames]."""
+    if spec.sampling == "segments":
+        return segment_view_frames(num_frames, spec.num_frames, clips, clip, ops)
+    return view_frames(num_frames, spec.num_frames, spec.stride, clips, clip, ops)
+
+
+def repeated_views(num_frames, height, width, spec: ClipSpec, temporal: int, spatial: int) -> np.ndarray:
+    """Videos of which two test views are the same: bool [N]. They have too few frames for that many clips, or too few
+    pixels for that many crops.
+
+    Args:
+      num_frames, height, width: int [N], of the videos as stored.
+      spec: of the clips.
+      temporal, spatial: test clips, and crops of each.
+    """
+    frames, height, width = (np.asarray(x, np.int64) for x in (num_frames, height, width))
+    result = np.zeros(len(frames), bool)
+    # Views only move forwards: where two are the same, two neighbours are.
+    before = None
+    for i in range(temporal):
+        now = clip_frames_of_view(frames[:, None], spec, temporal, i)
+        result |= False if before is None else (before == now).all(axis=1)
+        before = now
+    size = resized(height, width, spec.short_side, *spec.image_size)
+    boxes = [view_crop(*size, *spec.image_size, spatial, i) for i in range(spatial)]
+    for box, other in itertools.pairwise(boxes):
+        result |= (box.top == other.top) & (box.left == other.left)
+    return result
 
 
 def _scale(height, width, short_side: int | None, crop_height: int, crop_width: int, ops):

@@ -1,0 +1,116 @@
+"""beam.py: the shards of a local build to the byte; what stands in the way is said."""
+
+import builtins
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.conftest import numbered_video
+from vivit_jax.data import annotations, beam, build, catalog, encode, shards
+
+
+def official_folder(folder: Path) -> tuple[Path, Path]:
+    """Kinetics with six videos in three shards, one of them not a video."""
+    lines = ["label,youtube_id,time_start,time_end,split"]
+    for number in range(6):
+        name = f"v{number}"
+        numbered_video(folder / "videos" / f"{name}.mp4", 18 + number, height=32, width=32)
+        lines.append(f"label {number % 2},{name},0,{1 + number % 2},train")
+    (folder / "videos" / "v3.mp4").write_text("not a video")
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / "train.csv").write_text("\n".join(lines) + "\n")
+    return folder / "videos", folder / "annotations"
+
+
+def small_shards(monkeypatch):
+    facts = dataclasses.replace(catalog.get("kinetics400"), rows_per_shard=2)
+    monkeypatch.setattr(catalog, "get", lambda name: facts)
+
+
+def same_files(first: Path, second: Path) -> None:
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    assert sum("tfrecord" in name for name in names) == 3
+    for name in names:
+        if name.endswith(".npz"):  # whose bytes hold the time of writing
+            ours, theirs = np.load(first / name), np.load(second / name)
+            assert ours.files == theirs.files
+            assert all((ours[key] == theirs[key]).all() for key in ours.files)
+        else:
+            assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("runner", ["FnApiRunner", pytest.param("direct", marks=pytest.mark.slow)])
+def test_beam_writes_what_a_local_build_writes(tmp_path, monkeypatch, runner):
+    pytest.importorskip("apache_beam")
+    small_shards(monkeypatch)
+    videos, folder = official_folder(tmp_path)
+    local = build.build("kinetics400", videos, folder, tmp_path / "local", num_workers=0, progress=False)
+    workers = {"direct": 2}.get(runner)
+    there = build.build(
+        "kinetics400", videos, folder, tmp_path / "beam", num_workers=workers, progress=False, runner=runner
+    )
+    same_files(local, there)
+
+
+def test_a_worker_writes_what_a_local_build_writes(tmp_path, monkeypatch):
+    """The worker's part without Beam: shards in any order, one twice, one that was there before."""
+    small_shards(monkeypatch)
+    videos, folder = official_folder(tmp_path)
+    local = build.build("kinetics400", videos, folder, tmp_path / "local", num_workers=0, progress=False)
+    written = []
+
+    def anywhere(todo, staging, form, class_names, flags, on_rows):
+        assert flags == ["--runner=Elsewhere", "--region=x"]
+        for shard in [todo[2], todo[0], todo[2], todo[1]]:
+            # As a runner hands it over: a copy of the plan.
+            written.append(beam.write_shard(dataclasses.replace(shard), str(staging), form, class_names))
+        for shard in todo:
+            shards.restore(shard, staging)
+
+    monkeypatch.setattr(beam, "load", lambda: None)
+    monkeypatch.setattr(beam, "write_shards", anywhere)
+    there = build.build(
+        "kinetics400",
+        videos,
+        folder,
+        tmp_path / "there",
+        progress=False,
+        runner="Elsewhere",
+        runner_flags=["--region=x"],
+    )
+    assert [Path(path).name for path in written] == [f"train-0000{i}.tfrecord" for i in (2, 0, 2, 1)]
+    same_files(local, there)
+
+
+def test_what_stands_in_the_way(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"--workers is of the runners local and direct; SparkRunner has flags"):
+        beam.runner_flags("SparkRunner", 4)
+    with pytest.raises(ValueError, match="workers is 0; the direct runner needs at least 1"):
+        beam.runner_flags("direct", 0)
+    assert "--direct_num_workers=3" in beam.runner_flags("direct", 3)
+    with pytest.raises(ValueError, match=r"--region=x: flags after -- are of a runner of Beam's"):
+        build.build("kinetics400", tmp_path, tmp_path, tmp_path, runner_flags=["--region=x"])
+    original = builtins.__import__
+
+    def without_beam(name, *arguments, **keywords):
+        if name.startswith("apache_beam"):
+            raise ImportError(f"No module named {name!r}")
+        return original(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", without_beam)
+    monkeypatch.delitem(sys.modules, "apache_beam", raising=False)
+    with pytest.raises(ImportError, match=r"pip install 'vivit_jax\[beam\]'"):
+        beam.write_shards([], tmp_path, encode.Form(32), {}, ["--runner=DirectRunner"])
+
+
+def test_shards_that_are_nowhere_to_be_seen(tmp_path, monkeypatch):
+    pytest.importorskip("apache_beam")
+    row = annotations.Row("a", 0.0, 1.0, {"label": 0}, "train")
+    shard = shards.Shard("train", 0, [shards.File(None, 0, [row], [(None, None)])])
+    monkeypatch.setattr(beam, "write_shard", lambda *arguments: "elsewhere")
+    with pytest.raises(RuntimeError, match=r"1 of 1 shards are not here, first .*train-00000.tfrecord"):
+        beam.write_shards([shard], tmp_path, encode.Form(32), {"label": ["x"]}, ["--runner=FnApiRunner"])

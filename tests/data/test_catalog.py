@@ -1,0 +1,71 @@
+"""catalog.py: the facts, and the names of one's own data sets."""
+
+import json
+
+import pytest
+
+from vivit_jax.data import annotations, catalog
+
+
+def test_every_entry_is_complete():
+    text = catalog.table()
+    for name, facts in catalog.DATASETS.items():
+        assert f"{name}: {facts.title}" in text
+        assert facts.annotation_format in annotations.READERS
+        assert "label" in facts.heads or len(facts.heads) > 1
+        assert {"train", "validation"} <= set(facts.annotation_files) & set(facts.splits)
+    for kind in catalog.OWN:
+        assert f"--dataset={kind} --name=NAME" in text
+        assert kind in annotations.READERS
+
+
+def test_published_facts():
+    heads = {name: facts.heads for name, facts in catalog.DATASETS.items()}
+    assert heads["kinetics400"] == {"label": 400}
+    assert heads["moments_in_time"] == {"label": 339}
+    assert heads["epic_kitchens100"] == {"verb": 97, "noun": 300}
+    assert heads["something_something_v2"] == {"label": 174}
+    assert catalog.get("something_something_v2").short_side == 288
+    # The three splits of UCF101 are of the same 13,320 videos; HMDB51 takes 70 and 30 of each class.
+    assert {sum(catalog.get(f"ucf101{x}").splits.values()) for x in ("", "_split2", "_split3")} == {13_320}
+    assert catalog.get("hmdb51_split2").splits == {"train": 3_570, "validation": 1_530}
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match=r"unknown data set 'kinetics'; known are moving_digits, .*--name=NAME"):
+        catalog.get("kinetics")
+    with pytest.raises(ValueError, match=r"'folder' is a kind of one's own data.*--dataset=folder --name=NAME"):
+        catalog.get("folder")
+
+
+def test_own():
+    facts = catalog.own("cats_2", "csv", short_side=128)
+    assert (facts.name, facts.heads, facts.annotation_format, facts.short_side) == ("cats_2", {}, "csv", 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("cats", "excel", "kind 'excel' of one's own data; known are folder, csv"),
+        ("kinetics400", "csv", "the name 'kinetics400' is taken"),
+        ("Cats", "folder", "lower-case letters"),
+        ("cats-2", "folder", "lower-case letters"),
+        ("../cats", "folder", "lower-case letters"),
+        ("cats\n", "folder", "lower-case letters"),
+    ],
+)
+def test_names_that_cannot_be(name, kind, message):
+    with pytest.raises(ValueError, match=message):
+        catalog.own(name, kind)
+
+
+def test_of_records(tmp_path):
+    assert catalog.of_records("kinetics400", tmp_path) is catalog.get("kinetics400")
+    with pytest.raises(ValueError, match=r"'cats' is not in the catalog .*, and .* holds no records"):
+        catalog.of_records("cats", tmp_path)
+    (tmp_path / "class_names.json").write_text(json.dumps({"verb": ["a", "b"], "noun": ["c"]}))
+    assert catalog.of_records("cats", tmp_path).heads == {"verb": 2, "noun": 1}
+    (tmp_path / "summary.json").write_text(json.dumps({"short_side": 160}))
+    assert catalog.of_records("cats", tmp_path).short_side == 160
+    kinetics = catalog.of_records("kinetics400", tmp_path)
+    assert (kinetics.heads, kinetics.short_side) == ({"label": 400}, 160), "built with another short side"

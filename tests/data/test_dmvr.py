@@ -1,0 +1,297 @@
+"""dmvr.py, dmvr_labels.py, dmvr_shards.py: records of DMVR and Scenic, indexed in place and trained on unchanged."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tests.data.conftest import read_number
+from tests.data.sequences import flip_bit, jpeg, numbered_frames, sequence, write_shards
+from vivit_jax.data import index, pipeline, sampling, verify
+from vivit_jax.data.dmvr_shards import find_shards
+from vivit_jax.data.host_tf import tf
+
+NAMES = ["archery", "bowling", "catching"]
+# First number shown, frames, height, width, class: the number tells video and frame.
+VIDEOS = [(0, 7, 64, 96, 2), (10, 40, 64, 96, 0), (60, 60, 96, 64, 1), (130, 16, 64, 96, 2), (150, 33, 80, 64, 0)]
+SPEC = pipeline.ClipSpec(6, (64, 64), stride=3, short_side=64)
+
+
+def records(videos=VIDEOS):
+    return [
+        sequence(
+            numbered_frames(range(first, first + count), height, width),
+            clip__label__index=label,
+            clip__label__text=NAMES[label].encode(),
+            clip__start__timestamp=2_000_000,
+            clip__end__timestamp=2_000_000 + count * 100_000,
+            video__filename=f"/videos/{first}.mp4".encode(),
+        )
+        for first, count, height, width, label in videos
+    ]
+
+
+def run(*arguments, capsys=None):
+    index.main([str(argument) for argument in arguments])
+    return capsys.readouterr().out if capsys else None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """`train` of five videos in two shards, `val` of two in one; indexed in place."""
+    folder = tmp_path_factory.mktemp("k3")
+    write_shards(folder, "kinetics400-train", records())
+    write_shards(folder, "kinetics400-val", records(VIDEOS[1:3]), 1)
+    index.main([str(folder)])
+    return folder
+
+
+def numbers_of(clip):
+    return [read_number(frame) for frame in clip]
+
+
+def test_index_in_place(folder):
+    split = index.open_split(folder, "train")
+    assert split.form == "sequence"
+    assert split.shards == [f"kinetics400-train-0000{i}-of-00002" for i in range(2)]
+    order = [0, 2, 4, 1, 3]  # round robin over the two shards
+    assert split.video_id.tolist() == [f"/videos/{VIDEOS[i][0]}.mp4" for i in order]
+    for values, column in ((split.num_frames, 1), (split.height, 2), (split.width, 3), (split.labels["label"], 4)):
+        assert values.tolist() == [VIDEOS[i][column] for i in order]
+    np.testing.assert_allclose(split.fps, 10, rtol=1e-5)
+    assert split.class_names == {"label": NAMES}
+    assert split.record_bytes == sum(len(record) for record in records())
+    assert index.open_split(folder, "validation").num_videos == 2
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["splits"]["train"]["classes"] == {"label": {"archery": 2, "bowling": 1, "catching": 2}}
+    assert summary["splits"]["train"]["frames"] == 156
+    assert summary["rejects"] == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"cache": True}])
+def test_batches_are_the_right_frames(folder, options):
+    split = index.open_split(folder, "train")
+    firsts = {f"/videos/{first}.mp4": first for first, *_ in VIDEOS}
+    seen = set()
+    with pipeline.train_batches(split, SPEC, 5, seed=0, **options) as batches:
+        for _ in range(8):
+            batch = next(batches)
+            assert batch["mask"].tolist() == [1] * 5
+            for place, clip, label in zip(batch["index"], batch["video"], batch["label"]["label"], strict=True):
+                shown = numbers_of(clip)
+                first, length = firsts[split.video_id[place]], int(split.num_frames[place])
+                start = shown[0] - first
+                assert shown == [first + (start + 3 * i) % length for i in range(6)]
+                assert label == split.labels["label"][place]
+                seen.add((first, start))
+    assert len(seen) > 12, "starts vary"
+    with pipeline.eval_batches(split, SPEC, 5, temporal_views=3, spatial_views=1, **options) as batches:
+        (batch,) = batches
+    for place, views in enumerate(batch["video"]):
+        first, length = firsts[split.video_id[place]], int(split.num_frames[place])
+        for i, clip in enumerate(views):
+            assert numbers_of(clip) == (first + sampling.view_frames(length, 6, 3, 3, i)).tolist()
+
+
+def test_the_same_jpegs_as_chunks_and_as_sequences_give_the_same_clips(tiny_records, tmp_path):
+    chunks = index.open_split(tiny_records, "validation")
+    stored = list(tf.data.TFRecordDataset(chunks.shard_paths).as_numpy_iterator())
+    features = [tf.train.Example.FromString(record).features.feature for record in stored]
+    repacked = [
+        sequence(
+            [frame for part in features[first : first + count] for frame in part["frames"].bytes_list.value],
+            clip__label__index=int(verb),
+        )
+        for first, count, verb in zip(chunks.first_chunk, chunks.num_chunks, chunks.labels["verb"], strict=True)
+    ]
+    write_shards(tmp_path, "validation.tfrecord", repacked, 1)
+    run(tmp_path)
+    split = index.open_split(tmp_path, "validation")
+    spec = pipeline.ClipSpec(8, (48, 56), stride=3, short_side=60, scale_jitter=(0.9, 1.3), random_crop=True, flip=0.5)
+    for make in (
+        lambda s: pipeline.train_batches(s, spec, 16, seed=3),
+        lambda s: pipeline.eval_batches(s, spec, 16, 2, 3),
+        lambda s: pipeline.eval_batches(s, spec, 16, 2, 3, cache=True, cache_limit=5 << 20),
+    ):
+        with make(chunks) as first, make(split) as second:
+            first, second = next(first), next(second)
+        np.testing.assert_array_equal(first["video"], second["video"])
+        np.testing.assert_array_equal(first["label"]["verb"], second["label"]["label"])
+
+
+def test_another_folder_for_the_index(folder, tmp_path):
+    run(folder, f"--out={tmp_path / 'index'}", "--split=train=*-train-*", "--split=held_out=*-val-*")
+    split = index.open_split(tmp_path / "index", "held_out")
+    assert split.shard_paths == [str(folder.resolve() / "kinetics400-val-00000-of-00001")]
+    with pipeline.eval_batches(split, SPEC, 2) as batches:
+        assert next(batches)["mask"].tolist() == [1, 1]
+
+
+def test_epic_labels_of_scenic(tmp_path, capsys):
+    """[noun, 300 + verb] in one feature."""
+    frames = numbered_frames(range(3))
+    write_shards(tmp_path, "train", [sequence(frames, clip__label__index=[7, 396]),
+                                     sequence(frames, clip__label__index=[300, 299])])  # fmt: skip
+    (tmp_path / "verbs.csv").write_text("id,key,instances\n" + "".join(f"{i},verb {i},x\n" for i in range(97)))
+    heads = ("--head=noun=clip/label/index:0:300", "--head=verb=clip/label/index:300:97")
+    run(tmp_path, *heads, f"--class_names=verb={tmp_path / 'verbs.csv'}")
+    split = index.open_split(tmp_path, "train")
+    assert {head: ids.tolist() for head, ids in split.labels.items()} == {"noun": [7, 299], "verb": [96, 0]}
+    assert split.heads == {"noun": 300, "verb": 97}
+    assert split.class_names["verb"][96] == "verb 96"
+    with pytest.raises(SystemExit, match=r"holds \[7, 396\], of which one must be the class"):
+        run(tmp_path)
+    with pytest.raises(SystemExit, match=r"--head=verb=x:1: it must be NAME=FEATURE or NAME=FEATURE:FIRST:COUNT"):
+        run(tmp_path, "--head=verb=x:1")
+
+
+def test_heads_in_features_of_their_own_and_texts_alone(tmp_path):
+    frames = numbered_frames(range(2))
+    write_shards(
+        tmp_path,
+        "train",
+        [sequence(frames, clip__verb__index=i, clip__noun__string=name) for i, name in enumerate([b"tap", b"cup"])],
+    )
+    run(tmp_path, "--head=verb=clip/verb/index", "--head=noun=clip/noun/string")
+    split = index.open_split(tmp_path, "train")
+    assert split.class_names == {"verb": ["0", "1"], "noun": ["cup", "tap"]}
+    assert split.labels["noun"].tolist() == [1, 0]
+    with pytest.raises(
+        SystemExit, match=r"neither clip/label/index nor clip/label/text .*have clip/noun/string, clip/v"
+    ):
+        run(tmp_path)
+
+
+def test_classes_numbered_anew_in_every_run(tmp_path):
+    """DMVR's generator numbers classes in the order of a set: training and test do not agree."""
+    frames = numbered_frames(range(2))
+    for base, numbers in (("train", [0, 1]), ("test", [1, 0])):
+        write_shards(
+            tmp_path,
+            base,
+            [
+                sequence(frames, clip__label__index=number, clip__label__text=name)
+                for number, name in zip(numbers, [b"jump", b"climb"], strict=True)
+            ],
+        )
+    with pytest.raises(SystemExit, match=r"class [01] is '\w+' in one record .*--labels=text"):
+        run(tmp_path)
+    run(tmp_path, "--labels=text")
+    for name in ("train", "test"):
+        split = index.open_split(tmp_path, name)
+        assert (split.class_names["label"], split.labels["label"].tolist()) == (["climb", "jump"], [1, 0])
+
+
+def test_records_that_cannot_be_used_are_listed(tmp_path, capsys):
+    frames = numbered_frames(range(200, 204))
+    grey = [jpeg(np.full((64, 96, 1), 30 * i, np.uint8)) for i in range(4)]
+    broken = {
+        "empty": sequence([], clip__label__index=0),
+        "mixed": sequence([*frames, *numbered_frames([1], 32, 32)], clip__label__index=0),
+        "not a jpeg": sequence([*frames[:2], b"<html>", frames[3]], clip__label__index=0),
+        "no label": sequence(frames, x=1),
+        "outside": sequence(frames, clip__label__index=-1),
+        "flipped": sequence(frames, clip__label__index=0),
+    }
+    write_shards(
+        tmp_path, "train", [sequence(frames, y=[1.5]), *broken.values(), sequence(grey, clip__label__index=0),
+                            sequence(frames, clip__label__index=1)], 1,
+    )  # fmt: skip
+    path = tmp_path / "train-00000-of-00001"
+    places = index.record_positions(path)
+    flip_bit(path, int(places[6, 0]) + 500)
+    out = run(tmp_path, capsys=capsys)
+    assert "7 records cannot be used" in out
+    with open(tmp_path / "rejects.csv", newline="") as file:
+        rejects = list(csv.DictReader(file))
+    assert [int(row["record"]) for row in rejects] == [0, 1, 2, 3, 4, 5, 6]
+    assert [int(row["byte"]) for row in rejects] == places[:7, 0].tolist()
+    reasons = [row["reason"] for row in rejects]
+    parts = [
+        "no label in clip/label/index",
+        "no frames",
+        "several sizes, 32 x 32 to 64 x 96",
+        "frame 2 is no readable JPEG",
+        "no label in clip/label/index",
+        "class -1 is outside 0 to 1",
+        "checksum",
+    ]
+    for reason, part in zip(reasons, parts, strict=True):
+        assert part in reason
+    split = index.open_split(tmp_path, "train")
+    assert split.labels["label"].tolist() == [0, 1]
+    with pipeline.eval_batches(split, pipeline.ClipSpec(2, (64, 64)), 2) as batches:
+        batch = next(batches)
+    assert batch["mask"].tolist() == [1, 1]
+    assert numbers_of(batch["video"][1, 0]) == [200, 201]
+    assert np.abs(batch["video"][0, 0, 1].astype(int) - 30).max() <= 4, "grey frames become RGB"
+
+
+def test_frames_of_another_size_than_indexed_do_not_end_a_cached_stream(folder):
+    split = index.open_split(folder, "train")
+    same = np.full(5, 64, np.int32), np.full(5, 96, np.int32)
+    wrong = (split.height != same[0]) | (split.width != same[1])
+    split = dataclasses.replace(split, height=same[0], width=same[1])
+    with pipeline.eval_batches(split, SPEC, 5, cache=True) as batches:
+        np.testing.assert_array_equal(next(batches)["mask"], ~wrong)
+
+
+@pytest.mark.parametrize("part", ["length", "checksum of the length", "data", "checksum of the data"])
+def test_a_record_that_broke_after_indexing_is_found_masked_and_counted(tmp_path, part):
+    path = write_shards(tmp_path, "train", records(), 1)[0]
+    run(tmp_path)
+    split = index.open_split(tmp_path, "train")
+    offset, length = int(split.chunk_offset[2]), int(split.chunk_length[2])
+    places = {"length": 2, "checksum of the length": 9, "data": 3000, "checksum of the data": 12 + length}
+    flip_bit(path, offset + places[part])
+    (report,) = verify.verify(tmp_path, progress=False)
+    assert {(problem.record, problem.byte) for problem in report.problems} == {(2, offset)}
+    # Read from disk; kept as JPEG.
+    for options in ({}, {"cache": True}) if part == "data" else ({},):
+        with pipeline.eval_batches(split, SPEC, 5, **options) as batches:
+            batch = next(batches)
+            assert batch["mask"].tolist() == [1, 1, 0, 1, 1]
+            assert batch["video"][2].max() == 0
+            assert numbers_of(batch["video"][3, 0])[0] == 130
+            assert batches.corrupt == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train-00000-of-00001", "valid-00000-of-00002", "valid-00001-of-00002"], {"train", "validation"}),
+        (["k400-train.tfrecord-00000-of-00001", "k400_test.tfrecord-00000-of-00001"], {"train", "test"}),
+        (["train_1-00000-of-00001", "train_2-00000-of-00001"], {"train_1", "train_2"}),
+        (["mine-00000-of-00001.tfrecord", "val.tfrecord", "notes.txt"], {"mine", "validation"}),
+    ],
+)
+def test_names_of_shards(tmp_path, names, splits):
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    assert set(find_shards(tmp_path)) == splits
+
+
+def test_errors(folder, tmp_path, tiny_records):
+    with pytest.raises(SystemExit, match="no records in"):
+        run(tmp_path)
+    (tmp_path / "train-00001-of-00003").write_bytes(b"")
+    with pytest.raises(SystemExit, match="train has 1 of 3 shards"):
+        run(tmp_path)
+    with pytest.raises(SystemExit, match=r"no file fits the pattern 'x\*'"):
+        run(folder, "--split=train=x*")
+    (tmp_path / "a.tfrecord").write_bytes(b"\x1f\x8b" + bytes(20))
+    with pytest.raises(SystemExit, match="is compressed"):
+        run(tmp_path, "--split=train=a.tfrecord")
+    with pytest.raises(SystemExit, match="--head is only for those of DMVR"):
+        run(tiny_records, "--head=label=x")
+    other = tf.train.Example()
+    other.features.feature["image"].bytes_list.value[:] = [b"x"]
+    write_shards(tmp_path / "other", "train", [other.SerializeToString()], 1)
+    with pytest.raises(SystemExit, match="neither chunks of vivit_jax nor"):
+        run(tmp_path / "other")
+    short = write_shards(tmp_path / "short", "train", records(VIDEOS[:2]), 1)[0]
+    short.write_bytes(short.read_bytes()[:-10])
+    with pytest.raises(SystemExit, match=r"cut short: record 1 at byte"):
+        run(tmp_path / "short")

@@ -1,0 +1,96 @@
+"""encode.py: frame rates measured and chosen, colours as FFmpeg's own filters make them, real clips to records."""
+
+import fractions
+
+import av
+import numpy as np
+import pytest
+
+from tests.data.test_bad_files import ALL, DOUBLED, VARIABLE, numbers, run, write
+from vivit_jax.data import build as building
+from vivit_jax.data import decode, encode, index
+
+
+def test_frame_rate_and_what_was_repaired(tmp_path):
+    steady = run(write(tmp_path / "steady.mkv", fps=fractions.Fraction(30_000, 1001)))
+    assert (steady.fps, steady.varies, steady.repaired) == (pytest.approx(30_000 / 1001), False, 0)
+    variable = run(write(tmp_path / "v.mp4", stamps=VARIABLE))
+    assert (variable.fps, variable.varies, variable.repaired) == (pytest.approx(25), True, 0)
+    doubled = run(write(tmp_path / "d.mkv", stamps=DOUBLED, options={"bf": "0"}))
+    assert doubled.repaired == 2
+    times = [round(frame.time, 3) for frame in decode.iterate_frames(tmp_path / "d.mkv")]
+    assert times[2:7] == [0.08, 0.12, 0.14, 0.2, 0.24], "the stamps after a doubled one count again"
+
+
+def test_chosen_frame_rate(tmp_path):
+    """The frame for each point in time is the last at or before it; none comes twice."""
+    path = write(tmp_path / "v.mp4")
+    for fps, expected in ((10, [0, 2, 5, 7, 10, 12, 15, 17]), (12.5, ALL[::2]), (25, ALL), (60, ALL), (1, [0])):
+        segment = run(path, encode.Form(None, 90, fps))
+        assert numbers(segment) == expected, fps
+        assert segment.fps == min(fps, 25)
+    late = run(path, encode.Form(None, 90, 10), segment=(0.2, 0.6))
+    assert numbers(late) == [5, 7, 10, 12], "counted from the segment's first frame"
+    variable = run(write(tmp_path / "variable.mp4", stamps=VARIABLE), encode.Form(None, 90, 5))
+    shown = [max(i for i in ALL if VARIABLE[i] <= 200 * k) for k in range(7)]
+    assert numbers(variable) == sorted(set(shown))
+
+
+@pytest.mark.parametrize(
+    "fault", [{"quality": 0}, {"quality": 96}, {"fps": 0.0}, {"fps": float("nan")}, {"short_side": 0}]
+)
+def test_form_limits(fault):
+    (name,) = fault
+    with pytest.raises(ValueError, match=f"{name} is"):
+        encode.Form(**({"short_side": 256} | fault))
+
+
+def by_filters(path):
+    """RGB frames [T, H, W, 3] by FFmpeg's filter graph, and nothing of ours."""
+    frames = []
+    with av.open(str(path)) as container:
+        graph = av.filter.Graph()
+        source = graph.add_buffer(template=container.streams.video[0])
+        scale = graph.add("scale", "flags=bicubic+accurate_rnd+full_chroma_int")
+        form, sink = graph.add("format", "rgb24"), graph.add("buffersink")
+        graph.link_nodes(source, scale, form, sink).configure()
+        for frame in container.decode(video=0):
+            graph.push(frame)
+            frames.append(graph.pull().to_ndarray())
+    return np.stack(frames)
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p", "yuv420p10le", "gray", "yuv444p", "yuvj444p"])
+def test_colours(tmp_path, pix_fmt):
+    """Against the pictures that went in, and against FFmpeg's filters at their most accurate."""
+    colours = [(250, 20, 30), (20, 200, 40), (30, 40, 220), (255, 255, 255), (0, 0, 0), (128, 128, 128)]
+    images = [np.full((48, 64, 3), colour, np.uint8) for colour in colours]
+    path = write(tmp_path / "v.mkv", images, pix_fmt=pix_fmt)
+    ours = decode.read_video(path).frames.mean(axis=(1, 2))
+    np.testing.assert_allclose(ours, by_filters(path).mean(axis=(1, 2)), atol=4)
+    if pix_fmt != "gray":
+        np.testing.assert_allclose(ours, colours, atol=6)
+
+
+def test_real_clips_become_records(shared, tmp_path):
+    """A class per clip: as many frames as FFmpeg counts, and the colours of its own conversion."""
+    clips = sorted(path for path in (shared / "videos").iterdir() if path.suffix in (".mp4", ".avi", ".mkv"))
+    assert len(clips) == 9
+    lines = ["path,label,split"] + [f"{path.name},{path.stem},train" for path in clips]
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    records = building.build(
+        "clips", shared / "videos", tmp_path, tmp_path, num_workers=0, progress=False, kind="csv", short_side=128
+    )
+    split = index.open_split(records, "train")
+    assert split.video_id.size == 9
+    from vivit_jax.data import clips as reading
+    from vivit_jax.data.host_tf import tf
+
+    read = tf.function(reading.record_reader(split), autograph=False)
+    for path in clips:
+        video = split.labels["label"].tolist().index(split.class_names["label"].index(path.stem))
+        expected = by_filters(path)
+        assert split.num_frames[video] == len(expected)
+        assert min(split.height[video], split.width[video]) == 128
+        stored = read(tf.constant(video, tf.int64), tf.constant([0, len(expected) - 1], tf.int64)).numpy()
+        np.testing.assert_allclose(stored.mean(axis=(1, 2)), expected[[0, -1]].mean(axis=(1, 2)), atol=4)

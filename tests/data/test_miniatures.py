@@ -1,0 +1,72 @@
+"""As a user would: every data set from its official files to records, a training batch and the views of evaluation."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from tests.data import miniature
+from tests.data.conftest import read_number
+from vivit_jax.data import build, catalog, index, pipeline
+
+SPEC = pipeline.ClipSpec(8, (64, 64))
+
+
+@pytest.mark.parametrize("name", miniature.NAMES)
+def test_from_official_files_to_batches(tmp_path, name):
+    small = miniature.write(name, tmp_path / "source")
+    facts, kind = small.facts, name if name in catalog.OWN else None
+    records = build.build(
+        facts.name, small.videos, small.annotations, tmp_path, num_workers=0, progress=False, kind=kind
+    )
+    assert build.prepare(facts.name, tmp_path) == records == build.records_folder(facts.name, tmp_path)
+    heads = {head: len(names) for head, names in small.class_names.items()}
+    assert catalog.of_records(facts.name, records).heads == (heads if kind else facts.heads)
+
+    with open(records / "rejects.csv", newline="", encoding="utf-8") as file:
+        rejects = {row["video"]: row["reason"] for row in csv.DictReader(file)}
+    assert rejects.keys() == small.rejects.keys()
+    for video, reason in small.rejects.items():
+        assert reason in rejects[video]
+
+    summary = json.loads((records / "summary.json").read_text(encoding="utf-8"))
+    assert summary["splits"].keys() == small.expected.keys()
+    for part, unordered in small.expected.items():
+        split = index.open_split(records, part)
+        # In the order of the annotations, but for the rows of one file, which stay together.
+        order = {video: i for i, (video, *_) in reversed([*enumerate(unordered)])}
+        expected = sorted(unordered, key=lambda entry: order[entry[0]])
+        assert split.heads == heads
+        assert split.class_names == {head: list(names) for head, names in small.class_names.items()}
+        assert split.video_id.tolist() == [video for video, *_ in expected]
+        assert split.num_frames.tolist() == [len(numbers) for *_, numbers in expected]
+        for head in heads:
+            assert split.labels[head].tolist() == [labels[head] for _, labels, _ in expected]
+        assert summary["splits"][part]["videos"] == len(expected)
+        assert summary["splits"][part]["published"] == facts.splits.get(part)
+        check_views(split, expected)
+    check_training(index.open_split(records, "train"), small.expected["train"])
+
+
+def check_views(split, expected):
+    """Two clips of each video: its first frames and its last."""
+    with pipeline.eval_batches(split, SPEC, len(expected), temporal_views=2, threads=1) as batches:
+        (batch,) = list(batches)
+    assert batch["mask"].all()
+    numbers = np.vectorize(read_number, signature="(h,w,c)->()")(batch["video"])
+    for views, (_, _, frames) in zip(numbers, expected, strict=True):
+        assert views.tolist() == [list(frames[:8]), list(frames[-8:])]
+
+
+def check_training(split, expected):
+    """An epoch: every video once, with its labels; frames that follow one another."""
+    with pipeline.train_batches(split, SPEC, len(expected), seed=3, threads=1) as batches:
+        batch = next(batches)
+    assert sorted(batch["index"].tolist()) == list(range(len(expected)))
+    for head, ids in batch["label"].items():
+        assert ids.tolist() == [split.labels[head][i] for i in batch["index"]]
+    for clip, place in zip(batch["video"], batch["index"], strict=True):
+        frames = [*map(read_number, clip)]
+        assert frames == list(range(frames[0], frames[0] + 8))
+        assert any(set(frames) <= set(numbers) for video, _, numbers in expected if video == split.video_id[place])

@@ -1,0 +1,153 @@
+"""mixture.py and subset.py: which videos take part, with which class ids; and batches made of several data sets."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.data.test_pipeline import PLAIN, take
+from vivit_jax.data import index, mixture, pipeline, subset
+from vivit_jax.data.mixture import MixtureError
+from vivit_jax.data.subset import Subset, SubsetError
+
+
+@pytest.fixture(scope="module")
+def train(tiny_records):
+    return index.open_split(tiny_records, "train")
+
+
+@pytest.fixture(scope="module")
+def other(tiny_records, tmp_path_factory):
+    """The validation videos as another data set: verbs in another order and spelling, one unknown to `train`."""
+    folder = tmp_path_factory.mktemp("other") / "records"
+    shutil.copytree(tiny_records, folder)
+    names = json.loads((folder / index.CLASS_NAMES_FILE).read_text())
+    verbs = [name.upper().replace(" ", "_") for name in names["verb"]]
+    verbs[-1] = "juggle"
+    (folder / index.CLASS_NAMES_FILE).write_text(json.dumps({"verb": verbs, "noun": names["noun"]}))
+    split = index.open_split(folder, "validation")
+    turned = np.roll(np.arange(len(verbs)), 3)
+    labels = {"verb": np.argsort(turned).astype(np.int32)[split.labels["verb"]], "noun": split.labels["noun"]}
+    return dataclasses.replace(
+        split, labels=labels, class_names={"verb": [verbs[i] for i in turned], "noun": names["noun"]}
+    )
+
+
+def verbs_of(split):
+    """The verb of each video, by name, without regard to spelling."""
+    return [split.class_names["verb"][i].lower().replace("_", " ") for i in split.labels["verb"]]
+
+
+def test_a_class_that_the_heads_do_not_have(train, other):
+    splits = {"digits": train, "other": other}
+    juggled = verbs_of(other).count("juggle")
+    assert 0 < juggled < 16
+    with pytest.raises(MixtureError, match=r"other has 1 classes that head 'verb' of digits does not: juggle"):
+        mixture.training_set(splits, "digits")
+    dropped = mixture.training_set(splits, "digits", unknown_classes="drop")
+    assert dropped.dropped == {"digits": 0, "other": juggled}
+    assert f"{juggled} more left out" in str(dropped)
+    assert dropped.heads == train.heads
+    union = mixture.training_set(splits, "digits", unknown_classes="union")
+    assert union.class_names["verb"] == [*train.class_names["verb"], "juggle"]
+    np.testing.assert_array_equal(union.splits[0].labels["verb"], train.labels["verb"])
+    assert verbs_of(union.splits[1]) == verbs_of(other)
+    assert verbs_of(dropped.splits[1]) == [name for name in verbs_of(other) if name != "juggle"]
+    assert union.locate(48 + 3) == f"other/{other.video_id[3]}"
+    held_out = mixture.evaluation_split(train, union.class_names)
+    assert held_out.heads == {"verb": 9, "noun": 10}
+    with pytest.raises(MixtureError, match=f"{juggled} of 16 videos .* classes that the model does not have"):
+        mixture.evaluation_split(other, train.class_names)
+    with pytest.raises(MixtureError, match="only data sets with the same heads can be mixed"):
+        mixture.training_set({**splits, "kinetics": dataclasses.replace(train, class_names={"label": ["a"]})}, "digits")
+
+
+def test_batches_of_a_mixture(train, other):
+    mixed = mixture.training_set({"digits": train, "other": other}, "digits", {"digits": 2, "other": 1}, "union")
+    spec = dataclasses.replace(PLAIN, stride=4)
+    whole = take(pipeline.train_batches(mixed, spec, 12, seed=4), 8)
+    places = np.concatenate([batch["index"] for batch in whole])
+    assert [int((block < 48).sum()) for block in places.reshape(-1, 3)] == [2] * 32
+    assert sorted(places[places >= 48][:16]) == list(range(48, 64)), "each data set has its own epochs"
+    alone = [next(pipeline.eval_batches(split, spec, split.num_videos))["video"][:, 0] for split in (train, other)]
+    compared = 0
+    for batch in whole:
+        for row, place in enumerate(batch["index"]):
+            source, number = (0, place) if place < 48 else (1, place - 48)
+            split = mixed.splits[source]
+            for head in ("verb", "noun"):
+                assert batch["label"][head][row] == split.labels[head][number]
+            if split.num_frames[number] <= 32:  # only one start fits: the clip is that of the evaluation
+                compared += 1
+                np.testing.assert_array_equal(batch["video"][row], alone[source][number])
+    assert compared > 20
+    for options in ({"start_step": 5}, {"start_step": 5, "rows": (3, 7)}, {"start_step": 5, "cache": True}):
+        (batch,) = take(pipeline.train_batches(mixed, spec, 12, seed=4, **options), 1)
+        low, high = options.get("rows", (0, 12))
+        for key in ("video", "index", "mask"):
+            np.testing.assert_array_equal(batch[key], whole[5][key][low:high])
+    assert mixed.fingerprint(4, PLAIN) != mixture.TrainingSet.of(train).fingerprint(4, PLAIN)
+
+
+def ids(split):
+    return set(split.video_id.tolist())
+
+
+def test_fractions_and_numbers_a_class_are_nested(train):
+    def chosen(**fields):
+        return subset.apply({"d": train}, Subset(**fields))["d"]
+
+    quarter, half = chosen(fraction=0.25), chosen(fraction=0.5)
+    assert (quarter.num_videos, half.num_videos) == (12, 24)
+    assert ids(quarter) < ids(half)
+    assert ids(chosen(fraction=0.5, seed=1)) != ids(half)
+    two, three = chosen(per_class=2), chosen(per_class=3)
+    assert np.bincount(two.labels["verb"]).tolist() == [2] * 8
+    assert ids(two) < ids(three)
+    assert chosen(fraction=1e-6).num_videos == 1
+
+
+def test_classes_and_lists(train, tmp_path):
+    verbs = train.class_names["verb"][:2]
+    found = subset.apply({"d": train}, Subset(classes=verbs))["d"]
+    assert found.num_videos == np.isin(train.labels["verb"], [0, 1]).sum()
+    assert set(found.labels["verb"]) == {0, 1}, "class ids stay"
+    both = subset.apply({"d": train}, Subset(classes=(*verbs, f"noun:{train.class_names['noun'][0]}")))["d"]
+    assert both.num_videos == (np.isin(train.labels["verb"], [0, 1]) & (train.labels["noun"] == 0)).sum()
+    names = tmp_path / "list.txt"
+    names.write_text("\n".join(["# mine", *train.video_id[[7, 3]], ""]))
+    assert subset.apply({"d": train}, Subset(list=str(names)))["d"].video_id.tolist() == train.video_id[[3, 7]].tolist()
+    names.write_text("nobody\n")
+    for fields, says in (
+        ({"list": str(names)}, r"1 of 1 ids are no videos of d, first \['nobody'\]"),
+        ({"list": str(tmp_path / "absent")}, "cannot be read"),
+        ({"classes": (verbs[0][:-1],)}, f"is not a class; did you mean '{verbs[0]}'"),
+    ):
+        with pytest.raises(SubsetError, match=says):
+            subset.apply({"d": train}, Subset(**fields))
+    for fields, says in (
+        ({"fraction": 0.0}, "must lie in"),
+        ({"per_class": 0}, "at least 1"),
+        ({"classes": "a"}, "list"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            Subset(**fields)
+
+
+def test_the_videos_of_a_subset_are_those_of_the_split(train):
+    """Pixels and labels of a part, from disk and from memory, are those of the whole."""
+    (everything,) = pipeline.eval_batches(train, PLAIN, 48)
+    part = subset.apply({"d": train}, Subset(fraction=0.2))["d"]
+    places = [train.video_id.tolist().index(name) for name in part.video_id]
+    for options in ({}, {"cache": True}, {"cache": True, "cache_limit": 1 << 20}):
+        (batch,) = pipeline.eval_batches(part, PLAIN, 10, **options)
+        np.testing.assert_array_equal(batch["video"], everything["video"][places])
+        np.testing.assert_array_equal(batch["label"]["verb"], everything["label"]["verb"][places])
+    assert part.record_bytes < train.record_bytes / 3
+    whole, smaller = mixture.TrainingSet.of(train), mixture.training_set({"d": train}, "d", subset=Subset(fraction=0.2))
+    assert "a fraction of 0.2" in str(smaller)
+    assert smaller.fingerprint(0, PLAIN) != whole.fingerprint(0, PLAIN)
+    other = mixture.training_set({"d": train}, "d", subset=Subset(fraction=0.2, seed=1))
+    assert smaller.fingerprint(0, PLAIN) != other.fingerprint(0, PLAIN), "as many videos, but others"

@@ -1,0 +1,57 @@
+"""The main job with every option of the data on: a mixture, a part of it, segments, several clips of a video."""
+
+import dataclasses
+import json
+
+import numpy as np
+
+from tests.test_train import experiment
+from vivit_jax import evaluate, train
+from vivit_jax.data import build, index
+
+
+def second_data_set(folder):
+    """moving_digits again, under a name of its own, where one class is called otherwise."""
+    records = folder / "more_digits" / "1.0.0"
+    records.parent.mkdir()
+    (records).symlink_to(build.records_folder("moving_digits", folder), target_is_directory=True)
+    return records
+
+
+def test_a_run_on_a_mixture(tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    build.prepare("moving_digits", folder, progress=False, train=24, validation=16)
+    second = second_data_set(folder)
+    real, opened = build.prepare, index.open_split
+    monkeypatch.setattr(build, "prepare", lambda name, *rest: second if name == "more_digits" else real(name, *rest))
+
+    def renamed(records, split):
+        found = opened(records, split)
+        if records != second:
+            return found
+        verbs = [*found.class_names["verb"][:-1], "juggle"]
+        return dataclasses.replace(found, class_names={**found.class_names, "verb": verbs})
+
+    monkeypatch.setattr(index, "open_split", renamed)
+    changes = {
+        "data__mixture": {"moving_digits": 1.0, "more_digits": 1.0},
+        "data__unknown_classes": "union",
+        "data__subset__fraction": 0.5,
+        "input__sampling": "segments",
+        "input__stride": 1,
+        "input__clips_per_video": 2,
+        "evaluation__temporal_views": 2,
+        "num_steps": 4,
+        "log_every_steps": 1,
+    }
+    run = experiment(folder, **changes)
+    metrics = train.train(run, tmp_path / "w")
+    assert all(np.isfinite(value) for value in metrics.values())
+    stored = json.loads((tmp_path / "w" / "config.json").read_text())
+    assert stored["data"]["mixture"] == {"moving_digits": 1.0, "more_digits": 1.0}
+    result = evaluate.evaluate(run, tmp_path / "w")
+    assert result.confusion["verb"].shape == (9, 9), "the heads of the union"
+    assert result.counted == 16, "a fraction is of the training videos"
+    written = json.loads((tmp_path / "w" / evaluate.RESULT_FILE).read_text())
+    assert written["repeated_views"] == result.repeated_views == 0
+    assert written["metrics"] == result.scalars
