@@ -349,7 +349,8 @@ def test_to_their_image_processor(tmp_path):
         frames = np.random.default_rng(0).integers(0, 256, (4, height, width, 3), np.uint8)
         rows, columns = sampling.resized(height, width, 32, 28, 28)
         box = sampling.view_crop(rows, columns, 28, 28, 1, 0)
-        resized = tf.map_fn(clips.resizer(frames.shape[1:3], (rows, columns)), tf.constant(frames)).numpy()
+        read = functools.partial(clips.cut, tf.constant(frames), None)
+        resized = clips.resized(read, frames.shape[1:3], (rows, columns)).numpy()
         cropped = resized[:, box.top : box.top + 28, box.left : box.left + 28]
         theirs = processor(list(frames), return_tensors="np")["pixel_values"]
         return np.moveaxis(theirs[0], 1, -1), np.asarray(normalise(cropped))

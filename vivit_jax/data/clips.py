@@ -141,14 +141,14 @@ def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, d
         tf.unstack(draws[_CROP], num=4), TENSORFLOW,
     )  # fmt: skip
     window = tf.cast(tf.stack([box.top, box.left, box.height, box.width]), tf.int32)
-    resized = resizer(window[2:], spec.image_size)
-    flip = draws[_FLIP] < spec.flip
-
-    def finish(frame):
-        frame = resized(frame)
-        return tf.cond(flip, lambda: tf.reverse(frame, [1]), lambda: frame) if spec.flip > 0 else frame
-
-    return tf.ensure_shape(read(video, numbers, window, finish), [spec.num_frames, crop_h, crop_w, 3])
+    clip = resized(lambda finish: read(video, numbers, window, finish), window[2:], spec.image_size)
+    clip = tf.ensure_shape(clip, [spec.num_frames, crop_h, crop_w, 3])
+    if spec.flip > 0:
+        # As one tall picture, which TensorFlow mirrors twice as fast as a clip.
+        tall = tf.reshape(clip, [-1, crop_w, 3])
+        tall = tf.cond(draws[_FLIP] < spec.flip, lambda: tf.reverse(tall, [1]), lambda: tall)
+        clip = tf.reshape(tall, clip.shape)
+    return clip
 
 
 def views(read: Reader, video, num_frames, height, width, spec: ClipSpec, temporal: int, spatial: int) -> tf.Tensor:
@@ -165,7 +165,12 @@ def views(read: Reader, video, num_frames, height, width, spec: ClipSpec, tempor
     unique, places = tf.unique(numbers)
     rows, columns = sampling.resized(height, width, spec.short_side, crop_h, crop_w, TENSORFLOW)
     boxes = [sampling.view_crop(rows, columns, crop_h, crop_w, spatial, i, TENSORFLOW) for i in range(spatial)]
-    frames = read(video, unique, None, resizer(tf.stack([height, width]), tf.stack([rows, columns])))
+    frames = resized(
+        lambda finish: read(video, unique, None, finish),
+        tf.stack([height, width]),
+        tf.stack([rows, columns]),
+        check=True,
+    )
     crops = [
         tf.reshape(
             tf.gather(frames[:, box.top : box.top + crop_h, box.left : box.left + crop_w], places),
@@ -176,38 +181,40 @@ def views(read: Reader, video, num_frames, height, width, spec: ClipSpec, tempor
     return tf.reshape(tf.concat(crops, 1), [temporal * spatial, spec.num_frames, crop_h, crop_w, 3])
 
 
-def resizer(stored: tf.Tensor, size: tf.Tensor | tuple[int, int]) -> Finish:
-    """Frames uint8 [H, W, 3] -> uint8 [h, w, 3], bilinear with half-pixel centres; as they are if of that size.
+def resized(read: Callable[[Finish | None], tf.Tensor], stored, size, check: bool = False) -> tf.Tensor:
+    """Frames uint8 [K, H, W, 3] as `read` gives them -> uint8 [K, h, w, 3], bilinear with half-pixel centres.
 
     When shrinking to less than three quarters, pixels would be skipped: the kernel is then widened against aliasing.
 
     Args:
-      stored: (H, W); a frame of another size is an error when it comes.
-      size: (h, w).
+      read: reads the frames, each finished as it is told.
+      stored: (H, W).
+      size: (h, w); frames that have it stay as they are.
+      check: frames of another size than `stored` may come, and are then an error.
     """
     stored, size = tf.cast(stored, tf.int32), tf.cast(size, tf.int32)
     scale = tf.cast(size, tf.float32) / tf.cast(stored, tf.float32)
+
+    def narrow(frame):
+        # As floats, of which TensorFlow makes pixels twice as fast as of bytes; the half rounds.
+        image = tf.cast(_checked(frame, stored) if check else frame, tf.float32)[None] + 0.5
+        return tf.cast(tf.raw_ops.ResizeBilinear(images=image, size=size, half_pixel_centers=True), tf.uint8)[0]
+
+    def wide(frame):
+        # Four times as slow as the plain kernel, so only where it makes a difference.
+        image = tf.raw_ops.ScaleAndTranslate(
+            images=(_checked(frame, stored) if check else frame)[None], size=size, scale=scale, translation=[0.0, 0.0],
+            kernel_type="triangle", antialias=True,
+        )  # fmt: skip
+        return tf.cast(image + 0.5, tf.uint8)[0]
+
+    # One choice for all frames: a choice for each would cost a tenth of the whole.
     same, shrinks = tf.reduce_all(tf.equal(size, stored)), tf.reduce_min(scale) < 0.75
+    kind = tf.where(same, 0, tf.where(shrinks, 2, 1))
+    return tf.switch_case(kind, [lambda: read(None), lambda: read(narrow), lambda: read(wide)])
 
-    def finish(frame):
-        with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(frame)[:2], stored)]):
-            frame = tf.identity(frame)
 
-        def narrow():
-            # As floats, of which TensorFlow makes pixels twice as fast as of bytes; the half rounds.
-            image = tf.cast(frame, tf.float32)[None] + 0.5
-            return tf.raw_ops.ResizeBilinear(images=image, size=size, half_pixel_centers=True)
-
-        def wide():
-            # Four times as slow as the plain kernel, so only where it makes a difference.
-            return 0.5 + tf.raw_ops.ScaleAndTranslate(
-                images=frame[None], size=size, scale=scale, translation=[0.0, 0.0], kernel_type="triangle",
-                antialias=True,
-            )  # fmt: skip
-
-        def resized():
-            return tf.cast(tf.cond(shrinks, wide, narrow), tf.uint8)[0]
-
-        return tf.cond(same, lambda: frame, resized)
-
-    return finish
+def _checked(frame: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """The frame; an error where it is not of the size, so that its video is masked instead of distorted."""
+    with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(frame)[:2], size)]):
+        return tf.identity(frame)
