@@ -11,4 +11,5 @@ ruff format --check .
 if [ $# -eq 0 ]; then
   set -- -m "not slow"
 fi
-exec python -m pytest "$@"
+# A process a core, up to four: most of the time is spent compiling small programs, which takes one core each.
+exec python -m pytest -n auto --maxprocesses=4 "$@"

@@ -1,0 +1,61 @@
+"""A run by one process, and one that is broken off and taken up by two: the same numbers."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import flax.traverse_util
+import numpy as np
+import pytest
+
+from tests.conftest import REPOSITORY
+from vivit_jax import convert
+from vivit_jax.data import build
+
+STOP = 4  # of 6 steps; the last checkpoint is that of step 3, in the middle of the second epoch
+
+
+def run(data_dir, workdir, processes, stop_after=0):
+    """What the processes found, which must be the same in each; None for a run that was to break off."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    arguments = [str(x) for x in (processes, port, data_dir, workdir, stop_after)]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.two_processes", str(process), *arguments],
+            cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for process in range(processes)
+    ]  # fmt: skip
+    outputs = [child.communicate(timeout=600) for child in children]
+    for child, (out, err) in zip(children, outputs, strict=True):
+        assert child.returncode == 0, err[-4000:]
+        assert ("stopped" if stop_after else "RESULT") in out
+    if stop_after:
+        return None
+    found = [json.loads(out.partition("RESULT")[2]) for out, _ in outputs]
+    assert all(other == found[0] for other in found)
+    return found[0]
+
+
+@pytest.mark.slow
+def test_one_process_and_two_are_the_same_run(tmp_path):
+    data = tmp_path / "data"
+    build.prepare("moving_digits", data, progress=False, train=20, validation=13)
+    whole = run(data, tmp_path / "whole", 1)
+    assert whole["videos"] == 13
+    assert whole["evaluated"] == pytest.approx(whole["trained"])
+
+    # Begun by one process, and taken up by two, on the same devices in all.
+    run(data, tmp_path / "w", 1, stop_after=STOP)
+    two = run(data, tmp_path / "w", 2)
+    assert two["videos"] == 13
+    assert two["evaluated"] == pytest.approx(whole["evaluated"], rel=1e-4)
+    first, again = (
+        flax.traverse_util.flatten_dict(convert.load_model(tmp_path / workdir)[1], sep="/")
+        for workdir in ("whole", "w")
+    )
+    for name, leaf in first.items():
+        np.testing.assert_allclose(again[name], leaf, atol=1e-5, err_msg=name)

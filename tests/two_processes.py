@@ -1,0 +1,50 @@
+"""One process of a run of several, for `test_two_processes`; `python -m tests.two_processes`, arguments as `main` says.
+
+Its devices are virtual ones, 8 over all processes, so that the same program runs with any number of processes.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+DEVICES = 8
+
+
+def main(process: int, processes: int, port: int, data_dir: str, workdir: str, stop_after: int) -> None:
+    """Trains the miniature of `test_train`, and evaluates; breaks off before step `stop_after` + 1 unless that is 0."""
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES // processes}"
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    if processes > 1:
+        jax.distributed.initialize(f"localhost:{port}", processes, process, heartbeat_timeout_seconds=30)
+    from tests.test_train import experiment  # sets XLA's flags for the tests' own process
+    from vivit_jax import evaluate, sharding, train
+
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES // processes}"
+    assert jax.device_count() == DEVICES
+    run = experiment(Path(data_dir))
+    if stop_after:
+        real, taken = sharding.place_batch, []
+
+        def cut(batch, *rest):
+            taken.append(1)
+            if len(taken) > stop_after:
+                raise KeyboardInterrupt
+            return real(batch, *rest)
+
+        sharding.place_batch = cut
+        try:
+            train.train(run, workdir)
+        except KeyboardInterrupt:
+            print("stopped")
+        return
+    trained = train.train(run, workdir)
+    found = evaluate.evaluate(run, workdir)
+    print("RESULT" + json.dumps({"trained": trained, "evaluated": found.scalars, "videos": found.counted}))
+
+
+if __name__ == "__main__":
+    process, processes, port, data_dir, workdir, stop_after = sys.argv[1:]
+    main(int(process), int(processes), int(port), data_dir, workdir, int(stop_after))
