@@ -1,0 +1,55 @@
+"""Each of the five data sets as its users meet it: build, verify, train ten steps, break off, go on, evaluate."""
+
+import numpy as np
+import pytest
+
+from tests.data import miniature
+from vivit_jax import evaluate, recipes, sharding, train
+from vivit_jax.data import build, verify
+from vivit_jax.experiment import Experiment
+
+# Kinetics-600 has the files of Kinetics-400.
+OFFICIAL = ["kinetics400", "moments_in_time", "epic_kitchens100", "something_something_v2"]
+STEPS = 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_from_official_files_to_an_evaluated_model(name, tmp_path):
+    small = miniature.write(name, tmp_path / "source")
+    records = build.build(name, small.videos, small.annotations, tmp_path / "data", num_workers=0, progress=False)
+    verify.main([str(records)])  # exits where anything is wrong
+
+    config = recipes.published(name, "ViViT-Ti/16x2", "factorised_encoder", temporal_layers=1)
+    config.data.dir = str(tmp_path / "data")
+    config.model.update(hidden_size=24, num_layers=2, mlp_dim=32, num_heads=3, num_frames=4, image_size=32)
+    config.model.dtype = "float32"
+    config.input.short_side = 40
+    config.batch_size = config.evaluation.batch_size = 8
+    config.num_steps = STEPS
+    config.optimizer.warmup_epochs = 0.0
+    config.evaluation.temporal_views = 2
+    config.evaluation.every_epochs = 0.0
+    config.checkpoint.every_steps = 4
+    run = Experiment.from_config(config)
+
+    real, taken = sharding.place_batch, []
+
+    def cut(batch, *rest):
+        taken.append(1)
+        if len(taken) > 6:
+            raise KeyboardInterrupt
+        return real(batch, *rest)
+
+    sharding.place_batch = cut
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train.train(run, tmp_path / "w")
+    finally:
+        sharding.place_batch = real
+    found = train.train(run, tmp_path / "w")
+    result = evaluate.evaluate(run, tmp_path / "w")
+    assert result.counted == len(small.expected["validation"])
+    assert result.scalars == pytest.approx(found)
+    assert all(np.isfinite(value) for value in found.values())
+    assert result.views == (2, 1 if name == "epic_kitchens100" else 3)
