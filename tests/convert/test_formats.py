@@ -174,13 +174,15 @@ def test_hugging_face_folder(tmp_path, name):
         save_params(params, tmp_path / "hf", "huggingface", config)
 
 
-def test_a_checkpoint_of_ours(tmp_path):
+def test_a_checkpoint_of_ours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     config = small_config(num_classes={"verb": 3, "noun": 4}, activation="gelu", num_frames=8)
     params = random_params(config, dtype=np.float32)
-    save_params(params, tmp_path / "run", "orbax", config)
-    found, again = load_model(tmp_path / "run")
-    assert found == config
-    equal(again, params)
+    save_params(params, "run", "orbax", config)
+    for path in ("run", "run/checkpoints", "run/checkpoints/0", tmp_path / "run"):
+        found, again = load_model(path)
+        assert found == config
+        equal(again, params)
 
 
 INEXPRESSIBLE = [
