@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tests.data import miniature
-from vivit_jax import evaluate, recipes, sharding, train
+from tests.test_train import breaking_off
+from vivit_jax import evaluate, recipes, train
 from vivit_jax.data import build, verify
 from vivit_jax.experiment import Experiment
 
@@ -33,20 +34,8 @@ def test_from_official_files_to_an_evaluated_model(name, tmp_path):
     config.checkpoint.every_steps = 4
     run = Experiment.from_config(config)
 
-    real, taken = sharding.place_batch, []
-
-    def cut(batch, *rest):
-        taken.append(1)
-        if len(taken) > 6:
-            raise KeyboardInterrupt
-        return real(batch, *rest)
-
-    sharding.place_batch = cut
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train.train(run, tmp_path / "w")
-    finally:
-        sharding.place_batch = real
+    with breaking_off(6), pytest.raises(KeyboardInterrupt):
+        train.train(run, tmp_path / "w")
     found = train.train(run, tmp_path / "w")
     result = evaluate.evaluate(run, tmp_path / "w")
     assert result.counted == len(small.expected["validation"])

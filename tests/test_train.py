@@ -1,5 +1,6 @@
 """The main job on a miniature of the embedded data set: what it leaves, and exact resumption."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -82,6 +83,25 @@ class watching:
         pipeline.train_batches = self.real
 
 
+@contextlib.contextmanager
+def breaking_off(steps):
+    """Raises KeyboardInterrupt in place of the training step after so many."""
+    real, taken = sharding.place_batch, []
+
+    def cut(batch, *rest):
+        if np.ndim(batch["video"]) == 5:
+            if len(taken) == steps:
+                raise KeyboardInterrupt
+            taken.append(1)
+        return real(batch, *rest)
+
+    sharding.place_batch = cut
+    try:
+        yield
+    finally:
+        sharding.place_batch = real
+
+
 def restored(workdir, run):
     root, _ = checkpointing.locate(workdir)
     with checkpointing.Checkpoints(root, read_only=True) as checkpoints:
@@ -98,21 +118,8 @@ def test_n_and_n_steps_are_2n_steps_to_the_bit_in_state_and_examples(data_dir, f
     run = experiment(data_dir)
 
     # Cut off after half of the steps, as a kill would: nothing is told to the run but its last checkpoint.
-    real, taken = sharding.place_batch, []
-
-    def cut(batch, mesh, size):
-        if np.ndim(batch["video"]) == 5:
-            if len(taken) == STEPS // 2:
-                raise KeyboardInterrupt
-            taken.append(1)
-        return real(batch, mesh, size)
-
-    sharding.place_batch = cut
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train.train(run, tmp_path / "w")
-    finally:
-        sharding.place_batch = real
+    with breaking_off(STEPS // 2), pytest.raises(KeyboardInterrupt):
+        train.train(run, tmp_path / "w")
     with watching() as seen:
         train.train(run, tmp_path / "w")
 

@@ -3,6 +3,7 @@
 Its devices are virtual ones, 8 over all processes, so that the same program runs with any number of processes.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -19,26 +20,17 @@ def main(process: int, processes: int, port: int, data_dir: str, workdir: str, s
     jax.config.update("jax_platforms", "cpu")
     if processes > 1:
         jax.distributed.initialize(f"localhost:{port}", processes, process, heartbeat_timeout_seconds=30)
-    from tests.test_train import experiment  # sets XLA's flags for the tests' own process
-    from vivit_jax import evaluate, sharding, train
+    from tests.test_train import breaking_off, experiment  # sets XLA's flags for the tests' own process
+    from vivit_jax import evaluate, train
 
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES // processes}"
     assert jax.device_count() == DEVICES
     run = experiment(Path(data_dir))
     if stop_after:
-        real, taken = sharding.place_batch, []
-
-        def cut(batch, *rest):
-            taken.append(1)
-            if len(taken) > stop_after:
-                raise KeyboardInterrupt
-            return real(batch, *rest)
-
-        sharding.place_batch = cut
-        try:
+        with contextlib.suppress(KeyboardInterrupt), breaking_off(stop_after):
             train.train(run, workdir)
-        except KeyboardInterrupt:
-            print("stopped")
+            raise AssertionError("the run was to break off")
+        print("stopped")
         return
     trained = train.train(run, workdir)
     found = evaluate.evaluate(run, workdir)

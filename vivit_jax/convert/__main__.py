@@ -11,6 +11,7 @@ says (section 3.4), the same as training with `--config.init_from.path` does.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -72,8 +73,6 @@ def convert() -> str:
 
 def wanted(config: Any, grid: tuple[int, ...] | None) -> tuple[InitFrom, ViViTConfig, dict[str, Any]]:
     """Choices, model and the whole of a config file; flags of the command fill what its `init_from` leaves open."""
-    import dataclasses
-
     from vivit_jax.data import build, catalog
     from vivit_jax.experiment import Experiment
 

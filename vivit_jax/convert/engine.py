@@ -5,24 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from vivit_jax.convert.containers import Leaf
 from vivit_jax.convert.tables.rows import Dropped, Row
 
-_NARROW_FLOATS = ("bfloat16",)  # a float that NumPy does not count among its own
 _PLACEHOLDER = re.compile(r"\\{(\w+)\\}")
-
-
-class Leaf(Protocol):
-    """One array of a file, not read yet (`vivit_jax.convert.files.Leaf`)."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[], np.ndarray]
 
 
 class ConversionError(ValueError):
@@ -83,7 +76,7 @@ def load(
             else:
                 left_out[theirs] = why
             continue
-        if not (np.issubdtype(leaf.dtype, np.floating) or leaf.dtype.name in _NARROW_FLOATS):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):  # NumPy does not count bfloat16
             problems.append(f"{theirs} {tuple(leaf.shape)}: holds {leaf.dtype}, not floating-point numbers")
             continue
         layer = int(match["layer"]) if "layer" in match else None

@@ -56,7 +56,8 @@ def example_bytes(splits: Sequence[RecordSplit], spec: ClipSpec, views: tuple[in
     """Bytes that making one example takes at most.
 
     The records that it reads (twice: as read, and parsed), its frames as decoded (twice: one by one, and together), and
-    resized (as float32, rounded, and as uint8: nine bytes a value), and the example itself.
+    resized (as float32, rounded, and as uint8: nine bytes a value), and the example itself. Frames pass through these
+    forms one by one, so that this is an upper bound.
 
     Args:
       splits: that examples come from.

@@ -158,5 +158,4 @@ FORMAT = Format(
         Dropped(r"decoder\.", "the decoder of masked-image training"),
         Dropped(r"(vivit\.|vit\.)?embeddings\.position_ids$", "a buffer that counts positions"),
     ),
-    separator=".",
 )

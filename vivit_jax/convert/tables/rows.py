@@ -89,7 +89,6 @@ class Format:
       signature: a regular expression that finds a name which only this format has.
       prefixes: what may stand in front of every name, longest first.
       dropped: names left out on purpose.
-      separator: between the parts of their names.
       fold: name -> leaf, names without prefix, to the same, before anything else looks at them: for what takes several
         arrays of theirs at once. Leaves are read when those that it gives back are.
     """
@@ -99,7 +98,6 @@ class Format:
     signature: str
     prefixes: tuple[str, ...] = ("",)
     dropped: tuple[Dropped, ...] = ()
-    separator: str = "/"
     fold: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
 

@@ -107,5 +107,4 @@ FORMAT = Format(
     describe=describe,
     signature=r"(^|\.)blocks\.\d+\.attn\.qkv\.weight$",
     prefixes=("module.", "model.", ""),
-    separator=".",
 )
