@@ -52,31 +52,34 @@ def as_heads(logits: Any) -> dict[str, jax.Array]:
     return dict(logits) if isinstance(logits, Mapping) else {SINGLE_HEAD: logits}
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array, *, smoothing: float = 0.0) -> jax.Array:
-    """Softmax cross-entropy, averaged over the examples that are not padding.
+def one_hot_targets(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """Labels as distributions over the classes.
 
     With label smoothing e the target is y (1 - e) + e / C over C classes (Szegedy et al., arXiv:1512.00567, section 7).
 
     Args:
-      logits: [B, C] float.
+      logits: [B, C] float, whose shape and dtype the targets get.
       labels: [B] int, in [0, C).
-      mask: [B] float, 1 for examples that count, 0 for padding.
       smoothing: e in [0, 1).
+
+    Returns:
+      [B, C]; each row sums to 1.
+    """
+    return optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), smoothing)
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+    """Softmax cross-entropy, averaged over the examples that are not padding.
+
+    Args:
+      logits: [B, C] float.
+      targets: [B, C], a distribution over the classes for each example: `one_hot_targets`, or a mixture of two.
+      mask: [B] float, 1 for examples that count, 0 for padding.
 
     Returns:
       A scalar; 0 where the mask is 0 throughout.
     """
-    return soft_cross_entropy(logits, one_hot_targets(logits, labels, smoothing), mask)
-
-
-def soft_cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
-    """As `cross_entropy`, against a distribution over the classes for each example: targets [B, C] that sum to 1."""
     return masked_mean(optax.softmax_cross_entropy(logits, targets), mask)
-
-
-def one_hot_targets(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
-    """Labels, int [B], as distributions of the shape [B, C] and dtype of the logits, smoothed by `smoothing`."""
-    return optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), smoothing)
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -137,7 +140,7 @@ def make_train_step(
             if shares is not None:
                 targets = {h: mix(t, shares) for h, t in targets.items()}
                 hard = {h: jnp.where(shares >= 0.5, y, swap_pairs(y)) for h, y in labels.items()}
-            losses = {h: soft_cross_entropy(logits[h], targets[h], mask) for h in labels}
+            losses = {h: cross_entropy(logits[h], targets[h], mask) for h in labels}
             correct = {h: masked_mean(jnp.argmax(logits[h], -1) == hard[h], mask) for h in labels}
             return sum(losses.values()), _named(losses, correct)
 
