@@ -1,0 +1,109 @@
+"""The study: the questions of Tables 1 to 4 and of Figures 8 and 9, asked of the embedded data set.
+
+    python -m vivit_jax.sweep --config=configs/study.py --workdir=runs/study --seeds=0,1,2
+
+All models are small, of one width (96) and one depth (3 layers; Model 2: 3 + 2), and see the same videos eight times.
+Hardware: two CPU cores, about three hours for all rows with three seeds. docs/study.md has the results.
+"""
+
+from vivit_jax.experiment import default_config
+
+MODEL2 = {"model.attention": "factorised_encoder", "model.temporal_layers": 2}
+# Single frames, 64 times as often as the video models see their clips: a frame costs a sixteenth. It can learn the
+# digit (noun); no frame shows a motion (verb).
+IMAGE_MODEL = {
+    "model.num_frames": 1,
+    "model.tubelet_size": (1, 14, 14),
+    "num_epochs": 64.0,
+    "checkpoint.best_metric": "noun/top1",
+}
+FROM_IMAGES = {"init_from.path": "{workdir}/image_model/seed_{seed}"}
+# 300 training videos, an eighth; as many steps as the others.
+FEW = {**MODEL2, "data.subset.fraction": 0.125, "num_epochs": 64.0, "evaluation.temporal_views": 4}
+# Table 4's regularisers, each added to those before it. A flip turns a motion into another, whose label it then gets.
+REGULARISERS = {
+    "few_none": {"input.random_crop": False},
+    "few_crop_flip_colour": {
+        "input.random_crop": True,
+        "input.flip": 0.5,
+        "input.flip_labels": "swap",
+        "augment.colour_jitter": 0.8,
+        "augment.greyscale": 0.1,
+    },
+    "few_image_model": FROM_IMAGES,
+    "few_stochastic_depth": {"model.stochastic_depth_rate": 0.2},
+    "few_rand_augment": {"augment.rand_augment_layers": 2, "augment.rand_augment_magnitude": 15.0},
+    "few_label_smoothing": {"label_smoothing": 0.2},
+    "few_mixup": {"augment.mixup": 0.1},
+}
+
+# Constant tokens, as Figure 9 has them: the tubelet grows with the clip. Every frame, so that the longest is the video.
+CLIPS = {"input.stride": 1, "evaluation.temporal_views": 4, **MODEL2}
+ROWS = {
+    # Table 2, and Table 3 with the average-pool baseline as 0 and Model 2 as 2 temporal layers.
+    "model1": {"model.attention": "spatiotemporal"},
+    "model2": MODEL2,
+    "model3": {"model.attention": "factorised_self_attention"},
+    "model4": {"model.attention": "factorised_dot_product"},
+    "average_pool": {**MODEL2, "model.temporal_layers": 0},
+    "average_pool_uniform_frames": {**MODEL2, "model.temporal_layers": 0, "model.tokenizer": "uniform_frames"},
+    "temporal_layers_1": {**MODEL2, "model.temporal_layers": 1},
+    "temporal_layers_4": {**MODEL2, "model.temporal_layers": 4},
+    # Table 1: Model 1, begun from the image model.
+    "image_model": IMAGE_MODEL,
+    "uniform_frames": {**FROM_IMAGES, "model.tokenizer": "uniform_frames"},
+    "tubelet_random": {**FROM_IMAGES, "init_from.embedding": "random"},
+    "tubelet_filter_inflation": {**FROM_IMAGES, "init_from.embedding": "filter_inflation"},
+    "tubelet_central_frame": {**FROM_IMAGES, "init_from.embedding": "central_frame"},
+    # Figure 8: tubelets of 2 and of 8 frames; those of 4 are the rows of Table 2.
+    "model1_t2": {"model.attention": "spatiotemporal", "model.tubelet_size": (2, 14, 14)},
+    "model1_t8": {"model.attention": "spatiotemporal", "model.tubelet_size": (8, 14, 14)},
+    "model2_t2": {**MODEL2, "model.tubelet_size": (2, 14, 14)},
+    "model2_t8": {**MODEL2, "model.tubelet_size": (8, 14, 14)},
+    # Figure 9
+    "frames_8": {**CLIPS, "model.num_frames": 8, "model.tubelet_size": (2, 14, 14)},
+    "frames_16": {**CLIPS, "model.num_frames": 16, "model.tubelet_size": (4, 14, 14)},
+    "frames_32": {**CLIPS, "model.num_frames": 32, "model.tubelet_size": (8, 14, 14)},
+}
+
+
+def get_config():
+    config = default_config().lock()
+    config.data.name = "moving_digits"
+    config.data.cache = True
+
+    config.model.attention = "spatiotemporal"
+    config.model.hidden_size = 96
+    config.model.num_heads = 4
+    config.model.mlp_dim = 384
+    config.model.num_layers = 3
+    config.model.num_frames = 16
+    config.model.image_size = 56
+    config.model.tubelet_size = (4, 14, 14)
+
+    config.input.stride = 2
+    config.input.random_crop = True
+
+    config.batch_size = 32
+    config.num_epochs = 8.0
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 1.5e-3
+    config.optimizer.warmup_epochs = 1.0
+    config.optimizer.weight_decay = 0.1
+
+    config.evaluation.temporal_views = 2
+    config.evaluation.spatial_views = 1
+    config.evaluation.every_epochs = 0.0
+    config.evaluation.batch_size = 32
+    config.checkpoint.every_steps = 100_000  # at the end alone
+    config.checkpoint.best_metric = "action/top1"
+    config.log_every_steps = 25
+    return config
+
+
+def sweep():
+    rows, regularised = dict(ROWS), FEW
+    for row, added in REGULARISERS.items():
+        regularised = {**regularised, **added}
+        rows[row] = regularised
+    return rows
