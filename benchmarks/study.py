@@ -1,0 +1,348 @@
+"""The study on the embedded data set, whole: runs what is not done yet, times the steps, writes docs/study.md.
+
+    python benchmarks/study.py --workdir=runs/study --seeds=0,1,2
+
+About three hours on two CPU cores; the same command goes on where it was. `--report-only` writes the document from what
+there is. Every sentence about an ordering follows from the numbers: of two rows it is said which is ahead only where
+their means differ by more than twice the standard error of the difference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import itertools
+import json
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from etils import epath
+
+from vivit_jax import evaluate, examples, logs, optim, plots, sweep, sweep_table
+from vivit_jax.data.moving_digits import VERBS
+from vivit_jax.models import ViViT
+from vivit_jax.train_step import TrainState, make_train_step
+
+CONFIG = "configs/study.py"
+HEADS = {"verb": 8, "noun": 10}
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One table or figure of the paper, asked of the embedded data set.
+
+    Attributes:
+      title, text: heading, and what is compared.
+      rows: {row of the sweep: (label, published accuracy in percent, or None)}.
+      metric: what the paper's figure is held against.
+    """
+
+    title: str
+    text: str
+    rows: Mapping[str, tuple[str, float | None]]
+    metric: str = "action/top1"
+
+
+QUESTIONS = (
+    Question(
+        "Table 1: input encoding",
+        "Model 1, begun from an image model of the same width that was trained on single frames. Published: ViT-B on "
+        "Kinetics-400, begun from ImageNet-21k.",
+        {
+            "uniform_frames": ("uniform frame sampling", 78.5),
+            "tubelet_random": ("tubelet, random", 73.2),
+            "tubelet_filter_inflation": ("tubelet, filter inflation", 77.6),
+            "tubelet_central_frame": ("tubelet, central frame", 79.2),
+        },
+    ),
+    Question(
+        "Table 2: the models",
+        "All from scratch, at equal width. Published: ViT-B on Kinetics-400.",
+        {
+            "model1": ("1 spatio-temporal", 80.0),
+            "model2": ("2 factorised encoder", 78.8),
+            "model3": ("3 factorised self-attention", 77.4),
+            "model4": ("4 factorised dot-product", 76.3),
+            "average_pool": ("2 with average pooling", 75.8),
+        },
+    ),
+    Question(
+        "Table 3: temporal layers of Model 2",
+        "Three spatial layers. Published: twelve, with 0, 1 and 4 temporal layers on Kinetics-400.",
+        {
+            "average_pool": ("0", 75.8),
+            "temporal_layers_1": ("1", 78.6),
+            "model2": ("2", None),
+            "temporal_layers_4": ("4", 78.8),
+        },
+    ),
+    Question(
+        "Table 4: regularisation, row by row",
+        "Model 2 on 300 training videos, each seen 64 times. Published: EPIC-Kitchens-100, action top-1; there the "
+        "second row starts from Kinetics-400, here from the image model. A flip changes the label of a motion that it "
+        "turns into another. The first row is ours.",
+        {
+            "few_none": ("centre crop, nothing else", None),
+            "few_crop_flip_colour": ("random crop, flip, colour jitter", 38.4),
+            "few_image_model": ("+ image model", 39.6),
+            "few_stochastic_depth": ("+ stochastic depth", 40.2),
+            "few_rand_augment": ("+ RandAugment", 41.1),
+            "few_label_smoothing": ("+ label smoothing", 43.1),
+            "few_mixup": ("+ mixup", 43.7),
+        },
+    ),
+    Question(
+        "Figure 8: tubelet length",
+        "Shorter tubelets make more tokens. The paper finds that accuracy rises with the tokens for every model.",
+        {
+            "model1_t2": ("Model 1, t = 2", None),
+            "model1": ("Model 1, t = 4", None),
+            "model1_t8": ("Model 1, t = 8", None),
+            "model2_t2": ("Model 2, t = 2", None),
+            "model2": ("Model 2, t = 4", None),
+            "model2_t8": ("Model 2, t = 8", None),
+        },
+    ),
+    Question(
+        "Figure 9: frames at constant tokens, against views",
+        "Model 2 on every frame of a clip; the tubelet grows with the clip, so that there are always 64 tokens. The "
+        "paper finds that more frames are better, and accuracy level once the views together see the whole video.",
+        {
+            "frames_8": ("8 frames, t = 2", None),
+            "frames_16": ("16 frames, t = 4", None),
+            "frames_32": ("32 frames, t = 8", None),
+        },
+    ),
+)
+INTRODUCTION = (
+    "The rows are those of [configs/study.py](../configs/study.py). 2,400 training and 480 held-out videos of "
+    "`moving_digits`: eight motions (verb) in four time-reversed pairs, ten handwritten digits (noun), both together "
+    "the action. Models of width 96 and three layers, 600 steps of 32 clips. Accuracies are top-1 in percent on the "
+    "held-out videos, mean ± standard deviation over the seeds; chance is 12.5 (verb), 10 (noun), 1.25 (action). "
+    "MFLOPs are 10^6 multiply-adds of the forward pass of a clip. *Published* is the paper's figure, on other data "
+    "with other models: only the order of its rows can be compared. Two rows are said to differ where their means do "
+    "by more than two standard errors."
+)
+REVERSALS = (
+    "A motion and its reversal show the same frames. The average of the frames' vectors cannot tell them apart where "
+    "each token sees one frame (*average pool uniform frames*): of the verbs whose pair is right, half can be right. "
+    "Tubelets of four frames see motion by themselves (*average pool*)."
+)
+TIMES = (
+    "Two CPU cores, batches of 32, medians; the models take turns, so that a noisy machine is noisy for all. The "
+    "paper's are forward passes of ViT-B on a TPU v3, where Model 1 has 3,137 tokens to attend to and not 65."
+)
+TIMED = ("model1", "model2", "model3", "model4", "average_pool")
+
+
+def compare(results: Sequence[sweep.Finished], first: str, second: str, metric: str) -> int:
+    """1 where `first` is ahead of `second` by more than two standard errors of the difference, -1 behind, 0 neither."""
+    values = [[r.metrics[metric] for r in results if r.row == row and metric in r.metrics] for row in (first, second)]
+    if min(map(len, values)) < 2:
+        return 0
+    error = math.sqrt(sum(statistics.variance(v) / len(v) for v in values))
+    difference = statistics.fmean(values[0]) - statistics.fmean(values[1])
+    return 0 if abs(difference) <= 2 * error else int(math.copysign(1, difference))
+
+
+def agreement(results: Sequence[sweep.Finished], question: Question, metric: str) -> str:
+    """What the pairs of rows say of the paper's ordering, as a sentence."""
+    published = {row: value for row, (_, value) in question.rows.items() if value is not None}
+    counts: dict[str, list[str]] = collections.defaultdict(list)
+    for first, second in itertools.combinations(published, 2):
+        if published[first] == published[second]:
+            continue
+        ahead, behind = (first, second) if published[first] > published[second] else (second, first)
+        ours = compare(results, ahead, behind, metric)
+        name = f"{question.rows[ahead][0]} over {question.rows[behind][0]}"
+        counts[{1: "agree", -1: "disagree", 0: "open"}[ours]].append(name)
+    pairs = sum(map(len, counts.values()))
+    if not pairs:
+        return ""
+    text = f"{metric}: of the {pairs} pairs that the paper orders, {len(counts['agree'])} come out in its order"
+    text += f", {len(counts['disagree'])} in the opposite order, {len(counts['open'])} within the spread of the seeds."
+    if counts["disagree"]:
+        text += f" Opposite to the paper, here is behind what there is ahead: {'; '.join(counts['disagree'])}."
+    return text
+
+
+def table(results: Sequence[sweep.Finished], question: Question) -> list[str]:
+    """The rows of a question as Markdown lines: accuracies in percent, mean ± standard deviation over the seeds."""
+    lines = [
+        "| | verb | noun | action | published | parameters | MFLOPs | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row, (label, published) in question.rows.items():
+        runs = [found for found in results if found.row == row]
+        cells = [label]
+        for head in ("verb", "noun", "action"):
+            value = sweep_table.mean_and_spread(runs, row, f"{head}/top1")
+            spread = "" if value is None or value[1] is None else f" ± {100 * value[1]:.1f}"
+            cells.append("" if value is None else f"{100 * value[0]:.1f}{spread}")
+        cells.append("" if published is None else f"{published:.1f}")
+        cells += [f"{runs[0].parameters:,}", f"{1e3 * runs[0].gflops:.1f}", str(len(runs))] if runs else ["", "", "0"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def reversed_motions(runs: Sequence[sweep.Run]) -> list[str]:
+    """Whether each model tells a motion from its reversal: a table from the `predictions.csv` of its runs."""
+    rows = (*TIMED, "average_pool_uniform_frames")
+    lines = ["| | verb right | verb or its reversal | of these, the right one |", "|---|---|---|---|"]
+    for row in rows:
+        found = []
+        for run in runs:
+            path = run.workdir / examples.FILE
+            if run.row == row and path.exists():
+                verbs = [e for e in examples.read(path) if e["head"] == "verb" and e["ranked"]]
+                truth = np.array([VERBS.index(e["truth"]) for e in verbs])
+                said = np.array([VERBS.index(e["ranked"][0][0]) for e in verbs])
+                right, pair = truth == said, truth // 2 == said // 2
+                found.append((right.mean(), pair.mean(), right.sum() / pair.sum()))
+        if found:
+            means = [f"{100 * value:.1f}" for value in np.mean(found, axis=0)]
+            lines.append(f"| {row.replace('_', ' ')} | {' | '.join(means)} |")
+    return lines
+
+
+def views(runs: Sequence[sweep.Run], rows: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+    """{row: [(temporal views, mean action top-1)]}, from the `evaluation.json` of the runs."""
+    found: dict[str, dict[int, list[float]]] = {row: collections.defaultdict(list) for row in rows}
+    for run in runs:
+        path = run.workdir / evaluate.RESULT_FILE
+        if run.row in found and path.exists():
+            for part in json.loads(path.read_text()).get("by_temporal_views", []):
+                found[run.row][part["temporal_views"]].append(part["metrics"]["action/top1"])
+    return {row: [(n, statistics.fmean(v)) for n, v in sorted(by.items())] for row, by in found.items() if by}
+
+
+def step_times(runs: Sequence[sweep.Run], repeats: int) -> dict[str, tuple[float, float]]:
+    """{row: (ms of a training step of 32 clips, ms of a forward pass)}, medians; the models take turns."""
+    programs = {}
+    for row in TIMED:
+        experiment = next(run.experiment for run in runs if run.row == row)
+        model = ViViT(experiment.model_config(HEADS))
+        optimizer = optim.make_optimizer(experiment.optimizer, lambda step: 1e-3)
+        rng = np.random.default_rng(0)
+        batch = {
+            "video": rng.integers(0, 256, (experiment.batch_size, *model.config.video_shape), dtype=np.uint8),
+            "label": {head: np.zeros(experiment.batch_size, np.int32) for head in HEADS},
+            "mask": np.ones(experiment.batch_size, np.float32),
+        }
+        video = np.asarray(batch["video"], np.float32) / 127.5 - 1
+        state = TrainState.create(model.init(jax.random.key(0), video[:1])["params"], optimizer)
+        step = jax.jit(make_train_step(model.apply, optimizer, lambda step: 1e-3))
+        forward = jax.jit(lambda params, video, model=model: model.apply({"params": params}, video))
+        programs[row] = ((step, (state, batch)), (forward, (state.params, video)))
+    times: dict[str, list[list[float]]] = {row: [[], []] for row in TIMED}
+    for repeat in range(repeats + 1):
+        for row, pair in programs.items():
+            for kind, (program, arguments) in enumerate(pair):
+                start = time.perf_counter()
+                jax.block_until_ready(program(*arguments))
+                if repeat:  # the first compiles
+                    times[row][kind].append(1e3 * (time.perf_counter() - start))
+    return {row: tuple(statistics.median(kind) for kind in kinds) for row, kinds in times.items()}
+
+
+def times_table(times: Mapping[str, Sequence[float]]) -> list[str]:
+    """Step times as Markdown lines, with the ratio to Model 2."""
+    published = {"model1": 58.9, "model2": 17.4, "model3": 31.7, "model4": 22.9, "average_pool": 17.3}
+    lines = [
+        "| | step ms | to Model 2 | forward ms | to Model 2 | published, to Model 2 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row, (step, forward) in times.items():
+        base = times["model2"]
+        ratios = f"{step:.0f} | {step / base[0]:.2f} | {forward:.0f} | {forward / base[1]:.2f}"
+        lines.append(f"| {row.replace('_', ' ')} | {ratios} | {published[row] / published['model2']:.2f} |")
+    return lines
+
+
+def plot(results: Sequence[sweep.Finished], question: Question, by_views: Mapping, path: epath.Path) -> None:
+    """A question's rows: verb, noun and action with their standard deviations; Figure 9 against the views too."""
+    figure, panels = plots.plt.subplots(
+        1, 2 if by_views else 1, figsize=(10 if by_views else 7, 0.9 + 0.55 * len(question.rows)), layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
+    axes = panels[0, 0]
+    for place, head in enumerate(("verb", "noun", "action")):
+        values = [sweep_table.mean_and_spread(results, row, f"{head}/top1") for row in question.rows]
+        known = [(i, *value) for i, value in enumerate(values) if value is not None]
+        if known:
+            at, means, spreads = zip(*known, strict=True)
+            axes.barh(
+                [i + 0.26 * (place - 1) for i in at], [100 * m for m in means], 0.24,
+                xerr=[100 * (s or 0) for s in spreads], capsize=2, label=head,
+            )  # fmt: skip
+    axes.set_yticks(range(len(question.rows)), [label for label, _ in question.rows.values()])
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 100), xlabel="top-1, percent")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(fontsize=8)
+    for row, points in by_views.items():
+        panels[0, 1].plot([n for n, _ in points], [100 * v for _, v in points], marker="o", label=question.rows[row][0])
+    if by_views:
+        panels[0, 1].set(xlabel="temporal views", ylabel="action top-1, percent")
+        panels[0, 1].grid(alpha=0.3)
+        panels[0, 1].legend(fontsize=8)
+    plots.save(figure, path)
+
+
+def document(runs: Sequence[sweep.Run], results: Sequence[sweep.Finished], times: Mapping, folder: epath.Path) -> str:
+    """The text of docs/study.md; its plots go to `folder`."""
+    done = [found for found in results if not found.failure]
+    seeds = sorted({found.seed for found in done})
+    said = f"Written by `python benchmarks/study.py` from {len(done)} runs, seeds {', '.join(map(str, seeds))}."
+    lines = ["# The study: the paper's questions, asked of the embedded data set", "", f"{said} {INTRODUCTION}", ""]
+    for question in QUESTIONS:
+        name = question.title.partition(":")[0].lower().replace(" ", "")
+        by_views = views(runs, list(question.rows)) if name == "figure9" else {}
+        plot(done, question, by_views, folder / f"{name}.png")
+        lines += [f"## {question.title}", "", question.text, "", *table(done, question), ""]
+        lines += [line for metric in ("action/top1", "verb/top1") if (line := agreement(done, question, metric))]
+        lines += ["", f"![{question.title}]({folder.name}/{name}.png)", ""]
+        if name == "table2":
+            lines += ["### Motions and their reversals", "", *reversed_motions(runs), "", REVERSALS, ""]
+            if times:
+                lines += ["### Time of a step", "", TIMES, "", *times_table(times), ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--out", default="docs/study.md")
+    parser.add_argument("--set", action="append", default=[], help="FIELD=VALUE, laid over every row")
+    parser.add_argument("--report-only", action="store_true", help="train nothing, time nothing")
+    parser.add_argument("--repeats", type=int, default=15, help="of the timing")
+    options = parser.parse_args()
+    logs.set_up()
+    module = sweep.load_module(CONFIG)
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    runs = sweep.plan(module, options.workdir, seeds=seeds, changes=sweep.parse_changes(options.set))
+    times_file = epath.Path(options.workdir) / "step_times.json"
+    if options.report_only:
+        results = [found for run in runs if (found := sweep.finished(run)) is not None]
+    else:
+        results = []
+        for found in sweep.carry_out(runs):
+            results.append(found)
+            sweep_table.write(results, options.workdir, "study")
+        times_file.write_text(json.dumps(step_times(runs, options.repeats)))
+    times = json.loads(times_file.read_text()) if times_file.exists() else {}
+    out = epath.Path(options.out)
+    folder = out.parent / out.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    out.write_text(document(runs, results, times, folder))
+    (folder / "runs.csv").write_text(sweep_table.as_csv(results))
+
+
+if __name__ == "__main__":
+    main()
