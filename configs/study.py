@@ -88,9 +88,11 @@ def get_config():
     config.num_epochs = 8.0
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1.5e-3
+    config.optimizer.b2 = 0.999
     config.optimizer.warmup_epochs = 1.0
     config.optimizer.weight_decay = 0.1
 
+    config.init_from.head = "new"  # also where the classes are the same
     config.evaluation.temporal_views = 2
     config.evaluation.spatial_views = 1
     config.evaluation.every_epochs = 0.0

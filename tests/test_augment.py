@@ -15,7 +15,10 @@ from vivit_jax.augment import AugmentConfig, augment_pixels
 from vivit_jax.experiment import ConfigError, Experiment, default_config
 from vivit_jax.train_step import TrainState, make_train_step, normalise
 
-ALL = AugmentConfig(colour_jitter=0.8, greyscale=0.5, rand_augment_layers=2, rand_augment_magnitude=15.0, mixup=0.3)
+ALL = AugmentConfig(
+    colour_jitter=0.8, greyscale=0.5, rand_augment_layers=2, rand_augment_magnitude=15.0, rand_augment_ops="video",
+    erase=0.5, mixup=0.3,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +289,8 @@ def test_eight_devices_give_the_pixels_of_one_and_send_none_around():
         with jax.set_mesh(mesh):
             state = jax.device_put(TrainState.create(kernel, optimizer), sharding.replicated(mesh))
             placed = sharding.place_batch(batch, mesh, 16)
-            step = jax.jit(make_train_step(model, optimizer, lambda s: 0.1, augment=ALL)).lower(state, placed).compile()
+            make = make_train_step(model, optimizer, lambda s: 0.1, augment=ALL)
+            step = jax.jit(make).lower(state, placed).compile()
             programs.append(step.as_text())
             state, metrics = step(state, placed)
             results.append((np.asarray(state.params), float(metrics["loss"])))
@@ -305,6 +309,14 @@ def test_eight_devices_give_the_pixels_of_one_and_send_none_around():
         ({"rand_augment_layers": -1}, r"augment\.rand_augment_layers=-1 must be at least 0"),
         ({"rand_augment_magnitude": float("inf")}, r"augment\.rand_augment_magnitude=inf .* finite"),
         ({"mixup": -0.1}, r"augment\.mixup=-0\.1 must be at least 0"),
+        ({"cutmix": float("inf")}, r"augment\.cutmix=inf .* finite"),
+        ({"switch_probability": 2.0}, r"augment\.switch_probability=2\.0 is a probability"),
+        ({"rand_augment_ops": "all"}, r"augment\.rand_augment_ops='all'; choose one of published, video"),
+        ({"erase": -1.0}, r"augment\.erase=-1\.0 is a probability"),
+        ({"erase_area": (0.0, 0.1)}, r"augment\.erase_area=\(0\.0, 0\.1\) must be \(low, high\)"),
+        ({"erase_aspect": 1.5}, r"augment\.erase_aspect=1\.5 must lie in \(0, 1\]"),
+        ({"erase_count": 0}, r"augment\.erase_count=0 must be at least 1"),
+        ({"erase_fill": "grey"}, r"augment\.erase_fill='grey'; choose one of zero, mean, noise"),
     ],
 )
 def test_values_out_of_range_are_refused(fields, message):
@@ -318,7 +330,7 @@ def test_values_out_of_range_are_refused(fields, message):
 
 def test_the_section_reaches_the_experiment_and_back():
     config = default_config()
-    config.augment.mixup = 0.1
+    config.augment.update(mixup=0.1, erase_area=(0.1, 0.2))
     experiment = Experiment.from_config(config)
-    assert experiment.augment == AugmentConfig(mixup=0.1)
+    assert experiment.augment == AugmentConfig(mixup=0.1, erase_area=(0.1, 0.2))
     assert Experiment.from_config(experiment.to_dict()) == experiment

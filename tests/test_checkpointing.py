@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from vivit_jax import checkpointing, sharding
+from vivit_jax import checkpointing, sharding, start
 from vivit_jax.checkpointing import CheckpointError, Checkpoints
 from vivit_jax.train_step import TrainState
 
@@ -21,11 +21,10 @@ def state(step, width=4):
     return TrainState.create(params, OPTIMIZER).replace(step=jnp.int32(step))
 
 
-def abstract(width=4, spec=None):
-    mesh = sharding.make_mesh()
-    shapes = jax.eval_shape(lambda: state(0, width))
-    rules = sharding.RULES if spec is None else ((r"kernel$", spec), *sharding.RULES)
-    return checkpointing.abstract_like(shapes, sharding.state_sharding(mesh, shapes, rules))
+def abstract(width=4, make=None, **axes):
+    mesh = sharding.make_mesh(axes)
+    shapes = jax.eval_shape(make or (lambda: state(0, width)))
+    return checkpointing.abstract_like(shapes, sharding.state_sharding(mesh, shapes))
 
 
 def saved(root, steps, metrics=None, **options):
@@ -40,10 +39,9 @@ def saved(root, steps, metrics=None, **options):
 
 def test_every_leaf_comes_back_to_the_bit_on_another_layout_with_its_meta(tmp_path):
     saved(tmp_path / "c", [5]).close()
-    from jax.sharding import PartitionSpec as P
-
-    restored, meta = Checkpoints(tmp_path / "c").restore(abstract(spec=P("data")))
-    assert restored.params["head"]["kernel"].sharding.spec == P("data")
+    restored, meta = Checkpoints(tmp_path / "c").restore(abstract(fsdp=-1))
+    kernel = restored.params["head"]["kernel"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(100, 4)}
     jax.tree.map(np.testing.assert_array_equal, restored, state(5))
     assert (meta["step"], meta["config"]) == (5, {"seed": 3})
     assert Checkpoints(tmp_path / "empty").restore(abstract()) is None
@@ -124,3 +122,32 @@ def test_two_runs_cannot_share_a_workdir(tmp_path):
     with checkpointing.lock(tmp_path / "run"), pytest.raises(CheckpointError, match="another run is using"):
         use()
     use()
+
+
+def test_an_average_begins_with_the_parameters_of_a_checkpoint_that_has_none(tmp_path):
+    saved(tmp_path / "checkpoints", [7]).close()
+    averaged = abstract(make=lambda: TrainState.create(state(0).params, OPTIMIZER, ema_decay=0.9))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        lacking, _ = checkpoints.restore(averaged)
+        assert lacking.ema is None
+        with pytest.raises(CheckpointError, match="holds no averaged weights"):
+            checkpoints.restore_params(averaged.params, 7, "ema")
+        whole = start.completed(lacking, averaged, OPTIMIZER, 0.9)
+        jax.tree.map(np.testing.assert_array_equal, whole.ema, state(7).params)
+        # Donated to the first step, both: they must not be the same buffers.
+        moved = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(whole)
+        checkpoints.save(8, moved, {}, None)
+        checkpoints.wait()
+        average = checkpoints.restore_params(averaged.params, 8, "ema")
+        np.testing.assert_array_equal(average["head"]["bias"], np.ones(4))
+        without, _ = checkpoints.restore(abstract())  # turned off again
+        assert without.ema is None
+
+
+def test_another_optimizer_is_no_damage(tmp_path):
+    root = tmp_path / "run" / "checkpoints"
+    saved(root, [1]).close()
+    other = abstract(make=lambda: TrainState.create(state(0).params, optax.sgd(0.1, momentum=0.9)))
+    with Checkpoints(root) as checkpoints, pytest.raises(CheckpointError, match="the state of another optimizer"):
+        checkpoints.restore(other)
+    assert (root / "1").is_dir()

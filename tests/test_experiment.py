@@ -42,13 +42,13 @@ def test_the_published_config_is_the_paper_s():
     ("path", "value", "says"),
     [
         ("batchsize", 4, r"config.batchsize does not exist; did you mean config.batch_size\?"),
-        ("optimizer.lr", 0.1, "config.optimizer.lr does not exist; known: b1"),
+        ("optimizer.lr", 0.1, "config.optimizer.lr does not exist; known: accumulate_steps, b1"),
         ("model.hidden", 4, "config.model.hidden does not exist"),
         ("evaluation.spatial_views", 4, "spatial_views=4 must be 1, 2 or 3"),
         ("batch_size", 0, "batch_size=0 must be at least 1"),
         ("num_epochs", 0.0, "num_epochs=0.0 must be greater than 0"),
         ("label_smoothing", 1.0, r"label_smoothing=1.0 must lie in \[0, 1\)"),
-        ("optimizer.name", "adam", "choose one of sgd, adamw"),
+        ("optimizer.name", "adam", "choose one of sgd, adamw, lamb, lion"),
     ],
 )
 def test_a_mistake_is_named_with_the_way_out(path, value, says):
@@ -135,3 +135,10 @@ def test_data_and_its_options_are_checked():
     ):
         with pytest.raises(ConfigError, match=says):
             Experiment.from_config({"data": change})
+
+
+def test_a_mesh_is_written_in_one_way():
+    whole = {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1}
+    assert dict(Experiment.from_config({}).mesh) == dict(Experiment.from_config({"mesh": {"data": -1}}).mesh) == whole
+    assert dict(Experiment.from_config({"mesh": {"fsdp": -1}}).mesh) == whole | {"data": 1, "fsdp": -1}
+    assert dict(Experiment.from_config(default_config()).mesh) == whole

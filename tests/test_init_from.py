@@ -11,7 +11,7 @@ import pytest
 
 from tests.models.small import random_params
 from tests.test_train import data_dir, experiment  # noqa: F401, a fixture
-from vivit_jax import convert, evaluate, optim, sharding, train
+from vivit_jax import checkpointing, convert, evaluate, optim, sharding, train
 from vivit_jax.experiment import ConfigError, Experiment
 from vivit_jax.models import ViViT, ViViTConfig
 
@@ -46,6 +46,15 @@ def test_a_run_starts_from_weights_goes_on_without_them_and_is_evaluated(data_di
     options = convert.InitFrom(head="keep", embedding="random")
     wanted = ViViTConfig(**{**FIELDS, "tubelet_size": (2, 14, 14)}, num_frames=4, image_size=56, num_classes=HEADS)
     assert convert.initialise(tmp_path / "w", wanted, options).config.activation == "gelu"
+    # Its classes are told from others by their names.
+    _, stored = convert.load_model(tmp_path / "w")
+    with checkpointing.Checkpoints(tmp_path / "w" / "checkpoints", read_only=True) as checkpoints:
+        names = checkpoints.recorded()["class_names"]
+    ours = {"verb": names["verb"][::-1], "noun": [f"other {name}" for name in names["noun"]]}
+    made = convert.initialise(tmp_path / "w", wanted, convert.InitFrom(embedding="random"), class_names=ours).params
+    assert stored["head_noun"]["kernel"].any()
+    assert not made["head_noun"]["kernel"].any()
+    np.testing.assert_array_equal(made["head_verb"]["kernel"], stored["head_verb"]["kernel"][:, ::-1])
 
 
 def test_the_first_state_is_what_initialise_says(data_dir, image_vit, tmp_path):  # noqa: F811
@@ -73,7 +82,7 @@ def test_a_contradiction_is_refused(data_dir, image_vit):  # noqa: F811
     run = experiment(data_dir, init_from__path=str(image_vit), model__activation="gelu_tanh")
     with pytest.raises(ConfigError, match=r"model\.activation='gelu_tanh', but the weights in .* with 'gelu'"):
         train.follow_weights(run, HEADS, None)
-    with pytest.raises(ConfigError, match=r"init_from\.head='old' is not known; choose one of new, keep"):
+    with pytest.raises(ConfigError, match=r"init_from\.head='old' is not known; choose one of by_name, new, keep"):
         experiment(data_dir, init_from__head="old")
     with pytest.raises(FileNotFoundError, match="no weights at nowhere"):
         train.follow_weights(experiment(data_dir, init_from__path="nowhere"), HEADS, None)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 
 from vivit_jax import metrics
 
@@ -76,3 +76,49 @@ def test_ties_break_by_class_and_a_score_that_is_not_a_number_is_never_right():
     logits = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [jnp.nan, 0.0, 0.0], [0.0, jnp.nan, 1.0]])
     ahead = metrics.classes_ahead(logits, jnp.array([0, 1, 0, 2]))
     np.testing.assert_array_equal(ahead, [0, 1, 3, 1])
+
+
+def test_average_precision_is_the_sum_over_the_ranks_of_precision_times_the_gain_in_recall():
+    rng = np.random.default_rng(3)
+    truth = (rng.random((60, 6)) < 0.3).astype(float)
+    truth[:, 4] = 0  # a class that no video has
+    scores = rng.normal(size=(60, 6)).round(1)  # with ties, which share a rank
+    expected = []
+    for c in range(6):
+        total, before = 0.0, 0.0
+        for threshold in sorted(set(scores[:, c]), reverse=True):
+            taken = scores[:, c] >= threshold
+            right = np.sum(taken * truth[:, c])
+            recall = right / truth[:, c].sum() if truth[:, c].sum() else np.nan
+            total, before = total + (recall - before) * right / taken.sum(), recall
+        expected.append(total)
+
+    found = metrics.average_precision(truth, scores)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert np.isnan(found[4])
+    assert metrics.mean_over_present(found) == pytest.approx(
+        average_precision_score(truth[:, [0, 1, 2, 3, 5]], scores[:, [0, 1, 2, 3, 5]], average="macro")
+    )
+
+
+def test_a_score_that_is_not_a_number_ranks_its_video_last():
+    truth = np.array([[1], [0], [0]])
+    assert metrics.average_precision(truth, np.array([[np.nan], [-1e30], [0.0]])) == pytest.approx([1 / 3])
+
+
+def test_a_head_of_several_labels_has_the_loss_of_its_sigmoids_and_no_top1():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(7, 4)).astype(np.float32), (rng.random((7, 4)) < 0.4).astype(np.float32)
+    mask = np.array([1, 1, 0, 1, 1, 1, 0], np.float32)
+    found = (
+        metrics.collection({"label": 4}, {"label"})
+        .single_from_model_output(logits={"label": logits}, labels={"label": labels}, mask=mask, index=jnp.arange(7))
+        .compute()
+    )
+    found.pop("count")
+    scalars, confusion = metrics.summarise(found, {"label": 4})
+    sigmoid = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    losses = -np.sum(labels * np.log(sigmoid) + (1 - labels) * np.log(1 - sigmoid), axis=1)
+    assert scalars == {"loss": pytest.approx(losses[mask > 0].mean(), rel=1e-6)}
+    assert confusion == {}
+    assert metrics.accuracy_names({"label": 4}, {"label"}) == ["mean_average_precision"]

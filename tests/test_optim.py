@@ -1,12 +1,15 @@
-"""Schedules and optimizers against the published recipe, written out in NumPy."""
+"""Schedules and optimizers against the published recipe, written out in NumPy, and against optax's own."""
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from vivit_jax import optim
+from vivit_jax.models import ViViTConfig, abstract_params
 from vivit_jax.optim import OptimizerConfig
 
 
@@ -17,6 +20,34 @@ def test_cosine_with_warm_up_is_base_times_ramp_then_cosine_over_the_steps_after
         ramp = min(1.0, step / 10)
         expected = 0.4 * ramp if step < 10 else 0.4 * 0.5 * (1 + math.cos(math.pi * (step - 10) / 90))
         assert float(schedule(step)) == pytest.approx(expected, abs=1e-7), step
+
+
+@pytest.mark.parametrize(
+    "warmup", [{"warmup_epochs": 2.5}, {"warmup_steps": 10}, {"warmup_examples": 80, "warmup_epochs": 0}]
+)
+@pytest.mark.parametrize(
+    ("fields", "decay"),
+    [
+        ({"schedule": "linear", "end_learning_rate": 0.1}, lambda s: 0.4 - 0.3 * min(1, s / 90)),
+        ({"schedule": "step", "schedule_steps": (30, 60)}, lambda s: 0.4 * 0.1 ** ((s >= 20) + (s >= 50))),
+        (
+            {"schedule": "step", "schedule_steps": [7.5], "schedule_unit": "epochs", "schedule_factor": 0.5},
+            lambda s: 0.4 * 0.5 ** (s >= 20),
+        ),
+        (
+            {"schedule": "rsqrt", "timescale": 160, "schedule_unit": "examples"},
+            lambda s: 0.4 / math.sqrt(1 + s / 20),
+        ),
+        ({"schedule": "rsqrt"}, lambda s: 0.4 / math.sqrt(1 + s / 10_000)),
+        ({"schedule": "constant"}, lambda s: 0.4),
+    ],
+)
+def test_every_schedule_in_steps_epochs_and_examples_is_its_formula_after_the_same_warm_up(fields, decay, warmup):
+    config = OptimizerConfig(learning_rate=0.4, **fields, **warmup)
+    schedule = optim.learning_rate_schedule(config, total_steps=100, steps_per_epoch=4, batch_size=8)
+    for step in (0, 5, 9, 10, 29, 30, 31, 59, 60, 61, 99):
+        expected = 0.04 * step if step < 10 else decay(step - 10)
+        assert float(schedule(jnp.int32(step))) == pytest.approx(expected, abs=1e-7), step
 
 
 def _leaves(seed):
@@ -87,11 +118,20 @@ def test_weight_decay_falls_on_kernels_alone(name):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"name": "adam"}, "choose one of sgd, adamw"),
+        ({"name": "adam"}, "choose one of sgd, adamw, lamb, lion"),
         ({"learning_rate": 0.0}, "learning_rate=0.0 must be greater than 0"),
         ({"momentum": 1.0}, r"momentum=1.0 must lie in \[0, 1\)"),
         ({"schedule": "cos"}, "choose one of cosine"),
         ({"clip_norm": -1.0}, "clip_norm=-1.0 must be at least 0"),
+        ({"layer_decay": 0.0}, r"layer_decay=0.0 must lie in \(0, 1\]"),
+        ({"ema_decay": 1.0}, r"ema_decay=1.0 must lie in \[0, 1\)"),
+        ({"accumulate_steps": 0}, "accumulate_steps=0 must be a whole number, at least 1"),
+        ({"frozen": "encoder/("}, "frozen='encoder/\\(' is not a regular expression"),
+        ({"warmup_steps": 5, "warmup_examples": 40}, "give one"),
+        ({"schedule": "step"}, "must say where the learning rate changes"),
+        ({"schedule": "step", "schedule_steps": (20, 10)}, "ascending"),
+        ({"schedule_steps": (20,)}, "means nothing to schedule='cosine', only to step"),
+        ({"schedule": "rsqrt", "end_learning_rate": 0.1}, "only to cosine and linear"),
     ],
 )
 def test_bad_values_are_named(fields, says):
@@ -99,6 +139,129 @@ def test_bad_values_are_named(fields, says):
         OptimizerConfig(**fields)
 
 
-def test_a_warm_up_longer_than_the_run_is_refused():
-    with pytest.raises(ValueError, match="is 25 steps, but the run has only 20"):
-        optim.learning_rate_schedule(OptimizerConfig(), total_steps=20, steps_per_epoch=10)
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({}, "warmup_epochs=2.5 is 25 steps, but the run has only 20"),
+        ({"warmup_steps": 20}, "warmup_steps=20 is 20 steps, but the run has only 20"),
+        ({"warmup_examples": 8}, "batch_size is needed"),
+        ({"warmup_steps": 5, "schedule": "step", "schedule_steps": (5,)}, "the end of the warm-up, 5"),
+        ({"warmup_steps": 5, "schedule": "step", "schedule_steps": (9, 20)}, "that of the run, 20"),
+    ],
+)
+def test_what_does_not_fit_into_the_run_is_refused(fields, says):
+    with pytest.raises(ValueError, match=says):
+        optim.learning_rate_schedule(OptimizerConfig(**fields), total_steps=20, steps_per_epoch=10)
+
+
+def _model_2():
+    """Parameters of a tiny Model 2 with 3 spatial and 2 temporal layers, and gradients of them."""
+    config = ViViTConfig(
+        attention="factorised_encoder",
+        hidden_size=4,
+        num_layers=3,
+        num_heads=2,
+        mlp_dim=8,
+        temporal_layers=2,
+        tubelet_size=(2, 4, 4),
+        num_frames=4,
+        image_size=8,
+        num_classes=(("noun", 4), ("verb", 3)),
+    )
+    rng, abstract = np.random.default_rng(0), abstract_params(config)
+    for encoder in ("spatial_encoder", "temporal_encoder"):  # to compile less: the MLP's leaves are of the same kinds
+        del abstract[encoder]["layers"]["attention"]
+    return [jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), abstract) for _ in range(3)]
+
+
+def _by_path(tree):
+    return {optim.path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _unstacked(tree):
+    """{path: leaf}, stacked leaves as one leaf a layer."""
+    out = {}
+    for name, leaf in _by_path(tree).items():
+        out |= {f"{name}/{i}": x for i, x in enumerate(leaf)} if "/layers/" in name else {name: leaf}
+    return out
+
+
+@pytest.mark.parametrize("name", ["lamb", "lion", "adamw"])
+def test_each_optimizer_is_optaxs_own_on_the_tree_that_is_not_stacked(name):
+    config = OptimizerConfig(name=name, warmup_epochs=0, schedule="constant", weight_decay=0.1, clip_norm=0.0)
+    params, *gradients = _model_2()
+    mine, flat = optim.make_optimizer(config, optax.constant_schedule(0.1)), _unstacked(params)
+    published = {"lamb": {"b2": 0.999, "eps": 1e-8}, "lion": {"b2": 0.99}, "adamw": {"b2": 0.999, "eps": 1e-8}}[name]
+    kernels = {path: "kernel" in path for path in flat}
+    theirs = getattr(optax, name)(0.1, b1=0.9, weight_decay=0.1, mask=kernels, **published)
+    state, their_state = mine.init(params), theirs.init(flat)
+    step, their_step = (jax.jit(optimizer.update) for optimizer in (mine, theirs))
+    for gradient in gradients:
+        update, state = step(gradient, state, params)
+        their_update, their_state = their_step(_unstacked(gradient), their_state, flat)
+        params, flat = optax.apply_updates(params, update), optax.apply_updates(flat, their_update)
+    for path, leaf in _unstacked(params).items():
+        np.testing.assert_allclose(leaf, flat[path], rtol=2e-5, atol=1e-6, err_msg=path)
+
+
+def test_layer_wise_decay_makes_one_stack_of_both_encoders_and_a_head_may_have_a_rate_of_its_own():
+    params, gradients, _ = _model_2()
+    plain = OptimizerConfig(name="adamw", warmup_epochs=0, weight_decay=0.1)
+    scaled = OptimizerConfig(name="adamw", warmup_epochs=0, weight_decay=0.1, layer_decay=0.5, head_learning_rate=3.0)
+    one, other = (
+        _by_path(jax.jit(optimizer.update)(gradients, optimizer.init(params), params)[0])
+        for optimizer in (optim.make_optimizer(config, lambda step: 0.1) for config in (plain, scaled))
+    )
+    for name, update in one.items():
+        if name.startswith("head"):
+            factor = np.array([3.0])
+        elif "/layers/" in name:  # five layers in all: the last has 1/2, the first 1/32
+            factor = 0.5 ** (np.array([5, 4, 3]) if name.startswith("spatial") else np.array([2, 1]))
+        elif "/norm/" in name:  # after the layers of its encoder
+            factor = np.array([0.25 if name.startswith("spatial") else 1.0])
+        else:  # before them: tokeniser, positions, class tokens
+            factor = np.array([0.125 if name.startswith("temporal") else 1 / 64])
+        factor = factor.reshape(-1, *[1] * (update.ndim - 1))
+        np.testing.assert_allclose(other[name], update * factor, rtol=1e-6, err_msg=name)
+    with pytest.raises(ValueError, match="does not know how deep class_token lies"):
+        optim.learning_rate_factors(_leaves(0), 0.5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "lamb"])
+def test_frozen_parts_have_neither_update_nor_decay_nor_state_nor_a_say_in_the_norm(name):
+    params, gradients, _ = _model_2()
+    config = OptimizerConfig(
+        name=name, warmup_epochs=0, weight_decay=0.1, frozen=("^tokenizer/", "^spatial_encoder/"), layer_decay=0.5
+    )
+    optimizer = optim.make_optimizer(config, lambda step: 0.1)
+    updates, state = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
+    kept = {k: v for k, v in params.items() if k not in ("tokenizer", "spatial_encoder")}
+    # The oracle trains a tree that does not have them, but for the depths, which do not change by freezing.
+    alone = optim.make_optimizer(OptimizerConfig(name=name, warmup_epochs=0, weight_decay=0.1), lambda step: 0.1)
+    expected, alone_state = jax.jit(alone.update)({k: gradients[k] for k in kept}, alone.init(kept), kept)
+    factors = optim.learning_rate_factors(params, 0.5)
+    for path, update in _by_path(updates).items():
+        if path.split("/")[0] in kept:
+            np.testing.assert_allclose(update, _by_path(expected)[path] * _by_path(factors)[path], rtol=1e-5)
+        else:
+            assert not np.any(update), path
+    assert sum(x.size for x in jax.tree.leaves(state)) == sum(x.size for x in jax.tree.leaves(alone_state))
+
+
+def test_a_pattern_that_is_found_nowhere_is_refused_with_the_paths_there_are():
+    for fields, says in (
+        ({"frozen": "^encodr"}, r"frozen='\^encodr' is found in no parameter's path; .*class_token, layers/bias"),
+        ({"frozen": "."}, "leaves nothing to train"),
+        ({"decay_pattern": "weight$", "weight_decay": 0.1}, "decay_pattern='weight\\$' is found in no"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            optim.make_optimizer(OptimizerConfig(**fields), lambda step: 0.1).init(_as_jax(_leaves(0)))
+
+
+def test_decay_falls_where_the_pattern_says():
+    config = OptimizerConfig(warmup_epochs=0, weight_decay=0.5, decay_pattern="class_token|bias")
+    optimizer, params = optim.make_optimizer(config, lambda step: 0.1), _as_jax(_leaves(0))
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(updates["class_token"], -0.05 * params["class_token"], rtol=1e-6)
+    np.testing.assert_allclose(updates["layers"]["bias"], -0.05 * params["layers"]["bias"], rtol=1e-6)
+    np.testing.assert_array_equal(updates["layers"]["kernel"], 0)

@@ -3,16 +3,20 @@
 import contextlib
 import dataclasses
 import json
+import shutil
+import signal
 
 import jax
 import numpy as np
 import pytest
 
 from tests.test_experiment import load
-from vivit_jax import checkpointing, evaluate, logs, predict, sharding, train
+from vivit_jax import checkpointing, distributed, evaluate, logs, predict, sharding, skipped, train
 from vivit_jax.data import build, pipeline
 from vivit_jax.data import index as records_index
 from vivit_jax.experiment import ConfigError, Experiment
+from vivit_jax.guard import GuardConfig
+from vivit_jax.train_step import make_train_step
 
 STEPS = 6  # of 8 clips, over 20 videos: the second epoch begins within a batch
 
@@ -102,7 +106,7 @@ def breaking_off(steps):
         sharding.place_batch = real
 
 
-def restored(workdir, run):
+def restored(workdir, run, step=STEPS):
     root, _ = checkpointing.locate(workdir)
     with checkpointing.Checkpoints(root, read_only=True) as checkpoints:
         split = records_index.open_split(build.prepare("moving_digits", run.data.dir), "train")
@@ -110,7 +114,7 @@ def restored(workdir, run):
         mesh = sharding.make_mesh()
         optimizer = train.optim.make_optimizer(run.optimizer, lambda step: 0.1)
         abstract, _ = train.state_maker(model, optimizer, run.seed, mesh)
-        return checkpoints.restore(abstract, STEPS)
+        return run, model, optimizer, checkpoints.restore(abstract, step)
 
 
 def test_n_and_n_steps_are_2n_steps_to_the_bit_in_state_and_examples(data_dir, finished, tmp_path):
@@ -124,7 +128,7 @@ def test_n_and_n_steps_are_2n_steps_to_the_bit_in_state_and_examples(data_dir, f
         train.train(run, tmp_path / "w")
 
     assert seen[: STEPS // 2] == whole_seen[STEPS // 2 : STEPS]
-    (one, meta_one), (two, meta_two) = restored(whole_workdir, run), restored(tmp_path / "w", run)
+    (one, meta_one), (two, meta_two) = (restored(where, run)[-1] for where in (whole_workdir, tmp_path / "w"))
     assert int(one.step) == int(two.step) == STEPS
     jax.tree.map(np.testing.assert_array_equal, one, two)
     assert meta_one["checksums"] == meta_two["checksums"]
@@ -192,16 +196,109 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused_before_anything_is_ma
 
 def test_a_best_metric_that_is_not_measured_is_refused(data_dir, tmp_path):
     run = experiment(data_dir, checkpoint__best_metric="top1")
-    with pytest.raises(ConfigError, match="is not measured on moving_digits; choose one of verb/mean_class_accuracy"):
+    with pytest.raises(ConfigError, match="is not measured on moving_digits; choose one of verb/"):
         train.train(run, tmp_path / "w")
 
 
-def test_a_loss_that_is_not_a_number_ends_the_run_before_it_is_saved(data_dir, tmp_path):
+def test_steps_that_are_no_numbers_end_the_run_with_what_repeats_them(data_dir, tmp_path):
     run = experiment(data_dir, optimizer__name="sgd", optimizer__learning_rate=1e30, optimizer__clip_norm=0.0)
-    with pytest.raises(FloatingPointError, match=r"the training loss is (nan|inf) by step"):
+    run = dataclasses.replace(run, guard=GuardConfig(max_consecutive=2))
+    with watching() as seen, pytest.raises(FloatingPointError, match=r"2 steps in a row .* last of them step") as error:
         train.train(run, tmp_path / "w")
-    with pytest.raises(checkpointing.CheckpointError, match="no checkpoint"):
-        checkpointing.locate(tmp_path / "w")
+    folder = tmp_path / "w" / skipped.FAILED_FOLDER
+    assert str(folder) in str(error.value)
+    line = json.loads((folder / "step.json").read_text())
+    step = line["step"]
+    assert line["index"] == sorted(set(seen[step - 1]))
+    assert len(line["videos"]) == len(line["index"])
+    lines = [json.loads(text) for text in (tmp_path / "w" / skipped.SKIPPED_FILE).read_text().splitlines()]
+    assert [(found["step"], found["in_a_row"]) for found in lines] == [(step - 1, 1), (step, 2)]
+    # The step repeated from what lies there, not from the run: it is no number again.
+    stored = np.load(folder / "batch_0.npz")
+    assert stored["index"].tolist() == seen[step - 1]
+    batch = {"video": stored["video"], "mask": stored["mask"], "index": stored["index"]}
+    batch["label"] = {head: stored[f"label/{head}"] for head in ("verb", "noun")}
+    run, model, optimizer, (state, _) = restored(folder, Experiment.from_config(line["config"]), None)
+    assert int(state.step) == step - 1
+    again = make_train_step(model.apply, optimizer, lambda step: 0.1, seed=run.seed)
+    assert float(jax.jit(again)(state, batch)[1]["skipped"]) == 1
+
+
+def test_a_run_that_does_not_improve_ends_early_and_stays_ended(data_dir, tmp_path):
+    run = experiment(
+        data_dir,
+        optimizer__learning_rate=1e-12,  # nothing is learnt, so nothing improves
+        optimizer__ema_decay=0.5,
+        evaluation__every_steps=1,
+        evaluation__videos=5,
+        evaluation__patience=2,
+        checkpoint__best_metric="ema/verb/top1",
+        profile__steps="2:2",
+    )
+    with watching() as seen:
+        metrics = train.train(run, tmp_path / "w")
+    assert len(seen) >= 3
+    series = logs.read_metrics(tmp_path / "w" / "metrics.jsonl")
+    evaluated = [step for step, _ in series["eval/verb/top1"]]
+    assert evaluated == [1, 2, 3]  # the first, and two without improvement
+    assert json.loads((tmp_path / "w" / "evaluation.json").read_text())["videos"] == 13  # the last is on all
+    assert metrics["ema/verb/loss"] == pytest.approx(metrics["verb/loss"])
+    for name in ("steps_per_second", "clips_per_second_per_device", "data_wait_seconds"):
+        assert series[f"train/{name}"]
+    assert "eval/seconds" in series
+    assert list((tmp_path / "w" / "profile").rglob("*.xplane.pb"))
+    assert (tmp_path / "w" / "report.html").stat().st_size > 10_000
+    with watching() as seen:
+        assert train.train(run, tmp_path / "w") == pytest.approx(metrics, nan_ok=True)
+    assert seen == []
+    averaged = evaluate.evaluate(run, tmp_path / "w", weights="ema")
+    assert averaged.scalars["verb/loss"] == pytest.approx(metrics["ema/verb/loss"], abs=1e-6)
+
+
+def test_a_sigterm_saves_the_step_and_the_same_command_goes_on(data_dir, finished, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    run = experiment(data_dir)
+    with telling_to_stop(after=4), pytest.raises(distributed.Preempted) as stop:
+        train.train(run, tmp_path / "w")
+    assert (stop.value.step, stop.value.code) == (4, distributed.PREEMPTED_EXIT_CODE)
+    assert signal.getsignal(signal.SIGTERM) is before
+    with checkpointing.Checkpoints(tmp_path / "w" / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.latest() == 4
+    assert train.train(run, tmp_path / "w") == pytest.approx(finished[1])
+
+
+@contextlib.contextmanager
+def telling_to_stop(after):
+    """SIGTERM while the batch of step `after` is placed."""
+    real, taken = sharding.place_batch, []
+
+    def place(batch, *rest):
+        taken.append(1)
+        if len(taken) == after:
+            signal.raise_signal(signal.SIGTERM)
+        return real(batch, *rest)
+
+    sharding.place_batch = place
+    try:
+        yield
+    finally:
+        sharding.place_batch = real
+
+
+def test_a_folder_of_one_s_own_videos_is_enough(data_dir, tmp_path):
+    clips = sorted((data_dir / "moving_digits" / "videos").glob("*.mp4"))
+    for number, clip in enumerate(clips[:6]):
+        folder = tmp_path / "mine" / ("train" if number < 4 else "val") / ("wave", "nod")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(clip, folder)
+    fields = {"data__name": "gestures", "data__dir": str(tmp_path / "records"), "data__videos": str(tmp_path / "mine")}
+    training, held_out = train.open_data(experiment(data_dir, **fields))
+    assert (training.num_videos, held_out.num_videos) == (4, 2)
+    assert training.class_names == {"label": ["nod", "wave"]}
+    (tmp_path / "mine" / "train" / "nod" / "late.mp4").write_bytes(b"")  # what is made is not made again
+    assert train.open_data(experiment(data_dir, **fields))[0].num_videos == 4
+    with pytest.raises(ConfigError, match=r"config\.data\.videos=.* needs a config\.data\.name of its own.*is taken"):
+        train.open_data(experiment(data_dir, **(fields | {"data__name": "kinetics400"})))
 
 
 def test_a_seed_that_tensorflow_cannot_take_is_named():

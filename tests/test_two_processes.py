@@ -16,12 +16,12 @@ from vivit_jax.data import build
 STOP = 4  # of 6 steps; the last checkpoint is that of step 3, in the middle of the second epoch
 
 
-def run(data_dir, workdir, processes, stop_after=0):
+def run(data_dir, workdir, processes, mesh, stop_after=0):
     """What the processes found, which must be the same in each; None for a run that was to break off."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    arguments = [str(x) for x in (processes, port, data_dir, workdir, stop_after)]
+    arguments = [str(x) for x in (processes, port, data_dir, workdir, stop_after, json.dumps(mesh))]
     children = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.two_processes", str(process), *arguments],
@@ -41,18 +41,21 @@ def run(data_dir, workdir, processes, stop_after=0):
 
 
 @pytest.mark.slow
-def test_one_process_and_two_are_the_same_run(tmp_path):
+def test_one_process_and_two_are_the_same_run_on_any_mesh(tmp_path):
     data = tmp_path / "data"
     build.prepare("moving_digits", data, progress=False, train=20, validation=13)
-    whole = run(data, tmp_path / "whole", 1)
+    whole = run(data, tmp_path / "whole", 1, {"data": 8})
     assert whole["videos"] == 13
     assert whole["evaluated"] == pytest.approx(whole["trained"])
 
-    # Begun by one process, and taken up by two, on the same devices in all.
-    run(data, tmp_path / "w", 1, stop_after=STOP)
-    two = run(data, tmp_path / "w", 2)
+    # Begun by one process, taken up by two, and evaluated by one again, each time with another part of the state on
+    # each device: FSDP across the processes, then frames and heads split within each.
+    run(data, tmp_path / "w", 1, {"fsdp": 8}, stop_after=STOP)
+    two = run(data, tmp_path / "w", 2, {"fsdp": 2, "tensor": 2, "sequence": 2})
     assert two["videos"] == 13
     assert two["evaluated"] == pytest.approx(whole["evaluated"], rel=1e-4)
+    again = run(data, tmp_path / "w", 1, {"fsdp": 4, "tensor": 2})
+    assert again["evaluated"] == pytest.approx(two["evaluated"], rel=1e-5)
     first, again = (
         flax.traverse_util.flatten_dict(convert.load_model(tmp_path / workdir)[1], sep="/")
         for workdir in ("whole", "w")

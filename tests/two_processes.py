@@ -4,6 +4,7 @@ Its devices are virtual ones, 8 over all processes, so that the same program run
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 DEVICES = 8
 
 
-def main(process: int, processes: int, port: int, data_dir: str, workdir: str, stop_after: int) -> None:
+def main(
+    process: int, processes: int, port: int, data_dir: str, workdir: str, stop_after: int, mesh: dict[str, int]
+) -> None:
     """Trains the miniature of `test_train`, and evaluates; breaks off before step `stop_after` + 1 unless that is 0."""
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES // processes}"
     import jax
@@ -25,7 +28,7 @@ def main(process: int, processes: int, port: int, data_dir: str, workdir: str, s
 
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES // processes}"
     assert jax.device_count() == DEVICES
-    run = experiment(Path(data_dir))
+    run = dataclasses.replace(experiment(Path(data_dir), model__num_heads=4), mesh=mesh)
     if stop_after:
         with contextlib.suppress(KeyboardInterrupt), breaking_off(stop_after):
             train.train(run, workdir)
@@ -38,5 +41,5 @@ def main(process: int, processes: int, port: int, data_dir: str, workdir: str, s
 
 
 if __name__ == "__main__":
-    process, processes, port, data_dir, workdir, stop_after = sys.argv[1:]
-    main(int(process), int(processes), int(port), data_dir, workdir, int(stop_after))
+    process, processes, port, data_dir, workdir, stop_after, mesh = sys.argv[1:]
+    main(int(process), int(processes), int(port), data_dir, workdir, int(stop_after), json.loads(mesh))

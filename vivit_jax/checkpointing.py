@@ -1,6 +1,7 @@
 """Orbax checkpoints: save, restore, restore the parameters alone; verified, with a way back.
 
-One step on disk holds two items. `state`: parameters, optimizer state, step. `meta`, JSON: the resolved config, the
+One step on disk holds two items. `state`: parameters, their average where it is on, optimizer state, step, what the
+guard counts. `meta`, JSON: the resolved config, the
 position in the data, class names, the metrics, and a checksum of every leaf, because Orbax restores flipped bits in
 silence. A step whose checksum is wrong is set aside, loudly, and the one before it is used.
 """
@@ -13,66 +14,45 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from vivit_jax.optim import path_name
+from vivit_jax.checkpoint_checks import CheckpointError, OtherModelError, check_against, check_optimizer, checksums
+
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "OtherModelError",
+    "abstract_like",
+    "check_against",
+    "checksums",
+    "locate",
+    "lock",
+    "score",
+]
 
 FOLDER = "checkpoints"  # inside a run's workdir
 SET_ASIDE = "damaged"
 STATE, META = "state", "meta"
+TREES = ("params", "ema")  # parameters that a step may hold
+OPTIONAL = ("ema", "guard")  # of the state; checkpoints may lack them
 
 
-class CheckpointError(Exception):
-    """A checkpoint that cannot be found, read, verified, or that belongs to another model."""
-
-
-class OtherModelError(CheckpointError):
-    """A sound checkpoint whose parameters are not this model's: nothing to set aside, the user must choose."""
-
-
-@jax.jit
-def _leaf_sum(leaf: jax.Array) -> jax.Array:
-    """Sum modulo 2^32 of a leaf's bits: the same for any layout on devices, changed by any single flipped bit."""
-    if leaf.dtype == jnp.bool_:
-        leaf = leaf.astype(jnp.uint8)
-    words = jax.lax.bitcast_convert_type(
-        leaf, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[leaf.dtype.itemsize]
-    )
-    return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
-
-
-def checksums(tree: Any) -> dict[str, int]:
-    """{leaf path: sum modulo 2^32 of its bits}, independent of sharding and device count."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    sums = [(path_name(path), _leaf_sum(leaf)) for path, leaf in leaves]
-    return {name: int(value) for name, value in sums}
-
-
-def check_against(params: Any, stored: Mapping[str, Any], where: str) -> None:
-    """Raises OtherModelError unless two trees have the same leaves and shapes; lists what differs.
+def score(metrics: Mapping[str, Any] | None, name: str) -> float:
+    """How good an evaluation is by one of its metrics, higher is better: a loss has its sign changed.
 
     Args:
-      params: the model's parameters (arrays or ShapeDtypeStructs), nested dicts.
-      stored: the checkpoint's, likewise.
-      where: named in the error.
+      metrics: of the evaluation; None for none.
+      name: in them, as `top1`, `verb/loss` or `ema/top1`.
+
+    Returns:
+      -inf where there is no such metric, or it is not a number.
     """
-    ours = {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_flatten_with_path(params)[0]}
-    theirs = {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_flatten_with_path(stored)[0]}
-    wrong = [
-        f"{n}: model {ours[n]}, checkpoint {theirs[n]}"
-        for n in sorted(ours.keys() & theirs.keys())
-        if ours[n] != theirs[n]
-    ]
-    wrong += [f"{n}: missing in the checkpoint" for n in sorted(ours.keys() - theirs.keys())]
-    wrong += [f"{n}: not in this model" for n in sorted(theirs.keys() - ours.keys())]
-    if wrong:
-        shown = "\n  ".join(wrong[:12]) + (f"\n  and {len(wrong) - 12} more" if len(wrong) > 12 else "")
-        raise OtherModelError(
-            f"{where} holds another model:\n  {shown}\nUse the config it was trained with, or another workdir."
-        )
+    value = float((metrics or {}).get(name, math.nan))
+    if math.isnan(value):
+        return -math.inf
+    return -value if name.rpartition("/")[2] == "loss" else value
 
 
 def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
@@ -100,7 +80,7 @@ class Checkpoints:
       root: folder of the steps, made where it is absent.
       keep_latest: how many of the newest steps stay, at least 1.
       keep_best: how many of the best stay; a step without the metric, or with NaN, is never best.
-      best_metric: name of the metric, higher is better.
+      best_metric: name of the metric, see `score`.
       read_only: nothing is written or cleaned up.
     """
 
@@ -146,8 +126,7 @@ class Checkpoints:
         )
 
     def _score(self, metrics: Mapping[str, Any] | None) -> float:
-        value = (metrics or {}).get(self.best_metric, -math.inf)
-        return -math.inf if math.isnan(value) else value
+        return score(metrics, self.best_metric)
 
     def steps(self) -> list[int]:
         """Steps on disk, rising."""
@@ -158,7 +137,7 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The step with the highest `best_metric`; the newest one where no step has the metric; None without steps."""
+        """The step with the best `best_metric`; the newest one where no step has the metric; None without steps."""
         step = self._manager.best_step()
         if step is not None and self._score(self._manager.metrics(step)) > -math.inf:
             return step
@@ -189,6 +168,10 @@ class Checkpoints:
         except BaseException:
             self._open()  # a manager whose save failed is of no more use
             raise
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether all processes are to save `step` and leave, since one was told to; only under `jax.distributed`."""
+        return jax.distributed.is_initialized() and self._manager.reached_preemption(step)
 
     def recorded(self) -> dict[str, Any] | None:
         """The JSON item of the newest step that has a readable one, or None."""
@@ -250,38 +233,51 @@ class Checkpoints:
                 f"--config.init_from.path={self.root.parent}, but training cannot go on from it"
             )
         check_against(abstract.params, stored["params"], str(where))
-        restore = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
-        try:
-            state = self._manager.restore(step, args=ocp.args.Composite(**{STATE: restore}))[STATE]
-        except Exception as error:
-            raise CheckpointError(f"{where} cannot be read: {error}") from error
+        check_optimizer(abstract.opt_state, stored["opt_state"], str(where))
+        # What a checkpoint may lack (an average that was off, a guard that is newer) comes back as None.
+        absent = [name for name in OPTIONAL if getattr(abstract, name, None) is not None and not stored.get(name)]
+        state = self._read(step, abstract.replace(**dict.fromkeys(absent)) if absent else abstract)
         self._verify(state, meta, where)
         return state, meta
 
-    def restore_params(self, abstract: Any, step: int) -> Any:
+    def restore_params(self, abstract: Any, step: int, tree: str = "params") -> Any:
         """The parameters of a step without the optimizer's state, with `abstract`'s dtypes and shardings; verified.
 
+        Args:
+          abstract: parameters as `jax.ShapeDtypeStruct`s with shardings.
+          step: on disk.
+          tree: 'params', or 'ema' for their average over the steps.
+
         Raises:
-          CheckpointError: unreadable, damaged, or of another model.
+          CheckpointError: unreadable, damaged, of another model, or without an average.
         """
-        meta, where = self.meta(step), self.root / str(step)
-        check_against(abstract, self._stored(step)["params"], str(where))
-        wanted = {"params": abstract}
+        if tree not in TREES:
+            raise ValueError(f"tree={tree!r} must be one of {', '.join(TREES)}")
+        meta, where, stored = self.meta(step), self.root / str(step), self._stored(step)
+        if not stored.get(tree):
+            raise CheckpointError(
+                f"{where} holds no averaged weights: the run was trained without config.optimizer.ema_decay"
+            )
+        check_against(abstract, stored[tree], str(where))
+        restored = self._read(step, {tree: abstract})
+        self._verify(restored, meta, where)
+        return restored[tree]
+
+    def _read(self, step: int, wanted: Any) -> Any:
+        """The part of a step's state that `wanted` names, with its dtypes and shardings."""
         args = ocp.args.PyTreeRestore(
             wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
         )
-        # A manager keeps the handler of its first restore: partial restore wants one of its own.
+        # A manager keeps the handler of its first restore: each reading gets one of its own.
         with ocp.CheckpointManager(
             self.root.resolve(),
             options=ocp.CheckpointManagerOptions(read_only=True, create=False),
             item_handlers={STATE: ocp.PyTreeCheckpointHandler()},
         ) as manager:
             try:
-                restored = manager.restore(step, args=ocp.args.Composite(**{STATE: args}))[STATE]
+                return manager.restore(step, args=ocp.args.Composite(**{STATE: args}))[STATE]
             except Exception as error:
-                raise CheckpointError(f"{where} cannot be read: {error}") from error
-        self._verify(restored, meta, where)
-        return restored["params"]
+                raise CheckpointError(f"{self.root / str(step)} cannot be read: {error}") from error
 
     @staticmethod
     def _verify(tree: Any, meta: Mapping[str, Any], where: epath.Path) -> None:

@@ -107,7 +107,8 @@ def _worth_showing(record: standard_logging.LogRecord) -> bool:
             and not text.startswith(("Given directory is read only", "CheckpointManagerOptions.read_only"))
             and "tracked_metric" not in text  # a checkpoint between two evaluations has no metrics: as intended
         )
-    return "xla_bridge" not in record.pathname or record.levelno >= standard_logging.WARNING
+    chatty = any(module in record.pathname for module in ("xla_bridge", "compilation_cache"))
+    return not chatty or record.levelno >= standard_logging.WARNING
 
 
 def make_writer(workdir: epath.PathLike) -> metric_writers.MetricWriter:

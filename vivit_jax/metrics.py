@@ -1,11 +1,12 @@
-"""Metrics of a data set as clu collections: top-k, confusion, verb/noun/action.
+"""Metrics of a data set as clu collections: top-k, confusion, verb/noun/action; mean average precision.
 
-Each is a sum over examples, so updates of any batches merge in any order, and padding (mask 0) adds nothing.
+Each member of a collection is a sum over examples, so updates of any batches merge in any order, and padding (mask 0)
+adds nothing. Average precision ranks all videos at once, and so is computed on the host, from the scores of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.struct
@@ -13,8 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import metrics as clu_metrics
+from sklearn.metrics import average_precision_score
+
+from vivit_jax.losses import example_losses, one_hot_targets
 
 ACTION = "action"  # EPIC-Kitchens: the pair of verb and noun
+PAIR = ("verb", "noun")
+MEAN_AVERAGE_PRECISION = "mean_average_precision"
 
 
 def classes_ahead(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -36,7 +42,11 @@ def classes_ahead(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def pair_scores(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Scores of all pairs of classes: log of the product of the two softmaxes (EPIC-Kitchens' action).
+    """Scores of all pairs of classes: log of the product of the two softmaxes.
+
+    So EPIC-Kitchens-100 scores actions (Damen et al., arXiv:2006.13256; `compute_action_scores` of its baseline for
+    action recognition, which looks at the pairs of the 100 highest verbs and nouns alone: the same five highest pairs).
+    Verb and noun count as independent, every pair of classes competes, and a prediction is right where both are.
 
     Args:
       first: [B, C1] logits, e.g. of the verb.
@@ -63,12 +73,26 @@ def _top_k(k: int, head: str | tuple[str, str]) -> type[clu_metrics.Metric]:
     return clu_metrics.Average.from_fun(right)
 
 
+def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The loss of each example, without label smoothing.
+
+    Args:
+      logits: [B, C] float.
+      labels: int [B]: softmax cross-entropy. Or [B, C], 1 where a class is present, else 0: binary cross-entropy of the
+        sigmoids, summed over the classes.
+
+    Returns:
+      [B], in nats.
+    """
+    kind = "sigmoid" if labels.ndim == logits.ndim else "softmax"
+    return example_losses(logits, one_hot_targets(logits, labels), kind)
+
+
 def _loss(head: str) -> type[clu_metrics.Metric]:
-    """Mean softmax cross-entropy of a head, without label smoothing."""
+    """Mean of `losses` of a head."""
 
     def loss(*, logits: Mapping[str, Any], labels: Mapping[str, Any], mask: Any, **_: Any) -> dict[str, Any]:
-        own = jnp.take_along_axis(jax.nn.log_softmax(logits[head]), labels[head][:, None], axis=-1)
-        return {"values": -own[:, 0], "mask": mask}
+        return {"values": losses(logits[head], labels[head]), "mask": mask}
 
     return clu_metrics.Average.from_fun(loss)
 
@@ -114,34 +138,53 @@ class Count(clu_metrics.Metric):
         return {"counted": self.counted, "listed": self.listed}
 
 
-def collection(heads: Mapping[str, int]) -> type[clu_metrics.Collection]:
+def has_action(heads: Mapping[str, int], multi_label: Collection[str] = ()) -> bool:
+    """Whether pairs of verb and noun are scored: the data set has both, with one label each."""
+    return set(PAIR) <= set(heads) and not set(PAIR) & set(multi_label)
+
+
+def collection(
+    heads: Mapping[str, int], multi_label: Collection[str] = (), *, confusion: bool = True
+) -> type[clu_metrics.Collection]:
     """The clu collection for a data set's heads.
 
     Args:
       heads: {head: number of classes}. With the heads `verb` and `noun` there is an `action` too.
+      multi_label: heads whose videos have several labels at once. Here they have a loss; `average_precision` is theirs.
+      confusion: with confusion matrices, from which `summarise` takes the mean class accuracy.
 
     Returns:
-      A Collection class whose `single_from_model_output` takes `logits` {head: [B, C]}, `labels` {head: int32 [B]},
-      `mask` [B], `index` [B]. Top-5 is left out where there are no more than five classes.
+      A Collection class whose `single_from_model_output` takes `logits` {head: [B, C]}, `labels` {head: int32 [B], or
+      float [B, C]}, `mask` [B], `index` [B]. Top-5 is left out where there are no more than five classes.
     """
     members: dict[str, type[clu_metrics.Metric]] = {"count": Count}
     for head, classes in heads.items():
         members[f"{head}__loss"] = _loss(head)
-        members[f"{head}__confusion"] = _confusion(head)
+        if head in multi_label:
+            continue
+        if confusion:
+            members[f"{head}__confusion"] = _confusion(head)
         for k in (1, 5):
             if k == 1 or classes > k:
                 members[f"{head}__top{k}"] = _top_k(k, head)
-    if {"verb", "noun"} <= set(heads):
+    if has_action(heads, multi_label):
         for k in (1, 5):
-            members[f"{ACTION}__top{k}"] = _top_k(k, ("verb", "noun"))
+            if k == 1 or heads["verb"] * heads["noun"] > k:
+                members[f"{ACTION}__top{k}"] = _top_k(k, PAIR)
     return clu_metrics.Collection.create(**members)
 
 
-def accuracy_names(heads: Mapping[str, int]) -> list[str]:
-    """The metrics by which a checkpoint can be the best: the names of `summarise` for which higher is better."""
-    members = [name.partition("__") for name in collection(heads).__annotations__]
+def accuracy_names(heads: Mapping[str, int], multi_label: Collection[str] = ()) -> list[str]:
+    """The metrics by which a checkpoint can be the best: those of an evaluation for which higher is better."""
+    members = [name.partition("__") for name in collection(heads, multi_label).__annotations__]
     kinds = [(head, {"confusion": "mean_class_accuracy"}.get(what, what)) for head, _, what in members]
-    return [f"{head}/{what}" if len(heads) > 1 else what for head, what in kinds if what not in ("", "loss")]
+    kinds += [(head, MEAN_AVERAGE_PRECISION) for head in heads if head in multi_label]
+    return [scalar_name(head, what, heads) for head, what in kinds if what not in ("", "loss")]
+
+
+def scalar_name(head: str, what: str, heads: Mapping[str, int]) -> str:
+    """`top1` for the only head, `verb/top1` where there are several."""
+    return f"{head}/{what}" if len(heads) > 1 else what
 
 
 def summarise(computed: Mapping[str, Any], heads: Mapping[str, int]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -155,7 +198,6 @@ def summarise(computed: Mapping[str, Any], heads: Mapping[str, int]) -> tuple[di
       Scalars: `top1`, `top5`, `loss`, `mean_class_accuracy` for a single head; `verb/top1` and so on for several, and
       `action/top1`. Accuracies lie in [0, 1]; NaN where no example counted. And {head: int [C, C]}.
     """
-    prefix = len(heads) > 1
     scalars, confusion = {}, {}
     for name, value in computed.items():
         head, _, what = name.partition("__")
@@ -163,7 +205,7 @@ def summarise(computed: Mapping[str, Any], heads: Mapping[str, int]) -> tuple[di
             confusion[head] = np.asarray(value)
             what, value = "mean_class_accuracy", mean_class_accuracy(confusion[head])
         if what:
-            scalars[f"{head}/{what}" if prefix else what] = float(value)
+            scalars[scalar_name(head, what, heads)] = float(value)
     return scalars, confusion
 
 
@@ -172,3 +214,31 @@ def mean_class_accuracy(confusion: np.ndarray) -> float:
     total = confusion.sum(1)
     seen = total > 0
     return float(np.mean(np.diag(confusion)[seen] / total[seen])) if seen.any() else float("nan")
+
+
+def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Average precision of each class: the sum over the ranks n of (R_n - R_(n-1)) P_n, with P_n and R_n precision and
+    recall of the videos ranked n or higher; videos of the same score share a rank. No interpolation.
+
+    Args:
+      truth: [N, C], 1 where the class is present in the video, else 0.
+      scores: [N, C], higher for the more probable; any monotone scale.
+
+    Returns:
+      float64 [C] in [0, 1]; NaN for a class that no video has. A score that is not a number ranks its video last.
+    """
+    truth, largest = np.asarray(truth) > 0, np.finfo(np.float32).max
+    scores = np.nan_to_num(scores, nan=-largest, posinf=largest, neginf=-largest)
+    result = np.full(truth.shape[1], np.nan)
+    for number in np.flatnonzero(truth.any(axis=0)):
+        result[number] = average_precision_score(truth[:, number], scores[:, number])
+    return result
+
+
+def mean_over_present(of_classes: np.ndarray) -> float:
+    """Mean average precision: the macro mean of `average_precision` over the classes that some video has.
+
+    NaN where there is none.
+    """
+    present = np.isfinite(of_classes)
+    return float(np.mean(of_classes[present])) if present.any() else float("nan")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,13 +24,6 @@ from vivit_jax.data import build, catalog, decode, pipeline
 from vivit_jax.experiment import ConfigError, DataConfig, Experiment
 from vivit_jax.models import ViViTConfig
 from vivit_jax.train_step import make_eval_step, normalise
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run to take the best checkpoint from; or one step's folder.")
-_TOP = flags.DEFINE_integer("top", 5, "How many labels to show.", lower_bound=1)
-_TEMPORAL = flags.DEFINE_integer("temporal_views", None, "Clips over the length; default, the config's.", lower_bound=1)
-_SPATIAL = flags.DEFINE_integer("spatial_views", None, "Crops of each clip, 1 to 3; default, the config's.")
-_PICTURES = flags.DEFINE_string("pictures", None, "Folder for a PNG of each file: frames, attention, labels.")
-_JSON = flags.DEFINE_bool("json", False, "One JSON object a line instead of text.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +50,7 @@ class Predictor:
     Args:
       checkpoint: a workdir, a folder of steps, or one step.
       temporal_views, spatial_views: default, those of the checkpoint's config.
+      weights: 'params', or 'ema' for their average, of a run that kept one.
 
     Raises:
       CheckpointError: none there, or damaged.
@@ -64,11 +58,16 @@ class Predictor:
     """
 
     def __init__(
-        self, checkpoint: epath.PathLike, *, temporal_views: int | None = None, spatial_views: int | None = None
+        self,
+        checkpoint: epath.PathLike,
+        *,
+        temporal_views: int | None = None,
+        spatial_views: int | None = None,
+        weights: str = "params",
     ):
         # One file at a time: one device is enough, wherever the model was trained.
         mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
-        self.model, self._params, meta, self.path = evaluate.restore_for_inference(checkpoint, mesh)
+        self.model, self._params, meta, self.path = evaluate.restore_for_inference(checkpoint, mesh, weights=weights)
         config = meta["config"]
         for field, value in (("temporal_views", temporal_views), ("spatial_views", spatial_views)):
             if value is not None:
@@ -78,6 +77,7 @@ class Predictor:
         self._short_side = _short_side(experiment.data)
         self._spec = experiment.clip_spec(self.model.config)
         self.class_names: dict[str, list[str]] = meta["class_names"]
+        self.multi_label = frozenset(meta.get("multi_label", ()))
         self._logits = jax.jit(make_eval_step(self.model.apply))
         self._attention = jax.jit(
             lambda params, video: attention_map(self.model.apply, self.model.config, params, video)
@@ -100,7 +100,7 @@ class Predictor:
         attention = np.asarray(self._attention(self._params, views[:1]))
         return Prediction(
             str(path),
-            rank({head: logits[head][0] for head in self.class_names}, self.class_names, top),
+            rank({head: logits[head][0] for head in self.class_names}, self.class_names, top, self.multi_label),
             views,
             attention,
         )
@@ -115,7 +115,10 @@ def _short_side(data: DataConfig) -> int:
 
 
 def rank(
-    logits: Mapping[str, np.ndarray], class_names: Mapping[str, Sequence[str]], top: int
+    logits: Mapping[str, np.ndarray],
+    class_names: Mapping[str, Sequence[str]],
+    top: int,
+    multi_label: Collection[str] = (),
 ) -> dict[str, list[tuple[str, float]]]:
     """The most probable labels of each head, and of the pairs of verb and noun.
 
@@ -123,10 +126,14 @@ def rank(
       logits: {head: [C]}.
       class_names: {head: C names}.
       top: how many, or as many as there are.
+      multi_label: heads of several labels at once, whose probabilities are each by themselves (sigmoid).
     """
     names = {head: list(class_names[head]) for head in logits}
-    scores = {head: np.asarray(jax.nn.softmax(values)) for head, values in logits.items()}
-    if {"verb", "noun"} <= set(logits):
+    scores = {
+        head: np.asarray((jax.nn.sigmoid if head in multi_label else jax.nn.softmax)(values))
+        for head, values in logits.items()
+    }
+    if {"verb", "noun"} <= set(logits) - set(multi_label):
         pairs = metrics.pair_scores(logits["verb"][None], logits["noun"][None])[0]
         scores[metrics.ACTION] = np.exp(np.asarray(pairs))
         names[metrics.ACTION] = [f"{verb} {noun}" for verb in names["verb"] for noun in names["noun"]]
@@ -197,31 +204,40 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("name at least one video file")
     logs.set_up()
     try:
-        predictor = Predictor(_WORKDIR.value, temporal_views=_TEMPORAL.value, spatial_views=_SPATIAL.value)
+        views = {"temporal_views": flags.FLAGS.temporal_views, "spatial_views": flags.FLAGS.spatial_views}
+        predictor = Predictor(flags.FLAGS.workdir, **views, weights=flags.FLAGS.weights)
     except (checkpointing.CheckpointError, ConfigError) as error:
         sys.exit(f"error: {error}")
     failed = 0
     for path in paths:
         try:
-            found = predictor(path, _TOP.value)
+            found = predictor(path, flags.FLAGS.top)
         except decode.VideoError as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
-        if _JSON.value:
+        if flags.FLAGS.json:
             print(json.dumps({"file": found.path, "labels": found.ranked}), flush=True)
         else:
             print(describe(found), flush=True)
-        if _PICTURES.value:
+        if flags.FLAGS.pictures:
             name = f"prediction_{epath.Path(path).stem}.png"
             figure = plots.prediction(found.views[0], found.attention, found.ranked, epath.Path(path).name)
-            plots.save(figure, epath.Path(_PICTURES.value) / name)
+            plots.save(figure, epath.Path(flags.FLAGS.pictures) / name)
     if failed:
         sys.exit(f"{failed} of {len(paths)} files could not be read")
 
 
 def run() -> None:
     """Entry point."""
+    # Defined here, so that this module can be imported beside others whose flags have the same names.
+    flags.DEFINE_string("workdir", None, "Run to take the best checkpoint from; or one step's folder.")
+    flags.DEFINE_integer("top", 5, "How many labels to show.", lower_bound=1)
+    flags.DEFINE_integer("temporal_views", None, "Clips over the length; default, the config's.", lower_bound=1)
+    flags.DEFINE_integer("spatial_views", None, "Crops of each clip, 1 to 3; default, the config's.")
+    flags.DEFINE_enum("weights", "params", ["params", "ema"], "The parameters, or their average.")
+    flags.DEFINE_string("pictures", None, "Folder for a PNG of each file: frames, attention, labels.")
+    flags.DEFINE_bool("json", False, "One JSON object a line instead of text.")
     flags.mark_flag_as_required("workdir")
     logging.set_verbosity(logging.WARNING)  # the labels are the output
     app.run(main)

@@ -1,9 +1,10 @@
 """RandAugment on clips (Cubuk et al., arXiv:1909.13719), on the device: uint8 in, uint8 out.
 
-The variant that the paper's recipes for Epic Kitchens and Something-Something name (its appendix): no operation that
-moves pixels, so that motion stays as it was, and one draw of operations for all frames of a clip. Its published form
-is `distort_image_with_randaugment` of scenic's `dataset_lib/video_ops.py`, over the operations and magnitudes of
-`official/legacy/image_classification/augment.py` in tensorflow/models.
+The set `published` is the variant that the paper's recipes for Epic Kitchens and Something-Something name (its
+appendix): no operation that moves pixels, and one draw of operations for all frames of a clip. Its published form is
+`distort_image_with_randaugment` of scenic's `dataset_lib/video_ops.py`, over the operations and magnitudes of
+`official/legacy/image_classification/augment.py` in tensorflow/models. The set `video` has RandAugment's geometric
+operations too (module `affine`), each by the same map in all frames, so that nothing jumps.
 
 The operations are those of Pillow's ImageOps and ImageEnhance, in the same integer arithmetic. A clip is one picture,
 its frames stacked: lowest and highest value, histogram and mean are taken over the whole clip, as published, so that
@@ -19,32 +20,40 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from vivit_jax import sharding
+from vivit_jax import affine, sharding
 
+OPERATION_SETS = ("published", "video")
 MAX_LEVEL = 10  # the magnitude at which the published formulas reach the far end of their scale
 CUTOUT_SCALE = 40  # half the side of Cutout's square at that magnitude, in pixels
+ROTATION = 30.0  # degrees at that magnitude
+SHEAR = 0.3  # columns a row, or rows a column, at that magnitude
+TRANSLATION = 100 / 224  # of the frame's side at that magnitude: the published 100 pixels of the published size
 
 Operation = Callable[[jax.Array, jax.Array], jax.Array]  # (clip [T, H, W, 3], key) -> clip
 
 
-def rand_augment(keys: jax.Array, video: jax.Array, *, layers: int, magnitude: float) -> jax.Array:
-    """`layers` operations one after another on each clip, each drawn uniformly from `operations(magnitude)`.
+def rand_augment(
+    keys: jax.Array, video: jax.Array, *, layers: int, magnitude: float, ops: str = "published"
+) -> jax.Array:
+    """`layers` operations one after another on each clip, each drawn uniformly from `operations(magnitude, ops)`.
 
     Args:
       keys: [B] random keys, one a clip.
       video: uint8 [B, T, H, W, 3].
       layers: operations a clip, N of the RandAugment paper; at least 0.
       magnitude: strength of all operations, M of the RandAugment paper; at least 0.
+      ops: the set of operations, 'published' or 'video'.
 
     Returns:
       uint8 [B, T, H, W, 3]; all frames of a clip are treated alike.
 
     Raises:
       TypeError: the video is not uint8.
+      ValueError: an unknown set of operations.
     """
     if video.dtype != jnp.uint8:
         raise TypeError(f"RandAugment takes uint8 pixels, not {video.dtype}; apply it before normalising")
-    branches = list(operations(magnitude).values())
+    branches = list(operations(magnitude, ops).values())
 
     def one_clip(key_and_clip: tuple[jax.Array, jax.Array]) -> jax.Array:
         def layer(clip: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
@@ -54,13 +63,13 @@ def rand_augment(keys: jax.Array, video: jax.Array, *, layers: int, magnitude: f
         key, clip = key_and_clip
         return jax.lax.scan(layer, clip, jax.random.split(key, layers))[0]
 
-    # One clip after another, so that `switch` runs the one operation drawn: under vmap it would run all twelve on every
-    # clip. A loop over a sharded axis would gather the batch on every device, hence each device loops over its own.
+    # One clip after another, so that `switch` runs the one operation drawn: under vmap it would run all of them on
+    # every clip. A loop over a sharded axis would gather the batch on every device, hence each loops over its own rows.
     return sharding.on_own_rows(lambda keys, video: jax.lax.map(one_clip, (keys, video)))(keys, video)
 
 
-def operations(magnitude: float) -> dict[str, Operation]:
-    """The twelve operations at a magnitude, by name, as functions (clip uint8 [T, H, W, 3], key) -> clip.
+def operations(magnitude: float, ops: str = "published") -> dict[str, Operation]:
+    """The operations of a set at a magnitude, by name, as functions (clip uint8 [T, H, W, 3], key) -> clip.
 
     With m = magnitude / 10 and integers cut off: Posterize keeps 4 m bits; Solarize inverts the values from 256 m on;
     SolarizeAdd adds 110 m to those below 128; Color, Contrast, Brightness and Sharpness blend with factor 1.8 m + 0.1
@@ -69,13 +78,27 @@ def operations(magnitude: float) -> dict[str, Operation]:
     The recipes use magnitudes of 15 and 20, beyond the scale. There the formulas give factors of 2.8 and 3.7, squares
     of 120 and 160 pixels, 165 and 220 to add, up to white. Where one leaves its range it is clipped: Posterize at all 8
     bits, Solarize at 256. Hence Posterize does nothing from a magnitude of 20 on, and Solarize from 10 on.
+
+    `video` adds Rotate by 30 m degrees, ShearX and ShearY by 0.3 m, TranslateX and TranslateY by 100 m / 224 of the
+    frame's side, in whole pixels; to either side with equal probability, and with grey where nothing comes from. These
+    are RandAugment's (tensorflow/models), whose 100 m pixels are for frames of 224; from a magnitude of 22.4 on a
+    translation leaves nothing of the frame.
+
+    Args:
+      magnitude: at least 0.
+      ops: 'published', twelve operations, or 'video', seventeen.
+
+    Raises:
+      ValueError: another set.
     """
+    if ops not in OPERATION_SETS:
+        raise ValueError(f"ops={ops!r}; choose one of {', '.join(OPERATION_SETS)}")
 
     def level(scale: float) -> int:
         return int(magnitude / MAX_LEVEL * scale)
 
     factor = magnitude / MAX_LEVEL * 1.8 + 0.1
-    return {
+    published = {
         "AutoContrast": lambda clip, key: auto_contrast(clip),
         "Equalize": lambda clip, key: equalize(clip),
         "Invert": lambda clip, key: 255 - clip,
@@ -88,6 +111,20 @@ def operations(magnitude: float) -> dict[str, Operation]:
         "Cutout": lambda clip, key: cutout(clip, key, level(CUTOUT_SCALE)),
         "SolarizeAdd": lambda clip, key: solarize_add(clip, min(level(110), 255)),
         "Identity": lambda clip, key: clip,
+    }
+    if ops == "published":
+        return published
+
+    def either_side(strength: float, key: jax.Array) -> jax.Array:
+        return jnp.where(jax.random.bernoulli(key), strength, -strength)
+
+    turn, slope = magnitude / MAX_LEVEL * ROTATION, magnitude / MAX_LEVEL * SHEAR
+    return published | {
+        "Rotate": lambda clip, key: affine.rotate(clip, either_side(turn, key)),
+        "ShearX": lambda clip, key: affine.shear_x(clip, either_side(slope, key)),
+        "ShearY": lambda clip, key: affine.shear_y(clip, either_side(slope, key)),
+        "TranslateX": lambda clip, key: affine.translate_x(clip, either_side(level(TRANSLATION * clip.shape[2]), key)),
+        "TranslateY": lambda clip, key: affine.translate_y(clip, either_side(level(TRANSLATION * clip.shape[1]), key)),
     }
 
 

@@ -33,7 +33,7 @@ from vivit_jax.experiment import ConfigError, Experiment
 
 DONE_FILE = "row.json"
 # What a run's numbers do not depend on, or what is written into the config on the way.
-_FREE = ("data.threads", "data.prefetch", "data.cache", "data.cache_gb", "data.dir")
+_FREE = ("data.threads", "data.prefetch", "data.cache", "data.cache_gb", "data.dir", "compilation_cache")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +119,8 @@ def plan(
             )
             used = config.seed
             _fill_in(config, {"{workdir}": str(workdir), "{seed}": str(used)})
+            if config.compilation_cache == "workdir":  # rows share programs, so they share what is compiled
+                config.compilation_cache = str(epath.Path(workdir) / "compilation_cache")
             runs.append(Run(row, used, Experiment.from_config(config), epath.Path(workdir) / row / f"seed_{used}"))
     return runs
 
@@ -240,39 +242,40 @@ def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-_CONFIG = flags.DEFINE_string("config", None, "Config file with sweep().")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep: its runs, and its tables.")
-_SEEDS = flags.DEFINE_list("seeds", [], "Seeds, with commas; each row is run with each. Default: the config's.")
-_ROWS = flags.DEFINE_string("rows", "", "Only rows whose name begins with this regular expression.")
-_SET = flags.DEFINE_multi_string("set", [], "FIELD=VALUE, laid over every row; may be given again.")
-_METRICS = flags.DEFINE_list("metrics", [], "Columns of the table. Default: every top1, or what there is.")
-
-
 def main(argv: list[str]) -> None:
-    from vivit_jax import checkpointing, logs, sweep_table
+    from vivit_jax import checkpointing, distributed, logs, sweep_table
 
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logs.set_up()
-    try:
-        seeds = [int(seed) for seed in _SEEDS.value]
-        module = load_module(_CONFIG.value)
-        runs = plan(module, _WORKDIR.value, seeds=seeds, rows=_ROWS.value, changes=parse_changes(_SET.value))
-        results = []
-        for found in carry_out(runs):
-            results.append(found)
-            # After every run, so that what is known can be looked at while the rest is still to come.
-            sweep_table.write(results, _WORKDIR.value, epath.Path(_CONFIG.value).stem, _METRICS.value)
-    except (ValueError, OSError, checkpointing.CheckpointError) as error:
-        sys.exit(f"error: {error}")
-    if jax.process_index() == 0:
-        print(sweep_table.markdown(results, _METRICS.value))
-    if failed := [found for found in results if found.failure]:
-        sys.exit("\n".join(f"failed: {found.row}, seed {found.seed}: {found.failure}" for found in failed))
+    given = flags.FLAGS
+    with distributed.ending_together():
+        results: list[Finished] = []
+        try:
+            distributed.initialise()
+            module, seeds = load_module(given.config), [int(seed) for seed in given.seeds]
+            runs = plan(module, given.workdir, seeds=seeds, rows=given.rows, changes=parse_changes(given.set))
+            for found in carry_out(runs):
+                results.append(found)
+                # After every run, so that what is known can be looked at while the rest is still to come.
+                sweep_table.write(results, given.workdir, epath.Path(given.config).stem, given.metrics)
+        except (ValueError, OSError, checkpointing.CheckpointError) as error:
+            sys.exit(f"error: {error}")
+        if jax.process_index() == 0:
+            print(sweep_table.markdown(results, given.metrics))
+        if failed := [found for found in results if found.failure]:
+            sys.exit("\n".join(f"failed: {found.row}, seed {found.seed}: {found.failure}" for found in failed))
 
 
 def run() -> None:
     """Entry point."""
+    # Defined here, so that this module can be imported beside others whose flags have the same names.
+    flags.DEFINE_string("config", None, "Config file with sweep().")
+    flags.DEFINE_string("workdir", None, "Folder of the sweep: its runs, and its tables.")
+    flags.DEFINE_list("seeds", [], "Seeds, with commas; each row is run with each. Default: the config's.")
+    flags.DEFINE_string("rows", "", "Only rows whose name begins with this regular expression.")
+    flags.DEFINE_multi_string("set", [], "FIELD=VALUE, laid over every row; may be given again.")
+    flags.DEFINE_list("metrics", [], "Columns of the table. Default: every top1, or what there is.")
     flags.mark_flags_as_required(["config", "workdir"])
     logging.set_verbosity(logging.INFO)
     app.run(main)

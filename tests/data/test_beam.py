@@ -63,11 +63,11 @@ def test_a_worker_writes_what_a_local_build_writes(tmp_path, monkeypatch):
     local = build.build("kinetics400", videos, folder, tmp_path / "local", num_workers=0, progress=False)
     written = []
 
-    def anywhere(todo, staging, form, class_names, flags, on_rows):
+    def anywhere(todo, staging, form, class_names, flags, on_rows, multi_label):
         assert flags == ["--runner=Elsewhere", "--region=x"]
         for shard in [todo[2], todo[0], todo[2], todo[1]]:
             # As a runner hands it over: a copy of the plan.
-            written.append(beam.write_shard(dataclasses.replace(shard), str(staging), form, class_names))
+            written.append(beam.write_shard(dataclasses.replace(shard), str(staging), form, class_names, multi_label))
         for shard in todo:
             shards.restore(shard, staging)
 

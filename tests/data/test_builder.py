@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import bad_files, numbered_video, read_number
-from vivit_jax.data import annotations, build, catalog, clips, encode, index, workers
+from vivit_jax.data import annotations, build, catalog, clips, encode, index, indexing, workers
 from vivit_jax.data.host_tf import tf
 
 # name of the video file, seconds of the segment, frames that the segment holds at 25 frames a second
@@ -98,7 +98,7 @@ def test_bytes_do_not_depend_on_the_process(tiny_records):
 
 
 def test_scanned_index_is_the_written_one(tiny_records):
-    for scanned in index.scan(tiny_records):
+    for scanned in indexing.scan(tiny_records):
         written = index.open_split(tiny_records, scanned.name)
         for field in dataclasses.fields(index.RecordSplit):
             first, second = getattr(written, field.name), getattr(scanned, field.name)
@@ -209,13 +209,13 @@ def test_errors_of_the_index(tiny_records, tmp_path):
     with pytest.raises(index.NoRecordsError, match="no split 'test'; there are train, validation"):
         index.open_split(tiny_records, "test")
     with pytest.raises(index.NoRecordsError, match="no records in"):
-        index.scan(tmp_path)
+        indexing.scan(tmp_path)
     shard = index.list_shards(tiny_records)["validation"][0]
     (tmp_path / shard).write_bytes((tiny_records / shard).read_bytes()[:-5])
     with pytest.raises(index.NoRecordsError, match=r"no index; make it: python -m vivit_jax.data.index"):
         index.open_split(tmp_path, "validation")
     with pytest.raises(ValueError, match="cut short: record"):
-        index.record_positions(tmp_path / shard)
+        indexing.record_positions(tmp_path / shard)
 
 
 def test_empty_split(tmp_path):

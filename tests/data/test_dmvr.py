@@ -9,7 +9,7 @@ import pytest
 
 from tests.data.conftest import read_number
 from tests.data.sequences import flip_bit, jpeg, numbered_frames, sequence, write_shards
-from vivit_jax.data import index, pipeline, sampling, verify
+from vivit_jax.data import index, indexing, pipeline, sampling, verify
 from vivit_jax.data.dmvr_shards import find_shards
 from vivit_jax.data.host_tf import tf
 
@@ -200,7 +200,7 @@ def test_records_that_cannot_be_used_are_listed(tmp_path, capsys):
                             sequence(frames, clip__label__index=1)], 1,
     )  # fmt: skip
     path = tmp_path / "train-00000-of-00001"
-    places = index.record_positions(path)
+    places = indexing.record_positions(path)
     flip_bit(path, int(places[6, 0]) + 500)
     out = run(tmp_path, capsys=capsys)
     assert "7 records cannot be used" in out

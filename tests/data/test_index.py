@@ -49,7 +49,7 @@ def test_stale_or_unreadable(copy):
         index.open_split(copy, "train")
     path.write_bytes(sound)
     change(path, format=np.array(99))
-    with pytest.raises(index.BadIndexError, match=r"of format 99, this version reads up to 2: update it"):
+    with pytest.raises(index.BadIndexError, match=r"of format 99, this version reads up to 3: update it"):
         index.open_split(copy, "train")
     path.write_bytes(sound)
     change(path, format=None, form=None)

@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from tests.data.conftest import numbered_video, read_number
-from vivit_jax.data import build, clips, decode, index, moving_digits, order, pipeline, sampling
+from vivit_jax.data import build, clips, decode, index, indexing, moving_digits, order, pipeline, sampling
 from vivit_jax.data.host_tf import tf
 
 PLAIN = pipeline.ClipSpec(8, (64, 64), stride=2)
@@ -316,7 +316,7 @@ def test_broken_records_are_masked_and_counted(train, validation, tmp_path):
     with tf.io.TFRecordWriter(split.shard_paths[0]) as writer:
         for record in records:
             writer.write(record)
-    assert index.scan(split.folder)[-1].chunk_offset.tolist() == split.chunk_offset.tolist()
+    assert indexing.scan(split.folder)[-1].chunk_offset.tolist() == split.chunk_offset.tolist()
     batches = pipeline.eval_batches(split, PLAIN, 16)
     (batch,) = batches
     assert np.flatnonzero(batch["mask"] == 0).tolist() == batches.last_corrupt == [2]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.data.sequences import flip_bit, numbered_frames, sequence, write_shards
-from vivit_jax.data import index, verify
+from vivit_jax.data import index, indexing, verify
 from vivit_jax.data.host_tf import tf
 
 
@@ -30,7 +30,7 @@ def rewrite(split, number, change):
     with tf.io.TFRecordWriter(path) as writer:
         for record in records:
             writer.write(record)
-    places = index.record_positions(path)
+    places = indexing.record_positions(path)
     split.chunk_offset[:], split.chunk_length[:] = places[:, 0], places[:, 1]
     split.chunk_checksum[:] = places[:, 2].astype(np.uint32)
     split.save()
@@ -127,7 +127,7 @@ def test_sequences(tmp_path):
     index.main([str(tmp_path)])
     (report,) = verify.verify(tmp_path, progress=False)
     assert (report.videos, report.left_out, report.num_problems) == (4, 1, 3)
-    places = index.record_positions(path)[:, 0]
+    places = indexing.record_positions(path)[:, 0]
     for problem, (record, part) in zip(
         report.problems,
         ((1, "time of frame 2 is not after"), (3, "frame 4 is no readable JPEG"), (4, "2 times for 5 frames")),

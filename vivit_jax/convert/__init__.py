@@ -13,7 +13,7 @@ engine applies them both ways. `python -m vivit_jax.convert` does the same from 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -22,11 +22,11 @@ import numpy as np
 from vivit_jax.convert import engine
 from vivit_jax.convert.engine import ConversionError
 from vivit_jax.convert.files import FileError
-from vivit_jax.convert.image_to_video import adapt, follow, image_to_video
-from vivit_jax.convert.options import FOLLOWED, InitFrom
+from vivit_jax.convert.image_to_video import adapt, image_to_video
+from vivit_jax.convert.options import FOLLOWED, InitFrom, follow
 from vivit_jax.convert.report import Entry, Report, in_words
 from vivit_jax.convert.source import Path, Source, check_format, find_format, understand
-from vivit_jax.convert.tables import FORMATS, Hints
+from vivit_jax.convert.tables import FORMATS, Hints, native
 from vivit_jax.convert.tables.sizes import is_image_model
 from vivit_jax.models import ViViTConfig
 
@@ -122,7 +122,12 @@ class Initialisation:
 
 
 def initialise(
-    source: Source, config: ViViTConfig, options: InitFrom | None = None, *, seed: int = 0
+    source: Source,
+    config: ViViTConfig,
+    options: InitFrom | None = None,
+    *,
+    seed: int = 0,
+    class_names: Mapping[str, Sequence[str]] | None = None,
 ) -> Initialisation:
     """A model started from the weights of any other, image or video, at any size (section 3.4).
 
@@ -131,6 +136,7 @@ def initialise(
       config: the model to fill; activation, LayerNorm epsilon, biases and the pre-logits layer follow the weights.
       options: the choices of section 3.4; `options.path` is not looked at.
       seed: of the leaves that start as from scratch.
+      class_names: {head: names by class id} of the model, 'label' for an only head; None where they are not known.
 
     Raises:
       FileNotFoundError, FileError, ValueError: as `load_params`.
@@ -152,6 +158,7 @@ def initialise(
         seed=seed,
         origin=loaded.origin,
         where=opened.weights.where,
+        class_names=(native.class_names(opened.weights.facts), class_names or {}),
     )
     entries = [_with_dtype(entry, loaded.stored_as) for entry in report.entries]
     entries += [Entry(name, "dropped", why) for name, why in loaded.dropped.items()]

@@ -6,7 +6,6 @@ with its reason in the report. Whatever else differs between the two models is a
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from vivit_jax.convert.engine import ConversionError
 from vivit_jax.convert.fresh import fresh_leaves
+from vivit_jax.convert.heads import Names, decide, leaf_name
 from vivit_jax.convert.options import FOLLOWED, InitFrom
 from vivit_jax.convert.report import Entry, Report, in_words
 from vivit_jax.convert.resize import central_frame, filter_inflation, fold_normalisation, resize_grid
@@ -64,24 +64,6 @@ def image_to_video(
     return adapt(image_params, image_config, config, options, seed=seed)[0]
 
 
-def follow(source: ViViTConfig, config: ViViTConfig, options: InitFrom) -> tuple[ViViTConfig, list[str]]:
-    """The config with what the weights decide: activation, LayerNorm epsilon, biases, pre-logits layer.
-
-    Args:
-      source: the model of the weights.
-      config: the model wanted.
-      options: `pre_logits="follow"` takes the dense layer before the head from the source, if the config has none.
-
-    Returns:
-      (the config, a line for each field that changed).
-    """
-    changes = {name: getattr(source, name) for name in FOLLOWED if getattr(source, name) != getattr(config, name)}
-    if options.pre_logits == "follow" and config.representation_size is None and source.representation_size:
-        changes["representation_size"] = source.representation_size
-    said = [f"{name} = {value} (was {getattr(config, name)})" for name, value in changes.items()]
-    return dataclasses.replace(config, **changes), said
-
-
 def adapt(
     params: Mapping[str, Any],
     source: ViViTConfig,
@@ -91,6 +73,7 @@ def adapt(
     seed: int = 0,
     origin: Mapping[str, Iterable[str]] | None = None,
     where: str = "parameters",
+    class_names: tuple[Names, Names] = ({}, {}),
 ) -> tuple[dict[str, Any], Report]:
     """Fits the parameters of one model to another.
 
@@ -102,6 +85,7 @@ def adapt(
       seed: of leaves that are random, as in training from scratch.
       origin: our name -> names in the file, for the report.
       where: the file, for the report.
+      class_names: {head: names by class id} of the source and of `config`, 'label' for an only head; as far as known.
 
     Returns:
       (nested parameters of `ViViT(config)`, the report).
@@ -110,7 +94,7 @@ def adapt(
       ConversionError: whatever differs and cannot be converted, all of it at once.
     """
     flat = {k: np.asarray(v) for k, v in flax.traverse_util.flatten_dict(dict(params), sep="/").items()}
-    work = _Adaptation(flat, source, config, options, origin or {})
+    work = _Adaptation(flat, source, config, options, origin or {}, class_names)
     work.run(seed)
     report = Report(f"{where}: {in_words(source)}", in_words(config), tuple(work.entries))
     return flax.traverse_util.unflatten_dict(work.result, sep="/"), report
@@ -126,8 +110,10 @@ class _Adaptation:
         config: ViViTConfig,
         options: InitFrom,
         origin: Mapping[str, Iterable[str]],
+        class_names: tuple[Names, Names],
     ):
         self.given, self.source, self.config, self.options, self.origin = given, source, config, options, origin
+        self.class_names = class_names
         self.target = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
         self.result: dict[str, np.ndarray] = {}
         self.entries: list[Entry] = []
@@ -363,21 +349,21 @@ class _Adaptation:
             self.problems.append(f"representation_size is {theirs} in the weights, {ours} in the model")
         else:
             self._copy("pre_logits", "pre_logits")
-        names = {"head" if name is None else f"head_{name}" for name, _ in self.config.heads}
-        old = {"head" if name is None else f"head_{name}" for name, _ in self.source.heads}
-        if self.options.head == "new":
-            for name in sorted(old):
-                self._drop(name, "head = new")
-            for name in sorted(names):
-                self._new(name, "head = new: at zero")
-        elif self.source.heads != self.config.heads:
-            self.problems.append(
-                f"head='keep': the weights classify {self.source.num_classes}, the model {self.config.num_classes}; "
-                "head='new' starts the classifier at zero"
-            )
-        else:
-            for name in sorted(names):
-                self._copy(name, name)
+        plan, problems = decide(
+            self.options.head, self.source, self.config, self.class_names, same_features=bool(ours) == bool(theirs)
+        )
+        self.problems += problems
+        for leaf, decision in plan.items():
+            if not decision.kept:
+                self._new(leaf, decision.why)
+                continue
+            for name in [name for name in self.given if name.startswith(f"{leaf}/")]:
+                values = self.given[name]
+                self._put(
+                    name, values if decision.order is None else values[..., decision.order], name, how=decision.why
+                )
+        for leaf in sorted(leaf_name(name) for name, _ in self.source.heads):
+            self._drop(leaf, plan[leaf].why if leaf in plan else "the model has no such head")
 
     def _initialise(self, seed: int) -> None:
         """The leaves that start as from scratch."""

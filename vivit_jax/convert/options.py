@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
+from vivit_jax.models import ViViTConfig
+
 # Fields of the model that the weights decide: what they were trained with, the model must compute with.
 FOLLOWED = ("activation", "layer_norm_eps", "qkv_bias", "attention_logit_cap")
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "embedding": (None, "central_frame", "filter_inflation", "random"),
     "temporal_attention": ("zero", "copy", "random"),
     "temporal_encoder": ("load", "random"),
-    "head": ("new", "keep"),
+    "head": ("by_name", "new", "keep"),
     "pre_logits": ("follow", "drop"),
 }
 
@@ -33,7 +35,9 @@ class InitFrom:
         output projection at zero, so that a block starts as the image model's and learns. `copy`: a whole copy.
         `random`: as from scratch.
       temporal_encoder: Model 2's, where the weights have one: `load`, or `random`, as from scratch.
-      head: `new` starts at zero; `keep` takes the classifier of the file, whose classes must be the model's.
+      head: the classifier of each head. `by_name`: taken from the file where both name the same classes, put into the
+        model's order; else it starts at zero. `new`: at zero. `keep`: taken, and an error where the classes differ, in
+        their names or, where the file has none, in their number.
       pre_logits: the dense layer before the head: `follow` the file, or `drop` it.
       pixel_mean, pixel_std: the weights want (x - mean) / std of pixels x in [0, 1], a number for each channel; folded
         into the embedding exactly, since every model here sees [-1, 1], which is 0.5 and 0.5. None: what the
@@ -51,7 +55,7 @@ class InitFrom:
     embedding: str | None = None
     temporal_attention: str = "zero"
     temporal_encoder: str = "load"
-    head: str = "new"
+    head: str = "by_name"
     pre_logits: str = "follow"
     pixel_mean: tuple[float, ...] | None = None
     pixel_std: tuple[float, ...] | None = None
@@ -79,3 +83,21 @@ class InitFrom:
             raise ValueError("init_from.pixel_mean and init_from.pixel_std go together: give both or neither")
         if self.num_heads is not None and self.num_heads < 1:
             raise ValueError(f"init_from.num_heads={self.num_heads} must be at least 1")
+
+
+def follow(source: ViViTConfig, config: ViViTConfig, options: InitFrom) -> tuple[ViViTConfig, list[str]]:
+    """The config with what the weights decide: activation, LayerNorm epsilon, biases, pre-logits layer.
+
+    Args:
+      source: the model of the weights.
+      config: the model wanted.
+      options: `pre_logits="follow"` takes the dense layer before the head from the source, if the config has none.
+
+    Returns:
+      (the config, a line for each field that changed).
+    """
+    changes = {name: getattr(source, name) for name in FOLLOWED if getattr(source, name) != getattr(config, name)}
+    if options.pre_logits == "follow" and config.representation_size is None and source.representation_size:
+        changes["representation_size"] = source.representation_size
+    said = [f"{name} = {value} (was {getattr(config, name)})" for name, value in changes.items()]
+    return dataclasses.replace(config, **changes), said

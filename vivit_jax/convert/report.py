@@ -45,6 +45,10 @@ class Report:
         numbers = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
         return f"{self.source} -> {self.target}: {numbers}"
 
+    def of_heads(self) -> list[Entry]:
+        """What became of each classifier, an entry a head."""
+        return [e for e in self.entries if e.name.startswith("head") and e.name.endswith("/kernel")]
+
     def __str__(self) -> str:
         """The summary, then a line for each leaf, grouped by outcome."""
         lines = [self.summary()]

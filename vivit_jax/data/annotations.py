@@ -12,10 +12,9 @@ import csv
 import io
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 
-from vivit_jax.data import catalog
+from vivit_jax.data import catalog, storage
 from vivit_jax.data.finder import VIDEO_SUFFIXES, VideoFinder
 from vivit_jax.data.readers import epic, kinetics, lists, moments, own, something
 from vivit_jax.data.rows import AnnotationError, Annotations, MissingDataError, Row, missing_message
@@ -41,7 +40,7 @@ EPIC_COLUMNS = epic.COLUMNS
 epic_row = epic.segment_row
 
 # `DatasetFacts.annotation_format` -> its reader.
-READERS: Mapping[str, Callable[[catalog.DatasetFacts, Path], Annotations]] = MappingProxyType(
+READERS: Mapping[str, Callable[[catalog.DatasetFacts, storage.AnyPath], Annotations]] = MappingProxyType(
     {
         "kinetics_csv": kinetics.read,
         "epic_csv": epic.read,
@@ -55,7 +54,7 @@ READERS: Mapping[str, Callable[[catalog.DatasetFacts, Path], Annotations]] = Map
 )
 
 
-def read(facts: catalog.DatasetFacts, folder: str | Path) -> Annotations:
+def read(facts: catalog.DatasetFacts, folder: storage.Place) -> Annotations:
     """The rows of every split whose file is in `folder`, in the format of that data set.
 
     Args:
@@ -72,7 +71,7 @@ def read(facts: catalog.DatasetFacts, folder: str | Path) -> Annotations:
       AnnotationError: columns or values that are not the format's, a label that does not exist, something that may come
         once and comes twice, more classes than the data set has. The message names file, line, value and the way out.
     """
-    folder = Path(folder)
+    folder = storage.path(folder)
     if not (folder.is_dir() or (facts.annotation_format == "csv" and folder.is_file())):
         raise MissingDataError(missing_message(facts, annotations=folder))
     found = READERS[facts.annotation_format](facts, folder)

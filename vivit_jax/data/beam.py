@@ -2,17 +2,16 @@
 
 One element is one shard: a worker decodes its files, writes it whole, and an interrupted build goes on with the shards
 that are missing. The shards are those of a local build to the byte. Videos and output must be folders that all workers
-see under the same path, and the workers need this package. Beam is the extra `[beam]`.
+see under the same path (a bucket, or a shared disk), and the workers need this package. Beam is the extra `[beam]`.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from vivit_jax.data import encode, shards, workers
+from vivit_jax.data import encode, shards, storage, workers
 
 # Seconds between looks at what the workers have finished.
 _LOOK = 2.0
@@ -63,11 +62,12 @@ def load() -> tuple[Any, Any]:
 
 def write_shards(
     todo: Sequence[shards.Shard],
-    staging: Path,
+    staging: storage.AnyPath,
     form: encode.Form,
     class_names: Mapping[str, Sequence[str]],
     flags: Sequence[str],
     on_rows: Callable[[int], None] = lambda rows: None,
+    multi_label: Collection[str] = (),
 ) -> None:
     """Writes the shards `todo` into the folder `staging` and takes over their notes, so that each is done.
 
@@ -78,6 +78,7 @@ def write_shards(
       class_names: head -> name of each class id.
       flags: as `runner_flags` returns.
       on_rows: called now and then with the number of rows that were finished since.
+      multi_label: heads with several labels at once.
 
     Raises:
       ImportError: see `load`.
@@ -95,7 +96,7 @@ def write_shards(
                 | "Shards" >> apache_beam.Create(list(todo), reshuffle=False)
                 # Without it, a runner may hand all shards to the worker that made the list.
                 | "Spread" >> apache_beam.Reshuffle()
-                | "Write" >> apache_beam.Map(write_shard, str(staging), form, dict(class_names))
+                | "Write" >> apache_beam.Map(write_shard, str(staging), form, dict(class_names), sorted(multi_label))
             )
     finally:
         ended.set()
@@ -106,27 +107,37 @@ def write_shards(
     if missing:
         raise RuntimeError(
             f"Beam is done, but {len(missing)} of {len(todo)} shards are not here, first {missing[0]}: the workers "
-            "must see the output folder under the same path as this machine (a shared disk)"
+            "must see the output folder under the same path as this machine (a shared disk, or gs://)"
         )
 
 
-def write_shard(shard: shards.Shard, staging: str, form: encode.Form, class_names: Mapping[str, Sequence[str]]) -> str:
+def write_shard(
+    shard: shards.Shard,
+    staging: str,
+    form: encode.Form,
+    class_names: Mapping[str, Sequence[str]],
+    multi_label: Collection[str] = (),
+) -> str:
     """A worker's part: writes one shard, unless another worker has, and returns its path."""
     from vivit_jax.data import builder  # only here: the launcher may do without TensorFlow
 
-    shards.restore(shard, Path(staging))
+    folder = storage.path(staging)
+    shards.restore(shard, folder)
     if not shard.done:
         # Decoding in a process of its own: a file that kills it costs itself, and not this worker of Beam.
         encoded = shards.encode_files(shard.files, form, num_workers=1)
-        shards.write(shard, Path(staging), encoded, builder.serialiser(class_names))
-    return str(shard.staged(Path(staging)))
+        shards.write(shard, folder, encoded, builder.serialiser(class_names, multi_label))
+    return str(shard.staged(folder))
 
 
-def _watch(waiting: list[shards.Shard], staging: Path, on_rows: Callable[[int], None], ended: threading.Event) -> None:
+def _watch(
+    waiting: list[shards.Shard], staging: storage.AnyPath, on_rows: Callable[[int], None], ended: threading.Event
+) -> None:
     """Tells of shards as their notes appear, until `ended`."""
     last = False
     while not last:
         last = ended.wait(_LOOK)
-        finished = [shard for shard in waiting if shard.staged(staging).with_suffix(".json").is_file()]
+        there = set(storage.names(staging))
+        finished = [shard for shard in waiting if shard.notes(staging).name in there]
         waiting = [shard for shard in waiting if shard not in finished]
         on_rows(sum(shard.num_rows for shard in finished))

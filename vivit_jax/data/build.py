@@ -14,23 +14,24 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from vivit_jax.data import annotations, catalog, moving_digits
+from vivit_jax.data import annotations, catalog, moving_digits, storage
 
 VERSION = "1.0.0"
+# What was found and made; written last, so that records with it are whole.
+SUMMARY_FILE = "summary.json"
 
 
-def records_folder(name: str, data_dir: str | Path) -> Path:
+def records_folder(name: str, data_dir: storage.Place) -> storage.AnyPath:
     """Where the records of data set `name` lie under `data_dir`: `data_dir/NAME/1.0.0`."""
-    return Path(data_dir) / name / VERSION
+    return storage.path(data_dir) / name / VERSION
 
 
 def build(
     name: str,
-    videos: str | Path,
-    annotation_folder: str | Path | None,
-    out: str | Path,
+    videos: storage.Place,
+    annotation_folder: storage.Place | None,
+    out: storage.Place,
     quality: int = 85,
     num_workers: int | None = None,
     progress: bool = True,
@@ -41,13 +42,14 @@ def build(
     splits: Sequence[str] | None = None,
     runner: str = "local",
     runner_flags: Sequence[str] = (),
-) -> Path:
+    label_separator: str | None = None,
+) -> storage.AnyPath:
     """Makes the records of data set `name` in `out/NAME/1.0.0` and returns that folder; done builds are not redone.
 
     Args:
       name: in the catalog, or with `kind` any other.
       videos, annotation_folder: where the files are; the annotations of one's own data lie with the videos where None.
-      out: folder for the records.
+      out: folder for the records. Each of the three may lie in a bucket (gs://).
       quality: of the JPEGs, 1 to 95.
       num_workers: decoding processes; None for one a core, 0 for this process.
       progress: show a progress bar.
@@ -58,6 +60,7 @@ def build(
       splits: those to build; None for all.
       runner: "local" for processes of this machine, "direct" for Beam on this machine, or one of Beam's runners.
       runner_flags: of Beam.
+      label_separator: ";" or "|" where a CSV gives several labels of a video in one field, see `readers.own`.
 
     Raises:
       ValueError: unknown data set or split, a value outside its limits, records of another form there already.
@@ -66,7 +69,9 @@ def build(
 
     Files that cannot be used are no error here: they are listed with the reason in `rejects.csv`.
     """
-    facts = catalog.own(name, kind) if kind else catalog.get(name)
+    facts = catalog.own(name, kind, label_separator=label_separator) if kind else catalog.get(name)
+    if label_separator is not None and not kind:
+        raise ValueError(f"--label_separator={label_separator} is for a CSV of one's own, not for {name}")
     if annotation_folder is None and not kind:
         raise ValueError(f"{name} has annotation files of its own: --annotations=DIR says where they are")
     if runner == "local" and runner_flags:
@@ -77,10 +82,10 @@ def build(
 
     form = encode.Form(facts.short_side, quality, fps)
     # Workers elsewhere have another working directory.
-    videos, out = Path(videos).absolute(), Path(out).absolute()
+    videos, out = storage.absolute(videos), storage.absolute(out)
     folder = records_folder(name, out)
-    if (folder / "summary.json").is_file():
-        _check_same(folder, form, splits)
+    if (folder / SUMMARY_FILE).is_file():
+        _check_same(folder, form, splits, label_separator)
         return folder
     from vivit_jax.data import builder  # only here: TensorFlow takes seconds to load
 
@@ -99,15 +104,16 @@ def build(
     return records.build()
 
 
-def _check_same(folder: Path, form, splits: Sequence[str] | None) -> None:
+def _check_same(folder: storage.AnyPath, form, splits: Sequence[str] | None, label_separator: str | None) -> None:
     """Raises ValueError where the finished records in `folder` are not what is asked for."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     wrong = [
         f"of {words} {stored}, asked for is {asked}"
         for words, stored, asked in (
             ("JPEG quality", summary["quality"], form.quality),
             ("short side", summary["short_side"], form.short_side),
             ("frame rate", summary.get("fps") or "the source's", form.fps or "the source's"),
+            ("labels of a head", _several(summary.get("multi_label")), _several(label_separator)),
         )
         if stored != asked
     ]
@@ -118,9 +124,13 @@ def _check_same(folder: Path, form, splits: Sequence[str] | None) -> None:
         raise ValueError(f"{folder} holds records {'; '.join(wrong)}: give another --out, or delete that folder")
 
 
+def _several(given) -> str:
+    return "several at once" if given else "one"
+
+
 def prepare(
-    name: str, data_dir: str | Path, num_workers: int | None = None, progress: bool = True, **generator: int
-) -> Path:
+    name: str, data_dir: storage.Place, num_workers: int | None = None, progress: bool = True, **generator: int
+) -> storage.AnyPath:
     """The folder with the records of data set `name`; made where they are absent and can be made.
 
     moving_digits is generated and built. The others of the catalog are built where their files are found in
@@ -128,7 +138,7 @@ def prepare(
 
     Args:
       name: in the catalog, or of records that are there.
-      data_dir: folder of all data sets.
+      data_dir: folder of all data sets; may lie in a bucket (gs://).
       num_workers, progress: as in `build`.
       **generator: `train`, `validation`, `seed` of `moving_digits.generate`.
 
@@ -138,13 +148,13 @@ def prepare(
     """
     folder = records_folder(name, data_dir)
     facts = catalog.of_records(name, folder)
-    source = Path(data_dir) / name
+    source = storage.path(data_dir) / name
     if name == "moving_digits":
-        if not (folder / "summary.json").is_file() or (generator and (source / moving_digits.MANIFEST).is_file()):
+        if not (folder / SUMMARY_FILE).is_file() or (generator and (source / moving_digits.MANIFEST).is_file()):
             moving_digits.generate(source, num_workers=num_workers, progress=progress, **generator)
     elif generator:
         raise ValueError(f"{', '.join(generator)}: only moving_digits is generated, {name} is not")
-    if (folder / "summary.json").is_file():
+    if (folder / SUMMARY_FILE).is_file():
         return folder
     videos, annotation_folder = source / "videos", source / "annotations"
     if not (videos.is_dir() and annotation_folder.is_dir()):
@@ -183,10 +193,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             splits=flags.splits.split(",") if flags.splits else None,
             runner=flags.runner,
             runner_flags=theirs,
+            label_separator=flags.label_separator,
         )
     except (FileNotFoundError, ValueError, ImportError) as error:
         raise SystemExit(f"error: {error}") from None
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     for split, facts in summary["splits"].items():
         print(f"{split}: {facts['videos']} videos, {facts['frames']} frames, {facts['bytes'] / 1e6:.1f} MB")
     rejected = f", {summary['rejects']} rejected (see rejects.csv)" if summary["rejects"] else ""
@@ -201,6 +212,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--videos", required=True, help="folder of the video files")
     parser.add_argument("--annotations", help="folder of the annotation files; the videos' for your own data")
     parser.add_argument("--out", required=True, help="folder for the records; they go to OUT/NAME/1.0.0")
+    parser.add_argument(
+        "--label_separator",
+        metavar="|".join(map(repr, catalog.LABEL_SEPARATORS)),
+        help="of a CSV: between several labels of a video in one field; that head then has several labels at once",
+    )
     parser.add_argument("--splits", help="those to build, with commas: train,validation; all when left out")
     parser.add_argument("--fps", type=float, help="frames a second to keep at most; the source's when left out")
     parser.add_argument("--short_side", type=int, help="pixels at most; the data set's own when left out")

@@ -8,7 +8,9 @@ shards (`beam.py`).
 
 The shards are written first (`shards.py`), by this process and its workers or by Beam; TFDS then gives them their
 names and writes its descriptions. The result is an ordinary TFDS folder (`tfds.builder_from_directory` reads it) with
-three files of our own beside it: the index (`index.py`), `rejects.csv` and `summary.json`.
+three files of our own beside it: the index (`index.py`), `rejects.csv` and `summary.json`. In a bucket, where a folder
+cannot be renamed at once and a link does not exist, TFDS works in a temporary folder here with empty files of the
+shards' sizes; its descriptions are copied to the bucket, the shards renamed there, and `summary.json` comes last.
 """
 
 from __future__ import annotations
@@ -18,25 +20,29 @@ import itertools
 import json
 import os
 import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vivit_jax.data import annotations, catalog, encode, index, progress_bar, shards
-from vivit_jax.data.build import VERSION
+from vivit_jax.data import annotations, catalog, encode, index, indexing, progress_bar, shards, storage
+from vivit_jax.data.build import SUMMARY_FILE, VERSION, records_folder
 from vivit_jax.data.host_tf import tf
 
 import tensorflow_datasets as tfds  # isort: skip: after `host_tf`, which sets TensorFlow up
 
 
-def features(class_names: Mapping[str, Sequence[str]]) -> tfds.features.FeaturesDict:
+def features(class_names: Mapping[str, Sequence[str]], multi_label: Collection[str] = ()) -> tfds.features.FeaturesDict:
     """What one record holds: a chunk of consecutive frames and the facts of its video.
 
     Args:
       class_names: head -> name of each class id.
+      multi_label: heads with several labels at once. Their feature has another name, so that the records tell.
     """
     labels = {head: tfds.features.ClassLabel(names=_unique(names)) for head, names in class_names.items()}
+    one = {head: label for head, label in labels.items() if head not in multi_label}
+    several = {head: tfds.features.Sequence(label) for head, label in labels.items() if head in multi_label}
     return tfds.features.FeaturesDict(
         {
             "video_id": tfds.features.Text(),
@@ -46,15 +52,18 @@ def features(class_names: Mapping[str, Sequence[str]]) -> tfds.features.Features
             "fps": tf.float32,
             "height": tf.int64,
             "width": tf.int64,
-            "label": labels,
+            **({"label": one} if one else {}),
+            **({"labels": several} if several else {}),
             "frames": tfds.features.Sequence(tfds.features.Image(encoding_format="jpeg")),
         }
     )
 
 
-def serialiser(class_names: Mapping[str, Sequence[str]]) -> Callable[[Mapping[str, Any]], bytes]:
-    """The function that makes a record's bytes, the same in every process, of an example of `features(class_names)`."""
-    form = features(class_names)
+def serialiser(
+    class_names: Mapping[str, Sequence[str]], multi_label: Collection[str] = ()
+) -> Callable[[Mapping[str, Any]], bytes]:
+    """The function that makes a record's bytes, the same in every process, of an example of `features(...)`."""
+    form = features(class_names, multi_label)
     serializer = tfds.core.example_serializer.ExampleSerializer(form.get_serialized_info())
 
     def serialise(example: Mapping[str, Any]) -> bytes:
@@ -92,9 +101,9 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
     def __init__(
         self,
         facts: catalog.DatasetFacts,
-        videos: str | Path,
-        annotation_folder: str | Path,
-        data_dir: str | Path,
+        videos: storage.Place,
+        annotation_folder: storage.Place,
+        data_dir: storage.Place,
         form: encode.Form,
         splits: Sequence[str] | None = None,
         num_workers: int | None = None,
@@ -123,27 +132,55 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
             if splits is None or split in splits
         }
         self.name = facts.name
-        super().__init__(data_dir=data_dir)
-        self._staging = Path(f"{self.data_dir}.partial-{shards.fingerprint(self._all_shards(), form)}")
+        self._final = records_folder(facts.name, data_dir)
+        self._scratch = tempfile.mkdtemp(prefix="vivit_jax-") if storage.is_remote(data_dir) else None
+        super().__init__(data_dir=self._scratch or data_dir)
+        self._staging = storage.path(f"{self._final}.partial-{shards.fingerprint(self._all_shards(), form)}")
 
     def _info(self) -> tfds.core.DatasetInfo:
         return _LocalInfo(
             builder=self,
-            features=features(self._annotations.class_names),
+            features=features(self._annotations.class_names, self._annotations.multi_label),
             description=f"{self.facts.title}: chunks of {index.CHUNK_FRAMES} consecutive frames",
             disable_shuffling=True,
         )
 
-    def build(self) -> Path:
+    def build(self) -> storage.AnyPath:
         """Makes the records; shards that an interrupted run has finished are taken over. Returns their folder."""
-        self._staging.mkdir(parents=True, exist_ok=True)
-        self._write_shards()
-        self.download_and_prepare(
-            download_dir=str(self._staging / "downloads"),
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-        )
-        shutil.rmtree(self._staging, ignore_errors=True)
-        return Path(self.data_dir)
+        try:
+            self._staging.mkdir(parents=True, exist_ok=True)
+            self._write_shards()
+            self.download_and_prepare(
+                download_dir=str((Path(self._scratch) if self._scratch else self._staging) / "downloads"),
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+            )
+            if self._scratch:
+                self._publish()
+        finally:
+            if self._scratch:
+                shutil.rmtree(self._scratch, ignore_errors=True)
+        storage.remove_tree(self._staging)
+        return self._final
+
+    def _publish(self) -> None:
+        """Puts the shards and what TFDS and `_write_side_files` wrote here into the folder in the bucket."""
+        made = Path(self.data_dir)
+        self._final.mkdir(parents=True, exist_ok=True)
+        names = index.list_shards(made)
+        moves = [
+            (shard.staged(self._staging), self._final / names[split][shard.number])
+            for split, planned in self._shards.items()
+            for shard in planned
+        ]
+        kept = {place.name for _, place in moves}
+        # What an interrupted build with other shards had put there.
+        for name in set(storage.names(self._final)) - kept:
+            if name.startswith(f"{self.name}-"):
+                (self._final / name).unlink()
+        storage.move(moves)
+        others = {file.name for file in made.iterdir()} - kept
+        for name in sorted(others, key=lambda name: name == SUMMARY_FILE):
+            storage.put(made / name, self._final / name)
 
     def _all_shards(self) -> list[shards.Shard]:
         return list(itertools.chain.from_iterable(self._shards.values()))
@@ -160,13 +197,14 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
         ) as bar:
             if self._runner == "local":
                 encoded = shards.encode_files((f for shard in todo for f in shard.files), self.form, self._workers)
-                serialise = serialiser(names)
+                serialise = serialiser(names, self._annotations.multi_label)
                 for shard in todo:
                     shards.write(shard, self._staging, encoded, serialise, lambda file: bar.update(len(file.rows)))
             elif todo:
                 from vivit_jax.data import beam
 
-                beam.write_shards(todo, self._staging, self.form, names, self._runner_flags, bar.update)
+                several = self._annotations.multi_label
+                beam.write_shards(todo, self._staging, self.form, names, self._runner_flags, bar.update, several)
 
     def _download_and_prepare(self, dl_manager, download_config=None) -> None:
         tfds.display_progress_bar(False)  # ours has counted the videos
@@ -192,23 +230,24 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
         names = self._annotations.class_names
         index.save_class_names(folder, names)
         rejects = [reject for shard in self._all_shards() for reject in shard.rejects]
-        (folder / "rejects.csv").write_text(
-            annotations.to_csv(("split", "video", "start", "end", "reason"), rejects), encoding="utf-8"
-        )
+        text = annotations.to_csv(("split", "video", "start", "end", "reason"), rejects)
+        storage.write(folder / "rejects.csv", text)
         summary = {
             "dataset": self.name,
             "quality": self.form.quality,
             "short_side": self.form.short_side,
             "fps": self.form.fps,
+            "multi_label": sorted(self._annotations.multi_label),
             "rejects": len(rejects),
             "reject_reasons": dict(Counter(reason.split(": ", 1)[-1] for *_, reason in rejects).most_common(20)),
             "splits": {},
         }
         for split, planned in self._shards.items():
-            indexed = index.assemble(folder, split, [shard.videos for shard in planned], names)
+            videos, positions = [shard.videos for shard in planned], [shard.positions for shard in planned]
+            indexed = indexing.assemble(folder, split, videos, names, positions=positions)
             indexed.save()
             summary["splits"][split] = _summarise(indexed, planned, self.facts.splits.get(split))
-        (folder / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
+        storage.write(folder / SUMMARY_FILE, json.dumps(summary, indent=1, ensure_ascii=False))
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
@@ -219,15 +258,22 @@ class _LocalInfo(tfds.core.DatasetInfo):
 
 
 class _StagedWriter(tfds.core.writer.ExampleWriter):
-    """Gives each shard, which is written by now, the name that TFDS wants; their records are in it."""
+    """Gives each shard, which is written by now, the name that TFDS wants; their records are in it.
 
-    def __init__(self, staging: Path, written: Sequence[shards.Shard]):
+    For a shard in a bucket an empty file (with a hole, which takes no room) of its size stands in: TFDS adds sizes up.
+    """
+
+    def __init__(self, staging: storage.AnyPath, written: Sequence[shards.Shard]):
         super().__init__(tfds.core.FileFormat.TFRECORD)
         self._staged = iter([shard.staged(staging) for shard in written])
 
     def write(self, path, examples):
         del examples  # TFDS counts them by itself
         staged = next(self._staged)
+        if storage.is_remote(staged):
+            Path(path).touch()
+            os.truncate(path, storage.size(staged))
+            return
         try:
             os.link(staged, path)
         except OSError:  # a file system without hard links
@@ -253,10 +299,6 @@ def _summarise(split: index.RecordSplit, planned: Sequence[shards.Shard], publis
     """Counts of one split; sizes in bytes, durations in seconds, frame rates and heights as value -> videos."""
     seconds = split.num_frames / split.fps
     found = len(seconds) > 0
-    classes = {
-        head: {split.class_names[head][number]: count for number, count in sorted(Counter(ids.tolist()).items())}
-        for head, ids in split.labels.items()
-    }
     return {
         "rows": sum(shard.num_rows for shard in planned),
         "videos": split.num_videos,
@@ -273,5 +315,5 @@ def _summarise(split: index.RecordSplit, planned: Sequence[shards.Shard], publis
             f"{width}x{height}": count
             for (width, height), count in Counter(zip(split.width.tolist(), split.height.tolist(), strict=True)).items()
         },
-        "classes": classes,
+        "classes": split.class_counts(),
     }

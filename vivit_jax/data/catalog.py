@@ -17,9 +17,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+
+from vivit_jax.data import storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,10 @@ class DatasetFacts:
       short_side: pixels that the shorter side of the stored frames has at most (section "Implementation details" of the
         paper's appendix: 256; Something-Something v2: 288).
       rows_per_shard: rows of the annotations that go into one shard of records.
+      label_separator: between the labels of a video, where a CSV gives several at once; None where it never does.
+      multi_label: heads with several labels at once, of records that are there.
+      mirrored: head -> class -> class of its mirror image, left and right exchanged, both ways; None for a class whose
+        mirror image belongs to none. For what the names do not tell: see `mirror`.
     """
 
     name: str
@@ -57,6 +62,9 @@ class DatasetFacts:
     replacements: tuple[str, ...] = ()
     short_side: int = 256
     rows_per_shard: int = 64
+    label_separator: str | None = None
+    multi_label: Sequence[str] = ()
+    mirrored: Mapping[str, Mapping[str, str | None]] = dataclasses.field(default_factory=dict)
 
 
 _KINETICS_LAYOUT = (
@@ -143,6 +151,15 @@ _TABLE = (
         video_layout="{video_id}.mp4 in the folder itself",
         source="python -m vivit_jax.data.moving_digits --out=DIR",
         rows_per_shard=600,
+        # Up and down, growing and shrinking are their own mirror images; a mirrored digit is still called by its name.
+        mirrored={
+            "verb": {
+                "move-left": "move-right",
+                "move-right": "move-left",
+                "circle-clockwise": "circle-anticlockwise",
+                "circle-anticlockwise": "circle-clockwise",
+            }
+        },
     ),
     _kinetics(400, train=246_534, validation=19_906, test=39_805),
     _kinetics(600, train=427_549, validation=29_793, test=72_924),
@@ -206,10 +223,13 @@ OWN: Mapping[str, tuple[str, str]] = MappingProxyType(
         ),
         "csv": (
             "the paths in the CSV, absolute or under the videos' folder",
-            "one .csv with a header: path,label[,start,end,split]; label_VERB, label_NOUN, ... make several heads",
+            "one .csv with a header: path,label[,start,end,split]; label_VERB, label_NOUN, ... make several heads; "
+            "with --label_separator=';' (or '|') a video may have several labels of a head at once",
         ),
     }
 )
+# Between several labels of one video.
+LABEL_SEPARATORS = (";", "|")
 _OWN_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -231,16 +251,18 @@ def get(name: str) -> DatasetFacts:
     return DATASETS[name]
 
 
-def own(name: str, kind: str, short_side: int = 256) -> DatasetFacts:
+def own(name: str, kind: str, short_side: int = 256, label_separator: str | None = None) -> DatasetFacts:
     """Facts to build one's own data set with; its heads and sizes are what the files say.
 
     Args:
       name: chosen by the user: lower-case letters, digits and "_", a letter first; not one of the catalog.
       kind: "folder" or "csv".
       short_side: pixels that the shorter side of the stored frames has at most.
+      label_separator: ";" or "|", between several labels in one field of a CSV; None where the labels are single.
 
     Raises:
-      ValueError: another kind, a name that cannot be used, or a short side below 1.
+      ValueError: another kind, a name that cannot be used, a short side below 1, or another separator, or one for a
+        folder.
     """
     if kind not in OWN:
         raise ValueError(f"kind {kind!r} of one's own data; known are {', '.join(OWN)}")
@@ -252,6 +274,11 @@ def own(name: str, kind: str, short_side: int = 256) -> DatasetFacts:
         )
     if short_side < 1:
         raise ValueError(f"short_side is {short_side}; it must be at least 1 pixel")
+    if label_separator is not None and (kind != "csv" or label_separator not in LABEL_SEPARATORS):
+        raise ValueError(
+            f"label_separator is {label_separator!r} for a {kind}; it is for a csv, and one of "
+            f"{' '.join(LABEL_SEPARATORS)}"
+        )
     layout, _ = OWN[kind]
     return DatasetFacts(
         name=name,
@@ -263,10 +290,11 @@ def own(name: str, kind: str, short_side: int = 256) -> DatasetFacts:
         video_layout=layout,
         source=_OWN_SOURCE,
         short_side=short_side,
+        label_separator=label_separator,
     )
 
 
-def of_records(name: str, folder: str | Path) -> DatasetFacts:
+def of_records(name: str, folder: storage.Place) -> DatasetFacts:
     """Facts of the data set whose records are in `folder` (DATA_DIR/NAME/VERSION).
 
     Those of the catalog where it has `name`; of another name, its heads as the records have them. The short side is
@@ -275,7 +303,7 @@ def of_records(name: str, folder: str | Path) -> DatasetFacts:
     Raises:
       ValueError: not in the catalog, and no records in `folder`.
     """
-    folder = Path(folder)
+    folder = storage.path(folder)
     classes, summary = folder / "class_names.json", folder / "summary.json"
     # Records of others that are only indexed have no summary.
     stored = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
@@ -289,7 +317,8 @@ def of_records(name: str, folder: str | Path) -> DatasetFacts:
             f"data set {name!r} is not in the catalog ({', '.join(DATASETS)}), and {folder} holds no records of it: "
             f"python -m vivit_jax.data.build --dataset={'|'.join(OWN)} --name={name} --videos=DIR makes them"
         )
-    return dataclasses.replace(facts, short_side=stored["short_side"]) if stored.get("short_side") else facts
+    known = {name: stored[name] for name in ("short_side", "multi_label") if stored.get(name)}
+    return dataclasses.replace(facts, **known) if known else facts
 
 
 def table() -> str:

@@ -121,7 +121,12 @@ def num_draws(spec: ClipSpec) -> int:
     return NUM_DRAWS + (spec.num_frames if spec.sampling == "segments" else 0)
 
 
-def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, draws) -> tf.Tensor:
+def is_flipped(spec: ClipSpec, draws) -> tf.Tensor:
+    """Whether the draws of a clip say that it is flipped: bool []."""
+    return draws[_FLIP] < spec.flip
+
+
+def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, draws, may_flip=True) -> tf.Tensor:
     """A training clip: uint8 [T, h, w, 3].
 
     Args:
@@ -130,6 +135,7 @@ def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, d
       num_frames, height, width: of the video as stored, int64.
       spec: of the clip.
       draws: float64 [num_draws(spec)], uniform in [0, 1).
+      may_flip: bool [], whether the clip may be flipped at all.
     """
     crop_h, crop_w = spec.image_size
     if spec.sampling == "segments":
@@ -146,7 +152,7 @@ def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, d
     if spec.flip > 0:
         # As one tall picture, which TensorFlow mirrors twice as fast as a clip.
         tall = tf.reshape(clip, [-1, crop_w, 3])
-        tall = tf.cond(draws[_FLIP] < spec.flip, lambda: tf.reverse(tall, [1]), lambda: tall)
+        tall = tf.cond(tf.logical_and(is_flipped(spec, draws), may_flip), lambda: tf.reverse(tall, [1]), lambda: tall)
         clip = tf.reshape(tall, clip.shape)
     return clip
 

@@ -6,17 +6,19 @@ thread (callers run one process a core).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import av
 import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
+
+from vivit_jax.data import storage
 
 # Container time stamps are rounded to their time base; cuts are taken to within this many seconds.
 TIME_TOLERANCE = 1e-3
@@ -75,7 +77,7 @@ class _Converter:
       VideoError: FFmpeg cannot convert a frame.
     """
 
-    def __init__(self, path: Path, short_side: int | None):
+    def __init__(self, path: storage.AnyPath, short_side: int | None):
         self._path, self._short_side, self._size = path, short_side, None
         self._reformatter = VideoReformatter()
 
@@ -135,12 +137,12 @@ def frame_rate(times: Sequence[float], stated: float) -> tuple[float, bool]:
 
 
 def iterate_frames(
-    path: str | Path, start: float | None = None, end: float | None = None, short_side: int | None = None
+    path: storage.Place, start: float | None = None, end: float | None = None, short_side: int | None = None
 ) -> Iterator[Frame]:
     """Frames of a file's first video stream that is not a cover picture, in order of display.
 
     Args:
-      path: any container and codec that FFmpeg reads.
+      path: any container and codec that FFmpeg reads; from a bucket it is copied to the temporary folder first.
       start, end: seconds from the video's start; frames with start <= time < end. None: from the first, to the last.
       short_side: resize so that the shorter side has this many pixels (bicubic; smaller videos stay as they are).
 
@@ -150,14 +152,21 @@ def iterate_frames(
     Raises:
       VideoError: no such file, not a video, no video stream, broken data, fewer frames than the header announces.
     """
-    path = Path(path)
-    try:
-        _check_file(path)
-    except OSError as error:
-        raise VideoError(f"{path}: {_reason(error)}") from error
+    path = storage.path(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            _check_file(path)
+            file = stack.enter_context(storage.local(path))
+        except OSError as error:
+            raise VideoError(f"{path}: {_reason(error)}") from error
+        yield from _iterate(path, file, start, end, short_side)
+
+
+def _iterate(path, file, start, end, short_side) -> Iterator[Frame]:
+    """`iterate_frames` of the local file `file`, which is `path`."""
     try:
         # As options of the streams too, PyAV before 18 crashes on files whose streams are found while reading (FLV).
-        container = av.open(str(path), container_options=_OPEN, **_METADATA)
+        container = av.open(str(file), container_options=_OPEN, **_METADATA)
     except _DAMAGE as error:
         raise VideoError(f"{path}: not a video that can be read, or cut short ({_reason(error)})") from error
     with container:
@@ -180,7 +189,7 @@ def iterate_frames(
 
 
 def read_video(
-    path: str | Path, start: float | None = None, end: float | None = None, short_side: int | None = None
+    path: storage.Place, start: float | None = None, end: float | None = None, short_side: int | None = None
 ) -> Video:
     """A whole video, or its frames from `start` to `end` seconds, in memory; arguments as `iterate_frames`.
 
@@ -226,14 +235,14 @@ class _Clock:
         return time, late or stamp is None
 
 
-def _check_file(path: Path) -> None:
+def _check_file(path: storage.AnyPath) -> None:
     if path.is_dir():
         raise VideoError(f"{path}: a folder, not a file")
-    if path.is_symlink() and not path.exists():
+    if not storage.is_remote(path) and path.is_symlink() and not path.exists():
         raise VideoError(f"{path}: a link to a file that is not there")
     if not path.is_file():
         raise VideoError(f"{path}: no such file")
-    if path.stat().st_size == 0:
+    if storage.size(path) == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes)")
 
 

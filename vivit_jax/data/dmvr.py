@@ -19,12 +19,11 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vivit_jax.data import clips, dmvr_labels, every_record, index, progress_bar
+from vivit_jax.data import clips, dmvr_labels, every_record, index, indexing, progress_bar, storage
 from vivit_jax.data.annotations import to_csv
 from vivit_jax.data.dmvr_shards import find_shards
 from vivit_jax.data.host_tf import tf
@@ -74,7 +73,7 @@ def is_sequence(flags: argparse.Namespace) -> bool:
       ValueError: records that are neither, or flags for sequences where there are chunks.
     """
     shards = find_shards(flags.folder, _splits(flags))
-    example = _first_record([Path(flags.folder) / name for names in shards.values() for name in names])
+    example = _first_record([storage.path(flags.folder) / name for names in shards.values() for name in names])
     if example is None:
         raise index.NoRecordsError(f"{flags.folder}: the shards hold no records that can be read")
     if clips.SEQUENCE_FRAMES in example.feature_lists.feature_list:
@@ -96,9 +95,9 @@ def index_folder(flags: argparse.Namespace) -> Iterator[str]:
     Raises:
       index.NoRecordsError, ValueError: as `scan`; also a folder that cannot be written to.
     """
-    out = Path(flags.out or flags.folder)
+    out = storage.path(flags.out or flags.folder)
     out.mkdir(parents=True, exist_ok=True)
-    if not os.access(out, os.W_OK):
+    if not storage.is_remote(out) and not os.access(out, os.W_OK):
         raise ValueError(f"{out} cannot be written to: put the index elsewhere with --out=DIR")
     heads = [dmvr_labels.parse_head(text) for text in flags.head] or [dmvr_labels.DEFAULT]
     names = dmvr_labels.read_class_names(flags.class_names, heads)
@@ -111,11 +110,11 @@ def index_folder(flags: argparse.Namespace) -> Iterator[str]:
             "(several --split), or give --class_names"
         )
     index.save_class_names(out, class_names)
-    (out / "rejects.csv").write_text(to_csv(("split", "shard", "record", "byte", "reason"), rejects), encoding="utf-8")
+    storage.write(out / "rejects.csv", to_csv(("split", "shard", "record", "byte", "reason"), rejects))
     for split in splits:
         yield f"{split.save()}: {split.num_videos} videos, {len(split.chunk_offset)} records"
     summary = {
-        "dataset": Path(flags.folder).resolve().name,
+        "dataset": _resolved(flags.folder).name,
         "form": index.SEQUENCE,
         "quality": None,  # not told by the records
         "short_side": None,
@@ -123,7 +122,7 @@ def index_folder(flags: argparse.Namespace) -> Iterator[str]:
         "reject_reasons": dict(Counter(reason for *_, reason in rejects).most_common(20)),
         "splits": {split.name: _summary(split) for split in splits},
     }
-    (out / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
+    storage.write(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
     for head, named in class_names.items():
         yield f"{head}: {len(named)} classes, {', '.join(named[:3])}{', ...' if len(named) > 3 else ''}"
     if rejects:
@@ -131,8 +130,8 @@ def index_folder(flags: argparse.Namespace) -> Iterator[str]:
 
 
 def scan(
-    folder: str | Path,
-    out: str | Path | None = None,
+    folder: storage.Place,
+    out: storage.Place | None = None,
     splits: Mapping[str, str] | None = None,
     heads: Sequence[dmvr_labels.Head] = (dmvr_labels.DEFAULT,),
     class_names: Mapping[str, Sequence[str]] | None = None,
@@ -158,9 +157,9 @@ def scan(
       ValueError: a shard that is cut short or compressed, a split without a usable record, or labels whose numbers and
         texts do not agree.
     """
-    folder, out = Path(folder).resolve(), Path(folder if out is None else out).resolve()
+    folder, out = _resolved(folder), _resolved(folder if out is None else out)
     shards = find_shards(folder, splits)
-    places = {split: [index.record_positions(folder / name) for name in names] for split, names in shards.items()}
+    places = {split: [indexing.record_positions(folder / name) for name in names] for split, names in shards.items()}
     total = sum(len(positions) for of_split in places.values() for positions in of_split)
     describe = _describe(_sample(folder, shards, places), heads)
     found, rejects = {}, []
@@ -190,7 +189,11 @@ class _Found:
     """What was found in the records of one split, by number of the record in it."""
 
     def __init__(
-        self, folder: Path, names: Sequence[str], places: Sequence[np.ndarray], heads: Sequence[dmvr_labels.Head]
+        self,
+        folder: storage.AnyPath,
+        names: Sequence[str],
+        places: Sequence[np.ndarray],
+        heads: Sequence[dmvr_labels.Head],
     ):
         self._folder, self._names = folder, names
         self._features = {name for head in heads for name in (head.feature, *head.texts)}
@@ -198,7 +201,7 @@ class _Found:
         self._positions = np.concatenate([np.zeros((0, 3), np.int64), *places])
         self._shard = np.repeat(np.arange(len(names)), counts)
         self._before = np.cumsum([0, *counts])
-        self._videos: dict[int, index.VideoEntry] = {}
+        self._videos: dict[int, indexing.VideoEntry] = {}
         self.labels: dict[int, dict[str, np.ndarray]] = {}
 
     def read(self, describe) -> Iterator[tuple[int, every_record.Result]]:
@@ -220,12 +223,16 @@ class _Found:
             return f"frames of several sizes, {low[0]} x {low[1]} to {high[0]} x {high[1]} (height x width)"
         shard, record, _ = self.place(number)
         name = found["id"][0].decode(errors="replace") if len(found["id"]) else f"{shard}#{record}"
-        self._videos[number] = index.VideoEntry(name, count, _rate(found, count), low[0], low[1], {})
+        self._videos[number] = indexing.VideoEntry(name, count, _rate(found, count), low[0], low[1], {})
         self.labels[number] = {name: found[name] for name in self._features if name in found}
         return None
 
     def split(
-        self, name: str, out: Path, ids: Mapping[int, Mapping[str, int]], class_names: Mapping[str, Sequence[str]]
+        self,
+        name: str,
+        out: storage.AnyPath,
+        ids: Mapping[int, Mapping[str, int]],
+        class_names: Mapping[str, Sequence[str]],
     ) -> index.RecordSplit:
         """The index of the records in `ids`, number -> head -> class."""
         numbers = sorted(ids)
@@ -303,6 +310,12 @@ def _rate(found: Mapping[str, np.ndarray], count: int) -> float:
     return float("nan")
 
 
+def _resolved(place: storage.Place) -> storage.AnyPath:
+    """The one path of a folder, links followed; of a bucket as it is."""
+    found = storage.path(place)
+    return found if storage.is_remote(found) else found.resolve()
+
+
 def _summary(split: index.RecordSplit) -> dict[str, Any]:
     sizes = Counter(zip(split.height.tolist(), split.width.tolist(), strict=True))
     return {
@@ -311,10 +324,7 @@ def _summary(split: index.RecordSplit) -> dict[str, Any]:
         "frames": int(split.num_frames.sum()),
         "bytes": split.record_bytes,
         "sizes": {f"{height} x {width}": count for (height, width), count in sizes.most_common(20)},
-        "classes": {
-            head: {split.class_names[head][number]: count for number, count in sorted(Counter(ids.tolist()).items())}
-            for head, ids in split.labels.items()
-        },
+        "classes": split.class_counts(),
     }
 
 
@@ -326,28 +336,30 @@ def _splits(flags: argparse.Namespace) -> dict[str, str] | None:
     return patterns or None
 
 
-def _first_record(paths: Sequence[Path]) -> Any | None:
+def _first_record(paths: Sequence[storage.AnyPath]) -> Any | None:
     """The first record of the first shard in which it can be parsed."""
     for path in paths:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             head = file.read(12)
             if head[:2] == b"\x1f\x8b":
                 raise ValueError(f"{path} is compressed; a compressed shard cannot be read from its middle: unpack it")
             # A length that is corrupted would ask for any amount of memory.
-            length = min(struct.unpack("<Q", head[:8])[0], path.stat().st_size) if len(head) == 12 else 0
+            length = min(struct.unpack("<Q", head[:8])[0], storage.size(path)) if len(head) == 12 else 0
             example = _parse(file.read(length)) if length else None
         if example is not None:
             return example
     return None
 
 
-def _sample(folder: Path, shards: Mapping[str, Sequence[str]], places: Mapping[str, Sequence[np.ndarray]]) -> list[Any]:
+def _sample(
+    folder: storage.AnyPath, shards: Mapping[str, Sequence[str]], places: Mapping[str, Sequence[np.ndarray]]
+) -> list[Any]:
     """Some of the records, evenly over each split: a feature may be absent from the first, or be so in one split."""
     examples = []
     for split, names in shards.items():
         records = [(name, *place) for name, found in zip(names, places[split], strict=True) for place in found[:, :2]]
         for name, offset, length in records[:: max(1, len(records) // SAMPLED)][:SAMPLED]:
-            with open(folder / name, "rb") as file:
+            with (folder / name).open("rb") as file:
                 file.seek(int(offset) + 12)
                 examples.append(_parse(file.read(int(length))))
     return [example for example in examples if example is not None]

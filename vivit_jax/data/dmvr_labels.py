@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
+
+from vivit_jax.data import storage
 
 _TEXTS = ("text", "string")  # DMVR's and MediaSequence's name of the feature beside ".../index"
 
@@ -77,7 +79,7 @@ def read_class_names(flags: Sequence[str], heads: Sequence[Head]) -> dict[str, l
     for flag in flags:
         head, _, file = flag.rpartition("=")
         head = head or (heads[0].name if len(heads) == 1 else "")
-        path = Path(file)
+        path = storage.path(file)
         if head not in known:
             raise ValueError(f"--class_names={flag}: give HEAD=FILE with a head of {', '.join(known)}")
         if not path.is_file():
@@ -86,8 +88,8 @@ def read_class_names(flags: Sequence[str], heads: Sequence[Head]) -> dict[str, l
             loaded = json.loads(path.read_text(encoding="utf-8"))
             names[head] = loaded.get(head) if isinstance(loaded, dict) else loaded
         elif path.suffix == ".csv":
-            with path.open(newline="", encoding="utf-8-sig") as lines:
-                rows = {row.get("id"): row.get("key") for row in csv.DictReader(lines)}
+            lines = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
+            rows = {row.get("id"): row.get("key") for row in csv.DictReader(lines)}
             names[head] = [rows.get(str(number)) for number in range(len(rows))]
         else:
             names[head] = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

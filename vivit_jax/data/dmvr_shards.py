@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+from vivit_jax.data import storage
 from vivit_jax.data.index import NoRecordsError
 
 # `train-00000-of-00032`, `k400-train.tfrecord-00000-of-00100`, `val-00000-of-00010.tfrecord`; or one file a split.
@@ -24,7 +23,7 @@ _SPLITS = {
 }
 
 
-def find_shards(folder: str | Path, patterns: Mapping[str, str] | None = None) -> dict[str, list[str]]:
+def find_shards(folder: storage.Place, patterns: Mapping[str, str] | None = None) -> dict[str, list[str]]:
     """Split -> names of its shards in order, relative to `folder`.
 
     A split is called after the word for one in the shards' name ("val" is "validation"); where two sets of shards have
@@ -37,7 +36,7 @@ def find_shards(folder: str | Path, patterns: Mapping[str, str] | None = None) -
     Raises:
       NoRecordsError: none there, none for a pattern, or not all shards of a set.
     """
-    folder = Path(folder)
+    folder = storage.path(folder)
     if not folder.is_dir():
         raise NoRecordsError(f"no folder {folder}")
     if patterns:
@@ -48,7 +47,7 @@ def find_shards(folder: str | Path, patterns: Mapping[str, str] | None = None) -
             for base, members in _grouped(names).items():
                 _check_complete(folder, base, members)
         return found
-    groups = _grouped(sorted(name for name in os.listdir(folder) if _SHARD.match(name) or _SINGLE.match(name)))
+    groups = _grouped(sorted(name for name in storage.names(folder) if _SHARD.match(name) or _SINGLE.match(name)))
     if not groups:
         raise NoRecordsError(
             f"no records in {folder} (no files named *-00000-of-00001 or *.tfrecord); name them with --split=NAME=GLOB"
@@ -63,7 +62,7 @@ def find_shards(folder: str | Path, patterns: Mapping[str, str] | None = None) -
     }
 
 
-def _matching(folder: Path, pattern: str) -> list[str]:
+def _matching(folder: storage.AnyPath, pattern: str) -> list[str]:
     return [str(path.relative_to(folder)) for path in folder.glob(pattern) if path.is_file()]
 
 
@@ -76,7 +75,7 @@ def _grouped(names: Sequence[str]) -> dict[str, list[str]]:
     return groups
 
 
-def _check_complete(folder: Path, base: str, names: Sequence[str]) -> None:
+def _check_complete(folder: storage.AnyPath, base: str, names: Sequence[str]) -> None:
     matches = [match for match in map(_SHARD.match, names) if match]
     counts = {int(match["count"]) for match in matches}
     if len(counts) > 1:

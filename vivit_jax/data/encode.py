@@ -9,12 +9,11 @@ import dataclasses
 import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from vivit_jax.data import decode
+from vivit_jax.data import decode, storage
 
 # Pixels a side that a JPEG can have (libjpeg's JPEG_MAX_DIMENSION).
 _JPEG_SIDE = 65_500
@@ -50,7 +49,7 @@ class Form:
 class FileTask:
     """One file, the segments wanted of it, (start, end) in seconds or (None, None) for all of it, and their form."""
 
-    path: Path
+    path: storage.AnyPath
     segments: Sequence[tuple[float | None, float | None]]
     form: Form
 
@@ -113,7 +112,7 @@ def encode_file(task: FileTask) -> list[Segment | str]:
 class _Jpeg:
     """Frames -> JPEG bytes; the last is kept, since segments may share frames. `size` is (height, width)."""
 
-    def __init__(self, path: Path, quality: int):
+    def __init__(self, path: storage.AnyPath, quality: int):
         self._path, self._quality = path, quality
         self._last: tuple[decode.Frame | None, bytes] = (None, b"")
         self.size = (0, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from vivit_jax.data import clips, workers
 from vivit_jax.data.host_tf import tf
-from vivit_jax.data.index import CHUNK_FRAMES, VideoEntry
+from vivit_jax.data.index import CHUNK_FRAMES
+from vivit_jax.data.indexing import VideoEntry
 
 # What a record says, as `function` of `mapped` made it; or, as text, why it could not be read.
 Result = dict[str, Any] | str
@@ -99,6 +100,13 @@ def _text(error: tf.errors.OpError) -> str:
     return " ".join(dict.fromkeys(kept))[:300] or type(error).__name__
 
 
+def _labels(features: Mapping[str, Any], head: str) -> int | tuple[int, ...]:
+    """Of a head with one label its id; of one with several at once, which the records call otherwise, all."""
+    if f"labels/{head}" in features:
+        return tuple(features[f"labels/{head}"].int64_list.value)
+    return features[f"label/{head}"].int64_list.value[0]
+
+
 def videos(path: Path, heads: Iterable[str]) -> Iterator[VideoEntry]:
     """The videos of a shard of chunk records.
 
@@ -124,7 +132,7 @@ def videos(path: Path, heads: Iterable[str]) -> Iterator[VideoEntry]:
                     fps=features["fps"].float_list.value[0],
                     height=features["height"].int64_list.value[0],
                     width=features["width"].int64_list.value[0],
-                    labels={head: features[f"label/{head}"].int64_list.value[0] for head in heads},
+                    labels={head: _labels(features, head) for head in heads},
                 )
                 seen, expected = 0, -(-entry.num_frames // CHUNK_FRAMES)
                 yield entry

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
-from vivit_jax.data import catalog
+from vivit_jax.data import catalog, storage
 from vivit_jax.data.rows import MissingDataError, Row, missing_message
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".ts", ".mpg", ".mpeg")
 
 
-def list_videos(folder: str | Path) -> Iterator[str]:
+def list_videos(folder: storage.Place) -> Iterator[str]:
     """Paths of the files below `folder` that are videos by their suffix, `folder` first in each; in order of folders
     and names. Links are followed, but no folder into itself; what begins with "." (as the `._x.mp4` beside each
-    `x.mp4` on some disks) is left alone.
+    `x.mp4` on some disks) is left alone. In a bucket what goes by the name of a video is taken for a file: to ask for
+    each would take hours.
 
     Raises:
       PermissionError: a folder that may not be read. A `folder` that does not exist has no videos.
     """
+    if storage.is_remote(folder):
+        yield from _list_remote(storage.path(folder))
+        return
     above: dict[str, frozenset] = {}
     for root, folders, names in os.walk(folder, onerror=_refused, followlinks=True):
         facts = os.stat(root)
@@ -32,6 +35,19 @@ def list_videos(folder: str | Path) -> Iterator[str]:
         for name in sorted(names):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:
                 yield os.path.join(root, name)
+
+
+def _list_remote(folder: storage.AnyPath) -> Iterator[str]:
+    folders = []
+    for name in storage.names(folder):
+        if name.startswith("."):
+            continue
+        if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:
+            yield str(folder / name)
+        else:
+            folders.append(folder / name)
+    for below in folders:
+        yield from _list_remote(below)
 
 
 def _refused(error: OSError) -> None:
@@ -54,34 +70,43 @@ class VideoFinder:
       MissingDataError: the folder is absent or holds no video at all (a CSV may name files elsewhere).
     """
 
-    def __init__(self, facts: catalog.DatasetFacts, folder: str | Path):
-        self.folder, self._facts = Path(folder), facts
+    def __init__(self, facts: catalog.DatasetFacts, folder: storage.Place):
+        self.folder, self._facts = storage.path(folder), facts
         # Name without folders and suffix -> files of that name. One entry a file: there may be a million.
         self._files: dict[str, list[str]] = {}
         self._list(self.folder)
         if not self._files and facts.annotation_format != "csv":
             raise MissingDataError(missing_message(facts, videos=folder))
         for name in facts.replacements:
-            for place in (self.folder.absolute().parent / name, self.folder.absolute().parent / "replacement" / name):
+            beside = storage.absolute(self.folder).parent
+            for place in (beside / name, beside / "replacement" / name):
                 self._list(place)
         for files in self._files.values():
             if len(files) > 1:
                 files.sort(key=lambda file: (_parent(file) not in facts.replacements, file.count(os.sep), file))
 
-    def _list(self, folder: Path) -> None:
+    def _list(self, folder: storage.AnyPath) -> None:
         for file in list_videos(folder):
             self._files.setdefault(os.path.splitext(os.path.basename(file))[0], []).append(file)
 
-    def find(self, row: Row) -> tuple[Path, float | None, float | None] | None:
+    def find(self, row: Row) -> tuple[storage.AnyPath, float | None, float | None] | None:
         """(file, start, end) of a row; start and end are None where the file holds just this stretch. None: absent."""
-        if row.file is not None and os.path.isfile(os.path.join(self.folder, row.file)):
-            return self.folder / row.file, row.start, row.end
+        file = None if row.file is None else self._named(row.file)
+        if file is not None:
+            return file, row.start, row.end
         for name, trimmed in row.names:
             ending = os.path.join(os.sep, os.path.normpath(name))
             for file in self._files.get(os.path.basename(name), ()):
                 if os.path.splitext(os.path.join(os.sep, file))[0].endswith(ending):
-                    return Path(file), None if trimmed else row.start, None if trimmed else row.end
+                    return storage.path(file), None if trimmed else row.start, None if trimmed else row.end
         return None
+
+    def _named(self, name: str) -> storage.AnyPath | None:
+        """The very file that the annotations name, absolute or under the folder; None where it is not there."""
+        file = storage.under(self.folder, name)
+        if storage.is_remote(file) and str(file) in self._files.get(file.stem, ()):
+            return file  # listed before, which saves a request
+        return file if file.is_file() else None
 
     def check(self, rows: Iterable[Row]) -> None:
         """Makes sure that the folder is the right one.

@@ -13,16 +13,16 @@ same command and read where they lie; `--help` lists the flags for their splits 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
-import os
 import re
-import struct
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
+
+from vivit_jax.data import storage
 
 CHUNK_FRAMES = 16
 # Forms of a record: a chunk of a video in an Example, or all of it in a SequenceExample.
@@ -31,8 +31,9 @@ CLASS_NAMES_FILE = "class_names.json"
 _VIDEO_FIELDS = ("video_id", "num_frames", "fps", "height", "width", "first_chunk", "num_chunks")
 _CHUNK_FIELDS = ("chunk_shard", "chunk_offset", "chunk_length", "chunk_checksum")
 _SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<shard>\d{5})-of-(?P<count>\d{5})$")
-# Of the index files. Those of format 1 had no `form` and are read as chunks.
-_FORMAT = 2
+# Of the index files. Those of format 1 had no `form` and are read as chunks; in format 3 a head may have several
+# labels, and without such a head format 2 is written, which older versions read.
+_FORMAT, _ONE_LABEL_FORMAT = 3, 2
 _ANEW = "make the index anew: python -m vivit_jax.data.index"
 
 
@@ -59,7 +60,8 @@ class RecordSplit:
       video_id: [N] names of the videos (one name may come several times: segments of one long video).
       num_frames, height, width: int32 [N]; sizes are those of the stored frames, in pixels.
       fps: float32 [N], frames per second of the source; NaN where records of others do not tell.
-      labels: head -> int32 [N], class ids.
+      labels: head -> int32 [N], class ids; of a head with several labels at once int32 [N, L], the ids of each video in
+        rising order, filled up with -1 to the L of the video with the most.
       first_chunk, num_chunks: int64 [N], place in the chunk arrays.
       chunk_shard, chunk_offset, chunk_length: int64 [C]: number of the shard, first byte of the record in it, bytes of
         the record's data.
@@ -69,7 +71,7 @@ class RecordSplit:
       form: "chunks", or "sequence": each record is a whole video, and records that hold no usable one belong to none.
     """
 
-    folder: Path
+    folder: storage.AnyPath
     name: str
     shards: Sequence[str]
     video_id: np.ndarray
@@ -98,8 +100,13 @@ class RecordSplit:
         return {head: len(names) for head, names in self.class_names.items()}
 
     @property
+    def multi_label(self) -> frozenset[str]:
+        """Heads of which a video may have several labels at once, or none."""
+        return frozenset(head for head, ids in self.labels.items() if ids.ndim == 2)
+
+    @property
     def shard_paths(self) -> list[str]:
-        return [str(self.folder / shard) for shard in self.shards]
+        return [str(storage.under(self.folder, shard)) for shard in self.shards]
 
     @property
     def record_bytes(self) -> int:
@@ -113,32 +120,30 @@ class RecordSplit:
         np.maximum.at(sizes, self.chunk_shard, self.chunk_offset + self.chunk_length + 16)
         return sizes
 
-    def save(self) -> Path:
+    def class_counts(self) -> dict[str, dict[str, int]]:
+        """Head -> name of each class that some video has -> number of its videos."""
+        return {
+            head: {
+                self.class_names[head][i]: int(count)
+                for i, count in zip(*np.unique(ids[ids >= 0], return_counts=True), strict=True)
+            }
+            for head, ids in self.labels.items()
+        }
+
+    def save(self) -> storage.AnyPath:
         """Writes `index_{split}.npz` into `folder`, whole or not at all; returns its path."""
         path = self.folder / f"index_{self.name}.npz"
         arrays = {field: getattr(self, field) for field in _VIDEO_FIELDS + _CHUNK_FIELDS}
         arrays |= {f"label_{head}": values for head, values in self.labels.items()}
         arrays |= {"shards": np.array(list(self.shards), dtype=str), "chunk_frames": np.array(self.chunk_frames)}
-        arrays |= {"form": np.array(self.form), "format": np.array(_FORMAT)}
-        partial = path.with_suffix(".part.npz")
-        np.savez(partial, **arrays)
-        os.replace(partial, path)
+        number = _FORMAT if self.multi_label else _ONE_LABEL_FORMAT
+        arrays |= {"form": np.array(self.form), "format": np.array(number)}
+        with storage.written(path) as partial, open(partial, "wb") as file:
+            np.savez(file, **arrays)
         return path
 
 
-@dataclasses.dataclass(frozen=True)
-class VideoEntry:
-    """What the index says of one video; `labels`: head -> class id."""
-
-    video_id: str
-    num_frames: int
-    fps: float
-    height: int
-    width: int
-    labels: Mapping[str, int]
-
-
-def open_split(folder: str | Path, split: str) -> RecordSplit:
+def open_split(folder: storage.Place, split: str) -> RecordSplit:
     """The index of `split` of the records in `folder`.
 
     That the shards are those that were indexed is told by their sizes alone; `vivit_jax.data.verify` reads them.
@@ -148,32 +153,34 @@ def open_split(folder: str | Path, split: str) -> RecordSplit:
       BadIndexError: the index is unreadable or of a newer version, or shards have another size than when it was made.
       EmptySplitError: the split has no videos.
     """
-    folder = Path(folder)
+    folder = storage.path(folder)
     path = folder / f"index_{split}.npz"
     if not path.is_file():
         raise NoRecordsError(_why_no_index(folder, split))
     result = _load(path, split)
     if result.num_videos == 0:
         raise EmptySplitError(f"{folder}: split {split!r} has no videos; see rejects.csv and summary.json there")
-    missing = [shard for shard in result.shard_paths if not os.path.exists(shard)]
+    found = storage.sizes(result.shard_paths)
+    missing = [shard for shard, size in zip(result.shard_paths, found, strict=True) if size is None]
     if missing:
         raise NoRecordsError(
             f"{folder}: {len(missing)} of {len(result.shards)} shards are gone, first {missing[0]}; put them back, or "
             f"{_ANEW} DIR"
         )
-    for shard, size in zip(result.shard_paths, result.shard_bytes.tolist(), strict=True):
-        if os.path.getsize(shard) != size:
+    for shard, size, expected in zip(result.shard_paths, found, result.shard_bytes.tolist(), strict=True):
+        if size != expected:
             raise BadIndexError(
-                f"{shard} has {os.path.getsize(shard):,} bytes, {size:,} when {path} was made: the copy is not "
+                f"{shard} has {size:,} bytes, {expected:,} when {path} was made: the copy is not "
                 f"complete, or the records were made anew since. Copy it again, or {_ANEW} {folder}"
             )
     return result
 
 
-def _load(path: Path, split: str) -> RecordSplit:
+def _load(path: storage.AnyPath, split: str) -> RecordSplit:
     names = load_class_names(path.parent)
     try:
-        with np.load(path) as stored:
+        # All arrays are wanted, and to seek in a file of a bucket costs a request each time.
+        with np.load(io.BytesIO(path.read_bytes())) as stored:
             arrays = {key: stored[key] for key in stored.files}
         number = int(arrays.get("format", 1))
         if number > _FORMAT:
@@ -200,8 +207,8 @@ def _load(path: Path, split: str) -> RecordSplit:
         raise BadIndexError(f"{path}: unreadable ({error}); {_ANEW} {path.parent}") from None
 
 
-def _why_no_index(folder: Path, split: str) -> str:
-    shards = list_shards(folder) if folder.is_dir() else {}
+def _why_no_index(folder: storage.AnyPath, split: str) -> str:
+    shards = list_shards(folder)
     if split in shards:
         return f"{folder}: records of split {split!r} but no index; make it: python -m vivit_jax.data.index {folder}"
     there = sorted(p.stem.removeprefix("index_") for p in folder.glob("index_*.npz")) or sorted(shards)
@@ -214,14 +221,14 @@ def _why_no_index(folder: Path, split: str) -> str:
     )
 
 
-def load_class_names(folder: str | Path) -> dict[str, list[str]]:
+def load_class_names(folder: storage.Place) -> dict[str, list[str]]:
     """`class_names.json` of a folder of records: head -> name of each class id.
 
     Raises:
       NoRecordsError: it is not there.
       BadIndexError: it does not hold a list of names for each head.
     """
-    path = Path(folder) / CLASS_NAMES_FILE
+    path = storage.path(folder) / CLASS_NAMES_FILE
     if not path.is_file():
         raise NoRecordsError(
             f"{folder}: no {CLASS_NAMES_FILE}, so the heads of the labels are unknown; copy it from where the records "
@@ -236,7 +243,7 @@ def load_class_names(folder: str | Path) -> dict[str, list[str]]:
     return names
 
 
-def list_shards(folder: str | Path) -> dict[str, list[str]]:
+def list_shards(folder: storage.Place) -> dict[str, list[str]]:
     """Split -> names of its shards in order.
 
     Raises:
@@ -244,7 +251,7 @@ def list_shards(folder: str | Path) -> dict[str, list[str]]:
     """
     found: dict[str, dict[int, str]] = {}
     counts: dict[str, int] = {}
-    for name in sorted(os.listdir(folder)):
+    for name in storage.names(folder):
         match = _SHARD.match(name)
         if match:
             found.setdefault(match["split"], {})[int(match["shard"])] = name
@@ -255,103 +262,16 @@ def list_shards(folder: str | Path) -> dict[str, list[str]]:
     return {split: [shards[i] for i in sorted(shards)] for split, shards in found.items()}
 
 
-def record_positions(path: str | Path) -> np.ndarray:
-    """Offset, length and checksum of every record of a TFRecord file: int64 [records, 3]; the data is skipped.
-
-    Raises:
-      ValueError: the file ends inside a record.
-    """
-    positions = []
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        offset = 0
-        while offset < size:
-            head = file.read(12)
-            length = struct.unpack("<Q", head[:8])[0] if len(head) == 12 else size
-            if offset + 16 + length > size:
-                raise ValueError(f"{path}: cut short: record {len(positions)} at byte {offset} is not whole")
-            file.seek(offset + 12 + length)
-            positions.append((offset, length, struct.unpack("<I", file.read(4))[0]))
-            offset += 16 + length
-    return np.array(positions, np.int64).reshape(-1, 3)
-
-
-def assemble(
-    folder: str | Path,
-    split: str,
-    videos: Sequence[Sequence[VideoEntry]],
-    class_names: Mapping[str, Sequence[str]],
-    shards: Sequence[str] | None = None,
-) -> RecordSplit:
-    """The index of a split from what was written: the videos of each shard, in order.
-
-    Raises:
-      ValueError: the shards do not hold as many records as the videos need.
-    """
-    folder = Path(folder)
-    shards = list_shards(folder)[split] if shards is None else shards
-    chunks, chunk_shard, flat = [], [], [video for shard in videos for video in shard]
-    for number, (shard, entries) in enumerate(zip(shards, videos, strict=True)):
-        positions = record_positions(folder / shard)
-        expected = sum(-(-entry.num_frames // CHUNK_FRAMES) for entry in entries)
-        if len(positions) != expected:
-            raise ValueError(f"{folder / shard}: {len(positions)} records, {expected} expected")
-        chunks.append(positions)
-        chunk_shard.append(np.full(len(positions), number, np.int64))
-    positions = np.concatenate(chunks) if chunks else np.zeros((0, 3), np.int64)
-    num_frames = np.array([video.num_frames for video in flat], np.int32)
-    num_chunks = -(-num_frames.astype(np.int64) // CHUNK_FRAMES)
-    return RecordSplit(
-        folder=folder,
-        name=split,
-        shards=list(shards),
-        video_id=np.array([video.video_id for video in flat], dtype=str),
-        num_frames=num_frames,
-        fps=np.array([video.fps for video in flat], np.float32),
-        height=np.array([video.height for video in flat], np.int32),
-        width=np.array([video.width for video in flat], np.int32),
-        labels={head: np.array([video.labels[head] for video in flat], np.int32) for head in class_names},
-        first_chunk=np.concatenate([[0], np.cumsum(num_chunks)[:-1]]).astype(np.int64)[: len(flat)],
-        num_chunks=num_chunks,
-        chunk_shard=np.concatenate(chunk_shard) if chunk_shard else np.zeros(0, np.int64),
-        chunk_offset=positions[:, 0],
-        chunk_length=positions[:, 1],
-        chunk_checksum=positions[:, 2].astype(np.uint32),
-        class_names=class_names,
-    )
-
-
-def save_class_names(folder: str | Path, class_names: Mapping[str, Sequence[str]]) -> None:
+def save_class_names(folder: storage.Place, class_names: Mapping[str, Sequence[str]]) -> None:
     """Writes `class_names.json`: head -> list of names."""
     text = json.dumps({head: list(names) for head, names in class_names.items()}, indent=1, ensure_ascii=False)
-    partial = Path(folder) / (CLASS_NAMES_FILE + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, Path(folder) / CLASS_NAMES_FILE)
-
-
-def scan(folder: str | Path) -> list[RecordSplit]:
-    """The index of every split of chunk records in `folder`, by reading all of them (all bytes are read and checked).
-
-    Raises:
-      NoRecordsError: no shards, or no class names.
-      ValueError: records that are not chunks of videos in order, or broken ones.
-    """
-    folder = Path(folder)
-    shards = list_shards(folder) if folder.is_dir() else {}
-    if not shards:
-        raise NoRecordsError(f"no records in {folder} (no files named *.tfrecord-00000-of-00001)")
-    names = load_class_names(folder)
-    from vivit_jax.data import every_record  # only here: opening an index needs no TensorFlow
-
-    return [
-        assemble(folder, split, [list(every_record.videos(folder / shard, names)) for shard in files], names, files)
-        for split, files in shards.items()
-    ]
+    storage.write(storage.path(folder) / CLASS_NAMES_FILE, text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else list(argv)
-    from vivit_jax.data import dmvr  # only here: it needs TensorFlow, and this module must stay light
+    # Only here: it needs TensorFlow, and this module must stay light.
+    from vivit_jax.data import dmvr, indexing
 
     flags = dmvr.parser().parse_args(arguments)
     try:
@@ -359,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for line in dmvr.index_folder(flags):
                 print(line)
             return
-        for split in scan(flags.folder):
+        for split in indexing.scan(flags.folder):
             print(f"{split.save()}: {split.num_videos} videos, {len(split.chunk_offset)} records")
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from vivit_jax.data import catalog, mirror
 from vivit_jax.data import subset as subsets
 from vivit_jax.data.index import RecordSplit
 from vivit_jax.data.order import Order, block_slots
@@ -28,6 +29,7 @@ class TrainingSet:
       weights: each data set gets this share of the clips, in proportion.
       dropped: name -> videos left out because the heads have no such class.
       subset: what was selected of each split.
+      mirrored: head -> class -> class of its mirror image, where the data set states it; see `mirror`.
     """
 
     names: tuple[str, ...]
@@ -35,6 +37,7 @@ class TrainingSet:
     weights: tuple[float, ...] = (1.0,)
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     subset: Subset = dataclasses.field(default_factory=Subset)
+    mirrored: Mapping[str, Mapping[str, str | None]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, split: RecordSplit | TrainingSet) -> TrainingSet:
@@ -53,6 +56,15 @@ class TrainingSet:
     def heads(self) -> dict[str, int]:
         """Head -> number of classes."""
         return self.splits[0].heads
+
+    @property
+    def multi_label(self) -> frozenset[str]:
+        """Heads with several labels at once."""
+        return self.splits[0].multi_label
+
+    def mirror_classes(self) -> dict[str, np.ndarray]:
+        """Head -> class of the mirror image of each class: int32 [classes], -1 where there is none."""
+        return {head: mirror.classes(names, self.mirrored.get(head)) for head, names in self.class_names.items()}
 
     def order(self, seed: int, spec: ClipSpec) -> Order:
         """The order in which the videos come."""
@@ -105,13 +117,15 @@ def training_set(
       splits: the training split of each data set that takes part.
       main: the data set whose heads and class ids the model has, the one evaluated.
       weights: of the data sets in `splits`; None for one data set.
-      unknown_classes: what becomes of a class that `main` does not have. 'refuse': an error with the list; 'drop': its
-        videos are left out, and counted; 'union': the heads get it, behind the classes of `main`, by name.
+      unknown_classes: what becomes of a class that `main` does not have. 'refuse': an error with the list; 'drop': the
+        videos that have it (be it among others) are left out, and counted; 'union': the heads get it, behind the
+        classes of `main`, by name.
       subset: what is selected of each split.
       main_split: any split of `main`, for its classes, where `main` itself is not in `splits`.
 
     Raises:
-      MixtureError: other heads, or classes that `main` does not have.
+      MixtureError: other heads, heads with one label here and several at once there, or classes that `main` does not
+        have.
       SubsetError: see `subset.apply`.
       ValueError: weights that are not greater than 0.
     """
@@ -128,6 +142,12 @@ def training_set(
             raise MixtureError(
                 f"{name} has the heads {', '.join(splits[name].class_names)}, {main} has "
                 f"{', '.join(reference.class_names)}: only data sets with the same heads can be mixed"
+            )
+        if splits[name].num_videos and splits[name].multi_label != reference.multi_label:
+            several = ", ".join(sorted(splits[name].multi_label ^ reference.multi_label))
+            raise MixtureError(
+                f"head {several}: in one of {name} and {main} a video has several labels at once, in the other one, "
+                "which says nothing of the other classes; build both in the same form"
             )
     class_names = {head: list(known) for head, known in reference.class_names.items()}
     missing = {name: _missing(splits[name], class_names) for name in names}
@@ -152,7 +172,11 @@ def training_set(
         if not relabelled[name].num_videos:
             raise MixtureError(f"{name} has no video of a class that {main} has")
     chosen = subsets.apply(relabelled, subset or Subset())
-    return TrainingSet(tuple(names), tuple(chosen[n] for n in names), weighted, dropped, subset or Subset())
+    mirrored = {}
+    for name in sorted(names, key=lambda name: name == main):  # what `main` states goes before the others
+        for head, pairs in (catalog.DATASETS[name].mirrored if name in catalog.DATASETS else {}).items():
+            mirrored[head] = mirrored.get(head, {}) | dict(pairs)
+    return TrainingSet(tuple(names), tuple(chosen[n] for n in names), weighted, dropped, subset or Subset(), mirrored)
 
 
 def evaluation_split(
@@ -182,13 +206,17 @@ def relabel(split: RecordSplit, class_names: Mapping[str, Sequence[str]]) -> Rec
     """The split with its labels as ids of `class_names`; videos of a class that is not among them are left out."""
     if {head: list(names) for head, names in split.class_names.items()} == dict(class_names):
         return split
-    labels = {}
+    labels, known = {}, np.ones(split.num_videos, bool)
     for head, names in class_names.items():
         ids = {_key(name): i for i, name in reversed(list(enumerate(names)))}
         exact = {name: i for i, name in enumerate(names)}
         table = [exact.get(name, ids.get(_key(name), -1)) for name in split.class_names[head]]
-        labels[head] = np.asarray(table, np.int32)[split.labels[head]]
-    known = np.all([ids >= 0 for ids in labels.values()], axis=0)
+        # Behind the classes, where the -1 of a head with several labels at once points: what fills the rows up.
+        labels[head] = np.asarray([*table, -1], np.int32)[split.labels[head]]
+        unknown = (labels[head] < 0) & (split.labels[head] >= 0)
+        known &= ~(unknown.any(axis=1) if head in split.multi_label else unknown)
+        if head in split.multi_label:  # ids rise, and the filling is behind them
+            labels[head] = np.sort(labels[head].astype(np.uint32), axis=1).astype(np.int32)
     changed = dataclasses.replace(split, labels=labels, class_names={h: list(n) for h, n in class_names.items()})
     return changed if known.all() else subsets.take(changed, np.flatnonzero(known))
 
@@ -199,7 +227,7 @@ def _missing(split: RecordSplit, class_names: Mapping[str, Sequence[str]]) -> di
     for head, names in split.class_names.items():
         known = {_key(name) for name in class_names[head]}
         used = np.unique(split.labels[head])
-        result[head] = [names[i] for i in used if _key(names[i]) not in known]
+        result[head] = [names[i] for i in used if i >= 0 and _key(names[i]) not in known]
     return result
 
 

@@ -21,12 +21,10 @@ import argparse
 import dataclasses
 import fractions
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 
-from vivit_jax.data import annotations, progress_bar, workers
+from vivit_jax.data import annotations, progress_bar, storage, workers
 
 # Order is the class id. Each verb is followed by its time reversal.
 VERBS = (
@@ -206,12 +204,11 @@ def _shifted(texture: np.ndarray, shift: np.ndarray) -> np.ndarray:
     return image + fx * (np.roll(image, 1, axis=1) - image)
 
 
-def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
+def write_video(path: storage.Place, frames: np.ndarray, fps: int) -> None:
     """H.264 MP4 of uint8 frames [T, H, W, 3]; the file appears whole or not at all."""
     import av
 
-    partial = path.with_suffix(".part")
-    with av.open(str(partial), "w", format="mp4") as container:
+    with storage.written(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fractions.Fraction(fps))
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         stream.thread_count = 1
@@ -219,24 +216,23 @@ def write_video(path: Path, frames: np.ndarray, fps: int) -> None:
         for image in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
-    os.replace(partial, path)
 
 
 def write_clip(task: tuple[str, Clip, np.ndarray]) -> str:
     """Renders and writes one clip (folder, clip, scan); a worker's task. Returns its video_id."""
     folder, clip, scan = task
-    write_video(Path(folder) / f"{clip.video_id}.mp4", render(clip, scan), clip.fps)
+    write_video(storage.path(folder) / f"{clip.video_id}.mp4", render(clip, scan), clip.fps)
     return clip.video_id
 
 
 def generate(
-    out: str | Path,
+    out: storage.Place,
     train: int = NUM_TRAIN,
     validation: int = NUM_VALIDATION,
     seed: int = SEED,
     num_workers: int | None = None,
     progress: bool = True,
-) -> Path:
+) -> storage.AnyPath:
     """Makes the data set under `out`: `videos/*.mp4`, `annotations/*.csv` and a manifest. What is done stays.
 
     Args:
@@ -252,7 +248,7 @@ def generate(
     Raises:
       ValueError: `out` holds a set made with another seed, sizes or version of the generator; or bad sizes.
     """
-    out = Path(out)
+    out = storage.path(out)
     wanted = {"seed": seed, "train": train, "validation": validation, "generator": GENERATOR_VERSION}
     manifest = out / MANIFEST
     state = json.loads(manifest.read_text()) if manifest.exists() else {**wanted, "complete": False}
@@ -266,13 +262,12 @@ def generate(
     clips = plan(train, validation, seed)
     videos = out / "videos"
     videos.mkdir(parents=True, exist_ok=True)
-    _write_atomically(manifest, json.dumps(state, indent=1))
+    storage.write(manifest, json.dumps(state, indent=1))
     from sklearn.datasets import load_digits
 
     scans = load_digits().images
-    missing = [
-        (str(videos), clip, scans[clip.scan]) for clip in clips if not (videos / f"{clip.video_id}.mp4").exists()
-    ]
+    there = set(storage.names(videos))
+    missing = [(str(videos), clip, scans[clip.scan]) for clip in clips if f"{clip.video_id}.mp4" not in there]
     done = workers.ordered_map("vivit_jax.data.moving_digits:write_clip", missing, num_workers, look_ahead=16)
     bar = progress_bar.bar(
         done, title="moving_digits: videos", total=len(clips), done=len(clips) - len(missing), show=progress
@@ -282,8 +277,8 @@ def generate(
             raise result
     (out / "annotations").mkdir(exist_ok=True)
     for name, text in _annotation_files(clips).items():
-        _write_atomically(out / "annotations" / name, text)
-    _write_atomically(manifest, json.dumps({**state, "complete": True}, indent=1))
+        storage.write(out / "annotations" / name, text)
+    storage.write(manifest, json.dumps({**state, "complete": True}, indent=1))
     return out
 
 
@@ -306,12 +301,6 @@ def _annotation_files(clips: list[Clip]) -> dict[str, str]:
         rows = [[str(i), name, f"['{name}']"] for i, name in enumerate(names)]
         files[f"EPIC_100_{head}_classes.csv"] = annotations.to_csv(("id", "key", "instances"), rows)
     return files
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_suffix(path.suffix + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,11 +9,11 @@ batch.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from vivit_jax.data import clips, memory, sampling, service, workers
+from vivit_jax.data import clips, memory, mirror, sampling, service, workers
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.index import RecordSplit
 from vivit_jax.data.mixture import TrainingSet
@@ -122,8 +122,10 @@ def train_batches(
       service_address: "grpc://host:port", several with commas, of machines that make the clips (module `service`).
 
     Returns:
-      Batches of `video` uint8 [b, T, H, W, 3], `label` {head: int32 [b]}, `mask` float32 [b] (0 for a broken record),
-      `index` int64 [b] (place in the split; the splits of a mixture lie one behind the other), with b = high - low.
+      Batches of `video` uint8 [b, T, H, W, 3], `label` {head: int32 [b]}, of a head with several labels at once float32
+      [b, classes] of 0 and 1; `mask` float32 [b] (0 for a broken record), `index` int64 [b] (place in the split; the
+      splits of a mixture lie one behind the other), with b = high - low. Where `spec.flip_labels` is "swap", the labels
+      are those of the clip as it is handed out.
 
     Raises:
       ValueError: batch size, rows, seed, step, threads or prefetch out of range; splits too large to be cached.
@@ -146,24 +148,33 @@ def train_batches(
     videos = _Videos(training.splits, cache, cache_limit, threads)
     shape = [spec.num_frames, *spec.image_size, 3]
     count = clips.num_draws(spec)
+    labels = _Labels(training.splits)
+    swap = spec.flip > 0 and spec.flip_labels == "swap"
+    mirrors = training.mirror_classes()
+    may_flip = np.concatenate([mirror.may_flip(s.labels, mirrors) for s in training.splits]) if swap else None
+    never = int((~may_flip).sum()) if swap else None
+    flips = mirror.describe(training.class_names, mirrors, never) if spec.flip > 0 else ""
 
     @tf.autograph.experimental.do_not_convert
     def load(position, video):
         draws = clip_draws(seed, position, count)
-        make = lambda *size: clips.train_clip(videos.read, video, *size, spec, draws)  # noqa: E731
-        return videos.example(video, shape, make) | {_POSITION: position}
+        allowed = tf.constant(may_flip)[video] if swap else True
+        make = lambda *size: clips.train_clip(videos.read, video, *size, spec, draws, allowed)  # noqa: E731
+        flipped = tf.logical_and(clips.is_flipped(spec, draws), allowed)
+        label = labels.of(video, mirrors, flipped) if swap else labels.of(video)
+        return videos.example(video, shape, make) | {"label": label, _POSITION: position}
 
     positions = training.order(seed, spec).dataset(batch_size, start_step * batch_size, (low, high))
     working = example_bytes(training.splits, spec)
     batch_bytes = (high - low) * int(np.prod(shape))
     if service_address is None:
         dataset = positions.map(load, threads)
-        plan = Plan(threads, prefetch, batch_bytes, working, videos.cached_bytes)
+        plan = Plan(threads, prefetch, batch_bytes, working, videos.cached_bytes, flips=flips)
     else:
         # Other machines may have another number of cores than this one.
         make = lambda part: part.map(load, asked or tf.data.AUTOTUNE).with_options(_options(None))  # noqa: E731
         dataset = service.distribute(positions, make, addresses)
-        plan = Plan(None, prefetch, batch_bytes, working, service=service_address)
+        plan = Plan(None, prefetch, batch_bytes, working, service=service_address, flips=flips)
     return Batches(
         _finish(dataset, high - low, plan),
         start_step,
@@ -209,12 +220,14 @@ def eval_batches(
     num_batches = -(-n // batch_size)
     places = np.arange(num_batches * batch_size)
     places = places[(places % batch_size >= low) & (places % batch_size < high)]
+    labels = _Labels([split])
     shape = [temporal_views * spatial_views, spec.num_frames, *spec.image_size, 3]
 
     @tf.autograph.experimental.do_not_convert
     def load(place):
         make = lambda *size: clips.views(videos.read, place, *size, spec, temporal_views, spatial_views)  # noqa: E731
-        return videos.example(tf.where(place < n, place, -1), shape, make)
+        video = tf.where(place < n, place, -1)
+        return videos.example(video, shape, make) | {"label": labels.of(video)}
 
     dataset = tf.data.Dataset.from_tensor_slices(places.astype(np.int64)).map(load, threads)
     working = example_bytes([split], spec, (temporal_views, spatial_views))
@@ -223,15 +236,54 @@ def eval_batches(
     return Batches(_finish(dataset, high - low, plan), 0, num_batches, plan, int(repeated.sum()))
 
 
+class _Labels:
+    """The labels of the videos of splits, numbered one behind the other, as tensors."""
+
+    def __init__(self, splits: Sequence[RecordSplit]):
+        self._heads = splits[0].heads
+        self._ids = {h: tf.constant(_stacked([split.labels[h] for split in splits])) for h in splits[0].labels}
+
+    def of(self, video, mirrors: Mapping[str, np.ndarray] | None = None, flipped=False) -> dict:
+        """Head -> label of one video, int32 [], or float32 [classes]; where the video is -1, class 0, or none.
+
+        Args:
+          video: its number.
+          mirrors: head -> class of the mirror image of each class; None where labels stay.
+          flipped: bool [], whether it is the mirror image whose labels are wanted.
+        """
+        result = {}
+        for head, table in self._ids.items():
+            count = self._heads[head]
+            ids = table[tf.maximum(video, 0)]
+            if mirrors is not None:
+                # The place behind the classes is for what fills up the rows of a head with several labels.
+                other = tf.constant(np.append(mirrors[head], -1).astype(np.int32))
+                ids = tf.where(flipped, tf.gather(other, tf.where(ids < 0, count, ids)), ids)
+            if table.shape.rank == 2:
+                several = tf.reduce_max(tf.one_hot(ids, count), axis=0)  # of -1 all zeros
+                result[head] = tf.where(video >= 0, several, tf.zeros_like(several))
+            else:
+                result[head] = tf.where(video >= 0, ids, 0)
+        return result
+
+
+def _stacked(labels: Sequence[np.ndarray]) -> np.ndarray:
+    """Labels [N] or [N, L] of several splits, one behind the other: int32; rows filled up to the longest with -1."""
+    if labels[0].ndim == 1:
+        return np.concatenate(labels).astype(np.int32)
+    width = max(ids.shape[1] for ids in labels)
+    filled = [np.pad(ids, ((0, 0), (0, width - ids.shape[1])), constant_values=-1) for ids in labels]
+    return np.concatenate(filled).astype(np.int32)
+
+
 class _Videos:
-    """The videos of splits, numbered one behind the other, as tensors: sizes, labels, and a reader of their frames."""
+    """The videos of splits, numbered one behind the other, as tensors: sizes, and a reader of their frames."""
 
     def __init__(self, splits: Sequence[RecordSplit], cache: bool, cache_limit: int, threads: int):
         def joined(arrays, kind):
             return tf.constant(np.concatenate([np.asarray(array, kind) for array in arrays]))
 
         self._sizes = [joined([getattr(s, x) for s in splits], np.int64) for x in ("num_frames", "height", "width")]
-        self._labels = {head: joined([s.labels[head] for s in splits], np.int32) for head in splits[0].labels}
         self._first = np.cumsum([0, *(s.num_videos for s in splits)])
         self._readers, good, self.cached_bytes = [], [], 0
         for split in splits:
@@ -258,7 +310,7 @@ class _Videos:
         return tf.switch_case(place, branches)
 
     def example(self, video, shape: list[int], make: Callable[..., tf.Tensor]) -> dict:
-        """The example of one video; where it is -1, or its record is broken, black frames and mask 0."""
+        """The example of one video, without its labels; where it is -1 or cannot be read, black frames and mask 0."""
         size = [x[tf.maximum(video, 0)] for x in self._sizes]
 
         def black():
@@ -275,8 +327,7 @@ class _Videos:
         else:
             usable = tf.logical_and(video >= 0, self._good[tf.maximum(video, 0)])
             frames, mask = tf.cond(usable, lambda: (make(*size), 1.0), black)
-        labels = {head: tf.where(video >= 0, ids[tf.maximum(video, 0)], 0) for head, ids in self._labels.items()}
-        return {"video": tf.ensure_shape(frames, shape), "label": labels, "mask": mask, "index": video}
+        return {"video": tf.ensure_shape(frames, shape), "mask": mask, "index": video}
 
 
 def _check(batch_size: int, rows: tuple[int, int] | None, threads: int | None, prefetch: int) -> tuple[int, int]:

@@ -23,6 +23,7 @@ class Plan:
       example_bytes: what making one example takes at most, its own pixels included.
       cache_bytes: what is kept of the records.
       service: address of the tf.data service, or None.
+      flips: what flips do to labels, in words; "" where that is no matter.
     """
 
     threads: int | None
@@ -31,6 +32,7 @@ class Plan:
     example_bytes: int
     cache_bytes: int = 0
     service: str | None = None
+    flips: str = ""
 
     @property
     def batches(self) -> int:
@@ -49,7 +51,8 @@ class Plan:
             parts.append(f"{self.threads} examples in the making with {_size(self.example_bytes)} each")
         parts.append(f"cache {_size(self.cache_bytes)}" if self.cache_bytes else "no cache")
         memory = f"memory at most {_size(self.memory)}: {', '.join(parts)}"
-        return f"{who}, {self.prefetch} batches ahead, order exact; {memory}"
+        flips = f"; {self.flips}" if self.flips else ""
+        return f"{who}, {self.prefetch} batches ahead, order exact; {memory}{flips}"
 
 
 def example_bytes(splits: Sequence[RecordSplit], spec: ClipSpec, views: tuple[int, int] | None = None) -> int:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 
-from vivit_jax.data import catalog
+from vivit_jax.data import catalog, storage
 
 
 class MissingDataError(FileNotFoundError):
@@ -24,7 +23,7 @@ class Row:
     Attributes:
       video: name of the video in the annotations (a YouTube id; EPIC's `P01_101`; a path).
       start, end: seconds from the start of that video; None for its start, its end.
-      labels: head -> class id, 0 to classes - 1.
+      labels: head -> class id, 0 to classes - 1; of a head with several labels at once the ids, rising, or none.
       split: "train", "validation" or "test".
       names: what the file may be called, best first: its name without suffix, with as many of the folders above it as
         tell it from others; each with True where the file holds exactly this stretch (nothing is left to cut).
@@ -34,7 +33,7 @@ class Row:
     video: str
     start: float | None
     end: float | None
-    labels: Mapping[str, int]
+    labels: Mapping[str, int | tuple[int, ...]]
     split: str
     names: tuple[tuple[str, bool], ...] = ()
     file: str | None = None
@@ -47,16 +46,18 @@ class Annotations:
     Attributes:
       rows: split -> rows in the files' order.
       class_names: head -> name of each class id.
+      multi_label: heads with several labels at once.
       notes: what a user should know and that is no error: what was left out, what differs from the published facts.
     """
 
     rows: Mapping[str, list[Row]]
     class_names: Mapping[str, list[str]]
     notes: tuple[str, ...] = ()
+    multi_label: frozenset[str] = frozenset()
 
 
 def missing_message(
-    facts: catalog.DatasetFacts, videos: str | Path | None = None, annotations: str | Path | None = None
+    facts: catalog.DatasetFacts, videos: storage.Place | None = None, annotations: storage.Place | None = None
 ) -> str:
     """What a user without the data is told: folders looked in, what is expected there, how to get it."""
     wanted = [" or ".join(names[:2]) for names in (*facts.annotation_files.values(), *facts.class_files.values())]

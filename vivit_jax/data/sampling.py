@@ -31,6 +31,7 @@ NUMPY = types.SimpleNamespace(
 
 
 SAMPLING = ("random_start", "segments")
+FLIP_LABELS = ("keep", "swap")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,8 @@ class ClipSpec:
       scale_jitter: (low, high); height and width are then scaled by independent uniform factors. Training only.
       random_crop: crop at a uniformly random place; otherwise in the middle. Training only.
       flip: probability of a left-right flip. Training only.
+      flip_labels: `keep`: a flipped clip keeps its labels, as published. `swap`: it gets those of its mirror image, and
+        a clip with a class whose mirror image is none is not flipped (module `mirror`).
       sampling: `random_start`: T frames `stride` apart. `segments`: one frame from each of T equal segments of the
         video, at random in training, in the middle in evaluation; it has no stride.
       clips_per_video: clips of one video, each with its own random choices, side by side in a batch (repeated
@@ -63,6 +66,7 @@ class ClipSpec:
     flip: float = 0.0
     sampling: str = "random_start"
     clips_per_video: int = 1
+    flip_labels: str = "keep"
 
     def __post_init__(self):
         if len(tuple(self.image_size)) != 2 or min(self.image_size) < 1:
@@ -76,10 +80,14 @@ class ClipSpec:
                 f"short_side is {self.short_side}, smaller than the crop {self.image_size}: "
                 f"raise it to {min(self.image_size)} or more, or make image_size smaller"
             )
-        if self.scale_jitter is not None and not 0 < self.scale_jitter[0] <= self.scale_jitter[1]:
+        jitter = self.scale_jitter
+        pair = isinstance(jitter, (tuple, list)) and len(jitter) == 2
+        if jitter is not None and not (pair and 0 < jitter[0] <= jitter[1]):
             raise ValueError(f"scale_jitter is {self.scale_jitter}; it must be (low, high) with 0 < low <= high")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip is {self.flip}; it is a probability, 0 to 1")
+        if self.flip_labels not in FLIP_LABELS:
+            raise ValueError(f"flip_labels is {self.flip_labels!r}; choose one of {', '.join(FLIP_LABELS)}")
         if self.sampling not in SAMPLING:
             raise ValueError(f"sampling is {self.sampling!r}; choose one of {', '.join(SAMPLING)}")
         if self.sampling == "segments" and self.stride != 1:

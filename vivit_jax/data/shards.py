@@ -10,16 +10,16 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vivit_jax.data import annotations, encode, index, workers
+import numpy as np
+
+from vivit_jax.data import annotations, encode, index, indexing, storage, workers
 
 # Part of the fingerprint of half-done builds: raised when the records' or the notes' form changes.
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class File:
       segments: (start, end) in seconds for each row, (None, None) for the whole file.
     """
 
-    path: Path | None
+    path: storage.AnyPath | None
     first_row: int
     rows: Sequence[annotations.Row]
     segments: Sequence[tuple[float | None, float | None]]
@@ -47,6 +47,7 @@ class Shard:
       split, number: its place.
       files: what goes into it.
       videos: what was written, in order.
+      positions: of the records, as of `indexing.record_positions`.
       rejects: (split, video, start, end, reason) of the rows that could not be used.
       varying: videos whose source has no steady frame rate.
       repaired: frames whose time stamps were missing or did not rise.
@@ -56,7 +57,8 @@ class Shard:
     split: str
     number: int
     files: list[File]
-    videos: list[index.VideoEntry] = dataclasses.field(default_factory=list)
+    videos: list[indexing.VideoEntry] = dataclasses.field(default_factory=list)
+    positions: np.ndarray | None = None
     rejects: list[tuple[str, ...]] = dataclasses.field(default_factory=list)
     varying: int = 0
     repaired: int = 0
@@ -71,9 +73,13 @@ class Shard:
         """Records in it."""
         return sum(-(-video.num_frames // index.CHUNK_FRAMES) for video in self.videos)
 
-    def staged(self, staging: Path) -> Path:
+    def staged(self, staging: storage.AnyPath) -> storage.AnyPath:
         """Where it is written, in the folder `staging`."""
         return staging / f"{self.split}-{self.number:05d}.tfrecord"
+
+    def notes(self, staging: storage.AnyPath) -> storage.AnyPath:
+        """The notes on it, which are written when it is whole."""
+        return self.staged(staging).with_suffix(".json")
 
 
 def plan(
@@ -132,7 +138,7 @@ def encode_files(files: Iterable[File], form: encode.Form, num_workers: int | No
 
 def write(
     shard: Shard,
-    staging: Path,
+    staging: storage.AnyPath,
     encoded: Iterator[list],
     serialise: Callable[[Mapping[str, Any]], bytes],
     on_file: Callable[[File], None] = lambda file: None,
@@ -146,13 +152,36 @@ def write(
       serialise: an example -> the bytes of its record.
       on_file: called when a file is written.
     """
+    staged = shard.staged(staging)
+    shard.videos, shard.rejects, shard.varying, shard.repaired = [], [], 0, 0
+    # Of two workers that were given the same shard, each writes a whole one.
+    with storage.written(staged) as partial:
+        _write_records(shard, partial, encoded, serialise, on_file)
+        shard.positions = indexing.record_positions(partial)
+        size = storage.size(partial)
+    notes = {
+        "bytes": size,
+        "videos": [dataclasses.asdict(video) for video in shard.videos],
+        "positions": shard.positions.tolist(),
+        "rejects": shard.rejects,
+        "varying": shard.varying,
+        "repaired": shard.repaired,
+    }
+    # The notes come last: a shard with notes is whole.
+    storage.write(shard.notes(staging), json.dumps(notes))
+    shard.done = True
+
+
+def _write_records(
+    shard: Shard,
+    path: Path,
+    encoded: Iterator[list],
+    serialise: Callable[[Mapping[str, Any]], bytes],
+    on_file: Callable[[File], None],
+) -> None:
     from vivit_jax.data.host_tf import tf  # only here: planning needs no TensorFlow
 
-    staged = shard.staged(staging)
-    # A name of its own: of two workers that were given the same shard, each writes a whole one.
-    partial = f"{staged}.{uuid.uuid4().hex}.part"
-    shard.videos, shard.rejects, shard.varying, shard.repaired = [], [], 0, 0
-    with tf.io.TFRecordWriter(partial) as writer:
+    with tf.io.TFRecordWriter(str(path)) as writer:
         for file in shard.files:
             for number, (row, result) in enumerate(zip(file.rows, next(encoded), strict=True)):
                 if isinstance(result, str):
@@ -162,42 +191,32 @@ def write(
                 for example in _examples(row, file.first_row + number, result):
                     writer.write(serialise(example))
                 shard.videos.append(
-                    index.VideoEntry(
+                    indexing.VideoEntry(
                         row.video, len(result.frames), result.fps, result.height, result.width, dict(row.labels)
                     )
                 )
                 shard.varying += result.varies
                 shard.repaired += result.repaired
             on_file(file)
-    os.replace(partial, staged)
-    notes = {
-        "bytes": staged.stat().st_size,
-        "videos": [dataclasses.asdict(video) for video in shard.videos],
-        "rejects": shard.rejects,
-        "varying": shard.varying,
-        "repaired": shard.repaired,
-    }
-    # The notes come last: a shard with notes is whole.
-    Path(partial).write_text(json.dumps(notes), encoding="utf-8")
-    os.replace(partial, staged.with_suffix(".json"))
-    shard.done = True
 
 
-def restore(shard: Shard, staging: Path) -> None:
+def restore(shard: Shard, staging: storage.AnyPath) -> None:
     """Takes over a shard that is in the folder `staging`: then it is `done`."""
-    staged = shard.staged(staging)
-    notes = staged.with_suffix(".json")
+    staged, notes = shard.staged(staging), shard.notes(staging)
     if not (notes.is_file() and staged.is_file()):
         return
     stored = json.loads(notes.read_text(encoding="utf-8"))
-    if stored["bytes"] != staged.stat().st_size:
+    if stored["bytes"] != storage.size(staged):
         return
-    shard.videos = [index.VideoEntry(**video) for video in stored["videos"]]
+    shard.videos = [indexing.VideoEntry(**video) for video in stored["videos"]]
+    shard.positions = np.array(stored["positions"], np.int64).reshape(-1, 3)
     shard.rejects = [tuple(reject) for reject in stored["rejects"]]
     shard.varying, shard.repaired, shard.done = stored["varying"], stored["repaired"], True
 
 
 def _examples(row: annotations.Row, number: int, segment: encode.Segment) -> Iterator[dict[str, Any]]:
+    one = {head: ids for head, ids in row.labels.items() if isinstance(ids, int)}
+    several = {head: list(ids) for head, ids in row.labels.items() if head not in one}
     for chunk, start in enumerate(range(0, len(segment.frames), index.CHUNK_FRAMES)):
         yield {
             "video_id": row.video,
@@ -207,7 +226,8 @@ def _examples(row: annotations.Row, number: int, segment: encode.Segment) -> Ite
             "fps": segment.fps,
             "height": segment.height,
             "width": segment.width,
-            "label": dict(row.labels),
+            **({"label": one} if one else {}),
+            **({"labels": several} if several else {}),
             "frames": [io.BytesIO(jpeg) for jpeg in segment.frames[start : start + index.CHUNK_FRAMES]],
         }
 

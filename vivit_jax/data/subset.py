@@ -6,10 +6,10 @@ import dataclasses
 import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
+from vivit_jax.data import storage
 from vivit_jax.data.index import RecordSplit
 
 # What may become of the classes of a mixture that the model's heads do not have; see `mixture.training_set`.
@@ -25,12 +25,13 @@ class Subset:
     """Which videos of a split take part; the conditions hold together. The heads of the model stay as they are.
 
     Attributes:
-      classes: names of classes, NAME or HEAD:NAME; a video takes part whose class is named, in each head that has names
-        here. Also for evaluation. () for all.
+      classes: names of classes, NAME or HEAD:NAME; a video takes part whose class (of several at once, any) is named,
+        in each head that has names here. Also for evaluation. () for all.
       list: file with a video id a line, as in the records' index; empty lines and lines that begin with # say nothing.
         All segments of a video that is named take part.
       fraction: of what is left, in (0, 1], rounded to whole videos, at least one.
-      per_class: videos of each class of the first head, at most; None for all.
+      per_class: videos of each class of the first head, at most; None for all. Not where that has several labels at
+        once.
       seed: of fraction and per_class. Videos are ranked by a hash of (seed, id), so that a smaller fraction or number
         is contained in a larger one; the seed of training has no part in it.
 
@@ -108,16 +109,22 @@ def take(split: RecordSplit, places: np.ndarray) -> RecordSplit:
 
 
 def _apply(name: str, split: RecordSplit, subset: Subset, listed: set[str] | None) -> RecordSplit:
-    places = np.arange(split.num_videos)
+    places, first = np.arange(split.num_videos), next(iter(split.labels))
+    if subset.per_class is not None and first in split.multi_label:
+        raise SubsetError(
+            f"subset.per_class={subset.per_class}: a video of {name} has several labels of {first!r} at once, so that "
+            "no number a class is exact; use subset.fraction or subset.list"
+        )
     for head, ids in _class_ids(split, subset.classes).items():
-        places = places[np.isin(split.labels[head][places], sorted(ids))]
+        named = np.isin(split.labels[head][places], sorted(ids))
+        places = places[named.any(axis=1) if head in split.multi_label else named]
     if listed is not None:
         places = places[np.isin(split.video_id[places], sorted(listed))]
     if subset.fraction < 1 or subset.per_class is not None:
         ranked = places[np.argsort(_ranks(split.video_id, subset.seed)[places], kind="stable")]
         ranked = ranked[: max(1, round(subset.fraction * len(ranked)))]
         if subset.per_class is not None:
-            labels = next(iter(split.labels.values()))[ranked]
+            labels = split.labels[first][ranked]
             order = np.argsort(labels, kind="stable")
             grouped = labels[order]
             within = np.arange(len(grouped)) - np.searchsorted(grouped, grouped)
@@ -159,8 +166,8 @@ def _ranks(video_id: np.ndarray, seed: int) -> np.ndarray:
 
 def _read_list(path: str) -> set[str]:
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = storage.path(path).read_bytes().decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
         raise SubsetError(f"subset.list {path} cannot be read: {error}") from None
     ids = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
     if not ids:

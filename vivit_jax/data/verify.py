@@ -13,15 +13,13 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import struct
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from vivit_jax.data import clips, every_record, index, progress_bar
+from vivit_jax.data import clips, every_record, index, progress_bar, storage
 from vivit_jax.data.host_tf import tf
 
 # Of each split so many problems are printed; all are counted.
@@ -62,7 +60,7 @@ class Report:
             self.problems.append(Problem(shard, record, byte, reason))
 
 
-def verify(folder: str | Path, threads: int | None = None, progress: bool = True) -> list[Report]:
+def verify(folder: storage.Place, threads: int | None = None, progress: bool = True) -> list[Report]:
     """Verifies all splits of a folder.
 
     Memory: each thread reads one record at a time (twice, as read and parsed) and decodes its frames one by one.
@@ -77,7 +75,7 @@ def verify(folder: str | Path, threads: int | None = None, progress: bool = True
       index.BadIndexError: `class_names.json` cannot be used.
       ValueError: fewer than one thread.
     """
-    folder = Path(folder)
+    folder = storage.path(folder)
     names = sorted(path.stem.removeprefix("index_") for path in folder.glob("index_*.npz"))
     if not names:
         raise index.NoRecordsError(
@@ -112,8 +110,9 @@ def _verify_split(split: index.RecordSplit, report: Report, threads: int | None,
     first_of_shard = np.searchsorted(split.chunk_shard, np.arange(len(split.shards)))
     report.left_out = len(video_of) - len(wanted)
     for head, ids in split.labels.items():
-        for video in np.flatnonzero((ids < 0) | (ids >= len(split.class_names[head]))).tolist():
-            limit = len(split.class_names[head]) - 1
+        limit, several = len(split.class_names[head]) - 1, head in split.multi_label
+        wrong = (ids < (-1 if several else 0)) | (ids > limit)
+        for video in np.flatnonzero(wrong.any(axis=1) if several else wrong).tolist():
             report.add(f"index: video {video}, {split.video_id[video]}: {head} {ids[video]} is outside 0 to {limit}")
     frames = 0
     records = every_record.mapped(
@@ -142,7 +141,7 @@ def _verify_split(split: index.RecordSplit, report: Report, threads: int | None,
 
 def _contents(split: index.RecordSplit):
     """A function in the graph: serialised record -> all that is compared, with every frame decoded."""
-    labels = {f"label/{head}": tf.io.RaggedFeature(tf.int64) for head in split.labels}
+    labels = {_label_feature(split, head): tf.io.RaggedFeature(tf.int64) for head in split.labels}
     fixed = {name: tf.io.FixedLenFeature([], tf.int64) for name in ("chunk", "num_frames", "height", "width")}
 
     def size(jpeg):
@@ -160,6 +159,10 @@ def _contents(split: index.RecordSplit):
         return {"sizes": sizes, **found}
 
     return contents
+
+
+def _label_feature(split: index.RecordSplit, head: str) -> str:
+    return f"{'labels' if head in split.multi_label else 'label'}/{head}"
 
 
 def _differences(split: index.RecordSplit, video: int, chunk: int, found: dict[str, Any]) -> list[str]:
@@ -188,7 +191,9 @@ def _differences(split: index.RecordSplit, video: int, chunk: int, found: dict[s
         "num_frames": int(split.num_frames[video]),
         "height": size[0],
         "width": size[1],
-    } | {f"label/{head}": [int(ids[video])] for head, ids in split.labels.items()}
+    }
+    for head, ids in split.labels.items():
+        expected[_label_feature(split, head)] = [int(i) for i in np.atleast_1d(ids[video]) if i >= 0]
     for name, value in expected.items():
         got = found[name].decode("utf-8", "replace") if name == "video_id" else found[name].tolist()
         if got != value:
@@ -200,25 +205,31 @@ class _Framing(contextlib.AbstractContextManager):
     """Compares length and checksum of records in the shards with those in the index; one shard is open at a time."""
 
     def __init__(self, split: index.RecordSplit):
-        self._split, self._open, self._file = split, -1, None
+        self._split, self._open, self._stack = split, -1, contextlib.ExitStack()
+        self._file: BinaryIO | None = None
 
     def differences(self, number: int) -> list[str]:
         split = self._split
         shard, offset, length = (int(x[number]) for x in (split.chunk_shard, split.chunk_offset, split.chunk_length))
         if shard != self._open:
-            self.__exit__()
-            self._file, self._open = open(split.shard_paths[shard], "rb"), shard  # noqa: SIM115
-        stored = struct.unpack("<Q", os.pread(self._file.fileno(), 8, offset).ljust(8, b"\0"))[0]
+            self._stack.close()
+            # Of a bucket a copy: a request for each few bytes would take longer.
+            here = self._stack.enter_context(storage.local(split.shard_paths[shard]))
+            self._file, self._open = self._stack.enter_context(here.open("rb")), shard
+        stored = struct.unpack("<Q", self._read(offset, 8))[0]
         if stored != length:
             return [f"its length is {stored}, {length} in the index"]
-        checksum = struct.unpack("<I", os.pread(self._file.fileno(), 4, offset + 12 + length).ljust(4, b"\0"))[0]
+        checksum = struct.unpack("<I", self._read(offset + 12 + length, 4))[0]
         if checksum != split.chunk_checksum[number]:
             return [f"its checksum is {checksum:08x}, {int(split.chunk_checksum[number]):08x} in the index"]
         return []
 
+    def _read(self, offset: int, count: int) -> bytes:
+        self._file.seek(offset)
+        return self._file.read(count).ljust(count, b"\0")
+
     def __exit__(self, *exception) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._stack.close()
 
 
 def _compare_class_names(class_names: dict[str, list[str]], report: Report) -> None:
@@ -227,7 +238,7 @@ def _compare_class_names(class_names: dict[str, list[str]], report: Report) -> N
             report.add(f"{index.CLASS_NAMES_FILE}: head {head!r} has no names, or empty ones")
 
 
-def _compare_summary(folder: Path, reports: Sequence[Report]) -> None:
+def _compare_summary(folder: storage.AnyPath, reports: Sequence[Report]) -> None:
     path = folder / "summary.json"
     if not path.is_file():
         return
@@ -246,7 +257,7 @@ def _compare_summary(folder: Path, reports: Sequence[Report]) -> None:
                 report.add(f"{path.name} states {stated.get(name)} {name} in split {report.split!r}, found are {found}")
 
 
-def _find_unindexed(folder: Path, reports: Sequence[Report]) -> None:
+def _find_unindexed(folder: storage.AnyPath, reports: Sequence[Report]) -> None:
     try:
         for split in sorted(index.list_shards(folder).keys() - {report.split for report in reports}):
             reports[0].add(f"shards of split {split!r} have no index: python -m vivit_jax.data.index {folder}")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
-from vivit_jax.data import clips, decode, sampling
+from vivit_jax.data import clips, decode, sampling, storage
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.sampling import ClipSpec
 
@@ -34,7 +32,7 @@ def views_from_frames(
 
 
 def views_from_file(
-    path: str | Path,
+    path: storage.Place,
     spec: ClipSpec,
     temporal_views: int = 1,
     spatial_views: int = 1,

@@ -15,7 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vivit_jax import sharding
 from vivit_jax.models.config import ATTENTION_BACKENDS, ViViTConfig
+from vivit_jax.models.dense import dense_options
 
 Backend = Callable[[jax.Array, jax.Array, jax.Array, float, jax.Array | None, float | None], jax.Array]
 QUERIES_PER_TILE = 256  # measured on CPUs: about the largest tile whose weights stay in cache
@@ -123,12 +125,16 @@ class MultiHeadAttention(nn.Module):
         concatenated in that order.
       deterministic: no dropout.
       sow_attention: also sow the weights, see `__call__`.
+      places: what the axes between batch and d are to the mesh, see `Encoder`. Where the axis attended over is split,
+        another takes its place for the while (one all-to-all there and one back), or where there is none each device
+        keeps its own queries and gets all keys and values.
     """
 
     config: ViViTConfig
     axes: tuple[int, ...] = (-2,)
     deterministic: bool = True
     sow_attention: bool = False
+    places: tuple[str | None, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -143,30 +149,47 @@ class MultiHeadAttention(nn.Module):
           n_s, heads, n_t, n_t].
         """
         config = self.config
-        width = {
-            "dtype": config.dtype,
-            "param_dtype": config.param_dtype,
-            "kernel_init": nn.initializers.xavier_uniform(),
-        }
+        width = dense_options(config)
         project = dict(features=(config.num_heads, config.head_dim), use_bias=config.qkv_bias, **width)
-        q, k, v = (nn.DenseGeneral(name=name, **project)(x) for name in ("query", "key", "value"))
+        q, k, v = (nn.DenseGeneral(name=name, **project)(x).astype(config.dtype) for name in ("query", "key", "value"))
         share = config.num_heads // len(self.axes)
         parts = []
         for i, axis in enumerate(self.axes):
             heads = slice(i * share, (i + 1) * share)
             parts.append(self._attend(q[..., heads, :], k[..., heads, :], v[..., heads, :], axis))
         out = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-2)  # [..., N, heads, head_dim]
-        return nn.DenseGeneral(config.hidden_size, axis=(-2, -1), name="out", **width)(out)
+        return nn.DenseGeneral(config.hidden_size, axis=(-2, -1), name="out", **width)(out).astype(config.dtype)
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, axis: int) -> jax.Array:
         """One share of the heads over one axis; q, k, v and the result [..., n_t, n_s, heads, head_dim]."""
-        rate = 0.0 if self.deterministic else self.config.attention_dropout_rate
+        config = self.config
+        rate = 0.0 if self.deterministic else config.attention_dropout_rate
         dropout_key = self.make_rng("dropout") if rate else None
+        places = list(self.places or (None,) * (q.ndim - 3))
+        before, at = ("batch", *places, "heads", None), len(places) + 2 + axis
+        if places[at - 1] == "time":  # the axis attended over: its devices take places of the frame instead
+            places = [None if i == at - 1 else "space" for i in range(len(places))]
+        of_query = ["batch", *places, "heads", None]
+        of_keys = [None if i == at else name for i, name in enumerate(of_query)]
+        # Laid as the layer's input first: so the way back ends there too, and the gradients of the kernels are products
+        # of two arrays that lie alike. (Of two that do not, the partitioner's product was wrong: jax 0.10.2.)
+        q, k, v = (sharding.constrain(x, *before) for x in (q, k, v))
+        q, k, v = (sharding.constrain(x, *names) for x, names in ((q, of_query), (k, of_keys), (v, of_keys)))
         # Head-major before the products: XLA's own choice of layout is up to twice as slow on CPUs.
         q, k, v = (jnp.moveaxis(x, axis - 1, -2) for x in (q, k, v))  # [..., heads, N, head_dim]
         if self.sow_attention:
             name = "weights" if len(self.axes) == 1 else {-3: "weights_time", -2: "weights_space"}[axis]
-            weights = attention_weights(q, k, self.config.attention_logit_cap)
+            weights = attention_weights(q, k, config.attention_logit_cap)
             self.sow("intermediates", name, weights, init_fn=lambda: None, reduce_fn=lambda _, w: w)
-        out = BACKENDS[self.config.attention_backend](q, k, v, rate, dropout_key, self.config.attention_logit_cap)
-        return jnp.moveaxis(out, -2, axis - 1)
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return BACKENDS[config.attention_backend](q, k, v, rate, dropout_key, config.attention_logit_cap)
+
+        if config.attention_backend != "xla" and dropout_key is None:
+            # The partitioner would gather what a loop runs over. (With dropout it may: the masks are drawn by place in
+            # the whole, so that they do not depend on the mesh.)
+            for names in (of_query, of_keys):
+                names.insert(-1, names.pop(at))
+            attend = sharding.on_own_shares(attend, (of_query, of_keys, of_keys), of_query)
+        out = jnp.moveaxis(attend(q, k, v), -2, axis - 1)
+        return sharding.constrain(out, *before)

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vivit_jax import sharding
 from vivit_jax.models.attention import MultiHeadAttention
 from vivit_jax.models.config import ViViTConfig
+from vivit_jax.models.dense import dense_options
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -75,27 +77,32 @@ class MlpBlock(nn.Module):
     """The MLP of eq. 3: dense to `mlp_dim`, GELU, dense back to d; dropout after each.
 
     Parameters: `dense_in`, `dense_out`; kernels xavier-uniform, biases N(0, 1e-6).
+
+    Attributes:
+      config: sizes, activation, dropout and dtypes.
+      deterministic: no dropout.
+      places: what the token axes are to the mesh, see `Encoder`.
     """
 
     config: ViViTConfig
     deterministic: bool = True
+    places: tuple[str | None, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., d] -> [..., d]."""
         config = self.config
-        width = {
-            "dtype": config.dtype,
-            "param_dtype": config.param_dtype,
-            "kernel_init": nn.initializers.xavier_uniform(),
-            "bias_init": nn.initializers.normal(stddev=1e-6),
-        }
-        shape = x.shape
-        x = x.reshape(-1, shape[-1])  # One axis of tokens: XLA's CPU gradients of dense layers are twice as fast so.
-        x = nn.Dense(config.mlp_dim, name="dense_in", **width)(x)  # [tokens, mlp_dim]
+        width = {**dense_options(config), "bias_init": nn.initializers.normal(stddev=1e-6)}
+        shape, names = x.shape, ("batch", *(self.places or (None,) * (x.ndim - 2)))
+        if all(place is None or sharding.ways(place) == 1 for place in self.places):
+            # One axis of tokens: XLA's CPU gradients of dense layers are twice as fast so. Not where devices hold a
+            # share of the batch and a share of its tokens: the merged axis would have to be gathered.
+            x, names = x.reshape(-1, shape[-1]), ("batch",)
+        x = nn.Dense(config.mlp_dim, name="dense_in", **width)(x).astype(config.dtype)  # [tokens, mlp_dim]
+        x = sharding.constrain(x, *names, "mlp")
         x = nn.gelu(x, approximate=config.activation == "gelu_tanh")
         x = nn.Dropout(config.dropout_rate, deterministic=self.deterministic)(x)
-        x = nn.Dense(config.hidden_size, name="dense_out", **width)(x)  # [tokens, d]
+        x = nn.Dense(config.hidden_size, name="dense_out", **width)(x).astype(config.dtype)  # [tokens, d]
         return nn.Dropout(config.dropout_rate, deterministic=self.deterministic)(x).reshape(shape)
 
 
@@ -118,11 +125,13 @@ class EncoderBlock(nn.Module):
       config: everything about the layer.
       deterministic: neither dropout nor stochastic depth.
       sow_attention: sow the attention weights, see `MultiHeadAttention`.
+      places: what the token axes are to the mesh, see `Encoder`.
     """
 
     config: ViViTConfig
     deterministic: bool = True
     sow_attention: bool = False
+    places: tuple[str | None, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array, drop_rate: jax.Array | None) -> tuple[jax.Array, None]:
@@ -139,12 +148,15 @@ class EncoderBlock(nn.Module):
         for axes, suffix in _attentions(config):
             y = layer_norm(config, f"norm_{suffix or 'attention'}")(x)
             name = f"attention_{suffix}" if suffix else "attention"
-            y = MultiHeadAttention(config, axes, self.deterministic, self.sow_attention, name=name)(y)
+            y = MultiHeadAttention(config, axes, self.deterministic, self.sow_attention, self.places, name=name)(y)
             y = nn.Dropout(config.dropout_rate, deterministic=self.deterministic)(y)
-            x = x + self._depth(y, drop_rate).astype(x.dtype)
+            x = self._lay(x + self._depth(y, drop_rate).astype(x.dtype))
         y = layer_norm(config, "norm_mlp")(x)
-        y = MlpBlock(config, self.deterministic, name="mlp")(y)
-        return x + self._depth(y, drop_rate).astype(x.dtype), None
+        y = MlpBlock(config, self.deterministic, self.places, name="mlp")(y)
+        return self._lay(x + self._depth(y, drop_rate).astype(x.dtype)), None
+
+    def _lay(self, x: jax.Array) -> jax.Array:
+        return sharding.constrain(x, "batch", *(self.places or (None,) * (x.ndim - 2)), None)
 
     def _depth(self, branch: jax.Array, rate: jax.Array | None) -> jax.Array:
         return StochasticDepth(self.config.stochastic_depth_rescale, self.deterministic)(branch, rate)
@@ -172,6 +184,9 @@ class Encoder(nn.Module):
       token_axes: how many axes of the input are tokens with positions: 1 (a sequence) or 2 (time, space).
       deterministic: neither dropout nor stochastic depth.
       sow_attention: sow the attention weights, stacked over layers.
+      places: for each axis between batch and d how a mesh splits it: `tokens`, `time` or `space`, the names of
+        `vivit_jax.sharding.constrain`, or None for whole; () for all whole.
+      remat: what the backward pass recomputes; None for as the config's `remat` says.
     """
 
     config: ViViTConfig
@@ -180,6 +195,8 @@ class Encoder(nn.Module):
     token_axes: int = 1
     deterministic: bool = True
     sow_attention: bool = False
+    places: tuple[str | None, ...] = ()
+    remat: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -193,6 +210,8 @@ class Encoder(nn.Module):
         """
         config = self.config
         wide = config.param_dtype
+        names = ("batch", *(self.places or (None,) * (x.ndim - 2)), None)
+        x = sharding.constrain(x, *names)
         if self.class_token:
             token = self.param("class_token", nn.initializers.zeros_init(), (config.hidden_size,), wide)
             token = jnp.broadcast_to(token.astype(x.dtype), (*x.shape[:-2], 1, config.hidden_size))
@@ -202,17 +221,20 @@ class Encoder(nn.Module):
         position = self.param("position_embedding", nn.initializers.normal(stddev=0.02), shape, wide)
         x = x + position.astype(x.dtype).reshape(*places, config.hidden_size)
         x = nn.Dropout(config.dropout_rate, deterministic=self.deterministic)(x)
-        x = self._layers(x)
+        if config.residual_dtype is not None:
+            x = x.astype(config.residual_dtype)
+        x = self._layers(sharding.constrain(x, *names))
         return layer_norm(config, "norm", wide)(x)
 
     def _layers(self, x: jax.Array) -> jax.Array:
         """All blocks, one after the other, with their parameters stacked along a leading axis."""
         config = self.config
         block: type[nn.Module] = EncoderBlock
-        if config.remat != "none":
+        remat = self.remat or config.remat
+        if remat != "none":
             # In a loop nothing can be shared with the forward pass; unrolled, XLA would undo the
             # recomputation.
-            policy = _REMAT_POLICIES[config.remat]
+            policy = _REMAT_POLICIES[remat]
             block = nn.remat(block, policy=policy, prevent_cse=not config.scan_layers)
         # The parameters of a scan are those of its unrolled form, and their program is compiled L times as fast.
         scan = config.scan_layers or self.is_initializing()
@@ -222,7 +244,7 @@ class Encoder(nn.Module):
             split_rngs={"params": True, "dropout": True},
             length=self.num_layers,
             unroll=1 if scan else self.num_layers,
-        )(config, self.deterministic, self.sow_attention, name="layers")
+        )(config, self.deterministic, self.sow_attention, self.places, name="layers")
         rates = None
         ignored = config.attention == "factorised_self_attention" and not config.stochastic_depth_rescale
         if config.stochastic_depth_rate and not self.deterministic and not ignored:

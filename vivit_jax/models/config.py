@@ -20,6 +20,7 @@ ACTIVATIONS = ("gelu_tanh", "gelu")
 ATTENTION_ORDERS = ("time_space", "space_time")
 ATTENTION_BACKENDS = ("xla", "tiled")
 DTYPES = ("float32", "bfloat16", "float64")
+NARROWER = {"float32": ("float32", "bfloat16"), "bfloat16": ("float32", "bfloat16"), "float64": ()}
 REMATS = ("none", "dots", "full")
 
 # The backbones of ViT and BERT (section 4.1): name -> fields.
@@ -75,12 +76,17 @@ class ViViTConfig:
       attention_backend: `xla`, or `tiled` (a few queries at a time: less memory, and faster on CPUs from
         about a thousand tokens); see `vivit_jax.models.attention`.
       dtype: of the compute: `float32`, `bfloat16`, or `float64` (needs jax_enable_x64; meant for oracles).
-        Parameters are float32 (float64 with `float64`). With `bfloat16` the tokeniser, the residual stream,
-        softmax, the last LayerNorm and the head stay float32.
+        Parameters are float32 (float64 with `float64`): the master weights, from which each product casts what it
+        uses. With `bfloat16` the tokeniser, the residual stream, softmax, the last LayerNorm and the head stay float32.
+      residual_dtype: of the residual stream, and so of what is kept of each layer for the backward pass under
+        `remat="full"`; None for float32 (float64 with `float64`). `bfloat16` halves it and rounds after every branch.
+      gradient_dtype: in which the gradients of the encoders' kernels leave the devices to be summed over the mesh:
+        `float32` or `bfloat16`; None for `dtype`. See `vivit_jax.models.dense`.
       scan_layers: compile one layer and loop over it (short compilation), or unroll (False). The same
         parameters, the same numbers.
       remat: what the backward pass recomputes layer by layer: `none`; `dots`, all but the outputs of the
         dense layers; `full`, all but the input of a layer.
+      remat_temporal: the same for Model 2's temporal encoder; None for as `remat` says.
 
     Raises:
       ValueError: a value out of its range, or two that do not fit together; the message names the value, the
@@ -113,8 +119,11 @@ class ViViTConfig:
     attention_logit_cap: float | None = None
     attention_backend: str = "xla"
     dtype: str = "float32"
+    residual_dtype: str | None = None
+    gradient_dtype: str | None = None
     scan_layers: bool = False
     remat: str = "none"
+    remat_temporal: str | None = None
 
     def __post_init__(self) -> None:
         self._normalise()
@@ -130,6 +139,9 @@ class ViViTConfig:
         _choose("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
         _choose("dtype", self.dtype, DTYPES)
         _choose("remat", self.remat, REMATS)
+        _choose("remat_temporal", self.remat_temporal, (None, *REMATS))
+        for name in ("residual_dtype", "gradient_dtype"):
+            _choose(name, getattr(self, name), (None, *NARROWER[self.dtype]))
         self._set("frame_pooling", bool(self.frame_pooling))
         if self.classifier is None:
             self._set("classifier", "token" if self._allows_class_token else "gap")
@@ -315,9 +327,9 @@ class ViViTConfig:
         return cls(**fields)
 
 
-def _choose(name: str, value: Any, options: tuple[str, ...]) -> None:
+def _choose(name: str, value: Any, options: tuple[str | None, ...]) -> None:
     if value not in options:
-        raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(options)}")
+        raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(map(str, options))}")
 
 
 def _integer(name: str, value: Any) -> int:

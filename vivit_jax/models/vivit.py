@@ -70,24 +70,27 @@ class ViViT(nn.Module):
         x = x.reshape(-1, n_t, n_h * n_w, config.hidden_size)  # [B, n_t, n_s, d]
         if config.attention == "spatiotemporal":  # Model 1
             x = x.reshape(-1, n_t * n_h * n_w, config.hidden_size)  # [B, N, d]
-            x = encoder(config.num_layers, token, name="encoder")(x)  # [B, 1 + N, d]
+            x = encoder(config.num_layers, token, places=("tokens",), name="encoder")(x)  # [B, 1 + N, d]
             out["tokens"] = x
             x = _pool(x, token)  # [B, d]
         elif config.attention == "factorised_encoder":  # Model 2
-            x = encoder(config.num_layers, token, name="spatial_encoder")(x)  # [B, n_t, 1 + n_s, d]
+            temporal = functools.partial(encoder, config.temporal_layers, remat=config.remat_temporal)
+            x = encoder(config.num_layers, token, places=("time", None), name="spatial_encoder")(x)
+            # [B, n_t, 1 + n_s, d]
             out["spatial_tokens"] = x
             if config.frame_pooling:
                 x = _pool(x, token)  # [B, n_t, d]
                 if config.temporal_layers:
-                    x = encoder(config.temporal_layers, token, name="temporal_encoder")(x)  # [B, 1 + n_t, d]
+                    x = temporal(token, name="temporal_encoder")(x)  # [B, 1 + n_t, d]
             else:
                 x = x.swapaxes(1, 2)  # [B, n_s, n_t, d]: each place of the frame is a sequence in time
-                x = encoder(config.temporal_layers, False, name="temporal_encoder")(x)
+                x = temporal(False, places=("space", None), name="temporal_encoder")(x)
                 x = x.swapaxes(1, 2).reshape(-1, n_t * n_h * n_w, config.hidden_size)  # [B, N, d]
             out["tokens"] = x
             x = _pool(x, token and config.temporal_layers > 0)  # [B, d]
         else:  # Models 3 and 4
-            x = encoder(config.num_layers, False, token_axes=2, name="encoder")(x)  # [B, n_t, n_s, d]
+            x = encoder(config.num_layers, False, token_axes=2, places=("time", None), name="encoder")(x)
+            # [B, n_t, n_s, d]
             out["tokens"] = x = x.reshape(-1, n_t * n_h * n_w, config.hidden_size)  # [B, N, d]
             x = _pool(x, False)  # [B, d]
 

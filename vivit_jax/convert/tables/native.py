@@ -43,6 +43,11 @@ def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTCon
     return hints.target
 
 
+def class_names(facts: Mapping[str, Any]) -> dict[str, list[str]]:
+    """{head: names by class id} that the record of a checkpoint of ours tells, 'label' for an only head; else {}."""
+    return {head: list(names) for head, names in (facts.get("meta") or {}).get("class_names", {}).items()}
+
+
 def image_model(shapes: Shapes, hints: Hints) -> ViViTConfig:
     """The image ViT that our parameters with such shapes belong to.
 

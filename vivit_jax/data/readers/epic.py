@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from vivit_jax.data import catalog
+from vivit_jax.data import catalog, storage
 from vivit_jax.data.readers import files
 from vivit_jax.data.rows import AnnotationError, Annotations, Row
 
@@ -15,7 +13,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def read(facts: catalog.DatasetFacts, folder: Path) -> Annotations:
+def read(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
     """Rows of all splits; raises as `annotations.read`.
 
     The class files must be those of the benchmark: the later `EPIC_100_noun_classes_v2.csv` (made for VISOR) adds
@@ -60,7 +58,7 @@ def read(facts: catalog.DatasetFacts, folder: Path) -> Annotations:
     return Annotations(rows, class_names, tuple(notes))
 
 
-def parse_timestamp(path: Path, line: int, text: str) -> float:
+def parse_timestamp(path: storage.AnyPath, line: int, text: str) -> float:
     """Seconds of "HH:MM:SS.ss".
 
     Raises:

@@ -8,19 +8,18 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from vivit_jax.data import catalog
+from vivit_jax.data import catalog, storage
 from vivit_jax.data.rows import AnnotationError, MissingDataError, missing_message
 
 
-def first(folder: Path, names: Iterable[str]) -> Path | None:
+def first(folder: storage.AnyPath, names: Iterable[str]) -> storage.AnyPath | None:
     """The first of `names` that is a file in `folder`."""
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def split_files(facts: catalog.DatasetFacts, folder: Path) -> dict[str, Path]:
+def split_files(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> dict[str, storage.AnyPath]:
     """split -> its file in `folder`, for the splits that have one.
 
     Raises:
@@ -33,7 +32,7 @@ def split_files(facts: catalog.DatasetFacts, folder: Path) -> dict[str, Path]:
     return {split: path for split, path in found.items() if path is not None}
 
 
-def class_file(facts: catalog.DatasetFacts, folder: Path, head: str) -> Path:
+def class_file(facts: catalog.DatasetFacts, folder: storage.AnyPath, head: str) -> storage.AnyPath:
     """The file of the class names of `head`.
 
     Raises:
@@ -46,7 +45,7 @@ def class_file(facts: catalog.DatasetFacts, folder: Path, head: str) -> Path:
     return path
 
 
-def text(path: Path) -> str:
+def text(path: storage.AnyPath) -> str:
     """The text of a UTF-8 file, with or without a byte-order mark.
 
     Raises:
@@ -67,13 +66,13 @@ def text(path: Path) -> str:
     return content
 
 
-def lines(path: Path) -> list[tuple[int, str]]:
+def lines(path: storage.AnyPath) -> list[tuple[int, str]]:
     """(line number, line) of all lines that are not blank; raises as `text`."""
     numbered = enumerate(text(path).splitlines(), start=1)
     return [(number, line.strip()) for number, line in numbered if line.strip()]
 
 
-def table(path: Path, columns: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
+def table(path: storage.AnyPath, columns: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
     """(line number, column -> value without blanks around it) of a CSV file with a header; blank lines are left out.
 
     Raises:
@@ -99,7 +98,7 @@ def table(path: Path, columns: Iterable[str]) -> list[tuple[int, dict[str, str]]
     return rows
 
 
-def records_of(path: Path) -> Iterable[tuple[int, list[str]]]:
+def records_of(path: storage.AnyPath) -> Iterable[tuple[int, list[str]]]:
     """(number of its last line, values) of each record of a CSV file that is not blank; raises as `text`."""
     reader = csv.reader(io.StringIO(text(path), newline=""), strict=True)
     try:
@@ -110,7 +109,7 @@ def records_of(path: Path) -> Iterable[tuple[int, list[str]]]:
         raise AnnotationError(f"{path}, line {reader.line_num}: not CSV ({error}); is a quote not closed?") from None
 
 
-def json_of(path: Path, kind: type) -> Any:
+def json_of(path: storage.AnyPath, kind: type) -> Any:
     """The content of a JSON file, a list or an object as `kind` says.
 
     Raises:
@@ -128,7 +127,7 @@ def json_of(path: Path, kind: type) -> Any:
     return content
 
 
-def number(path: Path, line: int | str, column: str, value: str) -> float:
+def number(path: storage.AnyPath, line: int | str, column: str, value: str) -> float:
     """`value` as a finite float; `line` is a line number or words for the place.
 
     Raises:
@@ -143,7 +142,7 @@ def number(path: Path, line: int | str, column: str, value: str) -> float:
     return result
 
 
-def integer(path: Path, line: int | str, column: str, value: str) -> int:
+def integer(path: storage.AnyPath, line: int | str, column: str, value: str) -> int:
     """`value` as a whole number; raises as `number`."""
     result = number(path, line, column, value)
     if result != int(result):
@@ -151,7 +150,7 @@ def integer(path: Path, line: int | str, column: str, value: str) -> int:
     return int(result)
 
 
-def class_list(path: Path, entries: Sequence[tuple[int, str, int]], first_id: int = 0) -> list[str]:
+def class_list(path: storage.AnyPath, entries: Sequence[tuple[int, str, int]], first_id: int = 0) -> list[str]:
     """Class names in the order of their ids, from (line, name, id).
 
     Raises:
@@ -167,7 +166,9 @@ def class_list(path: Path, entries: Sequence[tuple[int, str, int]], first_id: in
     return [names[i] for i in range(first_id, last + 1)]
 
 
-def check_class_counts(facts: catalog.DatasetFacts, class_names: Mapping[str, Sequence[str]], path: Path) -> list[str]:
+def check_class_counts(
+    facts: catalog.DatasetFacts, class_names: Mapping[str, Sequence[str]], path: storage.AnyPath
+) -> list[str]:
     """Notes on heads with fewer classes than published.
 
     Raises:
@@ -189,7 +190,7 @@ def check_class_counts(facts: catalog.DatasetFacts, class_names: Mapping[str, Se
 class Unique:
     """Notices what comes twice in one file."""
 
-    def __init__(self, path: Path, what: str):
+    def __init__(self, path: storage.AnyPath, what: str):
         self._path, self._what = path, what
         self._lines: dict[Any, int] = {}
 

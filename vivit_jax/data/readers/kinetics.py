@@ -6,16 +6,14 @@ order, as everywhere in the literature.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from vivit_jax.data import catalog
+from vivit_jax.data import catalog, storage
 from vivit_jax.data.readers import files
 from vivit_jax.data.rows import AnnotationError, Annotations, Row
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 
 
-def read(facts: catalog.DatasetFacts, folder: Path) -> Annotations:
+def read(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
     """Rows of the splits that have labels; raises as `annotations.read`.
 
     A test file without labels is left out. A row that comes twice in a file counts once; both are noted.

@@ -8,14 +8,13 @@ not in this split). The test part is the validation split here.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from vivit_jax.data import catalog
+from vivit_jax.data import catalog, storage
 from vivit_jax.data.readers import files
 from vivit_jax.data.rows import AnnotationError, Annotations, MissingDataError, Row, missing_message
 
 
-def read_ucf101(facts: catalog.DatasetFacts, folder: Path) -> Annotations:
+def read_ucf101(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
     """Rows of both parts of a split of UCF101; raises as `annotations.read`."""
     paths = files.split_files(facts, folder)
     class_path = files.class_file(facts, folder, "label")
@@ -44,7 +43,7 @@ def read_ucf101(facts: catalog.DatasetFacts, folder: Path) -> Annotations:
     return Annotations(rows, {"label": names}, tuple(notes))
 
 
-def read_hmdb51(facts: catalog.DatasetFacts, folder: Path) -> Annotations:
+def read_hmdb51(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
     """Rows of both parts of a split of HMDB51; raises as `annotations.read`."""
     patterns = facts.annotation_files["train"]
     found = next((matches for pattern in patterns if (matches := [*folder.glob(pattern)])), None)
@@ -74,7 +73,7 @@ def read_hmdb51(facts: catalog.DatasetFacts, folder: Path) -> Annotations:
     return Annotations(rows, {"label": names}, tuple(notes))
 
 
-def _name_and_number(path: Path, line: int, content: str) -> tuple[str, int]:
+def _name_and_number(path: storage.AnyPath, line: int, content: str) -> tuple[str, int]:
     """("a b.avi", 1) of "a b.avi 1"."""
     name, _, number = content.rpartition(" ")
     if not name.strip():

@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from vivit_jax.data import catalog
+from vivit_jax.data import catalog, storage
 from vivit_jax.data.readers import files
 from vivit_jax.data.rows import AnnotationError, Annotations, Row
 
 _FOLDERS = {"train": "training", "validation": "validation"}
 
 
-def read(facts: catalog.DatasetFacts, folder: Path) -> Annotations:
+def read(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
     """Rows of both splits; raises as `annotations.read`."""
     paths = files.split_files(facts, folder)
     class_path = files.class_file(facts, folder, "label")

@@ -1,5 +1,7 @@
 """Anyone's own videos: a folder per class, or a CSV `path,label[,start,end,split]`.
 
+In a CSV a video may have several labels of a head at once, with a separator between them (`catalog.own`), or none.
+
 Class ids are the places of the training labels in order: numbers by their value, other names alphabetically. Where the
 files name no splits, `VALIDATION_FRACTION` of the videos is held out by a hash of the name, so that the choice is the
 same everywhere and stays when videos are added. Where they name a test split but no validation split, the test split is
@@ -14,10 +16,9 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from vivit_jax.data import catalog
+from vivit_jax.data import catalog, storage
 from vivit_jax.data.finder import list_videos
 from vivit_jax.data.readers import files
 from vivit_jax.data.rows import AnnotationError, Annotations, MissingDataError, Row, missing_message
@@ -37,21 +38,30 @@ class _Entry:
 
     Attributes:
       path: of the video.
-      labels: head -> name of the class.
+      labels: head -> name of the class; of a head with several labels at once a tuple of names.
       place: where it was read, for messages.
       split: None where the files do not say.
       start, end: seconds; None for all of the video.
     """
 
     path: str
-    labels: Mapping[str, str]
+    labels: Mapping[str, str | tuple[str, ...]]
     place: str
     split: str | None = None
     start: float | None = None
     end: float | None = None
 
+    def names(self, head: str) -> tuple[str, ...]:
+        """The classes of `head` that it has."""
+        given = self.labels[head]
+        return (given,) if isinstance(given, str) else given
 
-def read_folder(facts: catalog.DatasetFacts, folder: Path) -> Annotations:
+    def pairs(self) -> list[tuple[str, str]]:
+        """(head, class) of all that it has."""
+        return [(head, name) for head in self.labels for name in self.names(head)]
+
+
+def read_folder(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
     """Rows of a folder per class: `train/{class}/*`, `val/{class}/*`, or without splits `{class}/*`.
 
     Videos in folders below that of the class belong to the class. Files that are no videos by their suffix, and
@@ -62,7 +72,7 @@ def read_folder(facts: catalog.DatasetFacts, folder: Path) -> Annotations:
       AnnotationError: folders of splits without one for training, two folders of one split, folders of classes beside
         those of splits, a video outside the folders of classes, a class without training videos.
     """
-    top = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    top = [name for name in storage.names(folder) if not name.startswith(".") and (folder / name).is_dir()]
     named = {name: _SPLITS[name.lower()] for name in top if name.lower() in _SPLITS}
     if named and "train" not in named.values():
         if len(named) == len(top):
@@ -90,17 +100,18 @@ def read_folder(facts: catalog.DatasetFacts, folder: Path) -> Annotations:
     return _annotations(folder, entries, [])
 
 
-def read_csv(facts: catalog.DatasetFacts, folder: Path) -> Annotations:
+def read_csv(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
     """Rows of a CSV with a header; `folder` is the file, or a folder with one `.csv`, or with NAME.csv.
 
-    Columns: `path`, absolute or under the videos' folder; `label` for one head, or a column `label_HEAD` for each of
-    several; `start` and `end` in seconds, empty for the whole; `split`: train, val(idation) or test. Other columns are
-    noted and not used.
+    Columns: `path`, absolute, a URI or under the videos' folder; `label` for one head, or a column `label_HEAD` for
+    each of several; `start` and `end` in seconds, empty for the whole; `split`: train, val(idation) or test. Other
+    columns are noted and not used. With `facts.label_separator` each head in whose column it occurs has several labels
+    at once; an empty field is then a video with none of the classes.
 
     Raises:
       MissingDataError: no CSV.
       AnnotationError: columns or values that are not as above, a segment of a file twice, a class without training
-        videos.
+        videos, a separator that no column has.
     """
     path = folder
     if folder.is_dir():
@@ -119,6 +130,9 @@ def read_csv(facts: catalog.DatasetFacts, folder: Path) -> Annotations:
     heads = _heads(path, columns)
     known = {"path", "start", "end", "split", *heads.values()}
     notes = [f"{path}: column {name} is not used" for name in columns if name not in known]
+    separator = facts.label_separator
+    several = _multi_label(path, heads, [values for _, values in table], separator)
+    notes += [f"{path}: head {head} has several labels at once, with {separator!r} between them" for head in several]
     unique, entries = files.Unique(path, "the segment"), []
     for line, values in table:
         start, end = (_seconds(path, line, key, values.get(key, "")) for key in ("start", "end"))
@@ -129,17 +143,45 @@ def read_csv(facts: catalog.DatasetFacts, folder: Path) -> Annotations:
         split = values.get("split")
         if split is not None and split.lower() not in _SPLITS:
             raise AnnotationError(f"{path}, line {line}: split is {split!r}; it must be train, val or test")
-        empty = [name for name in ("path", *heads.values()) if not values[name]]
+        needed = ["path", *(column for head, column in heads.items() if head not in several)]
+        empty = [name for name in needed if not values[name]]
         if empty:
             raise AnnotationError(f"{path}, line {line}: {empty[0]} is empty; every row needs a path and its labels")
         unique.add(line, (os.path.normpath(values["path"]), start, end))
-        labels = {head: values[column] for head, column in heads.items()}
+        labels = {
+            head: _labels_of(path, line, column, values[column], separator) if head in several else values[column]
+            for head, column in heads.items()
+        }
         split = None if split is None else _SPLITS[split.lower()]
         entries.append(_Entry(values["path"], labels, f"line {line}", split, start, end))
-    return _annotations(path, entries, notes)
+    return _annotations(path, entries, notes, frozenset(several))
 
 
-def _heads(path: Path, columns: Sequence[str]) -> dict[str, str]:
+def _multi_label(
+    path: storage.AnyPath, heads: Mapping[str, str], rows: Sequence[Mapping[str, str]], separator: str | None
+) -> list[str]:
+    """The heads with several labels at once: those in whose column the separator occurs."""
+    if separator is None:
+        return []
+    found = [head for head, column in heads.items() if any(separator in values[column] for values in rows)]
+    if not found:
+        raise AnnotationError(
+            f"{path}: {separator!r} is in no field of {', '.join(heads.values())}, so that each video has one label; "
+            "leave --label_separator out, or give the separator that the file has"
+        )
+    return found
+
+
+def _labels_of(path: storage.AnyPath, line: int, column: str, value: str, separator: str) -> tuple[str, ...]:
+    labels = tuple(label.strip() for label in value.split(separator)) if value else ()
+    if not all(labels):
+        raise AnnotationError(f"{path}, line {line}: {column} is {value!r}, with an empty label beside a {separator!r}")
+    if len(set(labels)) < len(labels):
+        raise AnnotationError(f"{path}, line {line}: {column} is {value!r}, where a label comes twice")
+    return labels
+
+
+def _heads(path: storage.AnyPath, columns: Sequence[str]) -> dict[str, str]:
     """Head -> its column."""
     heads = {}
     for column in columns:
@@ -159,7 +201,7 @@ def _heads(path: Path, columns: Sequence[str]) -> dict[str, str]:
     return heads
 
 
-def _seconds(path: Path, line: int, column: str, value: str) -> float | None:
+def _seconds(path: storage.AnyPath, line: int, column: str, value: str) -> float | None:
     if not value:
         return None
     seconds = files.number(path, line, column, value)
@@ -168,7 +210,9 @@ def _seconds(path: Path, line: int, column: str, value: str) -> float | None:
     return seconds
 
 
-def _annotations(path: Path, entries: Sequence[_Entry], notes: list[str]) -> Annotations:
+def _annotations(
+    path: storage.AnyPath, entries: Sequence[_Entry], notes: list[str], several: frozenset[str] = frozenset()
+) -> Annotations:
     """Numbers for the classes, a split for every row."""
     if entries[0].split is None:
         held_out = _held_out(entries)
@@ -185,22 +229,25 @@ def _annotations(path: Path, entries: Sequence[_Entry], notes: list[str]) -> Ann
             entry.split = {"test": "validation"}.get(entry.split, entry.split)
         notes.append(f"{path}: has a test split and no validation split; the test split serves as validation")
     class_names = {
-        head: sorted({entry.labels[head] for entry in entries if entry.split == "train"}, key=_order)
+        head: sorted({name for entry in entries if entry.split == "train" for name in entry.names(head)}, key=_order)
         for head in entries[0].labels
     }
     ids = {head: {name: number for number, name in enumerate(names)} for head, names in class_names.items()}
     rows: dict[str, list[Row]] = {}
     for entry in sorted(entries, key=lambda entry: ("train", "validation", "test").index(entry.split)):
-        for head, name in entry.labels.items():
+        for head, name in entry.pairs():
             if name not in ids[head]:
                 raise AnnotationError(
                     f"{path}, {entry.place}: {head} {name!r} has no training video; the classes are those of the "
                     f"training split ({len(ids[head])})"
                 )
-        labels = {head: ids[head][name] for head, name in entry.labels.items()}
+        labels = {
+            head: tuple(sorted(ids[head][name] for name in given)) if head in several else ids[head][given]
+            for head, given in entry.labels.items()
+        }
         row = Row(entry.path, entry.start, entry.end, labels, entry.split, ((entry.path, False),), entry.path)
         rows.setdefault(entry.split, []).append(row)
-    return Annotations(rows, class_names, tuple(notes))
+    return Annotations(rows, class_names, tuple(notes), several)
 
 
 def _order(name: str) -> tuple[Any, ...]:
@@ -213,7 +260,7 @@ def _held_out(entries: Sequence[_Entry]) -> set[str]:
     where that leaves every class a training video. All segments of a file stay together."""
     of_path: dict[str, Counter] = {}
     for entry in entries:
-        of_path.setdefault(os.path.normpath(entry.path), Counter()).update(entry.labels.items())
+        of_path.setdefault(os.path.normpath(entry.path), Counter()).update(entry.pairs())
     left = Counter()
     for labels in of_path.values():
         left.update(labels)

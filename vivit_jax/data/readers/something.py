@@ -6,15 +6,14 @@ only and is left out.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from vivit_jax.data import catalog
+from vivit_jax.data import catalog, storage
 from vivit_jax.data.readers import files
 from vivit_jax.data.rows import AnnotationError, Annotations, Row
 
 
-def read(facts: catalog.DatasetFacts, folder: Path) -> Annotations:
+def read(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
     """Rows of both splits; raises as `annotations.read`."""
     paths = files.split_files(facts, folder)
     class_path = files.class_file(facts, folder, "label")
@@ -40,7 +39,7 @@ def read(facts: catalog.DatasetFacts, folder: Path) -> Annotations:
     return Annotations(rows, {"label": names}, tuple(notes))
 
 
-def _value(path: Path, place: int, entry: Any, key: str) -> str:
+def _value(path: storage.AnyPath, place: int, entry: Any, key: str) -> str:
     value = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(value, str | int) or value == "":
         raise AnnotationError(

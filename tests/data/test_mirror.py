@@ -1,0 +1,150 @@
+"""Flips that swap labels: the rule by names, what a data set states, flipped clips against the motions they show."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from vivit_jax.data import catalog, index, mirror, mixture, moving_digits, pipeline, sampling
+
+# Classes of Something-Something v2 with "left" or "right" in them, and some that only look like it.
+SOMETHING = [
+    "Pulling something from left to right",
+    "Pulling something from right to left",
+    "Turning the camera left while filming something",
+    "Turning the camera right while filming something",
+    "Putting something upright on the table",
+    "Pushing something so that it falls off the table",
+]
+SPEC = sampling.ClipSpec(16, (48, 48), random_crop=True, scale_jitter=(0.9, 1.33), flip=0.5)
+
+
+def test_names_tell_which_class_is_the_mirror_image():
+    assert mirror.classes(SOMETHING).tolist() == [1, 0, 3, 2, 4, 5]
+    assert mirror.classes(["spin Clockwise", "spin anti-clockwise", "spin"]).tolist() == [1, 0, 2]
+    assert mirror.classes(["turn_counter_clockwise", "turn_clockwise", "leftover", "rightly"]).tolist() == [1, 0, 2, 3]
+    assert mirror.classes(["step leftwards", "step rightward"]).tolist() == [-1, -1], "not the same but for the word"
+    assert mirror.classes(["go left", "go right", "go_right"]).tolist() == [-1, 0, 0], "two candidates are none"
+
+
+def test_what_a_data_set_states_goes_before_its_names():
+    names = ["left jab", "right jab", "wave", "salute"]
+    stated = {"left jab": "left jab", "wave": "salute", "salute": None}
+    assert mirror.classes(names, stated).tolist() == [0, 0, 3, mirror.NONE]
+
+
+def test_the_catalog_states_no_class_that_is_not_there():
+    stated = catalog.get("moving_digits").mirrored
+    assert set(stated) == {"verb"}
+    assert {*stated["verb"], *stated["verb"].values()} <= set(moving_digits.VERBS)
+    for name, other in stated["verb"].items():
+        assert stated["verb"][other] == name, "the mirror image of the mirror image is the class itself"
+
+
+@pytest.mark.parametrize("verb", range(len(moving_digits.VERBS)))
+def test_drawn_motions_are_what_the_map_says(verb):
+    """The path of a verb, mirrored, has the direction (or sense of rotation, or growth) of the path of its image."""
+    names = moving_digits.VERBS
+    image = mirror.classes(names, catalog.get("moving_digits").mirrored["verb"])[verb]
+    for seed in range(20):
+        way = moving_digits.trajectory(verb, 30, np.random.default_rng(seed))
+        mirrored = way * [-1, 1, 1] + [moving_digits.SIZE - 1, 0, 0]
+        assert motion(mirrored) == names[image]
+        assert motion(way) == names[verb]
+
+
+def motion(way):
+    """The verb of a path [frames, 3] of x, y (downwards) and size, told by geometry alone."""
+    if np.ptp(way[:, 2]) > 5:
+        return "grow" if way[-1, 2] > way[0, 2] else "shrink"
+    x, y = way[:, 0] - way[:, 0].mean(), way[:, 1] - way[:, 1].mean()
+    if min(np.ptp(x), np.ptp(y)) > 5:
+        # y points down, so a positive area swept is clockwise to the eye.
+        return "circle-clockwise" if np.sum(x[:-1] * np.diff(y) - y[:-1] * np.diff(x)) > 0 else "circle-anticlockwise"
+    if np.ptp(x) > np.ptp(y):
+        return "move-right" if x[-1] > x[0] else "move-left"
+    return "move-down" if y[-1] > y[0] else "move-up"
+
+
+@pytest.fixture(scope="module")
+def training(tiny_records):
+    return mixture.training_set({"moving_digits": index.open_split(tiny_records, "train")}, "moving_digits")
+
+
+def first_batch(training, **changes):
+    spec = dataclasses.replace(SPEC, **changes)
+    with pipeline.train_batches(training, spec, 48, 3, threads=1) as stream:
+        batch = next(stream)
+        return {"plan": str(stream.plan), "video": np.array(batch["video"]), "label": dict(batch["label"])}
+
+
+def test_swapped_labels_are_those_of_the_flipped_clips_and_nothing_else_changes(training):
+    straight, keep = first_batch(training, flip=0.0), first_batch(training)
+    swap = first_batch(training, flip_labels="swap")
+    np.testing.assert_array_equal(swap["video"], keep["video"], err_msg="the same frames, crops and flips")
+    flipped = np.array([not np.array_equal(a, b) for a, b in zip(straight["video"], swap["video"], strict=True)])
+    assert 10 < flipped.sum() < 38
+    np.testing.assert_array_equal(swap["video"][flipped], straight["video"][flipped][..., ::-1, :])
+    np.testing.assert_array_equal(keep["label"]["verb"], straight["label"]["verb"])
+    np.testing.assert_array_equal(swap["label"]["noun"], straight["label"]["noun"])
+    verb = straight["label"]["verb"]
+    image = np.array([1, 0, 2, 3, 5, 4, 6, 7])
+    np.testing.assert_array_equal(swap["label"]["verb"], np.where(flipped, image[verb], verb))
+    assert "flips swap the labels of 4 classes" in swap["plan"]
+    assert "flips keep the labels of 4 classes that name a direction (move-left, move-right" in keep["plan"]
+    assert "flips" not in straight["plan"]
+
+
+def test_flipped_clips_show_the_motion_of_their_label(training):
+    """The brightest pixels of the frames are the digit: it moves to the side that the label says, flipped or not."""
+    batch = first_batch(training, flip_labels="swap", scale_jitter=None)
+    checked = 0
+    for clip, verb in zip(batch["video"], batch["label"]["verb"], strict=True):
+        if verb > 1:
+            continue
+        light = clip.astype(np.float64).sum(-1)
+        # What never moves is subtracted; the rest is the digit, roughly.
+        ink = np.clip(light - np.median(light, axis=0), 0, None) ** 2
+        x = (ink.sum(1) * np.arange(light.shape[2])).sum(1) / np.maximum(ink.sum((1, 2)), 1)
+        slope = np.polyfit(np.arange(len(x)), x, 1)[0]
+        assert (slope > 0) == (moving_digits.VERBS[verb] == "move-right")
+        checked += 1
+    assert checked >= 8
+
+
+def test_a_class_without_a_mirror_image_is_not_flipped(training):
+    """One that has lost its counterpart: its clips stay as they are, the others are flipped as before."""
+    names = list(training.class_names["verb"])
+    names[1] = "move-sideways"  # what was move-right
+    split = dataclasses.replace(training.splits[0], class_names={**training.class_names, "verb": names})
+    lonely = dataclasses.replace(training, splits=(split,), mirrored={})
+    swap, keep = first_batch(lonely, flip_labels="swap"), first_batch(lonely)
+    straight = first_batch(lonely, flip=0.0)
+    verb = straight["label"]["verb"]
+    np.testing.assert_array_equal(swap["video"][verb == 0], straight["video"][verb == 0])
+    np.testing.assert_array_equal(swap["video"][verb != 0], keep["video"][verb != 0])
+    assert (swap["label"]["verb"][verb == 0] == 0).all()
+    count = int((split.labels["verb"] == 0).sum())
+    assert f"{count} videos are never flipped, as there is no class for the mirror image of move-left" in swap["plan"]
+
+
+def test_videos_with_several_labels():
+    labels = {"label": np.array([[0, 2, -1], [2, -1, -1], [1, 3, -1], [-1, -1, -1]], np.int32)}
+    mirrors = {"label": np.array([1, 0, 2, mirror.NONE], np.int32)}
+    assert mirror.may_flip(labels, mirrors).tolist() == [True, True, False, True]
+    split = pipeline._Labels([index.RecordSplit(**_fields(labels))])
+    for video, expected in enumerate([[0, 1, 1, 0], [0, 0, 1, 0]]):
+        found = split.of(video, mirrors, True)["label"].numpy().tolist()
+        assert found == expected
+    assert split.of(0, mirrors, False)["label"].numpy().tolist() == [1, 0, 1, 0]
+    assert split.of(3, mirrors, True)["label"].numpy().tolist() == [0, 0, 0, 0]
+
+
+def _fields(labels):
+    fields = dict.fromkeys(field.name for field in dataclasses.fields(index.RecordSplit))
+    return fields | {"labels": labels, "class_names": {"label": list("abcd")}}
+
+
+def test_flip_labels_has_two_values():
+    with pytest.raises(ValueError, match="flip_labels is 'mirror'; choose one of keep, swap"):
+        dataclasses.replace(SPEC, flip_labels="mirror")

@@ -1,0 +1,163 @@
+"""Several labels at once: from a CSV through records, index, selections and mixtures to multi-hot batches."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.data.conftest import numbered_video
+from vivit_jax.data import annotations, build, catalog, index, indexing, mixture, pipeline, sampling, subset, verify
+from vivit_jax.data.host_tf import tf
+
+# File -> tags; "plain.mp4" has none.
+TAGS = {
+    "a.mp4": ("dog", "outdoors"),
+    "b.mp4": ("outdoors",),
+    "c.mp4": ("cat", "dog", "music"),
+    "plain.mp4": (),
+}
+CLASSES = ["cat", "dog", "music", "outdoors"]
+SPEC = sampling.ClipSpec(2, (32, 32))
+
+
+def write_csv(path, tags=TAGS, separator=";"):
+    rows = [f"{name},{separator.join(of)},{'long' if i % 2 else 'short'}" for i, (name, of) in enumerate(tags.items())]
+    lines = [f"{row},train" for row in rows] + [f"{rows[0].replace('a.mp4', 'v.mp4')},val"]
+    path.write_text("\n".join(["path,label_tags,label_length,split", *lines]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for i, name in enumerate([*TAGS, "v.mp4"]):
+        numbered_video(folder / name, 18 + i, height=32, width=32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(videos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    table = write_csv(folder / "labels.csv")
+    return build.build("tagged", videos, table, folder, num_workers=0, progress=False, kind="csv", label_separator=";")
+
+
+def multi_hot(names):
+    return [float(name in names) for name in CLASSES]
+
+
+def batches(split, **options):
+    stream = pipeline.eval_batches(split, SPEC, 3, threads=1, **options)
+    return list(stream)
+
+
+def test_a_batch_holds_the_labels_of_the_csv_as_multi_hot_vectors(records):
+    split = index.open_split(records, "train")
+    assert split.multi_label == {"tags"}
+    assert split.class_names == {"tags": CLASSES, "length": ["long", "short"]}
+    first, last = batches(split)
+    assert first["label"]["tags"].dtype == np.float32
+    found = np.concatenate([b["label"]["tags"] for b in (first, last)])
+    assert found.shape == (6, 4)
+    assert found.tolist() == [multi_hot(tags) for tags in TAGS.values()] + [[0.0] * 4] * 2, "padding has none"
+    assert first["label"]["length"].dtype == np.int32
+    training = pipeline.train_batches(split, SPEC, 4, 0, threads=1)
+    batch = next(training)
+    assert batch["label"]["tags"].tolist() == [multi_hot(list(TAGS.values())[i]) for i in batch["index"]]
+
+
+def test_records_tell_by_themselves(records, tmp_path):
+    """The index made anew from the records alone is the one that the build wrote; each record names all its labels."""
+    written = index.open_split(records, "train")
+    scanned = next(split for split in indexing.scan(records) if split.name == "train")
+    for head, ids in written.labels.items():
+        np.testing.assert_array_equal(scanned.labels[head], ids)
+    example = tf.train.Example.FromString(next(tf.data.TFRecordDataset(written.shard_paths).as_numpy_iterator()))
+    assert list(example.features.feature["labels/tags"].int64_list.value) == [1, 3]
+    reports = verify.verify(records, 1, progress=False)
+    assert [str(problem) for report in reports for problem in report.problems] == []
+    copy = shutil.copytree(records, tmp_path / "copy")
+    wrong = index.open_split(copy, "train")
+    wrong.labels["tags"][0] = [0, 3, -1]
+    wrong.save()
+    assert any(
+        "labels/tags is [1, 3], [0, 3] in the index" in str(p)
+        for r in verify.verify(copy, 1, False)
+        for p in r.problems
+    )
+
+
+def test_summary_and_catalog_say_which_heads(records):
+    summary = json.loads((records / "summary.json").read_text())
+    assert summary["multi_label"] == ["tags"]
+    assert summary["splits"]["train"]["classes"]["tags"] == {"cat": 1, "dog": 2, "music": 1, "outdoors": 2}
+    assert catalog.of_records("tagged", records).multi_label == ["tags"]
+
+
+def test_only_heads_with_several_labels_raise_the_format_of_the_index(records, tiny_records):
+    assert int(np.load(records / "index_train.npz")["format"]) == 3
+    assert int(np.load(tiny_records / "index_train.npz")["format"]) == 2, "older versions read it as before"
+
+
+def test_selections(records):
+    split = index.open_split(records, "train")
+    found = subset.apply({"t": split}, subset.Subset(classes=("dog", "cat")))["t"]
+    assert found.video_id.tolist() == ["a.mp4", "c.mp4"]
+    assert found.labels["tags"].tolist() == [[1, 3, -1], [0, 1, 2]]
+    with pytest.raises(subset.SubsetError, match="several labels of 'tags' at once"):
+        subset.apply({"t": split}, subset.Subset(per_class=1))
+
+
+def test_mixtures_renumber_every_label(records):
+    split = index.open_split(records, "train")
+    other = {"tags": ["outdoors", "music", "dog"], "length": ["long", "short"]}
+    found = mixture.relabel(split, other)
+    assert found.video_id.tolist() == ["a.mp4", "b.mp4", "plain.mp4"], "a video with the class that is not known is out"
+    assert found.labels["tags"].tolist() == [[0, 2, -1], [0, -1, -1], [-1, -1, -1]]
+    union = mixture.training_set({"one": found, "two": split}, "one", unknown_classes="union")
+    assert union.class_names["tags"] == ["outdoors", "music", "dog", "cat"]
+    assert union.multi_label == {"tags"}
+    batch = next(pipeline.train_batches(union, SPEC, 14, 0, threads=1))
+    names = [np.array(union.class_names["tags"])[row > 0].tolist() for row in batch["label"]["tags"]]
+    ids = [*found.video_id, *split.video_id]
+    assert [sorted(row) for row in names] == [list(TAGS[ids[i]]) for i in batch["index"]]
+
+
+def test_one_label_and_several_do_not_mix(records, videos, tmp_path):
+    table = write_csv(tmp_path / "labels.csv", {name: tags[:1] or ("cat",) for name, tags in TAGS.items()})
+    single = build.build("single", videos, table, tmp_path, num_workers=0, progress=False, kind="csv")
+    splits = {"tagged": index.open_split(records, "train"), "single": index.open_split(single, "train")}
+    with pytest.raises(mixture.MixtureError, match="head tags: in one of single and tagged"):
+        mixture.training_set(splits, "tagged", unknown_classes="union")
+
+
+def test_no_video_is_held_out_with_a_label_that_no_other_has(tmp_path):
+    tags = {f"{i}.mp4": ("common", f"rare{i}") if i < 20 else ("common",) for i in range(60)}
+    lines = [f"{name},{'|'.join(of)}" for name, of in tags.items()]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *lines]))
+    found = annotations.read(catalog.own("x", "csv", label_separator="|"), tmp_path / "labels.csv")
+    assert found.multi_label == {"label"}
+    held_out = [row.video for row in found.rows["validation"]]
+    assert held_out
+    assert all(tags[name] == ("common",) for name in held_out)
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [("dog;;cat", "line 2: label is 'dog;;cat', with an empty label beside a ';'"), ("dog;dog", "a label comes twice"),
+     ("dog", "';' is in no field of label")],
+)  # fmt: skip
+def test_fields_that_are_no_lists(tmp_path, field, message):
+    (tmp_path / "labels.csv").write_text(f"path,label\na.mp4,{field}\nb.mp4,cat\n")
+    with pytest.raises(annotations.AnnotationError, match=message):
+        annotations.read(catalog.own("x", "csv", label_separator=";"), tmp_path / "labels.csv")
+
+
+def test_the_separator_is_asked_for_and_kept_to(records, videos):
+    with pytest.raises(ValueError, match="holds records of labels of a head several at once, asked for is one"):
+        build.build("tagged", videos, videos, records.parent.parent, kind="csv")
+    with pytest.raises(ValueError, match=r"label_separator is ',' for a csv; it is for a csv, and one of ; \|"):
+        catalog.own("x", "csv", label_separator=",")
+    with pytest.raises(ValueError, match=r"is for a CSV of one's own, not for kinetics400"):
+        build.build("kinetics400", videos, videos, records.parent.parent, label_separator=";")

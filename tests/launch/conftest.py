@@ -1,0 +1,72 @@
+"""Programs that stand in for gcloud and others on PATH: they note what they are asked, and answer as told."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+PROGRAM = """#!{python} -S
+import json, os, re, sys
+folder = os.environ["FAKE_FOLDER"]
+name = os.path.basename(sys.argv[0])
+with open(os.path.join(folder, "calls"), "a") as calls:
+    calls.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
+line = " ".join([name, *sys.argv[1:]])
+path = os.path.join(folder, "answers")
+answers = json.load(open(path))
+for pattern, queue in answers:
+    if re.search(pattern, line):
+        code, out, err = queue.pop(0) if len(queue) > 1 else queue[0]
+        json.dump(answers, open(path, "w"))
+        print(out, end="\\n" if out else "")
+        print(err, end="\\n" if err else "", file=sys.stderr)
+        sys.exit(code)
+"""
+
+
+class Fake:
+    """Runs a launch script with stand-ins on PATH.
+
+    `answer(pattern, ...)`: to a command line that the pattern is found in, each of these in turn, the last for ever: a
+    text for standard output, or (exit code, standard error). Unanswered commands succeed in silence.
+    """
+
+    def __init__(self, folder, *programs):
+        self.folder, self._answers = folder, []
+        for program in programs:
+            path = folder / "bin" / program
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(PROGRAM.format(python=sys.executable))
+            path.chmod(path.stat().st_mode | stat.S_IEXEC)
+        (folder / "calls").touch()
+
+    def answer(self, pattern, *answers):
+        self._answers.append((pattern, [(0, a, "") if isinstance(a, str) else (a[0], "", a[1]) for a in answers]))
+
+    def run(self, *arguments, **variables):
+        (self.folder / "answers").write_text(json.dumps(self._answers))
+        environment = {
+            **os.environ,
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+            "FAKE_FOLDER": str(self.folder),
+            "VIVIT_JAX_SLEEP": "true",
+            **variables,
+        }
+        return subprocess.run(
+            [str(a) for a in arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60
+        )
+
+    @property
+    def calls(self):
+        """The command lines so far, each a list."""
+        return [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
+
+
+@pytest.fixture
+def fake(tmp_path):
+    return lambda *programs: Fake(tmp_path, *programs)

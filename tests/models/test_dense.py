@@ -1,0 +1,89 @@
+"""Choices of dtype and recomputation that must not change what the model is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models.small import MODELS, random_params, random_video, small_config
+from vivit_jax.models import ViViT
+from vivit_jax.models.dense import summed_in
+
+
+def gradients(config, params, video):
+    """Of the summed squares of the logits; the model's own program, unrolled."""
+
+    def loss(params):
+        return (ViViT(config).apply({"params": params}, video) ** 2).sum()
+
+    return jax.jit(jax.grad(loss))
+
+
+@pytest.mark.parametrize("contracted", [1, 2])
+def test_the_product_of_a_dense_layer_is_that_of_jax_with_its_gradients(contracted):
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(3, 5, 2, 4)).astype(np.float32)
+    kernel = rng.normal(size=(*inputs.shape[-contracted:], 6, 7)).astype(np.float32)
+    numbers = ((tuple(range(4 - contracted, 4)), tuple(range(contracted))), ((), ()))
+    ours, theirs = summed_in("float32", "float32"), jax.lax.dot_general
+    outputs = [jax.vjp(lambda x, k, f=f: f(x, k, numbers), inputs, kernel) for f in (ours, theirs)]
+    cotangent = rng.normal(size=outputs[0][0].shape).astype(np.float32)
+    np.testing.assert_allclose(outputs[0][0], outputs[1][0], rtol=1e-5, atol=1e-5)
+    for a, b in zip(outputs[0][1](cotangent), outputs[1][1](cotangent), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gradient_dtype", "narrow"),
+    [("bfloat16", None, True), ("bfloat16", "float32", False), ("float32", "bfloat16", True)],
+)
+def test_kernels_gradients_are_made_in_the_chosen_dtype(dtype, gradient_dtype, narrow):
+    """What leaves the product is what is summed over the devices: numbers of bfloat16, or more than those."""
+    config = small_config(**MODELS["model3"], dtype=dtype, gradient_dtype=gradient_dtype)
+    params, video = random_params(config, dtype=np.float32), random_video(config, dtype=np.float32)
+    found, exact = (gradients(c, params, video)(params) for c in (config, small_config(**MODELS["model3"])))
+    for part, layer in (("attention_time", "query"), ("attention_space", "out"), ("mlp", "dense_in")):
+        kernel, truth = (tree["encoder"]["layers"][part][layer]["kernel"] for tree in (found, exact))
+        assert kernel.dtype == jnp.float32
+        assert (kernel == kernel.astype(jnp.bfloat16)).all() == narrow
+        assert np.linalg.norm(kernel - truth) < 0.05 * np.linalg.norm(truth)
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [(None, "float32"), ("bfloat16", "bfloat16")])
+def test_a_bfloat16_residual_stream_halves_what_each_layer_keeps(dtype, kept):
+    config = small_config(**MODELS["model1"], dtype="bfloat16", residual_dtype=dtype, scan_layers=True, remat="full")
+    params, video = random_params(config, dtype=np.float32), random_video(config, dtype=np.float32)
+
+    def logits(params):
+        return ViViT(config).apply({"params": params}, video)
+
+    residuals = jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(logits, p)[1], params))
+    assert {leaf.dtype for leaf in residuals if leaf.shape == (2, 2, 13, 8)} == {jnp.dtype(kept)}  # [L, B, 1 + N, d]
+    found = jax.jit(logits)(params)
+    assert found.dtype == jnp.float32
+    exact = ViViT(small_config(**MODELS["model1"])).apply({"params": params}, video)
+    np.testing.assert_allclose(found, exact, atol=0.05 * np.abs(exact).max())
+
+
+def test_the_temporal_encoder_recomputes_by_its_own_choice():
+    flops = {}
+    for choice in (("none", None), ("none", "full"), ("full", "none"), ("full", None)):
+        config = small_config(**MODELS["model2"], dtype="float32", remat=choice[0], remat_temporal=choice[1])
+        params, video = random_params(config, dtype=np.float32), random_video(config, dtype=np.float32)
+        flops[choice] = gradients(config, params, video).lower(params).cost_analysis()["flops"]
+    nothing, everything = flops["none", None], flops["full", None]
+    assert nothing < flops["none", "full"] < flops["full", "none"] < everything
+    assert flops["none", "full"] - nothing == pytest.approx(everything - flops["full", "none"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"gradient_dtype": "float16"}, "gradient_dtype='float16' is not known; choose one of None, float32, bfloat16"),
+        ({"residual_dtype": "bfloat16", "dtype": "float64"}, "residual_dtype='bfloat16'"),
+        ({"remat_temporal": "some"}, "remat_temporal='some' is not known; choose one of None, none, dots, full"),
+    ],
+)
+def test_a_choice_that_does_not_exist_is_refused(fields, says):
+    with pytest.raises(ValueError, match=says):
+        small_config(**fields)

@@ -1,0 +1,107 @@
+"""Random erasing against its paper: how large, what shape, where, filled with what, and how often."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from vivit_jax import augment
+from vivit_jax.augment import AugmentConfig, augment_pixels, clip_keys, erase, erase_boxes
+
+SIZE = (90, 120)
+
+
+@pytest.fixture(scope="module")
+def boxes():
+    """(top, left, height, width) of 2000 boxes, each checked to be a full rectangle."""
+    keys = clip_keys(jax.random.key(0), 2000)
+    erased = np.asarray(jax.jit(jax.vmap(lambda key: erase_boxes(key, SIZE, (0.05, 0.2), 0.4, 1)))(keys))
+    rows, columns = erased.any(2), erased.any(1)
+    np.testing.assert_array_equal(erased, rows[:, :, None] & columns[:, None])
+    top, left = rows.argmax(1), columns.argmax(1)
+    height, width = rows.sum(1), columns.sum(1)
+    np.testing.assert_array_equal(rows.argmax(1) + height, SIZE[0] - rows[:, ::-1].argmax(1))  # without a gap
+    np.testing.assert_array_equal(columns.argmax(1) + width, SIZE[1] - columns[:, ::-1].argmax(1))
+    return top, left, height, width
+
+
+def test_area_and_aspect_and_place_of_a_box_are_uniform_in_their_ranges(boxes):
+    top, left, height, width = boxes
+    # Whole pixels: each side is rounded, which the spread of what is drawn hides.
+    area = scipy.stats.uniform(0.05, 0.15).cdf
+    assert scipy.stats.kstest(height * width / np.prod(SIZE), area).pvalue > 1e-3
+    log_aspect = scipy.stats.uniform(np.log(0.4), -2 * np.log(0.4)).cdf
+    assert scipy.stats.kstest(np.log(height / width), log_aspect).pvalue > 1e-3
+    noise = np.random.default_rng(0)
+    for low, side, size in ((top, height, SIZE[0]), (left, width, SIZE[1])):
+        assert low.min() == 0
+        assert (low + side).max() == size
+        place = (low + noise.uniform(size=len(low))) / (size - side + 1)  # 0 ... size - side, as a number in [0, 1)
+        assert scipy.stats.kstest(place, "uniform").pvalue > 1e-3
+    assert abs(np.corrcoef(top / (SIZE[0] - height), left / (SIZE[1] - width))[0, 1]) < 0.08
+
+
+def test_several_boxes_share_the_area_and_none_is_drawn_where_none_fits():
+    keys = clip_keys(jax.random.key(1), 300)
+    erased = np.asarray(jax.jit(jax.vmap(lambda key: erase_boxes(key, SIZE, (0.1, 0.1), 1.0, 4)))(keys))
+    side = round(np.sqrt(0.1 * np.prod(SIZE) / 4))  # squares
+    covered = erased.sum((1, 2))
+    assert covered.max() == 4 * side**2  # disjoint, now and then
+    assert side**2 <= covered.min()
+    assert covered.mean() > 0.8 * 4 * side**2  # overlapping is rare
+    too_flat = jax.jit(lambda key: erase_boxes(key, (4, 400), (0.5, 0.6), 1.0, 1))(jax.random.key(0))
+    assert not np.asarray(too_flat).any()
+
+
+@pytest.mark.parametrize(
+    ("fill", "dtype"), [("zero", np.float32), ("mean", np.uint8), ("mean", np.float32), ("noise", np.uint8)]
+)
+def test_what_fills_a_box_is_the_same_in_all_frames_and_the_rest_stays(fill, dtype):
+    rng = np.random.default_rng(0)
+    video = rng.integers(100, 200, (64, 3, 30, 40, 3)).astype(dtype)
+    video[..., 1] //= 2
+    run = jax.jit(erase, static_argnames=("area", "aspect", "count", "fill"))
+    keys = clip_keys(jax.random.key(2), 64)
+    settings = {"area": (0.1, 0.4), "aspect": 0.3, "count": 2, "fill": fill}
+    out = np.asarray(run(keys, video, probability=0.6, **settings))
+    assert out.dtype == dtype
+    erased = (out != video).any(axis=(1, 4))  # noise may be as it was in one frame and channel, not in all
+    some = erased.any(axis=(1, 2))
+    assert abs(some.sum() - 0.6 * 64) < 3.5 * np.sqrt(64 * 0.6 * 0.4)
+    for before, after, where in zip(video[some], out[some], erased[some], strict=True):
+        inside = after[:, where]  # [T, pixels, 3]
+        np.testing.assert_array_equal(inside, inside[:1] + 0 * inside)
+        np.testing.assert_array_equal(after[:, ~where], before[:, ~where])
+        if fill == "zero":
+            assert not inside.any()
+        elif fill == "mean":
+            mean = before.astype(np.float64).mean((0, 1, 2))
+            wanted = np.round(mean) if dtype == np.uint8 else mean
+            np.testing.assert_allclose(inside[0], np.broadcast_to(wanted, inside[0].shape), atol=1e-3)
+        else:
+            assert 0 <= inside.min() < inside.max() <= 255
+    if fill == "noise":
+        values = np.concatenate([a[0, e].ravel() for a, e in zip(out[some], erased[some], strict=True)])
+        counts = np.histogram(values, bins=16, range=(0, 256))[0]
+        assert scipy.stats.chisquare(counts[4:]).pvalue > 1e-3  # uniform, away from where clips look alike
+        np.testing.assert_array_equal(out[:10], run(keys[:10], video[:10], probability=0.6, **settings))  # by key
+    np.testing.assert_array_equal(run(keys, video, probability=0.0, **settings), video)
+
+
+def test_erasing_comes_last_and_leaves_the_draws_of_the_rest_alone():
+    video = jnp.asarray(np.random.default_rng(0).integers(0, 256, (8, 2, 12, 12, 3), dtype=np.uint8))
+    rest = {"colour_jitter": 0.8, "greyscale": 0.5}
+    run = jax.jit(augment_pixels, static_argnames="config")
+    without = np.asarray(run(jax.random.key(0), video, AugmentConfig(**rest)))
+    config = AugmentConfig(**rest, erase=1.0, erase_area=(0.2, 0.3), erase_fill="zero")
+    got = np.asarray(run(jax.random.key(0), video, config))
+    black = (got == 0).all(axis=(1, 4))
+    assert (np.abs(black.mean((1, 2)) - 0.25) < 0.1).all()
+    np.testing.assert_allclose(got, np.where(black[:, None, :, :, None], 0, without), atol=1e-3)
+    alone = AugmentConfig(erase=1.0, erase_fill="mean")
+    assert alone.enabled
+    assert jax.eval_shape(lambda v: augment_pixels(jax.random.key(0), v, alone), video).dtype == jnp.uint8
+    with pytest.raises(ValueError, match="fill='grey'; choose one of zero, mean, noise"):
+        erase(clip_keys(jax.random.key(0), 8), video, probability=1.0, area=(0.1, 0.2), aspect=0.3, fill="grey")
+    assert set(augment.__all__) <= set(vars(augment))

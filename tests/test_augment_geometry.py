@@ -1,0 +1,84 @@
+"""RandAugment's set `video`: rotation, shears and translations against Pillow, and what is drawn of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_augment import clip, synthetic  # noqa: F401
+from vivit_jax import affine, augment, rand_augment
+
+GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+
+
+def pillow(frame, name, strength):
+    """One operation of RandAugment as its authors do it, with Pillow, on a frame."""
+    image = Image.fromarray(frame)
+    grey = (128, 128, 128)
+    if name == "Rotate":
+        return np.asarray(image.rotate(strength, Image.Resampling.BILINEAR, fillcolor=grey))
+    matrix = {
+        "ShearX": (1, strength, 0, 0, 1, 0),
+        "ShearY": (1, 0, 0, strength, 1, 0),
+        "TranslateX": (1, 0, strength, 0, 1, 0),
+        "TranslateY": (1, 0, 0, 0, 1, strength),
+    }[name]
+    return np.asarray(
+        image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=grey)
+    )
+
+
+def check(got, wanted, name):
+    """Equal but for the last bit of a value, and a few pixels of which float32 says that they are not in the frame."""
+    difference = np.abs(np.asarray(got).astype(int) - wanted)
+    assert got.dtype == np.uint8
+    assert (difference > 1).mean() < 2e-3, name
+    assert (difference > 0).mean() < 0.02, name
+
+
+@pytest.mark.parametrize("magnitude", [4.0, 15.0])
+def test_geometric_operations_are_pillows_to_either_side_and_the_same_in_all_frames(clip, magnitude):  # noqa: F811
+    operations = rand_augment.operations(magnitude, "video")
+    assert set(operations) - set(rand_augment.operations(magnitude)) == set(GEOMETRIC)
+    m, (height, width) = magnitude / 10, clip.shape[1:3]
+    strengths = {
+        "Rotate": 30 * m, "ShearX": 0.3 * m, "ShearY": 0.3 * m,
+        "TranslateX": int(m * 100 / 224 * width), "TranslateY": int(m * 100 / 224 * height),
+    }  # fmt: skip
+    for name, strength in strengths.items():
+        run = jax.jit(operations[name])
+        outs = {np.asarray(run(jnp.asarray(clip), jax.random.key(seed))).tobytes() for seed in range(20)}
+        assert len(outs) == 2, name  # one for each sign
+        found = [np.frombuffer(out, np.uint8).reshape(clip.shape) for out in outs]
+        both = [np.stack([pillow(frame, name, sign * strength) for frame in clip]) for sign in (1, -1)]
+        if np.abs(found[0].astype(int) - both[0]).mean() > np.abs(found[1].astype(int) - both[0]).mean():
+            found.reverse()
+        for got, wanted in zip(found, both, strict=True):
+            check(got, wanted, name)
+
+
+def test_any_affine_map_is_pillows(synthetic):  # noqa: F811
+    rng = np.random.default_rng(3)
+    noise = rng.integers(0, 256, (2, 23, 31, 3), dtype=np.uint8)  # other neighbours wherever one looks
+    for _ in range(5):
+        matrix = tuple((np.eye(2, 3) + rng.uniform(-0.4, 0.4, (2, 3)) * (1, 1, 20)).ravel().tolist())
+        image = [Image.fromarray(frame) for frame in noise]
+        wanted = [
+            i.transform(i.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(7, 7, 7))
+            for i in image
+        ]
+        check(affine.affine(jnp.asarray(noise), matrix, fill=7), np.stack([np.asarray(w) for w in wanted]), matrix)
+    for identity in (affine.rotate, affine.shear_x, affine.shear_y, affine.translate_x, affine.translate_y):
+        np.testing.assert_array_equal(identity(jnp.asarray(synthetic), 0.0), synthetic)
+
+
+def test_the_sets_are_chosen_by_name_and_only_one_moves_pixels():
+    white = jnp.full((200, 1, 8, 8, 3), 255, jnp.uint8)
+    for ops, of_all in (("published", 0), ("video", 5 / 17)):
+        config = augment.AugmentConfig(rand_augment_layers=1, rand_augment_magnitude=8.0, rand_augment_ops=ops)
+        seen = jax.jit(lambda video, config=config: augment.augment_pixels(jax.random.key(0), video, config))(white)
+        moved = (np.asarray(seen) == affine.FILL).any(axis=(1, 2, 3, 4)).mean()  # no other operation makes that grey
+        assert abs(moved - of_all) <= 4 * np.sqrt(of_all * (1 - of_all) / 200)
+    with pytest.raises(ValueError, match="ops='geometric'; choose one of published, video"):
+        rand_augment.operations(8.0, "geometric")

@@ -1,0 +1,59 @@
+"""Wrong arguments end in one message that names the field that was meant, and exit code 2."""
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from tests.conftest import REPOSITORY
+from vivit_jax import command_line
+
+CONFIG = "--config=configs/moving_digits.py"
+
+
+def parse(*arguments):
+    """The config that the command line makes."""
+    known, argv = flags.FlagValues(), ["main", *arguments]
+    config_flags.DEFINE_config_file("config", None, flag_values=known, lock_config=True, sys_argv=argv)
+    flags.DEFINE_string("workdir", None, "", flag_values=known)
+    command_line.parse(argv, known)
+    return known.config
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+
+
+def test_fields_are_overridden():
+    config = parse(CONFIG, "--config.batch_size=8", "--config.data.cache", "--config.data.mixture={'ucf101': 2.0}")
+    assert (config.batch_size, config.data.cache, config.data.mixture.ucf101) == (8, True, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([CONFIG, "--config.batchsize=16"], "config.batchsize does not exist; did you mean config.batch_size?"),
+        ([CONFIG, "--config.model.num_framez=3"], "did you mean config.model.num_frames?"),
+        ([CONFIG, "--config.modle.num_layers=3"], "config.modle.num_layers does not exist; did you mean config.model."),
+        # In another group.
+        ([CONFIG, "--config.num_frames=3"], "config.num_frames does not exist; did you mean config.model.num_frames?"),
+        ([CONFIG, "--config.data.zzz=3"], "config.data.zzz does not exist; fields of config.data: "),
+        ([CONFIG, "--config.data.mixture.ucf101=2"], "as a whole: --config.data.mixture=\"{'ucf101': VALUE}\""),
+        ([CONFIG, "--config.batch_size=many"], "config.batch_size=many cannot be set: invalid literal"),
+        ([CONFIG, "--config.batch_size=many"], "it takes int, by default 32"),
+        ([CONFIG, "--config.model=5"], "config.model=5 cannot be set: Failed to parse"),
+        (["--config=configs/moving_digitz.py"], "did you mean configs/moving_digits.py?"),
+        (["--config=configs/moving_digitz.py", "--config.batch_size=3"], "there is no such file"),
+        (["--config=configs/k400_vivit_l.py:zzz"], "there is no row 'zzz'"),
+        ([CONFIG, "--wrokdir=x"], "Unknown command line flag 'wrokdir'. Did you mean: workdir ?"),
+        (["--config.batch_size=3", CONFIG], "before a value for --config was specified"),
+    ],
+)
+def test_wrong_arguments_are_refused_with_the_way_out(arguments, says, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(*arguments)
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert says in message
+    assert "Traceback" not in message

@@ -1,0 +1,85 @@
+"""The step compiled ahead: kept on disk, its memory told, advice where it does not fit."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from vivit_jax import compilation
+from vivit_jax.experiment import Experiment, default_config
+
+
+def test_what_is_compiled_is_kept_in_the_workdir_and_the_setting_put_back(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    before = jax.config.jax_compilation_cache_dir
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    try:
+        with compilation.cached("workdir", tmp_path):
+            jax.jit(lambda x: x * 3.25 + jnp.sin(x)).lower(jnp.ones(7)).compile()
+        with compilation.cached("off", tmp_path):
+            assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+    assert any((tmp_path / compilation.CACHE_FOLDER).iterdir())
+    assert jax.config.jax_compilation_cache_dir == before
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "theirs"))
+    with compilation.cached("workdir", tmp_path):
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "theirs")
+
+
+def experiment(**fields):
+    config = default_config()
+    config.update_from_flattened_dict(fields)
+    return Experiment.from_config(config)
+
+
+def test_too_little_memory_ends_in_advice_that_is_not_taken_yet():
+    run = experiment(**{"batch_size": 64, "model.scan_layers": True})
+    with (
+        pytest.raises(compilation.OutOfDeviceMemory, match="the training step does not fit") as error,
+        compilation.advised("the training step", compilation.training_advice(run)),
+    ):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nlong table")
+    text = str(error.value)
+    for line in ("model.dtype=bfloat16", "model.remat=full", "accumulate_steps=2", "mesh.fsdp=-1", "allocating 99"):
+        assert line in text
+    assert "scan_layers" not in text
+    assert "long table" not in text
+    done = experiment(**{"batch_size": 8, "model.scan_layers": True, "model.remat": "full", "model.dtype": "bfloat16"})
+    assert not any("remat" in line or "accumulate" in line for line in compilation.training_advice(done))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), compilation.advised("it", []):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_the_step_is_compiled_once_and_its_buffers_are_donated(caplog):
+    traced = []
+
+    def step(state, batch):
+        traced.append(1)
+        return state + batch.sum(), {"loss": batch.mean()}
+
+    ahead = compilation.AheadOfTime(jax.jit(step, donate_argnums=0), experiment())
+    state = jnp.zeros(1 << 18)
+    with caplog.at_level("INFO"):
+        first, _ = ahead(state, jnp.ones(4))
+    second, metrics = ahead(first, jnp.ones(4))
+    assert len(traced) == 1
+    assert state.is_deleted()
+    assert first.is_deleted()
+    assert float(second[0]) == 8.0
+    assert float(metrics["loss"]) == 1.0
+    assert "state and batch 1.0 MiB" in caplog.text
+    assert "new results 0.0 MiB" in caplog.text  # in place of the state
+
+
+def test_memory_is_the_larger_of_the_sum_and_the_backend_s_peak():
+    memory = types.SimpleNamespace(
+        argument_size_in_bytes=3 << 20,
+        output_size_in_bytes=2 << 20,
+        alias_size_in_bytes=1 << 20,
+        temp_size_in_bytes=4 << 20,
+        peak_memory_in_bytes=2 << 20,
+    )
+    assert compilation.memory_in_words(memory, 2**30).startswith("at most 8.0 MiB of 1.00 GiB: state and batch 3.0 MiB")

@@ -1,0 +1,235 @@
+"""Who starts as which process, by what launchers say; two real processes that find each other and end together."""
+
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from tests.conftest import REPOSITORY
+from vivit_jax import distributed
+from vivit_jax.distributed import DistributedError, Start, plan
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "gpu[3-4]",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+    "SLURM_GPUS_ON_NODE": "8",
+    "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_accelerators(monkeypatch):
+    """The plans do not depend on what this machine has."""
+    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: [])
+
+
+def test_one_machine_starts_nothing_unless_asked():
+    assert plan({}) is None
+    assert plan({}, "off") is None
+    alone = plan({}, "on")
+    assert (alone.num_processes, alone.process_id, alone.surroundings) == (1, 0, "alone")
+    assert re.fullmatch(r"localhost:\d+", alone.coordinator_address)
+
+
+def test_flags_win_over_variables_and_together_they_are_enough():
+    variables = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "0"}
+    assert plan(variables) == Start("a:1", 4, 0)
+    assert plan(variables, process_id=3) == Start("a:1", 4, 3)
+    assert plan(variables, "off") is None
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"coordinator_address": "a:1"}, "without num_processes and process_id.*--num_processes .or JAX_NUM_PROCESSES"),
+        ({"num_processes": 2, "process_id": 0}, "without coordinator_address"),
+        ({"coordinator_address": "a", "num_processes": 2, "process_id": 0}, "'a' must be host:port"),
+        ({"coordinator_address": "a:1", "num_processes": 2, "process_id": 2}, r"process_id=2 must lie in \[0, num"),
+        ({"coordinator_address": "a:1", "num_processes": 0, "process_id": 0}, "num_processes=0 must be at least 1"),
+        ({"mode": "off", "process_id": 1}, "--distributed=off, but --process_id is given"),
+        ({"mode": "maybe"}, "choose one of auto, on, off"),
+    ],
+)
+def test_what_is_half_given_is_refused(given, says):
+    with pytest.raises(DistributedError, match=says):
+        plan({}, **given)
+
+
+def test_a_variable_that_is_no_number_is_refused():
+    with pytest.raises(DistributedError, match=r"process_id='first' .from JAX_PROCESS_ID. must be a whole number"):
+        plan({"JAX_PROCESS_ID": "first"})
+
+
+@pytest.mark.parametrize(
+    ("change", "gpus"),
+    [
+        ({}, tuple(range(8))),  # one process a machine: jax alone would take GPU 0
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "5"}, (5,)),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8,4", "SLURM_LOCALID": "3"}, (6, 7)),
+        # Bound to one each: jax alone would ask for the sixth of one.
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "5", "CUDA_VISIBLE_DEVICES": "5"}, (0,)),
+        ({"SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "2,3"}, (0, 1)),
+        ({"JAX_LOCAL_DEVICE_IDS": "1"}, None),
+        ({"SLURM_GPUS_ON_NODE": "", "CUDA_VISIBLE_DEVICES": ""}, None),
+    ],
+)
+def test_slurm_is_left_to_jax_but_for_the_gpus(change, gpus):
+    assert plan(SLURM | change) == Start(local_device_ids=gpus, surroundings="slurm")
+
+
+def test_gpus_that_cannot_be_shared_evenly_are_refused():
+    with pytest.raises(DistributedError, match="3 processes on this machine cannot share 8 GPUs evenly"):
+        plan(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3(x2)"})
+
+
+def test_a_slurm_step_of_one_task_and_a_job_without_srun_run_alone():
+    assert plan(SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) is None
+    without_srun = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"}
+    assert plan(without_srun) is None
+
+
+def test_open_mpi_tells_all_but_newer_ones_the_address():
+    world = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2"}
+    old = plan(world | {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911"})
+    assert old == Start(None, 4, 2, surroundings="ompi")
+    with pytest.raises(DistributedError, match=r"do not say where process 0 is.*--coordinator_address"):
+        plan(world)
+    assert plan(world, coordinator_address="h:1") == Start("h:1", 4, 2, surroundings="ompi")
+    assert plan({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}) is None
+
+
+def two_processes(body, timeout=120):
+    """Runs `body` in two processes of two virtual devices each: [(exit code, stdout, stderr, seconds)] of each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    program = textwrap.dedent(
+        """
+        import os, sys
+        os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        from absl import logging
+        logging.use_absl_handler()
+        logging.set_verbosity(logging.INFO)
+        import jax, jax.numpy as jnp
+        from vivit_jax import distributed
+        me = int(sys.argv[1])
+        """
+    ) + textwrap.dedent(body).replace("PORT", str(port))
+    began = time.monotonic()
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(i)],
+            cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    try:
+        found = [child.communicate(timeout=timeout) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    seconds = time.monotonic() - began
+    return [(child.returncode, *texts, seconds) for child, texts in zip(children, found, strict=True)]
+
+
+def test_two_processes_add_up_and_only_the_first_speaks():
+    ended = two_processes(
+        """
+        import time
+        with distributed.ending_together():
+            assert distributed.initialise("auto", "localhost:PORT", 2, me)
+            from jax.experimental import multihost_utils
+            both = multihost_utils.process_allgather(jnp.array([jax.process_index() + 1]))
+            if distributed.first():
+                time.sleep(2)  # the other must wait for what the first still has to do
+            logging.info("an ordinary line")
+            logging.warning("a warning")
+            print("SUM", int(both.sum()), jax.device_count())
+        """
+    )
+    for code, out, err, _ in ended:
+        assert code == 0, err[-3000:]
+        assert "SUM 3 4" in out
+        assert "a warning" in err
+    assert "an ordinary line" in ended[0][2]
+    assert "an ordinary line" not in ended[1][2]
+    assert "process 1: a warning" in ended[1][2]
+
+
+def test_a_process_that_fails_takes_the_others_with_it_and_says_why():
+    ended = two_processes(
+        """
+        distributed.HEARTBEAT_SECONDS = 4
+        with distributed.ending_together():
+            distributed.initialise("on", "localhost:PORT", 2, me)
+            if me == 1:
+                raise OSError("disk full")
+            from jax.experimental import multihost_utils
+            multihost_utils.sync_global_devices("the other never comes")
+        """
+    )
+    (first, _, _, seconds), (second, _, err, _) = ended
+    assert second == 1
+    assert "OSError: disk full" in err
+    assert first not in (0, None)
+    assert seconds < 90  # instead of jax's 300
+
+
+def test_a_failing_process_does_not_wait_for_what_waits_for_the_others():
+    ended = two_processes(
+        """
+        distributed.HEARTBEAT_SECONDS = 4
+        import time
+        with distributed.ending_together():
+            distributed.initialise("on", "localhost:PORT", 2, me)
+            try:
+                with distributed.limited_unwinding(0.5):
+                    if me == 1:
+                        raise ValueError("a bad batch")
+                    time.sleep(600)
+            finally:
+                time.sleep(600)  # as a checkpoint that all must agree on
+        """
+    )
+    assert ended[1][0] == 1
+    assert "ValueError: a bad batch" in ended[1][2]
+    assert ended[0][0] not in (0, None)
+
+
+def test_the_watchdog_ends_a_process_whose_steps_stopped_and_shows_where():
+    program = textwrap.dedent(
+        """
+        import sys, time
+        from vivit_jax.distributed import watchdog
+        with watchdog(0):
+            pass
+        with watchdog(0.6) as dog:
+            time.sleep(1.2)  # compiling: the watch begins with the first step
+            for _ in range(4):
+                dog.step()
+                time.sleep(0.2)
+            with dog.paused():
+                time.sleep(1.2)
+            print("alive", flush=True)
+            def stalled_collective():
+                time.sleep(60)
+            stalled_collective()
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "alive" in done.stdout
+    assert "in stalled_collective" in done.stderr
+    with pytest.raises(ValueError, match="step_timeout_seconds=-1 must be at least 0"):
+        distributed.watchdog(-1)

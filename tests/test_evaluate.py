@@ -1,0 +1,164 @@
+"""What an evaluation tells of each video and of fewer views, against NumPy on the logits of single views."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.test_train import experiment
+from vivit_jax import evaluate, examples, metrics, sharding
+from vivit_jax.data import build, index, pipeline
+from vivit_jax.models import ViViT
+
+VIDEOS, VIEWS = 13, (3, 2)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(the Result of the whole split, an Evaluator for other options, parameters, {head: logits [V, N, C]}, split)."""
+    folder = tmp_path_factory.mktemp("data")
+    build.prepare("moving_digits", folder, progress=False, train=8, validation=VIDEOS)
+    views = {"evaluation__temporal_views": VIEWS[0], "evaluation__spatial_views": VIEWS[1]}
+    run = experiment(folder, model__num_layers=1, **views)
+    split = index.open_split(build.records_folder("moving_digits", folder), "validation")
+    model = ViViT(run.model_config(split.heads))
+    spec = dataclasses.replace(run.clip_spec(model.config), stride=1)  # short clips: the views differ
+    params = model.init(jax.random.key(0), jnp.zeros((1, *model.config.video_shape)))["params"]
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(0)  # the heads start at zero, which would tie all classes
+    params = tree.unflatten([leaf + 0.2 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
+
+    mesh = sharding.make_mesh()
+
+    def evaluator(**options):
+        return evaluate.Evaluator(model, mesh, run, split, spec, **options)
+
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, sharding.replicated(mesh))
+        result = evaluator()(placed)
+    apply = jax.jit(lambda video: model.apply({"params": params}, video / 127.5 - 1, train=False))
+    (batch,) = pipeline.eval_batches(split, spec, VIDEOS, *VIEWS)
+    views = [apply(batch["video"][:, v].astype(np.float32)) for v in range(VIEWS[0] * VIEWS[1])]
+    logits = {head: np.stack([np.asarray(view[head], np.float64) for view in views]) for head in views[0]}
+    return result, evaluator, (mesh, placed), logits, split
+
+
+def softmax(logits):
+    return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+
+def test_each_video_has_the_ranking_probability_and_loss_of_its_averaged_logits(made):
+    result, _, _, logits, split = made
+    found = result.examples
+    np.testing.assert_array_equal(found.index, np.arange(VIDEOS))
+    assert found.video.tolist() == split.video_id.tolist()
+    assert found.counted.all()
+    assert list(found.heads) == ["verb", "noun", "action"]
+    shares = {head: softmax(values.mean(0)) for head, values in logits.items()}
+    shares["action"] = (shares["verb"][:, :, None] * shares["noun"][:, None, :]).reshape(VIDEOS, -1)
+    truths = dict(split.labels) | {"action": split.labels["verb"] * 10 + split.labels["noun"]}
+    for head, rows in found.heads.items():
+        order = np.argsort(-shares[head], axis=1, kind="stable")
+        of_truth = shares[head][np.arange(VIDEOS), truths[head]]
+        np.testing.assert_array_equal(rows.truth, truths[head])
+        np.testing.assert_array_equal(rows.top, order[:, :5])
+        np.testing.assert_allclose(rows.probabilities, np.take_along_axis(shares[head], order[:, :5], 1), rtol=1e-4)
+        np.testing.assert_allclose(rows.truth_probability, of_truth, rtol=1e-4)
+        np.testing.assert_allclose(rows.loss, -np.log(of_truth), rtol=1e-4)
+        np.testing.assert_array_equal(rows.rank, 1 + (shares[head] > of_truth[:, None]).sum(1))
+        assert result.scalars[f"{head}/top1"] == pytest.approx(np.mean(rows.rank == 1))
+    np.testing.assert_allclose(found.loss, found.heads["verb"].loss + found.heads["noun"].loss)
+
+
+def test_fewer_views_are_the_mean_of_those_that_such_an_evaluation_takes_and_all_are_the_full_metric(made):
+    result, _, _, logits, split = made
+    assert [row.which for row in result.by_views] == [(0,), (0, 2), (0, 1, 2)]
+    for row in result.by_views:
+        views = [t * VIEWS[1] + s for t in row.which for s in range(VIEWS[1])]
+        for head, values in logits.items():
+            expected = np.mean(values[views].mean(0).argmax(-1) == split.labels[head])
+            assert row.scalars[f"{head}/top1"] == pytest.approx(expected)
+            own = np.take_along_axis(softmax(values[views].mean(0)), split.labels[head][:, None], 1)
+            assert row.scalars[f"{head}/loss"] == pytest.approx(-np.log(own).mean(), rel=1e-5)
+    last = result.by_views[-1].scalars
+    assert last == {name: value for name, value in result.scalars.items() if name in last}
+    assert len({row.scalars["verb/loss"] for row in result.by_views}) == 3  # the views were not all the same
+
+
+def test_views_among_are_those_of_an_evaluation_with_fewer():
+    assert [evaluate.views_among(7, n) for n in (1, 2, 3, 4)] == [(0,), (0, 6), (0, 3, 6), (0, 2, 4, 6)]
+    assert evaluate.views_among(5, 5) == (0, 1, 2, 3, 4)
+    assert [evaluate.views_among(6, n, "segments") for n in (1, 2, 3)] == [(3,), (1, 4), (1, 3, 5)]
+
+
+def test_a_subset_is_spread_over_the_split_and_finds_of_each_video_what_the_whole_finds(made):
+    whole, evaluator, (mesh, params), _, _ = made
+    with jax.set_mesh(mesh):
+        part = evaluator(videos=5, by_views=False)(params)
+    assert (part.counted, part.of, part.by_views) == (5, VIDEOS, ())
+    assert "5 videos of 13, each counted once" in part.summary()
+    assert part.examples.index.tolist() == evaluate.spread_over(VIDEOS, 5).tolist()
+    np.testing.assert_allclose(part.examples.loss, whole.examples.loss[part.examples.index], rtol=1e-5)
+    with pytest.raises(ValueError, match="videos=0 must be at least 1, or None for all 13 of validation"):
+        evaluator(videos=0)
+
+
+def test_a_spread_has_one_of_each_stretch_and_every_class_where_classes_take_turns():
+    places = evaluate.spread_over(1003, 100)
+    stretches = [(i * 1003 // 100, (i + 1) * 1003 // 100) for i in range(100)]
+    assert all(low <= place < high for place, (low, high) in zip(places, stretches, strict=True))
+    assert set(evaluate.spread_over(1000, 100) % 10) == set(range(10))
+    np.testing.assert_array_equal(evaluate.spread_over(4, 9), np.arange(4))
+
+
+def test_the_files_of_an_evaluation_say_what_it_found(made, tmp_path):
+    result, _, _, _, split = made
+    evaluate.write_result(tmp_path, result, "CHECKPOINT", "validation", split.class_names)
+    rows = list(examples.read(tmp_path / "predictions.csv"))
+    assert [(row["index"], row["head"]) for row in rows[:4]] == [(0, "verb"), (0, "noun"), (0, "action"), (1, "verb")]
+    for row in rows:
+        of_head = result.examples.heads[row["head"]]
+        assert row["rank"] == of_head.rank[row["index"]]
+        assert row["loss"] == pytest.approx(of_head.loss[row["index"]], rel=1e-5)
+        assert row["ranked"][0][1] == pytest.approx(of_head.probabilities[row["index"], 0], rel=1e-5)
+        assert row["video"] == split.video_id[row["index"]]
+        if row["head"] != "action":
+            names = split.class_names[row["head"]]
+            assert row["truth"] == names[split.labels[row["head"]][row["index"]]]
+            assert [name for name, _ in row["ranked"]] == [names[i] for i in of_head.top[row["index"]]]
+    verb, noun = rows[0]["truth"], rows[1]["truth"]
+    assert rows[2]["truth"] == f"{verb} {noun}"
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert written["metrics"] == result.scalars
+    assert [row["temporal_views"] for row in written["by_temporal_views"]] == [1, 2, 3]
+    present = [row for row in written["classes"]["verb"] if row["videos"]]
+    assert sum(row["videos"] for row in present) == VIDEOS
+    assert np.mean([row["accuracy"] for row in present]) == pytest.approx(result.scalars["verb/mean_class_accuracy"])
+    assert all(row["accuracy"] is None for row in written["classes"]["verb"] if not row["videos"])
+
+
+def test_several_labels_padding_and_broken_videos_in_the_table(tmp_path):
+    logits = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0], [9.0, 9.0, 9.0], [1.0, 0.0, -1.0]], np.float32)
+    labels = np.array([[0, 1, 1], [0, 0, 0], [1, 1, 1], [1, 0, 0]], np.float32)
+    batch = examples.of_batch(
+        {"label": logits}, {"label": labels}, np.array([1.0, 1.0, 0.0, 0.0]), np.array([2, 0, -1, 1]), {"label"}
+    )
+    table = examples.Examples.join([jax.device_get(batch)], np.array(["a", "b", "c"]), ["label"])
+    assert (table.index.tolist(), table.video.tolist()) == ([0, 1, 2], ["a", "b", "c"])
+    assert table.counted.tolist() == [True, False, True]
+    found = table.heads["label"]
+    assert found.rank.tolist() == [0, 1, 2]  # no label; the first; the second of the ranking (class 2)
+    sigmoid = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    assert found.truth_probability[2] == pytest.approx(sigmoid[0, 1:].mean(), rel=1e-6)
+    assert np.isnan(found.truth_probability[0])
+    assert found.loss[0] == pytest.approx(-np.log(1 - sigmoid[1]).sum(), rel=1e-6)
+
+    examples.write(tmp_path / "p.csv", table, {"label": ["x, y", '"q"', "<z>"]})
+    rows = list(examples.read(tmp_path / "p.csv"))
+    assert [row["truth"] for row in rows] == ["", "x, y", '"q"; <z>']
+    assert rows[1]["ranked"] == []
+    assert [name for name, _ in rows[2]["ranked"]] == ["x, y", "<z>", '"q"']
+    assert metrics.has_action({"verb": 2, "noun": 3}, {"verb"}) is False

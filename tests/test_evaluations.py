@@ -1,0 +1,67 @@
+"""When a run is evaluated, by which metric it is judged, and when it ends early."""
+
+import math
+
+import pytest
+
+from vivit_jax.checkpointing import score
+from vivit_jax.evaluations import EarlyStop, check_metric
+from vivit_jax.experiment import ConfigError, Experiment, default_config
+
+
+def experiment(**fields):
+    config = default_config()
+    config.update_from_flattened_dict(fields)
+    return Experiment.from_config(config)
+
+
+def test_a_loss_is_better_where_it_is_lower_and_nan_is_never_best():
+    assert score({"top1": 0.4}, "top1") > score({"top1": 0.3}, "top1")
+    assert score({"ema/verb/loss": 0.3}, "ema/verb/loss") > score({"ema/verb/loss": 0.4}, "ema/verb/loss")
+    for metrics in ({"loss": math.nan}, {}, None):
+        assert score(metrics, "loss") == -math.inf
+
+
+def test_early_stop_counts_evaluations_without_improvement_across_a_restart():
+    stop = EarlyStop("loss", patience=2)
+    for step, loss, over in ((1, 3.0, False), (2, 2.0, False), (3, 2.0, False)):
+        stop.update(step, {"loss": loss})
+        assert stop.over is over
+    again = EarlyStop("loss", 2, stop.record)
+    again.update(4, {"loss": math.nan})
+    assert again.over
+    assert again.record == {"metric": "loss", "best": 2.0, "step": 2, "since": 2}
+    assert "loss 2.0000 at step 2" in str(again)
+    assert EarlyStop("loss", 2, again.record).over  # the same command does not go on
+    assert not EarlyStop("loss", 3, again.record).over
+    assert not EarlyStop("loss", 0, again.record).over
+    assert not EarlyStop("top1", 2, again.record).over  # another metric: its evaluations were not counted
+
+
+def test_any_metric_may_be_the_one_that_counts_and_others_are_refused():
+    heads = {"verb": 8, "noun": 10}
+    for name in ("verb/loss", "action/top1", "noun/mean_class_accuracy"):
+        check_metric(experiment(**{"checkpoint.best_metric": name}), heads)
+    check_metric(experiment(**{"checkpoint.best_metric": "ema/loss", "optimizer.ema_decay": 0.9}), {"label": 8})
+    with pytest.raises(ConfigError, match=r"no weights are averaged.*choose one of .*verb/loss"):
+        check_metric(experiment(**{"checkpoint.best_metric": "ema/verb/top1"}), heads)
+
+
+def test_when_a_run_is_evaluated():
+    steps = {"every_epochs": 0.5, "every_steps": 7}
+    assert experiment(**{"evaluation.every_epochs": 0.5}).evaluation.interval(101.0) == 50
+    assert experiment(**{f"evaluation.{k}": v for k, v in steps.items()}).evaluation.interval(101.0) == 7
+    assert experiment(**{"evaluation.every_epochs": 0.0}).evaluation.interval(101.0) == 0
+    assert experiment(**{"evaluation.every_epochs": 0.001}).evaluation.interval(101.0) == 1
+    with pytest.raises(ConfigError, match="patience=2 counts evaluations during training, and there are none"):
+        experiment(**{"evaluation.every_epochs": 0.0, "evaluation.patience": 2})
+    with pytest.raises(ConfigError, match=r"evaluation\.videos=0 must be at least 1"):
+        experiment(**{"evaluation.videos": 0})
+
+
+def test_a_profile_is_of_steps_that_can_be():
+    assert experiment(**{"profile.steps": "100:105"}).profile.range == (100, 105)
+    assert experiment().profile.range is None
+    for wrong in ("5:3", "0:2", "7", "a:b"):
+        with pytest.raises(ConfigError, match="must be FIRST:LAST"):
+            experiment(**{"profile.steps": wrong})

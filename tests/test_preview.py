@@ -1,0 +1,102 @@
+"""The preview shows the very pixels that a step of the run gives to the model, with the labels that it is taught."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from tests.conftest import REPOSITORY
+from tests.test_experiment import load
+from vivit_jax import preview, train
+from vivit_jax.data import build, pipeline
+from vivit_jax.experiment import Experiment
+from vivit_jax.train_step import TrainState, make_train_step
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Five clips a batch, so that the last has no partner."""
+    folder = tmp_path_factory.mktemp("data")
+    build.prepare("moving_digits", folder, progress=False, train=12, validation=8)
+    config = load("moving_digits")
+    config.data.dir = str(folder)
+    config.batch_size = 5
+    config.evaluation.batch_size = 5
+    config.model.update(num_frames=4, image_size=28)
+    config.augment.update(greyscale=0.5, erase=0.7, mixup=2.0)
+    return Experiment.from_config(config)
+
+
+def test_it_is_what_the_model_sees_in_that_step(run):
+    found = preview.preview(run, clips=3, step=2)
+    training, _ = train.open_data(run)
+    spec = run.clip_spec(run.model_config(training.heads))
+    with pipeline.train_batches(training, spec, batch_size=5, seed=run.seed, start_step=2) as batches:
+        batch = next(batches)
+    seen = []
+
+    def model(variables, video, train, rngs):
+        jax.debug.callback(lambda pixels: seen.append(np.array(pixels)), video)
+        return {head: jnp.zeros((5, classes)) + variables["params"] for head, classes in training.heads.items()}
+
+    optimizer = optax.sgd(0.0)
+    state = TrainState.create(jnp.zeros(()), optimizer).replace(step=jnp.asarray(2, jnp.int32))
+    step = make_train_step(model, optimizer, lambda s: 0.1, seed=run.seed, augment=run.augment)
+    jax.jit(step)(state, batch)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(found.before, batch["video"][:3])
+    np.testing.assert_allclose(found.after, (seen[0][:3] + 1) * 127.5, atol=0.51)
+    assert (found.after != found.before).any()
+    for clip in range(3):
+        names = [training.class_names[head][batch["label"][head][clip]] for head in ("verb", "noun")]
+        assert found.labels[clip] == "verb: {}, noun: {}".format(*names)
+        assert all(name in found.mixed[clip] for name in names)
+
+
+def test_captions_name_the_shares_of_both_clips_and_padding():
+    labels = {
+        "verb": np.array([0, 1, 2, 2, 1]),
+        "label": np.array([[1, 0], [1, 1], [0, 0], [0, 1], [1, 0]], np.float32),
+    }
+    names = {"verb": ["open", "close", "cut"], "label": ["door", "box"]}
+    shares = np.array([0.75, 0.5, 0.25, 1.0, 0.3])
+    assert preview.captions(labels, np.array([1, 1, 1, 1, 0]), names, shares) == [
+        "verb: 75% open + 25% close, 75% door + 25% door & box",
+        "verb: 50% close + 50% open, 50% door & box + 50% door",
+        "verb: cut, 25% no label + 75% box",
+        "verb: cut, box",
+        "padding: the record cannot be read",
+    ]
+    assert preview.captions(labels, np.ones(5), names)[0] == "verb: open, door"
+
+
+def test_pictures_hold_every_clip_before_and_after(run, tmp_path):
+    found = preview.preview(run, clips=9)
+    assert found.before.shape == found.after.shape == (5, 4, 28, 28, 3)
+    title = preview.describe(run, 0)
+    assert title == "moving_digits, step 0; greyscale=0.5, erase=0.7, mixup=2.0"
+    with Image.open(preview.write(found, tmp_path / "new" / "clips.gif", title, stride=2)) as gif:
+        assert (gif.n_frames, gif.info["duration"]) == (4, 80)
+    sheet = np.asarray(Image.open(preview.write(found, tmp_path / "clips.png", title)).convert("RGB"))
+    assert sheet.shape[0] > sheet.shape[1]  # ten rows
+    with pytest.raises(ValueError, match=r"clips\.jpg must end in \.png or \.gif"):
+        preview.write(found, tmp_path / "clips.jpg", title)
+    with pytest.raises(ValueError, match=r"clips=0, step=0: there must be at least 1 clip"):
+        preview.preview(run, clips=0)
+
+
+def test_the_command_writes_the_file_and_prints_its_name(run, tmp_path):
+    out = tmp_path / "clips.png"
+    command = [
+        sys.executable, "-m", "vivit_jax.preview", "--config=configs/moving_digits.py", f"--out={out}", "--clips=2",
+        f"--config.data.dir={run.data.dir}", "--config.batch_size=4", "--config.augment.cutmix=1.0",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(out)]
+    assert Image.open(out).size[0] > 400

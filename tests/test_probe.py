@@ -1,0 +1,357 @@
+"""Probes of frozen features: k-NN and regression against scikit-learn, the cache, the whole way from a checkpoint."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from tests.conftest import REPOSITORY
+from tests.models.small import random_params
+from tests.test_train import experiment
+from vivit_jax import convert, metrics, sharding
+from vivit_jax.data import build, index, pipeline
+from vivit_jax.models import ViViT, ViViTConfig
+from vivit_jax.probe import ProbeConfig, features, linear, nearest, parse_views, probe
+from vivit_jax.probe.__main__ import define_flags, settings_of
+from vivit_jax.probe.scores import score
+
+HEADS = {"verb": 8, "noun": 10}
+# 40 videos do not show every pair of motion and digit, and the tests are not about that.
+QUICK = ProbeConfig(neighbours=(3, 7), inverse_penalties=(0.01,), temporal_views=2, unseen_classes="wrong")
+KNN = ProbeConfig(methods=("knn",), neighbours=(3,), unseen_classes="wrong")
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    build.prepare("moving_digits", folder, progress=False, train=40, validation=13)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def split(data_dir):
+    return index.open_split(build.records_folder("moving_digits", data_dir), "validation")
+
+
+@pytest.fixture(scope="module")
+def run(data_dir):
+    return experiment(data_dir, model__num_layers=1)
+
+
+def checkpoint(run, folder, seed=0):
+    """(a checkpoint of ours with random weights, its model, its parameters)."""
+    config = run.model_config(HEADS)
+    params = random_params(config, seed=seed, dtype=np.float32)
+    names = {head: [f"{head} {i}" for i in range(count)] for head, count in HEADS.items()}
+    convert.save_params(params, folder, "orbax", config, class_names=names, record=run.to_dict())
+    return folder, ViViT(config), params
+
+
+@pytest.fixture(scope="module")
+def first(run, tmp_path_factory):
+    return checkpoint(run, tmp_path_factory.mktemp("first") / "run")
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Names of the splits whose features were computed, and not taken from disk."""
+    seen, real = [], pipeline.eval_batches
+
+    def noting(split, *args, **kwargs):
+        seen.append(split.name)
+        return real(split, *args, **kwargs)
+
+    monkeypatch.setattr(pipeline, "eval_batches", noting)
+    return seen
+
+
+def clusters(rng, labels, classes, noise, width=12):
+    """Features that a plane separates: a random direction for each class, on scales from 0.001 to 1000."""
+    centres = rng.normal(size=(classes, width))
+    made = centres[labels] + noise * rng.normal(size=(len(labels), width))
+    return (made * np.logspace(-3, 3, width) + 5).astype(np.float32)
+
+
+def test_votes_of_neighbours_are_those_of_scikit_learn_by_cosine_distance():
+    rng = np.random.default_rng(0)
+    train, test = (rng.normal(size=(n, 6)).astype(np.float32) + 0.5 for n in (60, 17))
+    labels = rng.integers(5, size=60)
+    several = (rng.uniform(size=(60, 3)) < 0.4).astype(np.uint8)
+    given = {"one": labels, "several": several}, {"one": 5, "several": 3}
+    found = nearest.votes(train, *given, test, neighbours=(1, 4, 60), temperature=0.07)
+    for k, shares in found.items():
+        weigh = {"metric": "cosine", "algorithm": "brute", "weights": lambda distance: np.exp((1 - distance) / 0.07)}
+        other = KNeighborsClassifier(k, **weigh).fit(train, labels)
+        np.testing.assert_allclose(shares["one"], other.predict_proba(test), atol=2e-5)
+        for head in range(3):
+            other = KNeighborsClassifier(k, **weigh).fit(train, several[:, head])
+            expected = other.predict_proba(test)[:, 1]
+            np.testing.assert_allclose(shares["several"][:, head], expected, atol=2e-5)
+    with pytest.raises(ValueError, match=r"k=61 of 60 training videos.*smaller --k \(at most 60\)"):
+        nearest.votes(train, *given, test, neighbours=(10, 61))
+
+
+def test_scores_are_those_of_numpy_and_what_got_no_vote_is_never_right():
+    rng = np.random.default_rng(1)
+    shares = {head: rng.dirichlet(np.ones(count), 50) for head, count in HEADS.items()}
+    shares["verb"][:25, 3] = 0  # as where no neighbour is of a class
+    truth = {head: rng.integers(count, size=50) for head, count in HEADS.items()}
+    truth["verb"][:10] = 3
+    found = score(shares, truth, HEADS)
+    pairs = (shares["verb"][:, :, None] * shares["noun"][:, None, :]).reshape(50, -1)
+    for head, values, right in (
+        ("verb", shares["verb"], truth["verb"]),
+        ("noun", shares["noun"], truth["noun"]),
+        ("action", pairs, truth["verb"] * 10 + truth["noun"]),
+    ):
+        top = np.argsort(-values, axis=1, kind="stable")
+        for k in (1, 5):
+            hit = (top[:, :k] == right[:, None]).any(1) & (values[np.arange(50), right] > 0)
+            assert found[f"{head}/top{k}"] == pytest.approx(hit.mean())
+    # One neighbour alone: the four classes that come next by their number got no vote.
+    alone = score({"label": np.eye(8)[[6, 6]]}, {"label": np.array([6, 0])}, {"label": 8})
+    assert alone == {"top1": 0.5, "top5": 0.5}
+
+
+def test_the_linear_probe_is_scikit_learn_s_search_over_the_same_held_out_part():
+    rng = np.random.default_rng(2)
+    labels = rng.integers(4, size=120)
+    train, test = clusters(rng, labels, 5, noise=2.5), clusters(rng, labels[:30], 5, noise=2.5)
+    settings = ProbeConfig(inverse_penalties=(1.0, 0.001, 0.05), held_out_share=0.25)
+    found = linear.fit(train, labels, test, 5, settings)
+    held_out = linear.hold_out(labels, 0.25, settings.seed)
+    assert [held_out[labels == i].mean() for i in range(4)] == pytest.approx([0.25] * 4, abs=0.03)
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
+        {"logisticregression__C": [0.001, 0.05, 1.0]},
+        cv=PredefinedSplit(np.where(held_out, 0, -1)),
+    ).fit(train, labels)
+    assert found.inverse_penalty == search.best_params_["logisticregression__C"]
+    assert list(found.chosen_by.values()) == pytest.approx(search.cv_results_["mean_test_score"])
+    assert len(set(found.chosen_by.values())) > 1  # there was something to choose
+    np.testing.assert_allclose(found.probabilities[:, :4], search.predict_proba(test), atol=1e-5)
+    assert (found.probabilities[:, 4] == 0).all()  # of this class there is no training video
+    assert found.converged
+
+
+def test_separable_features_are_separated_and_noise_is_at_chance():
+    rng = np.random.default_rng(3)
+    labels, test_labels = rng.integers(4, size=300), rng.integers(4, size=600)
+    both = clusters(rng, np.concatenate([labels, test_labels]), 4, noise=0.1)
+    noise = rng.normal(size=both.shape).astype(np.float32)
+
+    def accuracy(x):
+        fitted = linear.fit(x[:300], labels, x[300:], 4, ProbeConfig())
+        return score({"label": fitted.probabilities}, {"label": test_labels}, {"label": 4})["top1"]
+
+    assert accuracy(both) == 1
+    assert accuracy(noise) == pytest.approx(0.25, abs=0.07)  # four standard deviations
+
+
+def test_several_labels_at_once_have_a_regression_each_and_average_precision():
+    rng = np.random.default_rng(4)
+    hidden = rng.normal(size=(300, 4)).astype(np.float32)
+    labels = np.zeros((300, 5), np.uint8)  # of the fifth there is no example
+    labels[:, :4] = hidden > 0.2
+    x = hidden @ rng.normal(size=(4, 9)).astype(np.float32)
+    fitted = linear.fit(x[:200], labels[:200], x[200:], 5, ProbeConfig(inverse_penalties=(0.1, 10.0)), "sound")
+    assert fitted.inverse_penalty == 10
+    made = score({"label": fitted.probabilities}, {"label": labels[200:]}, {"label": 5})
+    assert list(made) == [metrics.MEAN_AVERAGE_PRECISION]
+    assert made[metrics.MEAN_AVERAGE_PRECISION] > 0.99
+    each = make_pipeline(StandardScaler(), LogisticRegression(C=10.0)).fit(x[:200], labels[:200, 1])
+    np.testing.assert_allclose(fitted.probabilities[:, 1], each.predict_proba(x[200:])[:, 1], atol=1e-4)
+
+
+def test_what_cannot_be_fitted_is_said():
+    x = np.zeros((4, 2), np.float32)
+    with pytest.raises(ValueError, match="4 training videos all have the same labels of head 'verb'"):
+        linear.fit(x, np.full(4, 3), x, 8, ProbeConfig(), "verb")
+    with pytest.raises(ValueError, match=r"no class of head 'verb' has two training videos.*give one C \(--c=1.0\)"):
+        linear.fit(x, np.arange(4), x, 8, ProbeConfig(), "verb")
+    assert linear.hold_out(np.array([0, 0, 1, 2, 2, 2]), 0.9, 0).tolist().count(True) == 3  # one of each class stays
+    assert (parse_views("4"), parse_views("4x3")) == ((4, 1), (4, 3))
+    for wrong, message in (
+        ({"methods": ("svm",)}, "method='svm' is not known; choose one of knn, linear"),
+        ({"neighbours": (0,)}, "each must be at least 1"),
+        ({"inverse_penalties": (0.1, -1.0)}, "c=-1.0 must be a number greater than 0"),
+        ({"spatial_views": 4}, "views=1x4: at least 1 clip, and 1, 2 or 3 crops"),
+        ({"methods": ()}, "methods is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ProbeConfig(**wrong)
+
+
+def extractor(run, first, workdir, settings, params=None):
+    """(mesh, what computes or finds the features of a split)."""
+    _, model, own = first
+    mesh = sharding.make_mesh()
+    placed = jax.device_put(own if params is None else params, sharding.replicated(mesh))
+    return features.Extractor(model, placed, "W", mesh, run, run.clip_spec(model.config), settings, workdir)
+
+
+def test_features_are_the_mean_over_the_views_of_what_the_model_gives(run, first, split, tmp_path):
+    _, model, params = first
+    (batch,) = pipeline.eval_batches(split, run.clip_spec(model.config), 13, temporal_views=2, spatial_views=1)
+    apply = jax.jit(lambda view: model.apply({"params": params}, view, train=False, features=True))
+    out = [apply(batch["video"][:, view].astype(np.float32) / 127.5 - 1) for view in range(2)]
+    expected = {
+        "pre_logits": np.mean([view["pre_logits"] for view in out], axis=0),
+        # Model 2 with a temporal encoder: its class token is in front.
+        "tokens_mean": np.mean([view["tokens"][:, 1:].mean(1) for view in out], axis=0),
+    }
+    for kind, values in expected.items():
+        with jax.set_mesh(sharding.make_mesh()):
+            found = extractor(run, first, tmp_path, ProbeConfig(features=kind, temporal_views=2))(split)
+        np.testing.assert_allclose(found.values, values, atol=2e-5)  # 13 videos in batches of 8
+        assert found.readable.all()
+    # The average-pool baseline has nothing in front, Model 1 has.
+    tokens = jnp.eye(4)[None]
+    pooled = ViViTConfig(attention="factorised_encoder", temporal_layers=0, classifier="token")
+    assert features.mean_token(tokens, pooled).tolist() == [[0.25] * 4]
+    joint = ViViTConfig(attention="spatiotemporal", classifier="token")
+    np.testing.assert_allclose(features.mean_token(tokens, joint), [[0, 1 / 3, 1 / 3, 1 / 3]], rtol=1e-6)
+
+
+def test_features_are_computed_once_and_anew_where_weights_or_views_change(run, first, split, tmp_path, computed):
+    folder, _, params = first
+    result = probe(run, folder, tmp_path, QUICK)
+    assert computed == ["train", "validation"]
+    assert not result["features"]["train"]["cached"]
+    assert set(result["results"]) == {"knn/3", "knn/7", "linear"}
+    again = probe(run, folder, tmp_path, QUICK)
+    assert computed == ["train", "validation"]
+    assert again["features"]["train"]["cached"]
+    assert again["results"] == result["results"]
+    assert again["results"] == json.loads((tmp_path / "probe.json").read_text())["results"]
+
+    def compute(settings=QUICK, params=None):
+        del computed[:]
+        with jax.set_mesh(sharding.make_mesh()):
+            return extractor(run, first, tmp_path, settings, params)(split)
+
+    kept = compute()
+    assert (kept.cached, computed) == (True, [])
+    other = compute(params=random_params(first[1].config, seed=1, dtype=np.float32))
+    assert (other.cached, computed) == (False, ["validation"])
+    assert np.abs(other.values - kept.values).max() > 0.1
+    assert not compute(dataclasses.replace(QUICK, temporal_views=1)).cached
+    assert compute().cached  # what was there is there still
+    for file in (tmp_path / features.FOLDER).glob("validation-*.npz"):
+        with np.load(file) as arrays:  # as if the first video could not be read
+            np.savez(file, **{**arrays, "readable": np.arange(13) > 0})
+    fewer = probe(run, folder, tmp_path, QUICK)
+    assert fewer["features"]["held_out"] == {"videos": 13, "unreadable": 1, "cached": True}
+    right = 12 * fewer["results"]["linear"]["verb/top1"]  # of those that can be read
+    assert right == pytest.approx(round(right))
+    for file in (tmp_path / features.FOLDER).glob("validation-*.npz"):
+        file.write_bytes(file.read_bytes()[:200])
+    mended = compute()
+    assert not mended.cached
+    np.testing.assert_array_equal(mended.values, kept.values)
+    with pytest.raises(ValueError, match=r"of 13 of 13 videos of validation are not finite.* of W are not"):
+        compute(params=jax.tree.map(lambda leaf: leaf * np.nan, params))
+
+
+def test_labels_are_those_of_the_index_one_or_several_at_once(split):
+    which = np.arange(13) % 2 == 0
+    found = features.labels_of(split, which)
+    np.testing.assert_array_equal(found["verb"], split.labels["verb"][::2])
+    ids = np.full((13, 2), -1, np.int32)
+    ids[0], ids[2, 0], ids[3] = [1, 7], 4, [2, 3]
+    several = dataclasses.replace(split, labels={**split.labels, "verb": ids})
+    expected = np.zeros((7, 8))
+    expected[0, [1, 7]] = expected[1, 4] = 1
+    np.testing.assert_array_equal(features.labels_of(several, which)["verb"], expected)
+
+
+def test_the_digest_of_weights_knows_the_place_of_a_number_and_that_of_videos_their_records(split):
+    leaf = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    swapped = leaf.copy()
+    swapped[0, 1], swapped[1, 1] = leaf[1, 1], leaf[0, 1]
+    flipped = leaf.copy()
+    flipped.view(np.uint32)[1, 2, 3] ^= 1 << 31
+    found = [features.digests({"a": {"b": values}}) for values in (leaf, swapped, flipped, leaf.copy())]
+    assert list(found[0]) == ["a/b"]
+    assert found[0] == found[3]
+    assert len({one["a/b"] for one in found}) == 3
+    # By the definition: each word times an odd number of its place, modulo 2^32.
+    words = leaf.reshape(-1).view(np.uint32).astype(object)
+    expected = sum(int(word) * (2 * place + 1) * 2654435761 for place, word in enumerate(words)) % 2**32
+    assert found[0]["a/b"] == expected
+
+    checksums = split.chunk_checksum.copy()
+    checksums[3] += 1
+    changed = dataclasses.replace(split, chunk_checksum=checksums)
+    assert features.fingerprint(changed) != features.fingerprint(split)
+    assert features.fingerprint(split) == features.fingerprint(dataclasses.replace(split, labels={}))
+
+
+def test_weights_of_others_are_fitted_to_the_config_s_model(run, tmp_path, data_dir):
+    image = {"tokenizer": "uniform_frames", "num_frames": 1, "image_size": 56, "num_classes": 7}
+    fields = {"hidden_size": 24, "num_layers": 1, "mlp_dim": 32, "num_heads": 3, "tubelet_size": (1, 14, 14)}
+    config = ViViTConfig(**fields, **image, activation="gelu")
+    convert.save_params(random_params(config, dtype=np.float32), tmp_path / "vit", "huggingface", config)
+    result = probe(run, tmp_path / "vit", tmp_path / "w", KNN)
+    assert result["checkpoint"] == str(tmp_path / "vit")
+    report = (tmp_path / "w" / "init_report.txt").read_text()
+    assert re.search(r"loaded +spatial_encoder/layers/attention/query/kernel", report)
+    assert re.search(r"initialised +temporal_encoder/layers/attention/query/kernel", report)
+    assert result["features"]["dimension"] == 24
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        probe(run, tmp_path / "nothing", tmp_path / "w", KNN)
+
+
+def test_classes_without_a_training_video_single_classes_and_too_many_neighbours_are_refused(data_dir, first, tmp_path):
+    folder, _, _ = first
+    few = experiment(data_dir, model__num_layers=1, data__subset={"fraction": 0.1})
+    with pytest.raises(ValueError, match="k-NN with k=20, but there are 4 training videos"):
+        probe(few, folder, tmp_path)
+    with pytest.raises(ValueError, match=r"classes of head 'verb' have evaluated videos but no training video \('"):
+        probe(few, folder, tmp_path, ProbeConfig(methods=("linear",)))
+    one = experiment(data_dir, model__num_layers=1, data__subset={"classes": ["move-right"]})
+    with pytest.raises(ValueError, match="the training videos have only the class 'move-right' of head 'verb'"):
+        probe(one, folder, tmp_path, KNN)
+    assert not (tmp_path / features.FOLDER).exists()  # all before anything was computed
+
+
+def test_the_command_writes_a_table_and_a_file(first, data_dir, tmp_path):
+    folder, _, _ = first
+    command = [
+        sys.executable, "-m", "vivit_jax.probe", f"--checkpoint={folder}", "--config=configs/moving_digits.py",
+        f"--config.data.dir={data_dir}", f"--workdir={tmp_path}", "--k=3,7", "--c=0.01", "--unseen_classes=wrong",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    assert "pre_logits, 24 numbers a video, 1x1 views; 40 training videos, 13 of validation" in lines[0]
+    methods = ["k-NN, k=3", "k-NN, k=7", "linear", "C: verb 0.01, noun 0.01"]
+    assert [line.split("  ")[0] for line in lines[2:]] == methods
+    assert "action/top5" in lines[1]
+    result = json.loads((tmp_path / "probe.json").read_text())
+    assert f"{result['results']['knn/7']['verb/top1']:.1%}" in lines[3]
+
+
+def test_flags_become_settings():
+    values = flags.FlagValues()
+    define_flags(values)
+    values(["probe"])
+    assert settings_of(values) == ProbeConfig()
+    values(["probe", "--k=3,7", "--c=0.5", "--views=4x3", "--method=knn", "--features=tokens_mean"])
+    asked = ProbeConfig(("knn",), "tokens_mean", 4, 3, (3, 7), inverse_penalties=(0.5,))
+    assert settings_of(values) == asked
+    values(["probe", "--k=3,x"])
+    with pytest.raises(ValueError, match=r"--k=3,x --c=0\.5: invalid literal"):
+        settings_of(values)

@@ -1,0 +1,201 @@
+"""The report of a run made by hand: what its files say stands in it, and nothing in it is fetched from anywhere."""
+
+import base64
+import html.parser
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_train import experiment
+from vivit_jax import evaluate, examples, report
+from vivit_jax.data import build, index, pipeline
+from vivit_jax.models import ViViTConfig
+from vivit_jax.report import figures, page, reading
+
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(html.parser.HTMLParser):
+    """The text of a page, what it refers to, and whether its elements are closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.references, self.words, self.tags = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.references += [v for k, v in attributes if k in ("src", "href", "xlink:href", "srcset", "data", "action")]
+        self.words += [v for k, v in attributes if k == "alt"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+
+def leave_run(workdir, config, class_names, truth, video_id):
+    """The files of a finished run whose predictions are drawn at random, the video at place 0 right and surest."""
+    workdir.mkdir()
+    rng = np.random.default_rng(0)
+    logits = {head: rng.normal(size=(len(video_id), len(names))) for head, names in class_names.items()}
+    for head, values in logits.items():
+        values[0] = 9.0 * (np.arange(len(class_names[head])) == truth[head][0])
+    places = np.arange(len(video_id))
+    batch = examples.of_batch(
+        {h: v.astype(np.float32) for h, v in logits.items()}, truth, np.ones(len(video_id)), places
+    )
+    batch = {k: {h: {f: np.asarray(x) for f, x in t.items()} for h, t in v.items()} if k == "heads" else np.asarray(v)
+             for k, v in batch.items()}  # fmt: skip
+    table = examples.Examples.join([batch], video_id, list(class_names))
+    confusion = {h: np.zeros((len(n), len(n)), int) for h, n in class_names.items()}
+    for head, matrix in confusion.items():
+        np.add.at(matrix, (truth[head], logits[head].argmax(-1)), 1)
+    top1 = {f"{h}/top1": float(np.mean(table.heads[h].rank == 1)) for h in class_names}
+    fewer = (evaluate.FewerViews((0,), top1), evaluate.FewerViews((0, 1), top1))
+    result = evaluate.Result(
+        top1, confusion, len(video_id), 0, (2, 1), 0, of=len(video_id), examples=table, by_views=fewer
+    )
+    evaluate.write_result(workdir, result, workdir / "checkpoints" / "40", "validation", class_names)
+    (workdir / "config.json").write_text(json.dumps(config))
+    lines = [
+        {"step": 20, "time": 1000.0, "train/loss": 3.25, "train/learning_rate": 0.5, "eval/verb/top1": 0.875},
+        {
+            "step": 40,
+            "time": 4661.0,
+            "train/loss": 1.5,
+            "train/learning_rate": 0.25,
+            "train/steps_per_second": 3.5,
+            "eval/seconds": 2.5,
+        },
+        {"step": 40, "time": 4665.0, "eval/verb/top1": top1["verb/top1"]},
+    ]
+    (workdir / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return table, confusion, top1
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    build.prepare("moving_digits", folder / "data", progress=False, train=8, validation=13)
+    split = index.open_split(build.records_folder("moving_digits", folder / "data"), "validation")
+    run = experiment(folder / "data", num_steps=40)
+    left = leave_run(folder / "run", run.to_dict(), split.class_names, split.labels, split.video_id)
+    return run, split, folder / "run", left, report.make(folder / "run").read_text()
+
+
+def test_the_page_is_whole_and_holds_all_that_it_shows(finished):
+    text = finished[-1]
+    parsed = Page(text)
+    assert parsed.references
+    assert all(reference.startswith(("data:", "#")) for reference in parsed.references)
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert "script" not in parsed.tags
+    anchors = {reference[1:] for reference in parsed.references if reference.startswith("#")}
+    assert all(f'id="{anchor}"' in text for anchor in anchors)
+
+
+def test_the_numbers_on_the_page_are_those_of_the_files(finished):
+    run, split, _, (table, confusion, top1), text = finished
+    shown = Page(text).text
+    assert "steps 40 finished" in shown
+    assert "1 h 1 min" in shown  # 3665 s between the first line and the last
+    assert f"verb/top1 {top1['verb/top1']:.1%} 87.5% 20" in shown  # last, best, and when
+    assert "train/steps_per_second, on average 3.5" in shown
+    assert "eval/seconds, on average 2.5" in shown
+    assert "train/skipped" not in shown
+    assert "13 of 13 in validation, 2 × 1 views" in shown
+    config = run.model_config(split.heads)
+    assert isinstance(config, ViViTConfig)
+    parameters = reading.read_run(finished[2]).parameters()
+    assert f"Parameters: {sum(parameters.values()):,}" in shown
+    assert parameters["head_noun"] == config.hidden_size * 10 + 10
+    assert "model.hidden_size 24 None" in shown  # what differs from the defaults, beside them
+    for head, matrix in confusion.items():
+        rows = re.findall(r"<tr><th>([^<]*)</th>((?:<td class=\"[ a-z]*\"\s+style[^>]*>\d+</td>)+)</tr>", text)
+        counts = {name: [int(n) for n in re.findall(r">(\d+)<", cells)] for name, cells in rows}
+        for name, row in zip(split.class_names[head], matrix, strict=True):
+            assert counts[name] == row.tolist()
+    cards = re.findall(r"no\. (\d+) · loss ([\d.]+)", shown)
+    order = np.argsort(table.loss, kind="stable")
+    assert [int(number) for number, _ in cards] == [*order[:6], *order[::-1][:6]]
+    assert cards[0][0] == "0"
+    assert all(float(loss) == pytest.approx(table.loss[int(number)], rel=5e-3) for number, loss in cards)
+
+
+def test_a_clip_on_the_page_is_what_the_model_sees_of_that_video(finished):
+    run, split, _, _, text = finished
+    pictures = re.findall(r'<img src="data:image/(?:webp|gif);base64,([^"]+)" alt="([^"]*)"', text)
+    assert len(pictures) == 12
+    assert pictures[0][1] == split.video_id[0]
+    spec = run.clip_spec(run.model_config(split.heads))
+    clip = next(pipeline.eval_batches(split, spec, 1, 1, 1))["video"][0, 0]
+    animation = Image.open(io.BytesIO(base64.b64decode(pictures[0][0])))
+    assert animation.n_frames == len(clip)
+    for number, frame in enumerate(clip):
+        animation.seek(number)
+        assert np.abs(np.asarray(animation.convert("RGB"), int) - frame).mean() < 12  # lossy
+
+
+def test_names_are_escaped_and_a_data_set_that_is_gone_is_said(finished, tmp_path):
+    run = experiment(tmp_path / "nowhere")
+    names = {"verb": ["<b>left</b>", 'say "x" & y', "up"], "noun": [f"thing {i}" for i in range(26)]}
+    rng = np.random.default_rng(1)
+    truth = {head: rng.integers(0, len(known), 9).astype(np.int32) for head, known in names.items()}
+    leave_run(tmp_path / "run", run.to_dict(), names, truth, np.array([f"<i>{i}</i>" for i in range(9)]))
+    (tmp_path / "run" / "init_report.txt").write_text("kept <script>alert(1)</script>\n")
+    text = report.make(tmp_path / "run").read_text()
+    parsed = Page(text)
+    assert not re.search(r"<b>left|<i>\d", text)
+    assert "script" not in parsed.tags
+    assert "<b>left</b>" in parsed.text
+    assert 'say "x" & y' in parsed.text
+    assert "kept <script>alert(1)</script>" in parsed.text
+    assert re.search(r"The frames cannot be shown: .*nowhere", parsed.text)
+    assert len(re.findall(r"no\. \d", parsed.text)) == 10  # the cards are there without them
+    assert 'alt="confusion matrix of noun"' in text  # so many classes are a picture
+
+
+def test_of_a_run_that_broke_off_early_there_is_what_there_is(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "time": 5.0, "train/loss": 2.0}\n{"step": 6, "ti')
+    text = report.make(tmp_path).read_text()
+    assert "steps 3" in Page(text).text
+    assert not {"classes", "clips", "config"} & set(re.findall(r'<section id="(\w+)"', text))
+
+
+def test_a_report_that_fails_is_a_warning_and_no_run_is_an_error(tmp_path, monkeypatch, caplog):
+    with pytest.raises(FileNotFoundError, match="no run in"):
+        report.make(tmp_path)
+    (tmp_path / "evaluation.json").write_text("{broken")
+    with pytest.raises(ValueError, match=r"evaluation\.json is not JSON"):
+        report.make(tmp_path)
+    warned = []
+    monkeypatch.setattr(report.logging, "warning", lambda text, *values: warned.append(text % values))
+    assert report.write(tmp_path) is None
+    assert "evaluation.json is not JSON" in warned[0]
+
+
+def test_a_long_curve_is_drawn_by_the_means_of_its_stretches():
+    points = [(step, float(step % 2)) for step in range(8000)]
+    thin = figures.thinned(points)
+    assert len(thin) == 400
+    assert all(value == 0.5 for _, value in thin)
+    assert thin[-1][0] == 7999
+    assert page._duration(59.6) == "1 min 0 s"

@@ -1,0 +1,106 @@
+"""The models on eight virtual devices, split in every way there is, against one device."""
+
+import functools
+import re
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from tests.models.small import MODELS, random_params, small_config
+from vivit_jax import sharding
+from vivit_jax.models import ViViT
+from vivit_jax.train_step import TrainState, make_train_step
+
+ALL = {**MODELS, "unpooled": {**MODELS["model2"], "frame_pooling": False}}
+MIXED = {"fsdp": 2, "tensor": 2, "sequence": 2}
+MESHES = [{"data": 8}, {"fsdp": 8}, {"fsdp": 4}, {"tensor": 2}, {"sequence": 4}, MIXED]
+NOISY = {"dropout_rate": 0.1, "attention_dropout_rate": 0.1}
+LEARNING_RATE = 0.1
+
+
+def config_of(name, **fields):
+    """Grid 4 x 2 x 3: neither the 6 places of a frame nor 24 tokens and a class token are divided by 4 devices."""
+    sizes = {"hidden_size": 16, "num_heads": 4, "mlp_dim": 32, "num_frames": 8, "scan_layers": True}
+    return small_config(**{**sizes, "stochastic_depth_rate": 0.2, "dtype": "float64", **ALL[name], **fields})
+
+
+def compiled_step(config, axes, devices=8):
+    """(the compiled train step, its state, its batch) from the same random parameters and clips, whatever the mesh."""
+    model, optimizer = ViViT(config), optax.sgd(LEARNING_RATE, momentum=0.9)
+    mesh = sharding.make_mesh(axes, jax.devices()[:devices])
+    sharding.check_model(mesh, config)
+    rng = np.random.default_rng(0)
+    batch = {
+        "video": rng.integers(0, 256, (8, *config.video_shape), dtype=np.uint8),
+        "label": {"label": rng.integers(0, 5, 8).astype(np.int32)},
+        "mask": np.array([1] * 7 + [0], np.float32),
+    }
+    with jax.enable_x64(config.dtype == "float64"), jax.set_mesh(mesh):
+        state = TrainState.create(random_params(config, dtype=config.param_dtype), optimizer)
+        shardings = sharding.state_sharding(mesh, state)
+        state, batch = jax.device_put(state, shardings), sharding.place_batch(batch, mesh, 8)
+        step = make_train_step(model.apply, optimizer, lambda step: LEARNING_RATE)
+        jitted = jax.jit(step, out_shardings=(shardings, sharding.replicated(mesh)))
+        quickly = {"xla_backend_optimization_level": 0}  # half of the compilation; the partitioner is not touched
+        return jitted.lower(state, batch).compile(quickly), state, batch
+
+
+@functools.cache
+def one_device(config):
+    """(text of the program, parameters after a step, loss)."""
+    step, state, batch = compiled_step(config, {}, 1)
+    state, metrics = step(state, batch)
+    return step.as_text(), jax.tree.map(np.asarray, state.params), float(metrics["loss"])
+
+
+def assert_same_step(config, axes):
+    """One step on eight devices moves every parameter as on one; the text of the program on eight."""
+    _, params, loss = one_device(config)
+    step, state, batch = compiled_step(config, axes)
+    state, metrics = step(state, batch)
+    assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-10)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), params, state.params)
+    return step.as_text()
+
+
+def shapes(text):
+    """All shapes in a program's text."""
+    return {tuple(map(int, found.split(","))) for found in re.findall(r"f64\[([\d,]+)\]", text)}
+
+
+def test_model_1_with_its_tokens_on_four_devices_has_no_device_with_all_the_attention():
+    config = config_of("model1")
+    text = assert_same_step(config, {"sequence": 4})
+    assert any(shape[-2:] == (25, 25) for shape in shapes(one_device(config)[0]))
+    assert not any(shape[-2:] == (25, 25) for shape in shapes(text))
+    assert any(shape[-2:] == (7, 25) for shape in shapes(text))  # 25 queries, padded to 4 x 7
+
+
+def test_a_loop_over_queries_runs_on_each_device_over_its_own():
+    config = config_of("model1", attention_backend="tiled")
+    text = assert_same_step(config, {"tensor": 2, "sequence": 4})
+    assert any(shape[-2:] == (7, 25) for shape in shapes(text))
+    assert not any(shape[-2:] == (25, 25) for shape in shapes(text))
+
+
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [
+        ("model1", MIXED),
+        ("model2", {"fsdp": 4}),  # hybrid: two groups of four
+        ("average_pool", {"sequence": 4}),
+        ("model3", {"sequence": 4}),
+        ("model4", {"tensor": 2, "sequence": 2}),
+    ],
+)
+def test_eight_devices_train_each_model_to_the_numbers_of_one(name, axes):
+    assert_same_step(config_of(name), axes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", MESHES, ids=lambda axes: "-".join(f"{k}{v}" for k, v in axes.items()))
+@pytest.mark.parametrize("name", ALL)
+def test_every_model_on_every_mesh(name, axes):
+    assert_same_step(config_of(name, **NOISY), axes)

@@ -1,0 +1,77 @@
+"""The host's part of the guard: which steps it tells of, when it looks, when it ends the run."""
+
+import json
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vivit_jax import checkpointing, skipped
+from vivit_jax.train_step import TrainState
+
+
+class Flag:
+    """A flag on the device that notes when it is looked at."""
+
+    def __init__(self, value, looked, step):
+        self._value, self._looked, self._step = value, looked, step
+
+    def __float__(self):
+        self._looked.append(self._step)
+        return float(self._value)
+
+
+def state(step):
+    params = {"kernel": jnp.arange(4.0)}
+    return TrainState.create(params, optax.sgd(0.1)).replace(step=jnp.int32(step))
+
+
+def watch(workdir, most):
+    training = types.SimpleNamespace(locate=lambda place: f"clip {place}")
+    return skipped.SkippedSteps(most, training, workdir, {"config": {"seed": 3}})
+
+
+def metrics(value, in_a_row, looked, step):
+    rest = {"skipped_in_a_row": in_a_row, "loss": np.nan if value else 1.0, "gradient_norm": 2.0}
+    return {"skipped": Flag(value, looked, step)} | rest
+
+
+BATCH = {"index": np.array([7, 5, -1]), "label": {"verb": np.array([1, 2, 0])}}
+
+
+def test_a_flag_is_looked_at_one_step_late_and_after_a_skip_at_once(tmp_path):
+    steps, looked = watch(tmp_path, most=3), []
+    in_a_row = 0
+    for step, value in enumerate([0, 0, 0, 1, 0, 0], start=1):
+        in_a_row = (in_a_row + 1) * value
+        steps.add(step, metrics(value, in_a_row, looked, step), BATCH, state(step))
+        # The first at once (a run may go on from amidst skipped steps); 3 with 4; 4 and 5 with 5; 6 waits.
+        assert looked == {1: [1], 2: [1], 3: [1, 2], 4: [1, 2, 3], 5: [1, 2, 3, 4, 5], 6: [1, 2, 3, 4, 5]}[step]
+    steps.flush(state(6))
+    assert looked[-1] == 6
+    (line,) = (tmp_path / skipped.SKIPPED_FILE).read_text().splitlines()
+    told = {"step": 4, "in_a_row": 1, "loss": None, "gradient_norm": 2.0}
+    assert json.loads(line) == told | {"index": [5, 7], "videos": ["clip 5", "clip 7"]}
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_too_many_in_a_row_leave_the_state_before_the_step_and_its_batch(tmp_path, most):
+    (tmp_path / skipped.FAILED_FOLDER / "of_another_failure").mkdir(parents=True)
+    steps, looked = watch(tmp_path, most), []
+    for step in range(1, 4):
+        steps.add(step, metrics(0, 0, looked, step), BATCH, state(step))
+    if most == 2:
+        steps.add(4, metrics(1, 1, looked, 4), BATCH, state(4))
+    last = 3 + most
+    with pytest.raises(
+        skipped.TooManySkippedSteps, match=rf"{most} steps in a row .* last of them step {last} \(loss nan"
+    ):
+        steps.add(last, metrics(1, most, looked, last), BATCH, state(last))
+    folder = tmp_path / skipped.FAILED_FOLDER
+    assert not (folder / "of_another_failure").exists()
+    np.testing.assert_array_equal(np.load(folder / "batch_0.npz")["label/verb"], [1, 2, 0])
+    with checkpointing.Checkpoints(folder / checkpointing.FOLDER, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [last - 1]
+        assert checkpoints.meta(last - 1)["config"] == {"seed": 3}

@@ -1,0 +1,84 @@
+"""Affine maps of clips on the device, as Pillow's `Image.transform` with AFFINE and BILINEAR: uint8 in, uint8 out.
+
+A map takes the centre of each pixel of the result to the place in the frame whose colour it gets,
+(x, y) -> (a x + b y + c, d x + e y + f), in pixels, with the frame's upper left corner at 0. Places outside the frame
+give the fill. All frames of a clip go through the same map.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+# Grey, as in the RandAugment of tensorflow/models (official/legacy/image_classification/augment.py).
+FILL = 128
+
+
+def rotate(clip: jax.Array, degrees: jax.Array | float, fill: int = FILL) -> jax.Array:
+    """Turns a clip, uint8 [T, H, W, 3], about its centre, counter-clockwise (Pillow's `Image.rotate`)."""
+    centre_y, centre_x = clip.shape[1] / 2, clip.shape[2] / 2
+    angle = -jnp.deg2rad(jnp.asarray(degrees, jnp.float32))
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b, d, e = cos, sin, -sin, cos
+    return affine(
+        clip, (a, b, centre_x - a * centre_x - b * centre_y, d, e, centre_y - d * centre_x - e * centre_y), fill
+    )
+
+
+def shear_x(clip: jax.Array, factor: jax.Array | float, fill: int = FILL) -> jax.Array:
+    """Takes the colour at (x, y) of a clip, uint8 [T, H, W, 3], from (x + factor y, y); the top edge stays."""
+    return affine(clip, (1, factor, 0, 0, 1, 0), fill)
+
+
+def shear_y(clip: jax.Array, factor: jax.Array | float, fill: int = FILL) -> jax.Array:
+    """Takes the colour at (x, y) of a clip, uint8 [T, H, W, 3], from (x, y + factor x); the left edge stays."""
+    return affine(clip, (1, 0, 0, factor, 1, 0), fill)
+
+
+def translate_x(clip: jax.Array, pixels: jax.Array | float, fill: int = FILL) -> jax.Array:
+    """Takes the colour at (x, y) of a clip, uint8 [T, H, W, 3], from (x + pixels, y): to the left where positive."""
+    return affine(clip, (1, 0, pixels, 0, 1, 0), fill)
+
+
+def translate_y(clip: jax.Array, pixels: jax.Array | float, fill: int = FILL) -> jax.Array:
+    """Takes the colour at (x, y) of a clip, uint8 [T, H, W, 3], from (x, y + pixels): upwards where positive."""
+    return affine(clip, (1, 0, 0, 0, 1, pixels), fill)
+
+
+def affine(clip: jax.Array, coefficients: tuple[jax.Array | float, ...], fill: int = FILL) -> jax.Array:
+    """Every frame through one affine map, bilinear.
+
+    As in Pillow, a place belongs to the frame up to its outer edge, half a pixel beyond the outermost centres, where
+    the outermost values hold; and results are cut off to integers.
+
+    Args:
+      clip: uint8 [T, H, W, 3].
+      coefficients: (a, b, c, d, e, f), see above.
+      fill: the value of every channel outside the frame, 0 to 255.
+
+    Returns:
+      uint8 [T, H, W, 3].
+    """
+    frames, height, width, channels = clip.shape
+    a, b, c, d, e, f = coefficients
+    y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
+    from_x, from_y = a * x + b * y + c, d * x + e * y + f
+    inside = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
+    left, top = jnp.floor(from_x - 0.5), jnp.floor(from_y - 0.5)
+    right_share, lower_share = (from_x - 0.5 - left)[..., None], (from_y - 0.5 - top)[..., None]
+    # One row for each pixel, with all frames in it: four reads of T * 3 neighbouring values instead of T times as many.
+    pixels = jnp.moveaxis(clip, 0, 2).reshape(height * width, frames * channels)
+
+    def corner(down: int, right: int) -> jax.Array:
+        row = jnp.clip(top + down, 0, height - 1).astype(jnp.int32)
+        column = jnp.clip(left + right, 0, width - 1).astype(jnp.int32)
+        return pixels[row * width + column].astype(jnp.float32)  # [H, W, T * 3]
+
+    def between(low: jax.Array, high: jax.Array, share: jax.Array) -> jax.Array:
+        return low + (high - low) * share
+
+    upper = between(corner(0, 0), corner(0, 1), right_share)
+    lower = between(corner(1, 0), corner(1, 1), right_share)
+    values = between(upper, lower, lower_share).astype(jnp.uint8)
+    values = jnp.where(inside[..., None], values, jnp.uint8(fill))
+    return jnp.moveaxis(values.reshape(height, width, frames, channels), 2, 0)

@@ -1,0 +1,200 @@
+"""docs/tpu.md: which config fits which slice, compiled one after another; kept in a file, so that it can be broken off.
+
+python -m vivit_jax.compile.table --out=docs/tpu.md
+python -m vivit_jax.compile.table --out=docs/tpu.md --configs=configs/k400_vivit_l.py:320 --slices=v3-32,v5e-16
+
+What was compiled before, with the same program on the same slice, is taken from the JSON file beside the table; so a
+second run compiles what is new. A program takes a minute or two on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+
+from vivit_jax.compile import slices
+from vivit_jax.compile.slices import GIB, Slice
+
+COLUMNS = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-4", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
+# Fastest first: what is kept of the forward pass instead of being computed again.
+REMATS = ("none", "dots", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One config on one slice.
+
+    Attributes:
+      config: FILE or FILE:ROW.
+      slice: its name.
+      batch: global.
+      mesh: {axis: devices}, those above 1.
+      clips: in each part of the batch.
+      remat: the first of `REMATS` that fits; the last where none does.
+      fits: whether it does.
+      peak: bytes on each device.
+      available: bytes that the compiler gives.
+      seconds: of compiling the program that fits.
+      says: why there is nothing to compile, or the compiler's message.
+    """
+
+    config: str
+    slice: str
+    batch: int
+    mesh: Mapping[str, int]
+    clips: int
+    remat: str
+    fits: bool
+    peak: int = 0
+    available: int = 0
+    seconds: float = 0.0
+    says: str = ""
+
+
+def load(name: str) -> Any:
+    """The ConfigDict of FILE or FILE:ROW."""
+    file, _, row = name.partition(":")
+    spec = importlib.util.spec_from_file_location("config", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(row) if row else module.get_config()
+
+
+def mesh_for(batch: int, slice_: Slice) -> dict[str, int]:
+    """Data parallel as far as the batch goes; more devices than clips split each clip's tokens or frames among them."""
+    data = min(batch, slice_.num_devices)
+    return {"data": data, "sequence": slice_.num_devices // data}
+
+
+def measure(name: str, slice_: Slice, known: dict[str, Any]) -> Entry:
+    """Compiles the training step of a config with each remat until one fits; what `known` holds is not compiled again.
+
+    `known`, {key of a program: what the compiler said}, is added to.
+    """
+    from vivit_jax.compile.ahead import compile_ahead
+    from vivit_jax.compile.program import Target
+    from vivit_jax.data import catalog
+    from vivit_jax.experiment import Experiment
+
+    config = load(name)
+    mesh = mesh_for(config.batch_size, slice_)
+    for axis, size in mesh.items():
+        config.mesh[axis] = size
+    shown = {axis: size for axis, size in mesh.items() if size > 1}
+    entry = Entry(name, slice_.name, config.batch_size, shown, 0, REMATS[-1], False)
+    for remat in REMATS:
+        config.model.remat = remat
+        experiment = Experiment.from_config(config)
+        heads = dict(catalog.get(experiment.data.name).heads)
+        key = _key(experiment, heads, slice_)
+        try:
+            if key not in known:
+                target = Target.on(experiment, heads, slices.devices(slice_))
+                clips = target.clips_per_part(experiment.batch_size)
+                found = compile_ahead(target.lower_train(clips), target.mesh)
+                known[key] = {
+                    "fits": found.fits,
+                    "clips": clips,
+                    "peak": found.peak,
+                    "available": found.available or slice_.memory,
+                    "seconds": round(found.seconds, 1),
+                    "says": found.message,
+                }
+        except ValueError as error:
+            return dataclasses.replace(entry, says=str(error))
+        entry = dataclasses.replace(entry, remat=remat, **known[key])
+        if entry.fits:
+            break
+    return entry
+
+
+def _key(experiment: Any, heads: Mapping[str, int], slice_: Slice) -> str:
+    """What decides over the memory: the config but for names, paths and what only the host sees.
+
+    Of the heads their number: a thousand classes more are four megabytes more.
+    """
+    import jax
+
+    fields = experiment.to_dict()
+    parts = [fields[name] for name in ("model", "augment", "mesh", "batch_size", "optimizer")]
+    text = json.dumps([parts, len(heads), str(slice_), jax.__version__], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def markdown(entries: Iterable[Entry], columns: Sequence[str]) -> str:
+    """The table: for each config a line, for each slice what is needed of the memory, and how."""
+    lines = [f"| config | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    by_config: dict[str, dict[str, Entry]] = {}
+    for entry in entries:
+        by_config.setdefault(entry.config, {})[entry.slice] = entry
+    for config, cells in by_config.items():
+        short = config.removeprefix("configs/").replace(".py", "")
+        lines.append(f"| {short} | {' | '.join(_cell(cells.get(column)) for column in columns)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(entry: Entry | None) -> str:
+    if entry is None:
+        return "not compiled"
+    if not entry.fits:
+        return f"**no**: {entry.peak / GIB:.0f} GiB" if entry.peak else "**no**: mesh"
+    split = f", {entry.mesh['sequence']} devices a clip" if entry.mesh.get("sequence", 1) > 1 else ""
+    return f"{entry.peak / GIB:.1f} GiB, remat {entry.remat}, {entry.clips} a part{split}"
+
+
+BEGIN, END = "<!-- begin: python -m vivit_jax.compile.table -->", "<!-- end -->"
+
+
+def write(out: Path, entries: Iterable[Entry], columns: Sequence[str]) -> None:
+    """Puts the table between the markers of the document, which stays as it is around them."""
+    text = out.read_text() if out.exists() else f"# TPU slices\n\n{BEGIN}\n{END}\n"
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{out} has no {BEGIN} and {END} to write the table between")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    out.write_text(f"{before}{BEGIN}\n\n{markdown(entries, columns)}\n{END}{after}")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    slices.without_a_tpu()
+    out = Path(flags.FLAGS.out)
+    kept = out.with_suffix(".json")
+    stored = json.loads(kept.read_text()) if kept.exists() else {"programs": {}, "entries": []}
+    entries = {(e["config"], e["slice"]): Entry(**e) for e in stored["entries"]}
+    names = flags.FLAGS.configs or [str(path) for path in sorted(Path("configs").glob("*_vivit_*.py"))]
+    try:
+        for column in flags.FLAGS.slices:
+            for name in names:
+                entry = entries[name, column] = measure(name, slices.parse(column), stored["programs"])
+                said = f"{entry.peak / GIB:.1f} GiB, remat {entry.remat}" if entry.peak else entry.says
+                print(f"{name} on {column}: {'fits' if entry.fits else 'does not fit'}, {said}", flush=True)
+                ordered = [entries[key] for key in sorted(entries)]
+                stored["entries"] = [dataclasses.asdict(e) for e in ordered]
+                kept.write_text(json.dumps(stored, indent=1))
+                write(out, ordered, [c for c in COLUMNS if any(e.slice == c for e in ordered)])
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+def run() -> None:
+    """Entry point."""
+    # Defined here, so that this module can be imported beside others whose flags have the same names.
+    flags.DEFINE_string("out", "docs/tpu.md", "The document whose table is written, between its two markers.")
+    flags.DEFINE_list("configs", [], "FILE or FILE:ROW, with commas. Default: every recipe of configs/.")
+    flags.DEFINE_list("slices", list(COLUMNS), "With commas.")
+    logging.set_verbosity(logging.WARNING)
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()

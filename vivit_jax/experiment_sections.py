@@ -1,0 +1,161 @@
+"""The sections of a config that belong to no other room: data, checkpoints, evaluation, profile."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+
+from vivit_jax.data.subset import UNKNOWN_CLASSES, Subset
+from vivit_jax.experiment_fields import at_least
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which data set, and where.
+
+    Attributes:
+      name: as in `python -m vivit_jax.data.catalog`; the one that is evaluated.
+      dir: folder of the prepared records, DIR/NAME/VERSION; the embedded data set is made there where it is absent.
+      videos: a folder of one's own videos, by class, or beside a CSV (docs/data.md); its records are made under `dir`
+        where they are absent, under a `name` that the catalog does not have. None: the records are there.
+      annotations: the CSV of these videos, where it does not lie beside them.
+      label_separator: ';' or '|', between the labels of a video of that CSV; a column that has it is a head with
+        several labels at once.
+      train_split, eval_split: names of splits.
+      mixture: {name: weight}: data sets under `dir` that are trained on, each with a share of the clips in proportion
+        to its weight. {} for `name` alone. Heads and class ids are those of `name`, by the names of the classes.
+      unknown_classes: of a mixture, classes that `name` does not have: 'refuse' is an error with the list, 'drop'
+        leaves their videos out, 'union' adds them to the heads.
+      subset: the part of the data that is used; its `classes` hold for evaluation too.
+      cache: keep the records of the training splits in memory.
+      cache_gb: memory that the cache may take, in units of 2^30 bytes.
+      threads: clips made at the same time; None for one a core.
+      prefetch: batches made ahead.
+      service: 'grpc://host:port', several with commas, of machines that make the training clips (docs/data.md).
+    """
+
+    name: str = "kinetics400"
+    dir: str = "data"
+    videos: str | None = None
+    annotations: str | None = None
+    label_separator: str | None = None
+    train_split: str = "train"
+    eval_split: str = "validation"
+    mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    unknown_classes: str = "refuse"
+    subset: Subset = dataclasses.field(default_factory=Subset)
+    cache: bool = False
+    cache_gb: float = 2.0
+    threads: int | None = None
+    prefetch: int = 2
+    service: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.subset, Mapping):
+            object.__setattr__(self, "subset", Subset(**self.subset))
+        at_least("data", self, cache_gb=0, prefetch=1, threads=1)
+        for name, weight in self.mixture.items():
+            if not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+                raise ValueError(f"data.mixture[{name!r}]={weight!r} must be a number greater than 0")
+        if self.unknown_classes not in UNKNOWN_CLASSES:
+            raise ValueError(
+                f"data.unknown_classes={self.unknown_classes!r}; choose one of {', '.join(UNKNOWN_CLASSES)}"
+            )
+        if self.service is not None and self.cache:
+            raise ValueError("data.cache and data.service exclude each other: the service makes the clips elsewhere")
+        if self.annotations is not None and self.videos is None:
+            raise ValueError(f"data.annotations={self.annotations!r} is of one's own videos: give data.videos too")
+        if self.label_separator is not None and self.videos is None:
+            raise ValueError(f"data.label_separator={self.label_separator!r} is of one's own CSV: give data.videos too")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """What is saved, besides after each evaluation and at the end.
+
+    Attributes:
+      every_steps: a checkpoint after so many steps.
+      keep_latest, keep_best: checkpoints that stay.
+      best_metric: any of the evaluation's metrics, as `top1`, `action/top1`, `loss` or, with averaged weights,
+        `ema/top1`. Higher is better, but for a loss.
+    """
+
+    every_steps: int = 1000
+    keep_latest: int = 1
+    keep_best: int = 1
+    best_metric: str = "top1"
+
+    def __post_init__(self) -> None:
+        at_least("checkpoint", self, every_steps=1, keep_latest=1, keep_best=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """The views of multi-view evaluation (section 4.1), and when a run is evaluated.
+
+    Attributes:
+      temporal_views: clips evenly spaced over the video, at least 1.
+      spatial_views: 1 (centre), 2 or 3 crops along the longer side.
+      every_epochs: how often during training; 0: only at the end.
+      every_steps: the same in steps; where it is given, it wins.
+      videos: evaluations during training take so many videos of the split, the same each time; None: all. The last
+        evaluation of a run takes all.
+      patience: the run ends early after so many evaluations in a row that did not improve `checkpoint.best_metric`; 0:
+        never.
+      batch_size: videos, each with all its views, in a global batch.
+    """
+
+    temporal_views: int = 4
+    spatial_views: int = 3
+    every_epochs: float = 1.0
+    every_steps: int | None = None
+    videos: int | None = None
+    patience: int = 0
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        at_least("evaluation", self, temporal_views=1, every_epochs=0, every_steps=1, videos=1, patience=0)
+        at_least("evaluation", self, batch_size=1)
+        if self.spatial_views not in (1, 2, 3):
+            raise ValueError(f"evaluation.spatial_views={self.spatial_views} must be 1, 2 or 3")
+        if self.patience and not self.every_epochs and self.every_steps is None:
+            raise ValueError(
+                f"evaluation.patience={self.patience} counts evaluations during training, and there are none: set "
+                "evaluation.every_epochs or evaluation.every_steps"
+            )
+
+    @property
+    def views(self) -> int:
+        """Views of one video."""
+        return self.temporal_views * self.spatial_views
+
+    def interval(self, steps_per_epoch: float) -> int:
+        """Steps between two evaluations during training; 0: there are none."""
+        if self.every_steps is not None:
+            return self.every_steps
+        return max(1, round(self.every_epochs * steps_per_epoch)) if self.every_epochs else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """What is traced for TensorBoard's profiler (XProf).
+
+    Attributes:
+      steps: 'FIRST:LAST', both counted from 1 and both traced, as '100:105'; '' for none. The trace goes to `profile/`
+        in the workdir.
+    """
+
+    steps: str = ""
+
+    def __post_init__(self) -> None:
+        if self.steps and self.range is None:
+            raise ValueError(f"profile.steps={self.steps!r} must be FIRST:LAST with 1 <= FIRST <= LAST, as '100:105'")
+
+    @property
+    def range(self) -> tuple[int, int] | None:
+        """(first, last) step to trace; None for none."""
+        found = re.fullmatch(r"(\d+):(\d+)", self.steps)
+        first, last = map(int, found.groups()) if found else (0, 0)
+        return (first, last) if 1 <= first <= last else None

@@ -1,0 +1,89 @@
+"""The optimizer of a run: a chain of optax's transformations, and which parameters it trains."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from vivit_jax.optim.config import OptimizerConfig
+from vivit_jax.optim.layers import scale_by_depth, scale_by_trust_ratio
+from vivit_jax.optim.paths import check_found, path_mask, trained_mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """An optax transformation that also says what it trains, so that nothing else need be differentiated.
+
+    Attributes:
+      init: parameters -> state, as `optax.GradientTransformation` has it. Raises ValueError where a pattern of the
+        config is found in no path.
+      update: (gradients, state, parameters) -> (updates, state); all trees whole, zeros where nothing is trained.
+      trained: parameters -> a tree of bools.
+      head_learning_rate: the learning rate of the heads in multiples of the schedule's.
+    """
+
+    init: Callable[[Any], Any]
+    update: Callable[..., tuple[Any, Any]]
+    trained: Callable[[Any], Any]
+    head_learning_rate: float = 1.0
+
+
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> Optimizer:
+    """Gradient clipping by global norm, then SGD with momentum, AdamW, LAMB or Lion; decay where the pattern says.
+
+    Accumulation, the moving average and SAM are the training step's.
+
+    Args:
+      config: the optimizer's settings, already checked.
+      schedule: from `learning_rate_schedule`.
+
+    Returns:
+      An optax transformation. The norm that is clipped is that of the global gradient of what is trained, over all
+      devices (the reference implementation clips on each device before it averages).
+    """
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    transformation = optax.chain(clip, *_rule(config, schedule))
+    trained = trained_mask(config.frozen)
+    if config.frozen:
+        transformation = optax.partition(
+            {"trained": transformation, "frozen": optax.set_to_zero()},
+            lambda params: jax.tree.map(lambda is_trained: "trained" if is_trained else "frozen", trained(params)),
+        )
+    if config.layer_decay < 1 or config.head_learning_rate != 1:
+        # Last, and outside of the partition: depth counts frozen layers too.
+        transformation = optax.chain(transformation, scale_by_depth(config.layer_decay, config.head_learning_rate))
+
+    def init(params: Any) -> Any:
+        if config.weight_decay:
+            check_found(config.decay_pattern, params, "optimizer.decay_pattern")
+        return transformation.init(params)
+
+    return Optimizer(init, transformation.update, trained, config.head_learning_rate)
+
+
+def _rule(config: OptimizerConfig, schedule: optax.Schedule) -> tuple[optax.GradientTransformation, ...]:
+    """From the clipped gradient to the update."""
+    mask = path_mask(config.decay_pattern)
+    moments = {"b1": config.b1, "b2": config.second_moment}
+    decay = {"weight_decay": config.weight_decay, "mask": mask}
+    if config.name == "adamw":
+        return (optax.adamw(schedule, eps=config.eps, **moments, **decay),)
+    if config.name == "lion":
+        return (optax.lion(schedule, **moments, **decay),)
+    if config.name == "lamb":
+        return (
+            optax.scale_by_adam(eps=config.eps, **moments),
+            optax.add_decayed_weights(**decay),
+            scale_by_trust_ratio(),
+            optax.scale_by_learning_rate(schedule),
+        )
+    return (
+        optax.trace(decay=config.momentum, nesterov=False) if config.momentum else optax.identity(),
+        # After the momentum: decoupled, as AdamW's.
+        optax.add_decayed_weights(**decay) if config.weight_decay else optax.identity(),
+        optax.scale_by_learning_rate(schedule),
+    )

@@ -1,0 +1,75 @@
+"""The learning rate at each step, from plain arguments."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import optax
+
+from vivit_jax.optim.config import OptimizerConfig
+
+TIMESCALE = 10_000  # steps; big_vision's default
+
+
+def learning_rate_schedule(
+    config: OptimizerConfig, *, total_steps: int, steps_per_epoch: float, batch_size: int | None = None
+) -> optax.Schedule:
+    """The learning rate at each step: base x linear warm-up, then x the decay over the steps after it.
+
+    Args:
+      config: the optimizer's settings.
+      total_steps: optimizer steps of the whole run, at least 1.
+      steps_per_epoch: (examples in the split) / (batch size); turns epochs into steps.
+      batch_size: clips in a global batch; turns examples into steps, and is needed only for that.
+
+    Returns:
+      A function from the step (0-based) to the learning rate. At step s < warm-up it is base * s / warm-up steps.
+
+    Raises:
+      ValueError: the warm-up does not leave a step of the run to decay over, a change of 'step' falls outside what is
+        left, or a length is in examples and the batch size is not given.
+    """
+
+    def in_steps(field: str, value: float, unit: str) -> float:
+        if unit == "examples" and batch_size is None:
+            raise ValueError(f"optimizer.{field}={value} is in examples; batch_size is needed to turn it into steps")
+        return value * {"steps": 1.0, "epochs": steps_per_epoch, "examples": 1 / (batch_size or 1)}[unit]
+
+    field, unit = "warmup_epochs", "epochs"
+    for name in ("steps", "examples"):
+        if getattr(config, f"warmup_{name}") is not None:
+            field, unit = f"warmup_{name}", name
+    warmup = round(in_steps(field, getattr(config, field), unit))
+    if warmup >= total_steps and warmup > 0:
+        raise ValueError(
+            f"optimizer.{field}={getattr(config, field)} is {warmup} steps, but the run has only {total_steps}; "
+            f"train for longer or warm up for fewer {unit}"
+        )
+    base, end, rest = config.learning_rate, config.end_learning_rate, total_steps - warmup
+    if config.schedule == "cosine":
+        decay = optax.cosine_decay_schedule(base, rest, alpha=end / base)
+    elif config.schedule == "linear":
+        decay = optax.linear_schedule(base, end, rest)
+    elif config.schedule == "step":
+        places = [round(in_steps("schedule_steps", at, config.schedule_unit)) for at in config.schedule_steps]
+        if len(set(places)) < len(places) or places[0] <= warmup or places[-1] >= total_steps:
+            raise ValueError(
+                f"optimizer.schedule_steps={config.schedule_steps} {config.schedule_unit} are the steps {places}; each "
+                f"must lie after the one before and between the end of the warm-up, {warmup}, and that of the run, "
+                f"{total_steps}"
+            )
+        decay = optax.piecewise_constant_schedule(base, {at - warmup: config.schedule_factor for at in places})
+    elif config.schedule == "rsqrt":
+        given = config.timescale
+        timescale = TIMESCALE if given is None else in_steps("timescale", given, config.schedule_unit)
+        decay = _inverse_square_root(base, timescale)
+    else:
+        decay = optax.constant_schedule(base)
+    if warmup == 0:
+        return decay
+    return optax.join_schedules([optax.linear_schedule(0.0, base, warmup), decay], [warmup])
+
+
+def _inverse_square_root(base: float, timescale: float) -> optax.Schedule:
+    """base / sqrt(1 + step / timescale): flat at first, then as 1 / sqrt(step) (arXiv:2106.04560, section 3.5)."""
+    # join_schedules also asks for the steps before its boundary, as negative ones, and throws the answer away.
+    return lambda step: base / jnp.sqrt(1.0 + jnp.maximum(step, 0) / timescale)
