@@ -7,10 +7,11 @@ import types
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from vivit_jax import sweep, sweep_table
 from vivit_jax.experiment import ConfigError
 
-FILE = '''
+FILE = """
 from vivit_jax.experiment import default_config
 
 
@@ -30,7 +31,7 @@ def sweep():
         "video": {"init_from.path": "{workdir}/images/seed_{seed}", "input.scale_jitter": (0.9, 1.3)},
         "whole": whole,
     }
-'''
+"""
 
 
 @pytest.fixture
@@ -130,3 +131,12 @@ def test_a_config_file_without_a_sweep_is_told_what_to_add(tmp_path):
     (tmp_path / "plain.py").write_text("def get_config(): ...")
     with pytest.raises(ConfigError, match=r"plain.py has no sweep\(\)"):
         sweep.load_module(tmp_path / "plain.py")
+
+
+@pytest.mark.parametrize(
+    "file", ["study.py", *(f"paper/{path.name}" for path in (REPOSITORY / "configs" / "paper").glob("*.py"))]
+)
+def test_every_table_of_the_paper_and_the_study_can_be_run_as_a_sweep(file, tmp_path):
+    module = sweep.load_module(REPOSITORY / "configs" / file)
+    runs = sweep.plan(module, tmp_path, seeds=[0])
+    assert {run.row for run in runs} == set(getattr(module, "ROWS", module.sweep()))

@@ -61,4 +61,6 @@ def test_one_process_and_two_are_the_same_run_on_any_mesh(tmp_path):
         for workdir in ("whole", "w")
     )
     for name, leaf in first.items():
-        np.testing.assert_allclose(again[name], leaf, atol=1e-5, err_msg=name)
+        # The softmax does not see a key's bias: its gradient is rounding, which Adam scales up to steps.
+        tolerance = 1e-4 if name.endswith("key/bias") else 1e-5
+        np.testing.assert_allclose(again[name], leaf, atol=tolerance, err_msg=name)

@@ -18,6 +18,9 @@ def main(
 ) -> None:
     """Trains the miniature of `test_train`, and evaluates; breaks off before step `stop_after` + 1 unless that is 0."""
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES // processes}"
+    # With as many threads as devices, one that waits for a part of its product leaves none to compute it while the
+    # others wait in a collective: seen as "Termination timeout for all reduce" in runs with FSDP.
+    os.environ["PJRT_NPROC"] = "32"
     import jax
 
     jax.config.update("jax_platforms", "cpu")

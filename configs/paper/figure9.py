@@ -31,3 +31,7 @@ def get_config(row=""):
     config.model.num_frames = frames
     config.evaluation.temporal_views = 128 // frames
     return config
+
+
+def sweep():
+    return {row: get_config(row) for row in ROWS}

@@ -29,3 +29,7 @@ def get_config(row=""):
     else:
         config.init_from.embedding = row
     return config
+
+
+def sweep():
+    return {row: get_config(row) for row in ROWS}
