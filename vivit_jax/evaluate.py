@@ -290,6 +290,7 @@ def evaluate(
         classes = meta["class_names"] if data.mixture else split.class_names
         split = mixture.evaluation_split(split, classes, data.subset)
         wanted = experiment.model_config(split.heads)
+        sharding.check_model(mesh, wanted)
         checkpointing.check_against(abstract_params(wanted), params, str(path))
         # The parameters fit; what does not show in them (frames, dropout, scan) is the config's to say, but for the
         # activation and the like, which a config leaves open: those are the checkpoint's.

@@ -29,7 +29,7 @@ Record = Mapping[str, Any] | None
 # Fields that leave no trace in what a trained model computes.
 _OF_TRAINING = (
     *("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate", "stochastic_depth_rescale"),
-    *("attention_backend", "dtype", "scan_layers", "remat"),
+    *("attention_backend", "dtype", "residual_dtype", "gradient_dtype", "scan_layers", "remat", "remat_temporal"),
 )
 
 

@@ -85,7 +85,7 @@ def forward_count(config: ViViTConfig) -> float:
     Raises:
       RuntimeError: JAX was told to leave the CPU out, and only its backend counts without compiling.
     """
-    config = _countable(dataclasses.replace(config, remat="none"))
+    config = _countable(dataclasses.replace(config, remat="none", remat_temporal=None))
     video = jax.ShapeDtypeStruct((1, *config.video_shape), jnp.float32)
     return _flops(ViViT(config).apply, {"params": abstract_params(config)}, video) / 2
 
@@ -155,7 +155,8 @@ def parameters_by_part(config: ViViTConfig) -> dict[str, int]:
 
 
 def _countable(config: ViViTConfig) -> ViViTConfig:
-    return dataclasses.replace(config, scan_layers=False, attention_backend="xla", dtype="float32")
+    widths = {"dtype": "float32", "residual_dtype": None, "gradient_dtype": None}
+    return dataclasses.replace(config, scan_layers=False, attention_backend="xla", **widths)
 
 
 def _flops(function: Callable[..., Any], *args: Any) -> float:

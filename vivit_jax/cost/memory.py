@@ -72,8 +72,9 @@ def memory_of(config: ViViTConfig, optimizer: optax.GradientTransformation) -> M
         one, two = residual_bytes(config, 1), residual_bytes(config, 2)
         alive = peak_bytes(config, 1)
         recomputed = 0
-        if config.remat != "none":
-            recomputed = _one_layer(dataclasses.replace(config, remat="none")) - _one_layer(config)
+        kept = dataclasses.replace(config, remat="none", remat_temporal=None)
+        if {config.remat, config.remat_temporal or config.remat} != {"none"}:
+            recomputed = _one_layer(kept) - _one_layer(config)
     return Memory(
         parameters=tree_bytes(state.params),
         gradients=tree_bytes(state.params),
