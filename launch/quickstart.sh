@@ -55,6 +55,7 @@ Held-out videos: {found['videos']}, each seen in {temporal} x {spatial} views.
 Checkpoint: {found['checkpoint']}
 Logs:       {workdir}/metrics.jsonl, and TensorBoard events in {workdir}
 Pictures:   {workdir}/pictures/
+Report:     {workdir}/report.html
 Next, after `source .venv/bin/activate`:
   python -m vivit_jax.predict --workdir={workdir} YOUR_CLIP.mp4
   python -m vivit_jax.main --config=configs/moving_digits.py --workdir=runs/model3 --config.model.attention=factorised_self_attention
