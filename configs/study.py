@@ -36,7 +36,7 @@ REGULARISERS = {
     },
     "few_image_model": FROM_IMAGES,
     "few_stochastic_depth": {"model.stochastic_depth_rate": 0.2},
-    # Published: 15. Cutout's square has a side of 8 pixels times the magnitude, whatever the frame: 120 of 224, 32 of 56.
+    # Published: 15. The side of Cutout is 8 pixels times the magnitude, whatever the frame: 120 of 224, 32 of 56.
     "few_rand_augment": {"augment.rand_augment_layers": 2, "augment.rand_augment_magnitude": 4.0},
     "few_label_smoothing": {"label_smoothing": 0.2},
     "few_mixup": {"augment.mixup": 0.1},
