@@ -11,9 +11,11 @@ import pytest
 from tests.conftest import REPOSITORY
 
 PROGRAM = """#!{python} -S
-import json, os, re, sys
+import fcntl, json, os, re, sys
 folder = os.environ["FAKE_FOLDER"]
 name = os.path.basename(sys.argv[0])
+alone = open(os.path.join(folder, "lock"), "w")
+fcntl.flock(alone, fcntl.LOCK_EX)  # scripts start several programs at once
 with open(os.path.join(folder, "calls"), "a") as calls:
     calls.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
 line = " ".join([name, *sys.argv[1:]])
@@ -22,7 +24,8 @@ answers = json.load(open(path))
 for pattern, queue in answers:
     if re.search(pattern, line):
         code, out, err = queue.pop(0) if len(queue) > 1 else queue[0]
-        json.dump(answers, open(path, "w"))
+        with open(path, "w") as file:
+            json.dump(answers, file)
         print(out, end="\\n" if out else "")
         print(err, end="\\n" if err else "", file=sys.stderr)
         sys.exit(code)
