@@ -28,6 +28,10 @@ COLUMNS = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-4", "v5e-16", "v5e-2
 REMATS = ("none", "dots", "full")
 
 
+# What of the optimizer makes a difference to memory; rates and schedules make none.
+_OF_MEMORY = ("name", "momentum", "clip_norm", "weight_decay", "frozen", "accumulate_steps", "ema_decay", "sam_rho")
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """One config on one slice.
@@ -124,7 +128,8 @@ def _key(experiment: Any, heads: Mapping[str, int], slice_: Slice) -> str:
     import jax
 
     fields = experiment.to_dict()
-    parts = [fields[name] for name in ("model", "augment", "mesh", "batch_size", "optimizer")]
+    parts = [fields[name] for name in ("model", "augment", "mesh", "batch_size")]
+    parts.append({name: fields["optimizer"][name] for name in _OF_MEMORY})
     text = json.dumps([parts, len(heads), str(slice_), jax.__version__], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
