@@ -137,14 +137,18 @@ TIMES = (
     "Two CPU cores, batches of 32, medians; the models take turns, so that a noisy machine is noisy for all. The "
     "paper's are forward passes of ViT-B on a TPU v3, where Model 1 has 3,137 tokens to attend to and not 65."
 )
+CONCLUSIONS = "## What we make of it"
 TIMED = ("model1", "model2", "model3", "model4", "average_pool")
 
 
-def compare(results: Sequence[sweep.Finished], first: str, second: str, metric: str) -> int:
-    """1 where `first` is ahead of `second` by more than two standard errors of the difference, -1 behind, 0 neither."""
+def compare(results: Sequence[sweep.Finished], first: str, second: str, metric: str) -> int | None:
+    """1 where `first` is ahead of `second` by more than two standard errors of the difference, -1 behind, 0 neither.
+
+    None with fewer than two seeds of either, which have no spread.
+    """
     values = [[r.metrics[metric] for r in results if r.row == row and metric in r.metrics] for row in (first, second)]
     if min(map(len, values)) < 2:
-        return 0
+        return None
     error = math.sqrt(sum(statistics.variance(v) / len(v) for v in values))
     difference = statistics.fmean(values[0]) - statistics.fmean(values[1])
     return 0 if abs(difference) <= 2 * error else int(math.copysign(1, difference))
@@ -160,11 +164,12 @@ def agreement(results: Sequence[sweep.Finished], question: Question, metric: str
         ahead, behind = (first, second) if published[first] > published[second] else (second, first)
         ours = compare(results, ahead, behind, metric)
         name = f"{question.rows[ahead][0]} over {question.rows[behind][0]}"
-        counts[{1: "agree", -1: "disagree", 0: "open"}[ours]].append(name)
-    pairs = sum(map(len, counts.values()))
+        counts[{1: "agree", -1: "disagree", 0: "open", None: "unknown"}[ours]].append(name)
+    pairs = sum(map(len, counts.values())) - len(counts["unknown"])
     if not pairs:
         return ""
-    text = f"{metric}: of the {pairs} pairs that the paper orders, {len(counts['agree'])} come out in its order"
+    text = f"{metric}: of the {pairs} pairs that the paper orders, and that have two seeds or more here, "
+    text += f"{len(counts['agree'])} come out in its order"
     text += f", {len(counts['disagree'])} in the opposite order, {len(counts['open'])} within the spread of the seeds."
     if counts["disagree"]:
         text += f" Opposite to the paper, here is behind what there is ahead: {'; '.join(counts['disagree'])}."
@@ -211,13 +216,13 @@ def reversed_motions(runs: Sequence[sweep.Run]) -> list[str]:
 
 
 def views(runs: Sequence[sweep.Run], rows: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
-    """{row: [(temporal views, mean action top-1)]}, from the `evaluation.json` of the runs."""
+    """{row: [(temporal views, mean verb top-1)]}, from the `evaluation.json` of the runs."""
     found: dict[str, dict[int, list[float]]] = {row: collections.defaultdict(list) for row in rows}
     for run in runs:
         path = run.workdir / evaluate.RESULT_FILE
         if run.row in found and path.exists():
             for part in json.loads(path.read_text()).get("by_temporal_views", []):
-                found[run.row][part["temporal_views"]].append(part["metrics"]["action/top1"])
+                found[run.row][part["temporal_views"]].append(part["metrics"]["verb/top1"])
     return {row: [(n, statistics.fmean(v)) for n, v in sorted(by.items())] for row, by in found.items() if by}
 
 
@@ -284,11 +289,12 @@ def plot(results: Sequence[sweep.Finished], question: Question, by_views: Mappin
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel="top-1, percent")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     for row, points in by_views.items():
         panels[0, 1].plot([n for n, _ in points], [100 * v for _, v in points], marker="o", label=question.rows[row][0])
     if by_views:
-        panels[0, 1].set(xlabel="temporal views", ylabel="action top-1, percent")
+        panels[0, 1].set(xlabel="temporal views", ylabel="verb top-1, percent")
+        panels[0, 1].xaxis.get_major_locator().set_params(integer=True)
         panels[0, 1].grid(alpha=0.3)
         panels[0, 1].legend(fontsize=8)
     plots.save(figure, path)
@@ -340,7 +346,9 @@ def main() -> None:
     out = epath.Path(options.out)
     folder = out.parent / out.stem
     folder.mkdir(parents=True, exist_ok=True)
-    out.write_text(document(runs, results, times, folder))
+    # What was made of the numbers by people stays.
+    kept = out.read_text().partition(CONCLUSIONS)[1:] if out.exists() else ()
+    out.write_text("\n".join([document(runs, results, times, folder), "".join(kept)]))
     (folder / "runs.csv").write_text(sweep_table.as_csv(results))
 
 

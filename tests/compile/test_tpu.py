@@ -15,7 +15,7 @@ ONE_MORE = 1.05  # of the recorded peak: a compiler may change a little
 COMPILED = [
     ("configs/k400_vivit_l.py", "v3-32"),
     ("configs/k400_vivit_b_fe.py", "v5e-16"),
-    ("configs/ssv2_vivit_l_fe.py", "v4-8"),
+    ("configs/k400_vivit_b_fe.py", "v4-8"),
 ]
 pytestmark = [
     pytest.mark.slow,
