@@ -2,9 +2,9 @@
 
     python benchmarks/study.py --workdir=runs/study --seeds=0,1,2
 
-About three hours on two CPU cores; the same command goes on where it was. `--report-only` writes the document from what
-there is. Every sentence about an ordering follows from the numbers: of two rows it is said which is ahead only where
-their means differ by more than twice the standard error of the difference.
+About two hours on two CPU cores (estimated from single runs); the same command goes on where it was. `--report-only`
+writes the document from what there is. Every sentence about an ordering follows from the numbers: of two rows it is
+said which is ahead only where their means differ by more than twice the standard error of the difference.
 """
 
 from __future__ import annotations

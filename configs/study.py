@@ -6,7 +6,7 @@
 
 The first runs all rows and writes docs/study.md, the second some of the rows, the third Model 1 alone. All models are
 small, of one width (96) and one depth (3 layers; Model 2: 3 + 2), and see the same videos eight times.
-Hardware: two CPU cores, about three hours for all rows with three seeds.
+Hardware: two CPU cores, about two hours for all rows with three seeds (estimated: 81 runs of 75 to 90 s).
 Expected on the held-out videos: docs/study.md.
 """
 

@@ -6,10 +6,11 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import ml_collections
+from flax import traverse_util
 from ml_collections import config_dict
 
 # Groups whose names are the user's own; those who read them know which there are (axes, data sets, heads).
@@ -107,3 +108,16 @@ def at_least(where: str, settings: Any, **limits: float) -> None:
         value = getattr(settings, field)
         if value is not None and value < limit:
             raise ValueError(f"{where}.{field}={value} must be at least {limit}")
+
+
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """{'group.field': value} of the nested dicts of a config; an empty group is a value."""
+    leaves = traverse_util.flatten_dict(dict(tree), sep=".", keep_empty_nodes=True)
+    return {name: {} if value is traverse_util.empty_node else value for name, value in leaves.items()}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], without: Collection[str] = ()) -> list[str]:
+    """'group.field: BEFORE -> NOW' of each field in which two configs differ, but for the fields of `without`."""
+    was, is_ = flat(before), flat(now)
+    names = [name for name in sorted(was | is_) if name not in without and was.get(name) != is_.get(name)]
+    return [f"{name}: {was.get(name)} -> {is_.get(name)}" for name in names]

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
+from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from vivit_jax import checkpointing
@@ -123,7 +124,7 @@ class SkippedSteps:
         with checkpointing.Checkpoints(folder / checkpointing.FOLDER) as checkpoints:
             checkpoints.save(step.number - 1, before, self._record)
         with (folder / f"batch_{jax.process_index()}.npz").open("wb") as file:
-            np.savez(file, **_flat(step.batch))
+            np.savez(file, **traverse_util.flatten_dict(dict(step.batch), sep="/"))
         if jax.process_index() == 0:
             (folder / "step.json").write_text(json.dumps(dict(line) | {"config": self._record["config"]}, indent=1))
         return folder
@@ -131,11 +132,3 @@ class SkippedSteps:
 
 def _json(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _flat(batch: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    """{'label/verb': array} of a nested batch."""
-    flat: dict[str, np.ndarray] = {}
-    for name, value in batch.items():
-        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + name: np.asarray(value)}
-    return flat

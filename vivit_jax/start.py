@@ -15,6 +15,7 @@ from etils import epath
 from vivit_jax import checkpointing, convert, sharding
 from vivit_jax.data import build, catalog, index, mixture
 from vivit_jax.experiment import ConfigError, DataConfig, Experiment
+from vivit_jax.experiment_fields import differences
 from vivit_jax.models import ViViT
 from vivit_jax.train_step import TrainState
 
@@ -235,9 +236,7 @@ def announce(
         (workdir / CONFIG_FILE).write_text(json.dumps(record["config"], indent=2))
     if restored is None:
         return
-    before, now = _flat(restored["config"]), _flat(record["config"])
-    changed = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted(before | now) if before.get(k) != now.get(k)]
-    if changed:
+    if changed := differences(restored["config"], record["config"]):
         logging.warning("The config is not the one that the checkpoint was trained with: %s", "; ".join(changed))
     if restored["data"] != record["data"]:
         logging.warning(
@@ -246,10 +245,3 @@ def announce(
             restored["data"],
             record["data"],
         )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat

@@ -30,6 +30,7 @@ from absl import app, flags, logging
 from etils import epath
 
 from vivit_jax.experiment import ConfigError, Experiment
+from vivit_jax.experiment_fields import differences
 
 DONE_FILE = "row.json"
 # What a run's numbers do not depend on, or what is written into the config on the way.
@@ -166,22 +167,12 @@ def finished(run: Run) -> Finished | None:
         before = Experiment.from_config(stored.pop("config"))  # fields that are newer than the run get their defaults
     except ConfigError as error:
         raise ConfigError(f"{path} holds a config that cannot be run any more: {error}") from error
-    was, now = (_flat(experiment.to_dict()) for experiment in (before, run.experiment))
-    names = sorted(was | now)
-    changed = [f"{name}: {was.get(name)} -> {now.get(name)}" for name in names if was.get(name) != now.get(name)]
-    if changed:
+    if changed := differences(before.to_dict(), run.experiment.to_dict(), without=_FREE):
         raise ConfigError(
             f"{run.workdir} holds a finished run with another config ({'; '.join(changed[:6])}); remove that folder "
             "to do it again, or give another --workdir"
         )
     return Finished(**stored)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return {name: value for name, value in flat.items() if name not in _FREE}
 
 
 def carry_out(runs: Sequence[Run]) -> Iterator[Finished]:

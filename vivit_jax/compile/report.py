@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from vivit_jax import throughput
 from vivit_jax.compile import slices
 from vivit_jax.compile.ahead import Compiled, compile_ahead
 from vivit_jax.compile.program import Target
 from vivit_jax.compile.search import largest_batch
-from vivit_jax.compile.slices import GENERATIONS, Slice
+from vivit_jax.compile.slices import Slice
 
 GIB = slices.GIB
 
@@ -27,7 +28,7 @@ def tell(target: Target, slice_: Slice, step: str) -> bool:
         print(f"  {line}")
     if training and found.fits:
         operations = 2 * target.multiply_adds(clips) / slice_.num_devices
-        peak = GENERATIONS[slice_.generation].peak_flops
+        peak = throughput.peak_flops(target.mesh.devices.flat[0].device_kind)
         print(
             f"  work       {operations / 1e12:.2f} TFLOP on each device, {1e3 * operations / peak:.0f} ms at its peak"
         )

@@ -30,23 +30,21 @@ class Generation:
       memory: bytes of high-bandwidth memory of one device.
       devices_per_chip: devices that JAX sees on a chip.
       cores_per_name: what the number in a slice's name counts, on one chip.
-      peak_flops: bfloat16 operations of a device in a second, as published (a multiply-add is two).
     """
 
     memory: int
     devices_per_chip: int
     cores_per_name: int
-    peak_flops: float
 
 
 GENERATIONS: Mapping[str, Generation] = MappingProxyType(
     {
-        "v2": Generation(8 * GIB, 2, 2, 22.5e12),
-        "v3": Generation(16 * GIB, 2, 2, 61.5e12),
-        "v4": Generation(32 * GIB, 1, 2, 275e12),
-        "v5e": Generation(16 * GIB, 1, 1, 197e12),
-        "v5p": Generation(95 * GIB, 1, 2, 459e12),
-        "v6e": Generation(32 * GIB, 1, 1, 918e12),
+        "v2": Generation(8 * GIB, 2, 2),
+        "v3": Generation(16 * GIB, 2, 2),
+        "v4": Generation(32 * GIB, 1, 2),
+        "v5e": Generation(16 * GIB, 1, 1),
+        "v5p": Generation(95 * GIB, 1, 2),
+        "v6e": Generation(32 * GIB, 1, 1),
     }
 )
 

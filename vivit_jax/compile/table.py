@@ -22,10 +22,9 @@ from absl import app, flags, logging
 
 from vivit_jax.compile import slices
 from vivit_jax.compile.slices import GIB, Slice
+from vivit_jax.models.config import REMATS  # the fastest first
 
 COLUMNS = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-4", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
-# Fastest first: what is kept of the forward pass instead of being computed again.
-REMATS = ("none", "dots", "full")
 
 
 # What of the optimizer makes a difference to memory; rates and schedules make none.

@@ -13,8 +13,9 @@ import numpy as np
 
 from vivit_jax import metrics
 from vivit_jax.examples import SEVERAL
+from vivit_jax.experiment_fields import flat
 from vivit_jax.report import clips, figures
-from vivit_jax.report.reading import Run, Series, Video, flat
+from vivit_jax.report.reading import Run, Series, Video
 
 SHOWN_CLIPS = 6  # best, and as many worst
 SHOWN_CLASSES = 8  # best, and as many worst, where a head has more than twice as many

@@ -13,6 +13,7 @@ from etils import epath
 
 from vivit_jax import checkpointing, examples, logs, metrics, results
 from vivit_jax.experiment import Experiment, default_config
+from vivit_jax.experiment_fields import flat
 from vivit_jax.models import abstract_params
 from vivit_jax.optim import path_name
 
@@ -149,15 +150,6 @@ def read_run(workdir: epath.PathLike) -> Run:
         checkpoints=steps,
         init_report=init.read_text() if init.exists() else "",
     )
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'group.field': value} of nested mappings; an empty group is a value."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        nested = isinstance(value, Mapping) and value
-        found |= flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-    return found
 
 
 def _experiment(config: Mapping[str, Any]) -> Experiment | None:
