@@ -1,6 +1,6 @@
 """Clips per second and core, beside other ways to feed the same clips; time to the first batch; what a build costs.
 
-    python benchmarks/data.py [--videos=24] [--rounds=5] [--size=256x340] [--seconds=10]
+    python benchmarks/data.py [--videos=24] [--rounds=5] [--size=256x340] [--seconds=10] [--allocator=system]
 
 Makes videos (a drifting texture, H.264, 25 frames a second), builds records of them with the package's own builder, and
 times training clips of 32 frames, stride 2, 224 x 224. Times are CPU time of this process, which
@@ -212,7 +212,7 @@ def first_batches(split: index.RecordSplit) -> None:
             start = time.perf_counter()
             with pipeline.train_batches(long_split, spec, 8, seed=0, start_step=step) as batches:
                 next(batches)
-            found.setdefault(step, []).append(time.perf_counter() - start)
+                found.setdefault(step, []).append(time.perf_counter() - start)
     print(f"\nSeconds to the first batch of 8 clips, {FULL_SPLIT:,} videos (the first round warms up):")
     for step, seconds in found.items():
         print(f"  from step {step:>7,}: {statistics.median(seconds[1:]):.2f}")
@@ -247,7 +247,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", default="256x340", help="height x width of the videos")
     parser.add_argument("--seconds", type=int, default=10)
+    parser.add_argument(
+        "--allocator", choices=("kept", "system"), default="kept", help="system: leaves the C library's defaults alone"
+    )
     args = parser.parse_args()
+    if args.allocator == "system":
+        pipeline.keep_freed_memory = lambda: False
     with tempfile.TemporaryDirectory() as folder:
         split, paths, seconds = make_data(Path(folder), args)
         per_frame = split.record_bytes / split.num_frames.sum()

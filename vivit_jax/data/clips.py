@@ -24,6 +24,8 @@ SEQUENCE_FRAMES = "image/encoded"
 # Number of uniform draws that one training clip takes, and what each is for; segments take one more a frame.
 NUM_DRAWS = 6
 _START, _CROP, _FLIP, _SEGMENTS = 0, slice(1, 5), 5, slice(6, None)
+# Pixels a side of a JPEG's block where chroma has half the resolution: the largest that is usual.
+_BLOCK = 16
 
 
 # A frame uint8 [h, w, 3] -> the frame as it is wanted. Each is finished while it is still in the processor's cache, at
@@ -80,13 +82,26 @@ def jpegs_of(form: str, records: tf.Tensor) -> tf.Tensor:
 
 
 def decode_frames(jpegs: tf.Tensor, window: tf.Tensor | None, finish: Finish | None = None) -> tf.Tensor:
-    """JPEG bytes [K] -> uint8 [K, h, w, 3], all of each frame or only `window`; each finished, if asked."""
+    """JPEG bytes [K] -> uint8 [K, h, w, 3], all of each frame or only `window`; each finished, if asked.
+
+    The pixels of a window are those that the whole frame has there.
+    """
+    if window is not None:
+        # Chroma is stored at half the resolution and interpolated: at the edge of what is decoded a neighbour is
+        # missing, so that a column more is decoded on both sides. To the left the decoder begins at a block in any
+        # case; asked for all of it, it spares a copy.
+        top, left, height, width = tf.unstack(window)
+        before = tf.where(left > 0, (left - 1) % _BLOCK + 1, 0)
+        columns = tf.image.extract_jpeg_shape(jpegs[0])[1]
+        beyond = tf.clip_by_value(columns - (left + width), 0, 1)
+        window = tf.stack([top, left - before, height, before + width + beyond])
 
     def one(jpeg):
         if window is None:
             frame = tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")
         else:
             frame = tf.io.decode_and_crop_jpeg(jpeg, window, channels=3, dct_method="INTEGER_ACCURATE")
+            frame = frame[:, before : before + width]
         return frame if finish is None else finish(frame)
 
     return _each(one, jpegs)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from vivit_jax.data import clips, memory, mirror, sampling, service, workers
-from vivit_jax.data.host_tf import tf
+from vivit_jax.data.host_tf import keep_freed_memory, tf
 from vivit_jax.data.index import RecordSplit
 from vivit_jax.data.mixture import TrainingSet
 from vivit_jax.data.order import clip_draws
@@ -352,5 +352,6 @@ def _options(threads: int | None) -> tf.data.Options:
 
 
 def _finish(dataset: tf.data.Dataset, batch_size: int, plan: Plan) -> tf.data.Dataset:
+    keep_freed_memory()
     dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(plan.prefetch)
     return dataset.with_options(_options(plan.threads))
