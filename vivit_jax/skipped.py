@@ -16,6 +16,7 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from vivit_jax import checkpointing
+from vivit_jax.data import storage
 from vivit_jax.data.mixture import TrainingSet
 
 FAILED_FOLDER = "failed_step"
@@ -123,7 +124,8 @@ class SkippedSteps:
         before = state.replace(step=state.step - (int(state.step) - step.number + 1))
         with checkpointing.Checkpoints(folder / checkpointing.FOLDER) as checkpoints:
             checkpoints.save(step.number - 1, before, self._record)
-        with (folder / f"batch_{jax.process_index()}.npz").open("wb") as file:
+        # By way of the disk: archives are not written in one go, as a bucket needs it.
+        with storage.written(folder / f"batch_{jax.process_index()}.npz") as file:
             np.savez(file, **traverse_util.flatten_dict(dict(step.batch), sep="/"))
         if jax.process_index() == 0:
             (folder / "step.json").write_text(json.dumps(dict(line) | {"config": self._record["config"]}, indent=1))

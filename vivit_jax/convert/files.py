@@ -235,8 +235,7 @@ def _open_run(path: epath.Path) -> Weights | None:
             checkpoints.best_metric = run.get("checkpoint", {}).get("best_metric", checkpoints.best_metric)
             step = checkpoints.best()
         meta = checkpoints.meta(step)
-    # Orbax does not find a folder by a relative path, and says nothing.
-    state, where = root.resolve() / str(step) / checkpointing.STATE, str(root / str(step))
+    state, where = root / str(step) / checkpointing.STATE, str(root / str(step))
     checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     weights = Weights({}, "orbax", where, {"meta": meta}, [checkpointer.close])
 

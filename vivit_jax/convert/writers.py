@@ -21,6 +21,7 @@ from vivit_jax.convert.report import in_words
 from vivit_jax.convert.tables import FORMATS, Hints
 from vivit_jax.convert.tables.huggingface import ACTIVATIONS
 from vivit_jax.convert.tables.sizes import is_image_model
+from vivit_jax.data import storage
 from vivit_jax.models import ViViTConfig
 
 Arrays = Mapping[str, np.ndarray]
@@ -61,7 +62,7 @@ def write(
     if format not in _WRITERS:
         raise ValueError(f"{format} weights are read, not written; choose one of {', '.join(_WRITERS)}")
     writer, suffixes = _WRITERS[format]
-    path = Path(path)
+    path = storage.path(path)
     if format == "scenic" and path.suffix == ".npz":
         writer = _write_npz
     if suffixes and path.suffix not in suffixes:
@@ -74,10 +75,22 @@ def write(
     if format != "orbax":
         _check_expressible(flat, format, config, {"config": their_config} if their_config else {})
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as work:
-        made = Path(work) / "made"
-        writer(flat, made, config, class_names, record)
-        shutil.move(made, path)
+    if not storage.is_remote(path):
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as work:
+            made = Path(work) / "made"
+            writer(flat, made, config, class_names, record)
+            shutil.move(made, path)
+    elif format == "orbax":
+        writer(flat, path, config, class_names, record)  # which marks by itself what is whole in a bucket
+    else:
+        with tempfile.TemporaryDirectory(prefix="vivit_jax-") as work:
+            made = Path(work) / "made"
+            writer(flat, made, config, class_names, record)
+            files = [file for file in made.rglob("*") if file.is_file()] if made.is_dir() else [made]
+            for file in files:
+                place = path / file.relative_to(made).as_posix() if made.is_dir() else path
+                place.parent.mkdir(parents=True, exist_ok=True)
+                storage.put(file, place)
 
 
 def _check_expressible(flat: Arrays, format: str, config: ViViTConfig, facts: Mapping[str, Any]) -> None:

@@ -1,0 +1,101 @@
+"""A run whose workdir is in a bucket: the same numbers as on a disk, broken off, taken up, evaluated, converted from."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from tests.convert import written
+from tests.models.small import random_params, small_config
+from tests.test_train import STEPS, breaking_off, data_dir, experiment  # noqa: F401 (a fixture)
+from vivit_jax import checkpointing, convert, evaluate, logs, train
+from vivit_jax.convert.files import open_weights
+from vivit_jax.data import storage
+
+pytest.importorskip("google.cloud.storage", reason="the extra [gcs] is not installed: Orbax wants it for gs://")
+from tests import bucket
+
+RUN = "gs://bucket/run"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server():
+    with bucket.gs() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def metrics(server, data_dir):  # noqa: F811
+    """Of a run in the bucket that was broken off half-way; its programs are kept in the bucket too."""
+    run = experiment(data_dir, compilation_cache=f"{RUN}/compilation_cache", checkpoint__keep_latest=2)
+    with breaking_off(STEPS // 2), pytest.raises(KeyboardInterrupt):
+        train.train(run, RUN)
+    assert checkpointing.locate(RUN)[0] == epath.Path(f"{RUN}/checkpoints")
+    return train.train(run, RUN)
+
+
+def test_the_numbers_are_those_of_a_disk(metrics, data_dir, tmp_path):  # noqa: F811
+    assert metrics == pytest.approx(train.train(experiment(data_dir), tmp_path / "w"), abs=1e-6)
+
+
+def test_all_of_the_run_is_in_the_bucket(metrics, server):
+    found = storage.names(RUN)
+    for name in ("checkpoints", "compilation_cache", "config.json", "metrics.jsonl", "pictures", "report.html"):
+        assert name in found
+    assert any(name.startswith("events.out.tfevents") for name in found)
+    assert storage.names(f"{RUN}/checkpoints") == ["3", "6"]
+    assert storage.names(f"{RUN}/compilation_cache")
+    assert server.requests["POST"] > 10, "arrays went through tensorstore's own client"
+    series = logs.read_metrics(f"{RUN}/metrics.jsonl")
+    assert [step for step, _ in series["train/loss"]] == [2, 4, 6], "lines of both starts"
+
+
+def test_the_best_is_evaluated_and_read_by_others(metrics, data_dir):  # noqa: F811
+    result = evaluate.evaluate(experiment(data_dir), RUN)
+    assert result.scalars["verb/top1"] == pytest.approx(metrics["verb/top1"], abs=1e-6)
+    assert json.loads(epath.Path(f"{RUN}/evaluation.json").read_text())["metrics"]
+    model, params, _, _ = evaluate.restore_for_inference(RUN, train.sharding.make_mesh())
+    read = convert.load_params(RUN, config=model.config)
+    jax.tree.map(np.testing.assert_array_equal, read, jax.device_get(params))
+
+
+@pytest.mark.parametrize("kind", ["npz", "npz compressed", "safetensors", "msgpack", "torch"])
+def test_weights_are_read_from_a_bucket(server, tmp_path, kind):
+    here = written.write(kind, tmp_path / "weights")
+    storage.put(here, there := "gs://bucket/weights")
+    with open_weights(there) as weights:
+        for name, array in written.FLAT.items():
+            np.testing.assert_array_equal(weights.leaves[name].read(), array)
+
+
+@pytest.mark.parametrize("format", ["scenic", "huggingface", "orbax"])
+def test_weights_are_written_to_a_bucket(server, tmp_path, format):
+    config = small_config(attention="spatiotemporal")
+    params = random_params(config, dtype=np.float32)
+    for place in (tmp_path / format, f"gs://bucket/written/{format}"):
+        convert.save_params(params, place, format, config)
+        jax.tree.map(np.testing.assert_array_equal, convert.load_params(place, config=config), params)
+    with pytest.raises(FileExistsError, match="gs://bucket/written"):
+        convert.save_params(params, f"gs://bucket/written/{format}", format, config)
+
+
+def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(metrics, data_dir, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(checkpointing.Checkpoints, "_verify", _damaged_at(STEPS, checkpointing.Checkpoints._verify))
+    train.train(experiment(data_dir, checkpoint__keep_latest=2), RUN)
+    assert storage.names("gs://bucket/run/damaged") == ["checkpoints-6"]
+    assert storage.names(f"{RUN}/checkpoints") == ["3", "6"], "trained again from 3"
+
+
+def _damaged_at(step, verify):
+    told = []
+
+    def check(tree, meta, where):
+        if meta["step"] == step and not told:
+            told.append(step)
+            raise checkpointing.CheckpointError("as if bits had flipped")
+        return verify(tree, meta, where)
+
+    return staticmethod(check)
