@@ -3,15 +3,18 @@
     python benchmarks/study.py --workdir=runs/study --seeds=0,1,2
 
 About two hours on two CPU cores (estimated from single runs); the same command goes on where it was. `--report-only`
-writes the document from what there is. Every sentence about an ordering follows from the numbers: of two rows it is
-said which is ahead only where their means differ by more than twice the standard error of the difference.
+writes the document from what there is, with `--recorded=docs/study/runs.csv` from the runs in that file too. Every
+sentence about an ordering follows from the numbers: of two rows it is said which is ahead only where their means
+differ by more than twice the standard error of the difference.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import csv
 import dataclasses
+import io
 import itertools
 import json
 import math
@@ -300,6 +303,19 @@ def plot(results: Sequence[sweep.Finished], question: Question, by_views: Mappin
     plots.save(figure, path)
 
 
+def recorded(path: str) -> dict[tuple[str, int], sweep.Finished]:
+    """{(row, seed): run} of a file that `sweep_table.as_csv` wrote, failures left out."""
+    runs = {}
+    for line in csv.DictReader(io.StringIO(epath.Path(path).read_text())):
+        row, seed, parameters, gflops, failure = (
+            line.pop(x) for x in ("row", "seed", "parameters", "gflops", "failure")
+        )
+        if not failure:
+            metrics = {name: float(value) for name, value in line.items() if value}
+            runs[row, int(seed)] = sweep.Finished(row, int(seed), metrics, int(parameters), float(gflops))
+    return runs
+
+
 def document(runs: Sequence[sweep.Run], results: Sequence[sweep.Finished], times: Mapping, folder: epath.Path) -> str:
     """The text of docs/study.md; its plots go to `folder`."""
     done = [found for found in results if not found.failure]
@@ -327,6 +343,7 @@ def main() -> None:
     parser.add_argument("--out", default="docs/study.md")
     parser.add_argument("--set", action="append", default=[], help="FIELD=VALUE, laid over every row")
     parser.add_argument("--report-only", action="store_true", help="train nothing, time nothing")
+    parser.add_argument("--recorded", help="runs.csv of other runs, for those that the workdir does not have")
     parser.add_argument("--repeats", type=int, default=15, help="of the timing")
     options = parser.parse_args()
     logs.set_up()
@@ -335,7 +352,9 @@ def main() -> None:
     runs = sweep.plan(module, options.workdir, seeds=seeds, changes=sweep.parse_changes(options.set))
     times_file = epath.Path(options.workdir) / "step_times.json"
     if options.report_only:
-        results = [found for run in runs if (found := sweep.finished(run)) is not None]
+        known = recorded(options.recorded) if options.recorded else {}
+        found = [sweep.finished(run) or known.get((run.row, run.seed)) for run in runs]
+        results = [result for result in found if result is not None]
     else:
         results = []
         for found in sweep.carry_out(runs):

@@ -1,4 +1,4 @@
-"""A run whose workdir is in a bucket: the same numbers as on a disk, broken off, taken up, evaluated, converted from."""
+"""A run whose workdir is in a bucket: the same numbers as on a disk; broken off, taken up, evaluated, converted."""
 
 import json
 
