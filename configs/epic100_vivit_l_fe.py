@@ -6,12 +6,15 @@
 The weights are those of a run on Kinetics-400 (Table 4, second row). The released Kinetics model has 24 temporal
 layers and this one 4, so that encoder starts at random; a Kinetics run of four layers lends its own if the flag is
 left out. Without a path the run starts from scratch.
-Hardware: Cloud TPU v3 as in the paper, v3-32 assumed. The cores of another slice must divide the batch of 64.
+Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold it, docs/tpu.md how. The mesh must divide the
+batch of 64.
 Published: 43.6 action top-1 with 4 x 1 views (the released model), scored on the product of the verb's and the noun's
 softmax.
 """
 
 from vivit_jax import recipes
+
+SLICES = ("v3-32",)
 
 
 def get_config():

@@ -4,12 +4,19 @@
         --config.init_from.path=VIT_B_16
 
 VIT_B_16 holds the weights of a ViT-B/16 trained on ImageNet-21k; without it the run starts from scratch.
-Hardware: Cloud TPU v3 as in the paper, v3-8 assumed. The cores of another slice must divide the batch of 64.
+Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold it, docs/tpu.md how. The mesh must divide the
+batch of 64.
 Published: 78.4 top-1 with 4 x 3 views (the released model); 78.8 (Table 2). The released configuration trains at half
 the learning rate of the appendix; `configs/paper/table2.py:model2` keeps the appendix's.
 """
 
 from vivit_jax import recipes
+
+SLICES = (
+    "v3-8",
+    "v4-8",
+    "v5e-16",
+)
 
 
 def get_config():

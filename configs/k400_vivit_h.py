@@ -8,12 +8,14 @@
 VIT_H holds the weights of a ViT-H; without it the run starts from scratch. The paper writes ViViT-H/16x2, but ViT-H's
 own family of checkpoints has patches of 14 x 14: for those take the row 14x2, 16 x 16 patches a frame instead of 14 x
 14.
-Hardware: Cloud TPU v3 as in the paper, v3-64 assumed, a clip a core. The cores of another slice must divide the batch
-of 64.
+Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold it, docs/tpu.md how. The mesh must divide the
+batch of 64.
 Published: 84.8 / 95.8 top-1 / top-5 with 4 x 3 views (Table 6).
 """
 
 from vivit_jax import recipes
+
+SLICES = ("v3-32",)
 
 ROWS = {
     "16x2": "ViViT-H/16x2, as the paper writes, initialised from JFT: 84.8 / 95.8 (Table 6)",

@@ -4,12 +4,15 @@
         --config.init_from.path=VIT_L_16
 
 VIT_L_16 holds the weights of a ViT-L/16 trained on ImageNet-21k; without it the run starts from scratch.
-Hardware: Cloud TPU v3 as in the paper, v3-32 assumed. The cores of another slice must divide the batch of 64.
+Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold it, docs/tpu.md how. The mesh must divide the
+batch of 64.
 Published: 80.3 top-1 with 4 x 3 views (the released model). It has 24 temporal layers, where the paper's Model 2 has
 4.
 """
 
 from vivit_jax import recipes
+
+SLICES = ("v3-32",)
 
 
 def get_config():

@@ -5,12 +5,14 @@
 
 VIT_H holds the weights of a ViT-H; without it the run starts from scratch. The paper writes ViViT-H/16x2, but ViT-H's
 own family of checkpoints has patches of 14 x 14: for those take the row 14x2.
-Hardware: Cloud TPU v3 as in the paper, v3-64 assumed, a clip a core. The cores of another slice must divide the batch
-of 64.
+Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold it, docs/tpu.md how. The mesh must divide the
+batch of 64.
 Published: 85.8 / 96.5 top-1 / top-5 with 4 x 3 views (Table 6).
 """
 
 from vivit_jax import recipes
+
+SLICES = ("v3-32",)
 
 ROWS = {
     "16x2": "ViViT-H/16x2, as the paper writes, initialised from JFT: 85.8 / 96.5 (Table 6)",

@@ -4,13 +4,16 @@
         --config.init_from.path=VIT_L_16
 
 VIT_L_16 holds the weights of a ViT-L/16 trained on ImageNet-21k; without it the run starts from scratch.
-Hardware: Cloud TPU v3 as in the paper, v3-32 assumed. The cores of another slice must divide the batch of 64.
+Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold it, docs/tpu.md how. The mesh must divide the
+batch of 64.
 Published: a row of Table 6, whose figure is not recorded here. Open, and chosen here: Model 1, since the paper takes
 Model 2 for small data sets; the views, 4 x 3 as for Kinetics; greyscale with probability 0.1, which goes with colour
 jitter in the published Kinetics configurations.
 """
 
 from vivit_jax import recipes
+
+SLICES = ("v3-32",)
 
 
 def get_config():

@@ -1,6 +1,7 @@
 """A run whose workdir is in a bucket: the same numbers as on a disk; broken off, taken up, evaluated, converted."""
 
 import json
+import sys
 
 import jax
 import numpy as np
@@ -60,6 +61,13 @@ def test_the_best_is_evaluated_and_read_by_others(metrics, data_dir):  # noqa: F
     model, params, _, _ = evaluate.restore_for_inference(RUN, train.sharding.make_mesh())
     read = convert.load_params(RUN, config=model.config)
     jax.tree.map(np.testing.assert_array_equal, read, jax.device_get(params))
+
+
+def test_what_orbax_lacks_for_a_bucket_is_said(server, monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
+    monkeypatch.delattr(sys.modules["google.cloud"], "storage", raising=False)
+    with pytest.raises(checkpointing.CheckpointError, match=r"gs://other/run.*pip install 'vivit_jax\[gcs\]'"):
+        checkpointing.Checkpoints("gs://other/run")
 
 
 @pytest.mark.parametrize("kind", ["npz", "npz compressed", "safetensors", "msgpack", "torch"])

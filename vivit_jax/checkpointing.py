@@ -126,11 +126,17 @@ class Checkpoints:
         self.close()
 
     def _open(self) -> None:
-        self._manager = ocp.CheckpointManager(
-            self.root,
-            options=self._options,
-            item_handlers={STATE: ocp.PyTreeCheckpointHandler(), META: ocp.JsonCheckpointHandler()},
-        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.root,
+                options=self._options,
+                item_handlers={STATE: ocp.PyTreeCheckpointHandler(), META: ocp.JsonCheckpointHandler()},
+            )
+        except ImportError as error:
+            raise CheckpointError(
+                f"{self.root}: Orbax lacks what it needs for checkpoints in a bucket ({error}); "
+                "pip install 'vivit_jax[gcs]', or give a --workdir on a disk"
+            ) from error
 
     def _score(self, metrics: Mapping[str, Any] | None) -> float:
         return score(metrics, self.best_metric)
