@@ -31,7 +31,9 @@ def server():
 @pytest.fixture(scope="module")
 def metrics(server, data_dir):  # noqa: F811
     """Of a run in the bucket that was broken off half-way; its programs are kept in the bucket too."""
-    run = experiment(data_dir, compilation_cache=f"{RUN}/compilation_cache", checkpoint__keep_latest=2)
+    run = experiment(
+        data_dir, compilation_cache=f"{RUN}/compilation_cache", checkpoint__keep_latest=2, profile__steps="5:5"
+    )
     with breaking_off(STEPS // 2), pytest.raises(KeyboardInterrupt):
         train.train(run, RUN)
     assert checkpointing.locate(RUN)[0] == epath.Path(f"{RUN}/checkpoints")
@@ -49,6 +51,7 @@ def test_all_of_the_run_is_in_the_bucket(metrics, server):
     assert any(name.startswith("events.out.tfevents") for name in found)
     assert storage.names(f"{RUN}/checkpoints") == ["3", "6"]
     assert storage.names(f"{RUN}/compilation_cache")
+    assert any(file.name.endswith(".xplane.pb") for file in epath.Path(f"{RUN}/profile/plugins/profile").glob("*/*"))
     assert server.requests["POST"] > 10, "arrays went through tensorstore's own client"
     series = logs.read_metrics(f"{RUN}/metrics.jsonl")
     assert [step for step, _ in series["train/loss"]] == [2, 4, 6], "lines of both starts"

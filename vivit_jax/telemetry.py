@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +15,7 @@ from clu import metrics as clu_metrics
 from etils import epath
 
 from vivit_jax import logs
+from vivit_jax.data import storage
 from vivit_jax.throughput import Throughput
 
 PROFILE_FOLDER = "profile"  # inside a run's workdir
@@ -107,7 +110,7 @@ class Profiler:
 
     def __init__(self, steps: tuple[int, int] | None, workdir: epath.PathLike):
         self._steps, self._folder = steps, epath.Path(workdir) / PROFILE_FOLDER
-        self._tracing = False
+        self._tracing: str | None = None  # the folder that the trace under way goes to
 
     def step(self, step: int, before: Any) -> Any:
         """Around the dispatch of a step: a context in which the step bears its number in the trace.
@@ -118,8 +121,10 @@ class Profiler:
         """
         if self._steps is not None and step == self._steps[0]:
             jax.block_until_ready(before)
-            jax.profiler.start_trace(str(self._folder))
-            self._tracing = True
+            # jaxlib writes to disks alone.
+            remote = storage.is_remote(self._folder)
+            self._tracing = tempfile.mkdtemp(prefix="vivit_jax-") if remote else str(self._folder)
+            jax.profiler.start_trace(self._tracing)
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     def after(self, step: int, results: Any) -> None:
@@ -131,6 +136,9 @@ class Profiler:
     def close(self) -> None:
         """Ends a trace that is under way."""
         if self._tracing:
-            self._tracing = False
+            written, self._tracing = self._tracing, None
             jax.profiler.stop_trace()
+            if storage.is_remote(self._folder):
+                storage.put_tree(written, self._folder)
+                shutil.rmtree(written)
             logging.info("A profile is in %s; to see it: tensorboard --logdir=%s", self._folder, self._folder.parent)

@@ -86,11 +86,7 @@ def write(
         with tempfile.TemporaryDirectory(prefix="vivit_jax-") as work:
             made = Path(work) / "made"
             writer(flat, made, config, class_names, record)
-            files = [file for file in made.rglob("*") if file.is_file()] if made.is_dir() else [made]
-            for file in files:
-                place = path / file.relative_to(made).as_posix() if made.is_dir() else path
-                place.parent.mkdir(parents=True, exist_ok=True)
-                storage.put(file, place)
+            (storage.put_tree if made.is_dir() else storage.put)(made, path)
 
 
 def _check_expressible(flat: Arrays, format: str, config: ViViTConfig, facts: Mapping[str, Any]) -> None:

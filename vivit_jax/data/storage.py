@@ -150,6 +150,15 @@ def put(file: Path, place: Place) -> None:
     epath.Path(file).copy(path(place), overwrite=True)
 
 
+def put_tree(folder: Place, place: Place) -> None:
+    """Copies all files of a folder of this machine into `place`; what was there of the same names is replaced."""
+    folder, place = Path(folder), path(place)
+    for file in sorted(found for found in folder.rglob("*") if found.is_file()):
+        target = place / file.relative_to(folder).as_posix()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        put(file, target)
+
+
 def move(pairs: Sequence[tuple[Place, Place]]) -> None:
     """Renames files within one bucket, which moves no data; what was there is replaced."""
     with ThreadPoolExecutor(_REQUESTS) as pool:
