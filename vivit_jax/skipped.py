@@ -125,7 +125,7 @@ class SkippedSteps:
         with checkpointing.Checkpoints(folder / checkpointing.FOLDER) as checkpoints:
             checkpoints.save(step.number - 1, before, self._record)
         # By way of the disk: archives are not written in one go, as a bucket needs it.
-        with storage.written(folder / f"batch_{jax.process_index()}.npz") as file:
+        with storage.written(folder / f"batch_{jax.process_index()}.npz") as partial, open(partial, "wb") as file:
             np.savez(file, **traverse_util.flatten_dict(dict(step.batch), sep="/"))
         if jax.process_index() == 0:
             (folder / "step.json").write_text(json.dumps(dict(line) | {"config": self._record["config"]}, indent=1))
