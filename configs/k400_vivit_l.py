@@ -16,7 +16,7 @@ Published: 80.6 / 94.7 top-1 / top-5 with 4 x 3 views, initialised from ImageNet
 
 from vivit_jax import recipes
 
-SLICES = ("v3-32",)
+SLICES = ("v3-32", "v5e-16")
 
 ROWS = {
     "224": "ViViT-L/16x2: 80.6 / 94.7 (Table 6), 80.3 (Table 5)",

@@ -13,7 +13,7 @@ Published: 82.5 / 95.6 top-1 / top-5 with 4 x 3 views, initialised from ImageNet
 
 from vivit_jax import recipes
 
-SLICES = ("v3-32",)
+SLICES = ("v3-32", "v5e-16")
 
 ROWS = {
     "224": "ViViT-L/16x2: 82.5 / 95.6 (Table 6)",

@@ -12,7 +12,7 @@ Published: 81.6 top-1 with 4 x 3 views (the released model). It has 24 temporal 
 
 from vivit_jax import recipes
 
-SLICES = ("v3-32",)
+SLICES = ("v3-32", "v5e-16")
 
 
 def get_config():

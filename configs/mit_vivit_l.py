@@ -13,7 +13,7 @@ jitter in the published Kinetics configurations.
 
 from vivit_jax import recipes
 
-SLICES = ("v3-32",)
+SLICES = ("v3-32", "v5e-16")
 
 
 def get_config():

@@ -15,7 +15,7 @@ Published: a row of Table 6, whose figure is not recorded here; 4 x 3 views.
 
 from vivit_jax import recipes
 
-SLICES = ("v3-32",)
+SLICES = ("v3-32", "v5e-16")
 
 ROWS = {
     "published": "learning rate 0.5, the appendix's",
