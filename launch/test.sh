@@ -12,4 +12,4 @@ if [ $# -eq 0 ]; then
   set -- -m "not slow"
 fi
 # A process a core, up to four: most of the time is spent compiling small programs, which takes one core each.
-exec python -m pytest -n auto --maxprocesses=4 "$@"
+exec python -m pytest -n auto --maxprocesses=4 --dist=loadgroup "$@"

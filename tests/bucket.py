@@ -54,8 +54,9 @@ class _Gfile:
         real = getattr(tf.io.gfile, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if name == "GFile" and args[1].startswith("w") and tf.io.gfile.exists(_there(args[0])):
-                tf.io.gfile.remove(_there(args[0]))  # ram:// would write behind what is there
+            written = args[0] if name == "GFile" and args[1].startswith("w") else args[1] if name == "copy" else None
+            if written and tf.io.gfile.exists(_there(written)) and (name == "GFile" or kwargs.get("overwrite")):
+                tf.io.gfile.remove(_there(written))  # ram:// would write behind what is there
             found = real(*map(_there, args), **{key: _there(value) for key, value in kwargs.items()})
             if name == "walk":
                 return ((_back(folder), folders, files) for folder, folders, files in found)

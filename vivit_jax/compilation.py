@@ -82,28 +82,44 @@ class AheadOfTime:
             logging.info(
                 "The training step, compiled in %.1f s, takes on each device %s.",
                 time.perf_counter() - began,
-                memory_in_words(self._compiled.memory_analysis(), _limit()),
+                memory_in_words(self._compiled.memory_analysis(), jax.default_backend(), _limit()),
             )
             return jax.block_until_ready(self._compiled(state, batch))
 
 
-def memory_in_words(memory: Any, limit: int | None = None) -> str:
+def peak_bytes(memory: Any, platform: str) -> int:
+    """Bytes of a device that are in use at a program's worst moment, the program's own code included.
+
+    On TPU it is the compiler's `peak_memory_in_bytes`. Other backends leave the temporaries out of that figure, so
+    theirs is an upper bound: arguments, results and temporaries added up, as if all were in use at once.
+
+    Args:
+      memory: of `memory_analysis()`.
+      platform: of the device: 'tpu', 'gpu' or 'cpu'.
+    """
+    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    peak, code = memory.peak_memory_in_bytes, memory.generated_code_size_in_bytes
+    if platform == "tpu" and peak >= arguments:
+        return peak + code
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes  # donated buffers are not counted twice
+    return max(arguments + temporary + results, peak) + code
+
+
+def memory_in_words(memory: Any, platform: str, limit: int | None = None) -> str:
     """What the compiler says of a program's memory, in words.
 
     Args:
       memory: of `memory_analysis()`; None where a backend does not tell.
+      platform: of the devices: 'tpu', 'gpu' or 'cpu'.
       limit: bytes that there are.
     """
     if memory is None:
         return "an amount of memory that this backend does not tell"
-    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes  # donated buffers are not counted twice
-    # Some backends' own peak leaves out the temporaries.
-    peak = max(arguments + temporary + results, getattr(memory, "peak_memory_in_bytes", 0) or 0)
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     of = f" of {_size(limit)}" if limit else ""
     return (
-        f"at most {_size(peak)}{of}: state and batch {_size(arguments)}, temporaries {_size(temporary)}, new results "
-        f"{_size(results)}"
+        f"at most {_size(peak_bytes(memory, platform))}{of}: state and batch {_size(memory.argument_size_in_bytes)}, "
+        f"temporaries {_size(memory.temp_size_in_bytes)}, new results {_size(results)}"
     )
 
 

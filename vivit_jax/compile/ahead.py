@@ -7,6 +7,7 @@ import re
 import time
 from typing import Any
 
+from vivit_jax import compilation
 from vivit_jax.compile import collectives
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -19,10 +20,11 @@ class Compiled:
 
     Attributes:
       fits: whether it compiled; False: it needs more memory than there is.
-      peak: bytes in use at the worst moment: arguments, results that are no arguments, temporaries. Of a program that
-        does not fit, what the compiler says it would need (XLA: of temporaries alone, in some versions).
+      peak: bytes in use at the worst moment (`compilation.peak_bytes`). Of a program that does not fit, what the
+        compiler says it would need (XLA: of temporaries alone, in some versions).
       available: bytes that the compiler gives to a program; None where it did not have to say.
-      argument, temporary: bytes of the arguments (state and batch) and of the temporaries; None where it does not fit.
+      argument, temporary: bytes of the arguments (state and batch) and of the temporaries, which share their places
+        in part: together they can be more than `peak`. None where it does not fit.
       traffic: what is sent, the largest first.
       seconds: of compiling.
       message: of the compiler, where it does not fit.
@@ -60,16 +62,9 @@ def compile_ahead(lowered: Any, mesh: Any) -> Compiled:
         )
     seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
-    peak = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes
-    )
     return Compiled(
         True,
-        peak,
+        compilation.peak_bytes(memory, mesh.devices.flat[0].platform),
         argument=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
         traffic=tuple(collectives.find(compiled.as_text(), dict(mesh.shape))),

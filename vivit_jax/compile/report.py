@@ -43,7 +43,7 @@ def in_words(found: Compiled, slice_: Slice) -> list[str]:
     if not found.fits:
         return [f"DOES NOT FIT: {found.peak / GIB:.1f} GiB needed of {available:.1f} on each device", found.message]
     lines = [
-        f"memory     {found.peak / GIB:.2f} GiB of {available:.0f} on each device: arguments "
+        f"memory     {found.peak / GIB:.2f} GiB of {available:.0f} on each device at the worst moment; arguments "
         f"{found.argument / GIB:.2f}, temporaries {found.temporary / GIB:.2f}"
     ]
     for one in found.traffic:
