@@ -79,6 +79,14 @@ ROWS = {
     "%r = f32[6]{0} all-to-all(%a), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}": [
         Traffic("all-to-all", "data+tensor", "f32", 24, 24 * 6 * 4),
     ],
+    # to another slice, through the hosts; the same in a slice, whose devices alone are named
+    "%r = (f32[16,8]{1,0:T(8,128)}, u32[], token[]) send(%a, %after-all), channel_id=2, is_host_transfer=true, "
+    'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}': [
+        Traffic("send", "slices", "f32", 24, 24 * 16 * 8 * 4),
+    ],
+    "%r = f32[8]{0} reduce-scatter(%a), replica_groups={{0,2}}, dimensions={0}, to_apply=%add": [
+        Traffic("reduce-scatter", "data", "f32", 24, 24 * 2 * 8 * 4),
+    ],
     "%r = f32[6]{0} add(%a, %b)": [],
 }
 

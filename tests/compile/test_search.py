@@ -51,7 +51,10 @@ def test_a_message_without_numbers_gives_none():
 
 @pytest.mark.parametrize(
     ("text", "devices", "name"),
-    [("v3:4x4", 32, "v3-32"), ("v4-8", 4, "v4-8"), ("v5e-16", 16, "v5e-16"), ("v5p:2x2x2", 8, "v5p-16")],
+    [
+        ("v3:4x4", 32, "v3-32"), ("v4-8", 4, "v4-8"), ("v5e-16", 16, "v5e-16"), ("v5p:2x2x2", 8, "v5p-16"),
+        ("2xv5e-16", 32, "2xv5e-16"), ("3xv5p:2x2x2", 24, "3xv5p-16"), ("1xv3-8", 8, "v3-8"),
+    ],  # fmt: skip
 )
 def test_a_slice_has_the_devices_that_jax_sees_on_it(text, devices, name):
     assert slices.parse(text).num_devices == devices
@@ -62,7 +65,7 @@ def test_every_slice_is_called_by_what_it_has():
     assert [slices.parse(name).name for name in slices.SLICES] == list(slices.SLICES)
 
 
-@pytest.mark.parametrize("text", ["v3-33", "h100", "v9:2x2", "v3:4"])
+@pytest.mark.parametrize("text", ["v3-33", "h100", "v9:2x2", "v3:4", "0xv3-8", "2xh100"])
 def test_a_slice_that_does_not_exist_is_refused_with_those_that_do(text):
     with pytest.raises(slices.SliceError, match=r"known are .*v3-32"):
         slices.parse(text)

@@ -57,3 +57,12 @@ def test_a_mesh_that_does_not_divide_the_batch_is_refused_before_anything_compil
     done = run("--config=configs/k400_vivit_l.py", "--slice=v3-256")
     assert done.returncode == 1
     assert "batch_size=64 is not divided by the 256 devices" in done.stderr
+
+
+def test_what_goes_between_slices_is_told_apart():
+    """Parameters are split within a slice: another slice gets their gradients alone, a share from each device."""
+    done = run("--config=configs/moving_digits.py", "--slice=2xv5e-16", "--config.mesh.fsdp=16")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "32 devices" in done.stdout
+    sent = [line.split()[1:4] for line in done.stdout.splitlines() if "traffic" in line]
+    assert ["send", "over", "slices:"] in sent

@@ -18,7 +18,9 @@ from vivit_jax import command_line
 from vivit_jax.compile import slices
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; any field can be overridden.", lock_config=True)
-_SLICE = flags.DEFINE_string("slice", None, "Where it is to run: v3-32, v5e-16, ..., or by its chips, v3:4x4.")
+_SLICE = flags.DEFINE_string(
+    "slice", None, "Where it is to run: v3-32, v5e-16, ..., or by its chips, v3:4x4; several alike: 2xv5e-16."
+)
 _HEADS = flags.DEFINE_list("heads", [], "HEAD=CLASSES, with commas, for a data set that is not in the catalog.")
 _STEP = flags.DEFINE_enum("step", "both", ["train", "eval", "both"], "Which program.")
 _SEARCH = flags.DEFINE_bool("search", False, "Also find the largest training batch that fits.")

@@ -18,6 +18,8 @@ _BYTES |= {"s64": 8, "u64": 8, "f64": 8}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ({'|'.join(KINDS)})(-start)?\((.*)$")
+# Between slices nothing is sent by a collective but through the hosts, by instructions for their runtime.
+_SEND = re.compile(r"^\s*%?[\w.\-]+ = (\(.*?\)) send\(.*xla_megascale_runtime")
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:body|condition|calls|to_apply)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
@@ -29,7 +31,6 @@ _LIMIT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}")
 _MESH_SIZE = re.compile(r"'([\w.]+)'=(\d+)")
 _MESH_AXIS = re.compile(r"'([\w.]+)'(?::\((\d+)\)(\d+))?")
-_GROUPS = re.compile(r"replica_groups=mesh\[.*?\] \{(.*?)\}")
 _GROUPS = re.compile(r"replica_groups=(\{\{.*?\}\}|\{\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)")
 _PAIRS = re.compile(r"source_target_pairs=(\{\{.*?\}\})")
 
@@ -39,8 +40,8 @@ class Traffic:
     """All collectives of one kind along one axis of the mesh.
 
     Attributes:
-      kind: one of `KINDS`.
-      axis: of the mesh; several with +.
+      kind: one of `KINDS`; 'send' for what goes to another slice.
+      axis: of the mesh; several with +. 'slices' for what goes to another slice, whatever the axis.
       dtype: of the numbers sent, as XLA writes it: bf16, f32.
       times: how often in one run of the program.
       bytes: that one device puts in or gets out, whichever is more, in one run of the program.
@@ -61,21 +62,24 @@ def find(text: str, mesh: Mapping[str, int]) -> list[Traffic]:
       mesh: {axis: devices along it}, in the order of the mesh, as `dict(mesh.shape)`.
     """
     bodies, entry = _computations(text)
+    devices = math.prod(mesh.values())
     found: dict[tuple[str, str, str], list[int]] = {}
     for name, times in _how_often(bodies, entry).items():
         for line in bodies[name]:
-            if (match := _INSTRUCTION.match(line)) is None:
+            if sent := _SEND.match(line):
+                kind, axis, start, result = "send", "slices", None, sent[1]
+                sizes = _sizes(result)[:1]  # the others are the runtime's own
+            elif match := _INSTRUCTION.match(line):
+                result, kind, start = match.groups()[:3]
+                groups = _groups(line, devices)
+                sizes, axis = _sizes(result), _axis(groups, mesh)
+            else:
                 continue
-            result, kind, start = match.groups()[:3]
-            groups = _groups(line, math.prod(mesh.values()))
-            sizes = _sizes(result)
-            axis = _axis(groups, mesh)
             if start and result.startswith("(") and kind != "all-reduce":
                 # An asynchronous start hands on its operands too, in front of its results.
                 sizes = _sizes(result[result.index("(") :], half=True)
             if kind == "reduce-scatter":  # its result is a share of what is put in
-                ways = math.prod(mesh[name] for name in axis.split("+") if name in mesh)
-                sizes = [(dtype, size * ways) for dtype, size in sizes]
+                sizes = [(dtype, size * len(groups[0])) for dtype, size in sizes]
             for dtype in dict.fromkeys(dtype for dtype, _ in sizes):
                 numbers = found.setdefault((kind, axis, dtype), [0, 0])
                 numbers[0] += times

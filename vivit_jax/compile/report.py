@@ -47,8 +47,8 @@ def in_words(found: Compiled, slice_: Slice) -> list[str]:
         f"{found.argument / GIB:.2f}, temporaries {found.temporary / GIB:.2f}"
     ]
     for one in found.traffic:
-        if one.bytes >= 2**20:
-            size = f"{one.bytes / 2**20:,.0f} MiB of {one.dtype}"
+        if one.bytes >= 2**20 or one.kind == "send":  # between slices little is much
+            size = f"{one.bytes / 2**20:,.{0 if one.bytes >= 2**20 else 2}f} MiB of {one.dtype}"
             lines.append(f"traffic    {one.kind} over {one.axis}: {size} in {one.times} pieces")
     if len(lines) == 1:
         lines.append("traffic    less than 1 MiB")

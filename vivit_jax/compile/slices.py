@@ -79,20 +79,22 @@ SLICES: Mapping[str, tuple[int, ...]] = MappingProxyType(
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A slice of TPU.
+    """A slice of TPU, or several alike that train together and reach one another through their hosts.
 
     Attributes:
       generation: a key of `GENERATIONS`.
-      chips: along each axis of the torus.
+      chips: along each axis of the torus, of one slice.
+      count: slices.
     """
 
     generation: str
     chips: tuple[int, ...]
+    count: int = 1
 
     @property
     def num_devices(self) -> int:
-        """Devices that JAX sees."""
-        return math.prod(self.chips) * GENERATIONS[self.generation].devices_per_chip
+        """Devices that JAX sees, of all slices."""
+        return self.count * math.prod(self.chips) * GENERATIONS[self.generation].devices_per_chip
 
     @property
     def memory(self) -> int:
@@ -101,28 +103,32 @@ class Slice:
 
     @property
     def name(self) -> str:
-        """What it is rented under, 'v3-32'."""
-        return f"{self.generation}-{math.prod(self.chips) * GENERATIONS[self.generation].cores_per_name}"
+        """What it is rented under, 'v3-32'; two of them are '2xv3-32'."""
+        several = f"{self.count}x" if self.count > 1 else ""
+        return f"{several}{self.generation}-{math.prod(self.chips) * GENERATIONS[self.generation].cores_per_name}"
 
     def __str__(self) -> str:
-        return f"{self.name} ({'x'.join(map(str, self.chips))} chips, {self.num_devices} devices)"
+        each = " each" if self.count > 1 else ""
+        return f"{self.name} ({'x'.join(map(str, self.chips))} chips{each}, {self.num_devices} devices)"
 
 
 def parse(text: str) -> Slice:
-    """A slice by its name, 'v3-32', or by its chips, 'v3:4x4'.
+    """A slice by its name, 'v3-32', or by its chips, 'v3:4x4'; several alike: '2xv3-32', '2xv3:4x4'.
 
     Raises:
       SliceError: an unknown name or generation.
     """
-    if text in SLICES:
-        return Slice(text.partition("-")[0], SLICES[text])
-    found = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", text)
+    several = re.fullmatch(r"([1-9]\d*)x([a-z].*)", text)
+    count, one = (int(several[1]), several[2]) if several else (1, text)
+    if one in SLICES:
+        return Slice(one.partition("-")[0], SLICES[one], count)
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", one)
     if not found or found[1] not in GENERATIONS:
         raise SliceError(
             f"slice {text!r} is not known; known are {', '.join(SLICES)}, and by its chips any other, as in v3:4x4 "
-            f"(generations {', '.join(GENERATIONS)})"
+            f"(generations {', '.join(GENERATIONS)}); several alike as in 2xv5e-16"
         )
-    return Slice(found[1], tuple(int(n) for n in found[2].split("x")))
+    return Slice(found[1], tuple(int(n) for n in found[2].split("x")), count)
 
 
 def without_a_tpu() -> None:
@@ -145,7 +151,9 @@ def devices(slice_: Slice) -> Sequence[Any]:
     from jax.experimental import topologies
 
     name = f"{slice_.generation}:{'x'.join(map(str, slice_.chips))}"
-    options = {"chip_config_name": "megacore"} if slice_.generation == "v4" else {}
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if slice_.generation == "v4" else {}
+    if slice_.count > 1:
+        options["num_slices"] = slice_.count
     try:
         found = topologies.get_topology_desc(name, platform="tpu", **options).devices
     except Exception as error:

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -77,10 +78,11 @@ def mesh_for(batch: int, slice_: Slice) -> dict[str, int]:
     return {"data": data, "sequence": slice_.num_devices // data}
 
 
-def measure(name: str, slice_: Slice, known: dict[str, Any]) -> Entry:
+def measure(name: str, slice_: Slice, known: dict[str, Any], others: Iterable[Entry] = ()) -> Entry:
     """Compiles the training step of a config with each remat until one fits; what `known` holds is not compiled again.
 
-    `known`, {key of a program: what the compiler said}, is added to.
+    `known`, {key of a program: what the compiler said}, is added to. `others` are entries of before: a remat that was
+    refused with no more of each clip on the same chip is not tried.
     """
     from vivit_jax.compile.ahead import compile_ahead
     from vivit_jax.compile.program import Target
@@ -93,7 +95,7 @@ def measure(name: str, slice_: Slice, known: dict[str, Any]) -> Entry:
         config.mesh[axis] = size
     shown = {axis: size for axis, size in mesh.items() if size > 1}
     entry = Entry(name, slice_.name, config.batch_size, shown, 0, REMATS[-1], False)
-    for remat in REMATS:
+    for remat in REMATS[max((_refused(other, entry) for other in others), default=0) :]:
         config.model.remat = remat
         experiment = Experiment.from_config(config)
         heads = dict(catalog.get(experiment.data.name).heads)
@@ -117,6 +119,15 @@ def measure(name: str, slice_: Slice, known: dict[str, Any]) -> Entry:
         if entry.fits:
             break
     return entry
+
+
+def _refused(other: Entry, entry: Entry) -> int:
+    """How many of `REMATS`, from the first on, need not be tried for `entry`, by what was found of `other`."""
+    chip, another = (one.slice.partition("-")[0] for one in (entry, other))
+    if entry.config != other.config or chip != another or not other.clips:
+        return 0
+    shares = [math.prod(one.mesh.values()) / one.batch for one in (entry, other)]  # devices for each clip
+    return REMATS.index(other.remat) if shares[1] >= shares[0] else 0
 
 
 def _key(experiment: Any, heads: Mapping[str, int], slice_: Slice) -> str:
@@ -177,11 +188,13 @@ def main(argv: list[str]) -> None:
     entries = {(e["config"], e["slice"]): Entry(**e) for e in stored["entries"]}
     names = flags.FLAGS.configs or [str(path) for path in sorted(Path("configs").glob("*_vivit_*.py"))]
     try:
-        for column in flags.FLAGS.slices:
+        # The largest first: what is refused there is not tried with more clips on a device.
+        for slice_ in sorted(map(slices.parse, flags.FLAGS.slices), key=lambda found: -found.num_devices):
             for name in names:
-                entry = entries[name, column] = measure(name, slices.parse(column), stored["programs"])
+                entry = measure(name, slice_, stored["programs"], entries.values())
+                entries[name, slice_.name] = entry
                 said = f"{entry.peak / GIB:.1f} GiB, remat {entry.remat}" if entry.peak else entry.says
-                print(f"{name} on {column}: {'fits' if entry.fits else 'does not fit'}, {said}", flush=True)
+                print(f"{name} on {slice_.name}: {'fits' if entry.fits else 'does not fit'}, {said}", flush=True)
                 ordered = [entries[key] for key in sorted(entries)]
                 stored["entries"] = [dataclasses.asdict(e) for e in ordered]
                 kept.write_text(json.dumps(stored, indent=1))
