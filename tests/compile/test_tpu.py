@@ -61,7 +61,7 @@ def test_a_mesh_that_does_not_divide_the_batch_is_refused_before_anything_compil
 
 def test_what_goes_between_slices_is_told_apart():
     """Parameters are split within a slice: another slice gets their gradients alone, a share from each device."""
-    done = run("--config=configs/moving_digits.py", "--slice=2xv5e-16", "--config.mesh.fsdp=16")
+    done = run("--config=configs/moving_digits.py", "--topology=2xv5e:4x4", "--mesh=data=-1,fsdp=16")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "32 devices" in done.stdout
     sent = [line.split()[1:4] for line in done.stdout.splitlines() if "traffic" in line]
