@@ -52,9 +52,14 @@ def test_a_message_without_numbers_gives_none():
 @pytest.mark.parametrize(
     ("text", "devices", "name"),
     [
-        ("v3:4x4", 32, "v3-32"), ("v4-8", 4, "v4-8"), ("v5e-16", 16, "v5e-16"), ("v5p:2x2x2", 8, "v5p-16"),
-        ("2xv5e-16", 32, "2xv5e-16"), ("3xv5p:2x2x2", 24, "3xv5p-16"), ("1xv3-8", 8, "v3-8"),
-    ],  # fmt: skip
+        ("v3:4x4", 32, "v3-32"),
+        ("v4-8", 4, "v4-8"),
+        ("v5e-16", 16, "v5e-16"),
+        ("v5p:2x2x2", 8, "v5p-16"),
+        ("2xv5e-16", 32, "2xv5e-16"),
+        ("3xv5p:2x2x2", 24, "3xv5p-16"),
+        ("1xv3-8", 8, "v3-8"),
+    ],
 )
 def test_a_slice_has_the_devices_that_jax_sees_on_it(text, devices, name):
     assert slices.parse(text).num_devices == devices
