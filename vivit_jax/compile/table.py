@@ -2,6 +2,7 @@
 
 python -m vivit_jax.compile.table --out=docs/tpu.md
 python -m vivit_jax.compile.table --out=docs/tpu.md --configs=configs/k400_vivit_l.py:320 --slices=v3-32,v5e-16
+python -m vivit_jax.compile.table --out=docs/tpu_paper.md --configs='configs/paper/table2.py:*' --slices=v3-32
 
 What was compiled before, with the same program on the same slice, is taken from the JSON file beside the table; so a
 second run compiles what is new. A program takes a minute or two on two CPU cores.
@@ -14,6 +15,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import runpy
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -70,6 +72,12 @@ def load(name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(row) if row else module.get_config()
+
+
+def rows_of(name: str) -> list[str]:
+    """FILE:ROW of each row of 'FILE:*'; of any other name itself."""
+    file, _, row = name.partition(":")
+    return [f"{file}:{row}" for row in runpy.run_path(file)["ROWS"]] if row == "*" else [name]
 
 
 def mesh_for(batch: int, slice_: Slice) -> dict[str, int]:
@@ -186,7 +194,9 @@ def main(argv: list[str]) -> None:
     kept = out.with_suffix(".json")
     stored = json.loads(kept.read_text()) if kept.exists() else {"programs": {}, "entries": []}
     entries = {(e["config"], e["slice"]): Entry(**e) for e in stored["entries"]}
-    names = flags.FLAGS.configs or [str(path) for path in sorted(Path("configs").glob("*_vivit_*.py"))]
+    recipes = {str(path) for path in Path("configs").glob("*_vivit_*.py")}
+    names = flags.FLAGS.configs or sorted(recipes.union(config for config, _ in entries))
+    names = [row for name in names for row in rows_of(name)]
     try:
         # The largest first: what is refused there is not tried with more clips on a device.
         for slice_ in sorted(map(slices.parse, flags.FLAGS.slices), key=lambda found: -found.num_devices):
@@ -207,7 +217,9 @@ def run() -> None:
     """Entry point."""
     # Defined here, so that this module can be imported beside others whose flags have the same names.
     flags.DEFINE_string("out", "docs/tpu.md", "The document whose table is written, between its two markers.")
-    flags.DEFINE_list("configs", [], "FILE or FILE:ROW, with commas. Default: every recipe of configs/.")
+    flags.DEFINE_list(
+        "configs", [], "FILE, FILE:ROW or FILE:*, with commas. Default: the recipes of configs/ and what was there before."
+    )
     flags.DEFINE_list("slices", list(COLUMNS), "With commas.")
     logging.set_verbosity(logging.WARNING)
     app.run(main)
