@@ -218,7 +218,7 @@ def run() -> None:
     # Defined here, so that this module can be imported beside others whose flags have the same names.
     flags.DEFINE_string("out", "docs/tpu.md", "The document whose table is written, between its two markers.")
     flags.DEFINE_list(
-        "configs", [], "FILE, FILE:ROW or FILE:*, with commas. Default: the recipes of configs/ and what was there before."
+        "configs", [], "FILE, FILE:ROW or FILE:*, with commas. Default: the recipes of configs/ and what is there."
     )
     flags.DEFINE_list("slices", list(COLUMNS), "With commas.")
     logging.set_verbosity(logging.WARNING)
