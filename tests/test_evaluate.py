@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.test_train import experiment
-from vivit_jax import evaluate, examples, metrics, sharding
+from vivit_jax import evaluate, examples, metrics, predict, sharding
 from vivit_jax.data import build, index, pipeline
 from vivit_jax.models import ViViT
 
@@ -138,6 +138,23 @@ def test_the_files_of_an_evaluation_say_what_it_found(made, tmp_path):
     assert sum(row["videos"] for row in present) == VIDEOS
     assert np.mean([row["accuracy"] for row in present]) == pytest.approx(result.scalars["verb/mean_class_accuracy"])
     assert all(row["accuracy"] is None for row in written["classes"]["verb"] if not row["videos"])
+
+
+def test_under_the_sigmoid_loss_a_single_label_has_its_loss_and_probability():
+    """Each class is a decision of its own: -log sigmoid(z) of the label, -log(1 - sigmoid(z)) of the others."""
+    logits = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]], np.float32)
+    labels, mask, places = np.array([0, 2]), np.ones(2), np.arange(2)
+    sigmoid = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    expected = -np.log(np.where(np.eye(3)[labels] > 0, sigmoid, 1 - sigmoid)).sum(-1)
+    given = {"mask": mask, "index": places, "loss": "sigmoid"}
+    found = examples.of_batch({"label": logits}, {"label": labels}, **given)["heads"]["label"]
+    np.testing.assert_allclose(found["loss"], expected, rtol=1e-6)
+    np.testing.assert_allclose(found["truth_probability"], sigmoid[np.arange(2), labels], rtol=1e-6)
+    kind = metrics.collection({"label": 3}, loss="sigmoid")
+    counted = kind.single_from_model_output(logits={"label": logits}, labels={"label": labels}, mask=mask, index=places)
+    assert metrics.summarise(counted.compute(), {"label": 3})[0]["loss"] == pytest.approx(expected.mean(), rel=1e-6)
+    ranked = predict.rank({"label": logits[0]}, {"label": "abc"}, 3, loss="sigmoid")
+    assert ranked["label"] == [(name, pytest.approx(sigmoid[0, i])) for i, name in ((0, "a"), (2, "c"), (1, "b"))]
 
 
 def test_several_labels_padding_and_broken_videos_in_the_table(tmp_path):

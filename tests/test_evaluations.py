@@ -1,11 +1,15 @@
 """When a run is evaluated, by which metric it is judged, and when it ends early."""
 
+import contextlib
 import math
+import types
+from unittest import mock
 
 import pytest
 
+from vivit_jax import evaluate
 from vivit_jax.checkpointing import score
-from vivit_jax.evaluations import EarlyStop, check_metric
+from vivit_jax.evaluations import EarlyStop, Evaluations, check_metric
 from vivit_jax.experiment import ConfigError, Experiment, default_config
 
 
@@ -36,6 +40,30 @@ def test_early_stop_counts_evaluations_without_improvement_across_a_restart():
     assert not EarlyStop("loss", 3, again.record).over
     assert not EarlyStop("loss", 0, again.record).over
     assert not EarlyStop("top1", 2, again.record).over  # another metric: its evaluations were not counted
+
+
+def test_steps_are_compared_on_the_same_videos_and_the_last_is_reported_on_all(tmp_path, monkeypatch):
+    """An evaluator that finds more on all videos than on five of them, whatever the weights."""
+
+    def make(videos):
+        found = evaluate.Result({"verb/top1": 0.25 if videos == 5 else 0.5}, {}, videos or 40, 0, (1, 1), 0)
+        return lambda params: found
+
+    progress = types.SimpleNamespace(
+        say=lambda text: None, report=types.SimpleNamespace(timed=lambda name: contextlib.nullcontext())
+    )
+    monkeypatch.setattr(evaluate, "write_result", write := mock.Mock())
+    run = experiment(**{"evaluation.videos": 5, "checkpoint.best_metric": "verb/top1"})
+    split = types.SimpleNamespace(num_videos=40, class_names={})
+    evaluations = Evaluations(run, make, tmp_path, split, mock.Mock(), progress)
+    state = types.SimpleNamespace(params=None, ema=None)
+    assert evaluations(1, state) == {"verb/top1": 0.25}
+    assert not write.called
+    assert evaluations(2, state, last=True) == {"verb/top1": 0.25}, "what decides over the best"
+    assert evaluations.early_stop.record["step"] == 1
+    assert evaluations.whole == {"verb/top1": 0.5}
+    (_, written, *_), _ = write.call_args
+    assert written.scalars == {"verb/top1": 0.5}
 
 
 def test_any_metric_may_be_the_one_that_counts_and_others_are_refused():

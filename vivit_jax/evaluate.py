@@ -62,12 +62,12 @@ class Evaluator:
         self._views = (experiment.evaluation.temporal_views, experiment.evaluation.spatial_views)
         self._threads, self._prefetch = experiment.data.threads, experiment.data.prefetch
         self._announced = False
-        self._multi_label = split.multi_label
+        self._multi_label, loss = split.multi_label, experiment.loss.kind
         temporal = self._views[0]
         counts = range(1, temporal + 1) if by_views else (temporal,)
         self._which = [views_among(temporal, count, spec.sampling) for count in counts]
         collections = [
-            metrics.collection(split.heads, self._multi_label, confusion=which is self._which[-1])
+            metrics.collection(split.heads, self._multi_label, loss=loss, confusion=which is self._which[-1])
             for which in self._which
         ]
         eval_step = make_eval_step(model.apply)
@@ -79,7 +79,7 @@ class Evaluator:
             )
             given = {"labels": batch["label"], "mask": batch["mask"], "index": batch["index"]}
             averaged = [average_views(views, which, self._views) for which in self._which]
-            found = per_video.of_batch(averaged[-1], multi_label=self._multi_label, **given)
+            found = per_video.of_batch(averaged[-1], multi_label=self._multi_label, loss=loss, **given)
             scores = [{head: logits[head] for head in self._multi_label} for logits in averaged]
             updates = [
                 kind.single_from_model_output(logits=logits, **given)

@@ -90,6 +90,7 @@ class Evaluations:
 
     Attributes:
       early_stop: what is known of improvement.
+      whole: the metrics of the run's last evaluation, on all videos; empty before it.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Evaluations:
         self.early_stop = EarlyStop(metric, experiment.evaluation.patience, record)
         # A part that is all of it is not evaluated twice at the end.
         self._part = videos if videos is not None and videos < split.num_videos else None
+        self.whole: dict[str, float] = {}
         self._evaluators: dict[int | None, evaluate.Evaluator] = {}
 
     @property
@@ -121,22 +123,24 @@ class Evaluations:
         Args:
           step: of the state.
           state: a `TrainState`.
-          last: of the run: on all videos, and what is found stays in the workdir. So it does where this evaluation ends
-            the run early.
+          last: of the run: then it is evaluated on all videos too, which stays in the workdir and in `whole`. So it is
+            where this evaluation ends the run early.
 
         Returns:
-          The metrics by name, those of the average with `ema/` in front.
+          The metrics by name, those of the average with `ema/` in front: always on the same videos, a part or all of
+          them, so that steps can be compared.
         """
-        result = self._run(step, state, None if last else self._part)
+        result = whole = self._run(step, state, self._part)
         self.early_stop.update(step, result.scalars)
         if self.over and not last:
             self._progress.say(f"step {step}: the run ends early, {self.early_stop}")
-            if self._part is not None:
-                result = self._run(step, state, None)
         if self.over or last:
+            if self._part is not None:
+                whole = self._run(step, state, None)
+            self.whole = whole.scalars
             where = self._workdir / checkpointing.FOLDER / str(step)
             evaluate.write_result(
-                self._workdir, result, where, self._experiment.data.eval_split, self._split.class_names
+                self._workdir, whole, where, self._experiment.data.eval_split, self._split.class_names
             )
         return result.scalars
 

@@ -90,6 +90,7 @@ def of_batch(
     mask: jax.Array,
     index: jax.Array,
     multi_label: Collection[str] = (),
+    loss: str = "softmax",
 ) -> dict[str, Any]:
     """What is kept of a batch's videos; inside `jax.jit`.
 
@@ -99,22 +100,23 @@ def of_batch(
       mask: [B], 0 for padding and for videos that could not be read.
       index: int [B], places in the split, -1 for padding.
       multi_label: heads whose videos have several labels at once.
+      loss: 'softmax' or 'sigmoid', what the heads were trained with; decides over their probabilities and losses.
 
     Returns:
       `index`, `mask`, and `heads`: {head: the fields of HeadExamples}.
     """
-    heads = {head: _of_head(logits[head], labels[head]) for head in logits}
+    heads = {head: _of_head(logits[head], labels[head], loss) for head in logits}
     if metrics.has_action({head: values.shape[-1] for head, values in logits.items()}, multi_label):
         first, second = metrics.PAIR
         truth = labels[first] * logits[second].shape[-1] + labels[second]
         # The scores of pairs are log-probabilities already, and softmax leaves those as they are.
-        heads[metrics.ACTION] = _of_head(metrics.pair_scores(logits[first], logits[second]), truth)
+        heads[metrics.ACTION] = _of_head(metrics.pair_scores(logits[first], logits[second]), truth, "softmax")
     return {"index": index, "mask": mask, "heads": heads}
 
 
-def _of_head(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+def _of_head(logits: jax.Array, labels: jax.Array, loss: str) -> dict[str, jax.Array]:
     several = labels.ndim == 2
-    probabilities = jax.nn.sigmoid(logits) if several else jax.nn.softmax(logits)
+    probabilities = jax.nn.sigmoid(logits) if several or loss == "sigmoid" else jax.nn.softmax(logits)
     _, top = jax.lax.top_k(logits, min(TOP, logits.shape[-1]))
     if several:
         present = labels > 0
@@ -132,7 +134,7 @@ def _of_head(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
         "probabilities": jnp.take_along_axis(probabilities, top, axis=-1),
         "truth_probability": truth_probability,
         "rank": rank,
-        "loss": metrics.losses(logits, present.astype(logits.dtype) if several else labels),
+        "loss": metrics.losses(logits, present.astype(logits.dtype) if several else labels, loss),
     }
 
 

@@ -73,26 +73,26 @@ def _top_k(k: int, head: str | tuple[str, str]) -> type[clu_metrics.Metric]:
     return clu_metrics.Average.from_fun(right)
 
 
-def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def losses(logits: jax.Array, labels: jax.Array, kind: str = "softmax") -> jax.Array:
     """The loss of each example, without label smoothing.
 
     Args:
       logits: [B, C] float.
-      labels: int [B]: softmax cross-entropy. Or [B, C], 1 where a class is present, else 0: binary cross-entropy of the
-        sigmoids, summed over the classes.
+      labels: int [B]; or [B, C], 1 where a class is present, else 0, and then the loss is always 'sigmoid'.
+      kind: of `LossConfig`: 'softmax', cross-entropy; 'sigmoid', binary cross-entropy, summed over the classes.
 
     Returns:
       [B], in nats.
     """
-    kind = "sigmoid" if labels.ndim == logits.ndim else "softmax"
+    kind = "sigmoid" if labels.ndim == logits.ndim else kind
     return example_losses(logits, one_hot_targets(logits, labels), kind)
 
 
-def _loss(head: str) -> type[clu_metrics.Metric]:
+def _loss(head: str, kind: str) -> type[clu_metrics.Metric]:
     """Mean of `losses` of a head."""
 
     def loss(*, logits: Mapping[str, Any], labels: Mapping[str, Any], mask: Any, **_: Any) -> dict[str, Any]:
-        return {"values": losses(logits[head], labels[head]), "mask": mask}
+        return {"values": losses(logits[head], labels[head], kind), "mask": mask}
 
     return clu_metrics.Average.from_fun(loss)
 
@@ -144,13 +144,14 @@ def has_action(heads: Mapping[str, int], multi_label: Collection[str] = ()) -> b
 
 
 def collection(
-    heads: Mapping[str, int], multi_label: Collection[str] = (), *, confusion: bool = True
+    heads: Mapping[str, int], multi_label: Collection[str] = (), *, loss: str = "softmax", confusion: bool = True
 ) -> type[clu_metrics.Collection]:
     """The clu collection for a data set's heads.
 
     Args:
       heads: {head: number of classes}. With the heads `verb` and `noun` there is an `action` too.
       multi_label: heads whose videos have several labels at once. Here they have a loss; `average_precision` is theirs.
+      loss: its kind, as `losses` takes it.
       confusion: with confusion matrices, from which `summarise` takes the mean class accuracy.
 
     Returns:
@@ -159,7 +160,7 @@ def collection(
     """
     members: dict[str, type[clu_metrics.Metric]] = {"count": Count}
     for head, classes in heads.items():
-        members[f"{head}__loss"] = _loss(head)
+        members[f"{head}__loss"] = _loss(head, loss)
         if head in multi_label:
             continue
         if confusion:

@@ -78,6 +78,7 @@ class Predictor:
         self._spec = experiment.clip_spec(self.model.config)
         self.class_names: dict[str, list[str]] = meta["class_names"]
         self.multi_label = frozenset(meta.get("multi_label", ()))
+        self.loss = meta["config"].get("loss", {}).get("kind", "softmax")
         self._logits = jax.jit(make_eval_step(self.model.apply))
         self._attention = jax.jit(
             lambda params, video: attention_map(self.model.apply, self.model.config, params, video)
@@ -100,7 +101,7 @@ class Predictor:
         attention = np.asarray(self._attention(self._params, views[:1]))
         return Prediction(
             str(path),
-            rank({head: logits[head][0] for head in self.class_names}, self.class_names, top, self.multi_label),
+            rank({h: logits[h][0] for h in self.class_names}, self.class_names, top, self.multi_label, self.loss),
             views,
             attention,
         )
@@ -119,6 +120,7 @@ def rank(
     class_names: Mapping[str, Sequence[str]],
     top: int,
     multi_label: Collection[str] = (),
+    loss: str = "softmax",
 ) -> dict[str, list[tuple[str, float]]]:
     """The most probable labels of each head, and of the pairs of verb and noun.
 
@@ -127,10 +129,11 @@ def rank(
       class_names: {head: C names}.
       top: how many, or as many as there are.
       multi_label: heads of several labels at once, whose probabilities are each by themselves (sigmoid).
+      loss: 'softmax' or 'sigmoid', what the heads were trained with; with the latter all are as those.
     """
     names = {head: list(class_names[head]) for head in logits}
     scores = {
-        head: np.asarray((jax.nn.sigmoid if head in multi_label else jax.nn.softmax)(values))
+        head: np.asarray((jax.nn.sigmoid if head in multi_label or loss == "sigmoid" else jax.nn.softmax)(values))
         for head, values in logits.items()
     }
     if {"verb", "noun"} <= set(logits) - set(multi_label):

@@ -64,7 +64,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
         as the case may be `profile/`, `skipped_steps.jsonl`, `failed_step/`.
 
     Returns:
-      The evaluation metrics of the last step, as `evaluate.evaluate` names them.
+      The evaluation metrics of the last step, on all videos, as `evaluate.evaluate` names them.
 
     Raises:
       CheckpointError: another run uses the workdir, or it holds another model's checkpoints.
@@ -154,7 +154,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
         )
         metrics: dict[str, float] = (meta or {}).get("metrics", {})
         if metrics and (first_step >= total_steps or evaluation.over):
-            return metrics
+            return meta.get("whole") or metrics
         if meta and not metrics and (first_step >= total_steps or (eval_every and first_step % eval_every == 0)):
             metrics = evaluation(first_step, state, last=first_step >= total_steps)  # the run was stopped before it
         last_step = first_step if evaluation.over else total_steps
@@ -205,7 +205,8 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
             with speed.paused(), watchdog.paused():
                 metrics = evaluation(step, state, last) if evaluating else {}
                 with progress.report.timed("checkpoint", wait_jax_async_dispatch=False):
-                    checkpoints.save(step, state, record | {"early_stop": evaluation.early_stop.record}, metrics)
+                    judged = {"early_stop": evaluation.early_stop.record, "whole": evaluation.whole}
+                    checkpoints.save(step, state, record | judged, metrics)
             if leaving:
                 checkpoints.wait()
                 raise distributed.Preempted(step)
@@ -216,4 +217,4 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
         window.flush()
     evaluations.write_curves(workdir)
     report.write(workdir)
-    return metrics
+    return evaluation.whole or metrics
