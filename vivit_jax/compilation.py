@@ -149,8 +149,9 @@ def advised(what: str, advice: Sequence[str]) -> Iterator[None]:
         ) from error
 
 
-def training_advice(experiment: Experiment) -> list[str]:
-    """What makes a training step smaller and is not done yet, the cheapest first."""
+def training_advice(experiment: Experiment, devices: int | None = None) -> list[str]:
+    """What makes a training step smaller and is not done yet, the cheapest first; for so many devices, or all here."""
+    devices = devices or jax.device_count()
     model, mesh, size = experiment.model, experiment.mesh, experiment.batch_size
     accumulate = getattr(experiment.optimizer, "accumulate_steps", 1)
     lines = []
@@ -160,15 +161,15 @@ def training_advice(experiment: Experiment) -> list[str]:
         lines.append("config.model.remat=full: a layer's inputs are kept and the rest is computed again (a third more)")
     if not model.get("scan_layers"):
         lines.append("config.model.scan_layers=True: with remat, so that memory is taken for one layer at a time")
-    ways = max(1, jax.device_count() // max(1, mesh["tensor"] * mesh["sequence"]))
+    ways = max(1, devices // max(1, mesh["tensor"] * mesh["sequence"]))
     if size // accumulate > ways:
         lines.append(
             f"config.optimizer.accumulate_steps={2 * accumulate}: the same batch of {size} in more parts, or "
             f"config.batch_size={max(ways, size // 2 // ways * ways)}"
         )
-    if jax.device_count() > 1 and mesh["fsdp"] == 1:
+    if devices > 1 and mesh["fsdp"] == 1:
         lines.append("config.mesh.data=1 --config.mesh.fsdp=-1: parameters and optimizer state split over the devices")
-    if jax.device_count() > 1 and mesh["tensor"] == 1 and mesh["sequence"] == 1:
+    if devices > 1 and mesh["tensor"] == 1 and mesh["sequence"] == 1:
         lines.append("config.mesh.tensor=2 or config.mesh.sequence=2: each clip split over devices")
     return [*lines, "more devices, or a smaller model or clip (config.model.num_frames, config.model.image_size)"]
 

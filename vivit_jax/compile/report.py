@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vivit_jax import throughput
+from vivit_jax import compilation, throughput
 from vivit_jax.compile import slices
 from vivit_jax.compile.ahead import Compiled, compile_ahead
 from vivit_jax.compile.program import Target
@@ -33,7 +33,9 @@ def tell(target: Target, slice_: Slice, step: str) -> bool:
             f"  work       {operations / 1e12:.2f} TFLOP on each device, {1e3 * operations / peak:.0f} ms at its peak"
         )
     if not found.fits:
-        print(f"  what helps {advice(target)}")
+        helps = compilation.training_advice(experiment, target.mesh.size)
+        for line in helps if training else compilation.evaluation_advice(experiment):
+            print(f"  what takes less: {line}")
     return found.fits
 
 
@@ -53,24 +55,6 @@ def in_words(found: Compiled, slice_: Slice) -> list[str]:
     if len(lines) == 1:
         lines.append("traffic    less than 1 MiB")
     return [*lines, f"compiled   in {found.seconds:.0f} s"]
-
-
-def advice(target: Target) -> str:
-    """What to change in a config whose step does not fit."""
-    model = target.experiment.model_config(target.heads)
-    options = []
-    if model.remat != "full":
-        options.append("--config.model.remat=full")
-    if model.dtype == "float32":
-        options.append("--config.model.dtype=bfloat16")
-    if not model.scan_layers:
-        options.append("--config.model.scan_layers=True (with remat)")
-    options.append("a smaller batch or a larger slice")
-    if target.mesh.shape["fsdp"] == 1:
-        options.append("parameters split over devices, --config.mesh.fsdp=N")
-    if target.mesh.shape["sequence"] == 1:
-        options.append("clips split over devices, --config.mesh.sequence=N")
-    return "; ".join(options)
 
 
 def tell_largest(target: Target, slice_: Slice) -> int:
