@@ -14,7 +14,7 @@ softmax.
 
 from vivit_jax import recipes
 
-SLICES = ("v3-32",)
+SLICES = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-4", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
 
 
 def get_config():

@@ -12,7 +12,7 @@ the learning rate of the appendix; `configs/paper/table2.py:model2` keeps the ap
 
 from vivit_jax import recipes
 
-SLICES = ("v3-8", "v3-32", "v4-8", "v5e-16")
+SLICES = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-4", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
 
 
 def get_config():

@@ -9,14 +9,14 @@ VIT_L_16 holds the weights of a ViT-L/16, trained on ImageNet-21k, or on JFT for
 run starts from scratch.
 The data are not ours to give: see docs/data.md for what to fetch. Without them the command says what it looked for.
 For crops of 320 the paper does not say how frames are resized: here in proportion, short side 366.
-Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold it, docs/tpu.md how. Crops of 320 fit a v3-32
-too. The mesh must divide the batch of 64.
+Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold it, docs/tpu.md how. Crops of 320 fit fewer,
+v3-32 among them. The mesh must divide the batch of 64.
 Published: 80.6 / 94.7 top-1 / top-5 with 4 x 3 views, initialised from ImageNet-21k (Table 6).
 """
 
 from vivit_jax import recipes
 
-SLICES = ("v3-32", "v5e-16")
+SLICES = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
 
 ROWS = {
     "224": "ViViT-L/16x2: 80.6 / 94.7 (Table 6), 80.3 (Table 5)",

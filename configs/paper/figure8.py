@@ -5,13 +5,16 @@
     python -m vivit_jax.cost --only=figure8
 
 VIT_B_16 holds the weights of a ViT-B/16 trained on ImageNet-21k; without it the run starts from scratch.
-Hardware: Cloud TPU v3 as in the paper, v3-32 assumed. The cores of another slice must divide the batch of 64.
+Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold every row, docs/tpu_paper.md how. The cores of
+another slice must divide the batch of 64.
 Published: a figure, whose points are not recorded here; tubelets of 2 frames are Table 2's rows. Open, and chosen
 here: the lengths, 2 to 16 frames (16, 8, 4 and 2 temporal tokens), and the backbone, Table 2's. The last command
 counts the cost.
 """
 
 from vivit_jax import recipes
+
+SLICES = ("v3-32",)
 
 _NAMES = {
     "model1": "Model 1",

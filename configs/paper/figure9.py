@@ -8,7 +8,8 @@
 
 The first command trains, the second gives a point of the curve, for each number of temporal views, the third counts
 the tokens. VIT_L_16 holds the weights of a ViT-L/16 trained on ImageNet-21k; without it the run starts from scratch.
-Hardware: Cloud TPU v3 as in the paper, v3-32 assumed. The cores of another slice must divide the batch of 64.
+Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold every row, docs/tpu_paper.md how. The cores of
+another slice must divide the batch of 64.
 Published: a figure, whose points are not recorded here: a Kinetics video has 250 frames, and accuracy saturates once
 the views together see them all. At stride 2 that takes 4 views of 32 frames, 2 of 64 or 1 of 128, which are the rows'
 own.
@@ -16,6 +17,8 @@ Open, and chosen here: the lengths, and the model, ViViT-L, Model 2, with 4 temp
 """
 
 from vivit_jax import recipes
+
+SLICES = ("v3-32",)
 
 ROWS = {
     "frames32": "32 frames, tubelets of 2: 4 views see the whole video",

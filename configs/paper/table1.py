@@ -6,12 +6,15 @@
 VIT_B_16 holds the weights of a ViT-B/16 trained on ImageNet-21k, for every row: the rows differ in how the patch
 embedding of the image model becomes that of the video model. Without a path all tubelet rows are one and the same,
 from scratch.
-Hardware: Cloud TPU v3 as in the paper, v3-32 assumed. The cores of another slice must divide the batch of 64.
+Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold every row, docs/tpu_paper.md how. The cores of
+another slice must divide the batch of 64.
 Published: Kinetics-400 top-1, 78.5 / 73.2 / 77.6 / 79.2 in the order of the rows. Open, and chosen here: frame
 sampling takes one frame in two, which makes as many tokens as the tubelets do; 4 x 3 views.
 """
 
 from vivit_jax import recipes
+
+SLICES = ("v3-32",)
 
 ROWS = {
     "uniform_frames": "uniform frame sampling: 78.5",

@@ -8,7 +8,8 @@
 
 VIT_B_16 holds the weights of a ViT-B/16 trained on ImageNet-21k. The EPIC rows start from the Kinetics run of the
 same model (Table 4, second row); without a path a run starts from scratch.
-Hardware: Cloud TPU v3 as in the paper, v3-32 assumed. The cores of another slice must divide the batch of 64.
+Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold every row, docs/tpu_paper.md how. The cores of
+another slice must divide the batch of 64.
 Published: top-1 on Kinetics-400 and action top-1 on EPIC-Kitchens, with the parameters and multiply-adds beside each
 row. The 100.7 M parameters of Model 2 are not reproduced: four full temporal layers make 115.1 M, which is what the
 released configuration builds. The last command counts both columns. The EPIC rows take the whole of the appendix's
@@ -16,6 +17,8 @@ recipe: Model 2's figure is the last of Table 4.
 """
 
 from vivit_jax import recipes
+
+SLICES = ("v3-32",)
 
 _COSTS = {
     "model1": "Model 1, spatio-temporal attention (88.9 M, 455.2 G)",

@@ -8,7 +8,8 @@
 VIT_B_16 holds the weights of a ViT-B/16 trained on ImageNet-21k, for the first row; the others start from a run of
 Model 2 on Kinetics-400 (configs/paper/table2.py:model2). Without a path a row starts from scratch, and the first two
 are the same.
-Hardware: Cloud TPU v3 as in the paper, v3-8 assumed. The cores of another slice must divide the batch of 64.
+Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold every row, docs/tpu_paper.md how. The cores of
+another slice must divide the batch of 64.
 Published: action top-1 38.4, 39.6, 40.2, 41.1, 43.1, 43.7 with 4 x 1 views; the last is Model 2 of Table 2. The
 strengths are those of the appendix. The table begins with colour jitter and takes nothing away, while the appendix
 has none for EPIC-Kitchens. These rows follow the table, with Kinetics' probabilities; the appendix's recipe is
@@ -16,6 +17,8 @@ configs/paper/table2.py:model2_epic100, or this with --config.augment.colour_jit
 """
 
 from vivit_jax import recipes
+
+SLICES = ("v3-32",)
 
 ROWS = {
     "crop_flip_colour": "random crop, flip, colour jitter: 38.4",

@@ -5,13 +5,15 @@
     python -m vivit_jax.cost --only=table5
 
 VIT_L_16 holds the weights of a ViT-L/16 trained on ImageNet-21k; without it the run starts from scratch.
-Hardware: Cloud TPU v3 as in the paper, v3-32 assumed, v3-64 for crops above 224. The cores of another slice must
-divide the batch of 64.
+Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold every row, docs/tpu_paper.md how. The cores of
+another slice must divide the batch of 64.
 Published: top-1, multiply-adds and milliseconds on TPU v3 beside each row. Open, and chosen here: how frames are
 resized for the larger crops, in proportion (short sides 256, 329, 366). The last command counts the multiply-adds.
 """
 
 from vivit_jax import recipes
+
+SLICES = ("v3-32",)
 
 ROWS = {
     "crop224": "80.3 (1446 G, 58.9 ms)",

@@ -10,13 +10,15 @@ trained on JFT; for EPIC-Kitchens a run of Model 2 on Kinetics-400. Without a pa
 row is the row without.
 The recipes one by one, with what is open in each: configs/k400_vivit_l.py, k400_vivit_h.py, k600_vivit_l.py,
 k600_vivit_h.py, mit_vivit_l.py, epic100_vivit_l_fe.py, ssv2_vivit_l_fe.py.
-Hardware: Cloud TPU v3 as in the paper, v3-32 assumed, v3-64 for crops of 320 and ViViT-H. The cores of another slice
-must divide the batch of 64.
+Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold every row, docs/tpu_paper.md how. The cores of
+another slice must divide the batch of 64.
 Published: top-1 / top-5 with 4 x 3 views beside each row. For Moments in Time, EPIC-Kitchens (4 x 1 views) and
 Something-Something the table's figures are not recorded here; the released EPIC model reaches 43.6 action top-1.
 """
 
 from vivit_jax import recipes
+
+SLICES = ("v3-32",)
 
 ROWS = {
     "k400_l": "Kinetics-400, L/16x2: 80.6 / 94.7",

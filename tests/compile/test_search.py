@@ -1,11 +1,7 @@
 """The search for the largest batch, slices, and the compiler's message; without a compiler."""
 
-import json
-import runpy
-
 import pytest
 
-from tests.conftest import REPOSITORY
 from vivit_jax.compile import slices
 from vivit_jax.compile.ahead import Compiled, memory_asked_for
 from vivit_jax.compile.search import largest_batch
@@ -74,13 +70,3 @@ def test_every_slice_is_called_by_what_it_has():
 def test_a_slice_that_does_not_exist_is_refused_with_those_that_do(text):
     with pytest.raises(slices.SliceError, match=r"known are .*v3-32"):
         slices.parse(text)
-
-
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*_vivit_*.py")), ids=lambda path: path.stem)
-def test_every_recipe_names_slices_that_hold_it(path):
-    """What docs/tpu.json says of them was compiled."""
-    entries = json.loads((REPOSITORY / "docs" / "tpu.json").read_text())["entries"]
-    fits = {entry["slice"] for entry in entries if entry["config"] == f"configs/{path.name}" and entry["fits"]}
-    named = runpy.run_path(str(path))["SLICES"]
-    assert named
-    assert set(named) <= set(slices.SLICES) & fits

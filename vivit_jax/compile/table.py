@@ -45,6 +45,8 @@ class Entry:
       mesh: {axis: devices}, those above 1.
       clips: in each part of the batch.
       remat: the first of `REMATS` that fits; the last where none does.
+      turns: parts that the batch is taken in one after another (`optimizer.accumulate_steps`); more than one only where
+        no remat fits otherwise.
       fits: whether it does.
       peak: bytes on each device.
       available: bytes that the compiler gives.
@@ -63,6 +65,7 @@ class Entry:
     available: int = 0
     seconds: float = 0.0
     says: str = ""
+    turns: int = 1
 
 
 def load(name: str) -> Any:
@@ -87,10 +90,11 @@ def mesh_for(batch: int, slice_: Slice) -> dict[str, int]:
 
 
 def measure(name: str, slice_: Slice, known: dict[str, Any], others: Iterable[Entry] = ()) -> Entry:
-    """Compiles the training step of a config with each remat until one fits; what `known` holds is not compiled again.
+    """Compiles the training step of a config with less and less memory until it fits.
 
-    `known`, {key of a program: what the compiler said}, is added to. `others` are entries of before: a remat that was
-    refused with no more of each clip on the same chip is not tried.
+    First with each remat in one go, then with the last of them and the batch in 2, 4, ... turns. `known`, {key of a
+    program: what the compiler said}, holds what is not compiled again, and is added to. `others` are entries of before:
+    a remat that was refused with no more of each clip on the same chip is not tried.
     """
     from vivit_jax.compile.ahead import compile_ahead
     from vivit_jax.compile.program import Target
@@ -103,8 +107,11 @@ def measure(name: str, slice_: Slice, known: dict[str, Any], others: Iterable[En
         config.mesh[axis] = size
     shown = {axis: size for axis, size in mesh.items() if size > 1}
     entry = Entry(name, slice_.name, config.batch_size, shown, 0, REMATS[-1], False)
-    for remat in REMATS[max((_refused(other, entry) for other in others), default=0) :]:
-        config.model.remat = remat
+    each = config.batch_size // mesh["data"]
+    turns = [2**i for i in range(1, each.bit_length()) if each % 2**i == 0]
+    options = [*((remat, 1) for remat in REMATS), *((REMATS[-1], parts) for parts in turns)]
+    for remat, parts in options[max((_refused(other, entry) for other in others), default=0) :]:
+        config.model.remat, config.optimizer.accumulate_steps = remat, parts
         experiment = Experiment.from_config(config)
         heads = dict(catalog.get(experiment.data.name).heads)
         key = _key(experiment, heads, slice_)
@@ -123,19 +130,19 @@ def measure(name: str, slice_: Slice, known: dict[str, Any], others: Iterable[En
                 }
         except ValueError as error:
             return dataclasses.replace(entry, says=str(error))
-        entry = dataclasses.replace(entry, remat=remat, **known[key])
+        entry = dataclasses.replace(entry, remat=remat, turns=parts, **known[key])
         if entry.fits:
             break
     return entry
 
 
 def _refused(other: Entry, entry: Entry) -> int:
-    """How many of `REMATS`, from the first on, need not be tried for `entry`, by what was found of `other`."""
+    """How many remats, from the first on, need not be tried for `entry`, by what was found of `other`."""
     chip, another = (one.slice.partition("-")[0] for one in (entry, other))
     if entry.config != other.config or chip != another or not other.clips:
         return 0
     shares = [math.prod(one.mesh.values()) / one.batch for one in (entry, other)]  # devices for each clip
-    return REMATS.index(other.remat) if shares[1] >= shares[0] else 0
+    return REMATS.index(other.remat) if shares[1] >= shares[0] else 0  # the last is always tried: it says how much
 
 
 def _key(experiment: Any, heads: Mapping[str, int], slice_: Slice) -> str:
@@ -170,7 +177,8 @@ def _cell(entry: Entry | None) -> str:
     if not entry.fits:
         return f"**no**: {entry.peak / GIB:.0f} GiB" if entry.peak else "**no**: mesh"
     split = f", {entry.mesh['sequence']} devices a clip" if entry.mesh.get("sequence", 1) > 1 else ""
-    return f"{entry.peak / GIB:.1f} GiB, remat {entry.remat}, {entry.clips} a part{split}"
+    turns = f" in {entry.turns} turns" if entry.turns > 1 else ""
+    return f"{entry.peak / GIB:.1f} GiB, remat {entry.remat}, {entry.clips} a part{turns}{split}"
 
 
 BEGIN, END = "<!-- begin: python -m vivit_jax.compile.table -->", "<!-- end -->"
