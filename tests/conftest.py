@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,9 @@ if _flag not in os.environ.get("XLA_FLAGS", ""):
 # Eight virtual devices that wait for one another need a thread each; the CPU client has as many as there are cores.
 os.environ.setdefault("PJRT_NPROC", "32")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# PyTorch for CUDA loads Triton where it finds it, and after TensorFlow that ends the process (seen with torch 2.13,
+# Python 3.13). It does without.
+sys.modules.setdefault("triton", None)
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # The same small programs are compiled in many tests, and again in their subprocesses: once is enough.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vivit_jax_tests_")
