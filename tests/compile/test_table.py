@@ -57,6 +57,13 @@ def test_turns_are_tried_last_and_a_remat_that_was_refused_with_fewer_clips_on_t
     assert also(f"{CONFIG}:320", "v3-8") == (2, ["none", "dots", "full", 2]), "another config"
 
 
+def test_all_rows_of_a_config_are_named_by_a_star():
+    assert table.rows_of(f"{CONFIG}:*")[:2] == [f"{CONFIG}:224", f"{CONFIG}:320"]
+    assert table.rows_of(CONFIG) == [CONFIG]
+    with pytest.raises(ValueError, match="has no rows"):
+        table.rows_of(f"{REPOSITORY}/configs/moving_digits.py:*")
+
+
 def test_the_table_keeps_the_text_around_it_and_says_how_each_config_fits(tmp_path):
     out = tmp_path / "tpu.md"
     out.write_text(f"Before.\n\n{table.BEGIN}\nold\n{table.END}\n\nAfter.\n")

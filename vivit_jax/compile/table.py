@@ -78,9 +78,17 @@ def load(name: str) -> Any:
 
 
 def rows_of(name: str) -> list[str]:
-    """FILE:ROW of each row of 'FILE:*'; of any other name itself."""
+    """FILE:ROW of each row of 'FILE:*'; of any other name itself.
+
+    Raises:
+      ValueError: the file has no rows.
+    """
     file, _, row = name.partition(":")
-    return [f"{file}:{row}" for row in runpy.run_path(file)["ROWS"]] if row == "*" else [name]
+    if row != "*":
+        return [name]
+    if not (rows := runpy.run_path(file).get("ROWS")):
+        raise ValueError(f"{name}: {file} has no rows (ROWS); name the file alone")
+    return [f"{file}:{row}" for row in rows]
 
 
 def mesh_for(batch: int, slice_: Slice) -> dict[str, int]:
@@ -202,10 +210,10 @@ def main(argv: list[str]) -> None:
     kept = out.with_suffix(".json")
     stored = json.loads(kept.read_text()) if kept.exists() else {"programs": {}, "entries": []}
     entries = {(e["config"], e["slice"]): Entry(**e) for e in stored["entries"]}
-    recipes = {str(path) for path in Path("configs").glob("*_vivit_*.py")}
-    names = flags.FLAGS.configs or sorted(recipes.union(config for config, _ in entries))
-    names = [row for name in names for row in rows_of(name)]
     try:
+        recipes = {str(path) for path in Path("configs").glob("*_vivit_*.py")}
+        names = flags.FLAGS.configs or sorted(recipes.union(config for config, _ in entries))
+        names = [row for name in names for row in rows_of(name)]
         # The largest first: what is refused there is not tried with more clips on a device.
         for slice_ in sorted(map(slices.parse, flags.FLAGS.slices), key=lambda found: -found.num_devices):
             for name in names:
