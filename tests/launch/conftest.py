@@ -18,6 +18,9 @@ alone = open(os.path.join(folder, "lock"), "w")
 fcntl.flock(alone, fcntl.LOCK_EX)  # scripts start several programs at once
 with open(os.path.join(folder, "calls"), "a") as calls:
     calls.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
+if "--filename=-" in sys.argv:  # read to the end, or whoever writes it dies of a broken pipe
+    with open(os.path.join(folder, "stdin"), "w") as file:
+        file.write(sys.stdin.read())
 line = " ".join([name, *sys.argv[1:]])
 path = os.path.join(folder, "answers")
 answers = json.load(open(path))
@@ -36,7 +39,8 @@ class Fake:
     """Runs a launch script with stand-ins on PATH.
 
     `answer(pattern, ...)`: to a command line that the pattern is found in, each of these in turn, the last for ever: a
-    text for standard output, or (exit code, standard error). Unanswered commands succeed in silence.
+    text for standard output, or (exit code, standard error). Unanswered commands succeed in silence. What a command
+    with `--filename=-` was given is in the folder's file `stdin`.
     """
 
     def __init__(self, folder, *programs):

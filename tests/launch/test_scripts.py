@@ -74,6 +74,9 @@ def test_gke_submits_the_manifest_and_dry_runs_print_instead(fake):
     gke.run("launch/gke.sh", "image", IMAGE, "--dry-run")
     assert gke.calls == []
     assert gke.run("launch/gke.sh", "submit", *arguments, "--", *RUN).returncode == 0
+    made = gke.run("launch/gke.sh", "manifest", *arguments, "--", *RUN).stdout
+    assert (gke.folder / "stdin").read_text() == made
+    assert dry.stdout.endswith(f"{made}YAML\n")
     gke.run("launch/gke.sh", "image", IMAGE)
     assert [call[:2] for call in gke.calls] == [["kubectl", "apply"], ["docker", "build"], ["docker", "push"]]
     gke.answer("kubectl apply", (1, 'no matches for kind "JobSet"'))
