@@ -99,7 +99,7 @@ def peak_bytes(memory: Any, platform: str) -> int:
     """
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     peak, code = memory.peak_memory_in_bytes, memory.generated_code_size_in_bytes
-    if platform == "tpu" and peak >= arguments:
+    if platform == "tpu" and peak >= arguments:  # less than what is there before it runs: not told
         return peak + code
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes  # donated buffers are not counted twice
     return max(arguments + temporary + results, peak) + code
