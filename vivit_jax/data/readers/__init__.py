@@ -1,1 +1,0 @@
-"""Readers of annotation files, one module a format; `annotations.read` chooses."""
