@@ -35,7 +35,7 @@ def child(fields: dict, devices: int, clips: int, axes: dict, cache: str | None)
         jax.config.update("jax_compilation_cache_dir", cache)
     from vivit_jax.compile import collectives
     from vivit_jax.compile.program import Target
-    from vivit_jax.experiment import Experiment, default_config
+    from vivit_jax.config.experiment import Experiment, default_config
 
     config = default_config()
     for name, value in fields.items():

@@ -29,8 +29,11 @@ import av
 import numpy as np
 from PIL import Image
 
-from vivit_jax.data import build, decode, encode, index, pipeline
+from vivit_jax.data import build, pipeline
 from vivit_jax.data.host_tf import tf
+from vivit_jax.data.pipeline import batches
+from vivit_jax.data.records import split as index
+from vivit_jax.data.video import decode, encode
 
 FRAMES, STRIDE, CROP, SHORT = 32, 2, 224, 256
 FULL_SPLIT = 240_480  # videos of Kinetics-400's training split that are still there, about
@@ -252,7 +255,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.allocator == "system":
-        pipeline.keep_freed_memory = lambda: False
+        batches.keep_freed_memory = lambda: False
     with tempfile.TemporaryDirectory() as folder:
         split, paths, seconds = make_data(Path(folder), args)
         per_frame = split.record_bytes / split.num_frames.sum()

@@ -26,10 +26,14 @@ import jax
 import numpy as np
 from etils import epath
 
-from vivit_jax import evaluate, examples, logs, optim, plots, sweep, sweep_table
+from vivit_jax import optim
 from vivit_jax.data.moving_digits import VERBS
+from vivit_jax.evaluation import evaluate, predictions
 from vivit_jax.models import ViViT
+from vivit_jax.sweep import __main__, plan
+from vivit_jax.sweep import table as sweep_table
 from vivit_jax.train_step import TrainState, make_train_step
+from vivit_jax.utils import logs, plots
 
 CONFIG = "configs/study.py"
 HEADS = {"verb": 8, "noun": 10}
@@ -144,7 +148,7 @@ CONCLUSIONS = "## What we make of it"
 TIMED = ("model1", "model2", "model3", "model4", "average_pool")
 
 
-def compare(results: Sequence[sweep.Finished], first: str, second: str, metric: str) -> int | None:
+def compare(results: Sequence[plan.Finished], first: str, second: str, metric: str) -> int | None:
     """1 where `first` is ahead of `second` by more than two standard errors of the difference, -1 behind, 0 neither.
 
     None with fewer than two seeds of either, which have no spread.
@@ -157,7 +161,7 @@ def compare(results: Sequence[sweep.Finished], first: str, second: str, metric: 
     return 0 if abs(difference) <= 2 * error else int(math.copysign(1, difference))
 
 
-def agreement(results: Sequence[sweep.Finished], question: Question, metric: str) -> str:
+def agreement(results: Sequence[plan.Finished], question: Question, metric: str) -> str:
     """What the pairs of rows say of the paper's ordering, as a sentence."""
     published = {row: value for row, (_, value) in question.rows.items() if value is not None}
     counts: dict[str, list[str]] = collections.defaultdict(list)
@@ -179,7 +183,7 @@ def agreement(results: Sequence[sweep.Finished], question: Question, metric: str
     return text
 
 
-def table(results: Sequence[sweep.Finished], question: Question) -> list[str]:
+def table(results: Sequence[plan.Finished], question: Question) -> list[str]:
     """The rows of a question as Markdown lines: accuracies in percent, mean ± standard deviation over the seeds."""
     lines = [
         "| | verb | noun | action | published | parameters | MFLOPs | seeds |",
@@ -198,16 +202,16 @@ def table(results: Sequence[sweep.Finished], question: Question) -> list[str]:
     return lines
 
 
-def reversed_motions(runs: Sequence[sweep.Run]) -> list[str]:
+def reversed_motions(runs: Sequence[plan.Run]) -> list[str]:
     """Whether each model tells a motion from its reversal: a table from the `predictions.csv` of its runs."""
     rows = (*TIMED, "average_pool_uniform_frames")
     lines = ["| | verb right | verb or its reversal | of these, the right one |", "|---|---|---|---|"]
     for row in rows:
         found = []
         for run in runs:
-            path = run.workdir / examples.FILE
+            path = run.workdir / predictions.FILE
             if run.row == row and path.exists():
-                verbs = [e for e in examples.read(path) if e["head"] == "verb" and e["ranked"]]
+                verbs = [e for e in predictions.read(path) if e["head"] == "verb" and e["ranked"]]
                 truth = np.array([VERBS.index(e["truth"]) for e in verbs])
                 said = np.array([VERBS.index(e["ranked"][0][0]) for e in verbs])
                 right, pair = truth == said, truth // 2 == said // 2
@@ -218,7 +222,7 @@ def reversed_motions(runs: Sequence[sweep.Run]) -> list[str]:
     return lines
 
 
-def views(runs: Sequence[sweep.Run], rows: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+def views(runs: Sequence[plan.Run], rows: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
     """{row: [(temporal views, mean verb top-1)]}, from the `evaluation.json` of the runs."""
     found: dict[str, dict[int, list[float]]] = {row: collections.defaultdict(list) for row in rows}
     for run in runs:
@@ -229,7 +233,7 @@ def views(runs: Sequence[sweep.Run], rows: Sequence[str]) -> dict[str, list[tupl
     return {row: [(n, statistics.fmean(v)) for n, v in sorted(by.items())] for row, by in found.items() if by}
 
 
-def step_times(runs: Sequence[sweep.Run], repeats: int) -> dict[str, tuple[float, float]]:
+def step_times(runs: Sequence[plan.Run], repeats: int) -> dict[str, tuple[float, float]]:
     """{row: (ms of a training step of 32 clips, ms of a forward pass)}, medians; the models take turns."""
     programs = {}
     for row in TIMED:
@@ -272,7 +276,7 @@ def times_table(times: Mapping[str, Sequence[float]]) -> list[str]:
     return lines
 
 
-def plot(results: Sequence[sweep.Finished], question: Question, by_views: Mapping, path: epath.Path) -> None:
+def plot(results: Sequence[plan.Finished], question: Question, by_views: Mapping, path: epath.Path) -> None:
     """A question's rows: verb, noun and action with their standard deviations; Figure 9 against the views too."""
     figure, panels = plots.plt.subplots(
         1, 2 if by_views else 1, figsize=(10 if by_views else 7, 0.9 + 0.55 * len(question.rows)), layout="constrained",
@@ -303,7 +307,7 @@ def plot(results: Sequence[sweep.Finished], question: Question, by_views: Mappin
     plots.save(figure, path)
 
 
-def recorded(path: str) -> dict[tuple[str, int], sweep.Finished]:
+def recorded(path: str) -> dict[tuple[str, int], plan.Finished]:
     """{(row, seed): run} of a file that `sweep_table.as_csv` wrote, failures left out."""
     runs = {}
     for line in csv.DictReader(io.StringIO(epath.Path(path).read_text())):
@@ -312,11 +316,11 @@ def recorded(path: str) -> dict[tuple[str, int], sweep.Finished]:
         )
         if not failure:
             metrics = {name: float(value) for name, value in line.items() if value}
-            runs[row, int(seed)] = sweep.Finished(row, int(seed), metrics, int(parameters), float(gflops))
+            runs[row, int(seed)] = plan.Finished(row, int(seed), metrics, int(parameters), float(gflops))
     return runs
 
 
-def document(runs: Sequence[sweep.Run], results: Sequence[sweep.Finished], times: Mapping, folder: epath.Path) -> str:
+def document(runs: Sequence[plan.Run], results: Sequence[plan.Finished], times: Mapping, folder: epath.Path) -> str:
     """The text of docs/study.md; its plots go to `folder`."""
     done = [found for found in results if not found.failure]
     seeds = sorted({found.seed for found in done})
@@ -347,17 +351,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15, help="of the timing")
     options = parser.parse_args()
     logs.set_up()
-    module = sweep.load_module(CONFIG)
+    module = plan.load_module(CONFIG)
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    runs = sweep.plan(module, options.workdir, seeds=seeds, changes=sweep.parse_changes(options.set))
+    runs = plan.plan(module, options.workdir, seeds=seeds, changes=plan.parse_changes(options.set))
     times_file = epath.Path(options.workdir) / "step_times.json"
     if options.report_only:
         known = recorded(options.recorded) if options.recorded else {}
-        found = [sweep.finished(run) or known.get((run.row, run.seed)) for run in runs]
+        found = [plan.finished(run) or known.get((run.row, run.seed)) for run in runs]
         results = [result for result in found if result is not None]
     else:
         results = []
-        for found in sweep.carry_out(runs):
+        for found in __main__.carry_out(runs):
             results.append(found)
             sweep_table.write(results, options.workdir, "study")
         times_file.write_text(json.dumps(step_times(runs, options.repeats)))

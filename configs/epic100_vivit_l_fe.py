@@ -12,7 +12,7 @@ Published: 43.6 action top-1 with 4 x 1 views (the released model), scored on th
 softmax.
 """
 
-from vivit_jax import recipes
+from vivit_jax.config import recipes
 
 SLICES = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-4", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
 

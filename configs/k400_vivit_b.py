@@ -9,7 +9,7 @@ batch of 64.
 Published: 79.9 top-1 with 4 x 3 views (the released model); 80.0 (Table 2).
 """
 
-from vivit_jax import recipes
+from vivit_jax.config import recipes
 
 SLICES = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-4", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
 

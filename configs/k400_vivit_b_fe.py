@@ -10,7 +10,7 @@ Published: 78.4 top-1 with 4 x 3 views (the released model); 78.8 (Table 2). The
 the learning rate of the appendix; `configs/paper/table2.py:model2` keeps the appendix's.
 """
 
-from vivit_jax import recipes
+from vivit_jax.config import recipes
 
 SLICES = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-4", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
 

@@ -11,7 +11,7 @@ Model 2 for small data sets; the views, 4 x 3 as for Kinetics; greyscale with pr
 jitter in the published Kinetics configurations.
 """
 
-from vivit_jax import recipes
+from vivit_jax.config import recipes
 
 SLICES = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
 

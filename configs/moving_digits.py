@@ -5,7 +5,7 @@
 Hardware: two CPU cores, about three minutes. Expected on the held-out videos: verb top-1 at least 95 %.
 """
 
-from vivit_jax.experiment import default_config
+from vivit_jax.config.experiment import default_config
 
 
 def get_config():

@@ -10,7 +10,7 @@ Hardware: two CPU cores, about two hours for all rows with three seeds (estimate
 Expected on the held-out videos: docs/study.md.
 """
 
-from vivit_jax.experiment import default_config
+from vivit_jax.config.experiment import default_config
 
 MODEL2 = {"model.attention": "factorised_encoder", "model.temporal_layers": 2}
 # Single frames, 64 times as often as the video models see their clips: a frame costs a sixteenth. It can learn the

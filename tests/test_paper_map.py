@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vivit_jax.experiment import default_config
+from vivit_jax.config.experiment import default_config
 from vivit_jax.models import ViViTConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -10,11 +10,12 @@ import optax
 import pytest
 from PIL import Image
 
+from tests.config.test_experiment import load
 from tests.conftest import REPOSITORY
-from tests.test_experiment import load
-from vivit_jax import preview, train
+from vivit_jax import preview
+from vivit_jax.config.experiment import Experiment
 from vivit_jax.data import build, pipeline
-from vivit_jax.experiment import Experiment
+from vivit_jax.data.open import open_data
 from vivit_jax.train_step import TrainState, make_train_step
 
 
@@ -34,7 +35,7 @@ def run(tmp_path_factory):
 
 def test_it_is_what_the_model_sees_in_that_step(run):
     found = preview.preview(run, clips=3, step=2)
-    training, _ = train.open_data(run)
+    training, _ = open_data(run.data)
     spec = run.clip_spec(run.model_config(training.heads))
     with pipeline.train_batches(training, spec, batch_size=5, seed=run.seed, start_step=2) as batches:
         batch = next(batches)

@@ -14,7 +14,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vivit_jax import command_line
+from vivit_jax.config import flags as command_line
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file; any field can be overridden, e.g. --config.batch_size=16.", lock_config=True
@@ -46,7 +46,10 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     # After the flags are parsed, so that --help and a mistyped flag answer at once.
-    from vivit_jax import checkpointing, distributed, experiment, logs
+    from vivit_jax import checkpoint as checkpointing
+    from vivit_jax import distributed
+    from vivit_jax.config import experiment
+    from vivit_jax.utils import logs
 
     logs.set_up()
     with distributed.ending_together():
@@ -59,7 +62,7 @@ def main(argv: list[str]) -> None:
                 found = train(run, _WORKDIR.value)
                 logging.info("Done: %s", ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
             else:
-                from vivit_jax.evaluate import evaluate
+                from vivit_jax.evaluation.evaluate import evaluate
 
                 chosen = {"which": _WHICH.value, "weights": _WEIGHTS.value}
                 summary = evaluate(run, _WORKDIR.value, _CHECKPOINT.value, **chosen).summary()

@@ -19,11 +19,15 @@ import numpy as np
 from absl import app, flags, logging
 from etils import epath
 
-from vivit_jax import checkpointing, evaluate, logs, metrics, plots, sharding
-from vivit_jax.data import build, catalog, decode, pipeline
-from vivit_jax.experiment import ConfigError, DataConfig, Experiment
+from vivit_jax import checkpoint as checkpointing
+from vivit_jax import sharding
+from vivit_jax.config.experiment import ConfigError, DataConfig, Experiment
+from vivit_jax.data import build, catalog, pipeline
+from vivit_jax.data.video import decode
+from vivit_jax.evaluation import evaluate, metrics
 from vivit_jax.models import ViViTConfig
 from vivit_jax.train_step import make_eval_step, normalise
+from vivit_jax.utils import logs, plots
 
 
 @dataclasses.dataclass(frozen=True)

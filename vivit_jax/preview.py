@@ -23,13 +23,13 @@ from etils import epath
 from ml_collections import config_flags
 from PIL import Image
 
-from vivit_jax import plots
 from vivit_jax.augment import AugmentConfig, augment_pixels, mix_clips, step_keys, swap_pairs
+from vivit_jax.config.experiment import Experiment
 from vivit_jax.data import pipeline
-from vivit_jax.experiment import Experiment
-from vivit_jax.logs import set_up
-from vivit_jax.train import open_data
+from vivit_jax.data.open import open_data
 from vivit_jax.train_step import SINGLE_HEAD, normalise, step_key
+from vivit_jax.utils import plots
+from vivit_jax.utils.logs import set_up
 
 SUFFIXES = (".png", ".gif")
 MOST_FRAMES = 8  # of a clip in a contact sheet
@@ -70,7 +70,7 @@ def preview(experiment: Experiment, clips: int = 4, step: int = 0) -> Preview:
     """
     if clips < 1 or step < 0:
         raise ValueError(f"clips={clips}, step={step}: there must be at least 1 clip, and the first step is 0")
-    training, _ = open_data(experiment)
+    training, _ = open_data(experiment.data)
     spec = experiment.clip_spec(experiment.model_config(training.heads))
     clips = min(clips, experiment.batch_size)
     with pipeline.train_batches(

@@ -11,7 +11,7 @@ Published: a figure, whose points are not recorded here; those of B and L are al
 backbones of section 4.1, whether the figure shows them or not. The last command counts the cost.
 """
 
-from vivit_jax import recipes
+from vivit_jax.config import recipes
 
 SLICES = ("v3-32",)
 

@@ -12,7 +12,7 @@ here: the lengths, 2 to 16 frames (16, 8, 4 and 2 temporal tokens), and the back
 counts the cost.
 """
 
-from vivit_jax import recipes
+from vivit_jax.config import recipes
 
 SLICES = ("v3-32",)
 

@@ -16,7 +16,7 @@ own.
 Open, and chosen here: the lengths, and the model, ViViT-L, Model 2, with 4 temporal layers.
 """
 
-from vivit_jax import recipes
+from vivit_jax.config import recipes
 
 SLICES = ("v3-32",)
 

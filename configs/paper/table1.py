@@ -12,7 +12,7 @@ Published: Kinetics-400 top-1, 78.5 / 73.2 / 77.6 / 79.2 in the order of the row
 sampling takes one frame in two, which makes as many tokens as the tubelets do; 4 x 3 views.
 """
 
-from vivit_jax import recipes
+from vivit_jax.config import recipes
 
 SLICES = ("v3-32",)
 

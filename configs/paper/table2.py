@@ -16,7 +16,7 @@ released configuration builds. The last command counts both columns. The EPIC ro
 recipe: Model 2's figure is the last of Table 4.
 """
 
-from vivit_jax import recipes
+from vivit_jax.config import recipes
 
 SLICES = ("v3-32",)
 

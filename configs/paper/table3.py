@@ -10,7 +10,7 @@ another slice must divide the batch of 64.
 Published: top-1 75.8, 78.6, 78.8, 78.8, 78.9. No temporal layer is the average-pool baseline of Table 2.
 """
 
-from vivit_jax import recipes
+from vivit_jax.config import recipes
 
 SLICES = ("v3-32",)
 

@@ -16,7 +16,7 @@ has none for EPIC-Kitchens. These rows follow the table, with Kinetics' probabil
 configs/paper/table2.py:model2_epic100, or this with --config.augment.colour_jitter=0 --config.augment.greyscale=0.
 """
 
-from vivit_jax import recipes
+from vivit_jax.config import recipes
 
 SLICES = ("v3-32",)
 

@@ -11,7 +11,7 @@ Published: top-1, multiply-adds and milliseconds on TPU v3 beside each row. Open
 resized for the larger crops, in proportion (short sides 256, 329, 366). The last command counts the multiply-adds.
 """
 
-from vivit_jax import recipes
+from vivit_jax.config import recipes
 
 SLICES = ("v3-32",)
 

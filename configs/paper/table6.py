@@ -16,7 +16,7 @@ Published: top-1 / top-5 with 4 x 3 views beside each row. For Moments in Time, 
 Something-Something the table's figures are not recorded here; the released EPIC model reaches 43.6 action top-1.
 """
 
-from vivit_jax import recipes
+from vivit_jax.config import recipes
 
 SLICES = ("v3-32",)
 

@@ -10,9 +10,9 @@ import pytest
 import scipy.stats
 from PIL import Image, ImageEnhance, ImageOps
 
-from vivit_jax import augment, rand_augment, sharding
-from vivit_jax.augment import AugmentConfig, augment_pixels
-from vivit_jax.experiment import ConfigError, Experiment, default_config
+from vivit_jax import augment, sharding
+from vivit_jax.augment import AugmentConfig, augment_pixels, rand_augment
+from vivit_jax.config.experiment import ConfigError, Experiment, default_config
 from vivit_jax.train_step import TrainState, make_train_step, normalise
 
 ALL = AugmentConfig(

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_augment import clip, synthetic  # noqa: F401
-from vivit_jax import affine, augment, rand_augment
+from tests.augment.test_augment import clip, synthetic  # noqa: F401
+from vivit_jax import augment
+from vivit_jax.augment import affine, rand_augment
 
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 

@@ -8,8 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from vivit_jax import checkpointing, sharding, start
-from vivit_jax.checkpointing import CheckpointError, Checkpoints
+from vivit_jax import checkpoint as checkpointing
+from vivit_jax import sharding
+from vivit_jax.checkpoint import CheckpointError, Checkpoints
+from vivit_jax.train import initialize
 from vivit_jax.train_step import TrainState
 
 OPTIMIZER = optax.adamw(1e-3)
@@ -132,7 +134,7 @@ def test_an_average_begins_with_the_parameters_of_a_checkpoint_that_has_none(tmp
         assert lacking.ema is None
         with pytest.raises(CheckpointError, match="holds no averaged weights"):
             checkpoints.restore_params(averaged.params, 7, "ema")
-        whole = start.completed(lacking, averaged, OPTIMIZER, 0.9)
+        whole = initialize.completed(lacking, averaged, OPTIMIZER, 0.9)
         jax.tree.map(np.testing.assert_array_equal, whole.ema, state(7).params)
         # Donated to the first step, both: they must not be the same buffers.
         moved = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(whole)

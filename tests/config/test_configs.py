@@ -14,15 +14,15 @@ from ml_collections import config_flags
 
 from tests.conftest import REPOSITORY
 from vivit_jax import optim
+from vivit_jax.config.experiment import ConfigError, Experiment
+from vivit_jax.config.recipes import RECIPES, RowError, published, set_crop
 from vivit_jax.data import catalog
-from vivit_jax.experiment import ConfigError, Experiment
 from vivit_jax.models import count_parameters
-from vivit_jax.recipes import RECIPES, RowError, published, set_crop
 
 FOLDER = REPOSITORY / "configs"
 PAPER = sorted(path.relative_to(REPOSITORY).as_posix() for path in FOLDER.rglob("*/*.py"))
 FILES = sorted(path.relative_to(REPOSITORY).as_posix() for path in FOLDER.glob("*.py")) + PAPER
-GOLDEN_FILE = REPOSITORY / "tests" / "golden_parameter_counts.json"
+GOLDEN_FILE = REPOSITORY / "tests" / "config" / "golden_parameter_counts.json"
 GOLDEN = json.loads(GOLDEN_FILE.read_text())
 DOCS_FILE = REPOSITORY / "docs" / "configs.md"
 WRITE_GOLDEN = 'python -c "from tests.test_configs import write_golden; write_golden()"'

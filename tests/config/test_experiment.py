@@ -8,7 +8,7 @@ import pytest
 from ml_collections import config_dict
 
 from tests.conftest import REPOSITORY
-from vivit_jax.experiment import ConfigError, Experiment, default_config
+from vivit_jax.config.experiment import ConfigError, Experiment, default_config
 
 CONFIGS = sorted(p.stem for p in (REPOSITORY / "configs").glob("*.py"))
 

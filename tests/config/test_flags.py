@@ -5,7 +5,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from tests.conftest import REPOSITORY
-from vivit_jax import command_line
+from vivit_jax.config import flags as command_line
 
 CONFIG = "--config=configs/moving_digits.py"
 

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.models.small import MODELS, random_params, small_config
+from tests.helpers.small_models import MODELS, random_params, small_config
 from vivit_jax.convert import ConversionError, find_format, load_params, save_params, to_flat
 
 VARIANTS = {

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tests.convert.written import FLAT, KINDS, RNG, read_all, same, write
-from vivit_jax import checkpointing
-from vivit_jax.convert import files
-from vivit_jax.convert.files import FileError, open_weights
+from tests.helpers.written_weights import FLAT, KINDS, RNG, read_all, same, write
+from vivit_jax import checkpoint as checkpointing
+from vivit_jax.convert.containers import arrays, torch
+from vivit_jax.convert.containers.open import FileError, open_weights
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -53,8 +53,8 @@ def test_a_bit_that_flipped_in_a_zip_is_found(kind, tmp_path):
 
 def test_what_is_only_opened_is_not_read(tmp_path, monkeypatch):
     paths = [write(kind, tmp_path / kind) for kind in KINDS]
-    monkeypatch.setattr(files.containers, "read_stream", None)
-    monkeypatch.setattr(files.torch_files, "read_stream", None)
+    monkeypatch.setattr(arrays, "read_stream", None)
+    monkeypatch.setattr(torch, "read_stream", None)
     for path in paths:
         with open_weights(path) as weights:
             assert {name: leaf.shape for name, leaf in weights.leaves.items()} == {k: v.shape for k, v in FLAT.items()}

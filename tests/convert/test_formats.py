@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.models.small import random_params, small_config
+from tests.helpers.small_models import random_params, small_config
 from vivit_jax.convert import ConversionError, find_format, load_model, load_params, save_params, to_flat
 from vivit_jax.convert.source import understand
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.models.small import random_params
+from tests.helpers.small_models import random_params
 from vivit_jax.convert import ConversionError, InitFrom
 from vivit_jax.convert.image_to_video import adapt
 from vivit_jax.models import ViViTConfig

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.models.small import MODELS, random_params, small_config
+from tests.helpers.small_models import MODELS, random_params, small_config
 from vivit_jax.convert import ConversionError, InitFrom, initialise, model_for, save_params, to_flat
 from vivit_jax.convert.fresh import fresh_leaves
 from vivit_jax.convert.image_to_video import adapt

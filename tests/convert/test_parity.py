@@ -16,10 +16,12 @@ import optax
 import pytest
 import safetensors.numpy
 
-from tests.models.small import random_params, random_video, small_config
+from tests.helpers.small_models import random_params, random_video, small_config
 from vivit_jax.convert import ConversionError, InitFrom, initialise, load_model, load_params, save_params
-from vivit_jax.data import clips, sampling
 from vivit_jax.data.host_tf import tf
+from vivit_jax.data.pipeline import clips
+from vivit_jax.data.records import reader
+from vivit_jax.data.selection import sampling
 from vivit_jax.models import ViViT
 from vivit_jax.train_step import normalise
 
@@ -349,7 +351,7 @@ def test_to_their_image_processor(tmp_path):
         frames = np.random.default_rng(0).integers(0, 256, (4, height, width, 3), np.uint8)
         rows, columns = sampling.resized(height, width, 32, 28, 28)
         box = sampling.view_crop(rows, columns, 28, 28, 1, 0)
-        read = functools.partial(clips.cut, tf.constant(frames), None)
+        read = functools.partial(reader.cut, tf.constant(frames), None)
         resized = clips.resized(read, frames.shape[1:3], (rows, columns)).numpy()
         cropped = resized[:, box.top : box.top + 28, box.left : box.left + 28]
         theirs = processor(list(frames), return_tensors="np")["pixel_values"]

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.models.small import random_params, random_video, small_config
+from tests.helpers.small_models import random_params, random_video, small_config
 from vivit_jax.convert import InitFrom, image_to_video, initialise, to_flat
 from vivit_jax.convert.resize import resize_grid
 from vivit_jax.models import ViViT

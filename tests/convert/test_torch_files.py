@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.convert.written import FLAT, as_dict, opcodes, read_all, same, tensor, write, write_torch
-from vivit_jax.convert import torch_files
-from vivit_jax.convert.files import FileError, open_weights
+from tests.helpers.written_weights import FLAT, as_dict, opcodes, read_all, same, tensor, write, write_torch
+from vivit_jax.convert.containers import torch as torch_files
+from vivit_jax.convert.containers.open import FileError, open_weights
 
 
 def test_torch_windows_on_a_shared_storage_wrappers_and_what_is_beside(tmp_path):

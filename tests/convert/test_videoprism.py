@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.models.oracle import gelu
+from tests.helpers.oracle import gelu
 from vivit_jax.convert import ConversionError, InitFrom, find_format, initialise, load_model, load_params, to_flat
 from vivit_jax.convert.tables import FORMATS, Hints
 from vivit_jax.models import ViViT, ViViTConfig, count_parameters

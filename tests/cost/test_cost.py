@@ -15,7 +15,7 @@ import pytest
 from jax.extend import core
 
 from tests.conftest import REPOSITORY
-from tests.models.small import MODELS, small_config
+from tests.helpers.small_models import MODELS, small_config
 from vivit_jax.cost import (
     figures,
     forward_count,

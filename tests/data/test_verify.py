@@ -6,9 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.data.sequences import flip_bit, numbered_frames, sequence, write_shards
-from vivit_jax.data import index, indexing, verify
+from tests.helpers.sequences import flip_bit, numbered_frames, sequence, write_shards
+from vivit_jax.data import verify
 from vivit_jax.data.host_tf import tf
+from vivit_jax.data.index import main as index_main
+from vivit_jax.data.records import indexing
+from vivit_jax.data.records import split as index
 
 
 def problems(folder):
@@ -124,7 +127,7 @@ def test_sequences(tmp_path):
         sequence(frames, [0, 10], clip__label__index=1),
     ]
     path = write_shards(tmp_path, "train", records, 1)[0]
-    index.main([str(tmp_path)])
+    index_main([str(tmp_path)])
     (report,) = verify.verify(tmp_path, progress=False)
     assert (report.videos, report.left_out, report.num_problems) == (4, 1, 3)
     places = indexing.record_positions(path)[:, 0]

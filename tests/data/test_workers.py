@@ -26,7 +26,7 @@ def work(task):
 
 def dies_on_b(task):
     """Runs in the child of a build: a decoder that one file takes down with its process."""
-    from vivit_jax.data import encode
+    from vivit_jax.data.video import encode
 
     if task.path.stem == "b":
         os._exit(3)
@@ -66,7 +66,7 @@ def test_error_is_raised_with_its_traceback():
 
 
 def test_children_import_no_framework_and_end_with_the_consumer():
-    results = workers.ordered_map("vivit_jax.data.encode:encode_file", iter(()), workers=1)
+    results = workers.ordered_map("vivit_jax.data.video.encode:encode_file", iter(()), workers=1)
     assert list(results) == []
     results = workers.ordered_map(FUNCTION, [("modules", 0)] * 2 + [("sleep", 0)], workers=1)
     assert next(results) == []

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from vivit_jax import distributed
-from vivit_jax.distributed import DistributedError, Start, plan
+from vivit_jax.distributed import DistributedError, Start, initialize, plan
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -29,8 +29,8 @@ SLURM = {
 @pytest.fixture(autouse=True)
 def no_accelerators(monkeypatch):
     """The plans do not depend on what this machine has."""
-    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: [])
+    monkeypatch.setattr(initialize.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(initialize.glob, "glob", lambda pattern: [])
 
 
 def test_one_machine_starts_nothing_unless_asked():

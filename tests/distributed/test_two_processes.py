@@ -24,7 +24,7 @@ def run(data_dir, workdir, processes, mesh, stop_after=0):
     arguments = [str(x) for x in (processes, port, data_dir, workdir, stop_after, json.dumps(mesh))]
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.two_processes", str(process), *arguments],
+            [sys.executable, "-m", "tests.helpers.two_processes", str(process), *arguments],
             cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for process in range(processes)

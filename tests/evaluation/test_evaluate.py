@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.test_train import experiment
-from vivit_jax import evaluate, examples, metrics, predict, sharding
-from vivit_jax.data import build, index, pipeline
+from tests.train.test_loop import experiment
+from vivit_jax import predict, sharding
+from vivit_jax.data import build, pipeline
+from vivit_jax.data.records import split as index
+from vivit_jax.evaluation import evaluate, metrics, predictions
+from vivit_jax.evaluation.evaluator import Evaluator, spread_over, views_among
 from vivit_jax.models import ViViT
 
 VIDEOS, VIEWS = 13, (3, 2)
@@ -34,7 +37,7 @@ def made(tmp_path_factory):
     mesh = sharding.make_mesh()
 
     def evaluator(**options):
-        return evaluate.Evaluator(model, mesh, run, split, spec, **options)
+        return Evaluator(model, mesh, run, split, spec, **options)
 
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, sharding.replicated(mesh))
@@ -89,9 +92,9 @@ def test_fewer_views_are_the_mean_of_those_that_such_an_evaluation_takes_and_all
 
 
 def test_views_among_are_those_of_an_evaluation_with_fewer():
-    assert [evaluate.views_among(7, n) for n in (1, 2, 3, 4)] == [(0,), (0, 6), (0, 3, 6), (0, 2, 4, 6)]
-    assert evaluate.views_among(5, 5) == (0, 1, 2, 3, 4)
-    assert [evaluate.views_among(6, n, "segments") for n in (1, 2, 3)] == [(3,), (1, 4), (1, 3, 5)]
+    assert [views_among(7, n) for n in (1, 2, 3, 4)] == [(0,), (0, 6), (0, 3, 6), (0, 2, 4, 6)]
+    assert views_among(5, 5) == (0, 1, 2, 3, 4)
+    assert [views_among(6, n, "segments") for n in (1, 2, 3)] == [(3,), (1, 4), (1, 3, 5)]
 
 
 def test_a_subset_is_spread_over_the_split_and_finds_of_each_video_what_the_whole_finds(made):
@@ -100,24 +103,24 @@ def test_a_subset_is_spread_over_the_split_and_finds_of_each_video_what_the_whol
         part = evaluator(videos=5, by_views=False)(params)
     assert (part.counted, part.of, part.by_views) == (5, VIDEOS, ())
     assert "5 videos of 13, each counted once" in part.summary()
-    assert part.examples.index.tolist() == evaluate.spread_over(VIDEOS, 5).tolist()
+    assert part.examples.index.tolist() == spread_over(VIDEOS, 5).tolist()
     np.testing.assert_allclose(part.examples.loss, whole.examples.loss[part.examples.index], rtol=1e-5)
     with pytest.raises(ValueError, match="videos=0 must be at least 1, or None for all 13 of validation"):
         evaluator(videos=0)
 
 
 def test_a_spread_has_one_of_each_stretch_and_every_class_where_classes_take_turns():
-    places = evaluate.spread_over(1003, 100)
+    places = spread_over(1003, 100)
     stretches = [(i * 1003 // 100, (i + 1) * 1003 // 100) for i in range(100)]
     assert all(low <= place < high for place, (low, high) in zip(places, stretches, strict=True))
-    assert set(evaluate.spread_over(1000, 100) % 10) == set(range(10))
-    np.testing.assert_array_equal(evaluate.spread_over(4, 9), np.arange(4))
+    assert set(spread_over(1000, 100) % 10) == set(range(10))
+    np.testing.assert_array_equal(spread_over(4, 9), np.arange(4))
 
 
 def test_the_files_of_an_evaluation_say_what_it_found(made, tmp_path):
     result, _, _, _, split = made
     evaluate.write_result(tmp_path, result, "CHECKPOINT", "validation", split.class_names)
-    rows = list(examples.read(tmp_path / "predictions.csv"))
+    rows = list(predictions.read(tmp_path / "predictions.csv"))
     assert [(row["index"], row["head"]) for row in rows[:4]] == [(0, "verb"), (0, "noun"), (0, "action"), (1, "verb")]
     for row in rows:
         of_head = result.examples.heads[row["head"]]
@@ -147,7 +150,7 @@ def test_under_the_sigmoid_loss_a_single_label_has_its_loss_and_probability():
     sigmoid = 1 / (1 + np.exp(-logits.astype(np.float64)))
     expected = -np.log(np.where(np.eye(3)[labels] > 0, sigmoid, 1 - sigmoid)).sum(-1)
     given = {"mask": mask, "index": places, "loss": "sigmoid"}
-    found = examples.of_batch({"label": logits}, {"label": labels}, **given)["heads"]["label"]
+    found = predictions.of_batch({"label": logits}, {"label": labels}, **given)["heads"]["label"]
     np.testing.assert_allclose(found["loss"], expected, rtol=1e-6)
     np.testing.assert_allclose(found["truth_probability"], sigmoid[np.arange(2), labels], rtol=1e-6)
     kind = metrics.collection({"label": 3}, loss="sigmoid")
@@ -160,10 +163,10 @@ def test_under_the_sigmoid_loss_a_single_label_has_its_loss_and_probability():
 def test_several_labels_padding_and_broken_videos_in_the_table(tmp_path):
     logits = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0], [9.0, 9.0, 9.0], [1.0, 0.0, -1.0]], np.float32)
     labels = np.array([[0, 1, 1], [0, 0, 0], [1, 1, 1], [1, 0, 0]], np.float32)
-    batch = examples.of_batch(
+    batch = predictions.of_batch(
         {"label": logits}, {"label": labels}, np.array([1.0, 1.0, 0.0, 0.0]), np.array([2, 0, -1, 1]), {"label"}
     )
-    table = examples.Examples.join([jax.device_get(batch)], np.array(["a", "b", "c"]), ["label"])
+    table = predictions.Examples.join([jax.device_get(batch)], np.array(["a", "b", "c"]), ["label"])
     assert (table.index.tolist(), table.video.tolist()) == ([0, 1, 2], ["a", "b", "c"])
     assert table.counted.tolist() == [True, False, True]
     found = table.heads["label"]
@@ -173,8 +176,8 @@ def test_several_labels_padding_and_broken_videos_in_the_table(tmp_path):
     assert np.isnan(found.truth_probability[0])
     assert found.loss[0] == pytest.approx(-np.log(1 - sigmoid[1]).sum(), rel=1e-6)
 
-    examples.write(tmp_path / "p.csv", table, {"label": ["x, y", '"q"', "<z>"]})
-    rows = list(examples.read(tmp_path / "p.csv"))
+    predictions.write(tmp_path / "p.csv", table, {"label": ["x, y", '"q"', "<z>"]})
+    rows = list(predictions.read(tmp_path / "p.csv"))
     assert [row["truth"] for row in rows] == ["", "x, y", '"q"; <z>']
     assert rows[1]["ranked"] == []
     assert [name for name, _ in rows[2]["ranked"]] == ["x, y", "<z>", '"q"']

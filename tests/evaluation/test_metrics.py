@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 
-from vivit_jax import metrics
+from vivit_jax.evaluation import metrics
 
 HEADS = {"verb": 8, "noun": 10}
 

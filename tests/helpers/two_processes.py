@@ -1,4 +1,6 @@
-"""One process of a run of several, for `test_two_processes`; `python -m tests.two_processes`, arguments as `main` says.
+"""One process of a run of several, for `test_two_processes`.
+
+Start it by `python -m tests.helpers.two_processes`, arguments as `main` says.
 
 Its devices are virtual ones, 8 over all processes, so that the same program runs with any number of processes.
 """
@@ -26,8 +28,9 @@ def main(
     jax.config.update("jax_platforms", "cpu")
     if processes > 1:
         jax.distributed.initialize(f"localhost:{port}", processes, process, heartbeat_timeout_seconds=30)
-    from tests.test_train import breaking_off, experiment  # sets XLA's flags for the tests' own process
-    from vivit_jax import evaluate, train
+    from tests.train.test_loop import breaking_off, experiment  # sets XLA's flags for the tests' own process
+    from vivit_jax import train
+    from vivit_jax.evaluation import evaluate
 
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES // processes}"
     assert jax.device_count() == DEVICES

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from vivit_jax.convert.files import open_weights
+from vivit_jax.convert.containers.open import open_weights
 
 RNG = np.random.default_rng(0)
 TREE = {

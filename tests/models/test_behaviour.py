@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models import oracle
-from tests.models.small import MODELS, random_params, random_video, small_config
+from tests.helpers import oracle
+from tests.helpers.small_models import MODELS, random_params, random_video, small_config
 from vivit_jax.models import ViViT, ViViTConfig, abstract_params
 from vivit_jax.models.blocks import StochasticDepth, stochastic_depth_rates
 

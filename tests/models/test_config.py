@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.models.small import MODELS, small_config
+from tests.helpers.small_models import MODELS, small_config
 from vivit_jax.models import ViViTConfig
 
 UNPOOLED = {"attention": "factorised_encoder", "frame_pooling": False}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.small import MODELS, random_params, random_video, small_config
+from tests.helpers.small_models import MODELS, random_params, random_video, small_config
 from vivit_jax.models import ViViT
 from vivit_jax.models.dense import summed_in
 

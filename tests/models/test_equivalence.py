@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.small import MODELS, random_params, random_video, small_config
+from tests.helpers.small_models import MODELS, random_params, random_video, small_config
 from vivit_jax.models import ViViT, ViViTConfig, abstract_params, count_parameters
 from vivit_jax.models.attention import attention_weights, tiled_attention, xla_attention
 

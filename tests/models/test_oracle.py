@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests.models import oracle
-from tests.models.small import MODELS, random_params, random_video, small_config
+from tests.helpers import oracle
+from tests.helpers.small_models import MODELS, random_params, random_video, small_config
 from vivit_jax.models import ViViT
 from vivit_jax.models.attention import MultiHeadAttention
 from vivit_jax.models.tokenizers import Tokenizer, uniform_frame_indices

@@ -11,6 +11,7 @@ import pytest
 from vivit_jax import optim
 from vivit_jax.models import ViViTConfig, abstract_params
 from vivit_jax.optim import OptimizerConfig
+from vivit_jax.utils.trees import path_name
 
 
 def test_cosine_with_warm_up_is_base_times_ramp_then_cosine_over_the_steps_after_it():
@@ -175,7 +176,7 @@ def _model_2():
 
 
 def _by_path(tree):
-    return {optim.path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def _unstacked(tree):

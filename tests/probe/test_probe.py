@@ -18,12 +18,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tests.conftest import REPOSITORY
-from tests.models.small import random_params
-from tests.test_train import experiment
-from vivit_jax import convert, metrics, sharding
-from vivit_jax.data import build, index, pipeline
+from tests.helpers.small_models import random_params
+from tests.train.test_loop import experiment
+from vivit_jax import convert, sharding
+from vivit_jax.data import build, pipeline
+from vivit_jax.data.records import split as index
+from vivit_jax.evaluation import metrics
 from vivit_jax.models import ViViT, ViViTConfig
-from vivit_jax.probe import ProbeConfig, features, linear, nearest, parse_views, probe
+from vivit_jax.probe import ProbeConfig, features, knn, linear, parse_views, probe
 from vivit_jax.probe.__main__ import define_flags, settings_of
 from vivit_jax.probe.scores import score
 
@@ -90,7 +92,7 @@ def test_votes_of_neighbours_are_those_of_scikit_learn_by_cosine_distance():
     labels = rng.integers(5, size=60)
     several = (rng.uniform(size=(60, 3)) < 0.4).astype(np.uint8)
     given = {"one": labels, "several": several}, {"one": 5, "several": 3}
-    found = nearest.votes(train, *given, test, neighbours=(1, 4, 60), temperature=0.07)
+    found = knn.votes(train, *given, test, neighbours=(1, 4, 60), temperature=0.07)
     for k, shares in found.items():
         weigh = {"metric": "cosine", "algorithm": "brute", "weights": lambda distance: np.exp((1 - distance) / 0.07)}
         other = KNeighborsClassifier(k, **weigh).fit(train, labels)
@@ -100,7 +102,7 @@ def test_votes_of_neighbours_are_those_of_scikit_learn_by_cosine_distance():
             expected = other.predict_proba(test)[:, 1]
             np.testing.assert_allclose(shares["several"][:, head], expected, atol=2e-5)
     with pytest.raises(ValueError, match=r"k=61 of 60 training videos.*smaller --k \(at most 60\)"):
-        nearest.votes(train, *given, test, neighbours=(10, 61))
+        knn.votes(train, *given, test, neighbours=(10, 61))
 
 
 def test_scores_are_those_of_numpy_and_what_got_no_vote_is_never_right():

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_train import experiment
-from vivit_jax import evaluate, examples, report
-from vivit_jax.data import build, index, pipeline
+from tests.train.test_loop import experiment
+from vivit_jax import report
+from vivit_jax.data import build, pipeline
+from vivit_jax.data.records import split as index
+from vivit_jax.evaluation import evaluate, predictions
 from vivit_jax.models import ViViTConfig
-from vivit_jax.report import figures, page, reading
+from vivit_jax.report import figures, load, page
 
 VOID = {"meta", "link", "img", "br"}
 
@@ -59,12 +61,12 @@ def leave_run(workdir, config, class_names, truth, video_id):
     for head, values in logits.items():
         values[0] = 9.0 * (np.arange(len(class_names[head])) == truth[head][0])
     places = np.arange(len(video_id))
-    batch = examples.of_batch(
+    batch = predictions.of_batch(
         {h: v.astype(np.float32) for h, v in logits.items()}, truth, np.ones(len(video_id)), places
     )
     batch = {k: {h: {f: np.asarray(x) for f, x in t.items()} for h, t in v.items()} if k == "heads" else np.asarray(v)
              for k, v in batch.items()}  # fmt: skip
-    table = examples.Examples.join([batch], video_id, list(class_names))
+    table = predictions.Examples.join([batch], video_id, list(class_names))
     confusion = {h: np.zeros((len(n), len(n)), int) for h, n in class_names.items()}
     for head, matrix in confusion.items():
         np.add.at(matrix, (truth[head], logits[head].argmax(-1)), 1)
@@ -124,7 +126,7 @@ def test_the_numbers_on_the_page_are_those_of_the_files(finished):
     assert "13 of 13 in validation, 2 × 1 views" in shown
     config = run.model_config(split.heads)
     assert isinstance(config, ViViTConfig)
-    parameters = reading.read_run(finished[2]).parameters()
+    parameters = load.read_run(finished[2]).parameters()
     assert f"Parameters: {sum(parameters.values()):,}" in shown
     assert parameters["head_noun"] == config.hidden_size * 10 + 10
     assert "model.hidden_size 24 None" in shown  # what differs from the defaults, beside them

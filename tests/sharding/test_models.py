@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.models.small import MODELS, random_params, small_config
+from tests.helpers.small_models import MODELS, random_params, small_config
 from vivit_jax import sharding
 from vivit_jax.models import ViViT
 from vivit_jax.train_step import TrainState, make_train_step

@@ -8,7 +8,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from tests.models.small import MODELS, small_config
+from tests.helpers.small_models import MODELS, small_config
 from vivit_jax import sharding
 from vivit_jax.models import ViViTConfig, abstract_params
 from vivit_jax.sharding import mesh as layout

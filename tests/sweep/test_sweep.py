@@ -8,8 +8,8 @@ import types
 import pytest
 
 from tests.conftest import REPOSITORY
-from vivit_jax import sweep, sweep_table
-from vivit_jax.experiment import ConfigError
+from vivit_jax.config.experiment import ConfigError
+from vivit_jax.sweep import __main__, plan, table
 
 FILE = """
 from vivit_jax.experiment import default_config
@@ -38,7 +38,7 @@ def sweep():
 def module(tmp_path):
     path = tmp_path / "rows.py"
     path.write_text(FILE)
-    return sweep.load_module(path)
+    return plan.load_module(path)
 
 
 @pytest.fixture
@@ -55,19 +55,19 @@ def trained(monkeypatch):
 
     data = types.SimpleNamespace(heads={"verb": 8, "noun": 10})
     monkeypatch.setattr("vivit_jax.train.train", train)
-    monkeypatch.setattr("vivit_jax.train.open_data", lambda experiment: (data, data))
+    monkeypatch.setattr("vivit_jax.data.open.open_data", lambda config: (data, data))
     return done
 
 
 def test_every_row_comes_with_every_seed_and_starts_from_what_another_left(module, tmp_path):
-    runs = sweep.plan(module, tmp_path / "s", seeds=[3, 4], changes={"batch_size": 16})
+    runs = plan.plan(module, tmp_path / "s", seeds=[3, 4], changes={"batch_size": 16})
     assert [(run.row, run.seed) for run in runs] == [
         ("images", 3), ("video", 3), ("whole", 3), ("images", 4), ("video", 4), ("whole", 4),
     ]  # fmt: skip
     assert runs[4].experiment.init_from.path == str(runs[3].workdir) == str(tmp_path / "s" / "images" / "seed_4")
     assert runs[4].experiment.input["scale_jitter"] == [0.9, 1.3]
     assert {run.experiment.batch_size for run in runs} == {16}
-    only = sweep.plan(module, tmp_path / "s", rows="vid")
+    only = plan.plan(module, tmp_path / "s", rows="vid")
     assert [(run.row, run.seed) for run in only] == [("video", 7)]
 
 
@@ -81,62 +81,62 @@ def test_every_row_comes_with_every_seed_and_starts_from_what_another_left(modul
 )
 def test_a_change_that_fits_no_config_is_refused(module, tmp_path, changes, says):
     with pytest.raises(ConfigError, match=says):
-        sweep.plan(module, tmp_path, changes=changes)
+        plan.plan(module, tmp_path, changes=changes)
 
 
 def test_what_is_done_is_not_done_again_and_a_failure_stops_no_other_run(module, tmp_path, trained):
-    runs = sweep.plan(module, tmp_path, seeds=[1, 2])
-    found = list(sweep.carry_out(runs))
+    runs = plan.plan(module, tmp_path, seeds=[1, 2])
+    found = list(__main__.carry_out(runs))
     assert trained == [("images", 1), ("video", 1), ("images", 2), ("video", 2)]
     assert [bool(run.failure) for run in found] == [False, False, True] * 2
     assert "the training loss is nan" in found[2].failure
     assert found[0].parameters > 5e6
     assert found[0].gflops > 0
 
-    again = sweep.plan(module, tmp_path, seeds=[1, 2, 3], rows="images|video")
-    assert [sweep.finished(run) for run in again[:4]] == [found[0], found[1], found[3], found[4]]
-    list(sweep.carry_out(again))
+    again = plan.plan(module, tmp_path, seeds=[1, 2, 3], rows="images|video")
+    assert [plan.finished(run) for run in again[:4]] == [found[0], found[1], found[3], found[4]]
+    list(__main__.carry_out(again))
     assert trained[4:] == [("images", 3), ("video", 3)]
-    other = sweep.plan(module, tmp_path, seeds=[1], rows="video", changes={"num_epochs": 2.0, "data.prefetch": 9})
+    other = plan.plan(module, tmp_path, seeds=[1], rows="video", changes={"num_epochs": 2.0, "data.prefetch": 9})
     with pytest.raises(ConfigError, match=r"another config \(num_epochs: 30.0 -> 2.0\)"):
-        list(sweep.carry_out(other))
+        list(__main__.carry_out(other))
 
 
 def test_the_table_has_mean_and_standard_deviation_over_the_seeds(module, tmp_path, trained):
-    runs = sweep.plan(module, tmp_path, seeds=[20, 30, 70])
-    results = list(sweep.carry_out(runs))
+    runs = plan.plan(module, tmp_path, seeds=[20, 30, 70])
+    results = list(__main__.carry_out(runs))
     spread = statistics.stdev([20, 30, 70])
-    lines = sweep_table.markdown(results).splitlines()
+    lines = table.markdown(results).splitlines()
     assert lines[0] == "| row | verb/top1 | parameters | GFLOPs | runs |"
     assert lines[3].startswith(f"| video | 40.0 ± {spread:.1f} | ")
     assert lines[4] == "| whole |  |  |  | 0 (3 failed) |"
-    assert "| 2.000 ± 0.000 |" in sweep_table.markdown(results, ["verb/loss"])
+    assert "| 2.000 ± 0.000 |" in table.markdown(results, ["verb/loss"])
     with pytest.raises(ValueError, match="no run has the metrics top1; there are verb/top1"):
-        sweep_table.markdown(results, ["top1"])
+        table.markdown(results, ["top1"])
 
-    sweep_table.write(results, tmp_path, "rows")
+    table.write(results, tmp_path, "rows")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "tables" / "rows.csv").read_text())))
     assert [row["verb/top1"] for row in rows] == ["0.2", "0.2", "", "0.3", "0.3", "", "0.7", "0.7", ""]
     assert (tmp_path / "tables" / "rows.png").stat().st_size > 1000
 
 
 def test_values_on_the_command_line_are_literals_or_texts():
-    changes = sweep.parse_changes(["a.b=1e-3", "c=(2, 14)", "d=adamw", "e=None"])
+    changes = plan.parse_changes(["a.b=1e-3", "c=(2, 14)", "d=adamw", "e=None"])
     assert changes == {"a.b": 1e-3, "c": (2, 14), "d": "adamw", "e": None}
     with pytest.raises(ConfigError, match="--set=a must be FIELD=VALUE"):
-        sweep.parse_changes(["a"])
+        plan.parse_changes(["a"])
 
 
 def test_a_config_file_without_a_sweep_is_told_what_to_add(tmp_path):
     (tmp_path / "plain.py").write_text("def get_config(): ...")
     with pytest.raises(ConfigError, match=r"plain.py has no sweep\(\)"):
-        sweep.load_module(tmp_path / "plain.py")
+        plan.load_module(tmp_path / "plain.py")
 
 
 @pytest.mark.parametrize(
     "file", ["study.py", *(f"paper/{path.name}" for path in (REPOSITORY / "configs" / "paper").glob("*.py"))]
 )
 def test_every_table_of_the_paper_and_the_study_can_be_run_as_a_sweep(file, tmp_path):
-    module = sweep.load_module(REPOSITORY / "configs" / file)
-    runs = sweep.plan(module, tmp_path, seeds=[0])
+    module = plan.load_module(REPOSITORY / "configs" / file)
+    runs = plan.plan(module, tmp_path, seeds=[0])
     assert {run.row for run in runs} == set(getattr(module, "ROWS", module.sweep()))

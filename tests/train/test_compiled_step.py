@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vivit_jax import compilation
-from vivit_jax.experiment import Experiment, default_config
+from vivit_jax.config.experiment import Experiment, default_config
+from vivit_jax.train import compiled_step
 
 
 def test_what_is_compiled_is_kept_in_the_workdir_and_the_setting_put_back(tmp_path, monkeypatch):
@@ -16,16 +16,16 @@ def test_what_is_compiled_is_kept_in_the_workdir_and_the_setting_put_back(tmp_pa
     seconds = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     try:
-        with compilation.cached("workdir", tmp_path):
+        with compiled_step.cached("workdir", tmp_path):
             jax.jit(lambda x: x * 3.25 + jnp.sin(x)).lower(jnp.ones(7)).compile()
-        with compilation.cached("off", tmp_path):
+        with compiled_step.cached("off", tmp_path):
             assert jax.config.jax_compilation_cache_dir is None
     finally:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
-    assert any((tmp_path / compilation.CACHE_FOLDER).iterdir())
+    assert any((tmp_path / compiled_step.CACHE_FOLDER).iterdir())
     assert jax.config.jax_compilation_cache_dir == before
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "theirs"))
-    with compilation.cached("workdir", tmp_path):
+    with compiled_step.cached("workdir", tmp_path):
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "theirs")
 
 
@@ -38,8 +38,8 @@ def experiment(**fields):
 def test_too_little_memory_ends_in_advice_that_is_not_taken_yet():
     run = experiment(**{"batch_size": 64, "model.scan_layers": True})
     with (
-        pytest.raises(compilation.OutOfDeviceMemory, match="the training step does not fit") as error,
-        compilation.advised("the training step", compilation.training_advice(run)),
+        pytest.raises(compiled_step.OutOfDeviceMemory, match="the training step does not fit") as error,
+        compiled_step.advised("the training step", compiled_step.training_advice(run)),
     ):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nlong table")
     text = str(error.value)
@@ -48,8 +48,8 @@ def test_too_little_memory_ends_in_advice_that_is_not_taken_yet():
     assert "scan_layers" not in text
     assert "long table" not in text
     done = experiment(**{"batch_size": 8, "model.scan_layers": True, "model.remat": "full", "model.dtype": "bfloat16"})
-    assert not any("remat" in line or "accumulate" in line for line in compilation.training_advice(done))
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), compilation.advised("it", []):
+    assert not any("remat" in line or "accumulate" in line for line in compiled_step.training_advice(done))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), compiled_step.advised("it", []):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
@@ -60,7 +60,7 @@ def test_the_step_is_compiled_once_and_its_buffers_are_donated(caplog):
         traced.append(1)
         return state + batch.sum(), {"loss": batch.mean()}
 
-    ahead = compilation.AheadOfTime(jax.jit(step, donate_argnums=0), experiment())
+    ahead = compiled_step.AheadOfTime(jax.jit(step, donate_argnums=0), experiment())
     state = jnp.zeros(1 << 18)
     with caplog.at_level("INFO"):
         first, _ = ahead(state, jnp.ones(4))
@@ -84,5 +84,5 @@ def test_memory_is_the_sum_unless_the_compiler_for_tpu_says_that_not_all_is_in_u
         generated_code_size_in_bytes=1 << 20,
         peak_memory_in_bytes=peak << 20,
     )
-    words = compilation.memory_in_words(memory, platform, 2**30)
+    words = compiled_step.memory_in_words(memory, platform, 2**30)
     assert words.startswith(f"at most {said} MiB of 1.00 GiB: state and batch 3.0 MiB")

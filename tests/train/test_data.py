@@ -5,9 +5,11 @@ import json
 
 import numpy as np
 
-from tests.test_train import experiment
-from vivit_jax import evaluate, train
-from vivit_jax.data import build, index
+from tests.train.test_loop import experiment
+from vivit_jax import train
+from vivit_jax.data import build
+from vivit_jax.data.records import split as index
+from vivit_jax.evaluation import evaluate
 
 
 def second_data_set(folder):

@@ -9,11 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from tests.models.small import random_params
-from tests.test_train import data_dir, experiment  # noqa: F401, a fixture
-from vivit_jax import checkpointing, convert, evaluate, optim, sharding, train
-from vivit_jax.experiment import ConfigError, Experiment
+from tests.helpers.small_models import random_params
+from tests.train.test_loop import data_dir, experiment  # noqa: F401, a fixture
+from vivit_jax import checkpoint as checkpointing
+from vivit_jax import convert, optim, sharding, train
+from vivit_jax.config.experiment import ConfigError, Experiment
+from vivit_jax.evaluation import evaluate
 from vivit_jax.models import ViViT, ViViTConfig
+from vivit_jax.train import initialize
 
 HEADS = {"verb": 8, "noun": 10}
 FIELDS = {"hidden_size": 24, "num_layers": 2, "mlp_dim": 32, "num_heads": 3, "tubelet_size": (1, 14, 14)}
@@ -32,10 +35,10 @@ def image_vit(tmp_path_factory):
 def test_a_run_starts_from_weights_goes_on_without_them_and_is_evaluated(data_dir, image_vit, tmp_path):  # noqa: F811
     run = experiment(data_dir, num_steps=1, optimizer__warmup_epochs=0.0, init_from__path=str(image_vit))
     found = train.train(run, tmp_path / "w")
-    report = (tmp_path / "w" / train.INIT_REPORT).read_text()
+    report = (tmp_path / "w" / initialize.INIT_REPORT).read_text()
     assert "resized     spatial_encoder/position_embedding" in report
     assert "from 3 x 3 to 4 x 4" in report
-    saved = json.loads((tmp_path / "w" / train.CONFIG_FILE).read_text())["model"]
+    saved = json.loads((tmp_path / "w" / initialize.CONFIG_FILE).read_text())["model"]
     assert (saved["activation"], saved["layer_norm_eps"]) == ("gelu", 1e-5)
     # Neither the weights nor their activation are named again.
     plain = experiment(data_dir, num_steps=1, optimizer__warmup_epochs=0.0)
@@ -59,15 +62,15 @@ def test_a_run_starts_from_weights_goes_on_without_them_and_is_evaluated(data_di
 
 def test_the_first_state_is_what_initialise_says(data_dir, image_vit, tmp_path):  # noqa: F811
     run = experiment(data_dir, init_from__path=str(image_vit))
-    run = train.follow_weights(run, HEADS, None)
+    run = initialize.follow_weights(run, HEADS, None)
     model = ViViT(run.model_config(HEADS))
     assert (model.config.activation, model.config.layer_norm_eps) == ("gelu", 1e-5)
     schedule = optim.learning_rate_schedule(run.optimizer, total_steps=6, steps_per_epoch=2)
     optimizer = optim.make_optimizer(run.optimizer, schedule)
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
-        abstract, init = train.state_maker(model, optimizer, run.seed, mesh)
-        state = train.state_from_weights(run, model, optimizer, abstract, tmp_path)()
+        abstract, init = initialize.state_maker(model, optimizer, run.seed, mesh)
+        state = initialize.state_from_weights(run, model, optimizer, abstract, tmp_path)()
         scratch = init()
     expected = convert.initialise(image_vit, model.config, run.init_from, seed=run.seed).params
     jax.tree.map(np.testing.assert_array_equal, state.params, expected)
@@ -81,13 +84,13 @@ def test_the_first_state_is_what_initialise_says(data_dir, image_vit, tmp_path):
 def test_a_contradiction_is_refused(data_dir, image_vit):  # noqa: F811
     run = experiment(data_dir, init_from__path=str(image_vit), model__activation="gelu_tanh")
     with pytest.raises(ConfigError, match=r"model\.activation='gelu_tanh', but the weights in .* with 'gelu'"):
-        train.follow_weights(run, HEADS, None)
+        initialize.follow_weights(run, HEADS, None)
     with pytest.raises(ConfigError, match=r"init_from\.head='old' is not known; choose one of by_name, new, keep"):
         experiment(data_dir, init_from__head="old")
     with pytest.raises(FileNotFoundError, match="no weights at nowhere"):
-        train.follow_weights(experiment(data_dir, init_from__path="nowhere"), HEADS, None)
+        initialize.follow_weights(experiment(data_dir, init_from__path="nowhere"), HEADS, None)
     recorded = Experiment.from_config({"model": {"activation": "gelu"}}).to_dict()
-    assert train.follow_weights(run, HEADS, {"config": recorded}).model["activation"] == "gelu_tanh"
+    assert initialize.follow_weights(run, HEADS, {"config": recorded}).model["activation"] == "gelu_tanh"
 
 
 def command(*arguments):

@@ -10,13 +10,19 @@ import jax
 import numpy as np
 import pytest
 
-from tests.test_experiment import load
-from vivit_jax import checkpointing, distributed, evaluate, logs, predict, sharding, skipped, train
+from tests.config.test_experiment import load
+from vivit_jax import checkpoint as checkpointing
+from vivit_jax import distributed, optim, predict, sharding, train
+from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.data import build, pipeline
-from vivit_jax.data import index as records_index
-from vivit_jax.experiment import ConfigError, Experiment
-from vivit_jax.guard import GuardConfig
+from vivit_jax.data.open import open_data
+from vivit_jax.data.records import split as records_index
+from vivit_jax.evaluation import evaluate
+from vivit_jax.models import ViViT
+from vivit_jax.train import initialize, skipped_steps
 from vivit_jax.train_step import make_train_step
+from vivit_jax.train_step.guard import GuardConfig
+from vivit_jax.utils import logs
 
 STEPS = 6  # of 8 clips, over 20 videos: the second epoch begins within a batch
 
@@ -110,10 +116,10 @@ def restored(workdir, run, step=STEPS):
     root, _ = checkpointing.locate(workdir)
     with checkpointing.Checkpoints(root, read_only=True) as checkpoints:
         split = records_index.open_split(build.prepare("moving_digits", run.data.dir), "train")
-        model = train.ViViT(run.model_config(split.heads))
+        model = ViViT(run.model_config(split.heads))
         mesh = sharding.make_mesh()
-        optimizer = train.optim.make_optimizer(run.optimizer, lambda step: 0.1)
-        abstract, _ = train.state_maker(model, optimizer, run.seed, mesh)
+        optimizer = optim.make_optimizer(run.optimizer, lambda step: 0.1)
+        abstract, _ = initialize.state_maker(model, optimizer, run.seed, mesh)
         return run, model, optimizer, checkpoints.restore(abstract, step)
 
 
@@ -205,13 +211,13 @@ def test_steps_that_are_no_numbers_end_the_run_with_what_repeats_them(data_dir, 
     run = dataclasses.replace(run, guard=GuardConfig(max_consecutive=2))
     with watching() as seen, pytest.raises(FloatingPointError, match=r"2 steps in a row .* last of them step") as error:
         train.train(run, tmp_path / "w")
-    folder = tmp_path / "w" / skipped.FAILED_FOLDER
+    folder = tmp_path / "w" / skipped_steps.FAILED_FOLDER
     assert str(folder) in str(error.value)
     line = json.loads((folder / "step.json").read_text())
     step = line["step"]
     assert line["index"] == sorted(set(seen[step - 1]))
     assert len(line["videos"]) == len(line["index"])
-    lines = [json.loads(text) for text in (tmp_path / "w" / skipped.SKIPPED_FILE).read_text().splitlines()]
+    lines = [json.loads(text) for text in (tmp_path / "w" / skipped_steps.SKIPPED_FILE).read_text().splitlines()]
     assert [(found["step"], found["in_a_row"]) for found in lines] == [(step - 1, 1), (step, 2)]
     # The step repeated from what lies there, not from the run: it is no number again.
     stored = np.load(folder / "batch_0.npz")
@@ -292,13 +298,13 @@ def test_a_folder_of_one_s_own_videos_is_enough(data_dir, tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(clip, folder)
     fields = {"data__name": "gestures", "data__dir": str(tmp_path / "records"), "data__videos": str(tmp_path / "mine")}
-    training, held_out = train.open_data(experiment(data_dir, **fields))
+    training, held_out = open_data(experiment(data_dir, **fields).data)
     assert (training.num_videos, held_out.num_videos) == (4, 2)
     assert training.class_names == {"label": ["nod", "wave"]}
     (tmp_path / "mine" / "train" / "nod" / "late.mp4").write_bytes(b"")  # what is made is not made again
-    assert train.open_data(experiment(data_dir, **fields))[0].num_videos == 4
-    with pytest.raises(ConfigError, match=r"config\.data\.videos=.* needs a config\.data\.name of its own.*is taken"):
-        train.open_data(experiment(data_dir, **(fields | {"data__name": "kinetics400"})))
+    assert open_data(experiment(data_dir, **fields).data)[0].num_videos == 4
+    with pytest.raises(ValueError, match=r"config\.data\.videos=.* needs a config\.data\.name of its own.*is taken"):
+        open_data(experiment(data_dir, **(fields | {"data__name": "kinetics400"}).data))
 
 
 def test_a_seed_that_tensorflow_cannot_take_is_named():

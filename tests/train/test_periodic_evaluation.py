@@ -7,10 +7,10 @@ from unittest import mock
 
 import pytest
 
-from vivit_jax import evaluate
-from vivit_jax.checkpointing import score
-from vivit_jax.evaluations import EarlyStop, Evaluations, check_metric
-from vivit_jax.experiment import ConfigError, Experiment, default_config
+from vivit_jax.checkpoint import score
+from vivit_jax.config.experiment import ConfigError, Experiment, default_config
+from vivit_jax.evaluation import evaluate
+from vivit_jax.train.periodic_evaluation import EarlyStop, Evaluations, check_metric
 
 
 def experiment(**fields):

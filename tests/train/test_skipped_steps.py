@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from vivit_jax import checkpointing, skipped
+from vivit_jax import checkpoint as checkpointing
+from vivit_jax.train import skipped_steps
 from vivit_jax.train_step import TrainState
 
 
@@ -30,7 +31,7 @@ def state(step):
 
 def watch(workdir, most):
     training = types.SimpleNamespace(locate=lambda place: f"clip {place}")
-    return skipped.SkippedSteps(most, training, workdir, {"config": {"seed": 3}})
+    return skipped_steps.SkippedSteps(most, training, workdir, {"config": {"seed": 3}})
 
 
 def metrics(value, in_a_row, looked, step):
@@ -51,14 +52,14 @@ def test_a_flag_is_looked_at_one_step_late_and_after_a_skip_at_once(tmp_path):
         assert looked == {1: [1], 2: [1], 3: [1, 2], 4: [1, 2, 3], 5: [1, 2, 3, 4, 5], 6: [1, 2, 3, 4, 5]}[step]
     steps.flush(state(6))
     assert looked[-1] == 6
-    (line,) = (tmp_path / skipped.SKIPPED_FILE).read_text().splitlines()
+    (line,) = (tmp_path / skipped_steps.SKIPPED_FILE).read_text().splitlines()
     told = {"step": 4, "in_a_row": 1, "loss": None, "gradient_norm": 2.0}
     assert json.loads(line) == told | {"index": [5, 7], "videos": ["clip 5", "clip 7"]}
 
 
 @pytest.mark.parametrize("most", [1, 2])
 def test_too_many_in_a_row_leave_the_state_before_the_step_and_its_batch(tmp_path, most):
-    (tmp_path / skipped.FAILED_FOLDER / "of_another_failure").mkdir(parents=True)
+    (tmp_path / skipped_steps.FAILED_FOLDER / "of_another_failure").mkdir(parents=True)
     steps, looked = watch(tmp_path, most), []
     for step in range(1, 4):
         steps.add(step, metrics(0, 0, looked, step), BATCH, state(step))
@@ -66,10 +67,10 @@ def test_too_many_in_a_row_leave_the_state_before_the_step_and_its_batch(tmp_pat
         steps.add(4, metrics(1, 1, looked, 4), BATCH, state(4))
     last = 3 + most
     with pytest.raises(
-        skipped.TooManySkippedSteps, match=rf"{most} steps in a row .* last of them step {last} \(loss nan"
+        skipped_steps.TooManySkippedSteps, match=rf"{most} steps in a row .* last of them step {last} \(loss nan"
     ):
         steps.add(last, metrics(1, most, looked, last), BATCH, state(last))
-    folder = tmp_path / skipped.FAILED_FOLDER
+    folder = tmp_path / skipped_steps.FAILED_FOLDER
     assert not (folder / "of_another_failure").exists()
     np.testing.assert_array_equal(np.load(folder / "batch_0.npz")["label/verb"], [1, 2, 0])
     with checkpointing.Checkpoints(folder / checkpointing.FOLDER, read_only=True) as checkpoints:

@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import pytest
 
-from vivit_jax import telemetry, throughput
 from vivit_jax.cost.counts import train_count
 from vivit_jax.models import ViViTConfig
 from vivit_jax.optim import OptimizerConfig, learning_rate_schedule, make_optimizer
+from vivit_jax.train import throughput, train_metrics
 
 
 class Clock:
@@ -86,7 +86,7 @@ class Kept:
 
 def test_a_skipped_step_does_not_spoil_the_averages_and_is_counted():
     kept = Kept()
-    window = telemetry.TrainingWindow(kept, kept, throughput.Throughput(8, 1, 1.0))
+    window = train_metrics.TrainingWindow(kept, kept, throughput.Throughput(8, 1, 1.0))
     steps = [(2.0, 0.0, 0.3), (jnp.nan, 1.0, 0.2), (4.0, 0.0, 0.1)]
     for step, (loss, skipped, rate) in enumerate(steps, start=1):
         metrics = {"loss": loss, "loss/verb": loss / 2, "skipped": skipped, "learning_rate": rate}

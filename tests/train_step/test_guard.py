@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vivit_jax import optim, sharding
-from vivit_jax.guard import GuardConfig, GuardState, judge
 from vivit_jax.train_step import TrainState, make_train_step
+from vivit_jax.train_step.guard import GuardConfig, GuardState, judge
 
 
 def model(variables, video, train, rngs=None):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vivit_jax.losses import LossConfig, cross_entropy, example_losses, hits, masked_mean, one_hot_targets
+from vivit_jax.train_step.losses import LossConfig, cross_entropy, example_losses, hits, masked_mean, one_hot_targets
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])

@@ -11,8 +11,8 @@ import pytest
 
 from vivit_jax import optim, sharding
 from vivit_jax.augment import AugmentConfig
-from vivit_jax.losses import LossConfig
 from vivit_jax.train_step import TrainState, as_heads, make_eval_step, make_train_step, normalise
+from vivit_jax.train_step.losses import LossConfig
 
 
 def linear(variables, video, train, rngs=None):

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from etils import epath
 
-from tests.convert import written
-from tests.models.small import random_params, small_config
-from tests.test_train import STEPS, breaking_off, data_dir, experiment  # noqa: F401 (a fixture)
-from vivit_jax import checkpointing, convert, evaluate, logs, train
-from vivit_jax.convert.files import open_weights
-from vivit_jax.data import storage
+from tests.helpers import written_weights
+from tests.helpers.small_models import random_params, small_config
+from tests.train.test_loop import STEPS, breaking_off, data_dir, experiment  # noqa: F401 (a fixture)
+from vivit_jax import checkpoint as checkpointing
+from vivit_jax import convert, sharding, train
+from vivit_jax.convert.containers.open import open_weights
+from vivit_jax.evaluation import evaluate
+from vivit_jax.utils import logs, storage
 
 pytest.importorskip("google.cloud.storage", reason="the extra [gcs] is not installed: Orbax wants it for gs://")
-from tests import bucket
+from tests.helpers import bucket
 
 RUN = "gs://bucket/run"
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("bucket")]  # one process: the run is trained once
@@ -61,7 +63,7 @@ def test_the_best_is_evaluated_and_read_by_others(metrics, data_dir):  # noqa: F
     result = evaluate.evaluate(experiment(data_dir), RUN)
     assert result.scalars["verb/top1"] == pytest.approx(metrics["verb/top1"], abs=1e-6)
     assert json.loads(epath.Path(f"{RUN}/evaluation.json").read_text())["metrics"]
-    model, params, _, _ = evaluate.restore_for_inference(RUN, train.sharding.make_mesh())
+    model, params, _, _ = evaluate.restore_for_inference(RUN, sharding.make_mesh())
     read = convert.load_params(RUN, config=model.config)
     jax.tree.map(np.testing.assert_array_equal, read, jax.device_get(params))
 
@@ -75,10 +77,10 @@ def test_what_orbax_lacks_for_a_bucket_is_said(server, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["npz", "npz compressed", "safetensors", "msgpack", "torch"])
 def test_weights_are_read_from_a_bucket(server, tmp_path, kind):
-    here = written.write(kind, tmp_path / "weights")
+    here = written_weights.write(kind, tmp_path / "weights")
     storage.put(here, there := "gs://bucket/weights")
     with open_weights(there) as weights:
-        for name, array in written.FLAT.items():
+        for name, array in written_weights.FLAT.items():
             np.testing.assert_array_equal(weights.leaves[name].read(), array)
 
 

@@ -13,8 +13,16 @@ from etils import epath
 from etils.epath import gpath, register
 
 from tests.data.conftest import numbered_video
-from tests.data.sequences import numbered_frames, sequence, write_shards
-from vivit_jax.data import build, builder, decode, index, indexing, pipeline, sampling, shards, storage, verify, views
+from tests.helpers.sequences import numbered_frames, sequence, write_shards
+from vivit_jax.data import build, pipeline, verify
+from vivit_jax.data.build import shards, tfds_builder
+from vivit_jax.data.index import main as index_main
+from vivit_jax.data.pipeline import views
+from vivit_jax.data.records import scan
+from vivit_jax.data.records import split as index
+from vivit_jax.data.selection import sampling
+from vivit_jax.data.video import decode
+from vivit_jax.utils import storage
 
 SIZES = {"train": 10, "validation": 6}
 SPEC = sampling.ClipSpec(4, (48, 48), random_crop=True, flip=0.5)
@@ -71,7 +79,7 @@ def test_batches_from_a_bucket_are_those_from_a_disk(here, there):
 
 def test_records_in_a_bucket_are_indexed_anew_and_verified(here, there):
     folder = build.records_folder("moving_digits", there)
-    for split in indexing.scan(folder):
+    for split in scan.scan(folder):
         written = index.open_split(folder, split.name)
         np.testing.assert_array_equal(split.chunk_checksum, written.chunk_checksum)
         np.testing.assert_array_equal(split.chunk_offset, written.chunk_offset)
@@ -98,7 +106,7 @@ def test_an_interrupted_build_in_a_bucket_goes_on(there, monkeypatch):
         return build.build("moving_digits", *files, num_workers=0, progress=False)
 
     with monkeypatch.context() as patch:
-        patch.setattr(builder.VideoRecords, "_publish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(tfds_builder.VideoRecords, "_publish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             make()
     folder = build.records_folder("moving_digits", "ram://bucket/again")
@@ -150,7 +158,7 @@ def test_records_of_dmvr_in_a_bucket(ram, tmp_path):
     place.mkdir()
     for path in write_shards(tmp_path, "train", records, shards=1):
         storage.put(path, place / path.name)
-    index.main([f"{ram}/dmvr", f"--out={tmp_path}/out"])
+    index_main([f"{ram}/dmvr", f"--out={tmp_path}/out"])
     split = index.open_split(tmp_path / "out", "train")
     assert split.shard_paths == [f"{ram}/dmvr/train-00000-of-00001"]
     batch = next(iter(pipeline.eval_batches(split, sampling.ClipSpec(2, (16, 16)), 3, threads=1)))

@@ -28,7 +28,7 @@ from vivit_jax.augment.config import AugmentConfig
 from vivit_jax.augment.draws import clip_keys
 from vivit_jax.augment.erasing import erase, erase_boxes
 from vivit_jax.augment.mixing import cutmix_box, mix, mix_clips, mixup_weights, swap_pairs
-from vivit_jax.rand_augment import rand_augment
+from vivit_jax.augment.rand_augment import rand_augment
 
 __all__ = [
     "BRIGHTNESS",

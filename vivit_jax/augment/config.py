@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from vivit_jax.augment.erasing import FILLS
-from vivit_jax.rand_augment import OPERATION_SETS
+from vivit_jax.augment.rand_augment import OPERATION_SETS
 
 
 @dataclasses.dataclass(frozen=True)

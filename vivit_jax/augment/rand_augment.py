@@ -20,7 +20,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from vivit_jax import affine, sharding
+from vivit_jax import sharding
+from vivit_jax.augment import affine
 
 OPERATION_SETS = ("published", "video")
 MAX_LEVEL = 10  # the magnitude at which the published formulas reach the far end of their scale

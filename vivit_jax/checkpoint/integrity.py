@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vivit_jax.optim import path_name
+from vivit_jax.utils.trees import path_name
 
 
 class CheckpointError(Exception):

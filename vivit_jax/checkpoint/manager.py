@@ -18,8 +18,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from vivit_jax.checkpoint_checks import CheckpointError, OtherModelError, check_against, check_optimizer, checksums
-from vivit_jax.data import storage
+from vivit_jax.checkpoint.integrity import CheckpointError, OtherModelError, check_against, check_optimizer, checksums
+from vivit_jax.utils import storage
 
 __all__ = [
     "CheckpointError",

@@ -14,8 +14,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vivit_jax import command_line
 from vivit_jax.compile import slices
+from vivit_jax.config import flags as command_line
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; any field can be overridden.", lock_config=True)
 _SLICE = flags.DEFINE_string(
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
     slices.without_a_tpu()
     from vivit_jax.compile import report
     from vivit_jax.compile.program import Target
-    from vivit_jax.experiment import Experiment
+    from vivit_jax.config.experiment import Experiment
 
     try:
         config = _CONFIG.value

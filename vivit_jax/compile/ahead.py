@@ -7,8 +7,8 @@ import re
 import time
 from typing import Any
 
-from vivit_jax import compilation
 from vivit_jax.compile import collectives
+from vivit_jax.train import compiled_step
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 _NEEDS = re.compile(r"([\d.]+)([KMG]?)\)? ?(?:of|exceeds available HBM) \(?([\d.]+)([KMG]?)")
@@ -64,7 +64,7 @@ def compile_ahead(lowered: Any, mesh: Any) -> Compiled:
     memory = compiled.memory_analysis()
     return Compiled(
         True,
-        compilation.peak_bytes(memory, mesh.devices.flat[0].platform),
+        compiled_step.peak_bytes(memory, mesh.devices.flat[0].platform),
         argument=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
         traffic=tuple(collectives.find(compiled.as_text(), dict(mesh.shape))),

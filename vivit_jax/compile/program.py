@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from vivit_jax import optim, sharding
+from vivit_jax.config.experiment import Experiment
 from vivit_jax.cost.counts import abstract_batch, train_count
-from vivit_jax.experiment import Experiment
 from vivit_jax.models import ViViT, abstract_params
 from vivit_jax.train_step import TrainState, make_eval_step, make_train_step
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from vivit_jax import compilation, throughput
 from vivit_jax.compile import slices
 from vivit_jax.compile.ahead import Compiled, compile_ahead
 from vivit_jax.compile.program import Target
 from vivit_jax.compile.search import largest_batch
 from vivit_jax.compile.slices import Slice
+from vivit_jax.train import compiled_step, throughput
 
 GIB = slices.GIB
 
@@ -33,8 +33,8 @@ def tell(target: Target, slice_: Slice, step: str) -> bool:
             f"  work       {operations / 1e12:.2f} TFLOP on each device, {1e3 * operations / peak:.0f} ms at its peak"
         )
     if not found.fits:
-        helps = compilation.training_advice(experiment, target.mesh.size)
-        for line in helps if training else compilation.evaluation_advice(experiment):
+        helps = compiled_step.training_advice(experiment, target.mesh.size)
+        for line in helps if training else compiled_step.evaluation_advice(experiment):
             print(f"  what takes less: {line}")
     return found.fits
 

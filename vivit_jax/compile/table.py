@@ -106,8 +106,8 @@ def measure(name: str, slice_: Slice, known: dict[str, Any], others: Iterable[En
     """
     from vivit_jax.compile.ahead import compile_ahead
     from vivit_jax.compile.program import Target
+    from vivit_jax.config.experiment import Experiment
     from vivit_jax.data import catalog
-    from vivit_jax.experiment import Experiment
 
     config = load(name)
     mesh = mesh_for(config.batch_size, slice_)

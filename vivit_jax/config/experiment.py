@@ -15,14 +15,17 @@ import ml_collections
 from ml_collections import config_dict
 
 from vivit_jax.augment import AugmentConfig
-from vivit_jax.convert.options import FOLLOWED, InitFrom
-from vivit_jax.data.sampling import ClipSpec
-from vivit_jax.experiment_fields import ConfigError, at_least, check_fields, merge, plain, section, tuples
-from vivit_jax.experiment_sections import CheckpointConfig, DataConfig, EvaluationConfig, ProfileConfig
-from vivit_jax.guard import GuardConfig
-from vivit_jax.losses import LossConfig
+from vivit_jax.config.fields import ConfigError, check_fields, merge, plain, section, tuples
+from vivit_jax.config.init_from import InitFrom
+from vivit_jax.config.sections import CheckpointConfig, EvaluationConfig, ProfileConfig
+from vivit_jax.data.config import DataConfig
+from vivit_jax.data.selection.sampling import ClipSpec
 from vivit_jax.models import ViViTConfig
+from vivit_jax.models.config import INHERITED_FIELDS
 from vivit_jax.optim import OptimizerConfig
+from vivit_jax.train_step.guard import GuardConfig
+from vivit_jax.train_step.losses import LossConfig
+from vivit_jax.utils.checks import at_least
 
 __all__ = [
     "CheckpointConfig",
@@ -149,9 +152,9 @@ class Experiment:
             raise ConfigError(f"config.model: {error}") from error
 
     def following(self, model: Mapping[str, Any]) -> Experiment:
-        """The experiment with what weights decide about their model (`convert.options.FOLLOWED`, and the pre-logits
-        layer) taken from `model`, fields of a `ViViTConfig`, wherever the config leaves them open."""
-        names = (*FOLLOWED, "representation_size")
+        """The experiment with `INHERITED_FIELDS` and the pre-logits layer, where the config leaves them open, taken from
+        `model`, fields of a `ViViTConfig`."""
+        names = (*INHERITED_FIELDS, "representation_size")
         taken = {n: model[n] for n in names if self.model.get(n) is None and model.get(n) is not None}
         return dataclasses.replace(self, model={**self.model, **taken})
 

@@ -96,20 +96,6 @@ def check_fields(given: Mapping[str, Any], known: Mapping[str, Any], where: str 
             check_fields(value, known[name], f"{where}.{name}")
 
 
-def at_least(where: str, settings: Any, **limits: float) -> None:
-    """Raises ValueError where a field is below its limit; one that is None is not looked at.
-
-    Args:
-      where: the group, for the message.
-      settings: has the fields.
-      **limits: field -> the least value.
-    """
-    for field, limit in limits.items():
-        value = getattr(settings, field)
-        if value is not None and value < limit:
-            raise ValueError(f"{where}.{field}={value} must be at least {limit}")
-
-
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """{'group.field': value} of the nested dicts of a config; an empty group is a value."""
     leaves = traverse_util.flatten_dict(dict(tree), sep=".", keep_empty_nodes=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import ml_collections
 
-from vivit_jax.experiment import ConfigError, default_config
+from vivit_jax.config.experiment import ConfigError, default_config
 
 # What the recipes have in common (section 4.1 and the appendix). No weight decay, no dropout: the defaults.
 COMMON: Mapping[str, Any] = MappingProxyType(

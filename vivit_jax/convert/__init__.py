@@ -19,20 +19,21 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
+from vivit_jax.config.init_from import InitFrom
 from vivit_jax.convert import engine
+from vivit_jax.convert.containers.open import FileError
 from vivit_jax.convert.engine import ConversionError
-from vivit_jax.convert.files import FileError
 from vivit_jax.convert.image_to_video import adapt, image_to_video
-from vivit_jax.convert.options import FOLLOWED, InitFrom, follow
 from vivit_jax.convert.report import Entry, Report, in_words
 from vivit_jax.convert.source import Path, Source, check_format, find_format, understand
 from vivit_jax.convert.tables import FORMATS, Hints, native
 from vivit_jax.convert.tables.sizes import is_image_model
 from vivit_jax.models import ViViTConfig
+from vivit_jax.models.config import INHERITED_FIELDS
 
 __all__ = [
-    "FOLLOWED",
     "FORMATS",
+    "INHERITED_FIELDS",
     "ConversionError",
     "Entry",
     "FileError",
@@ -231,3 +232,23 @@ def save_params(
     from vivit_jax.convert import writers
 
     writers.write(params, path, format, config, class_names, record)
+
+
+def follow(source: ViViTConfig, config: ViViTConfig, options: InitFrom) -> tuple[ViViTConfig, list[str]]:
+    """The config with what the weights decide: activation, LayerNorm epsilon, biases, pre-logits layer.
+
+    Args:
+      source: the model of the weights.
+      config: the model wanted.
+      options: `pre_logits="follow"` takes the dense layer before the head from the source, if the config has none.
+
+    Returns:
+      (the config, a line for each field that changed).
+    """
+    changes = {
+        name: getattr(source, name) for name in INHERITED_FIELDS if getattr(source, name) != getattr(config, name)
+    }
+    if options.pre_logits == "follow" and config.representation_size is None and source.representation_size:
+        changes["representation_size"] = source.representation_size
+    said = [f"{name} = {value} (was {getattr(config, name)})" for name, value in changes.items()]
+    return dataclasses.replace(config, **changes), said

@@ -20,8 +20,8 @@ import flax.traverse_util
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from vivit_jax.config.init_from import InitFrom
 from vivit_jax.convert import FORMATS, in_words, initialise, save_params
-from vivit_jax.convert.options import InitFrom
 from vivit_jax.convert.source import Understood, understand
 from vivit_jax.convert.tables import Hints
 from vivit_jax.models import ViViTConfig, count_parameters
@@ -73,8 +73,8 @@ def convert() -> str:
 
 def wanted(config: Any, grid: tuple[int, ...] | None) -> tuple[InitFrom, ViViTConfig, dict[str, Any]]:
     """Choices, model and the whole of a config file; flags of the command fill what its `init_from` leaves open."""
+    from vivit_jax.config.experiment import Experiment
     from vivit_jax.data import build, catalog
-    from vivit_jax.experiment import Experiment
 
     experiment = Experiment.from_config(config)
     given = {"format": _SOURCE_FORMAT.value, "prefix": _PREFIX.value, "grid": grid, "num_heads": _NUM_HEADS.value}
@@ -113,7 +113,7 @@ def show(opened: Understood, config: ViViTConfig) -> str:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    from vivit_jax.checkpointing import CheckpointError
+    from vivit_jax.checkpoint import CheckpointError
 
     logging.set_verbosity(logging.ERROR)  # Orbax reports every file
     try:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vivit_jax.convert.containers import Leaf
+from vivit_jax.convert.containers.arrays import Leaf
 from vivit_jax.convert.tables.rows import Dropped, Row
 
 _PLACEHOLDER = re.compile(r"\\{(\w+)\\}")

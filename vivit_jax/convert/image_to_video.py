@@ -12,15 +12,16 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
+from vivit_jax.config.init_from import InitFrom
 from vivit_jax.convert.engine import ConversionError
 from vivit_jax.convert.fresh import fresh_leaves
 from vivit_jax.convert.heads import Names, decide, leaf_name
-from vivit_jax.convert.options import FOLLOWED, InitFrom
 from vivit_jax.convert.report import Entry, Report, in_words
 from vivit_jax.convert.resize import central_frame, filter_inflation, fold_normalisation, resize_grid
 from vivit_jax.convert.tables.native import image_model
 from vivit_jax.convert.tables.rows import Hints
 from vivit_jax.models import ViViTConfig, abstract_params
+from vivit_jax.models.config import INHERITED_FIELDS
 
 _SAME = ("hidden_size", "num_layers", "num_heads", "mlp_dim", "in_channels")
 
@@ -157,7 +158,7 @@ class _Adaptation:
                 raise AssertionError(f"{name} is not accounted for")  # a mistake of this module, not of the user
 
     def _check(self) -> None:
-        for name in (*_SAME, *FOLLOWED):
+        for name in (*_SAME, *INHERITED_FIELDS):
             ours, theirs = getattr(self.config, name), getattr(self.source, name)
             if ours != theirs:
                 self.problems.append(f"{name} is {theirs} in the weights, {ours} in the model")

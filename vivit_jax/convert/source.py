@@ -12,8 +12,8 @@ from typing import Any
 import flax.traverse_util
 
 from vivit_jax.convert import engine
+from vivit_jax.convert.containers.open import Leaf, Weights, open_weights
 from vivit_jax.convert.engine import ConversionError
-from vivit_jax.convert.files import Leaf, Weights, open_weights
 from vivit_jax.convert.report import in_words
 from vivit_jax.convert.tables import FORMATS, Dropped, Hints
 from vivit_jax.models import ViViTConfig, abstract_params

@@ -21,8 +21,8 @@ from vivit_jax.convert.report import in_words
 from vivit_jax.convert.tables import FORMATS, Hints
 from vivit_jax.convert.tables.huggingface import ACTIVATIONS
 from vivit_jax.convert.tables.sizes import is_image_model
-from vivit_jax.data import storage
 from vivit_jax.models import ViViTConfig
+from vivit_jax.utils import storage
 
 Arrays = Mapping[str, np.ndarray]
 ClassNames = Mapping[str, Sequence[str]] | None
@@ -206,7 +206,7 @@ def _write_huggingface(flat: Arrays, path: Path, config: ViViTConfig, names: Cla
 
 
 def _write_orbax(flat: Arrays, path: Path, config: ViViTConfig, names: ClassNames, record: Record) -> None:
-    from vivit_jax import checkpointing  # here, so that reading other formats does not wait for Orbax
+    from vivit_jax import checkpoint as checkpointing  # here, so that reading other formats does not wait for Orbax
 
     model = {name: value for name, value in config.to_dict().items() if name != "num_classes"}
     meta = {

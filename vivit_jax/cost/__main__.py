@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
 
     try:
         if _CONFIG.value is not None:
-            from vivit_jax import experiment
+            from vivit_jax.config import experiment
             from vivit_jax.cost import report
 
             run = experiment.Experiment.from_config(_CONFIG.value)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import matplotlib
 from etils import epath
 
-from vivit_jax import plots
 from vivit_jax.cost.counts import forward_count
 from vivit_jax.cost.paper import MODELS, TABLE2, TABLE5, TUBELET_LENGTHS
 from vivit_jax.models import ViViTConfig
 from vivit_jax.models.config import BACKBONES
+from vivit_jax.utils import plots
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -9,10 +9,11 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from vivit_jax.cost.counts import forward_count, matrix_products, parameters_by_part
+from vivit_jax.cost.counts import forward_count, parameters_by_part
 from vivit_jax.cost.render import Table
 from vivit_jax.models import ViViTConfig, count_parameters
 from vivit_jax.models.config import BACKBONES
+from vivit_jax.models.flops import matrix_products
 
 # name -> fields of the five models of Table 2.
 MODELS: dict[str, dict[str, str | int]] = {

@@ -7,11 +7,12 @@ from collections.abc import Callable
 import optax
 
 from vivit_jax import optim
-from vivit_jax.cost.counts import forward_count, matrix_products, parameters_by_part, train_count
+from vivit_jax.config.experiment import Experiment
+from vivit_jax.cost.counts import forward_count, parameters_by_part, train_count
 from vivit_jax.cost.memory import compiled_bytes, memory_of
 from vivit_jax.cost.render import Table
 from vivit_jax.data import build, catalog
-from vivit_jax.experiment import Experiment
+from vivit_jax.models.flops import matrix_products
 
 HEADER = ("quantity", "value", "unit", "remark")
 

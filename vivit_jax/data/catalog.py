@@ -20,7 +20,7 @@ import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from vivit_jax.data import storage
+from vivit_jax.utils import storage
 
 
 @dataclasses.dataclass(frozen=True)

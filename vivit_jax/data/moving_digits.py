@@ -24,7 +24,8 @@ import json
 
 import numpy as np
 
-from vivit_jax.data import annotations, progress_bar, storage, workers
+from vivit_jax.data import annotations, workers
+from vivit_jax.utils import progress_bar, storage
 
 # Order is the class id. Each verb is followed by its time reversal.
 VERBS = (

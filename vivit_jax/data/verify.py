@@ -19,8 +19,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from vivit_jax.data import clips, every_record, index, progress_bar, storage
 from vivit_jax.data.host_tf import tf
+from vivit_jax.data.records import reader, scan
+from vivit_jax.data.records import split as index
+from vivit_jax.utils import progress_bar, storage
 
 # Of each split so many problems are printed; all are counted.
 LISTED = 100
@@ -115,7 +117,7 @@ def _verify_split(split: index.RecordSplit, report: Report, threads: int | None,
         for video in np.flatnonzero(wrong.any(axis=1) if several else wrong).tolist():
             report.add(f"index: video {video}, {split.video_id[video]}: {head} {ids[video]} is outside 0 to {limit}")
     frames = 0
-    records = every_record.mapped(
+    records = scan.mapped(
         split.shard_paths, split.chunk_shard[wanted], split.chunk_offset[wanted], _contents(split), split.form, threads
     )
     with _Framing(split) as framing:
@@ -148,7 +150,7 @@ def _contents(split: index.RecordSplit):
         return tf.shape(tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE"))[:2]
 
     def contents(record):
-        jpegs = clips.jpegs_of(split.form, record[None])
+        jpegs = reader.jpegs_of(split.form, record[None])
         # One frame at a time, so that a long video does not lie decoded in memory.
         sizes = tf.map_fn(size, jpegs, fn_output_signature=tf.TensorSpec([2], tf.int32), parallel_iterations=1)
         if split.form == index.SEQUENCE:

@@ -6,23 +6,17 @@ do, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. One machin
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import faulthandler
 import glob
 import importlib.util
 import logging as standard_logging
 import os
 import re
 import socket
-import sys
-import threading
-import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
 from absl import logging
-from jax.experimental import multihost_utils
 
 MODES = ("auto", "on", "off")
 
@@ -31,8 +25,6 @@ MODES = ("auto", "on", "off")
 HEARTBEAT_SECONDS = 30
 SHUTDOWN_SECONDS = 60
 
-# A run that was asked to stop, and saved: the same command goes on. EX_TEMPFAIL of sysexits.h.
-PREEMPTED_EXIT_CODE = 75
 
 _VARIABLES = {
     "coordinator_address": "JAX_COORDINATOR_ADDRESS",
@@ -44,17 +36,6 @@ _SLURM_STEP = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PRO
 
 class DistributedError(ValueError):
     """Processes that cannot find each other: something is half given, contradicts itself, or nobody answers."""
-
-
-class Preempted(SystemExit):
-    """A run that was told to stop (SIGTERM) and has saved its step; the process ends with `PREEMPTED_EXIT_CODE`."""
-
-    def __init__(self, step: int):
-        super().__init__(PREEMPTED_EXIT_CODE)
-        self.step = step
-
-    def __str__(self) -> str:
-        return f"stopped on request; step {self.step} is saved, and the same command goes on from there"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,113 +258,3 @@ def _quieten(process: int) -> None:
     )
     if logging.get_verbosity() <= logging.INFO:
         logging.set_verbosity(logging.WARNING)
-
-
-@contextlib.contextmanager
-def ending_together() -> Iterator[None]:
-    """Around the whole work of a process: the processes of a run end together.
-
-    Where the work is done, each waits until all are (the first may still write a report). Where it fails in one of
-    several processes, that one says why and is gone at once by `os._exit`: an ordinary exit would wait for the others,
-    which wait for it. They notice within `HEARTBEAT_SECONDS`. A process that is alone ends as any program.
-    """
-    try:
-        yield
-        if _several():
-            multihost_utils.sync_global_devices("vivit_jax.distributed.ending_together")
-    except BaseException as error:
-        if not _several():
-            raise
-        code = _say(error)
-        if code in (0, PREEMPTED_EXIT_CODE):
-            raise  # all of them stop, at the same step
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-@contextlib.contextmanager
-def limited_unwinding(seconds: float = 60.0) -> Iterator[None]:
-    """Around the part of the work in which a failing process must not wait for the others for ever.
-
-    When an exception leaves it, and there are several processes, what is cleaned up further out (a checkpoint that is
-    being written, say) has so many seconds; after them the exception is printed and the process is gone.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if _several() and not isinstance(error, Preempted):
-            timer = threading.Timer(seconds, _leave, args=(error,))
-            timer.daemon = True
-            timer.start()
-        raise
-
-
-def _leave(error: BaseException) -> None:
-    code = _say(error)
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _say(error: BaseException) -> int:
-    """Prints what ended the process, as Python would, and gives its exit code."""
-    if isinstance(error, SystemExit):
-        if error.code is None or isinstance(error.code, int):
-            return error.code or 0
-        print(error.code, file=sys.stderr)
-        return 1
-    traceback.print_exception(error)
-    return 130 if isinstance(error, KeyboardInterrupt) else 1
-
-
-def first() -> bool:
-    """Whether this is the process that speaks and writes for all: number 0, or the only one."""
-    return not _several() or jax.process_index() == 0
-
-
-def _several() -> bool:
-    return jax.distributed.is_initialized() and jax.process_count() > 1
-
-
-class Watchdog:
-    """Ends a process whose steps have stopped, with the traceback of each of its threads on standard error.
-
-    A process that hangs still answers heartbeats, so the others would wait for it for ever.
-
-    Args:
-      seconds: longest time from one `step` to the next; 0 for no watchdog. It must cover what the host waits for at
-        once: as many steps as are taken between two lines of the log.
-    """
-
-    def __init__(self, seconds: float):
-        if seconds < 0:
-            raise ValueError(f"step_timeout_seconds={seconds} must be at least 0; 0 is off")
-        self._seconds = seconds
-
-    def step(self) -> None:
-        """Starts the time anew. The first call, after the first step, starts the watch: compiling may take long."""
-        if self._seconds:
-            faulthandler.dump_traceback_later(self._seconds, exit=True)
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Around what may take longer than a step: evaluation, saving. The time starts anew after it."""
-        self.close()
-        yield
-        self.step()
-
-    def close(self) -> None:
-        """Ends the watch."""
-        if self._seconds:
-            faulthandler.cancel_dump_traceback_later()
-
-    def __enter__(self) -> Watchdog:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-
-def watchdog(seconds: float) -> Watchdog:
-    """A `Watchdog` of a run's steps, seconds apart at most; 0 for one that does nothing."""
-    return Watchdog(seconds)

@@ -16,7 +16,7 @@ import numpy as np
 from clu import metrics as clu_metrics
 from sklearn.metrics import average_precision_score
 
-from vivit_jax.losses import example_losses, one_hot_targets
+from vivit_jax.train_step.losses import example_losses, one_hot_targets
 
 ACTION = "action"  # EPIC-Kitchens: the pair of verb and noun
 PAIR = ("verb", "noun")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vivit_jax import metrics
+from vivit_jax.evaluation import metrics
 
 TOP = 5
 FILE = "predictions.csv"

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from vivit_jax import examples as per_video
-from vivit_jax import metrics, plots
+from vivit_jax.evaluation import metrics
+from vivit_jax.evaluation import predictions as per_video
+from vivit_jax.utils import plots
 
 RESULT_FILE = "evaluation.json"
 

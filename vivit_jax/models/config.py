@@ -22,6 +22,8 @@ ATTENTION_BACKENDS = ("xla", "tiled")
 DTYPES = ("float32", "bfloat16", "float64")
 NARROWER = {"float32": ("float32", "bfloat16"), "bfloat16": ("float32", "bfloat16"), "float64": ()}
 REMATS = ("none", "dots", "full")
+# What pretrained weights were trained with, the model must compute with.
+INHERITED_FIELDS = ("activation", "layer_norm_eps", "qkv_bias", "attention_logit_cap")
 
 # The backbones of ViT and BERT (section 4.1): name -> fields.
 BACKBONES: Mapping[str, Mapping[str, int]] = {

@@ -10,7 +10,7 @@ picks parameters by name, `layers` knows how deep they lie and that layers are s
 from vivit_jax.optim.chain import Optimizer, make_optimizer
 from vivit_jax.optim.config import KERNELS, OPTIMIZERS, SCHEDULES, OptimizerConfig
 from vivit_jax.optim.layers import learning_rate_factors
-from vivit_jax.optim.paths import path_mask, path_name, trained_mask
+from vivit_jax.optim.paths import path_mask, trained_mask
 from vivit_jax.optim.schedules import learning_rate_schedule
 
 __all__ = [
@@ -23,6 +23,5 @@ __all__ = [
     "learning_rate_schedule",
     "make_optimizer",
     "path_mask",
-    "path_name",
     "trained_mask",
 ]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vivit_jax.optim.paths import path_name
+from vivit_jax.utils.trees import path_name
 
 ENCODERS = ("encoder", "spatial_encoder", "temporal_encoder")  # in the order that a clip goes through them
 _STACKED = "layers"

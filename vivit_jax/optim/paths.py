@@ -8,10 +8,7 @@ from typing import Any
 
 import jax
 
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """A key path of `jax.tree_util` as 'encoder/layers/mlp/dense_in/kernel'."""
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+from vivit_jax.utils.trees import path_name
 
 
 def path_mask(pattern: str) -> Callable[[Any], Any]:

@@ -18,14 +18,15 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from vivit_jax import sharding, start
-from vivit_jax.data.index import RecordSplit
-from vivit_jax.experiment import Experiment
-from vivit_jax.probe import linear, nearest
+from vivit_jax import sharding
+from vivit_jax.config.experiment import Experiment
+from vivit_jax.data.open import open_data
+from vivit_jax.data.records.split import RecordSplit
+from vivit_jax.probe import knn, linear
+from vivit_jax.probe.config import FEATURES, METHODS, UNSEEN, ProbeConfig, parse_views
 from vivit_jax.probe.features import Extractor, Features, labels_of
+from vivit_jax.probe.restore import restore
 from vivit_jax.probe.scores import score
-from vivit_jax.probe.settings import FEATURES, METHODS, UNSEEN, ProbeConfig, parse_views
-from vivit_jax.probe.weights import restore
 
 __all__ = ["FEATURES", "METHODS", "RESULT_FILE", "UNSEEN", "ProbeConfig", "parse_views", "probe", "table"]
 
@@ -67,7 +68,7 @@ def probe(
     settings = settings or ProbeConfig()
     mesh = sharding.make_mesh(experiment.mesh)
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
-    training, held_out = start.open_data(experiment)
+    training, held_out = open_data(experiment.data)
     if "knn" in settings.methods and max(settings.neighbours) > training.num_videos:
         raise ValueError(
             f"k-NN with k={max(settings.neighbours)}, but there are {training.num_videos} training videos: give a "
@@ -157,7 +158,7 @@ def _try(
     results: dict[str, dict[str, float]] = {}
     told: dict[str, Any] = {}
     if "knn" in settings.methods:
-        voted = nearest.votes(x, y, heads, test_x, settings.neighbours, settings.temperature)
+        voted = knn.votes(x, y, heads, test_x, settings.neighbours, settings.temperature)
         results |= {f"knn/{k}": score(shares, test_y, heads) for k, shares in voted.items()}
     if "linear" in settings.methods:
         fitted = {head: linear.fit(x, y[head], test_x, classes, settings, head) for head, classes in heads.items()}

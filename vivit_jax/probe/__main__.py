@@ -11,8 +11,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vivit_jax import command_line
-from vivit_jax.probe.settings import FEATURES, UNSEEN, ProbeConfig, parse_views
+from vivit_jax.config import flags as command_line
+from vivit_jax.probe.config import FEATURES, UNSEEN, ProbeConfig, parse_views
 
 _DEFAULT = ProbeConfig()
 
@@ -90,9 +90,11 @@ def settings_of(values: flags.FlagValues) -> ProbeConfig:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    from vivit_jax import checkpointing, convert, distributed, logs
-    from vivit_jax.experiment import Experiment
+    from vivit_jax import checkpoint as checkpointing
+    from vivit_jax import convert, distributed
+    from vivit_jax.config.experiment import Experiment
     from vivit_jax.probe import probe, table
+    from vivit_jax.utils import logs
 
     values = flags.FLAGS
     logs.set_up()

@@ -19,14 +19,15 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from vivit_jax import sharding
-from vivit_jax.data import pipeline, storage
-from vivit_jax.data.index import RecordSplit
-from vivit_jax.data.sampling import ClipSpec
-from vivit_jax.experiment import Experiment
+from vivit_jax.config.experiment import Experiment
+from vivit_jax.data import pipeline
+from vivit_jax.data.records.split import RecordSplit
+from vivit_jax.data.selection.sampling import ClipSpec
 from vivit_jax.models import ViViT, ViViTConfig
-from vivit_jax.optim import path_name
-from vivit_jax.probe.settings import ProbeConfig
+from vivit_jax.probe.config import ProbeConfig
 from vivit_jax.train_step import normalise
+from vivit_jax.utils import storage
+from vivit_jax.utils.trees import path_name
 
 FOLDER = "features"
 _FORMAT = 1  # of the files, and of how features are made: another one makes old files void

@@ -14,8 +14,8 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vivit_jax import metrics
-from vivit_jax.probe.settings import ProbeConfig
+from vivit_jax.evaluation import metrics
+from vivit_jax.probe.config import ProbeConfig
 
 
 @dataclasses.dataclass(frozen=True)

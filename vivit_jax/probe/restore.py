@@ -9,9 +9,12 @@ import jax
 from absl import logging
 from etils import epath
 
-from vivit_jax import checkpointing, convert, evaluate, sharding, start
-from vivit_jax.experiment import Experiment
+from vivit_jax import checkpoint as checkpointing
+from vivit_jax import convert, sharding
+from vivit_jax.config.experiment import Experiment
+from vivit_jax.evaluation import evaluate
 from vivit_jax.models import ViViT, abstract_params
+from vivit_jax.train import initialize
 
 
 def restore(
@@ -40,7 +43,7 @@ def restore(
         return model, params, str(path)
     # Without heads: features come before them.
     options = dataclasses.replace(experiment.init_from, path=str(checkpoint), head="new")
-    experiment = start.follow_weights(dataclasses.replace(experiment, init_from=options), {}, None)
+    experiment = initialize.follow_weights(dataclasses.replace(experiment, init_from=options), {}, None)
     config = experiment.model_config({})
     sharding.check_model(mesh, config)
     made = convert.initialise(options.path, config, options, seed=experiment.seed)
@@ -58,7 +61,7 @@ def restore(
     if jax.process_index() == 0:
         workdir = epath.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / start.INIT_REPORT).write_text(f"{made.report}\n")
+        (workdir / initialize.INIT_REPORT).write_text(f"{made.report}\n")
     shardings = sharding.state_sharding(mesh, {"params": abstract_params(made.config)})["params"]
     return ViViT(made.config), jax.device_put(made.params, shardings), str(checkpoint)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from vivit_jax import metrics
+from vivit_jax.evaluation import metrics
 
 _ROW_NUMBERS = 1 << 24  # scores that are ranked at a time: pairs of verb and noun are many
 

@@ -13,7 +13,7 @@ import jax
 from absl import logging
 from etils import epath
 
-from vivit_jax.report import page, reading
+from vivit_jax.report import load, page
 
 FILE = "report.html"
 
@@ -26,7 +26,7 @@ def make(workdir: epath.PathLike) -> epath.Path:
       OSError, ValueError: files of the run that cannot be read, or the report cannot be written.
     """
     path = epath.Path(workdir) / FILE
-    path.write_text(page.render(reading.read_run(workdir)))
+    path.write_text(page.render(load.read_run(workdir)))
     return path
 
 

@@ -13,7 +13,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     # After the flags are parsed, so that --help answers at once.
-    from vivit_jax import logs, report
+    from vivit_jax import report
+    from vivit_jax.utils import logs
 
     logs.set_up()
     try:

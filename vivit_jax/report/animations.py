@@ -11,8 +11,10 @@ import numpy as np
 from etils import epath
 from PIL import Image, features
 
-from vivit_jax.data import build, index, mixture, pipeline, subset
-from vivit_jax.experiment import Experiment
+from vivit_jax.config.experiment import Experiment
+from vivit_jax.data import build, pipeline
+from vivit_jax.data.records import split as index
+from vivit_jax.data.selection import subset, training_set
 
 LONGEST_SIDE = 192  # pixels; with 12 clips the file stays below a few MB
 FRAME_MS = 120  # of a frame where the records do not tell the source's frame rate
@@ -43,7 +45,7 @@ def animations(
         experiment = Experiment.from_config(config)
         data = experiment.data
         folder = build.records_folder(data.name, data.dir)
-        split = mixture.evaluation_split(index.open_split(folder, eval_split), class_names, data.subset)
+        split = training_set.evaluation_split(index.open_split(folder, eval_split), class_names, data.subset)
         for place, name in videos.items():
             if place >= split.num_videos or split.video_id[place] != name:
                 raise ValueError(f"{folder}: video {place} of {eval_split} is not {name}; the records are others now")

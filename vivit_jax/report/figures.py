@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vivit_jax.report import clips
+from vivit_jax.report import animations
 
 Points = Sequence[tuple[float, float]]
 # Drawn in this colour, which becomes the page's text colour, light or dark.
@@ -76,7 +76,7 @@ def matrix_picture(matrix: np.ndarray) -> str:
     scale = max(1, 512 // len(matrix))
     file = io.BytesIO()
     matplotlib.image.imsave(file, pixels.repeat(scale, 0).repeat(scale, 1), format="png")
-    return clips.data_uri(file.getvalue(), "image/png")
+    return animations.data_uri(file.getvalue(), "image/png")
 
 
 def svg(figure: Figure, description: str) -> str:

@@ -11,11 +11,13 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from vivit_jax import checkpointing, examples, logs, metrics, results
-from vivit_jax.experiment import Experiment, default_config
-from vivit_jax.experiment_fields import flat
+from vivit_jax import checkpoint as checkpointing
+from vivit_jax.config.experiment import Experiment, default_config
+from vivit_jax.config.fields import flat
+from vivit_jax.evaluation import metrics, predictions, results
 from vivit_jax.models import abstract_params
-from vivit_jax.optim import path_name
+from vivit_jax.utils import logs
+from vivit_jax.utils.trees import path_name
 
 CONFIG_FILE, INIT_REPORT = "config.json", "init_report.txt"
 Series = Mapping[str, Sequence[tuple[int, float]]]
@@ -144,7 +146,7 @@ def read_run(workdir: epath.PathLike) -> Run:
         series=logs.read_metrics(workdir / logs.METRICS_FILE),
         times=_times(workdir / logs.METRICS_FILE),
         evaluation=_json(workdir / results.RESULT_FILE),
-        videos=_videos(workdir / examples.FILE),
+        videos=_videos(workdir / predictions.FILE),
         # Read as a file: Orbax's manager would wait for the other processes, and the run's own may still be open.
         meta=_json(workdir / checkpointing.FOLDER / str(steps[-1]) / checkpointing.META / "metadata") if steps else {},
         checkpoints=steps,
@@ -190,7 +192,7 @@ def _videos(path: epath.Path) -> list[Video]:
     if not path.exists():
         return []
     heads: dict[int, dict[str, Any]] = {}
-    for row in examples.read(path):
+    for row in predictions.read(path):
         if row["ranked"]:
             heads.setdefault(row["index"], {})[row["head"]] = row
     return [

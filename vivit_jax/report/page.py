@@ -11,11 +11,11 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from vivit_jax import metrics
-from vivit_jax.examples import SEVERAL
-from vivit_jax.experiment_fields import flat
-from vivit_jax.report import clips, figures
-from vivit_jax.report.reading import Run, Series, Video
+from vivit_jax.config.fields import flat
+from vivit_jax.evaluation import metrics
+from vivit_jax.evaluation.predictions import SEVERAL
+from vivit_jax.report import animations, figures
+from vivit_jax.report.load import Run, Series, Video
 
 SHOWN_CLIPS = 6  # best, and as many worst
 SHOWN_CLASSES = 8  # best, and as many worst, where a head has more than twice as many
@@ -196,8 +196,8 @@ def _clips(run: Run) -> dict[str, Any] | None:
     try:
         # What was evaluated last may be other data than those of the run: `--mode=eval` with another config.
         config = {**run.config, "data": run.evaluation.get("data") or run.config.get("data", {})}
-        moving = clips.animations(config, run.evaluation["split"], run.class_names, names)
-    except clips.NoClipsError as error:
+        moving = animations.animations(config, run.evaluation["split"], run.class_names, names)
+    except animations.NoClipsError as error:
         why = str(error)
     return {"why": why} | {
         kind: [_card(video, moving.get(video.index)) for video in group] for kind, group in groups.items()

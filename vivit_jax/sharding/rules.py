@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vivit_jax.optim import path_name
+from vivit_jax.utils.trees import path_name
 
 # (path regex, names of the last dimensions): the first match holds. The leading axis of stacked layers has no name: it
 # is never split, for every device needs every layer. What no row but the last names is small, and whole everywhere.

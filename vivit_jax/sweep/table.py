@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import jax
 from etils import epath
 
-from vivit_jax import plots
+from vivit_jax.utils import plots
 
 if TYPE_CHECKING:
-    from vivit_jax.sweep import Finished
+    from vivit_jax.sweep.plan import Finished
 
 FOLDER = "tables"
 

@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
-from vivit_jax.experiment import Experiment
+from vivit_jax.config.experiment import Experiment
 
 CACHE_FOLDER = "compilation_cache"  # inside a run's workdir
 

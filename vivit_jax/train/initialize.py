@@ -12,56 +12,15 @@ from absl import logging
 from clu import parameter_overview
 from etils import epath
 
-from vivit_jax import checkpointing, convert, sharding
-from vivit_jax.data import build, catalog, index, mixture
-from vivit_jax.experiment import ConfigError, DataConfig, Experiment
-from vivit_jax.experiment_fields import differences
+from vivit_jax import checkpoint as checkpointing
+from vivit_jax import convert, sharding
+from vivit_jax.config.experiment import ConfigError, Experiment
+from vivit_jax.config.fields import differences
 from vivit_jax.models import ViViT
 from vivit_jax.train_step import TrainState
 
 CONFIG_FILE = "config.json"
 INIT_REPORT = "init_report.txt"
-
-
-def open_data(experiment: Experiment) -> tuple[mixture.TrainingSet, index.RecordSplit]:
-    """What is trained on and what is evaluated, with the same classes.
-
-    The records of one's own videos (`config.data.videos`) are made first, where they are absent.
-
-    Raises:
-      FileNotFoundError: a data set is not there; the message says what belongs where.
-      MixtureError, SubsetError: data sets that cannot be mixed, a selection of what is not there.
-    """
-    data = experiment.data
-    if data.videos is not None:
-        build_own(data)
-    mixed = data.mixture or {data.name: 1.0}
-    held_out = index.open_split(build.prepare(data.name, data.dir), data.eval_split)
-    splits = {name: index.open_split(build.prepare(name, data.dir), data.train_split) for name in mixed}
-    training = mixture.training_set(splits, data.name, mixed, data.unknown_classes, data.subset, held_out)
-    return training, mixture.evaluation_split(held_out, training.class_names, data.subset)
-
-
-def build_own(data: DataConfig) -> None:
-    """Makes the records of a folder of one's own videos under `data.dir`, unless they are there.
-
-    They are taken by a CSV where `data.annotations` names one or one lies in the folder, else by the folder of each
-    class.
-
-    Raises:
-      ConfigError: `data.name` cannot be used for one's own.
-      annotations.MissingDataError, annotations.AnnotationError: no videos, or a layout that cannot be understood.
-    """
-    listed = data.annotations is not None or any(epath.Path(data.videos).glob("*.csv"))
-    try:
-        catalog.own(data.name, "csv" if listed else "folder", label_separator=data.label_separator)
-    except ValueError as error:
-        wrong = f"config.data.videos={data.videos} needs a config.data.name of its own"
-        raise ConfigError(f"{wrong}: {error}") from error
-    if not (build.records_folder(data.name, data.dir) / "summary.json").is_file():
-        logging.info("The records of %s are made from %s, once.", data.name, data.videos)
-    kind, separator = "csv" if listed else "folder", data.label_separator
-    build.build(data.name, data.videos, data.annotations, data.dir, kind=kind, label_separator=separator)
 
 
 def open_checkpoints(experiment: Experiment, workdir: epath.PathLike, **options: Any) -> checkpointing.Checkpoints:
@@ -118,7 +77,7 @@ def follow_weights(experiment: Experiment, heads: Mapping[str, int], recorded: M
         return experiment
     wanted = experiment.model_config(heads)
     found = convert.model_for(experiment.init_from.path, wanted, experiment.init_from)
-    for name in convert.FOLLOWED:
+    for name in convert.INHERITED_FIELDS:
         asked = experiment.model.get(name)
         if asked is not None and asked != getattr(found, name):
             raise ConfigError(

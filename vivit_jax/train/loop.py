@@ -12,47 +12,24 @@ import jax
 from absl import logging
 from etils import epath
 
-from vivit_jax import (
-    checkpointing,
-    compilation,
-    distributed,
-    evaluate,
-    evaluations,
-    logs,
-    optim,
-    report,
-    sharding,
-    skipped,
-    telemetry,
-    throughput,
-)
+from vivit_jax import checkpoint as checkpointing
+from vivit_jax import distributed, optim, report, sharding
+from vivit_jax.config.experiment import Experiment
 from vivit_jax.data import pipeline
-from vivit_jax.experiment import Experiment
+from vivit_jax.data.open import open_data
+from vivit_jax.evaluation.evaluator import Evaluator
 from vivit_jax.models import ViViT
-from vivit_jax.preemption import Preemption
-from vivit_jax.start import (
-    CONFIG_FILE,
-    INIT_REPORT,
+from vivit_jax.train import compiled_step, periodic_evaluation, skipped_steps, throughput, train_metrics
+from vivit_jax.train.initialize import (
     announce,
     begin,
     follow_weights,
     open_checkpoints,
-    open_data,
-    state_from_weights,
-    state_maker,
 )
+from vivit_jax.train.preemption import Preemption
 from vivit_jax.train_step import make_train_step
-
-__all__ = [
-    "CONFIG_FILE",
-    "INIT_REPORT",
-    "follow_weights",
-    "open_checkpoints",
-    "open_data",
-    "state_from_weights",
-    "state_maker",
-    "train",
-]
+from vivit_jax.utils import logs
+from vivit_jax.utils.profiler import Profiler
 
 
 def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
@@ -82,8 +59,8 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
         sharding.check_batch_size(mesh, experiment.batch_size // parts, "batch_size / optimizer.accumulate_steps")
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
 
-    training, held_out = open_data(experiment)
-    evaluations.check_metric(experiment, held_out.heads, held_out.multi_label)
+    training, held_out = open_data(data)
+    periodic_evaluation.check_metric(experiment, held_out.heads, held_out.multi_label)
     experiment.loss.weights(training.heads)  # of heads that there are
     total_steps = experiment.total_steps(training.num_videos)
     steps_per_epoch = experiment.steps_per_epoch(training.num_videos)
@@ -99,7 +76,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
     with (
         checkpointing.lock(workdir),
         jax.set_mesh(mesh),
-        compilation.cached(experiment.compilation_cache, workdir),
+        compiled_step.cached(experiment.compilation_cache, workdir),
         contextlib.ExitStack() as at_the_end,
         distributed.limited_unwinding(),
     ):
@@ -143,9 +120,9 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
         at_the_end.callback(writer.close)
         progress = logs.Progress(total_steps, first_step, writer, every_seconds=15.0)
         at_the_end.callback(progress.close)
-        evaluation = evaluations.Evaluations(
+        evaluation = periodic_evaluation.Evaluations(
             experiment,
-            lambda videos: evaluate.Evaluator(model, mesh, experiment, held_out, spec, videos=videos),
+            lambda videos: Evaluator(model, mesh, experiment, held_out, spec, videos=videos),
             workdir,
             held_out,
             writer,
@@ -159,7 +136,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
             metrics = evaluation(first_step, state, last=first_step >= total_steps)  # the run was stopped before it
         last_step = first_step if evaluation.over else total_steps
 
-        train_step = compilation.AheadOfTime(
+        train_step = compiled_step.AheadOfTime(
             jax.jit(
                 make_train_step(model.apply, optimizer, schedule, **experiment.step_options()),
                 donate_argnums=0,
@@ -168,9 +145,9 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
             experiment,
         )
         speed = throughput.of_run(model.config, experiment.batch_size, experiment.peak_flops)
-        window = telemetry.TrainingWindow(writer, progress, speed)
-        guard = skipped.SkippedSteps(experiment.guard.max_consecutive, training, workdir, record)
-        profiler = telemetry.Profiler(experiment.profile.range, workdir)
+        window = train_metrics.TrainingWindow(writer, progress, speed)
+        guard = skipped_steps.SkippedSteps(experiment.guard.max_consecutive, training, workdir, record)
+        profiler = Profiler(experiment.profile.range, workdir)
         at_the_end.callback(profiler.close)
         preemption = at_the_end.enter_context(Preemption(checkpoints).listening())
         watchdog = at_the_end.enter_context(distributed.watchdog(experiment.step_timeout_seconds))
@@ -215,6 +192,6 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
 
         window.close()
         window.flush()
-    evaluations.write_curves(workdir)
+    periodic_evaluation.write_curves(workdir)
     report.write(workdir)
     return evaluation.whole or metrics

@@ -11,9 +11,13 @@ import jax
 from clu import metric_writers
 from etils import epath
 
-from vivit_jax import checkpointing, compilation, evaluate, logs, plots
-from vivit_jax.experiment import ConfigError, Experiment
-from vivit_jax.metrics import accuracy_names, scalar_name
+from vivit_jax import checkpoint as checkpointing
+from vivit_jax.config.experiment import ConfigError, Experiment
+from vivit_jax.evaluation import evaluate
+from vivit_jax.evaluation.evaluator import Evaluator
+from vivit_jax.evaluation.metrics import accuracy_names, scalar_name
+from vivit_jax.train import compiled_step
+from vivit_jax.utils import logs, plots
 
 EMA = "ema/"  # in front of the metrics of the averaged weights
 
@@ -96,7 +100,7 @@ class Evaluations:
     def __init__(
         self,
         experiment: Experiment,
-        make: Callable[[int | None], evaluate.Evaluator],
+        make: Callable[[int | None], Evaluator],
         workdir: epath.PathLike,
         split: Any,
         writer: metric_writers.MetricWriter,
@@ -110,7 +114,7 @@ class Evaluations:
         # A part that is all of it is not evaluated twice at the end.
         self._part = videos if videos is not None and videos < split.num_videos else None
         self.whole: dict[str, float] = {}
-        self._evaluators: dict[int | None, evaluate.Evaluator] = {}
+        self._evaluators: dict[int | None, Evaluator] = {}
 
     @property
     def over(self) -> bool:
@@ -147,8 +151,8 @@ class Evaluations:
     def _run(self, step: int, state: Any, videos: int | None) -> evaluate.Result:
         """One evaluation on so many videos, logged."""
         evaluator = self._evaluator(videos)
-        advice = compilation.evaluation_advice(self._experiment)
-        with self._progress.report.timed("evaluation"), compilation.advised("the evaluation", advice):
+        advice = compiled_step.evaluation_advice(self._experiment)
+        with self._progress.report.timed("evaluation"), compiled_step.advised("the evaluation", advice):
             began = time.perf_counter()
             result, both = evaluator(state.params), {}
             if state.ema is not None:
@@ -163,7 +167,7 @@ class Evaluations:
         self._show_confusion(step, result)
         return result
 
-    def _evaluator(self, videos: int | None) -> evaluate.Evaluator:
+    def _evaluator(self, videos: int | None) -> Evaluator:
         if videos not in self._evaluators:
             self._evaluators[videos] = self._make(videos)
         return self._evaluators[videos]

@@ -15,7 +15,7 @@ from types import FrameType
 import jax
 from absl import logging
 
-from vivit_jax.checkpointing import Checkpoints
+from vivit_jax.checkpoint import Checkpoints
 
 
 class Preemption:

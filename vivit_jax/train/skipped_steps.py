@@ -15,9 +15,9 @@ from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from vivit_jax import checkpointing
-from vivit_jax.data import storage
-from vivit_jax.data.mixture import TrainingSet
+from vivit_jax import checkpoint as checkpointing
+from vivit_jax.data.selection.training_set import TrainingSet
+from vivit_jax.utils import storage
 
 FAILED_FOLDER = "failed_step"
 SKIPPED_FILE = "skipped_steps.jsonl"

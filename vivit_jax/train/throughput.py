@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from vivit_jax.cost.counts import matrix_products
 from vivit_jax.models import ViViTConfig
+from vivit_jax.models.flops import matrix_products
 
 # Peak FLOP/s of one jax device in dense bfloat16 matrix products, by the beginning of its `device_kind`; the first that
 # fits counts. TPU v2 and v3: 46 and 123 TFLOP/s a chip (Jouppi et al., "Ten Lessons From Three Generations Shaped

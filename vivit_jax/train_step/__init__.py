@@ -1,0 +1,27 @@
+"""The device side of training: pure functions of state and batch, compiled by `jax.jit`."""
+
+from vivit_jax.train_step.losses import cross_entropy, masked_mean, one_hot_targets
+from vivit_jax.train_step.step import (
+    SINGLE_HEAD,
+    TrainState,
+    as_heads,
+    check_heads,
+    make_eval_step,
+    make_train_step,
+    normalise,
+    step_key,
+)
+
+__all__ = [
+    "SINGLE_HEAD",
+    "TrainState",
+    "as_heads",
+    "check_heads",
+    "cross_entropy",
+    "make_eval_step",
+    "make_train_step",
+    "masked_mean",
+    "normalise",
+    "one_hot_targets",
+    "step_key",
+]

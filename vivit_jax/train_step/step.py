@@ -15,10 +15,18 @@ import jax.numpy as jnp
 import optax
 
 from vivit_jax.augment import AugmentConfig, augment_pixels, mix_clips, step_keys, swap_pairs
-from vivit_jax.gradients import loss_and_gradients
-from vivit_jax.guard import GuardConfig, GuardState, choose, judge
-from vivit_jax.losses import LossConfig, check_labels, cross_entropy, example_losses, hits, masked_mean, one_hot_targets
 from vivit_jax.optim import Optimizer
+from vivit_jax.train_step.gradients import loss_and_gradients
+from vivit_jax.train_step.guard import GuardConfig, GuardState, choose, judge
+from vivit_jax.train_step.losses import (
+    LossConfig,
+    check_labels,
+    cross_entropy,
+    example_losses,
+    hits,
+    masked_mean,
+    one_hot_targets,
+)
 
 __all__ = [
     "SINGLE_HEAD",

@@ -20,7 +20,7 @@ from clu import metric_writers, periodic_actions
 from etils import epath
 from tqdm.auto import tqdm
 
-from vivit_jax.data import storage
+from vivit_jax.utils import storage
 
 METRICS_FILE = "metrics.jsonl"
 _BUCKET_SECONDS = 30.0  # between two writes of that file in a bucket

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import numbered_video
-from vivit_jax.data import annotations, beam, build, catalog, encode, shards
+from vivit_jax.data import annotations, build, catalog
+from vivit_jax.data.build import beam, shards
+from vivit_jax.data.video import encode
 
 
 def official_folder(folder: Path) -> tuple[Path, Path]:

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import bad_files, numbered_video, read_number
-from vivit_jax.data import annotations, build, catalog, clips, encode, index, indexing, workers
+from vivit_jax.data import annotations, build, catalog, workers
+from vivit_jax.data.build.__main__ import main as build_main
 from vivit_jax.data.host_tf import tf
+from vivit_jax.data.records import indexing, reader, scan
+from vivit_jax.data.records import split as index
+from vivit_jax.data.video import encode
 
 # name of the video file, seconds of the segment, frames that the segment holds at 25 frames a second
 SEGMENTS = [("a", 0, 2, range(50)), ("b", 1, 3, range(25, 75)), ("c", 0, 4, range(33)), ("d", 0, 1, range(16))]
@@ -30,7 +34,7 @@ def kinetics_folder(folder, extra=()):
 
 def frames_of(split, video):
     numbers = tf.range(int(split.num_frames[video]), dtype=tf.int64)
-    return tf.function(clips.record_reader(split), autograph=False)(tf.constant(video, tf.int64), numbers).numpy()
+    return tf.function(reader.record_reader(split), autograph=False)(tf.constant(video, tf.int64), numbers).numpy()
 
 
 def test_right_frames_and_every_reject_told(tmp_path):
@@ -80,13 +84,13 @@ def test_segments_of_one_file_are_decoded_once(tmp_path, monkeypatch):
 def test_tfds_reads_the_folder(tiny_records):
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(str(tiny_records))
+    tfds_builder = tfds.builder_from_directory(str(tiny_records))
     split = index.open_split(tiny_records, "train")
-    assert builder.info.splits["train"].num_examples == split.num_chunks.sum()
-    example = next(iter(builder.as_dataset("train")))
+    assert tfds_builder.info.splits["train"].num_examples == split.num_chunks.sum()
+    example = next(iter(tfds_builder.as_dataset("train")))
     # TFDS decodes with libjpeg's fast transform, we with the accurate one.
     np.testing.assert_allclose(example["frames"].numpy(), frames_of(split, 0)[:16], atol=8)
-    assert builder.info.features["label"]["verb"].names == list(split.class_names["verb"])
+    assert tfds_builder.info.features["label"]["verb"].names == list(split.class_names["verb"])
     assert int(example["label"]["noun"]) == split.labels["noun"][0]
 
 
@@ -98,7 +102,7 @@ def test_bytes_do_not_depend_on_the_process(tiny_records):
 
 
 def test_scanned_index_is_the_written_one(tiny_records):
-    for scanned in indexing.scan(tiny_records):
+    for scanned in scan.scan(tiny_records):
         written = index.open_split(tiny_records, scanned.name)
         for field in dataclasses.fields(index.RecordSplit):
             first, second = getattr(written, field.name), getattr(scanned, field.name)
@@ -109,14 +113,16 @@ def test_scanned_index_is_the_written_one(tiny_records):
 
 
 def test_interrupted_build_goes_on(tmp_path, monkeypatch):
-    from vivit_jax.data import builder
+    from vivit_jax.data.build import tfds_builder
 
     videos, folder = kinetics_folder(tmp_path)
     (videos / "b.mp4").write_text("not a video")
     numbered_video(videos / "c.mp4", 33, height=62, width=90)  # rows of 270 bytes, which FFmpeg pads
     facts = dataclasses.replace(catalog.get("kinetics400"), rows_per_shard=2)
     form = encode.Form(facts.short_side)
-    whole = builder.VideoRecords(facts, videos, folder, tmp_path / "whole", form, num_workers=0, progress=False).build()
+    whole = tfds_builder.VideoRecords(
+        facts, videos, folder, tmp_path / "whole", form, num_workers=0, progress=False
+    ).build()
     done = []
     original = encode.encode_file
 
@@ -129,10 +135,10 @@ def test_interrupted_build_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "encode_file", stops_at_the_fourth)
     arguments = (facts, videos, folder, tmp_path / "out", form)
     with pytest.raises(KeyboardInterrupt):
-        builder.VideoRecords(*arguments, num_workers=0, progress=False).build()
+        tfds_builder.VideoRecords(*arguments, num_workers=0, progress=False).build()
     assert not build.records_folder("kinetics400", tmp_path / "out").exists()
     done.extend("-")
-    records = builder.VideoRecords(*arguments, num_workers=0, progress=False).build()
+    records = tfds_builder.VideoRecords(*arguments, num_workers=0, progress=False).build()
     assert done == ["a", "b", "c", "d", "-", "c", "d"], "the first shard is not decoded again"
     assert (records / "rejects.csv").read_text() == (whole / "rejects.csv").read_text()
     for name in sorted(path.name for path in whole.iterdir()):
@@ -169,10 +175,10 @@ def test_own_data_and_every_flag(tmp_path, capsys):
     command = ["--dataset=folder", f"--videos={tmp_path / 'mine'}", f"--out={tmp_path}", "--workers=0"]
     form = ["--fps=10", "--short_side=32", "--quality=70", "--splits=train"]
     with pytest.raises(SystemExit, match="--dataset=folder needs --name=NAME"):
-        build.main(command)
+        build_main(command)
     with pytest.raises(SystemExit, match="no split test; its annotations have train, validation"):
-        build.main([*command, "--name=my_videos", "--splits=test"])
-    build.main([*command, "--name=my_videos", *form])
+        build_main([*command, "--name=my_videos", "--splits=test"])
+    build_main([*command, "--name=my_videos", *form])
     assert "train: 2 videos, 28 frames" in capsys.readouterr().out
     records = build.prepare("my_videos", tmp_path)
     split = index.open_split(records, "train")
@@ -183,15 +189,15 @@ def test_own_data_and_every_flag(tmp_path, capsys):
     summary = json.loads((records / "summary.json").read_text())
     assert (summary["fps"], summary["short_side"], summary["quality"]) == (10, 32, 70)
     assert (summary["splits"]["train"]["rows"], summary["splits"]["train"]["varying_fps"]) == (2, 0)
-    build.main([*command, "--name=my_videos", *form])  # done, and not done again
+    build_main([*command, "--name=my_videos", *form])  # done, and not done again
     with pytest.raises(SystemExit, match=r"quality 70, asked for is 85; of short side 32, asked .* 256; of frame rate"):
-        build.main([*command, "--name=my_videos"])
+        build_main([*command, "--name=my_videos"])
     with pytest.raises(SystemExit, match="of split train, asked for is validation too"):
-        build.main([*command, "--name=my_videos", *form[:-1], "--splits=train,validation"])
+        build_main([*command, "--name=my_videos", *form[:-1], "--splits=train,validation"])
     with pytest.raises(SystemExit, match="--name=x is for one's own data"):
-        build.main(["--dataset=kinetics400", "--name=x", *command[1:]])
+        build_main(["--dataset=kinetics400", "--name=x", *command[1:]])
     with pytest.raises(SystemExit, match="kinetics400 has annotation files of its own"):
-        build.main(["--dataset=kinetics400", *command[1:]])
+        build_main(["--dataset=kinetics400", *command[1:]])
 
 
 def test_prepare_without_the_data_says_what_belongs_where(tmp_path):
@@ -209,7 +215,7 @@ def test_errors_of_the_index(tiny_records, tmp_path):
     with pytest.raises(index.NoRecordsError, match="no split 'test'; there are train, validation"):
         index.open_split(tiny_records, "test")
     with pytest.raises(index.NoRecordsError, match="no records in"):
-        indexing.scan(tmp_path)
+        scan.scan(tmp_path)
     shard = index.list_shards(tiny_records)["validation"][0]
     (tmp_path / shard).write_bytes((tiny_records / shard).read_bytes()[:-5])
     with pytest.raises(index.NoRecordsError, match=r"no index; make it: python -m vivit_jax.data.index"):

@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from tests.data import miniature
 from tests.data.conftest import read_number
-from vivit_jax.data import build, catalog, index, pipeline
+from tests.helpers import miniature
+from vivit_jax.data import build, catalog, pipeline
+from vivit_jax.data.records import split as index
 
 SPEC = pipeline.ClipSpec(8, (64, 64))
 

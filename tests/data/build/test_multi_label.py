@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import numbered_video
-from vivit_jax.data import annotations, build, catalog, index, indexing, mixture, pipeline, sampling, subset, verify
+from vivit_jax.data import annotations, build, catalog, pipeline, verify
 from vivit_jax.data.host_tf import tf
+from vivit_jax.data.records import scan
+from vivit_jax.data.records import split as index
+from vivit_jax.data.selection import sampling, subset, training_set
 
 # File -> tags; "plain.mp4" has none.
 TAGS = {
@@ -70,7 +73,7 @@ def test_a_batch_holds_the_labels_of_the_csv_as_multi_hot_vectors(records):
 def test_records_tell_by_themselves(records, tmp_path):
     """The index made anew from the records alone is the one that the build wrote; each record names all its labels."""
     written = index.open_split(records, "train")
-    scanned = next(split for split in indexing.scan(records) if split.name == "train")
+    scanned = next(split for split in scan.scan(records) if split.name == "train")
     for head, ids in written.labels.items():
         np.testing.assert_array_equal(scanned.labels[head], ids)
     example = tf.train.Example.FromString(next(tf.data.TFRecordDataset(written.shard_paths).as_numpy_iterator()))
@@ -112,10 +115,10 @@ def test_selections(records):
 def test_mixtures_renumber_every_label(records):
     split = index.open_split(records, "train")
     other = {"tags": ["outdoors", "music", "dog"], "length": ["long", "short"]}
-    found = mixture.relabel(split, other)
+    found = training_set.relabel(split, other)
     assert found.video_id.tolist() == ["a.mp4", "b.mp4", "plain.mp4"], "a video with the class that is not known is out"
     assert found.labels["tags"].tolist() == [[0, 2, -1], [0, -1, -1], [-1, -1, -1]]
-    union = mixture.training_set({"one": found, "two": split}, "one", unknown_classes="union")
+    union = training_set.training_set({"one": found, "two": split}, "one", unknown_classes="union")
     assert union.class_names["tags"] == ["outdoors", "music", "dog", "cat"]
     assert union.multi_label == {"tags"}
     batch = next(pipeline.train_batches(union, SPEC, 14, 0, threads=1))
@@ -128,8 +131,8 @@ def test_one_label_and_several_do_not_mix(records, videos, tmp_path):
     table = write_csv(tmp_path / "labels.csv", {name: tags[:1] or ("cat",) for name, tags in TAGS.items()})
     single = build.build("single", videos, table, tmp_path, num_workers=0, progress=False, kind="csv")
     splits = {"tagged": index.open_split(records, "train"), "single": index.open_split(single, "train")}
-    with pytest.raises(mixture.MixtureError, match="head tags: in one of single and tagged"):
-        mixture.training_set(splits, "tagged", unknown_classes="union")
+    with pytest.raises(training_set.MixtureError, match="head tags: in one of single and tagged"):
+        training_set.training_set(splits, "tagged", unknown_classes="union")
 
 
 def test_no_video_is_held_out_with_a_label_that_no_other_has(tmp_path):

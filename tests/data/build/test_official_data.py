@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
-from tests.data import miniature
-from tests.test_train import breaking_off
-from vivit_jax import evaluate, recipes, train
+from tests.helpers import miniature
+from tests.train.test_loop import breaking_off
+from vivit_jax import train
+from vivit_jax.config import recipes
+from vivit_jax.config.experiment import Experiment
 from vivit_jax.data import build, verify
-from vivit_jax.experiment import Experiment
+from vivit_jax.evaluation import evaluate
 
 # Kinetics-600 has the files of Kinetics-400.
 OFFICIAL = ["kinetics400", "moments_in_time", "epic_kitchens100", "something_something_v2"]

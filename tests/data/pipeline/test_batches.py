@@ -11,8 +11,13 @@ from PIL import Image
 from scipy import ndimage
 
 from tests.data.conftest import numbered_video, read_number
-from vivit_jax.data import build, clips, decode, index, indexing, moving_digits, order, pipeline, sampling
+from vivit_jax.data import build, moving_digits, pipeline
 from vivit_jax.data.host_tf import tf
+from vivit_jax.data.pipeline import clips
+from vivit_jax.data.records import reader, scan
+from vivit_jax.data.records import split as index
+from vivit_jax.data.selection import order, sampling
+from vivit_jax.data.video import decode
 
 PLAIN = pipeline.ClipSpec(8, (64, 64), stride=2)
 VARIED = pipeline.ClipSpec(8, (48, 56), stride=3, short_side=60, scale_jitter=(0.9, 1.33), random_crop=True, flip=0.5)
@@ -211,7 +216,7 @@ def test_three_crops_of_a_landscape_video(numbered):
     """Left, centre and right of 64 x 96: the field columns that each shows."""
     spec = pipeline.ClipSpec(1, (64, 64))
     (batch,) = pipeline.eval_batches(numbered, spec, 4, temporal_views=2, spatial_views=3)
-    full = tf.function(clips.record_reader(numbered), autograph=False)(
+    full = tf.function(reader.record_reader(numbered), autograph=False)(
         tf.constant(2, tf.int64), tf.constant([0, 99], tf.int64)
     ).numpy()
     for clip in range(2):
@@ -224,7 +229,7 @@ def test_views_from_frames_are_those_of_evaluation(numbered):
     (batch,) = pipeline.eval_batches(numbered, spec, 4, temporal_views=3, spatial_views=3)
     for video in range(4):
         numbers = tf.range(int(numbered.num_frames[video]), dtype=tf.int64)
-        frames = tf.function(clips.record_reader(numbered), autograph=False)(
+        frames = tf.function(reader.record_reader(numbered), autograph=False)(
             tf.constant(video, tf.int64), numbers
         ).numpy()
         np.testing.assert_array_equal(pipeline.views_from_frames(frames, spec, 3, 3), batch["video"][video])
@@ -241,7 +246,7 @@ def planes_of(frames):
 def test_resize_against_an_interpolation_oracle(stored, target):
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (2, *stored, 3), dtype=np.uint8)
-    got = clips.resized(partial(clips.cut, tf.constant(frames), None), stored, target).numpy().astype(float)
+    got = clips.resized(partial(reader.cut, tf.constant(frames), None), stored, target).numpy().astype(float)
     ratio = [s / t for s, t in zip(stored, target, strict=True)]
     if max(ratio) > 1 / 0.75:
         # Antialiasing: every output is a triangle-weighted mean over `ratio` stored pixels to both sides.
@@ -266,8 +271,8 @@ def test_a_window_is_that_of_the_whole_frame(form):
     noise = Image.fromarray(rng.integers(0, 256, (93, 141, 3), dtype=np.uint8)).convert(form.pop("mode", "RGB"))
     noise.save(file := io.BytesIO(), "JPEG", quality=85, **form)
     jpegs = tf.constant([file.getvalue()])
-    whole = clips.decode_frames(jpegs, None)
-    decode_window = tf.function(clips.decode_frames, autograph=False)
+    whole = reader.decode_frames(jpegs, None)
+    decode_window = tf.function(reader.decode_frames, autograph=False)
     windows = [(0, 0, 93, 141), (3, 0, 90, 17), (0, 124, 93, 17), (92, 140, 1, 1)]
     for _ in range(40):
         top, left = rng.integers(92), rng.integers(140)
@@ -283,9 +288,9 @@ def test_random_crop_and_flip_of_given_draws():
     frames = rng.integers(0, 256, (20, 60, 80, 3), dtype=np.uint8)
     spec = pipeline.ClipSpec(4, (32, 40), stride=3, random_crop=True, flip=0.25)
     size = [tf.constant(x, tf.int64) for x in frames.shape[:3]]
-    reader = clips.memory_reader(tf.constant(frames))
+    in_memory = reader.memory_reader(tf.constant(frames))
     make = tf.function(
-        lambda draws: clips.train_clip(reader, tf.constant(0, tf.int64), *size, spec, draws), autograph=False
+        lambda draws: clips.train_clip(in_memory, tf.constant(0, tf.int64), *size, spec, draws), autograph=False
     )
     for _ in range(20):
         draws = rng.uniform(size=clips.NUM_DRAWS)
@@ -332,7 +337,7 @@ def test_broken_records_are_masked_and_counted(train, validation, tmp_path):
     with tf.io.TFRecordWriter(split.shard_paths[0]) as writer:
         for record in records:
             writer.write(record)
-    assert indexing.scan(split.folder)[-1].chunk_offset.tolist() == split.chunk_offset.tolist()
+    assert scan.scan(split.folder)[-1].chunk_offset.tolist() == split.chunk_offset.tolist()
     batches = pipeline.eval_batches(split, PLAIN, 16)
     (batch,) = batches
     assert np.flatnonzero(batch["mask"] == 0).tolist() == batches.last_corrupt == [2]

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import read_number
-from tests.data.sequences import flip_bit, jpeg, numbered_frames, sequence, write_shards
-from vivit_jax.data import index, indexing, pipeline, sampling, verify
-from vivit_jax.data.dmvr_shards import find_shards
+from tests.helpers.sequences import flip_bit, jpeg, numbered_frames, sequence, write_shards
+from vivit_jax.data import pipeline, verify
 from vivit_jax.data.host_tf import tf
+from vivit_jax.data.index import main as index_main
+from vivit_jax.data.records import indexing
+from vivit_jax.data.records import split as index
+from vivit_jax.data.records.dmvr_shards import find_shards
+from vivit_jax.data.selection import sampling
 
 NAMES = ["archery", "bowling", "catching"]
 # First number shown, frames, height, width, class: the number tells video and frame.
@@ -34,7 +38,7 @@ def records(videos=VIDEOS):
 
 
 def run(*arguments, capsys=None):
-    index.main([str(argument) for argument in arguments])
+    index_main([str(argument) for argument in arguments])
     return capsys.readouterr().out if capsys else None
 
 
@@ -44,7 +48,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("k3")
     write_shards(folder, "kinetics400-train", records())
     write_shards(folder, "kinetics400-val", records(VIDEOS[1:3]), 1)
-    index.main([str(folder)])
+    index_main([str(folder)])
     return folder
 
 

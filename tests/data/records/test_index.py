@@ -5,7 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
-from vivit_jax.data import index
+from vivit_jax.data.index import main as index_main
+from vivit_jax.data.records import split as index
 
 ANEW = r"make the index anew: python -m vivit_jax\.data\.index"
 
@@ -66,7 +67,7 @@ def test_stale_or_unreadable(copy):
 def test_made_anew(copy, capsys):
     before = index.open_split(copy, "train")
     (copy / "index_train.npz").unlink()
-    index.main([str(copy)])
+    index_main([str(copy)])
     assert "index_train.npz: 48 videos" in capsys.readouterr().out
     after = index.open_split(copy, "train")
     np.testing.assert_array_equal(before.chunk_checksum, after.chunk_checksum)
@@ -74,4 +75,4 @@ def test_made_anew(copy, capsys):
     data[int(after.chunk_offset[4]) + 100] ^= 8
     (copy / after.shards[0]).write_bytes(data)
     with pytest.raises(SystemExit, match="record 4 is corrupted: its checksum does not fit"):
-        index.main([str(copy)])
+        index_main([str(copy)])

@@ -5,9 +5,9 @@ import collections
 import numpy as np
 import pytest
 
-from vivit_jax.data import order
 from vivit_jax.data.host_tf import tf
-from vivit_jax.data.order import Order, block_slots
+from vivit_jax.data.selection import order
+from vivit_jax.data.selection.order import Order, block_slots
 
 
 def stream(made, batch_size, first=0, rows=None, count=1000):

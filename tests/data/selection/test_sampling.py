@@ -5,8 +5,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from vivit_jax.data import clips, sampling
 from vivit_jax.data.host_tf import tf
+from vivit_jax.data.pipeline import clips
+from vivit_jax.data.selection import sampling
 
 
 def test_training_starts_are_uniform_over_those_that_fit():

@@ -7,10 +7,12 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.data.test_pipeline import PLAIN, take
-from vivit_jax.data import index, mixture, pipeline, subset
-from vivit_jax.data.mixture import MixtureError
-from vivit_jax.data.subset import Subset, SubsetError
+from tests.data.pipeline.test_batches import PLAIN, take
+from vivit_jax.data import pipeline
+from vivit_jax.data.records import split as index
+from vivit_jax.data.selection import subset, training_set
+from vivit_jax.data.selection.subset import Subset, SubsetError
+from vivit_jax.data.selection.training_set import MixtureError
 
 
 @pytest.fixture(scope="module")
@@ -45,27 +47,29 @@ def test_a_class_that_the_heads_do_not_have(train, other):
     juggled = verbs_of(other).count("juggle")
     assert 0 < juggled < 16
     with pytest.raises(MixtureError, match=r"other has 1 classes that head 'verb' of digits does not: juggle"):
-        mixture.training_set(splits, "digits")
-    dropped = mixture.training_set(splits, "digits", unknown_classes="drop")
+        training_set.training_set(splits, "digits")
+    dropped = training_set.training_set(splits, "digits", unknown_classes="drop")
     assert dropped.dropped == {"digits": 0, "other": juggled}
     assert f"{juggled} more left out" in str(dropped)
     assert dropped.heads == train.heads
-    union = mixture.training_set(splits, "digits", unknown_classes="union")
+    union = training_set.training_set(splits, "digits", unknown_classes="union")
     assert union.class_names["verb"] == [*train.class_names["verb"], "juggle"]
     np.testing.assert_array_equal(union.splits[0].labels["verb"], train.labels["verb"])
     assert verbs_of(union.splits[1]) == verbs_of(other)
     assert verbs_of(dropped.splits[1]) == [name for name in verbs_of(other) if name != "juggle"]
     assert union.locate(48 + 3) == f"other/{other.video_id[3]}"
-    held_out = mixture.evaluation_split(train, union.class_names)
+    held_out = training_set.evaluation_split(train, union.class_names)
     assert held_out.heads == {"verb": 9, "noun": 10}
     with pytest.raises(MixtureError, match=f"{juggled} of 16 videos .* classes that the model does not have"):
-        mixture.evaluation_split(other, train.class_names)
+        training_set.evaluation_split(other, train.class_names)
     with pytest.raises(MixtureError, match="only data sets with the same heads can be mixed"):
-        mixture.training_set({**splits, "kinetics": dataclasses.replace(train, class_names={"label": ["a"]})}, "digits")
+        training_set.training_set(
+            {**splits, "kinetics": dataclasses.replace(train, class_names={"label": ["a"]})}, "digits"
+        )
 
 
 def test_batches_of_a_mixture(train, other):
-    mixed = mixture.training_set({"digits": train, "other": other}, "digits", {"digits": 2, "other": 1}, "union")
+    mixed = training_set.training_set({"digits": train, "other": other}, "digits", {"digits": 2, "other": 1}, "union")
     spec = dataclasses.replace(PLAIN, stride=4)
     whole = take(pipeline.train_batches(mixed, spec, 12, seed=4), 8)
     places = np.concatenate([batch["index"] for batch in whole])
@@ -88,7 +92,7 @@ def test_batches_of_a_mixture(train, other):
         low, high = options.get("rows", (0, 12))
         for key in ("video", "index", "mask"):
             np.testing.assert_array_equal(batch[key], whole[5][key][low:high])
-    assert mixed.fingerprint(4, PLAIN) != mixture.TrainingSet.of(train).fingerprint(4, PLAIN)
+    assert mixed.fingerprint(4, PLAIN) != training_set.TrainingSet.of(train).fingerprint(4, PLAIN)
 
 
 def ids(split):
@@ -146,8 +150,11 @@ def test_the_videos_of_a_subset_are_those_of_the_split(train):
         np.testing.assert_array_equal(batch["video"], everything["video"][places])
         np.testing.assert_array_equal(batch["label"]["verb"], everything["label"]["verb"][places])
     assert part.record_bytes < train.record_bytes / 3
-    whole, smaller = mixture.TrainingSet.of(train), mixture.training_set({"d": train}, "d", subset=Subset(fraction=0.2))
+    whole, smaller = (
+        training_set.TrainingSet.of(train),
+        training_set.training_set({"d": train}, "d", subset=Subset(fraction=0.2)),
+    )
     assert "a fraction of 0.2" in str(smaller)
     assert smaller.fingerprint(0, PLAIN) != whole.fingerprint(0, PLAIN)
-    other = mixture.training_set({"d": train}, "d", subset=Subset(fraction=0.2, seed=1))
+    other = training_set.training_set({"d": train}, "d", subset=Subset(fraction=0.2, seed=1))
     assert smaller.fingerprint(0, PLAIN) != other.fingerprint(0, PLAIN), "as many videos, but others"

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.data.conftest import draw_number, read_number
-from vivit_jax.data import decode, encode
+from vivit_jax.data.video import decode, encode
 
 COUNT = 20
 ALL = list(range(COUNT))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import bad_files, numbered_video, read_number, write_video
-from vivit_jax.data import decode
+from vivit_jax.data.video import decode
 
 # Of the clips' own table (codec, size, frames a second, number of frames).
 CLIPS = {

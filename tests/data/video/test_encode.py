@@ -6,9 +6,10 @@ import av
 import numpy as np
 import pytest
 
-from tests.data.test_bad_files import ALL, DOUBLED, VARIABLE, numbers, run, write
+from tests.data.video.test_bad_files import ALL, DOUBLED, VARIABLE, numbers, run, write
 from vivit_jax.data import build as building
-from vivit_jax.data import decode, encode, index
+from vivit_jax.data.records import split as index
+from vivit_jax.data.video import decode, encode
 
 
 def test_frame_rate_and_what_was_repaired(tmp_path):
@@ -83,10 +84,10 @@ def test_real_clips_become_records(shared, tmp_path):
     )
     split = index.open_split(records, "train")
     assert split.video_id.size == 9
-    from vivit_jax.data import clips as reading
     from vivit_jax.data.host_tf import tf
+    from vivit_jax.data.records import reader
 
-    read = tf.function(reading.record_reader(split), autograph=False)
+    read = tf.function(reader.record_reader(split), autograph=False)
     for path in clips:
         video = split.labels["label"].tolist().index(split.class_names["label"].index(path.stem))
         expected = by_filters(path)

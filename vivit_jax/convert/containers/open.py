@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from vivit_jax.convert import containers, torch_files
-from vivit_jax.convert.containers import FileError, Leaf, Weights, reading
+from vivit_jax.convert.containers import arrays, torch
+from vivit_jax.convert.containers.arrays import FileError, Leaf, Weights, reading
 
 __all__ = ["FileError", "Leaf", "Weights", "open_weights"]
 
@@ -51,7 +51,7 @@ def open_weights(source: str | os.PathLike[str] | Mapping[str, Any]) -> Weights:
       FileNotFoundError: there is nothing at the path.
       FileError: it cannot be read, is not weights, or could be several; says which, and what to do.
     """
-    weights = containers.open_mapping(source) if isinstance(source, Mapping) else _open(epath.Path(source))
+    weights = arrays.open_mapping(source) if isinstance(source, Mapping) else _open(epath.Path(source))
     if not weights.leaves:
         weights.close()
         raise FileError(f"{weights.where} holds no arrays at all; is it the right one?")
@@ -85,23 +85,23 @@ def _opener(path: epath.Path) -> _Opener:
     if head[:4] == b"PK\x03\x04":
         return _zip_opener(path)
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_HEADER:
-        return containers.open_safetensors
-    if head[:1] == b"\x80" and torch_files.MAGIC_BYTES in head[:32]:
-        return torch_files.open_legacy
+        return arrays.open_safetensors
+    if head[:1] == b"\x80" and torch.MAGIC_BYTES in head[:32]:
+        return torch.open_legacy
     if re.match(rb"\s*\{.*\"(weight_map|metadata)\"", head, re.DOTALL):
         return _open_index
     if head and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
-        return containers.open_msgpack
+        return arrays.open_msgpack
     raise FileError(f"{path} {_looks_like(head)}")
 
 
 def _zip_opener(path: epath.Path) -> _Opener:
     with reading(str(path)), path.open("rb") as file, zipfile.ZipFile(file) as archive:
         names = archive.namelist()
-    if any(torch_files.PICKLE.fullmatch(name) for name in names):
-        return torch_files.open_zip
+    if any(torch.PICKLE.fullmatch(name) for name in names):
+        return torch.open_zip
     if any(name.endswith(".npy") for name in names):
-        return containers.open_npz
+        return arrays.open_npz
     raise FileError(f"{path} is a zip of neither NumPy nor PyTorch ({', '.join(names[:3])}, ...); unpack it first")
 
 
@@ -164,7 +164,7 @@ def _open_index(path: epath.Path) -> Weights:
             for kind, fact in opened.facts.items():
                 weights.facts[kind] = weights.facts.get(kind, {}) | fact if isinstance(fact, dict) else fact
             for name, leaf in opened.leaves.items():
-                containers.add(weights.leaves, name, leaf, weights.where)
+                arrays.add(weights.leaves, name, leaf, weights.where)
         if absent := [name for name in places if name not in weights.leaves]:
             raise FileError(f"{path}: its shards lack {len(absent)} arrays that it names ({', '.join(absent[:4])})")
     except BaseException:
@@ -221,7 +221,7 @@ def _open_run(path: epath.Path) -> Weights | None:
     """
     import orbax.checkpoint as ocp  # here: it takes a second, and most weights need none of it
 
-    from vivit_jax import checkpointing
+    from vivit_jax import checkpoint as checkpointing
 
     try:
         root, step = checkpointing.locate(path)
@@ -250,12 +250,12 @@ def _open_run(path: epath.Path) -> Weights | None:
                 tree = checkpointer.restore(state, args=args)
                 if checkpointing.checksums(tree)[name] != meta["checksums"].get(name):
                     raise ValueError("its checksum is not the one that was saved")
-            return np.require(dict(containers.flatten(tree))[name], requirements="W")
+            return np.require(dict(arrays.flatten(tree))[name], requirements="W")
 
         return Leaf(tuple(stored.shape), np.dtype(stored.dtype), read)
 
     with reading(where):
-        for name, stored in containers.flatten(checkpointer.metadata(state).item_metadata.tree["params"]):
+        for name, stored in arrays.flatten(checkpointer.metadata(state).item_metadata.tree["params"]):
             weights.leaves[name] = leaf(f"params/{name}", stored)
     return weights
 

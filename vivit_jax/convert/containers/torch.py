@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from vivit_jax.convert.containers import (
+from vivit_jax.convert.containers.arrays import (
     BFLOAT16,
     FileError,
     Leaf,

@@ -18,10 +18,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vivit_jax.data import catalog, storage
-from vivit_jax.data.finder import list_videos
-from vivit_jax.data.readers import files
-from vivit_jax.data.rows import AnnotationError, Annotations, MissingDataError, Row, missing_message
+from vivit_jax.data import catalog
+from vivit_jax.data.annotations import parsing
+from vivit_jax.data.annotations.finder import list_videos
+from vivit_jax.data.annotations.rows import AnnotationError, Annotations, MissingDataError, Row, missing_message
+from vivit_jax.utils import storage
 
 VALIDATION_FRACTION = 0.1
 _SPLITS = {
@@ -125,7 +126,7 @@ def read_csv(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotation
                 f"--annotations=FILE, or call it {facts.name}.csv"
             )
         path = (named or found)[0]
-    table = files.table(path, ("path",))
+    table = parsing.table(path, ("path",))
     columns = list(table[0][1])
     heads = _heads(path, columns)
     known = {"path", "start", "end", "split", *heads.values()}
@@ -133,7 +134,7 @@ def read_csv(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotation
     separator = facts.label_separator
     several = _multi_label(path, heads, [values for _, values in table], separator)
     notes += [f"{path}: head {head} has several labels at once, with {separator!r} between them" for head in several]
-    unique, entries = files.Unique(path, "the segment"), []
+    unique, entries = parsing.Unique(path, "the segment"), []
     for line, values in table:
         start, end = (_seconds(path, line, key, values.get(key, "")) for key in ("start", "end"))
         if end is not None and end <= (start or 0.0):
@@ -204,7 +205,7 @@ def _heads(path: storage.AnyPath, columns: Sequence[str]) -> dict[str, str]:
 def _seconds(path: storage.AnyPath, line: int, column: str, value: str) -> float | None:
     if not value:
         return None
-    seconds = files.number(path, line, column, value)
+    seconds = parsing.number(path, line, column, value)
     if seconds < 0:
         raise AnnotationError(f"{path}, line {line}: {column} is {value}; seconds count from the start of the video, 0")
     return seconds

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from vivit_jax.data import catalog, storage
-from vivit_jax.data.readers import files
-from vivit_jax.data.rows import AnnotationError, Annotations, Row
+from vivit_jax.data import catalog
+from vivit_jax.data.annotations import parsing
+from vivit_jax.data.annotations.rows import AnnotationError, Annotations, Row
+from vivit_jax.utils import storage
 
 COLUMNS = (
     "narration_id", "participant_id", "video_id", "narration_timestamp", "start_timestamp", "stop_timestamp",
@@ -19,30 +20,30 @@ def read(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
     The class files must be those of the benchmark: the later `EPIC_100_noun_classes_v2.csv` (made for VISOR) adds
     classes that no segment has, and a model with its head could not be compared with any published one.
     """
-    paths = files.split_files(facts, folder)
+    paths = parsing.split_files(facts, folder)
     class_names, notes = {}, []
     for head, names in facts.class_files.items():
-        later = files.first(folder, (name.replace(".csv", "_v2.csv") for name in names))
-        if later and not files.first(folder, names):
+        later = parsing.first(folder, (name.replace(".csv", "_v2.csv") for name in names))
+        if later and not parsing.first(folder, names):
             raise AnnotationError(
                 f"{later}: these are not the {facts.heads[head]} {head} classes of {facts.title}; fetch {names[0]} "
                 f"from {facts.source}"
             )
-        path = files.class_file(facts, folder, head)
-        entries = files.table(path, ("id", "key"))
-        class_names[head] = files.class_list(
-            path, [(line, entry["key"], files.integer(path, line, "id", entry["id"])) for line, entry in entries]
+        path = parsing.class_file(facts, folder, head)
+        entries = parsing.table(path, ("id", "key"))
+        class_names[head] = parsing.class_list(
+            path, [(line, entry["key"], parsing.integer(path, line, "id", entry["id"])) for line, entry in entries]
         )
-        notes += files.check_class_counts(facts, {head: class_names[head]}, path)
+        notes += parsing.check_class_counts(facts, {head: class_names[head]}, path)
     rows: dict[str, list[Row]] = {}
     for split, path in paths.items():
-        unique = files.Unique(path, "narration_id")
+        unique = parsing.Unique(path, "narration_id")
         rows[split] = []
-        for line, entry in files.table(path, COLUMNS[:14]):
+        for line, entry in parsing.table(path, COLUMNS[:14]):
             unique.add(line, entry["narration_id"])
             labels = {}
             for head, names in class_names.items():
-                labels[head] = files.integer(path, line, f"{head}_class", entry[f"{head}_class"])
+                labels[head] = parsing.integer(path, line, f"{head}_class", entry[f"{head}_class"])
                 if not 0 <= labels[head] < len(names):
                     raise AnnotationError(
                         f"{path}, line {line}: {head}_class {labels[head]} is outside 0 to {len(names) - 1} "
@@ -67,7 +68,7 @@ def parse_timestamp(path: storage.AnyPath, line: int, text: str) -> float:
     parts = text.split(":")
     if len(parts) != 3:
         raise AnnotationError(f"{path}, line {line}: {text!r} is not a time HH:MM:SS.ss")
-    hours, minutes, seconds = (files.number(path, line, "timestamp", part) for part in parts)
+    hours, minutes, seconds = (parsing.number(path, line, "timestamp", part) for part in parts)
     return 3600.0 * hours + 60.0 * minutes + seconds
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
-from vivit_jax.data import catalog, storage
-from vivit_jax.data.rows import MissingDataError, Row, missing_message
+from vivit_jax.data import catalog
+from vivit_jax.data.annotations.rows import MissingDataError, Row, missing_message
+from vivit_jax.utils import storage
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".ts", ".mpg", ".mpeg")
 

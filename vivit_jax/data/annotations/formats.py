@@ -1,10 +1,4 @@
-"""The official annotation files, untouched -> rows, and the video file that each row means.
-
-    read(facts, folder)          rows of every split, names of the classes, notes
-    VideoFinder(facts, folder)   the file of a row
-
-The formats are in `readers`, a module each; what they hand over in `rows`.
-"""
+"""The registry of annotation formats: which module reads the files of a data set."""
 
 from __future__ import annotations
 
@@ -14,30 +8,10 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
-from vivit_jax.data import catalog, storage
-from vivit_jax.data.finder import VIDEO_SUFFIXES, VideoFinder
-from vivit_jax.data.readers import epic, kinetics, lists, moments, own, something
-from vivit_jax.data.rows import AnnotationError, Annotations, MissingDataError, Row, missing_message
-
-__all__ = [
-    "EPIC_COLUMNS",
-    "KINETICS_COLUMNS",
-    "READERS",
-    "VIDEO_SUFFIXES",
-    "AnnotationError",
-    "Annotations",
-    "MissingDataError",
-    "Row",
-    "VideoFinder",
-    "epic_row",
-    "missing_message",
-    "read",
-    "to_csv",
-]
-
-KINETICS_COLUMNS = kinetics.COLUMNS
-EPIC_COLUMNS = epic.COLUMNS
-epic_row = epic.segment_row
+from vivit_jax.data import catalog
+from vivit_jax.data.annotations import custom, epic, kinetics, moments, something, ucf_hmdb
+from vivit_jax.data.annotations.rows import Annotations, MissingDataError, missing_message
+from vivit_jax.utils import storage
 
 # `DatasetFacts.annotation_format` -> its reader.
 READERS: Mapping[str, Callable[[catalog.DatasetFacts, storage.AnyPath], Annotations]] = MappingProxyType(
@@ -46,10 +20,10 @@ READERS: Mapping[str, Callable[[catalog.DatasetFacts, storage.AnyPath], Annotati
         "epic_csv": epic.read,
         "moments_csv": moments.read,
         "something_json": something.read,
-        "ucf_lists": lists.read_ucf101,
-        "hmdb_lists": lists.read_hmdb51,
-        "folder": own.read_folder,
-        "csv": own.read_csv,
+        "ucf_lists": ucf_hmdb.read_ucf101,
+        "hmdb_lists": ucf_hmdb.read_hmdb51,
+        "folder": custom.read_folder,
+        "csv": custom.read_csv,
     }
 )
 

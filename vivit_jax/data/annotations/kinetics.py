@@ -6,9 +6,10 @@ order, as everywhere in the literature.
 
 from __future__ import annotations
 
-from vivit_jax.data import catalog, storage
-from vivit_jax.data.readers import files
-from vivit_jax.data.rows import AnnotationError, Annotations, Row
+from vivit_jax.data import catalog
+from vivit_jax.data.annotations import parsing
+from vivit_jax.data.annotations.rows import AnnotationError, Annotations, Row
+from vivit_jax.utils import storage
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 
@@ -18,11 +19,11 @@ def read(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
 
     A test file without labels is left out. A row that comes twice in a file counts once; both are noted.
     """
-    paths = files.split_files(facts, folder)
+    paths = parsing.split_files(facts, folder)
     tables, notes = {}, []
     for split, path in paths.items():
         # The published test files of some versions carry no labels: nothing to train or measure with.
-        table = files.table(path, ("youtube_id", "time_start", "time_end") + (() if split == "test" else ("label",)))
+        table = parsing.table(path, ("youtube_id", "time_start", "time_end") + (() if split == "test" else ("label",)))
         bare = [line for line, entry in table if not entry.get("label")]
         if not bare:
             tables[split] = table
@@ -31,13 +32,13 @@ def read(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
         else:
             raise AnnotationError(f"{path}, line {bare[0]}: a row without a label")
     names = sorted({entry["label"] for _, entry in tables["train"]})
-    notes += files.check_class_counts(facts, {"label": names}, paths["train"])
+    notes += parsing.check_class_counts(facts, {"label": names}, paths["train"])
     labels = {name: {"label": number} for number, name in enumerate(names)}  # shared by all rows of a class
     rows = {}
     for split, table in tables.items():
         path, taken = paths[split], {}
         for line, entry in table:
-            start, end = (files.number(path, line, key, entry[key]) for key in ("time_start", "time_end"))
+            start, end = (parsing.number(path, line, key, entry[key]) for key in ("time_start", "time_end"))
             label, video = entry["label"], entry["youtube_id"]
             if not video or start < 0:
                 raise AnnotationError(f"{path}, line {line}: youtube_id {video!r} from {start:g} s is no video")

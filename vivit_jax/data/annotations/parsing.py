@@ -10,8 +10,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vivit_jax.data import catalog, storage
-from vivit_jax.data.rows import AnnotationError, MissingDataError, missing_message
+from vivit_jax.data import catalog
+from vivit_jax.data.annotations.rows import AnnotationError, MissingDataError, missing_message
+from vivit_jax.utils import storage
 
 
 def first(folder: storage.AnyPath, names: Iterable[str]) -> storage.AnyPath | None:

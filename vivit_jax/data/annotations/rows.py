@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from vivit_jax.data import catalog, storage
+from vivit_jax.data import catalog
+from vivit_jax.utils import storage
 
 
 class MissingDataError(FileNotFoundError):

@@ -8,28 +8,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from vivit_jax.data import catalog, storage
-from vivit_jax.data.readers import files
-from vivit_jax.data.rows import AnnotationError, Annotations, Row
+from vivit_jax.data import catalog
+from vivit_jax.data.annotations import parsing
+from vivit_jax.data.annotations.rows import AnnotationError, Annotations, Row
+from vivit_jax.utils import storage
 
 
 def read(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
     """Rows of both splits; raises as `annotations.read`."""
-    paths = files.split_files(facts, folder)
-    class_path = files.class_file(facts, folder, "label")
-    table = files.json_of(class_path, dict)
+    paths = parsing.split_files(facts, folder)
+    class_path = parsing.class_file(facts, folder, "label")
+    table = parsing.json_of(class_path, dict)
     classes = [
-        (place, name, files.integer(class_path, f"entry {place}", repr(name), number))
+        (place, name, parsing.integer(class_path, f"entry {place}", repr(name), number))
         for place, (name, number) in enumerate(table.items(), start=1)
     ]
-    names = files.class_list(class_path, classes)
-    notes = files.check_class_counts(facts, {"label": names}, class_path)
+    names = parsing.class_list(class_path, classes)
+    notes = parsing.check_class_counts(facts, {"label": names}, class_path)
     ids = {name: number for _, name, number in classes}
     rows: dict[str, list[Row]] = {}
     for split, path in paths.items():
-        unique = files.Unique(path, "id")
+        unique = parsing.Unique(path, "id")
         rows[split] = []
-        for place, entry in enumerate(files.json_of(path, list), start=1):
+        for place, entry in enumerate(parsing.json_of(path, list), start=1):
             video, template = (_value(path, place, entry, key) for key in ("id", "template"))
             unique.add(place, video)
             name = template.replace("[", "").replace("]", "")

@@ -9,27 +9,28 @@ from __future__ import annotations
 
 import os
 
-from vivit_jax.data import catalog, storage
-from vivit_jax.data.readers import files
-from vivit_jax.data.rows import AnnotationError, Annotations, MissingDataError, Row, missing_message
+from vivit_jax.data import catalog
+from vivit_jax.data.annotations import parsing
+from vivit_jax.data.annotations.rows import AnnotationError, Annotations, MissingDataError, Row, missing_message
+from vivit_jax.utils import storage
 
 
 def read_ucf101(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
     """Rows of both parts of a split of UCF101; raises as `annotations.read`."""
-    paths = files.split_files(facts, folder)
-    class_path = files.class_file(facts, folder, "label")
+    paths = parsing.split_files(facts, folder)
+    class_path = parsing.class_file(facts, folder, "label")
     classes = []
-    for line, content in files.lines(class_path):
+    for line, content in parsing.lines(class_path):
         number, _, name = content.partition(" ")
-        classes.append((line, name.strip(), files.integer(class_path, line, "class number", number)))
-    names = files.class_list(class_path, classes, first_id=1)
-    notes = files.check_class_counts(facts, {"label": names}, class_path)
+        classes.append((line, name.strip(), parsing.integer(class_path, line, "class number", number)))
+    names = parsing.class_list(class_path, classes, first_id=1)
+    notes = parsing.check_class_counts(facts, {"label": names}, class_path)
     ids = {name: number for number, name in enumerate(names)}
     rows: dict[str, list[Row]] = {}
     for split, path in paths.items():
-        unique = files.Unique(path, "video")
+        unique = parsing.Unique(path, "video")
         rows[split] = []
-        for line, content in files.lines(path):
+        for line, content in parsing.lines(path):
             video, label = _name_and_number(path, line, content) if split == "train" else (content, None)
             name = video.split("/")[0]
             if name not in ids:
@@ -52,13 +53,13 @@ def read_hmdb51(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotat
     ending = patterns[0].removeprefix("*")
     of_class = {path.name.removesuffix(ending): path for path in found}
     names = sorted(of_class)
-    notes = files.check_class_counts(facts, {"label": names}, found[0].parent)
+    notes = parsing.check_class_counts(facts, {"label": names}, found[0].parent)
     rows: dict[str, list[Row]] = {"train": [], "validation": []}
     unused = 0
     for label, name in enumerate(names):
         path = of_class[name]
-        unique = files.Unique(path, "video")
-        for line, content in files.lines(path):
+        unique = parsing.Unique(path, "video")
+        for line, content in parsing.lines(path):
             video, use = _name_and_number(path, line, content)
             if use not in (0, 1, 2):
                 raise AnnotationError(f"{path}, line {line}: {video} has mark {use}; it must be 0, 1 or 2")
@@ -78,7 +79,7 @@ def _name_and_number(path: storage.AnyPath, line: int, content: str) -> tuple[st
     name, _, number = content.rpartition(" ")
     if not name.strip():
         raise AnnotationError(f"{path}, line {line}: {content!r} is not a file and a number")
-    return name.strip(), files.integer(path, line, "the number", number)
+    return name.strip(), parsing.integer(path, line, "the number", number)
 
 
 def _row(video: str, label: int, split: str) -> Row:

@@ -11,7 +11,10 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from vivit_jax.data import encode, shards, storage, workers
+from vivit_jax.data import workers
+from vivit_jax.data.build import shards
+from vivit_jax.data.video import encode
+from vivit_jax.utils import storage
 
 # Seconds between looks at what the workers have finished.
 _LOOK = 2.0
@@ -119,14 +122,14 @@ def write_shard(
     multi_label: Collection[str] = (),
 ) -> str:
     """A worker's part: writes one shard, unless another worker has, and returns its path."""
-    from vivit_jax.data import builder  # only here: the launcher may do without TensorFlow
+    from vivit_jax.data.records import schema
 
     folder = storage.path(staging)
     shards.restore(shard, folder)
     if not shard.done:
         # Decoding in a process of its own: a file that kills it costs itself, and not this worker of Beam.
         encoded = shards.encode_files(shard.files, form, num_workers=1)
-        shards.write(shard, folder, encoded, builder.serialiser(class_names, multi_label))
+        shards.write(shard, folder, encoded, schema.serialiser(class_names, multi_label))
     return str(shard.staged(folder))
 
 

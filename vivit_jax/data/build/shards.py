@@ -16,7 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from vivit_jax.data import annotations, encode, index, indexing, storage, workers
+from vivit_jax.data import annotations, workers
+from vivit_jax.data.records import indexing
+from vivit_jax.data.records import split as index
+from vivit_jax.data.video import encode
+from vivit_jax.utils import storage
 
 # Part of the fingerprint of half-done builds: raised when the records' or the notes' form changes.
 _FORMAT = 3
@@ -125,7 +129,7 @@ def encode_files(files: Iterable[File], form: encode.Form, num_workers: int | No
     """For each file the result of `encode.encode_file`; a file that kills its process gives the reason, too."""
     files = list(files)
     tasks = [encode.FileTask(file.path, file.segments, form) for file in files if file.path]
-    results = workers.ordered_map("vivit_jax.data.encode:encode_file", tasks, num_workers)
+    results = workers.ordered_map("vivit_jax.data.video.encode:encode_file", tasks, num_workers)
     for file in files:
         if file.path is None:
             yield ["no such video in the videos' folder"] * len(file.rows)

@@ -22,56 +22,19 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vivit_jax.data import annotations, catalog, encode, index, indexing, progress_bar, shards, storage
-from vivit_jax.data.build import SUMMARY_FILE, VERSION, records_folder
-from vivit_jax.data.host_tf import tf
+from vivit_jax.data import annotations, catalog
+from vivit_jax.data.build import SUMMARY_FILE, VERSION, records_folder, shards
+from vivit_jax.data.records import indexing
+from vivit_jax.data.records import split as index
+from vivit_jax.data.video import encode
+from vivit_jax.utils import progress_bar, storage
 
 import tensorflow_datasets as tfds  # isort: skip: after `host_tf`, which sets TensorFlow up
-
-
-def features(class_names: Mapping[str, Sequence[str]], multi_label: Collection[str] = ()) -> tfds.features.FeaturesDict:
-    """What one record holds: a chunk of consecutive frames and the facts of its video.
-
-    Args:
-      class_names: head -> name of each class id.
-      multi_label: heads with several labels at once. Their feature has another name, so that the records tell.
-    """
-    labels = {head: tfds.features.ClassLabel(names=_unique(names)) for head, names in class_names.items()}
-    one = {head: label for head, label in labels.items() if head not in multi_label}
-    several = {head: tfds.features.Sequence(label) for head, label in labels.items() if head in multi_label}
-    return tfds.features.FeaturesDict(
-        {
-            "video_id": tfds.features.Text(),
-            "row": tf.int64,
-            "chunk": tf.int64,
-            "num_frames": tf.int64,
-            "fps": tf.float32,
-            "height": tf.int64,
-            "width": tf.int64,
-            **({"label": one} if one else {}),
-            **({"labels": several} if several else {}),
-            "frames": tfds.features.Sequence(tfds.features.Image(encoding_format="jpeg")),
-        }
-    )
-
-
-def serialiser(
-    class_names: Mapping[str, Sequence[str]], multi_label: Collection[str] = ()
-) -> Callable[[Mapping[str, Any]], bytes]:
-    """The function that makes a record's bytes, the same in every process, of an example of `features(...)`."""
-    form = features(class_names, multi_label)
-    serializer = tfds.core.example_serializer.ExampleSerializer(form.get_serialized_info())
-
-    def serialise(example: Mapping[str, Any]) -> bytes:
-        data = serializer.serialize_example(form.encode_example(example))
-        # TFDS leaves the order of the features to protobuf, which hashes them by a seed of the process.
-        return tf.train.Example.FromString(data).SerializeToString(deterministic=True)
-
-    return serialise
+from vivit_jax.data.records.schema import features, serialiser
 
 
 class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -115,7 +78,7 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
         self._workers, self._progress = num_workers, progress
         self._runner = runner
         if runner != "local":
-            from vivit_jax.data import beam  # only here: Beam is an extra
+            from vivit_jax.data.build import beam  # only here: Beam is an extra
 
             beam.load()  # that it is missing is said before anything is read
             self._runner_flags = beam.runner_flags(runner, num_workers, runner_flags)
@@ -201,7 +164,7 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
                 for shard in todo:
                     shards.write(shard, self._staging, encoded, serialise, lambda file: bar.update(len(file.rows)))
             elif todo:
-                from vivit_jax.data import beam
+                from vivit_jax.data.build import beam
 
                 several = self._annotations.multi_label
                 beam.write_shards(todo, self._staging, self.form, names, self._runner_flags, bar.update, several)
@@ -283,16 +246,6 @@ class _StagedWriter(tfds.core.writer.ExampleWriter):
 def _count(shard: shards.Shard) -> Iterator[tuple[str, None]]:
     """TFDS counts a shard's records by taking them: as many `None`s as there are."""
     return ((f"{shard.split}-{shard.number}-{i}", None) for i in range(shard.num_chunks))
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """TFDS wants class names to differ; some data sets name two classes alike, and they stay two."""
-    seen: Counter = Counter()
-    result = []
-    for name in names:
-        seen[name] += 1
-        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return result
 
 
 def _summarise(split: index.RecordSplit, planned: Sequence[shards.Shard], published: int | None) -> dict[str, Any]:

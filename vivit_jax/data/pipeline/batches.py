@@ -13,14 +13,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from vivit_jax.data import clips, memory, mirror, sampling, service, workers
+from vivit_jax.data import service, workers
 from vivit_jax.data.host_tf import keep_freed_memory, tf
-from vivit_jax.data.index import RecordSplit
-from vivit_jax.data.mixture import TrainingSet
-from vivit_jax.data.order import clip_draws
-from vivit_jax.data.plan import Plan, example_bytes
-from vivit_jax.data.sampling import ClipSpec
-from vivit_jax.data.views import views_from_file, views_from_frames
+from vivit_jax.data.pipeline import cache as memory
+from vivit_jax.data.pipeline import clips
+from vivit_jax.data.pipeline.memory_plan import Plan, example_bytes
+from vivit_jax.data.pipeline.views import views_from_file, views_from_frames
+from vivit_jax.data.records.reader import record_reader
+from vivit_jax.data.records.split import RecordSplit
+from vivit_jax.data.selection import mirror, sampling
+from vivit_jax.data.selection.order import clip_draws
+from vivit_jax.data.selection.sampling import ClipSpec
+from vivit_jax.data.selection.training_set import TrainingSet
 
 __all__ = ["Batches", "ClipSpec", "eval_batches", "train_batches", "views_from_file", "views_from_frames"]
 
@@ -287,7 +291,7 @@ class _Videos:
         self._first = np.cumsum([0, *(s.num_videos for s in splits)])
         self._readers, good, self.cached_bytes = [], [], 0
         for split in splits:
-            reader = clips.record_reader(split)
+            reader = record_reader(split)
             if cache:
                 kept = memory.cache(split, reader, cache_limit - self.cached_bytes, threads)
                 reader, self.cached_bytes = kept.read, self.cached_bytes + kept.size

@@ -6,8 +6,9 @@ import dataclasses
 
 import numpy as np
 
-from vivit_jax.data import clips, index
 from vivit_jax.data.host_tf import tf
+from vivit_jax.data.records import reader
+from vivit_jax.data.records import split as index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,12 +17,12 @@ class Cached:
     without it fails on broken records as one from disk does. `size`: bytes held.
     """
 
-    read: clips.Reader
+    read: reader.Reader
     good: tf.Tensor | None = None
     size: int = 0
 
 
-def cache(split: index.RecordSplit, read: clips.Reader, limit: int, threads: int) -> Cached:
+def cache(split: index.RecordSplit, read: reader.Reader, limit: int, threads: int) -> Cached:
     """Reads a split into memory: decoded frames where they are of one size and fit, else the records as they are.
 
     What is kept takes at most `limit` bytes. While it is read, the videos in flight come on top: no more of them at the
@@ -50,7 +51,7 @@ def cache(split: index.RecordSplit, read: clips.Reader, limit: int, threads: int
     )
 
 
-def _frames(split: index.RecordSplit, read: clips.Reader, limit: int, threads: int) -> Cached:
+def _frames(split: index.RecordSplit, read: reader.Reader, limit: int, threads: int) -> Cached:
     first = np.concatenate([[0], np.cumsum(split.num_frames.astype(np.int64))])
     # A video in flight is there as records, as frames, and once more in what waits to be stored.
     frame = int(split.height[0]) * int(split.width[0]) * 3
@@ -73,7 +74,7 @@ def _frames(split: index.RecordSplit, read: clips.Reader, limit: int, threads: i
     frames, start = tf.experimental.dlpack.from_dlpack(store.__dlpack__()), tf.constant(first[:-1])
 
     def cached(video, numbers, window=None, finish=None):
-        return clips.cut(tf.gather(frames, start[video] + numbers), window, finish)
+        return reader.cut(tf.gather(frames, start[video] + numbers), window, finish)
 
     return Cached(cached, tf.constant(good), store.nbytes)
 
@@ -92,7 +93,7 @@ def _records(split: index.RecordSplit, threads: int) -> Cached:
     @tf.autograph.experimental.do_not_convert
     def load(chunk):
         # A record whose checksum does not fit becomes an empty one, which holds none of the frames asked for.
-        found = clips.records_from(shards[shard[chunk]], offset[chunk]).take(1).ignore_errors()
+        found = reader.records_from(shards[shard[chunk]], offset[chunk]).take(1).ignore_errors()
         return found.concatenate(tf.data.Dataset.from_tensors("")).take(1).get_single_element()
 
     count = len(split.chunk_offset)
@@ -103,6 +104,8 @@ def _records(split: index.RecordSplit, threads: int) -> Cached:
     def cached(video, numbers, window=None, finish=None):
         low, high = tf.reduce_min(numbers) // size, tf.reduce_max(numbers) // size
         chunks = records[first[video] + low : first[video] + high + 1]
-        return clips.decode_frames(tf.gather(clips.jpegs_of(split.form, chunks), numbers - low * size), window, finish)
+        return reader.decode_frames(
+            tf.gather(reader.jpegs_of(split.form, chunks), numbers - low * size), window, finish
+        )
 
     return Cached(cached, size=split.record_bytes)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vivit_jax.data import sampling
-from vivit_jax.data.index import RecordSplit
-from vivit_jax.data.sampling import ClipSpec
+from vivit_jax.data.records.split import RecordSplit
+from vivit_jax.data.selection import sampling
+from vivit_jax.data.selection.sampling import ClipSpec
 
 
 @dataclasses.dataclass(frozen=True)

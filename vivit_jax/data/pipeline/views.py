@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from vivit_jax.data import clips, decode, sampling, storage
 from vivit_jax.data.host_tf import tf
-from vivit_jax.data.sampling import ClipSpec
+from vivit_jax.data.pipeline import clips
+from vivit_jax.data.records.reader import memory_reader
+from vivit_jax.data.selection import sampling
+from vivit_jax.data.selection.sampling import ClipSpec
+from vivit_jax.data.video import decode
+from vivit_jax.utils import storage
 
 
 def views_from_frames(
@@ -27,7 +31,7 @@ def views_from_frames(
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
         raise ValueError(f"frames are {frames.dtype} {frames.shape}; they must be uint8 [T, H, W, 3] with T >= 1")
     size = (tf.constant(x, tf.int64) for x in frames.shape[:3])
-    reader = clips.memory_reader(tf.constant(frames))
+    reader = memory_reader(tf.constant(frames))
     return clips.views(reader, tf.constant(0, tf.int64), *size, spec, temporal_views, spatial_views).numpy()
 
 
@@ -66,7 +70,7 @@ def views_from_file(
     wanted = set(needed.tolist())
     again = enumerate(decode.iterate_frames(path, short_side=short_side))
     kept = np.stack([frame.image for number, frame in again if number in wanted])
-    in_memory, places = clips.memory_reader(tf.constant(kept)), tf.constant(needed, tf.int64)
+    in_memory, places = memory_reader(tf.constant(kept)), tf.constant(needed, tf.int64)
 
     def read(video, numbers, window=None, finish=None):
         return in_memory(video, tf.searchsorted(places, tf.cast(numbers, tf.int64)), window, finish)

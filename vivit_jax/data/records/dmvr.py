@@ -23,70 +23,19 @@ from typing import Any
 
 import numpy as np
 
-from vivit_jax.data import clips, dmvr_labels, every_record, index, indexing, progress_bar, storage
 from vivit_jax.data.annotations import to_csv
-from vivit_jax.data.dmvr_shards import find_shards
 from vivit_jax.data.host_tf import tf
+from vivit_jax.data.records import dmvr_labels, indexing, reader
+from vivit_jax.data.records import scan as every_record
+from vivit_jax.data.records import split as index
+from vivit_jax.data.records.dmvr_shards import find_shards
+from vivit_jax.utils import progress_bar, storage
 
 # Records of each split that are looked at to learn which features there are.
 SAMPLED = 8
 # Context features that may name a video, and those that may tell its frame rate.
 _IDS = ("clip/media_id", "video/filename", "clip/data_path")
 _RATE, _START, _END, _TIMES = "image/frame_rate", "clip/start/timestamp", "clip/end/timestamp", "image/timestamp"
-
-
-def parser() -> argparse.ArgumentParser:
-    """Flags of `python -m vivit_jax.data.index`."""
-    flags = argparse.ArgumentParser(
-        prog="python -m vivit_jax.data.index",
-        description="Makes the index of the records in a folder anew, by reading them. The flags are for records of "
-        "DMVR and Scenic; those that vivit_jax wrote tell all by themselves.",
-    )
-    flags.add_argument("folder", metavar="DIR", help="the folder of the records")
-    flags.add_argument("--out", help="folder for the index where DIR cannot be written to; names the shards absolutely")
-    flags.add_argument(
-        "--split", action="append", default=[], metavar="NAME=GLOB",
-        help="shards of a split, where their names do not tell; several times for several splits",
-    )  # fmt: skip
-    flags.add_argument(
-        "--head", action="append", default=[], metavar="NAME=FEATURE[:FIRST:COUNT]",
-        help="where the class of a head is: an integer or bytes feature of the context; with FIRST and COUNT the one "
-        "value among FIRST to FIRST + COUNT - 1, less FIRST. Default: label=clip/label/index",
-    )  # fmt: skip
-    flags.add_argument(
-        "--class_names", action="append", default=[], metavar="[HEAD=]FILE",
-        help="names in the order of the class ids: .json, .csv with columns id and key, or text with a name a line",
-    )  # fmt: skip
-    flags.add_argument(
-        "--labels", choices=("auto", "index", "text"), default="auto",
-        help="what decides the class: the number in the record, or its text (ids are then those of the sorted names, "
-        "or of --class_names). Default: the number where there is one",
-    )  # fmt: skip
-    return flags
-
-
-def is_sequence(flags: argparse.Namespace) -> bool:
-    """Whether the records in `flags.folder` are sequences; False where they are chunks.
-
-    Raises:
-      index.NoRecordsError: no shards there.
-      ValueError: records that are neither, or flags for sequences where there are chunks.
-    """
-    shards = find_shards(flags.folder, _splits(flags))
-    example = _first_record([storage.path(flags.folder) / name for names in shards.values() for name in names])
-    if example is None:
-        raise index.NoRecordsError(f"{flags.folder}: the shards hold no records that can be read")
-    if clips.SEQUENCE_FRAMES in example.feature_lists.feature_list:
-        return True
-    if {"frames", "chunk"} <= set(example.context.feature):
-        given = [name for name in ("out", "split", "head", "class_names") if getattr(flags, name)]
-        if given:
-            raise ValueError(f"{flags.folder} holds records of vivit_jax: --{given[0]} is only for those of DMVR")
-        return False
-    raise ValueError(
-        f"{flags.folder}: the records are neither chunks of vivit_jax nor tf.train.SequenceExamples with a feature "
-        f"list {clips.SEQUENCE_FRAMES!r}; they hold {', '.join(sorted(example.context.feature)) or 'no features'}"
-    )
 
 
 def index_folder(flags: argparse.Namespace) -> Iterator[str]:
@@ -101,7 +50,7 @@ def index_folder(flags: argparse.Namespace) -> Iterator[str]:
         raise ValueError(f"{out} cannot be written to: put the index elsewhere with --out=DIR")
     heads = [dmvr_labels.parse_head(text) for text in flags.head] or [dmvr_labels.DEFAULT]
     names = dmvr_labels.read_class_names(flags.class_names, heads)
-    splits, rejects = scan(flags.folder, out, _splits(flags), heads, names, flags.labels)
+    splits, rejects = scan(flags.folder, out, parse_splits(flags), heads, names, flags.labels)
     class_names = splits[0].class_names
     others = {path.stem.removeprefix("index_") for path in out.glob("index_*.npz")} - {split.name for split in splits}
     if others and index.load_class_names(out) != class_names:
@@ -217,7 +166,7 @@ class _Found:
         """Keeps what a record says; returns the reason where it cannot be used."""
         count = int(found["num_frames"])
         if count == 0:
-            return f"no frames: the feature list {clips.SEQUENCE_FRAMES!r} is empty"
+            return f"no frames: the feature list {reader.SEQUENCE_FRAMES!r} is empty"
         low, high = found["smallest"].tolist(), found["largest"].tolist()
         if low != high:
             return f"frames of several sizes, {low[0]} x {low[1]} to {high[0]} x {high[1]} (height x width)"
@@ -276,14 +225,14 @@ def _describe(examples: Sequence[Any], heads: Sequence[dmvr_labels.Head]):
     wanted |= {feature: kind for feature, kind in numbers.items() if kinds.get(feature) == kind}
     context = {feature: tf.io.RaggedFeature(types[kind]) for feature, kind in wanted.items()}
     # Without `allow_missing` a video without frames would be told in TensorFlow's words.
-    lists = {clips.SEQUENCE_FRAMES: tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True)}
+    lists = {reader.SEQUENCE_FRAMES: tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True)}
     times = [time for example in examples for time in example.feature_lists.feature_list[_TIMES].feature[:1]]
     if times and all(time.WhichOneof("kind") == "int64_list" for time in times):
         lists[_TIMES] = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
 
     def describe(record):
         values, sequences = tf.io.parse_single_sequence_example(record, context, lists)
-        frames = sequences.pop(clips.SEQUENCE_FRAMES)
+        frames = sequences.pop(reader.SEQUENCE_FRAMES)
         shapes = tf.map_fn(tf.io.extract_jpeg_shape, frames, fn_output_signature=tf.TensorSpec([3], tf.int32))[:, :2]
         return {
             **values,
@@ -328,7 +277,7 @@ def _summary(split: index.RecordSplit) -> dict[str, Any]:
     }
 
 
-def _splits(flags: argparse.Namespace) -> dict[str, str] | None:
+def parse_splits(flags: argparse.Namespace) -> dict[str, str] | None:
     patterns = dict(text.partition("=")[::2] for text in flags.split)
     for name, pattern in patterns.items():
         if not name.replace("_", "").isalnum() or not pattern:
@@ -336,7 +285,7 @@ def _splits(flags: argparse.Namespace) -> dict[str, str] | None:
     return patterns or None
 
 
-def _first_record(paths: Sequence[storage.AnyPath]) -> Any | None:
+def first_record(paths: Sequence[storage.AnyPath]) -> Any | None:
     """The first record of the first shard in which it can be parsed."""
     for path in paths:
         with path.open("rb") as file:

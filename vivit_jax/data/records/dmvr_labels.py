@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vivit_jax.data import storage
+from vivit_jax.utils import storage
 
 _TEXTS = ("text", "string")  # DMVR's and MediaSequence's name of the feature beside ".../index"
 

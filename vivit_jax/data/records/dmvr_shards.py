@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from vivit_jax.data import storage
-from vivit_jax.data.index import NoRecordsError
+from vivit_jax.data.records.split import NoRecordsError
+from vivit_jax.utils import storage
 
 # `train-00000-of-00032`, `k400-train.tfrecord-00000-of-00100`, `val-00000-of-00010.tfrecord`; or one file a split.
 _SHARD = re.compile(r"(?P<base>.+)-(?P<shard>\d{5,})-of-(?P<count>\d{5,})(?P<suffix>\.\w+)?$")

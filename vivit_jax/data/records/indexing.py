@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vivit_jax.data import index, storage
+from vivit_jax.data.records import split as index
+from vivit_jax.utils import storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,28 +112,3 @@ def _label_array(head: str, labels: Sequence[int | Sequence[int]]) -> np.ndarray
     for row, of_video in zip(result, labels, strict=True):
         row[: len(of_video)] = sorted(of_video)
     return result
-
-
-def scan(folder: storage.Place) -> list[index.RecordSplit]:
-    """The index of every split of chunk records in `folder`, by reading all of them (all bytes are read and checked).
-
-    Raises:
-      NoRecordsError: no shards, or no class names.
-      ValueError: records that are not chunks of videos in order, or broken ones.
-    """
-    folder = storage.path(folder)
-    shards = index.list_shards(folder)
-    if not shards:
-        raise index.NoRecordsError(f"no records in {folder} (no files named *.tfrecord-00000-of-00001)")
-    names = index.load_class_names(folder)
-    from vivit_jax.data import every_record  # only here: the workers' side of a build needs no TensorFlow
-
-    found = []
-    for split, files in shards.items():
-        videos, positions = [], []
-        for shard in files:
-            with storage.local(folder / shard) as here:
-                videos.append(list(every_record.videos(here, names)))
-                positions.append(record_positions(here))
-        found.append(assemble(folder, split, videos, names, files, positions))
-    return found

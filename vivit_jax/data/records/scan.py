@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from vivit_jax.data import clips, workers
+from vivit_jax.data import workers
 from vivit_jax.data.host_tf import tf
-from vivit_jax.data.index import CHUNK_FRAMES
-from vivit_jax.data.indexing import VideoEntry
+from vivit_jax.data.records import reader
+from vivit_jax.data.records import split as index
+from vivit_jax.data.records.indexing import VideoEntry, assemble, record_positions
+from vivit_jax.data.records.split import CHUNK_FRAMES
+from vivit_jax.utils import storage
 
 # What a record says, as `function` of `mapped` made it; or, as text, why it could not be read.
 Result = dict[str, Any] | str
@@ -45,7 +48,7 @@ def mapped(
 
     @tf.autograph.experimental.do_not_convert
     def read(number):
-        return clips.records_from(paths[shard[number]], offset[number]).take(1).get_single_element()
+        return reader.records_from(paths[shard[number]], offset[number]).take(1).get_single_element()
 
     @tf.autograph.experimental.do_not_convert
     def load(number):
@@ -82,7 +85,7 @@ def _reason(read: Callable, function: Callable, form: str, number: int) -> str:
 
 def _broken_frame(record: tf.Tensor, form: str) -> str | None:
     try:
-        jpegs = clips.jpegs_of(form, record[None])
+        jpegs = reader.jpegs_of(form, record[None])
     except tf.errors.OpError:
         return None
     for number, jpeg in enumerate(jpegs):
@@ -145,3 +148,30 @@ def videos(path: Path, heads: Iterable[str]) -> Iterator[VideoEntry]:
         raise ValueError(f"{path}: record {number} is no chunk of a video: a feature is missing or empty") from None
     if seen != expected:
         raise ValueError(f"{path}: the last video has {seen} of {expected} chunks")
+
+
+def scan(folder: storage.Place) -> list[index.RecordSplit]:
+    """The index of every split of chunk records in `folder`, by reading all of them (all bytes are read and checked).
+
+    Raises:
+      NoRecordsError: no shards, or no class names.
+      ValueError: records that are not chunks of videos in order, or broken ones.
+    """
+    folder = storage.path(folder)
+    shards = index.list_shards(folder)
+    if not shards:
+        raise index.NoRecordsError(f"no records in {folder} (no files named *.tfrecord-00000-of-00001)")
+    names = index.load_class_names(folder)
+    from vivit_jax.data.records import (
+        scan as every_record,
+    )  # only here: the workers' side of a build needs no TensorFlow
+
+    found = []
+    for split, files in shards.items():
+        videos, positions = [], []
+        for shard in files:
+            with storage.local(folder / shard) as here:
+                videos.append(list(every_record.videos(here, names)))
+                positions.append(record_positions(here))
+        found.append(assemble(folder, split, videos, names, files, positions))
+    return found

@@ -16,13 +16,12 @@ import dataclasses
 import io
 import json
 import re
-import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vivit_jax.data import storage
+from vivit_jax.utils import storage
 
 CHUNK_FRAMES = 16
 # Forms of a record: a chunk of a video in an Example, or all of it in a SequenceExample.
@@ -266,24 +265,3 @@ def save_class_names(folder: storage.Place, class_names: Mapping[str, Sequence[s
     """Writes `class_names.json`: head -> list of names."""
     text = json.dumps({head: list(names) for head, names in class_names.items()}, indent=1, ensure_ascii=False)
     storage.write(storage.path(folder) / CLASS_NAMES_FILE, text)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    # Only here: it needs TensorFlow, and this module must stay light.
-    from vivit_jax.data import dmvr, indexing
-
-    flags = dmvr.parser().parse_args(arguments)
-    try:
-        if dmvr.is_sequence(flags):
-            for line in dmvr.index_folder(flags):
-                print(line)
-            return
-        for split in indexing.scan(flags.folder):
-            print(f"{split.save()}: {split.num_videos} videos, {len(split.chunk_offset)} records")
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-
-
-if __name__ == "__main__":
-    main()

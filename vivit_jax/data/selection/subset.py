@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vivit_jax.data import storage
-from vivit_jax.data.index import RecordSplit
+from vivit_jax.data.records.split import RecordSplit
+from vivit_jax.utils import storage
 
 # What may become of the classes of a mixture that the model's heads do not have; see `mixture.training_set`.
 UNKNOWN_CLASSES = ("refuse", "drop", "union")

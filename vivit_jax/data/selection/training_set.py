@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vivit_jax.data import catalog, mirror
-from vivit_jax.data import subset as subsets
-from vivit_jax.data.index import RecordSplit
-from vivit_jax.data.order import Order, block_slots
-from vivit_jax.data.sampling import ClipSpec
-from vivit_jax.data.subset import UNKNOWN_CLASSES, Subset
+from vivit_jax.data import catalog
+from vivit_jax.data.records.split import RecordSplit
+from vivit_jax.data.selection import mirror
+from vivit_jax.data.selection import subset as subsets
+from vivit_jax.data.selection.order import Order, block_slots
+from vivit_jax.data.selection.sampling import ClipSpec
+from vivit_jax.data.selection.subset import UNKNOWN_CLASSES, Subset
 
 
 class MixtureError(ValueError):

@@ -18,7 +18,7 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from vivit_jax.data import storage
+from vivit_jax.utils import storage
 
 # Container time stamps are rounded to their time base; cuts are taken to within this many seconds.
 TIME_TOLERANCE = 1e-3

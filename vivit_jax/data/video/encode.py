@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from vivit_jax.data import decode, storage
+from vivit_jax.data.video import decode
+from vivit_jax.utils import storage
 
 # Pixels a side that a JPEG can have (libjpeg's JPEG_MAX_DIMENSION).
 _JPEG_SIDE = 65_500

@@ -1,13 +1,9 @@
-"""What can be chosen when a model starts from the weights of another (section 3.4)."""
+"""Options of the initialisation from pretrained weights (section 3.4)."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from vivit_jax.models import ViViTConfig
-
-# Fields of the model that the weights decide: what they were trained with, the model must compute with.
-FOLLOWED = ("activation", "layer_norm_eps", "qkv_bias", "attention_logit_cap")
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "embedding": (None, "central_frame", "filter_inflation", "random"),
     "temporal_attention": ("zero", "copy", "random"),
@@ -83,21 +79,3 @@ class InitFrom:
             raise ValueError("init_from.pixel_mean and init_from.pixel_std go together: give both or neither")
         if self.num_heads is not None and self.num_heads < 1:
             raise ValueError(f"init_from.num_heads={self.num_heads} must be at least 1")
-
-
-def follow(source: ViViTConfig, config: ViViTConfig, options: InitFrom) -> tuple[ViViTConfig, list[str]]:
-    """The config with what the weights decide: activation, LayerNorm epsilon, biases, pre-logits layer.
-
-    Args:
-      source: the model of the weights.
-      config: the model wanted.
-      options: `pre_logits="follow"` takes the dense layer before the head from the source, if the config has none.
-
-    Returns:
-      (the config, a line for each field that changed).
-    """
-    changes = {name: getattr(source, name) for name in FOLLOWED if getattr(source, name) != getattr(config, name)}
-    if options.pre_logits == "follow" and config.representation_size is None and source.representation_size:
-        changes["representation_size"] = source.representation_size
-    said = [f"{name} = {value} (was {getattr(config, name)})" for name, value in changes.items()]
-    return dataclasses.replace(config, **changes), said

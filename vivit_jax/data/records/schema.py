@@ -1,0 +1,62 @@
+"""The features of a chunk record, and its deterministic serialisation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from vivit_jax.data.host_tf import tf
+
+import tensorflow_datasets as tfds  # isort: skip: after `host_tf`, which sets TensorFlow up
+
+
+def features(class_names: Mapping[str, Sequence[str]], multi_label: Collection[str] = ()) -> tfds.features.FeaturesDict:
+    """What one record holds: a chunk of consecutive frames and the facts of its video.
+
+    Args:
+      class_names: head -> name of each class id.
+      multi_label: heads with several labels at once. Their feature has another name, so that the records tell.
+    """
+    labels = {head: tfds.features.ClassLabel(names=_unique(names)) for head, names in class_names.items()}
+    one = {head: label for head, label in labels.items() if head not in multi_label}
+    several = {head: tfds.features.Sequence(label) for head, label in labels.items() if head in multi_label}
+    return tfds.features.FeaturesDict(
+        {
+            "video_id": tfds.features.Text(),
+            "row": tf.int64,
+            "chunk": tf.int64,
+            "num_frames": tf.int64,
+            "fps": tf.float32,
+            "height": tf.int64,
+            "width": tf.int64,
+            **({"label": one} if one else {}),
+            **({"labels": several} if several else {}),
+            "frames": tfds.features.Sequence(tfds.features.Image(encoding_format="jpeg")),
+        }
+    )
+
+
+def serialiser(
+    class_names: Mapping[str, Sequence[str]], multi_label: Collection[str] = ()
+) -> Callable[[Mapping[str, Any]], bytes]:
+    """The function that makes a record's bytes, the same in every process, of an example of `features(...)`."""
+    form = features(class_names, multi_label)
+    serializer = tfds.core.example_serializer.ExampleSerializer(form.get_serialized_info())
+
+    def serialise(example: Mapping[str, Any]) -> bytes:
+        data = serializer.serialize_example(form.encode_example(example))
+        # TFDS leaves the order of the features to protobuf, which hashes them by a seed of the process.
+        return tf.train.Example.FromString(data).SerializeToString(deterministic=True)
+
+    return serialise
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """TFDS wants class names to differ; some data sets name two classes alike, and they stay two."""
+    seen: Counter = Counter()
+    result = []
+    for name in names:
+        seen[name] += 1
+        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return result
