@@ -31,7 +31,7 @@ from PIL import Image
 
 from vivit_jax.data import build, pipeline
 from vivit_jax.data.host_tf import tf
-from vivit_jax.data.pipeline import batches
+from vivit_jax.data.pipeline import batches as pipeline_batches
 from vivit_jax.data.records import split as index
 from vivit_jax.data.video import decode, encode
 
@@ -255,7 +255,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.allocator == "system":
-        batches.keep_freed_memory = lambda: False
+        pipeline_batches.keep_freed_memory = lambda: False
     with tempfile.TemporaryDirectory() as folder:
         split, paths, seconds = make_data(Path(folder), args)
         per_frame = split.record_bytes / split.num_frames.sum()

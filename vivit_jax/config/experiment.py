@@ -152,8 +152,8 @@ class Experiment:
             raise ConfigError(f"config.model: {error}") from error
 
     def following(self, model: Mapping[str, Any]) -> Experiment:
-        """The experiment with `INHERITED_FIELDS` and the pre-logits layer, where the config leaves them open, taken from
-        `model`, fields of a `ViViTConfig`."""
+        """Fills `INHERITED_FIELDS` and the pre-logits layer, where the config leaves them open, from the fields `model`
+        of a `ViViTConfig`."""
         names = (*INHERITED_FIELDS, "representation_size")
         taken = {n: model[n] for n in names if self.model.get(n) is None and model.get(n) is not None}
         return dataclasses.replace(self, model={**self.model, **taken})
