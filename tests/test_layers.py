@@ -17,7 +17,7 @@ LAYERS = (
     {"main", "sweep", "probe", "compile"},
 )
 DATA_LAYERS = (
-    {"workers", "host_tf", "video"},
+    {"workers", "host_tf", "video", "paths"},
     {"catalog"},
     {"annotations"},
     {"records"},

@@ -20,6 +20,7 @@ import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from vivit_jax.data.paths import CLASS_NAMES_FILE, SUMMARY_FILE
 from vivit_jax.utils import storage
 
 
@@ -304,7 +305,7 @@ def of_records(name: str, folder: storage.Place) -> DatasetFacts:
       ValueError: not in the catalog, and no records in `folder`.
     """
     folder = storage.path(folder)
-    classes, summary = folder / "class_names.json", folder / "summary.json"
+    classes, summary = folder / CLASS_NAMES_FILE, folder / SUMMARY_FILE
     # Records of others that are only indexed have no summary.
     stored = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
     if name in DATASETS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from absl import logging
 from etils import epath
 
-from vivit_jax.data import build, catalog
+from vivit_jax.data import build, catalog, paths
 from vivit_jax.data.config import DataConfig
 from vivit_jax.data.records import split
 from vivit_jax.data.selection import training_set
@@ -45,7 +45,7 @@ def build_own(data: DataConfig) -> None:
     except ValueError as error:
         wrong = f"config.data.videos={data.videos} needs a config.data.name of its own"
         raise ValueError(f"{wrong}: {error}") from error
-    if not (build.records_folder(data.name, data.dir) / "summary.json").is_file():
+    if not (build.records_folder(data.name, data.dir) / paths.SUMMARY_FILE).is_file():
         logging.info("The records of %s are made from %s, once.", data.name, data.videos)
     kind, separator = "csv" if listed else "folder", data.label_separator
     build.build(data.name, data.videos, data.annotations, data.dir, kind=kind, label_separator=separator)

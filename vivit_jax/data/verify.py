@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vivit_jax.data.host_tf import tf
+from vivit_jax.data.paths import SUMMARY_FILE
 from vivit_jax.data.records import reader, scan
 from vivit_jax.data.records import split as index
 from vivit_jax.utils import progress_bar, storage
@@ -241,7 +242,7 @@ def _compare_class_names(class_names: dict[str, list[str]], report: Report) -> N
 
 
 def _compare_summary(folder: storage.AnyPath, reports: Sequence[Report]) -> None:
-    path = folder / "summary.json"
+    path = folder / SUMMARY_FILE
     if not path.is_file():
         return
     try:

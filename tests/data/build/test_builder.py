@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import bad_files, numbered_video, read_number
-from vivit_jax.data import annotations, build, catalog, workers
+from vivit_jax.data import annotations, build, catalog, paths, workers
 from vivit_jax.data.build.__main__ import main as build_main
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.records import indexing, reader, scan
@@ -144,7 +144,7 @@ def test_interrupted_build_goes_on(tmp_path, monkeypatch):
     for name in sorted(path.name for path in whole.iterdir()):
         if "tfrecord" in name or name.startswith(("summary", "class")):
             assert (records / name).read_bytes() == (whole / name).read_bytes(), name
-    assert [path.name for path in records.parent.iterdir()] == [build.VERSION], "nothing half-done is left"
+    assert [path.name for path in records.parent.iterdir()] == [paths.VERSION], "nothing half-done is left"
 
 
 def test_worker_that_dies_costs_its_file(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from vivit_jax.data import catalog
 from vivit_jax.data.build.dataset import build
-from vivit_jax.data.build.paths import SUMMARY_FILE
+from vivit_jax.data.paths import REJECTS_FILE, SUMMARY_FILE
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     for split, facts in summary["splits"].items():
         print(f"{split}: {facts['videos']} videos, {facts['frames']} frames, {facts['bytes'] / 1e6:.1f} MB")
-    rejected = f", {summary['rejects']} rejected (see rejects.csv)" if summary["rejects"] else ""
+    rejected = f", {summary['rejects']} rejected (see {REJECTS_FILE})" if summary["rejects"] else ""
     print(f"records in {folder}{rejected}")
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from vivit_jax.data import annotations, catalog, moving_digits
-from vivit_jax.data.build.paths import SUMMARY_FILE, records_folder
+from vivit_jax.data.paths import SUMMARY_FILE, records_folder
 from vivit_jax.utils import storage
 
 

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vivit_jax.data import annotations, catalog
-from vivit_jax.data.build import SUMMARY_FILE, VERSION, records_folder, shards
+from vivit_jax.data.build import shards
+from vivit_jax.data.paths import REJECTS_FILE, SUMMARY_FILE, VERSION, records_folder
 from vivit_jax.data.records import indexing
 from vivit_jax.data.records import split as index
 from vivit_jax.data.video import encode
@@ -194,7 +195,7 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
         index.save_class_names(folder, names)
         rejects = [reject for shard in self._all_shards() for reject in shard.rejects]
         text = annotations.to_csv(("split", "video", "start", "end", "reason"), rejects)
-        storage.write(folder / "rejects.csv", text)
+        storage.write(folder / REJECTS_FILE, text)
         summary = {
             "dataset": self.name,
             "quality": self.form.quality,

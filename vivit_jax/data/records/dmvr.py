@@ -25,6 +25,7 @@ import numpy as np
 
 from vivit_jax.data.annotations import to_csv
 from vivit_jax.data.host_tf import tf
+from vivit_jax.data.paths import REJECTS_FILE, SUMMARY_FILE
 from vivit_jax.data.records import dmvr_labels, indexing, reader
 from vivit_jax.data.records import scan as every_record
 from vivit_jax.data.records import split as index
@@ -59,7 +60,7 @@ def index_folder(flags: argparse.Namespace) -> Iterator[str]:
             "(several --split), or give --class_names"
         )
     index.save_class_names(out, class_names)
-    storage.write(out / "rejects.csv", to_csv(("split", "shard", "record", "byte", "reason"), rejects))
+    storage.write(out / REJECTS_FILE, to_csv(("split", "shard", "record", "byte", "reason"), rejects))
     for split in splits:
         yield f"{split.save()}: {split.num_videos} videos, {len(split.chunk_offset)} records"
     summary = {
@@ -71,11 +72,11 @@ def index_folder(flags: argparse.Namespace) -> Iterator[str]:
         "reject_reasons": dict(Counter(reason for *_, reason in rejects).most_common(20)),
         "splits": {split.name: _summary(split) for split in splits},
     }
-    storage.write(out / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
+    storage.write(out / SUMMARY_FILE, json.dumps(summary, indent=1, ensure_ascii=False))
     for head, named in class_names.items():
         yield f"{head}: {len(named)} classes, {', '.join(named[:3])}{', ...' if len(named) > 3 else ''}"
     if rejects:
-        yield f"{len(rejects)} records cannot be used; {out / 'rejects.csv'} says why. The first: {rejects[0][-1]}"
+        yield f"{len(rejects)} records cannot be used; {out / REJECTS_FILE} says why. The first: {rejects[0][-1]}"
 
 
 def scan(

@@ -21,12 +21,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from vivit_jax.data.paths import CLASS_NAMES_FILE, REJECTS_FILE, SUMMARY_FILE
 from vivit_jax.utils import storage
 
 CHUNK_FRAMES = 16
 # Forms of a record: a chunk of a video in an Example, or all of it in a SequenceExample.
 CHUNKS, SEQUENCE = "chunks", "sequence"
-CLASS_NAMES_FILE = "class_names.json"
 _VIDEO_FIELDS = ("video_id", "num_frames", "fps", "height", "width", "first_chunk", "num_chunks")
 _CHUNK_FIELDS = ("chunk_shard", "chunk_offset", "chunk_length", "chunk_checksum")
 _SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<shard>\d{5})-of-(?P<count>\d{5})$")
@@ -158,7 +158,7 @@ def open_split(folder: storage.Place, split: str) -> RecordSplit:
         raise NoRecordsError(_why_no_index(folder, split))
     result = _load(path, split)
     if result.num_videos == 0:
-        raise EmptySplitError(f"{folder}: split {split!r} has no videos; see rejects.csv and summary.json there")
+        raise EmptySplitError(f"{folder}: split {split!r} has no videos; see {REJECTS_FILE} and {SUMMARY_FILE} there")
     found = storage.sizes(result.shard_paths)
     missing = [shard for shard, size in zip(result.shard_paths, found, strict=True) if size is None]
     if missing:
