@@ -351,7 +351,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15, help="of the timing")
     options = parser.parse_args()
     logs.set_up()
-    module = plan.load_module(CONFIG)
+    module = plan.load_sweep(CONFIG)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     runs = plan.plan(module, options.workdir, seeds=seeds, changes=plan.parse_changes(options.set))
     times_file = epath.Path(options.workdir) / "step_times.json"

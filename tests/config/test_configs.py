@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import functools
-import importlib.util
 import itertools
 import json
 
@@ -15,6 +14,7 @@ from ml_collections import config_flags
 from tests.conftest import REPOSITORY
 from vivit_jax import optim
 from vivit_jax.config.experiment import ConfigError, Experiment
+from vivit_jax.config.files import load_module
 from vivit_jax.config.recipes import RECIPES, RowError, published, set_crop
 from vivit_jax.data import catalog
 from vivit_jax.models import count_parameters
@@ -33,11 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 
 @functools.cache
 def load(file):
-    """The module of a config file, loaded by its path as `--config` does it."""
-    spec = importlib.util.spec_from_file_location("config", REPOSITORY / file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(REPOSITORY / file)
 
 
 def rows(file):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.data.conftest import numbered_video
 from vivit_jax.data import annotations, catalog
+from vivit_jax.utils import tables
 
 NTSC_60 = fractions.Fraction(60000, 1001)
 
@@ -67,7 +68,7 @@ def kinetics(videos: Path, folder: Path) -> Miniature:
     }
     for split, entries in rows.items():
         cells = [[label, video, str(start), str(end), split, "0"] for label, video, start, end in entries]
-        text = annotations.to_csv((*annotations.KINETICS_COLUMNS, "is_cc"), cells)
+        text = tables.to_csv((*annotations.KINETICS_COLUMNS, "is_cc"), cells)
         (folder / f"{split}.csv").write_text(text)
     (folder / "test.csv").write_text("youtube_id,time_start,time_end,split\nunknown_one,0,10,test\n")
     frames = {
@@ -117,11 +118,11 @@ def epic_kitchens(videos: Path, folder: Path) -> Miniature:
              f"['{nouns[noun]}', 'hand']", f"[{noun}, 0]"]
             for i, (video, start, stop, verb, noun, _) in enumerate(entries)
         ]  # fmt: skip
-        (folder / f"EPIC_100_{split}.csv").write_text(annotations.to_csv(annotations.EPIC_COLUMNS, cells))
+        (folder / f"EPIC_100_{split}.csv").write_text(tables.to_csv(annotations.EPIC_COLUMNS, cells))
         expected[split] = [(video, {"verb": verb, "noun": noun}, f) for video, _, _, verb, noun, f in entries]
     for head, names in (("verb", verbs), ("noun", nouns)):
         cells = [[str(i), name, f"['{name}', '{name}s']"] for i, name in enumerate(names)]
-        (folder / f"EPIC_100_{head}_classes.csv").write_text(annotations.to_csv(("id", "key", "instances"), cells))
+        (folder / f"EPIC_100_{head}_classes.csv").write_text(tables.to_csv(("id", "key", "instances"), cells))
     facts = catalog.get("epic_kitchens100")
     return Miniature(facts, videos, folder, expected, {"verb": verbs, "noun": nouns})
 
@@ -246,7 +247,7 @@ def own_csv(videos: Path, folder: Path) -> Miniature:
         [str(elsewhere), "close", "10", "0.2", "0.8", "val"],
     ]
     columns = ("path", "label_verb", "label_count", "start", "end", "split")
-    (folder / "labels.csv").write_text(annotations.to_csv(columns, cells), encoding="utf-8-sig")
+    (folder / "labels.csv").write_text(tables.to_csv(columns, cells), encoding="utf-8-sig")
     ids = [(1, 1), (0, 0), (1, 0), (0, 1)]  # "close" before "open", 9 before 10
     frames = [range(25), range(25, 100), range(30), range(5, 20)]
     found = [

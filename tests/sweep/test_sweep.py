@@ -12,7 +12,7 @@ from vivit_jax.config.experiment import ConfigError
 from vivit_jax.sweep import __main__, plan, table
 
 FILE = """
-from vivit_jax.experiment import default_config
+from vivit_jax.config.experiment import default_config
 
 
 def get_config():
@@ -38,7 +38,7 @@ def sweep():
 def module(tmp_path):
     path = tmp_path / "rows.py"
     path.write_text(FILE)
-    return plan.load_module(path)
+    return plan.load_sweep(path)
 
 
 @pytest.fixture
@@ -130,13 +130,13 @@ def test_values_on_the_command_line_are_literals_or_texts():
 def test_a_config_file_without_a_sweep_is_told_what_to_add(tmp_path):
     (tmp_path / "plain.py").write_text("def get_config(): ...")
     with pytest.raises(ConfigError, match=r"plain.py has no sweep\(\)"):
-        plan.load_module(tmp_path / "plain.py")
+        plan.load_sweep(tmp_path / "plain.py")
 
 
 @pytest.mark.parametrize(
     "file", ["study.py", *(f"paper/{path.name}" for path in (REPOSITORY / "configs" / "paper").glob("*.py"))]
 )
 def test_every_table_of_the_paper_and_the_study_can_be_run_as_a_sweep(file, tmp_path):
-    module = plan.load_module(REPOSITORY / "configs" / file)
+    module = plan.load_sweep(REPOSITORY / "configs" / file)
     runs = plan.plan(module, tmp_path, seeds=[0])
     assert {run.row for run in runs} == set(getattr(module, "ROWS", module.sweep()))

@@ -25,7 +25,7 @@ import json
 import numpy as np
 
 from vivit_jax.data import annotations, workers
-from vivit_jax.utils import progress_bar, storage
+from vivit_jax.utils import progress_bar, storage, tables
 
 # Order is the class id. Each verb is followed by its time reversal.
 VERBS = (
@@ -296,11 +296,11 @@ def _annotation_files(clips: list[Clip]) -> dict[str, str]:
                 annotations.epic_row(clip.video_id, seconds, clip.num_frames, (verb, clip.verb), (noun, clip.noun))
             )
             kinetics.append([verb, clip.video_id, "0", str(int(np.ceil(seconds))), kinetics_split])
-        files[f"EPIC_100_{split}.csv"] = annotations.to_csv(annotations.EPIC_COLUMNS, epic)
-        files[f"kinetics_{kinetics_split}.csv"] = annotations.to_csv(annotations.KINETICS_COLUMNS, kinetics)
+        files[f"EPIC_100_{split}.csv"] = tables.to_csv(annotations.EPIC_COLUMNS, epic)
+        files[f"kinetics_{kinetics_split}.csv"] = tables.to_csv(annotations.KINETICS_COLUMNS, kinetics)
     for head, names in (("verb", VERBS), ("noun", NOUNS)):
         rows = [[str(i), name, f"['{name}']"] for i, name in enumerate(names)]
-        files[f"EPIC_100_{head}_classes.csv"] = annotations.to_csv(("id", "key", "instances"), rows)
+        files[f"EPIC_100_{head}_classes.csv"] = tables.to_csv(("id", "key", "instances"), rows)
     return files
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from vivit_jax.evaluation import metrics
+from vivit_jax.utils import tables
 
 TOP = 5
 FILE = "predictions.csv"
@@ -148,9 +149,7 @@ def write(path: epath.PathLike, examples: Examples, class_names: Mapping[str, Se
     width = max(found.top.shape[1] for found in examples.heads.values())
     columns = ["index", "video", "head", "truth", "prediction", "probability", "truth_probability", "rank", "loss"]
     columns += [f"{what}_{k}" for k in range(2, width + 1) for what in ("prediction", "probability")]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
+    rows = []
     for row in range(len(examples.index)):
         for head, found in examples.heads.items():
             line = [
@@ -171,8 +170,8 @@ def write(path: epath.PathLike, examples: Examples, class_names: Mapping[str, Se
                     _short(found.loss[row]),
                 ]
                 line += [x for pair in ranked[1:] for x in pair]
-            writer.writerow(line + [""] * (len(columns) - len(line)))
-    epath.Path(path).write_text(text.getvalue())
+            rows.append(line + [""] * (len(columns) - len(line)))
+    epath.Path(path).write_text(tables.to_csv(columns, rows))
 
 
 def read(path: epath.PathLike) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,7 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 
-from vivit_jax.sweep.plan import DONE_FILE, Finished, Run, finished, load_module, parse_changes, plan
+from vivit_jax.sweep.plan import DONE_FILE, Finished, Run, finished, load_sweep, parse_changes, plan
 
 
 def carry_out(runs: Sequence[Run]) -> Iterator[Finished]:
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
         results: list[Finished] = []
         try:
             distributed.initialise()
-            module, seeds = load_module(given.config), [int(seed) for seed in given.seeds]
+            module, seeds = load_sweep(given.config), [int(seed) for seed in given.seeds]
             runs = plan(module, given.workdir, seeds=seeds, rows=given.rows, changes=parse_changes(given.set))
             for found in carry_out(runs):
                 results.append(found)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib.util
 import json
 import re
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import ml_collections
@@ -15,6 +15,7 @@ from etils import epath
 
 from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.config.fields import differences
+from vivit_jax.config.files import load_module
 
 DONE_FILE = "row.json"
 
@@ -55,25 +56,20 @@ class Finished:
     failure: str | None = None
 
 
-def load_module(path: epath.PathLike) -> Any:
-    """The module of a config file, by its path.
+def load_sweep(path: epath.PathLike) -> ModuleType:
+    """Loads a config file that defines `sweep()`.
 
     Raises:
-      ConfigError: no such file, or it has no `sweep()`.
+      ConfigError: there is no such file, or it has no `sweep()`.
     """
-    path = epath.Path(path)
-    if not path.is_file():
-        raise ConfigError(f"--config={path} is not a file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_module(path)
     if not hasattr(module, "sweep"):
         raise ConfigError(f"{path} has no sweep(); run it with python -m vivit_jax.main, or add one: {{row: config}}")
     return module
 
 
 def plan(
-    module: Any,
+    module: ModuleType,
     workdir: epath.PathLike,
     *,
     seeds: Sequence[int] | None = None,
@@ -83,7 +79,7 @@ def plan(
     """The runs of a sweep, in their order: all rows with the first seed, then all with the second, and so on.
 
     Args:
-      module: a config file's, from `load_module`.
+      module: a config file's, from `load_sweep`.
       workdir: the folder of the sweep.
       seeds: None for the seed of each config.
       rows: regular expression that the names of the rows taken begin with; '' for all.
@@ -112,7 +108,7 @@ def plan(
     return runs
 
 
-def _laid_over(module: Any, row: str, config: Any, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
+def _laid_over(module: ModuleType, row: str, config: Any, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
     if not isinstance(config, ml_collections.ConfigDict):
         changes, config = {**config, **changes}, module.get_config()
     config = ml_collections.ConfigDict(config).unlock()

@@ -9,7 +9,7 @@ Each format has a module of its own; a new one is registered in `formats.READERS
 from vivit_jax.data.annotations.epic import COLUMNS as EPIC_COLUMNS
 from vivit_jax.data.annotations.epic import segment_row as epic_row
 from vivit_jax.data.annotations.finder import VIDEO_SUFFIXES, VideoFinder
-from vivit_jax.data.annotations.formats import READERS, read, to_csv
+from vivit_jax.data.annotations.formats import READERS, read
 from vivit_jax.data.annotations.kinetics import COLUMNS as KINETICS_COLUMNS
 from vivit_jax.data.annotations.rows import AnnotationError, Annotations, MissingDataError, Row, missing_message
 
@@ -26,5 +26,4 @@ __all__ = [
     "epic_row",
     "missing_message",
     "read",
-    "to_csv",
 ]

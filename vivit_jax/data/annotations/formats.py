@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from vivit_jax.data import catalog
@@ -52,12 +50,3 @@ def read(facts: catalog.DatasetFacts, folder: storage.Place) -> Annotations:
     for note in found.notes:
         logging.getLogger(__name__).warning(note)
     return found
-
-
-def to_csv(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """CSV text with a header line."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return text.getvalue()

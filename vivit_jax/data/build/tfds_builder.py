@@ -32,7 +32,7 @@ from vivit_jax.data.paths import REJECTS_FILE, SUMMARY_FILE, VERSION, records_fo
 from vivit_jax.data.records import indexing
 from vivit_jax.data.records import split as index
 from vivit_jax.data.video import encode
-from vivit_jax.utils import progress_bar, storage
+from vivit_jax.utils import progress_bar, storage, tables
 
 import tensorflow_datasets as tfds  # isort: skip: after `host_tf`, which sets TensorFlow up
 from vivit_jax.data.records.schema import features, serialiser
@@ -194,7 +194,7 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
         names = self._annotations.class_names
         index.save_class_names(folder, names)
         rejects = [reject for shard in self._all_shards() for reject in shard.rejects]
-        text = annotations.to_csv(("split", "video", "start", "end", "reason"), rejects)
+        text = tables.to_csv(("split", "video", "start", "end", "reason"), rejects)
         storage.write(folder / REJECTS_FILE, text)
         summary = {
             "dataset": self.name,

@@ -23,14 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from vivit_jax.data.annotations import to_csv
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.paths import REJECTS_FILE, SUMMARY_FILE
 from vivit_jax.data.records import dmvr_labels, indexing, reader
 from vivit_jax.data.records import scan as every_record
 from vivit_jax.data.records import split as index
 from vivit_jax.data.records.dmvr_shards import find_shards
-from vivit_jax.utils import progress_bar, storage
+from vivit_jax.utils import progress_bar, storage, tables
 
 # Records of each split that are looked at to learn which features there are.
 SAMPLED = 8
@@ -60,7 +59,7 @@ def index_folder(flags: argparse.Namespace) -> Iterator[str]:
             "(several --split), or give --class_names"
         )
     index.save_class_names(out, class_names)
-    storage.write(out / REJECTS_FILE, to_csv(("split", "shard", "record", "byte", "reason"), rejects))
+    storage.write(out / REJECTS_FILE, tables.to_csv(("split", "shard", "record", "byte", "reason"), rejects))
     for split in splits:
         yield f"{split.save()}: {split.num_videos} videos, {len(split.chunk_offset)} records"
     summary = {
