@@ -14,7 +14,7 @@ def test_every_entry_is_complete():
         assert facts.annotation_format in annotations.READERS
         assert "label" in facts.heads or len(facts.heads) > 1
         assert {"train", "validation"} <= set(facts.annotation_files) & set(facts.splits)
-    for kind in catalog.OWN:
+    for kind in catalog.CUSTOM_KINDS:
         assert f"--dataset={kind} --name=NAME" in text
         assert kind in annotations.READERS
 
@@ -38,8 +38,8 @@ def test_unknown_names():
         catalog.get("folder")
 
 
-def test_own():
-    facts = catalog.own("cats_2", "csv", short_side=128)
+def test_custom():
+    facts = catalog.custom("cats_2", "csv", short_side=128)
     assert (facts.name, facts.heads, facts.annotation_format, facts.short_side) == ("cats_2", {}, "csv", 128)
 
 
@@ -56,7 +56,7 @@ def test_own():
 )
 def test_names_that_cannot_be(name, kind, message):
     with pytest.raises(ValueError, match=message):
-        catalog.own(name, kind)
+        catalog.custom(name, kind)
 
 
 def test_of_records(tmp_path):

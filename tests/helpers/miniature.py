@@ -223,7 +223,7 @@ def hmdb51(videos: Path, folder: Path) -> Miniature:
     return Miniature(catalog.get("hmdb51"), videos, folder, expected, {"label": names})
 
 
-def own_folder(videos: Path, folder: Path) -> Miniature:
+def custom_folder(videos: Path, folder: Path) -> Miniature:
     """Anyone's videos, a folder per class, in two splits; `folder` stays empty."""
     names, expected = ["cat", "dog"], {"train": [], "validation": []}
     for part, split in (("train", "train"), ("val", "validation")):
@@ -232,10 +232,10 @@ def own_folder(videos: Path, folder: Path) -> Miniature:
                 frames = _video(videos / part / name / file, 17 + 4 * i)
                 expected[split].append((f"{part}/{name}/{file}", {"label": i}, frames))
     (videos / "train" / "notes.txt").write_text("no video")
-    return Miniature(catalog.own("my_folder", "folder"), videos, videos, expected, {"label": names})
+    return Miniature(catalog.custom("my_folder", "folder"), videos, videos, expected, {"label": names})
 
 
-def own_csv(videos: Path, folder: Path) -> Miniature:
+def custom_csv(videos: Path, folder: Path) -> Miniature:
     """Anyone's videos by a CSV: two heads, segments, an absolute path, a comma in a name, a byte-order mark."""
     elsewhere = folder.parent / "elsewhere" / "far.mp4"
     _video(videos / "one, two.mp4", 100)
@@ -256,7 +256,7 @@ def own_csv(videos: Path, folder: Path) -> Miniature:
     ]
     names = {"verb": ["close", "open"], "count": ["9", "10"]}
     expected = {"train": found[:3], "validation": found[3:]}
-    return Miniature(catalog.own("my_csv", "csv"), videos, folder, expected, names)
+    return Miniature(catalog.custom("my_csv", "csv"), videos, folder, expected, names)
 
 
 _WRITERS = {
@@ -266,7 +266,7 @@ _WRITERS = {
     "something_something_v2": something_something,
     "ucf101": ucf101,
     "hmdb51": hmdb51,
-    "folder": own_folder,
-    "csv": own_csv,
+    "folder": custom_folder,
+    "csv": custom_csv,
 }
 NAMES = tuple(_WRITERS)

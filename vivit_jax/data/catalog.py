@@ -7,7 +7,7 @@ prints it. Published sizes are for comparison only: what a build finds is counte
 Anyone's own videos have no entry; they are of one of two kinds, "folder" (a folder per class) or "csv", and go by a
 name that the user chooses:
 
-* `own(name, kind)`: the facts to build `name` with.
+* `custom(name, kind)`: the facts to build `name` with.
 * `of_records(name, folder)`: the facts of the data set whose records are in `folder`, own or of the catalog.
 * `get(name)`: of the catalog only.
 """
@@ -213,9 +213,9 @@ _TABLE = (
 DATASETS: Mapping[str, DatasetFacts] = MappingProxyType({facts.name: facts for facts in _TABLE})
 
 
-_OWN_SOURCE = "your own files"
+_CUSTOM_SOURCE = "your own files"
 # Kind -> (layout of the videos, annotation files) of data sets that are nobody's but the user's.
-OWN: Mapping[str, tuple[str, str]] = MappingProxyType(
+CUSTOM_KINDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "folder": (
             "train/{class}/*.mp4 and val/{class}/*.mp4 (or validation/, test/); without such folders {class}/*.mp4, of "
@@ -231,7 +231,7 @@ OWN: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 # Between several labels of one video.
 LABEL_SEPARATORS = (";", "|")
-_OWN_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_CUSTOM_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def get(name: str) -> DatasetFacts:
@@ -240,19 +240,19 @@ def get(name: str) -> DatasetFacts:
     Raises:
       ValueError: no such data set; the message lists all.
     """
-    if name in OWN:
+    if name in CUSTOM_KINDS:
         raise ValueError(
             f"{name!r} is a kind of one's own data, not a data set: --dataset={name} --name=NAME builds one"
         )
     if name not in DATASETS:
         raise ValueError(
             f"unknown data set {name!r}; known are {', '.join(DATASETS)}. One's own are built with "
-            f"--dataset={'|'.join(OWN)} --name=NAME"
+            f"--dataset={'|'.join(CUSTOM_KINDS)} --name=NAME"
         )
     return DATASETS[name]
 
 
-def own(name: str, kind: str, short_side: int = 256, label_separator: str | None = None) -> DatasetFacts:
+def custom(name: str, kind: str, short_side: int = 256, label_separator: str | None = None) -> DatasetFacts:
     """Facts to build one's own data set with; its heads and sizes are what the files say.
 
     Args:
@@ -265,11 +265,11 @@ def own(name: str, kind: str, short_side: int = 256, label_separator: str | None
       ValueError: another kind, a name that cannot be used, a short side below 1, or another separator, or one for a
         folder.
     """
-    if kind not in OWN:
-        raise ValueError(f"kind {kind!r} of one's own data; known are {', '.join(OWN)}")
-    if name in DATASETS or name in OWN:
+    if kind not in CUSTOM_KINDS:
+        raise ValueError(f"kind {kind!r} of one's own data; known are {', '.join(CUSTOM_KINDS)}")
+    if name in DATASETS or name in CUSTOM_KINDS:
         raise ValueError(f"the name {name!r} is taken (see python -m vivit_jax.data.catalog): choose another --name")
-    if not _OWN_NAME.fullmatch(name):
+    if not _CUSTOM_NAME.fullmatch(name):
         raise ValueError(
             f"--name={name!r}: a name has 1 to 64 lower-case letters, digits and underscores, a letter first"
         )
@@ -280,7 +280,7 @@ def own(name: str, kind: str, short_side: int = 256, label_separator: str | None
             f"label_separator is {label_separator!r} for a {kind}; it is for a csv, and one of "
             f"{' '.join(LABEL_SEPARATORS)}"
         )
-    layout, _ = OWN[kind]
+    layout, _ = CUSTOM_KINDS[kind]
     return DatasetFacts(
         name=name,
         title=f"{name} (your own, {kind})",
@@ -289,7 +289,7 @@ def own(name: str, kind: str, short_side: int = 256, label_separator: str | None
         annotation_format=kind,
         annotation_files={},
         video_layout=layout,
-        source=_OWN_SOURCE,
+        source=_CUSTOM_SOURCE,
         short_side=short_side,
         label_separator=label_separator,
     )
@@ -312,11 +312,11 @@ def of_records(name: str, folder: storage.Place) -> DatasetFacts:
         facts = DATASETS[name]
     elif classes.is_file():
         heads = {head: len(names) for head, names in json.loads(classes.read_text(encoding="utf-8")).items()}
-        facts = DatasetFacts(name, f"{name} (your own)", heads, {}, "", {}, "already in records", _OWN_SOURCE)
+        facts = DatasetFacts(name, f"{name} (your own)", heads, {}, "", {}, "already in records", _CUSTOM_SOURCE)
     else:
         raise ValueError(
             f"data set {name!r} is not in the catalog ({', '.join(DATASETS)}), and {folder} holds no records of it: "
-            f"python -m vivit_jax.data.build --dataset={'|'.join(OWN)} --name={name} --videos=DIR makes them"
+            f"python -m vivit_jax.data.build --dataset={'|'.join(CUSTOM_KINDS)} --name={name} --videos=DIR makes them"
         )
     known = {name: stored[name] for name in ("short_side", "multi_label") if stored.get(name)}
     return dataclasses.replace(facts, **known) if known else facts
@@ -339,14 +339,14 @@ def table() -> str:
             f"  short side   {facts.short_side}\n"
             f"  from         {facts.source}"
         )
-    for kind, (layout, files) in OWN.items():
+    for kind, (layout, files) in CUSTOM_KINDS.items():
         blocks.append(
             f"{kind}: your own, --dataset={kind} --name=NAME\n"
             "  classes      counted\n"
             "  published    nothing: counted\n"
             f"  annotations  {files}\n"
             f"  videos       {layout}\n"
-            f"  from         {_OWN_SOURCE}"
+            f"  from         {_CUSTOM_SOURCE}"
         )
     return "\n\n".join(blocks)
 

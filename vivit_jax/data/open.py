@@ -41,7 +41,7 @@ def build_own(data: DataConfig) -> None:
     """
     listed = data.annotations is not None or any(epath.Path(data.videos).glob("*.csv"))
     try:
-        catalog.own(data.name, "csv" if listed else "folder", label_separator=data.label_separator)
+        catalog.custom(data.name, "csv" if listed else "folder", label_separator=data.label_separator)
     except ValueError as error:
         wrong = f"config.data.videos={data.videos} needs a config.data.name of its own"
         raise ValueError(f"{wrong}: {error}") from error

@@ -4,7 +4,7 @@ import pytest
 
 from vivit_jax.data import annotations, catalog
 
-FOLDER, CSV = catalog.own("mine", "folder"), catalog.own("mine", "csv")
+FOLDER, CSV = catalog.custom("mine", "folder"), catalog.custom("mine", "csv")
 
 
 def touch(folder, *names):

@@ -17,7 +17,7 @@ SPEC = pipeline.ClipSpec(8, (64, 64))
 @pytest.mark.parametrize("name", miniature.NAMES)
 def test_from_official_files_to_batches(tmp_path, name):
     small = miniature.write(name, tmp_path / "source")
-    facts, kind = small.facts, name if name in catalog.OWN else None
+    facts, kind = small.facts, name if name in catalog.CUSTOM_KINDS else None
     records = build.build(
         facts.name, small.videos, small.annotations, tmp_path, num_workers=0, progress=False, kind=kind
     )

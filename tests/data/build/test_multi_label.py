@@ -139,7 +139,7 @@ def test_no_video_is_held_out_with_a_label_that_no_other_has(tmp_path):
     tags = {f"{i}.mp4": ("common", f"rare{i}") if i < 20 else ("common",) for i in range(60)}
     lines = [f"{name},{'|'.join(of)}" for name, of in tags.items()]
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *lines]))
-    found = annotations.read(catalog.own("x", "csv", label_separator="|"), tmp_path / "labels.csv")
+    found = annotations.read(catalog.custom("x", "csv", label_separator="|"), tmp_path / "labels.csv")
     assert found.multi_label == {"label"}
     held_out = [row.video for row in found.rows["validation"]]
     assert held_out
@@ -154,13 +154,13 @@ def test_no_video_is_held_out_with_a_label_that_no_other_has(tmp_path):
 def test_fields_that_are_no_lists(tmp_path, field, message):
     (tmp_path / "labels.csv").write_text(f"path,label\na.mp4,{field}\nb.mp4,cat\n")
     with pytest.raises(annotations.AnnotationError, match=message):
-        annotations.read(catalog.own("x", "csv", label_separator=";"), tmp_path / "labels.csv")
+        annotations.read(catalog.custom("x", "csv", label_separator=";"), tmp_path / "labels.csv")
 
 
 def test_the_separator_is_asked_for_and_kept_to(records, videos):
     with pytest.raises(ValueError, match="holds records of labels of a head several at once, asked for is one"):
         build.build("tagged", videos, videos, records.parent.parent, kind="csv")
     with pytest.raises(ValueError, match=r"label_separator is ',' for a csv; it is for a csv, and one of ; \|"):
-        catalog.own("x", "csv", label_separator=",")
+        catalog.custom("x", "csv", label_separator=",")
     with pytest.raises(ValueError, match=r"is for a CSV of one's own, not for kinetics400"):
         build.build("kinetics400", videos, videos, records.parent.parent, label_separator=";")

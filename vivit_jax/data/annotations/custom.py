@@ -1,6 +1,6 @@
 """Anyone's own videos: a folder per class, or a CSV `path,label[,start,end,split]`.
 
-In a CSV a video may have several labels of a head at once, with a separator between them (`catalog.own`), or none.
+In a CSV a video may have several labels of a head at once, with a separator between them (`catalog.custom`), or none.
 
 Class ids are the places of the training labels in order: numbers by their value, other names alphabetically. Where the
 files name no splits, `VALIDATION_FRACTION` of the videos is held out by a hash of the name, so that the choice is the

@@ -30,7 +30,7 @@ def read(facts: catalog.DatasetFacts, folder: storage.Place) -> Annotations:
     """The rows of every split whose file is in `folder`, in the format of that data set.
 
     Args:
-      facts: from the catalog, or `catalog.own`.
+      facts: from the catalog, or `catalog.custom`.
       folder: of the annotation files; for one's own, that of the videos (format "folder") or the CSV file itself
         ("csv").
 

@@ -62,10 +62,10 @@ def missing_message(
 ) -> str:
     """What a user without the data is told: folders looked in, what is expected there, how to get it."""
     wanted = [" or ".join(names[:2]) for names in (*facts.annotation_files.values(), *facts.class_files.values())]
-    own = facts.annotation_format in catalog.OWN
+    own = facts.annotation_format in catalog.CUSTOM_KINDS
     lines = [f"{facts.title}: not all of it was found."]
     if annotations is not None:
-        files = catalog.OWN[facts.annotation_format][1] if own else ", ".join(dict.fromkeys(wanted))
+        files = catalog.CUSTOM_KINDS[facts.annotation_format][1] if own else ", ".join(dict.fromkeys(wanted))
         lines.append(f"  looked for annotations in  {annotations}\n    expected there: {files}")
     if videos is not None:
         lines.append(f"  looked for videos in  {videos}\n    expected there: {facts.video_layout}")

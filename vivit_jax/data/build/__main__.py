@@ -25,13 +25,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         place = arguments.index("--")
         ours, theirs = arguments[:place], arguments[place + 1 :]
     flags = _parser().parse_args(ours)
-    own = flags.dataset in catalog.OWN
+    own = flags.dataset in catalog.CUSTOM_KINDS
     try:
         if own != bool(flags.name):
             raise ValueError(
                 f"--dataset={flags.dataset} needs --name=NAME, by which training finds its records"
                 if own
-                else f"--name={flags.name} is for one's own data (--dataset={'|'.join(catalog.OWN)}); "
+                else f"--name={flags.name} is for one's own data (--dataset={'|'.join(catalog.CUSTOM_KINDS)}); "
                 f"{flags.dataset} has its name"
             )
         folder = build(
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = "; of your own: " + " or ".join(catalog.OWN)
+    kinds = "; of your own: " + " or ".join(catalog.CUSTOM_KINDS)
     parser.add_argument("--dataset", required=True, help=", ".join(catalog.DATASETS) + kinds)
     parser.add_argument("--name", help="of your own data set: lower-case letters, digits and underscores")
     parser.add_argument("--videos", required=True, help="folder of the video files")

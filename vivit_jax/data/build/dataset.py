@@ -37,7 +37,7 @@ def build(
       quality: of the JPEGs, 1 to 95.
       num_workers: decoding processes; None for one a core, 0 for this process.
       progress: show a progress bar.
-      kind: "folder" or "csv" for one's own data, see `catalog.own`.
+      kind: "folder" or "csv" for one's own data, see `catalog.custom`.
       fps: frames per second to keep at most; None for all of the source's. The frame kept for each point in time is the
         last at or before it, and none is kept twice.
       short_side: pixels that the shorter side has at most; None for the data set's own.
@@ -53,7 +53,7 @@ def build(
 
     Files that cannot be used are no error here: they are listed with the reason in `rejects.csv`.
     """
-    facts = catalog.own(name, kind, label_separator=label_separator) if kind else catalog.get(name)
+    facts = catalog.custom(name, kind, label_separator=label_separator) if kind else catalog.get(name)
     if label_separator is not None and not kind:
         raise ValueError(f"--label_separator={label_separator} is for a CSV of one's own, not for {name}")
     if annotation_folder is None and not kind:
