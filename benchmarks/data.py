@@ -32,7 +32,7 @@ from PIL import Image
 from vivit_jax.data import build, pipeline
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.pipeline import batches as pipeline_batches
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import RecordSplit, open_split
 from vivit_jax.data.video import decode, encode
 
 FRAMES, STRIDE, CROP, SHORT = 32, 2, 224, 256
@@ -68,7 +68,7 @@ def write_video(path: Path, seed: int, height: int, width: int, frames: int) -> 
         out.mux(stream.encode())
 
 
-def make_data(folder: Path, args: argparse.Namespace) -> tuple[index.RecordSplit, list[Path], float]:
+def make_data(folder: Path, args: argparse.Namespace) -> tuple[RecordSplit, list[Path], float]:
     """(records of the videos, the videos, seconds that the build took); laid out as Kinetics."""
     height, width = map(int, args.size.split("x"))
     (folder / "videos").mkdir()
@@ -84,10 +84,10 @@ def make_data(folder: Path, args: argparse.Namespace) -> tuple[index.RecordSplit
             csv.writer(file).writerows([("label", "youtube_id", "time_start", "time_end", "split"), *rows])
     start = time.perf_counter()
     records = build.build("kinetics400", folder / "videos", folder / "annotations", folder / "records", progress=False)
-    return index.open_split(records, "train"), paths, time.perf_counter() - start
+    return open_split(records, "train"), paths, time.perf_counter() - start
 
 
-def write_dmvr(split: index.RecordSplit, path: Path) -> None:
+def write_dmvr(split: RecordSplit, path: Path) -> None:
     """The same JPEGs, a whole clip in a SequenceExample."""
     with tf.io.TFRecordWriter(str(path)) as writer:
         for video in range(split.num_videos):
@@ -96,7 +96,7 @@ def write_dmvr(split: index.RecordSplit, path: Path) -> None:
             writer.write(tf.train.SequenceExample(feature_lists=lists).SerializeToString())
 
 
-def jpegs_of(split: index.RecordSplit, video: int) -> list[bytes]:
+def jpegs_of(split: RecordSplit, video: int) -> list[bytes]:
     """The stored frames of one video."""
     chunks = slice(int(split.first_chunk[video]), int(split.first_chunk[video] + split.num_chunks[video]))
     records = []
@@ -125,7 +125,7 @@ def augment(frames: tf.Tensor) -> tf.Tensor:
     return tf.cond(tf.random.uniform([]) < 0.5, lambda: tf.reverse(frames, [2]), lambda: frames)
 
 
-def feeds(split: index.RecordSplit, paths: list[Path], folder: Path, batch: int) -> dict[str, Iterator]:
+def feeds(split: RecordSplit, paths: list[Path], folder: Path, batch: int) -> dict[str, Iterator]:
     """way -> endless iterator; each `next` makes `batch` clips."""
     crop = pipeline.ClipSpec(
         num_frames=FRAMES, image_size=(CROP, CROP), stride=STRIDE, short_side=SHORT, random_crop=True
@@ -201,7 +201,7 @@ def settled() -> float:
             return time.process_time()
 
 
-def first_batches(split: index.RecordSplit) -> None:
+def first_batches(split: RecordSplit) -> None:
     """Seconds to the first batch of a split as long as Kinetics-400's, whose videos are ours again and again."""
     times = -(-FULL_SPLIT // split.num_videos)
     per_video = ("video_id", "num_frames", "fps", "height", "width", "first_chunk", "num_chunks")

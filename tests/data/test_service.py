@@ -6,7 +6,7 @@ import pytest
 from tests.data.pipeline.test_batches import VARIED, assert_same, take
 from vivit_jax.data import pipeline, service
 from vivit_jax.data.host_tf import tf
-from vivit_jax.data.records import split
+from vivit_jax.data.records.split import open_split
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def machines():
 
 @pytest.mark.parametrize(("step", "rows"), [(0, None), (900_000, (3, 8))])
 def test_two_machines_give_the_same_batches(tiny_records, machines, step, rows):
-    train = split.open_split(tiny_records, "train")
+    train = open_split(tiny_records, "train")
     arguments = {"batch_size": 10, "seed": 3, "start_step": step, "rows": rows}
     expected = take(pipeline.train_batches(train, VARIED, **arguments), 4)
     batches = pipeline.train_batches(train, VARIED, **arguments, service_address=",".join(machines))
@@ -30,7 +30,7 @@ def test_two_machines_give_the_same_batches(tiny_records, machines, step, rows):
 
 def test_two_workers_at_one_address_are_noticed(tiny_records):
     """They would hand out every clip twice."""
-    train = split.open_split(tiny_records, "train")
+    train = open_split(tiny_records, "train")
     server = service.Server()
     config = tf.data.experimental.service.WorkerConfig(dispatcher_address=server.address.removeprefix("grpc://"))
     second = tf.data.experimental.service.WorkerServer(config)
@@ -50,13 +50,13 @@ def test_two_workers_at_one_address_are_noticed(tiny_records):
     ],
 )
 def test_an_address_without_a_service_is_an_error_at_once(tiny_records, address, says):
-    train = split.open_split(tiny_records, "train")
+    train = open_split(tiny_records, "train")
     with pytest.raises(service.ServiceError, match=says):
         pipeline.train_batches(train, VARIED, 8, seed=0, service_address=address)
 
 
 def test_batches_out_of_order_are_noticed(tiny_records):
-    train = split.open_split(tiny_records, "train")
+    train = open_split(tiny_records, "train")
     batches = pipeline.train_batches(train, VARIED, 8, seed=0)
     batches.step = 1  # as if batch 0 had been taken
     with batches, pytest.raises(RuntimeError, match=r"batch 1 holds the positions \[0, 1, .*not \[8, 9"):
@@ -64,7 +64,7 @@ def test_batches_out_of_order_are_noticed(tiny_records):
 
 
 def test_positions_are_not_handed_on(tiny_records):
-    train = split.open_split(tiny_records, "train")
+    train = open_split(tiny_records, "train")
     (batch,) = take(pipeline.train_batches(train, VARIED, 8, seed=0), 1)
     assert set(batch) == {"video", "label", "mask", "index"}
     assert np.ndim(batch["index"]) == 1

@@ -11,7 +11,7 @@ from vivit_jax.data import verify
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.index import main as index_main
 from vivit_jax.data.records import indexing
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import list_shards, open_split
 
 
 def problems(folder):
@@ -42,7 +42,7 @@ def rewrite(split, number, change):
 def test_sound(tiny_records, capsys):
     verify.main([str(tiny_records)])
     out = capsys.readouterr().out
-    train = index.open_split(tiny_records, "train")
+    train = open_split(tiny_records, "train")
     line = next(line.split() for line in out.splitlines() if line.startswith("train "))
     assert line[1:4] == ["48", str(len(train.chunk_offset)), f"{train.num_frames.sum():,}"]
     assert "all records are sound" in out
@@ -50,7 +50,7 @@ def test_sound(tiny_records, capsys):
 
 @pytest.mark.parametrize(("where", "part"), [("data", "checksum does not fit"), ("length", "its length is")])
 def test_flipped_bits(copy, where, part, capsys):
-    split = index.open_split(copy, "train")
+    split = open_split(copy, "train")
     offset = int(split.chunk_offset[9])
     flip_bit(copy / split.shards[0], offset + (3 if where == "length" else 700))
     with pytest.raises(SystemExit) as caught:
@@ -91,7 +91,7 @@ def test_what_a_checksum_does_not_tell(copy):
         (resize, "is 32 x 48, 64 x 64 (height x width) in the index"),
     ]
     for number, (change, _) in enumerate(damages):
-        rewrite(index.open_split(copy, "validation"), 2 * number, change)
+        rewrite(open_split(copy, "validation"), 2 * number, change)
     found = problems(copy)
     assert len(found) == len(damages), found
     for number, (reason, (_, part)) in enumerate(zip(found, damages, strict=True)):
@@ -100,7 +100,7 @@ def test_what_a_checksum_does_not_tell(copy):
 
 
 def test_totals_labels_and_class_names(copy):
-    split = index.open_split(copy, "validation")
+    split = open_split(copy, "validation")
     split.labels["verb"][3] = 8
     split.save()
     found = problems(copy)
@@ -113,7 +113,7 @@ def test_totals_labels_and_class_names(copy):
     assert any("summary.json states" in reason and "frames in split 'train'" in reason for reason in problems(copy))
     (copy / "index_train.npz").unlink()
     assert any("shards of split 'train' have no index" in reason for reason in problems(copy))
-    (copy / index.list_shards(copy)["validation"][0]).write_bytes(b"")
+    (copy / list_shards(copy)["validation"][0]).write_bytes(b"")
     assert any("split 'validation' cannot be opened" in reason for reason in problems(copy))
 
 

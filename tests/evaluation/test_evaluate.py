@@ -11,7 +11,7 @@ import pytest
 from tests.train.test_loop import experiment
 from vivit_jax import predict, sharding
 from vivit_jax.data import build, pipeline
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import open_split
 from vivit_jax.evaluation import evaluate, metrics, predictions
 from vivit_jax.evaluation.evaluator import Evaluator, spread_over, views_among
 from vivit_jax.models import ViViT
@@ -26,7 +26,7 @@ def made(tmp_path_factory):
     build.prepare("moving_digits", folder, progress=False, train=8, validation=VIDEOS)
     views = {"evaluation__temporal_views": VIEWS[0], "evaluation__spatial_views": VIEWS[1]}
     run = experiment(folder, model__num_layers=1, **views)
-    split = index.open_split(build.records_folder("moving_digits", folder), "validation")
+    split = open_split(build.records_folder("moving_digits", folder), "validation")
     model = ViViT(run.model_config(split.heads))
     spec = dataclasses.replace(run.clip_spec(model.config), stride=1)  # short clips: the views differ
     params = model.init(jax.random.key(0), jnp.zeros((1, *model.config.video_shape)))["params"]

@@ -22,7 +22,7 @@ from tests.helpers.small_models import random_params
 from tests.train.test_loop import experiment
 from vivit_jax import convert, sharding
 from vivit_jax.data import build, pipeline
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import open_split
 from vivit_jax.evaluation import metrics
 from vivit_jax.models import ViViT, ViViTConfig
 from vivit_jax.probe import ProbeConfig, features, knn, linear, parse_views, probe
@@ -44,7 +44,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def split(data_dir):
-    return index.open_split(build.records_folder("moving_digits", data_dir), "validation")
+    return open_split(build.records_folder("moving_digits", data_dir), "validation")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.train.test_loop import experiment
 from vivit_jax import report
 from vivit_jax.data import build, pipeline
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import open_split
 from vivit_jax.evaluation import evaluate, predictions
 from vivit_jax.models import ViViTConfig
 from vivit_jax.report import figures, load, page
@@ -97,7 +97,7 @@ def leave_run(workdir, config, class_names, truth, video_id):
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     build.prepare("moving_digits", folder / "data", progress=False, train=8, validation=13)
-    split = index.open_split(build.records_folder("moving_digits", folder / "data"), "validation")
+    split = open_split(build.records_folder("moving_digits", folder / "data"), "validation")
     run = experiment(folder / "data", num_steps=40)
     left = leave_run(folder / "run", run.to_dict(), split.class_names, split.labels, split.video_id)
     return run, split, folder / "run", left, report.make(folder / "run").read_text()

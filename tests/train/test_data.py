@@ -8,7 +8,7 @@ import numpy as np
 from tests.train.test_loop import experiment
 from vivit_jax import train
 from vivit_jax.data import build
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import open_split
 from vivit_jax.evaluation import evaluate
 
 
@@ -24,7 +24,7 @@ def test_a_run_on_a_mixture(tmp_path, monkeypatch):
     folder = tmp_path / "data"
     build.prepare("moving_digits", folder, progress=False, train=24, validation=16)
     second = second_data_set(folder)
-    real, opened = build.prepare, index.open_split
+    real, opened = build.prepare, open_split
     monkeypatch.setattr(build, "prepare", lambda name, *rest: second if name == "more_digits" else real(name, *rest))
 
     def renamed(records, split):
@@ -34,7 +34,8 @@ def test_a_run_on_a_mixture(tmp_path, monkeypatch):
         verbs = [*found.class_names["verb"][:-1], "juggle"]
         return dataclasses.replace(found, class_names={**found.class_names, "verb": verbs})
 
-    monkeypatch.setattr(index, "open_split", renamed)
+    monkeypatch.setattr("vivit_jax.data.open.open_split", renamed)
+    monkeypatch.setattr("vivit_jax.evaluation.evaluate.open_split", renamed)
     changes = {
         "data__mixture": {"moving_digits": 1.0, "more_digits": 1.0},
         "data__unknown_classes": "union",

@@ -16,7 +16,7 @@ from vivit_jax import distributed, optim, predict, sharding, train
 from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.data import build, pipeline
 from vivit_jax.data.open import open_data
-from vivit_jax.data.records import split as records_index
+from vivit_jax.data.records.split import open_split
 from vivit_jax.evaluation import evaluate
 from vivit_jax.models import ViViT
 from vivit_jax.train import initialize, skipped_steps
@@ -115,7 +115,7 @@ def breaking_off(steps):
 def restored(workdir, run, step=STEPS):
     root, _ = checkpointing.locate(workdir)
     with checkpointing.Checkpoints(root, read_only=True) as checkpoints:
-        split = records_index.open_split(build.prepare("moving_digits", run.data.dir), "train")
+        split = open_split(build.prepare("moving_digits", run.data.dir), "train")
         model = ViViT(run.model_config(split.heads))
         mesh = sharding.make_mesh()
         optimizer = optim.make_optimizer(run.optimizer, lambda step: 0.1)

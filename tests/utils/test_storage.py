@@ -19,7 +19,7 @@ from vivit_jax.data.build import shards, tfds_builder
 from vivit_jax.data.index import main as index_main
 from vivit_jax.data.pipeline import views
 from vivit_jax.data.records import scan
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import BadIndexError, NoRecordsError, list_shards, open_split
 from vivit_jax.data.selection import sampling
 from vivit_jax.data.video import decode
 from vivit_jax.utils import storage
@@ -70,7 +70,7 @@ def test_batches_from_a_bucket_are_those_from_a_disk(here, there):
         ("train", lambda split: pipeline.train_batches(split, SPEC, 5, 1, threads=1)),
         ("validation", lambda split: pipeline.eval_batches(split, SPEC, 4, 2, 1, threads=1, cache=True)),
     ):
-        splits = [index.open_split(build.records_folder("moving_digits", folder), name) for folder in (here, there)]
+        splits = [open_split(build.records_folder("moving_digits", folder), name) for folder in (here, there)]
         for _, ours, theirs in zip(range(2), *(make(split) for split in splits), strict=False):
             np.testing.assert_array_equal(ours["video"], theirs["video"])
             np.testing.assert_array_equal(ours["label"]["verb"], theirs["label"]["verb"])
@@ -80,21 +80,21 @@ def test_batches_from_a_bucket_are_those_from_a_disk(here, there):
 def test_records_in_a_bucket_are_indexed_anew_and_verified(here, there):
     folder = build.records_folder("moving_digits", there)
     for split in scan.scan(folder):
-        written = index.open_split(folder, split.name)
+        written = open_split(folder, split.name)
         np.testing.assert_array_equal(split.chunk_checksum, written.chunk_checksum)
         np.testing.assert_array_equal(split.chunk_offset, written.chunk_offset)
     reports = verify.verify(folder, 1, progress=False)
     assert [report.num_problems for report in reports] == [0, 0]
     assert sum(report.videos for report in reports) == 16
-    shard = folder / index.list_shards(folder)["train"][0]
+    shard = folder / list_shards(folder)["train"][0]
     sound = shard.read_bytes()
     try:
         shard.write_bytes(sound[:-1])
-        with pytest.raises(index.BadIndexError, match="the copy is not complete"):
-            index.open_split(folder, "train")
+        with pytest.raises(BadIndexError, match="the copy is not complete"):
+            open_split(folder, "train")
         shard.unlink()
-        with pytest.raises(index.NoRecordsError, match="1 of 1 shards are gone, first ram://bucket/data"):
-            index.open_split(folder, "train")
+        with pytest.raises(NoRecordsError, match="1 of 1 shards are gone, first ram://bucket/data"):
+            open_split(folder, "train")
     finally:
         shard.write_bytes(sound)
 
@@ -115,8 +115,8 @@ def test_an_interrupted_build_in_a_bucket_goes_on(there, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shards, "write", lambda *arguments, **options: pytest.fail("a whole shard is not made again"))
         assert make() == folder
-    assert index.open_split(folder, "train").num_videos == 10
-    assert len(index.list_shards(folder)["train"]) == 1
+    assert open_split(folder, "train").num_videos == 10
+    assert len(list_shards(folder)["train"]) == 1
 
 
 def test_videos_of_ones_own_in_a_bucket(ram, tmp_path):
@@ -125,7 +125,7 @@ def test_videos_of_ones_own_in_a_bucket(ram, tmp_path):
         (videos / name).parent.mkdir(parents=True, exist_ok=True)
         storage.put(numbered_video(tmp_path / "v.mp4", frames, height=32, width=32), videos / name)
     folder = build.build("mine", videos, None, f"{ram}/data", num_workers=0, progress=False, kind="folder")
-    split = index.open_split(folder, "train")
+    split = open_split(folder, "train")
     assert split.video_id.tolist() == ["train/a/x.mp4", "train/b/deep/y.mp4"]
     assert split.num_frames.tolist() == [20, 24]
     # A CSV beside the videos, which names files under --videos, elsewhere in the bucket, and one that is not there.
@@ -134,7 +134,7 @@ def test_videos_of_ones_own_in_a_bucket(ram, tmp_path):
     rows = ["train/a/x.mp4,one", f"{ram}/own/val/a/z.mp4,two", "nowhere.mp4,one"]
     storage.write(table, "path,label,split\n" + "".join(f"{row},train\n" for row in rows))
     folder = build.build("table", videos, table, tmp_path, num_workers=0, progress=False, kind="csv")
-    assert index.open_split(folder, "train").num_frames.tolist() == [20, 18]
+    assert open_split(folder, "train").num_frames.tolist() == [20, 18]
     assert "nowhere.mp4,,,no such video" in (folder / "rejects.csv").read_text()
 
 
@@ -159,7 +159,7 @@ def test_records_of_dmvr_in_a_bucket(ram, tmp_path):
     for path in write_shards(tmp_path, "train", records, shards=1):
         storage.put(path, place / path.name)
     index_main([f"{ram}/dmvr", f"--out={tmp_path}/out"])
-    split = index.open_split(tmp_path / "out", "train")
+    split = open_split(tmp_path / "out", "train")
     assert split.shard_paths == [f"{ram}/dmvr/train-00000-of-00001"]
     batch = next(iter(pipeline.eval_batches(split, sampling.ClipSpec(2, (16, 16)), 3, threads=1)))
     assert batch["mask"].tolist() == [1, 1, 1]

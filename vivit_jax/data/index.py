@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from vivit_jax.data.records import dmvr, reader, scan
-from vivit_jax.data.records import split as index
 from vivit_jax.data.records.dmvr_shards import find_shards
+from vivit_jax.data.records.split import NoRecordsError
 from vivit_jax.utils import storage
 
 
@@ -60,13 +60,13 @@ def is_sequence(flags: argparse.Namespace) -> bool:
     """Whether the records in `flags.folder` are sequences; False where they are chunks.
 
     Raises:
-      index.NoRecordsError: no shards there.
+      NoRecordsError: no shards there.
       ValueError: records that are neither, or flags for sequences where there are chunks.
     """
     shards = find_shards(flags.folder, dmvr.parse_splits(flags))
     example = dmvr.first_record([storage.path(flags.folder) / name for names in shards.values() for name in names])
     if example is None:
-        raise index.NoRecordsError(f"{flags.folder}: the shards hold no records that can be read")
+        raise NoRecordsError(f"{flags.folder}: the shards hold no records that can be read")
     if reader.SEQUENCE_FRAMES in example.feature_lists.feature_list:
         return True
     if {"frames", "chunk"} <= set(example.context.feature):

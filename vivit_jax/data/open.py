@@ -7,11 +7,11 @@ from etils import epath
 
 from vivit_jax.data import build, catalog, paths
 from vivit_jax.data.config import DataConfig
-from vivit_jax.data.records import split
+from vivit_jax.data.records.split import RecordSplit, open_split
 from vivit_jax.data.selection import training_set
 
 
-def open_data(data: DataConfig) -> tuple[training_set.TrainingSet, split.RecordSplit]:
+def open_data(data: DataConfig) -> tuple[training_set.TrainingSet, RecordSplit]:
     """What is trained on and what is evaluated, with the same classes.
 
     The records of one's own videos (`config.data.videos`) are made first, where they are absent.
@@ -23,8 +23,8 @@ def open_data(data: DataConfig) -> tuple[training_set.TrainingSet, split.RecordS
     if data.videos is not None:
         build_own(data)
     mixed = data.mixture or {data.name: 1.0}
-    held_out = split.open_split(build.prepare(data.name, data.dir), data.eval_split)
-    splits = {name: split.open_split(build.prepare(name, data.dir), data.train_split) for name in mixed}
+    held_out = open_split(build.prepare(data.name, data.dir), data.eval_split)
+    splits = {name: open_split(build.prepare(name, data.dir), data.train_split) for name in mixed}
     training = training_set.training_set(splits, data.name, mixed, data.unknown_classes, data.subset, held_out)
     return training, training_set.evaluation_split(held_out, training.class_names, data.subset)
 

@@ -22,7 +22,15 @@ import numpy as np
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.paths import SUMMARY_FILE
 from vivit_jax.data.records import reader, scan
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import (
+    CLASS_NAMES_FILE,
+    SEQUENCE,
+    NoRecordsError,
+    RecordSplit,
+    list_shards,
+    load_class_names,
+    open_split,
+)
 from vivit_jax.utils import progress_bar, storage
 
 # Of each split so many problems are printed; all are counted.
@@ -74,22 +82,22 @@ def verify(folder: storage.Place, threads: int | None = None, progress: bool = T
       progress: show a progress bar.
 
     Raises:
-      index.NoRecordsError: no index in `folder`.
-      index.BadIndexError: `class_names.json` cannot be used.
+      NoRecordsError: no index in `folder`.
+      BadIndexError: `class_names.json` cannot be used.
       ValueError: fewer than one thread.
     """
     folder = storage.path(folder)
     names = sorted(path.stem.removeprefix("index_") for path in folder.glob("index_*.npz"))
     if not names:
-        raise index.NoRecordsError(
+        raise NoRecordsError(
             f"{folder}: no index of records (index_*.npz); make it: python -m vivit_jax.data.index {folder}"
         )
-    class_names = index.load_class_names(folder)
+    class_names = load_class_names(folder)
     opened, reports = {}, []
     for name in names:
         reports.append(Report(name))
         try:
-            opened[name] = index.open_split(folder, name)
+            opened[name] = open_split(folder, name)
         except (FileNotFoundError, ValueError) as error:
             reports[-1].add(f"split {name!r} cannot be opened: {error}")
     total = sum(split.num_videos for split in opened.values())
@@ -99,12 +107,12 @@ def verify(folder: storage.Place, threads: int | None = None, progress: bool = T
                 _verify_split(opened[report.split], report, threads, bar)
     _compare_class_names(class_names, reports[0])
     _compare_summary(folder, reports)
-    if not any(split.form == index.SEQUENCE for split in opened.values()):
+    if not any(split.form == SEQUENCE for split in opened.values()):
         _find_unindexed(folder, reports)
     return reports
 
 
-def _verify_split(split: index.RecordSplit, report: Report, threads: int | None, bar) -> None:
+def _verify_split(split: RecordSplit, report: Report, threads: int | None, bar) -> None:
     video_of = np.full(len(split.chunk_offset), -1, np.int64)
     for video, (first, count) in enumerate(zip(split.first_chunk, split.num_chunks, strict=True)):
         video_of[first : first + count] = video
@@ -142,7 +150,7 @@ def _verify_split(split: index.RecordSplit, report: Report, threads: int | None,
                 bar.update()
 
 
-def _contents(split: index.RecordSplit):
+def _contents(split: RecordSplit):
     """A function in the graph: serialised record -> all that is compared, with every frame decoded."""
     labels = {_label_feature(split, head): tf.io.RaggedFeature(tf.int64) for head in split.labels}
     fixed = {name: tf.io.FixedLenFeature([], tf.int64) for name in ("chunk", "num_frames", "height", "width")}
@@ -154,7 +162,7 @@ def _contents(split: index.RecordSplit):
         jpegs = reader.jpegs_of(split.form, record[None])
         # One frame at a time, so that a long video does not lie decoded in memory.
         sizes = tf.map_fn(size, jpegs, fn_output_signature=tf.TensorSpec([2], tf.int32), parallel_iterations=1)
-        if split.form == index.SEQUENCE:
+        if split.form == SEQUENCE:
             times = {_TIMES: tf.io.RaggedFeature(tf.int64)}
             found = tf.io.parse_single_sequence_example(record, sequence_features=times)[1]
             return {"sizes": sizes, "times": found[_TIMES].flat_values}
@@ -164,11 +172,11 @@ def _contents(split: index.RecordSplit):
     return contents
 
 
-def _label_feature(split: index.RecordSplit, head: str) -> str:
+def _label_feature(split: RecordSplit, head: str) -> str:
     return f"{'labels' if head in split.multi_label else 'label'}/{head}"
 
 
-def _differences(split: index.RecordSplit, video: int, chunk: int, found: dict[str, Any]) -> list[str]:
+def _differences(split: RecordSplit, video: int, chunk: int, found: dict[str, Any]) -> list[str]:
     """What a record says otherwise than the index."""
     reasons = []
     left = int(split.num_frames[video]) - chunk * split.chunk_frames
@@ -181,7 +189,7 @@ def _differences(split: index.RecordSplit, video: int, chunk: int, found: dict[s
         reasons.append(
             f"frame {number} is {other[0]} x {other[1]}, {size[0]} x {size[1]} (height x width) in the index"
         )
-    if split.form == index.SEQUENCE:
+    if split.form == SEQUENCE:
         times = found["times"]
         if len(times) and len(times) != len(found["sizes"]):
             reasons.append(f"{len(times)} times for {len(found['sizes'])} frames")
@@ -207,7 +215,7 @@ def _differences(split: index.RecordSplit, video: int, chunk: int, found: dict[s
 class _Framing(contextlib.AbstractContextManager):
     """Compares length and checksum of records in the shards with those in the index; one shard is open at a time."""
 
-    def __init__(self, split: index.RecordSplit):
+    def __init__(self, split: RecordSplit):
         self._split, self._open, self._stack = split, -1, contextlib.ExitStack()
         self._file: BinaryIO | None = None
 
@@ -238,7 +246,7 @@ class _Framing(contextlib.AbstractContextManager):
 def _compare_class_names(class_names: dict[str, list[str]], report: Report) -> None:
     for head, names in class_names.items():
         if not names or not all(isinstance(name, str) and name for name in names):
-            report.add(f"{index.CLASS_NAMES_FILE}: head {head!r} has no names, or empty ones")
+            report.add(f"{CLASS_NAMES_FILE}: head {head!r} has no names, or empty ones")
 
 
 def _compare_summary(folder: storage.AnyPath, reports: Sequence[Report]) -> None:
@@ -262,9 +270,9 @@ def _compare_summary(folder: storage.AnyPath, reports: Sequence[Report]) -> None
 
 def _find_unindexed(folder: storage.AnyPath, reports: Sequence[Report]) -> None:
     try:
-        for split in sorted(index.list_shards(folder).keys() - {report.split for report in reports}):
+        for split in sorted(list_shards(folder).keys() - {report.split for report in reports}):
             reports[0].add(f"shards of split {split!r} have no index: python -m vivit_jax.data.index {folder}")
-    except index.NoRecordsError as error:
+    except NoRecordsError as error:
         reports[0].add(str(error))
 
 

@@ -12,7 +12,7 @@ from vivit_jax import checkpoint as checkpointing
 from vivit_jax import sharding
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data import build
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import open_split
 from vivit_jax.data.selection import training_set
 from vivit_jax.evaluation.evaluator import Evaluator
 from vivit_jax.evaluation.results import RESULT_FILE, FewerViews, Result, write_result
@@ -79,7 +79,7 @@ def evaluate(
     with jax.set_mesh(mesh):
         stored, params, meta, path = restore_for_inference(checkpoint or workdir, mesh, which=which, weights=weights)
         experiment = experiment.following(stored.config.to_dict())
-        split = index.open_split(build.prepare(data.name, data.dir), data.eval_split)
+        split = open_split(build.prepare(data.name, data.dir), data.eval_split)
         # A mixture may have added classes to the heads; the checkpoint knows them.
         classes = meta["class_names"] if data.mixture else split.class_names
         split = training_set.evaluation_split(split, classes, data.subset)

@@ -13,7 +13,7 @@ from PIL import Image, features
 
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data import build, pipeline
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import open_split
 from vivit_jax.data.selection import subset, training_set
 
 LONGEST_SIDE = 192  # pixels; with 12 clips the file stays below a few MB
@@ -45,7 +45,7 @@ def animations(
         experiment = Experiment.from_config(config)
         data = experiment.data
         folder = build.records_folder(data.name, data.dir)
-        split = training_set.evaluation_split(index.open_split(folder, eval_split), class_names, data.subset)
+        split = training_set.evaluation_split(open_split(folder, eval_split), class_names, data.subset)
         for place, name in videos.items():
             if place >= split.num_videos or split.video_id[place] != name:
                 raise ValueError(f"{folder}: video {place} of {eval_split} is not {name}; the records are others now")

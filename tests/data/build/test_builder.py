@@ -12,7 +12,7 @@ from vivit_jax.data import annotations, build, catalog, paths, workers
 from vivit_jax.data.build.__main__ import main as build_main
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.records import indexing, reader, scan
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import EmptySplitError, NoRecordsError, RecordSplit, list_shards, open_split
 from vivit_jax.data.video import encode
 
 # name of the video file, seconds of the segment, frames that the segment holds at 25 frames a second
@@ -43,7 +43,7 @@ def test_right_frames_and_every_reject_told(tmp_path):
     for path in bad.values():
         path.rename(videos / path.name)
     records = build.build("kinetics400", videos, folder, tmp_path / "out", num_workers=2, progress=False)
-    split = index.open_split(records, "train")
+    split = open_split(records, "train")
     assert split.video_id.tolist() == [name for name, *_ in SEGMENTS]
     assert split.heads == {"label": 3}
     assert split.labels["label"].tolist() == [0, 1, 2, 0]
@@ -85,7 +85,7 @@ def test_tfds_reads_the_folder(tiny_records):
     import tensorflow_datasets as tfds
 
     tfds_builder = tfds.builder_from_directory(str(tiny_records))
-    split = index.open_split(tiny_records, "train")
+    split = open_split(tiny_records, "train")
     assert tfds_builder.info.splits["train"].num_examples == split.num_chunks.sum()
     example = next(iter(tfds_builder.as_dataset("train")))
     # TFDS decodes with libjpeg's fast transform, we with the accurate one.
@@ -96,15 +96,15 @@ def test_tfds_reads_the_folder(tiny_records):
 
 def test_bytes_do_not_depend_on_the_process(tiny_records):
     """Protobuf orders the features of an example by a seed of the process unless it is told not to."""
-    shard = tiny_records / index.list_shards(tiny_records)["train"][0]
+    shard = tiny_records / list_shards(tiny_records)["train"][0]
     for data in tf.data.TFRecordDataset(str(shard)).take(3).as_numpy_iterator():
         assert data == tf.train.Example.FromString(data).SerializeToString(deterministic=True)
 
 
 def test_scanned_index_is_the_written_one(tiny_records):
     for scanned in scan.scan(tiny_records):
-        written = index.open_split(tiny_records, scanned.name)
-        for field in dataclasses.fields(index.RecordSplit):
+        written = open_split(tiny_records, scanned.name)
+        for field in dataclasses.fields(RecordSplit):
             first, second = getattr(written, field.name), getattr(scanned, field.name)
             if field.name == "labels":
                 assert first.keys() == second.keys()
@@ -152,7 +152,7 @@ def test_worker_that_dies_costs_its_file(tmp_path, monkeypatch):
     original = workers.ordered_map
     monkeypatch.setattr(workers, "ordered_map", lambda _, *rest: original("tests.data.test_workers:dies_on_b", *rest))
     records = build.build("kinetics400", videos, folder, tmp_path / "out", num_workers=1, progress=False)
-    assert index.open_split(records, "train").video_id.tolist() == ["a", "c", "d"]
+    assert open_split(records, "train").video_id.tolist() == ["a", "c", "d"]
     assert "the decoder crashed: the worker process died (exit status 3)" in (records / "rejects.csv").read_text()
 
 
@@ -181,7 +181,7 @@ def test_own_data_and_every_flag(tmp_path, capsys):
     build_main([*command, "--name=my_videos", *form])
     assert "train: 2 videos, 28 frames" in capsys.readouterr().out
     records = build.prepare("my_videos", tmp_path)
-    split = index.open_split(records, "train")
+    split = open_split(records, "train")
     assert split.class_names == {"label": ["class_a", "class_b"]}
     assert (split.fps.tolist(), split.height.tolist(), split.width.tolist()) == ([10, 10], [32, 32], [48, 48])
     # 25 frames a second: points in time 0.1 s apart fall on 0, 2.5, 5, 7.5, ...
@@ -210,16 +210,16 @@ def test_prepare_without_the_data_says_what_belongs_where(tmp_path):
 
 
 def test_errors_of_the_index(tiny_records, tmp_path):
-    with pytest.raises(index.NoRecordsError, match=r"no records in .*vivit_jax.data.build"):
-        index.open_split(tmp_path, "train")
-    with pytest.raises(index.NoRecordsError, match="no split 'test'; there are train, validation"):
-        index.open_split(tiny_records, "test")
-    with pytest.raises(index.NoRecordsError, match="no records in"):
+    with pytest.raises(NoRecordsError, match=r"no records in .*vivit_jax.data.build"):
+        open_split(tmp_path, "train")
+    with pytest.raises(NoRecordsError, match="no split 'test'; there are train, validation"):
+        open_split(tiny_records, "test")
+    with pytest.raises(NoRecordsError, match="no records in"):
         scan.scan(tmp_path)
-    shard = index.list_shards(tiny_records)["validation"][0]
+    shard = list_shards(tiny_records)["validation"][0]
     (tmp_path / shard).write_bytes((tiny_records / shard).read_bytes()[:-5])
-    with pytest.raises(index.NoRecordsError, match=r"no index; make it: python -m vivit_jax.data.index"):
-        index.open_split(tmp_path, "validation")
+    with pytest.raises(NoRecordsError, match=r"no index; make it: python -m vivit_jax.data.index"):
+        open_split(tmp_path, "validation")
     with pytest.raises(ValueError, match="cut short: record"):
         indexing.record_positions(tmp_path / shard)
 
@@ -228,6 +228,6 @@ def test_empty_split(tmp_path):
     videos, folder = kinetics_folder(tmp_path)
     (folder / "val.csv").write_text("label,youtube_id,time_start,time_end,split\nlabel 0,gone,0,1,val\n")
     records = build.build("kinetics400", videos, folder, tmp_path / "out", num_workers=0, progress=False)
-    assert index.open_split(records, "train").num_videos == 4
-    with pytest.raises(index.EmptySplitError, match=r"'validation' has no videos; see rejects.csv"):
-        index.open_split(records, "validation")
+    assert open_split(records, "train").num_videos == 4
+    with pytest.raises(EmptySplitError, match=r"'validation' has no videos; see rejects.csv"):
+        open_split(records, "validation")

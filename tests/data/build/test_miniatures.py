@@ -9,7 +9,7 @@ import pytest
 from tests.data.conftest import read_number
 from tests.helpers import miniature
 from vivit_jax.data import build, catalog, pipeline
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import open_split
 
 SPEC = pipeline.ClipSpec(8, (64, 64))
 
@@ -34,7 +34,7 @@ def test_from_official_files_to_batches(tmp_path, name):
     summary = json.loads((records / "summary.json").read_text(encoding="utf-8"))
     assert summary["splits"].keys() == small.expected.keys()
     for part, unordered in small.expected.items():
-        split = index.open_split(records, part)
+        split = open_split(records, part)
         # In the order of the annotations, but for the rows of one file, which stay together.
         order = {video: i for i, (video, *_) in reversed([*enumerate(unordered)])}
         expected = sorted(unordered, key=lambda entry: order[entry[0]])
@@ -47,7 +47,7 @@ def test_from_official_files_to_batches(tmp_path, name):
         assert summary["splits"][part]["videos"] == len(expected)
         assert summary["splits"][part]["published"] == facts.splits.get(part)
         check_views(split, expected)
-    check_training(index.open_split(records, "train"), small.expected["train"])
+    check_training(open_split(records, "train"), small.expected["train"])
 
 
 def check_views(split, expected):

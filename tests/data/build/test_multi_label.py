@@ -10,7 +10,7 @@ from tests.data.conftest import numbered_video
 from vivit_jax.data import annotations, build, catalog, pipeline, verify
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.records import scan
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import open_split
 from vivit_jax.data.selection import sampling, subset, training_set
 
 # File -> tags; "plain.mp4" has none.
@@ -56,7 +56,7 @@ def batches(split, **options):
 
 
 def test_a_batch_holds_the_labels_of_the_csv_as_multi_hot_vectors(records):
-    split = index.open_split(records, "train")
+    split = open_split(records, "train")
     assert split.multi_label == {"tags"}
     assert split.class_names == {"tags": CLASSES, "length": ["long", "short"]}
     first, last = batches(split)
@@ -72,7 +72,7 @@ def test_a_batch_holds_the_labels_of_the_csv_as_multi_hot_vectors(records):
 
 def test_records_tell_by_themselves(records, tmp_path):
     """The index made anew from the records alone is the one that the build wrote; each record names all its labels."""
-    written = index.open_split(records, "train")
+    written = open_split(records, "train")
     scanned = next(split for split in scan.scan(records) if split.name == "train")
     for head, ids in written.labels.items():
         np.testing.assert_array_equal(scanned.labels[head], ids)
@@ -81,7 +81,7 @@ def test_records_tell_by_themselves(records, tmp_path):
     reports = verify.verify(records, 1, progress=False)
     assert [str(problem) for report in reports for problem in report.problems] == []
     copy = shutil.copytree(records, tmp_path / "copy")
-    wrong = index.open_split(copy, "train")
+    wrong = open_split(copy, "train")
     wrong.labels["tags"][0] = [0, 3, -1]
     wrong.save()
     assert any(
@@ -104,7 +104,7 @@ def test_only_heads_with_several_labels_raise_the_format_of_the_index(records, t
 
 
 def test_selections(records):
-    split = index.open_split(records, "train")
+    split = open_split(records, "train")
     found = subset.apply({"t": split}, subset.Subset(classes=("dog", "cat")))["t"]
     assert found.video_id.tolist() == ["a.mp4", "c.mp4"]
     assert found.labels["tags"].tolist() == [[1, 3, -1], [0, 1, 2]]
@@ -113,7 +113,7 @@ def test_selections(records):
 
 
 def test_mixtures_renumber_every_label(records):
-    split = index.open_split(records, "train")
+    split = open_split(records, "train")
     other = {"tags": ["outdoors", "music", "dog"], "length": ["long", "short"]}
     found = training_set.relabel(split, other)
     assert found.video_id.tolist() == ["a.mp4", "b.mp4", "plain.mp4"], "a video with the class that is not known is out"
@@ -130,7 +130,7 @@ def test_mixtures_renumber_every_label(records):
 def test_one_label_and_several_do_not_mix(records, videos, tmp_path):
     table = write_csv(tmp_path / "labels.csv", {name: tags[:1] or ("cat",) for name, tags in TAGS.items()})
     single = build.build("single", videos, table, tmp_path, num_workers=0, progress=False, kind="csv")
-    splits = {"tagged": index.open_split(records, "train"), "single": index.open_split(single, "train")}
+    splits = {"tagged": open_split(records, "train"), "single": open_split(single, "train")}
     with pytest.raises(training_set.MixtureError, match="head tags: in one of single and tagged"):
         training_set.training_set(splits, "tagged", unknown_classes="union")
 

@@ -15,7 +15,7 @@ from vivit_jax.data import build, moving_digits, pipeline
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.pipeline import clips
 from vivit_jax.data.records import reader, scan
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import open_split
 from vivit_jax.data.selection import order, sampling
 from vivit_jax.data.video import decode
 
@@ -25,12 +25,12 @@ VARIED = pipeline.ClipSpec(8, (48, 56), stride=3, short_side=60, scale_jitter=(0
 
 @pytest.fixture(scope="module")
 def train(tiny_records):
-    return index.open_split(tiny_records, "train")
+    return open_split(tiny_records, "train")
 
 
 @pytest.fixture(scope="module")
 def validation(tiny_records):
-    return index.open_split(tiny_records, "validation")
+    return open_split(tiny_records, "validation")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def numbered(tmp_path_factory):
     records = build.build(
         "kinetics400", folder / "videos", folder / "annotations", folder, num_workers=0, progress=False
     )
-    return index.open_split(records, "train")
+    return open_split(records, "train")
 
 
 def take(batches, count):
@@ -303,7 +303,7 @@ def test_random_crop_and_flip_of_given_draws():
 
 def copied(split, folder):
     shutil.copytree(split.folder, folder)
-    return index.open_split(folder, split.name)
+    return open_split(folder, split.name)
 
 
 def test_broken_records_are_masked_and_counted(train, validation, tmp_path):

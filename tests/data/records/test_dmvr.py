@@ -13,8 +13,8 @@ from vivit_jax.data import pipeline, verify
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.index import main as index_main
 from vivit_jax.data.records import indexing
-from vivit_jax.data.records import split as index
 from vivit_jax.data.records.dmvr_shards import find_shards
+from vivit_jax.data.records.split import open_split
 from vivit_jax.data.selection import sampling
 
 NAMES = ["archery", "bowling", "catching"]
@@ -57,7 +57,7 @@ def numbers_of(clip):
 
 
 def test_index_in_place(folder):
-    split = index.open_split(folder, "train")
+    split = open_split(folder, "train")
     assert split.form == "sequence"
     assert split.shards == [f"kinetics400-train-0000{i}-of-00002" for i in range(2)]
     order = [0, 2, 4, 1, 3]  # round robin over the two shards
@@ -67,7 +67,7 @@ def test_index_in_place(folder):
     np.testing.assert_allclose(split.fps, 10, rtol=1e-5)
     assert split.class_names == {"label": NAMES}
     assert split.record_bytes == sum(len(record) for record in records())
-    assert index.open_split(folder, "validation").num_videos == 2
+    assert open_split(folder, "validation").num_videos == 2
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["splits"]["train"]["classes"] == {"label": {"archery": 2, "bowling": 1, "catching": 2}}
     assert summary["splits"]["train"]["frames"] == 156
@@ -76,7 +76,7 @@ def test_index_in_place(folder):
 
 @pytest.mark.parametrize("options", [{}, {"cache": True}])
 def test_batches_are_the_right_frames(folder, options):
-    split = index.open_split(folder, "train")
+    split = open_split(folder, "train")
     firsts = {f"/videos/{first}.mp4": first for first, *_ in VIDEOS}
     seen = set()
     with pipeline.train_batches(split, SPEC, 5, seed=0, **options) as batches:
@@ -100,7 +100,7 @@ def test_batches_are_the_right_frames(folder, options):
 
 
 def test_the_same_jpegs_as_chunks_and_as_sequences_give_the_same_clips(tiny_records, tmp_path):
-    chunks = index.open_split(tiny_records, "validation")
+    chunks = open_split(tiny_records, "validation")
     stored = list(tf.data.TFRecordDataset(chunks.shard_paths).as_numpy_iterator())
     features = [tf.train.Example.FromString(record).features.feature for record in stored]
     repacked = [
@@ -112,7 +112,7 @@ def test_the_same_jpegs_as_chunks_and_as_sequences_give_the_same_clips(tiny_reco
     ]
     write_shards(tmp_path, "validation.tfrecord", repacked, 1)
     run(tmp_path)
-    split = index.open_split(tmp_path, "validation")
+    split = open_split(tmp_path, "validation")
     spec = pipeline.ClipSpec(8, (48, 56), stride=3, short_side=60, scale_jitter=(0.9, 1.3), random_crop=True, flip=0.5)
     for make in (
         lambda s: pipeline.train_batches(s, spec, 16, seed=3),
@@ -127,7 +127,7 @@ def test_the_same_jpegs_as_chunks_and_as_sequences_give_the_same_clips(tiny_reco
 
 def test_another_folder_for_the_index(folder, tmp_path):
     run(folder, f"--out={tmp_path / 'index'}", "--split=train=*-train-*", "--split=held_out=*-val-*")
-    split = index.open_split(tmp_path / "index", "held_out")
+    split = open_split(tmp_path / "index", "held_out")
     assert split.shard_paths == [str(folder.resolve() / "kinetics400-val-00000-of-00001")]
     with pipeline.eval_batches(split, SPEC, 2) as batches:
         assert next(batches)["mask"].tolist() == [1, 1]
@@ -141,7 +141,7 @@ def test_epic_labels_of_scenic(tmp_path, capsys):
     (tmp_path / "verbs.csv").write_text("id,key,instances\n" + "".join(f"{i},verb {i},x\n" for i in range(97)))
     heads = ("--head=noun=clip/label/index:0:300", "--head=verb=clip/label/index:300:97")
     run(tmp_path, *heads, f"--class_names=verb={tmp_path / 'verbs.csv'}")
-    split = index.open_split(tmp_path, "train")
+    split = open_split(tmp_path, "train")
     assert {head: ids.tolist() for head, ids in split.labels.items()} == {"noun": [7, 299], "verb": [96, 0]}
     assert split.heads == {"noun": 300, "verb": 97}
     assert split.class_names["verb"][96] == "verb 96"
@@ -159,7 +159,7 @@ def test_heads_in_features_of_their_own_and_texts_alone(tmp_path):
         [sequence(frames, clip__verb__index=i, clip__noun__string=name) for i, name in enumerate([b"tap", b"cup"])],
     )
     run(tmp_path, "--head=verb=clip/verb/index", "--head=noun=clip/noun/string")
-    split = index.open_split(tmp_path, "train")
+    split = open_split(tmp_path, "train")
     assert split.class_names == {"verb": ["0", "1"], "noun": ["cup", "tap"]}
     assert split.labels["noun"].tolist() == [1, 0]
     with pytest.raises(
@@ -184,7 +184,7 @@ def test_classes_numbered_anew_in_every_run(tmp_path):
         run(tmp_path)
     run(tmp_path, "--labels=text")
     for name in ("train", "test"):
-        split = index.open_split(tmp_path, name)
+        split = open_split(tmp_path, name)
         assert (split.class_names["label"], split.labels["label"].tolist()) == (["climb", "jump"], [1, 0])
 
 
@@ -224,7 +224,7 @@ def test_records_that_cannot_be_used_are_listed(tmp_path, capsys):
     ]
     for reason, part in zip(reasons, parts, strict=True):
         assert part in reason
-    split = index.open_split(tmp_path, "train")
+    split = open_split(tmp_path, "train")
     assert split.labels["label"].tolist() == [0, 1]
     with pipeline.eval_batches(split, pipeline.ClipSpec(2, (64, 64)), 2) as batches:
         batch = next(batches)
@@ -234,7 +234,7 @@ def test_records_that_cannot_be_used_are_listed(tmp_path, capsys):
 
 
 def test_frames_of_another_size_than_indexed_do_not_end_a_cached_stream(folder):
-    split = index.open_split(folder, "train")
+    split = open_split(folder, "train")
     same = np.full(5, 64, np.int32), np.full(5, 96, np.int32)
     wrong = (split.height != same[0]) | (split.width != same[1])
     split = dataclasses.replace(split, height=same[0], width=same[1])
@@ -246,7 +246,7 @@ def test_frames_of_another_size_than_indexed_do_not_end_a_cached_stream(folder):
 def test_a_record_that_broke_after_indexing_is_found_masked_and_counted(tmp_path, part):
     path = write_shards(tmp_path, "train", records(), 1)[0]
     run(tmp_path)
-    split = index.open_split(tmp_path, "train")
+    split = open_split(tmp_path, "train")
     offset, length = int(split.chunk_offset[2]), int(split.chunk_length[2])
     places = {"length": 2, "checksum of the length": 9, "data": 3000, "checksum of the data": 12 + length}
     flip_bit(path, offset + places[part])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vivit_jax.data.index import main as index_main
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import BadIndexError, NoRecordsError, open_split
 
 ANEW = r"make the index anew: python -m vivit_jax\.data\.index"
 
@@ -24,52 +24,52 @@ def change(path, **arrays):
 
 def test_sizes_of_the_shards_follow_from_the_index(tiny_records):
     for name in ("train", "validation"):
-        split = index.open_split(tiny_records, name)
+        split = open_split(tiny_records, name)
         assert split.shard_bytes.tolist() == [(tiny_records / shard).stat().st_size for shard in split.shards]
 
 
 def test_stale_or_unreadable(copy):
     path = copy / "index_train.npz"
-    shard = copy / index.open_split(copy, "train").shards[0]
+    shard = copy / open_split(copy, "train").shards[0]
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1])
-    with pytest.raises(index.BadIndexError, match=rf"{len(whole) - 1:,} bytes, {len(whole):,} when .*{ANEW}"):
-        index.open_split(copy, "train")
+    with pytest.raises(BadIndexError, match=rf"{len(whole) - 1:,} bytes, {len(whole):,} when .*{ANEW}"):
+        open_split(copy, "train")
     shard.unlink()
-    with pytest.raises(index.NoRecordsError, match=f"1 of . shards are gone, first .*{ANEW}"):
-        index.open_split(copy, "train")
+    with pytest.raises(NoRecordsError, match=f"1 of . shards are gone, first .*{ANEW}"):
+        open_split(copy, "train")
     shard.write_bytes(whole)
     sound = path.read_bytes()
     for broken, message in ((sound[: len(sound) // 2], "unreadable"), (b"", "unreadable"), (b"text", "unreadable")):
         path.write_bytes(broken)
-        with pytest.raises(index.BadIndexError, match=f"index_train.npz: {message}.*{ANEW}"):
-            index.open_split(copy, "train")
+        with pytest.raises(BadIndexError, match=f"index_train.npz: {message}.*{ANEW}"):
+            open_split(copy, "train")
     path.write_bytes(sound)
     change(path, num_frames=None)
-    with pytest.raises(index.BadIndexError, match=f"holds no array .*num_frames.*{ANEW}"):
-        index.open_split(copy, "train")
+    with pytest.raises(BadIndexError, match=f"holds no array .*num_frames.*{ANEW}"):
+        open_split(copy, "train")
     path.write_bytes(sound)
     change(path, format=np.array(99))
-    with pytest.raises(index.BadIndexError, match=r"of format 99, this version reads up to 3: update it"):
-        index.open_split(copy, "train")
+    with pytest.raises(BadIndexError, match=r"of format 99, this version reads up to 3: update it"):
+        open_split(copy, "train")
     path.write_bytes(sound)
     change(path, format=None, form=None)
-    assert index.open_split(copy, "train").form == "chunks", "indexes of the first format are read"
+    assert open_split(copy, "train").form == "chunks", "indexes of the first format are read"
     shutil.copy(copy / "index_train.npz", copy / "index_other.npz")
     (copy / "class_names.json").write_text("[1]")
-    with pytest.raises(index.BadIndexError, match="must hold head -> list of class names"):
-        index.open_split(copy, "train")
+    with pytest.raises(BadIndexError, match="must hold head -> list of class names"):
+        open_split(copy, "train")
     (copy / "class_names.json").unlink()
-    with pytest.raises(index.NoRecordsError, match=r"no class_names.json, so the heads"):
-        index.open_split(copy, "train")
+    with pytest.raises(NoRecordsError, match=r"no class_names.json, so the heads"):
+        open_split(copy, "train")
 
 
 def test_made_anew(copy, capsys):
-    before = index.open_split(copy, "train")
+    before = open_split(copy, "train")
     (copy / "index_train.npz").unlink()
     index_main([str(copy)])
     assert "index_train.npz: 48 videos" in capsys.readouterr().out
-    after = index.open_split(copy, "train")
+    after = open_split(copy, "train")
     np.testing.assert_array_equal(before.chunk_checksum, after.chunk_checksum)
     data = bytearray((copy / after.shards[0]).read_bytes())
     data[int(after.chunk_offset[4]) + 100] ^= 8

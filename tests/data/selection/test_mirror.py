@@ -7,7 +7,7 @@ import pytest
 
 from vivit_jax.data import catalog, moving_digits, pipeline
 from vivit_jax.data.pipeline import batches
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import RecordSplit, open_split
 from vivit_jax.data.selection import mirror, sampling, training_set
 
 # Classes of Something-Something v2 with "left" or "right" in them, and some that only look like it.
@@ -71,7 +71,7 @@ def motion(way):
 
 @pytest.fixture(scope="module")
 def training(tiny_records):
-    return training_set.training_set({"moving_digits": index.open_split(tiny_records, "train")}, "moving_digits")
+    return training_set.training_set({"moving_digits": open_split(tiny_records, "train")}, "moving_digits")
 
 
 def first_batch(training, **changes):
@@ -135,7 +135,7 @@ def test_videos_with_several_labels():
     labels = {"label": np.array([[0, 2, -1], [2, -1, -1], [1, 3, -1], [-1, -1, -1]], np.int32)}
     mirrors = {"label": np.array([1, 0, 2, mirror.NONE], np.int32)}
     assert mirror.may_flip(labels, mirrors).tolist() == [True, True, False, True]
-    split = batches._Labels([index.RecordSplit(**_fields(labels))])
+    split = batches._Labels([RecordSplit(**_fields(labels))])
     for video, expected in enumerate([[0, 1, 1, 0], [0, 0, 1, 0]]):
         found = split.of(video, mirrors, True)["label"].numpy().tolist()
         assert found == expected
@@ -144,7 +144,7 @@ def test_videos_with_several_labels():
 
 
 def _fields(labels):
-    fields = dict.fromkeys(field.name for field in dataclasses.fields(index.RecordSplit))
+    fields = dict.fromkeys(field.name for field in dataclasses.fields(RecordSplit))
     return fields | {"labels": labels, "class_names": {"label": list("abcd")}}
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.data.pipeline.test_batches import PLAIN, take
 from vivit_jax.data import pipeline
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import CLASS_NAMES_FILE, open_split
 from vivit_jax.data.selection import subset, training_set
 from vivit_jax.data.selection.subset import Subset, SubsetError
 from vivit_jax.data.selection.training_set import MixtureError
@@ -17,7 +17,7 @@ from vivit_jax.data.selection.training_set import MixtureError
 
 @pytest.fixture(scope="module")
 def train(tiny_records):
-    return index.open_split(tiny_records, "train")
+    return open_split(tiny_records, "train")
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +25,11 @@ def other(tiny_records, tmp_path_factory):
     """The validation videos as another data set: verbs in another order and spelling, one unknown to `train`."""
     folder = tmp_path_factory.mktemp("other") / "records"
     shutil.copytree(tiny_records, folder)
-    names = json.loads((folder / index.CLASS_NAMES_FILE).read_text())
+    names = json.loads((folder / CLASS_NAMES_FILE).read_text())
     verbs = [name.upper().replace(" ", "_") for name in names["verb"]]
     verbs[-1] = "juggle"
-    (folder / index.CLASS_NAMES_FILE).write_text(json.dumps({"verb": verbs, "noun": names["noun"]}))
-    split = index.open_split(folder, "validation")
+    (folder / CLASS_NAMES_FILE).write_text(json.dumps({"verb": verbs, "noun": names["noun"]}))
+    split = open_split(folder, "validation")
     turned = np.roll(np.arange(len(verbs)), 3)
     labels = {"verb": np.argsort(turned).astype(np.int32)[split.labels["verb"]], "noun": split.labels["noun"]}
     return dataclasses.replace(

@@ -8,7 +8,7 @@ import pytest
 
 from tests.data.video.test_bad_files import ALL, DOUBLED, VARIABLE, numbers, run, write
 from vivit_jax.data import build as building
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import open_split
 from vivit_jax.data.video import decode, encode
 
 
@@ -82,7 +82,7 @@ def test_real_clips_become_records(shared, tmp_path):
     records = building.build(
         "clips", shared / "videos", tmp_path, tmp_path, num_workers=0, progress=False, kind="csv", short_side=128
     )
-    split = index.open_split(records, "train")
+    split = open_split(records, "train")
     assert split.video_id.size == 9
     from vivit_jax.data.host_tf import tf
     from vivit_jax.data.records import reader

@@ -18,7 +18,7 @@ import numpy as np
 
 from vivit_jax.data import annotations, workers
 from vivit_jax.data.records import indexing
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import CHUNK_FRAMES
 from vivit_jax.data.video import encode
 from vivit_jax.utils import storage
 
@@ -75,7 +75,7 @@ class Shard:
     @property
     def num_chunks(self) -> int:
         """Records in it."""
-        return sum(-(-video.num_frames // index.CHUNK_FRAMES) for video in self.videos)
+        return sum(-(-video.num_frames // CHUNK_FRAMES) for video in self.videos)
 
     def staged(self, staging: storage.AnyPath) -> storage.AnyPath:
         """Where it is written, in the folder `staging`."""
@@ -221,7 +221,7 @@ def restore(shard: Shard, staging: storage.AnyPath) -> None:
 def _examples(row: annotations.Row, number: int, segment: encode.Segment) -> Iterator[dict[str, Any]]:
     one = {head: ids for head, ids in row.labels.items() if isinstance(ids, int)}
     several = {head: list(ids) for head, ids in row.labels.items() if head not in one}
-    for chunk, start in enumerate(range(0, len(segment.frames), index.CHUNK_FRAMES)):
+    for chunk, start in enumerate(range(0, len(segment.frames), CHUNK_FRAMES)):
         yield {
             "video_id": row.video,
             "row": number,
@@ -232,7 +232,7 @@ def _examples(row: annotations.Row, number: int, segment: encode.Segment) -> Ite
             "width": segment.width,
             **({"label": one} if one else {}),
             **({"labels": several} if several else {}),
-            "frames": [io.BytesIO(jpeg) for jpeg in segment.frames[start : start + index.CHUNK_FRAMES]],
+            "frames": [io.BytesIO(jpeg) for jpeg in segment.frames[start : start + CHUNK_FRAMES]],
         }
 
 

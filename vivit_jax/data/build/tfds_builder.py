@@ -30,7 +30,7 @@ from vivit_jax.data import annotations, catalog
 from vivit_jax.data.build import shards
 from vivit_jax.data.paths import REJECTS_FILE, SUMMARY_FILE, VERSION, records_folder
 from vivit_jax.data.records import indexing
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import CHUNK_FRAMES, RecordSplit, list_shards, save_class_names
 from vivit_jax.data.video import encode
 from vivit_jax.utils import progress_bar, storage, tables
 
@@ -105,7 +105,7 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
         return _LocalInfo(
             builder=self,
             features=features(self._annotations.class_names, self._annotations.multi_label),
-            description=f"{self.facts.title}: chunks of {index.CHUNK_FRAMES} consecutive frames",
+            description=f"{self.facts.title}: chunks of {CHUNK_FRAMES} consecutive frames",
             disable_shuffling=True,
         )
 
@@ -130,7 +130,7 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
         """Puts the shards and what TFDS and `_write_side_files` wrote here into the folder in the bucket."""
         made = Path(self.data_dir)
         self._final.mkdir(parents=True, exist_ok=True)
-        names = index.list_shards(made)
+        names = list_shards(made)
         moves = [
             (shard.staged(self._staging), self._final / names[split][shard.number])
             for split, planned in self._shards.items()
@@ -192,7 +192,7 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _write_side_files(self, folder: Path) -> None:
         names = self._annotations.class_names
-        index.save_class_names(folder, names)
+        save_class_names(folder, names)
         rejects = [reject for shard in self._all_shards() for reject in shard.rejects]
         text = tables.to_csv(("split", "video", "start", "end", "reason"), rejects)
         storage.write(folder / REJECTS_FILE, text)
@@ -249,7 +249,7 @@ def _count(shard: shards.Shard) -> Iterator[tuple[str, None]]:
     return ((f"{shard.split}-{shard.number}-{i}", None) for i in range(shard.num_chunks))
 
 
-def _summarise(split: index.RecordSplit, planned: Sequence[shards.Shard], published: int | None) -> dict[str, Any]:
+def _summarise(split: RecordSplit, planned: Sequence[shards.Shard], published: int | None) -> dict[str, Any]:
     """Counts of one split; sizes in bytes, durations in seconds, frame rates and heights as value -> videos."""
     seconds = split.num_frames / split.fps
     found = len(seconds) > 0

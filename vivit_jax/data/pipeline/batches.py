@@ -114,7 +114,7 @@ def train_batches(
     """The endless training stream from `start_step` on.
 
     Args:
-      split: from `index.open_split`, or several, or selections of them, from `mixture.training_set`.
+      split: from `open_split`, or several, or selections of them, from `mixture.training_set`.
       spec: of the clips.
       batch_size: of the global batch, over all processes.
       seed: of the order and of all random choices.
@@ -203,7 +203,7 @@ def eval_batches(
     """One pass over the split: every video exactly once, in order, the last batch filled up with mask 0 and index -1.
 
     Args:
-      split: from `index.open_split`, or a selection of it.
+      split: from `open_split`, or a selection of it.
       spec, batch_size, rows, cache, cache_limit, threads, prefetch: as in `train_batches`.
       temporal_views: clips evenly spread over each video.
       spatial_views: crops along the longer side of each clip.

@@ -8,7 +8,7 @@ import numpy as np
 
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.records import reader
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import RecordSplit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Cached:
     size: int = 0
 
 
-def cache(split: index.RecordSplit, read: reader.Reader, limit: int, threads: int) -> Cached:
+def cache(split: RecordSplit, read: reader.Reader, limit: int, threads: int) -> Cached:
     """Reads a split into memory: decoded frames where they are of one size and fit, else the records as they are.
 
     What is kept takes at most `limit` bytes. While it is read, the videos in flight come on top: no more of them at the
@@ -51,7 +51,7 @@ def cache(split: index.RecordSplit, read: reader.Reader, limit: int, threads: in
     )
 
 
-def _frames(split: index.RecordSplit, read: reader.Reader, limit: int, threads: int) -> Cached:
+def _frames(split: RecordSplit, read: reader.Reader, limit: int, threads: int) -> Cached:
     first = np.concatenate([[0], np.cumsum(split.num_frames.astype(np.int64))])
     # A video in flight is there as records, as frames, and once more in what waits to be stored.
     frame = int(split.height[0]) * int(split.width[0]) * 3
@@ -87,7 +87,7 @@ def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
     return memory[start : start + size].reshape(shape)
 
 
-def _records(split: index.RecordSplit, threads: int) -> Cached:
+def _records(split: RecordSplit, threads: int) -> Cached:
     shards, shard, offset = (tf.constant(x) for x in (split.shard_paths, split.chunk_shard, split.chunk_offset))
 
     @tf.autograph.experimental.do_not_convert

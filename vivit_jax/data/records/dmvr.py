@@ -27,8 +27,8 @@ from vivit_jax.data.host_tf import tf
 from vivit_jax.data.paths import REJECTS_FILE, SUMMARY_FILE
 from vivit_jax.data.records import dmvr_labels, indexing, reader
 from vivit_jax.data.records import scan as every_record
-from vivit_jax.data.records import split as index
 from vivit_jax.data.records.dmvr_shards import find_shards
+from vivit_jax.data.records.split import SEQUENCE, RecordSplit, load_class_names, save_class_names
 from vivit_jax.utils import progress_bar, storage, tables
 
 # Records of each split that are looked at to learn which features there are.
@@ -42,7 +42,7 @@ def index_folder(flags: argparse.Namespace) -> Iterator[str]:
     """Indexes sequences as `flags` say and writes what it found; yields the lines of a report.
 
     Raises:
-      index.NoRecordsError, ValueError: as `scan`; also a folder that cannot be written to.
+      NoRecordsError, ValueError: as `scan`; also a folder that cannot be written to.
     """
     out = storage.path(flags.out or flags.folder)
     out.mkdir(parents=True, exist_ok=True)
@@ -53,18 +53,18 @@ def index_folder(flags: argparse.Namespace) -> Iterator[str]:
     splits, rejects = scan(flags.folder, out, parse_splits(flags), heads, names, flags.labels)
     class_names = splits[0].class_names
     others = {path.stem.removeprefix("index_") for path in out.glob("index_*.npz")} - {split.name for split in splits}
-    if others and index.load_class_names(out) != class_names:
+    if others and load_class_names(out) != class_names:
         raise ValueError(
             f"{out} has an index of split {', '.join(sorted(others))} with other classes: index all splits in one run "
             "(several --split), or give --class_names"
         )
-    index.save_class_names(out, class_names)
+    save_class_names(out, class_names)
     storage.write(out / REJECTS_FILE, tables.to_csv(("split", "shard", "record", "byte", "reason"), rejects))
     for split in splits:
         yield f"{split.save()}: {split.num_videos} videos, {len(split.chunk_offset)} records"
     summary = {
         "dataset": _resolved(flags.folder).name,
-        "form": index.SEQUENCE,
+        "form": SEQUENCE,
         "quality": None,  # not told by the records
         "short_side": None,
         "rejects": len(rejects),
@@ -86,7 +86,7 @@ def scan(
     class_names: Mapping[str, Sequence[str]] | None = None,
     labels: str = "auto",
     progress: bool = True,
-) -> tuple[list[index.RecordSplit], list[tuple[str, str, int, int, str]]]:
+) -> tuple[list[RecordSplit], list[tuple[str, str, int, int, str]]]:
     """Reads all records of a folder of sequences, and of each JPEG the header.
 
     Args:
@@ -102,7 +102,7 @@ def scan(
       The splits, and the records that cannot be used: (split, shard, record, byte, reason).
 
     Raises:
-      index.NoRecordsError: no shards, or some of a split are missing.
+      NoRecordsError: no shards, or some of a split are missing.
       ValueError: a shard that is cut short or compressed, a split without a usable record, or labels whose numbers and
         texts do not agree.
     """
@@ -155,7 +155,7 @@ class _Found:
 
     def read(self, describe) -> Iterator[tuple[int, every_record.Result]]:
         paths = [str(self._folder / name) for name in self._names]
-        return every_record.mapped(paths, self._shard, self._positions[:, 0], describe, index.SEQUENCE)
+        return every_record.mapped(paths, self._shard, self._positions[:, 0], describe, SEQUENCE)
 
     def place(self, number: int) -> tuple[str, int, int]:
         """(shard, record in it, byte in it)"""
@@ -182,11 +182,11 @@ class _Found:
         out: storage.AnyPath,
         ids: Mapping[int, Mapping[str, int]],
         class_names: Mapping[str, Sequence[str]],
-    ) -> index.RecordSplit:
+    ) -> RecordSplit:
         """The index of the records in `ids`, number -> head -> class."""
         numbers = sorted(ids)
         videos = [self._videos[number] for number in numbers]
-        return index.RecordSplit(
+        return RecordSplit(
             folder=out,
             name=name,
             shards=list(self._names) if out == self._folder else [str(self._folder / name) for name in self._names],
@@ -204,7 +204,7 @@ class _Found:
             chunk_checksum=self._positions[:, 2].astype(np.uint32),
             class_names=class_names,
             chunk_frames=max(video.num_frames for video in videos),
-            form=index.SEQUENCE,
+            form=SEQUENCE,
         )
 
 
@@ -265,7 +265,7 @@ def _resolved(place: storage.Place) -> storage.AnyPath:
     return found if storage.is_remote(found) else found.resolve()
 
 
-def _summary(split: index.RecordSplit) -> dict[str, Any]:
+def _summary(split: RecordSplit) -> dict[str, Any]:
     sizes = Counter(zip(split.height.tolist(), split.width.tolist(), strict=True))
     return {
         "videos": split.num_videos,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import CHUNK_FRAMES, RecordSplit, list_shards
 from vivit_jax.utils import storage
 
 
@@ -53,7 +53,7 @@ def assemble(
     class_names: Mapping[str, Sequence[str]],
     shards: Sequence[str] | None = None,
     positions: Sequence[np.ndarray] | None = None,
-) -> index.RecordSplit:
+) -> RecordSplit:
     """The index of a split from what was written.
 
     Args:
@@ -69,19 +69,19 @@ def assemble(
         several in others.
     """
     folder = storage.path(folder)
-    shards = index.list_shards(folder)[split] if shards is None else shards
+    shards = list_shards(folder)[split] if shards is None else shards
     chunks, chunk_shard, flat = [], [], [video for shard in videos for video in shard]
     for number, (shard, entries) in enumerate(zip(shards, videos, strict=True)):
         places = record_positions(folder / shard) if positions is None else positions[number]
-        expected = sum(-(-entry.num_frames // index.CHUNK_FRAMES) for entry in entries)
+        expected = sum(-(-entry.num_frames // CHUNK_FRAMES) for entry in entries)
         if len(places) != expected:
             raise ValueError(f"{folder / shard}: {len(places)} records, {expected} expected")
         chunks.append(places)
         chunk_shard.append(np.full(len(places), number, np.int64))
     every = np.concatenate(chunks) if chunks else np.zeros((0, 3), np.int64)
     num_frames = np.array([video.num_frames for video in flat], np.int32)
-    num_chunks = -(-num_frames.astype(np.int64) // index.CHUNK_FRAMES)
-    return index.RecordSplit(
+    num_chunks = -(-num_frames.astype(np.int64) // CHUNK_FRAMES)
+    return RecordSplit(
         folder=folder,
         name=split,
         shards=list(shards),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vivit_jax.data.host_tf import tf
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import SEQUENCE, RecordSplit
 
 # Feature list of the frames in a sequence (MediaSequence's name, which DMVR and Scenic share).
 SEQUENCE_FRAMES = "image/encoded"
@@ -28,7 +28,7 @@ Finish = Callable[[tf.Tensor], tf.Tensor]
 Reader = Callable[..., tf.Tensor]
 
 
-def record_reader(split: index.RecordSplit) -> Reader:
+def record_reader(split: RecordSplit) -> Reader:
     """Reads frames from the shards: only the records that hold them, only the pixels of the window."""
     shards = tf.constant(split.shard_paths)
     first = tf.constant(split.first_chunk)
@@ -65,7 +65,7 @@ def jpegs_of(form: str, records: tf.Tensor) -> tf.Tensor:
     Args:
       form: "chunks": records [C], consecutive; or "sequence": records [1].
     """
-    if form == index.SEQUENCE:
+    if form == SEQUENCE:
         feature = tf.io.FixedLenSequenceFeature([], tf.string)
         return tf.io.parse_single_sequence_example(records[0], sequence_features={SEQUENCE_FRAMES: feature})[1][
             SEQUENCE_FRAMES

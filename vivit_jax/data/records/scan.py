@@ -11,9 +11,8 @@ import numpy as np
 from vivit_jax.data import workers
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.records import reader
-from vivit_jax.data.records import split as index
 from vivit_jax.data.records.indexing import VideoEntry, assemble, record_positions
-from vivit_jax.data.records.split import CHUNK_FRAMES
+from vivit_jax.data.records.split import CHUNK_FRAMES, NoRecordsError, RecordSplit, list_shards, load_class_names
 from vivit_jax.utils import storage
 
 # What a record says, as `function` of `mapped` made it; or, as text, why it could not be read.
@@ -150,7 +149,7 @@ def videos(path: Path, heads: Iterable[str]) -> Iterator[VideoEntry]:
         raise ValueError(f"{path}: the last video has {seen} of {expected} chunks")
 
 
-def scan(folder: storage.Place) -> list[index.RecordSplit]:
+def scan(folder: storage.Place) -> list[RecordSplit]:
     """The index of every split of chunk records in `folder`, by reading all of them (all bytes are read and checked).
 
     Raises:
@@ -158,20 +157,16 @@ def scan(folder: storage.Place) -> list[index.RecordSplit]:
       ValueError: records that are not chunks of videos in order, or broken ones.
     """
     folder = storage.path(folder)
-    shards = index.list_shards(folder)
+    shards = list_shards(folder)
     if not shards:
-        raise index.NoRecordsError(f"no records in {folder} (no files named *.tfrecord-00000-of-00001)")
-    names = index.load_class_names(folder)
-    from vivit_jax.data.records import (
-        scan as every_record,
-    )  # only here: the workers' side of a build needs no TensorFlow
-
-    found = []
+        raise NoRecordsError(f"no records in {folder} (no files named *.tfrecord-00000-of-00001)")
+    names = load_class_names(folder)
+    splits = []
     for split, files in shards.items():
-        videos, positions = [], []
+        entries, positions = [], []
         for shard in files:
-            with storage.local(folder / shard) as here:
-                videos.append(list(every_record.videos(here, names)))
-                positions.append(record_positions(here))
-        found.append(assemble(folder, split, videos, names, files, positions))
-    return found
+            with storage.local(folder / shard) as local_file:
+                entries.append(list(videos(local_file, names)))
+                positions.append(record_positions(local_file))
+        splits.append(assemble(folder, split, entries, names, files, positions))
+    return splits

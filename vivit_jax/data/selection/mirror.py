@@ -72,7 +72,7 @@ def may_flip(labels: Mapping[str, np.ndarray], mirrors: Mapping[str, np.ndarray]
     """Videos all of whose classes have a mirror image: bool [N].
 
     Args:
-      labels: head -> class ids, int32 [N], or [N, L] with -1 where there is none; as of `index.RecordSplit`.
+      labels: head -> class ids, int32 [N], or [N, L] with -1 where there is none; as of `RecordSplit`.
       mirrors: head -> what `classes` returns.
     """
     result = np.ones(len(next(iter(labels.values()))), bool)
