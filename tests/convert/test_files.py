@@ -244,7 +244,7 @@ def test_a_checkpoint_that_was_altered_is_found(run, tmp_path):
 def test_reading_imports_neither_torch_nor_tensorflow(tmp_path):
     paths = [os.fspath(write(kind, tmp_path / kind.replace(" ", "_"))) for kind in KINDS]
     script = (
-        "import sys; from vivit_jax.convert.files import open_weights\n"
+        "import sys; from vivit_jax.convert.containers.open import open_weights\n"
         f"for path in {paths!r}:\n  [leaf.read() for leaf in open_weights(path).leaves.values()]\n"
         "assert not {'torch', 'tensorflow', 'clu', 'tensorflow_datasets'} & set(sys.modules)"
     )

@@ -304,7 +304,7 @@ def test_a_folder_of_one_s_own_videos_is_enough(data_dir, tmp_path):
     (tmp_path / "mine" / "train" / "nod" / "late.mp4").write_bytes(b"")  # what is made is not made again
     assert open_data(experiment(data_dir, **fields).data)[0].num_videos == 4
     with pytest.raises(ValueError, match=r"config\.data\.videos=.* needs a config\.data\.name of its own.*is taken"):
-        open_data(experiment(data_dir, **(fields | {"data__name": "kinetics400"}).data))
+        open_data(experiment(data_dir, **(fields | {"data__name": "kinetics400"})).data)
 
 
 def test_a_seed_that_tensorflow_cannot_take_is_named():

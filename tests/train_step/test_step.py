@@ -261,7 +261,7 @@ def test_views_are_averaged_as_logits():
     assert set(as_heads({"a": 1})) == {"a"}
 
 
-@pytest.mark.parametrize("room", ["models", "train_step", "augment", "rand_augment", "optim", "sharding"])
+@pytest.mark.parametrize("room", ["models", "train_step", "augment", "augment.rand_augment", "optim", "sharding"])
 def test_rooms_of_jax_alone_import_no_tensorflow(room):
     code = (
         f"import sys, vivit_jax.{room}; "

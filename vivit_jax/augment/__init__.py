@@ -4,7 +4,7 @@ Geometry of the crop (which frames, which part, flips) is the input's business; 
 and mixes clips. The same draw holds for all frames of a clip. A clip's draws follow from the key of the step and its
 place in the global batch, so that a run is the same run on any mesh, and the pixels stay on their devices.
 
-`config` names what there is; `colours`, `erasing` and `mixing` do it, RandAugment is `vivit_jax.rand_augment`, and
+`config` names what there is; `colours`, `erasing` and `mixing` do it, RandAugment is `rand_augment`, and
 `draws` holds what is drawn for a clip.
 """
 
@@ -28,7 +28,7 @@ from vivit_jax.augment.config import AugmentConfig
 from vivit_jax.augment.draws import clip_keys
 from vivit_jax.augment.erasing import erase, erase_boxes
 from vivit_jax.augment.mixing import cutmix_box, mix, mix_clips, mixup_weights, swap_pairs
-from vivit_jax.augment.rand_augment import rand_augment
+from vivit_jax.augment import rand_augment
 
 __all__ = [
     "BRIGHTNESS",
@@ -77,7 +77,7 @@ def augment_pixels(key: jax.Array, video: jax.Array, config: AugmentConfig) -> j
     """
     rand_key, colour_key = jax.random.split(key)
     if config.rand_augment_layers:
-        video = rand_augment(
+        video = rand_augment.rand_augment(
             clip_keys(rand_key, video.shape[0]),
             video,
             layers=config.rand_augment_layers,
