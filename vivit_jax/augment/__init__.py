@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import jax
 
+from vivit_jax.augment import rand_augment
 from vivit_jax.augment.colours import (
     BRIGHTNESS,
     CONTRAST,
@@ -28,7 +29,6 @@ from vivit_jax.augment.config import AugmentConfig
 from vivit_jax.augment.draws import clip_keys
 from vivit_jax.augment.erasing import erase, erase_boxes
 from vivit_jax.augment.mixing import cutmix_box, mix, mix_clips, mixup_weights, swap_pairs
-from vivit_jax.augment import rand_augment
 
 __all__ = [
     "BRIGHTNESS",
