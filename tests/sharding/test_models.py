@@ -1,4 +1,4 @@
-"""The models on eight virtual devices, split in every way there is, against one device."""
+"""The train step of every model on eight virtual devices, on every kind of mesh, against one device."""
 
 import functools
 import re
@@ -21,13 +21,13 @@ LEARNING_RATE = 0.1
 
 
 def config_of(name, **fields):
-    """Grid 4 x 2 x 3: neither the 6 places of a frame nor 24 tokens and a class token are divided by 4 devices."""
+    """Grid 4 x 2 x 3: 4 devices divide neither the 6 tokens of a frame nor 24 tokens plus a class token."""
     sizes = {"hidden_size": 16, "num_heads": 4, "mlp_dim": 32, "num_frames": 8, "scan_layers": True}
     return small_config(**{**sizes, "stochastic_depth_rate": 0.2, "dtype": "float64", **ALL[name], **fields})
 
 
 def compiled_step(config, axes, devices=8):
-    """(the compiled train step, its state, its batch) from the same random parameters and clips, whatever the mesh."""
+    """(compiled train step, state, batch); parameters and clips do not depend on the mesh."""
     model, optimizer = ViViT(config), optax.sgd(LEARNING_RATE, momentum=0.9)
     mesh = sharding.make_mesh(axes, jax.devices()[:devices])
     sharding.check_model(mesh, config)
@@ -43,20 +43,20 @@ def compiled_step(config, axes, devices=8):
         state, batch = jax.device_put(state, shardings), sharding.place_batch(batch, mesh, 8)
         step = make_train_step(model.apply, optimizer, lambda step: LEARNING_RATE)
         jitted = jax.jit(step, out_shardings=(shardings, sharding.replicated(mesh)))
-        quickly = {"xla_backend_optimization_level": 0}  # half of the compilation; the partitioner is not touched
-        return jitted.lower(state, batch).compile(quickly), state, batch
+        fast = {"xla_backend_optimization_level": 0}  # halves compile time, does not affect the partitioner
+        return jitted.lower(state, batch).compile(fast), state, batch
 
 
 @functools.cache
 def one_device(config):
-    """(text of the program, parameters after a step, loss)."""
+    """(HLO text, parameters after a step, loss) on one device."""
     step, state, batch = compiled_step(config, {}, 1)
     state, metrics = step(state, batch)
     return step.as_text(), jax.tree.map(np.asarray, state.params), float(metrics["loss"])
 
 
 def assert_same_step(config, axes):
-    """One step on eight devices moves every parameter as on one; the text of the program on eight."""
+    """Checks that a step on eight devices gives the parameters of one device; returns the HLO text on eight."""
     _, params, loss = one_device(config)
     step, state, batch = compiled_step(config, axes)
     state, metrics = step(state, batch)
@@ -66,11 +66,11 @@ def assert_same_step(config, axes):
 
 
 def shapes(text):
-    """All shapes in a program's text."""
+    """All float64 shapes in an HLO text."""
     return {tuple(map(int, found.split(","))) for found in re.findall(r"f64\[([\d,]+)\]", text)}
 
 
-def test_model_1_with_its_tokens_on_four_devices_has_no_device_with_all_the_attention():
+def test_sequence_axis_splits_attention_weights_of_model_1():
     config = config_of("model1")
     text = assert_same_step(config, {"sequence": 4})
     assert any(shape[-2:] == (25, 25) for shape in shapes(one_device(config)[0]))
@@ -78,7 +78,7 @@ def test_model_1_with_its_tokens_on_four_devices_has_no_device_with_all_the_atte
     assert any(shape[-2:] == (7, 25) for shape in shapes(text))  # 25 queries, padded to 4 x 7
 
 
-def test_a_loop_over_queries_runs_on_each_device_over_its_own():
+def test_tiled_attention_is_split_by_queries():
     config = config_of("model1", attention_backend="tiled")
     text = assert_same_step(config, {"tensor": 2, "sequence": 4})
     assert any(shape[-2:] == (7, 25) for shape in shapes(text))
@@ -95,12 +95,12 @@ def test_a_loop_over_queries_runs_on_each_device_over_its_own():
         ("model4", {"tensor": 2, "sequence": 2}),
     ],
 )
-def test_eight_devices_train_each_model_to_the_numbers_of_one(name, axes):
+def test_step_matches_one_device(name, axes):
     assert_same_step(config_of(name), axes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("axes", MESHES, ids=lambda axes: "-".join(f"{k}{v}" for k, v in axes.items()))
 @pytest.mark.parametrize("name", ALL)
-def test_every_model_on_every_mesh(name, axes):
+def test_step_matches_one_device_on_every_mesh(name, axes):
     assert_same_step(config_of(name, **NOISY), axes)

@@ -1,6 +1,6 @@
-"""Meshes, rules and placement, on eight virtual devices; what models make of them is in `test_sharding_models`."""
+"""Meshes, sharding rules and placement of batches on eight virtual devices; the models are in `test_models.py`."""
 
-import types
+import dataclasses
 
 import jax
 import numpy as np
@@ -11,12 +11,12 @@ from jax.sharding import PartitionSpec as P
 from tests.helpers.small_models import MODELS, small_config
 from vivit_jax import sharding
 from vivit_jax.models import ViViTConfig, abstract_params
-from vivit_jax.sharding import mesh as layout
+from vivit_jax.sharding import mesh as mesh_module
 
 VIT_B = ViViTConfig.from_name("ViViT-B/16x2", attention="factorised_encoder")
 
 
-def test_a_batch_is_split_over_data_and_fsdp_and_the_rows_of_a_process_cover_it():
+def test_batch_is_split_over_data_and_fsdp():
     assert dict(sharding.make_mesh().shape) == {"data": 8, "fsdp": 1, "tensor": 1, "sequence": 1}
     mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2})
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1}
@@ -27,7 +27,7 @@ def test_a_batch_is_split_over_data_and_fsdp_and_the_rows_of_a_process_cover_it(
     np.testing.assert_array_equal(placed, np.arange(32).reshape(16, 2))
 
 
-def test_the_first_rule_that_matches_a_path_holds():
+def test_first_matching_rule_applies():
     mesh = sharding.make_mesh({"fsdp": 8})
     tree = {"params": {"head": {"kernel": np.zeros((8, 2)), "scale": np.zeros(8)}}, "step": np.zeros(())}
     rules = ((r"head/kernel$", ("width", "outputs")), (r".*", ()))
@@ -38,7 +38,7 @@ def test_the_first_rule_that_matches_a_path_holds():
         sharding.state_sharding(mesh, tree, rules[:1])
 
 
-def test_vit_b_is_split_by_heads_and_columns_and_by_the_largest_dimension():
+def test_parameter_specs_of_vit_b():
     params = abstract_params(VIT_B)
     mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
     found = sharding.state_sharding(mesh, {"params": params})["params"]
@@ -56,7 +56,7 @@ def test_vit_b_is_split_by_heads_and_columns_and_by_the_largest_dimension():
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_optimizer_state_lies_as_the_parameters_do_and_fsdp_leaves_a_device_its_share(name):
+def test_optimizer_state_is_sharded_like_the_parameters(name):
     params = abstract_params(small_config(**MODELS[name], hidden_size=64, mlp_dim=256))
     mesh = sharding.make_mesh({"fsdp": 8})
     state = {"params": params, "opt_state": jax.eval_shape(optax.adamw(1e-3).init, params), "ema": params}
@@ -68,35 +68,35 @@ def test_optimizer_state_lies_as_the_parameters_do_and_fsdp_leaves_a_device_its_
 
 
 @pytest.mark.parametrize(
-    ("axes", "says"),
+    ("axes", "message"),
     [
         ({"data": 3}, "does not cover the 8 devices"),
         ({"tensor": 3}, "does not cover the 8 devices"),
         ({"rows": -1}, "mesh axes .*rows.* are not known"),
-        ({"data": 0}, "sizes are positive"),
-        ({"data": -1, "fsdp": -1}, "at most one is -1"),
+        ({"data": 0}, "sizes must be positive"),
+        ({"data": -1, "fsdp": -1}, "at most one can be -1"),
     ],
 )
-def test_a_mesh_that_does_not_fit_is_refused(axes, says):
-    with pytest.raises(ValueError, match=says):
+def test_make_mesh_rejects_bad_sizes(axes, message):
+    with pytest.raises(ValueError, match=message):
         sharding.make_mesh(axes)
 
 
-def test_a_batch_that_the_devices_do_not_divide_is_refused_with_one_that_they_do():
+def test_indivisible_batch_size_is_rejected():
     with pytest.raises(ValueError, match=r"batch_size=12 is not divided by the 8 devices .* e\.g\. 16"):
         sharding.check_batch_size(sharding.make_mesh({"fsdp": 4}), 12)
     sharding.check_batch_size(sharding.make_mesh({"fsdp": 2, "tensor": 2}), 12)
 
 
 @pytest.mark.parametrize(
-    ("axes", "fields", "says"),
+    ("axes", "fields", "message"),
     [
         ({"tensor": 8}, {}, r"mesh\.tensor=8 does not divide num_heads, 12; .* can be 1, 2, 4, "),
         ({"tensor": 4}, {"attention": "factorised_dot_product"}, r"does not divide half of num_heads .*, 6; .* 1, 2,"),
         ({"tensor": 2}, {"mlp_dim": 3073}, "does not divide mlp_dim, 3073"),
         ({"fsdp": 8}, {"hidden_size": 36}, "does not divide hidden_size, 36"),
         ({"sequence": 8}, {"num_frames": 24}, r"mesh\.sequence=8 does not divide n_t, .*, 12; .* 1, 2, 4, "),
-        ({"sequence": 8}, {"attention": "factorised_self_attention", "image_size": 32}, "more than the 2 x 2 places"),
+        ({"sequence": 8}, {"attention": "factorised_self_attention", "image_size": 32}, "more than the 2 x 2 tokens"),
         (
             {"sequence": 8},
             {"attention": "spatiotemporal", "image_size": 16, "num_frames": 8},
@@ -104,26 +104,51 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused_with_one_that_they_do
         ),
     ],
 )
-def test_a_model_that_the_mesh_does_not_divide_is_refused_with_sizes_that_do(axes, fields, says):
+def test_check_model_rejects_uneven_splits(axes, fields, message):
     config = ViViTConfig.from_name("ViViT-B/16x2", **{"attention": "factorised_encoder", **fields})
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         sharding.check_model(sharding.make_mesh(axes), config)
 
 
-def test_models_that_the_mesh_divides_are_not_refused():
+def test_check_model_accepts_even_splits():
     for attention in ("spatiotemporal", "factorised_encoder", "factorised_self_attention", "factorised_dot_product"):
         config = ViViTConfig.from_name("ViViT-B/16x2", attention=attention)
         for axes in ({"fsdp": 8}, {"tensor": 2, "sequence": 4}, {"sequence": 8}, {}):
             sharding.check_model(sharding.make_mesh(axes), config)
 
 
-def test_neighbours_share_parameters_and_each_process_feeds_one_run_of_rows():
-    """Four hosts of four devices, listed in disorder: FSDP stays within two hosts, tensor parallelism within one."""
-    host = lambda i: types.SimpleNamespace(id=i, process_index=i // 4, slice_index=0, platform="gpu")  # noqa: E731
-    devices = [host(i) for i in np.random.default_rng(0).permutation(16)]
-    grid = layout._layout((2, 4, 2, 1), devices)
-    hosts = np.vectorize(lambda d: d.process_index)(grid)
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What `make_mesh` reads of a jax.Device: four devices per host, in disorder."""
+
+    id: int
+    platform: str = "gpu"
+    slice_index: int = 0
+
+    @property
+    def process_index(self):
+        return self.id // 4
+
+
+def shuffled_devices(platform):
+    return [Device(i, platform) for i in np.random.default_rng(0).permutation(16).tolist()]
+
+
+def test_mesh_keeps_neighbours_on_one_host():
+    """Four hosts of four devices: FSDP spans two hosts, tensor parallelism stays within one."""
+    mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2}, shuffled_devices("gpu"))
+    hosts = np.vectorize(lambda d: d.process_index)(mesh.devices)
     assert [set(group.ravel()) for group in hosts] == [{0, 1}, {2, 3}]
     assert (hosts[:, :, 0] == hosts[:, :, 1]).all()
-    assert layout._contiguous(grid)
-    assert not layout._contiguous(grid.reshape(4, 4).T.reshape(2, 4, 2, 1))
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_tpu_layout_is_used_if_rows_are_contiguous(contiguous, monkeypatch):
+    def layout(shape, devices, **_):
+        grid = np.array([Device(i, "tpu") for i in range(16)]).reshape(4, 4)
+        return (grid[::-1] if contiguous else grid.T).reshape(shape)
+
+    monkeypatch.setattr(mesh_module.mesh_utils, "create_device_mesh", layout)
+    mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2}, shuffled_devices("tpu"))
+    ids = np.vectorize(lambda d: d.id)(mesh.devices).ravel().tolist()
+    assert ids == (list(np.arange(16).reshape(4, 4)[::-1].ravel()) if contiguous else list(range(16)))

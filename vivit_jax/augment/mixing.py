@@ -48,7 +48,7 @@ def mix_clips(
 
     if config.mix_per_example:
         # Beta is drawn by rejection, in a loop: split over devices it would wait in each turn for all of them.
-        weights, shares = sharding.on_own_rows(jax.vmap(draw))(clip_keys(key, len(video)))
+        weights, shares = sharding.shard_map_batch(jax.vmap(draw))(clip_keys(key, len(video)))
     else:
         weights, shares = (jnp.broadcast_to(drawn, (len(video), *drawn.shape)) for drawn in draw(key))
     paired = swap_pairs(mask) > 0

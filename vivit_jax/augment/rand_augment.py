@@ -66,7 +66,7 @@ def rand_augment(
 
     # One clip after another, so that `switch` runs the one operation drawn: under vmap it would run all of them on
     # every clip. A loop over a sharded axis would gather the batch on every device, hence each loops over its own rows.
-    return sharding.on_own_rows(lambda keys, video: jax.lax.map(one_clip, (keys, video)))(keys, video)
+    return sharding.shard_map_batch(lambda keys, video: jax.lax.map(one_clip, (keys, video)))(keys, video)
 
 
 def operations(magnitude: float, ops: str = "published") -> dict[str, Operation]:

@@ -190,6 +190,6 @@ class MultiHeadAttention(nn.Module):
             # the whole, so that they do not depend on the mesh.)
             for names in (of_query, of_keys):
                 names.insert(-1, names.pop(at))
-            attend = sharding.on_own_shares(attend, (of_query, of_keys, of_keys), of_query)
+            attend = sharding.shard_map_logical(attend, (of_query, of_keys, of_keys), of_query)
         out = jnp.moveaxis(attend(q, k, v), -2, axis - 1)
         return sharding.constrain(out, *before)

@@ -94,7 +94,7 @@ class MlpBlock(nn.Module):
         config = self.config
         width = {**dense_options(config), "bias_init": nn.initializers.normal(stddev=1e-6)}
         shape, names = x.shape, ("batch", *(self.places or (None,) * (x.ndim - 2)))
-        if all(place is None or sharding.ways(place) == 1 for place in self.places):
+        if all(place is None or sharding.num_shards(place) == 1 for place in self.places):
             # One axis of tokens: XLA's CPU gradients of dense layers are twice as fast so. Not where devices hold a
             # share of the batch and a share of its tokens: the merged axis would have to be gathered.
             x, names = x.reshape(-1, shape[-1]), ("batch",)

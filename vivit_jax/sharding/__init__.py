@@ -1,22 +1,22 @@
-"""The only room that knows meshes and partition specs: axes, rules, placement of batch, state and activations.
+"""Device meshes and partition specs: axes, rules for parameters, placement of batches and of activations.
 
 One program runs on one device or on a pod: `jax.jit` over one named mesh with four axes, any of which may be 1:
 
-* `data`: the batch, parameters copied (data parallel);
-* `fsdp`: the batch again, parameters and the optimizer's state split (fully sharded data parallel); with `data` above 1
-  it is hybrid: split within a group of neighbours, copied from group to group;
-* `tensor`: attention heads and the MLP's hidden layer (Megatron-LM, arXiv:1909.08053, section 3);
-* `sequence`: the tokens of Model 1, the frames of Models 2 to 4.
+* `data`: splits the batch, copies parameters (data parallelism);
+* `fsdp`: splits the batch, the parameters and the optimizer's state (fully sharded data parallelism). With `data` above
+  1 it is hybrid: split within a group of neighbouring devices, copied between groups;
+* `tensor`: splits attention heads and the MLP's hidden layer (Megatron-LM, arXiv:1909.08053, section 3);
+* `sequence`: splits the tokens of Model 1 and the frames of Models 2 to 4.
 
-The numbers of a run do not depend on the mesh, but for the order of sums.
+The mesh changes the numbers of a run only by the order of floating-point sums.
 """
 
-from vivit_jax.sharding.activations import constrain, on_own_rows, on_own_shares, ways
-from vivit_jax.sharding.checks import check_model
+from vivit_jax.sharding.activations import constrain, num_shards, shard_map_batch, shard_map_logical
 from vivit_jax.sharding.mesh import (
     AXES,
     batch_sharding,
     check_batch_size,
+    check_model,
     make_mesh,
     place_batch,
     process_rows,
@@ -32,11 +32,11 @@ __all__ = [
     "check_model",
     "constrain",
     "make_mesh",
-    "on_own_rows",
-    "on_own_shares",
+    "num_shards",
     "place_batch",
     "process_rows",
     "replicated",
+    "shard_map_batch",
+    "shard_map_logical",
     "state_sharding",
-    "ways",
 ]

@@ -1,4 +1,8 @@
-"""Where activations lie: constraints that models state by the names of dimensions, and nothing without a mesh."""
+"""Sharding of activations by the logical axes of their dimensions; without a mesh every function is the identity.
+
+Not `flax.linen.with_logical_constraint`, which has no counterpart for `shard_map` and splits also dimensions that are
+shorter than the number of devices.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,11 @@ from jax.sharding import PartitionSpec as P
 
 from vivit_jax.sharding.mesh import BATCH
 
-# Name of a dimension -> the axes of the mesh that split it. `space` is for the moment of attention over time, when
-# whole columns of frames must meet on one device and the places of the frame are what is split.
-DIMENSIONS = {
+LogicalAxes = Sequence[str | None]  # one name for each dimension of an array; None is not split
+
+# Logical axis -> mesh axes that split it. `space` is used only during attention over time: whole columns of frames
+# must then be on one device, so the `sequence` axis splits the positions within a frame instead of the frames.
+LOGICAL_AXES = {
     "batch": BATCH,
     "tokens": ("sequence",),
     "time": ("sequence",),
@@ -25,91 +31,90 @@ DIMENSIONS = {
 }
 
 
-def ways(name: str) -> int:
-    """Into how many parts the mesh in force splits a dimension of this name; 1 without a mesh."""
-    return math.prod(_axes_now().get(axis, 1) for axis in DIMENSIONS[name])
+def num_shards(logical_axis: str) -> int:
+    """Returns the number of devices that the current mesh splits a logical axis over; 1 without a mesh."""
+    return math.prod(_mesh_axes().get(axis, 1) for axis in LOGICAL_AXES[logical_axis])
 
 
-def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """`x`, laid over the mesh in force by the names of its dimensions; `x` itself without one.
+def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
+    """Constrains the sharding of an array to that of its logical axes on the current mesh.
 
-    A dimension that the devices do not divide is padded by the compiler; one shorter than they are many stays whole.
+    The compiler pads a dimension that the number of devices does not divide. A dimension shorter than that number is
+    not split.
 
     Args:
-      x: any array.
-      *names: for each dimension a name of `DIMENSIONS`, or None for whole.
+      x: an array.
+      *logical_axes: for each dimension a key of `LOGICAL_AXES`, or None.
 
     Raises:
-      ValueError: not as many names as dimensions.
+      ValueError: the number of names is not the number of dimensions.
     """
-    if len(names) != x.ndim:
-        raise ValueError(f"{len(names)} names {names} for an array of {x.ndim} dimensions {x.shape}")
-    axes = _axes_of(x.shape, names)
+    if len(logical_axes) != x.ndim:
+        raise ValueError(f"{len(logical_axes)} logical axes {logical_axes} for an array of shape {x.shape}")
+    axes = _split(x.shape, logical_axes)
     return jax.lax.with_sharding_constraint(x, P(*axes)) if any(axes) else x
 
 
-def on_own_rows(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of arrays [B, ...], run by each device on its own rows of the batch and nobody else's.
+def shard_map_batch(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function that runs `function` on each device with that device's rows of the batch.
 
-    For what the partitioner would only split by gathering first, as a loop over examples. Inside `jax.jit`, under
-    `jax.set_mesh`; without a mesh it is `function` itself. The function must treat rows independently, and give arrays
-    that again begin with the batch dimension.
+    For loops over examples, for which the partitioner would gather the batch on every device. To be called inside
+    `jax.jit`. All arguments and results are arrays [B, ...], and `function` must treat their rows independently.
     """
 
-    def per_device(*arrays: Any) -> Any:
+    def sharded(*arrays: Any) -> Any:
         if jax.sharding.get_abstract_mesh().empty:
             return function(*arrays)
         return jax.shard_map(function, in_specs=P(BATCH), out_specs=P(BATCH))(*arrays)
 
-    return per_device
+    return sharded
 
 
-def on_own_shares(
-    function: Callable[..., jax.Array], arguments: Sequence[Sequence[str | None]], result: Sequence[str | None]
+def shard_map_logical(
+    function: Callable[..., jax.Array], arguments: Sequence[LogicalAxes], result: LogicalAxes
 ) -> Callable[..., jax.Array]:
-    """`function`, run by each device on its own share of every named dimension; for loops and kernels, which the
-    partitioner cannot look into.
+    """Returns a function that runs `function` on each device with that device's part of every named dimension.
 
-    The function must treat the named dimensions as independent. Dimensions that do not divide are padded with zeros,
-    and the result is cut to size.
+    For loops and kernels, which the partitioner cannot split. `function` must treat the named dimensions as
+    independent. Dimensions that the number of devices does not divide are padded with zeros; the result is cut to size.
 
     Args:
       function: arrays -> one array.
-      arguments: for each argument the names of its dimensions, see `constrain`.
-      result: the names of the result's, each the name of some argument's dimension; these come to the same size.
+      arguments: the logical axes of each argument, see `constrain`.
+      result: the logical axes of the result. Each must be an axis of an argument, and has its size.
     """
 
-    def per_device(*arrays: jax.Array) -> jax.Array:
-        axes = [_axes_of(x.shape, names) for x, names in zip(arrays, arguments, strict=True)]
-        if not any(map(any, axes)):
+    def sharded(*arrays: jax.Array) -> jax.Array:
+        splits = [_split(x.shape, names) for x, names in zip(arrays, arguments, strict=True)]
+        if not any(map(any, splits)):
             return function(*arrays)
-        now, sizes, placed, padded = _axes_now(), {}, {}, []
-        for x, names, split in zip(arrays, arguments, axes, strict=True):
-            shares = [math.prod(now[axis] for axis in group) for group in split]
-            padded.append(jnp.pad(x, [(0, -size % by) for size, by in zip(x.shape, shares, strict=True)]))
+        mesh_axes, sizes, split_of, padded = _mesh_axes(), {}, {}, []
+        for x, names, split in zip(arrays, arguments, splits, strict=True):
+            shards = [math.prod(mesh_axes[axis] for axis in axes) for axes in split]
+            padded.append(jnp.pad(x, [(0, -size % n) for size, n in zip(x.shape, shards, strict=True)]))
             sizes |= dict(zip(names, x.shape, strict=True))
-            placed |= dict(zip(names, split, strict=True))
-        in_specs = tuple(P(*split) for split in axes)
-        out_specs = P(*(placed[name] if name else None for name in result))
+            split_of |= dict(zip(names, split, strict=True))
+        in_specs = tuple(P(*split) for split in splits)
+        out_specs = P(*(split_of[name] if name else None for name in result))
         out = jax.shard_map(function, in_specs=in_specs, out_specs=out_specs)(*padded)
         return out[tuple(slice(sizes[name]) if name else slice(None) for name in result)]
 
-    return per_device
+    return sharded
 
 
-def _axes_now() -> dict[str, int]:
-    """The axes of the mesh in force that the partitioner still has in hand: name -> devices."""
+def _mesh_axes() -> dict[str, int]:
+    """Sizes of the current mesh's axes that the partitioner controls: not those of an enclosing shard_map."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return {}
-    kinds = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
-    return {name: size for name, size, kind in kinds if kind == AxisType.Auto}
+    axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    return {name: size for name, size, kind in axes if kind == AxisType.Auto}
 
 
-def _axes_of(shape: Sequence[int], names: Sequence[str | None]) -> list[tuple[str, ...]]:
-    """For each dimension the axes that split it, none where it is shorter than the devices are many."""
-    now, found = _axes_now(), []
-    for size, name in zip(shape, names, strict=True):
-        axes = tuple(axis for axis in DIMENSIONS[name] if now.get(axis, 1) > 1) if name else ()
-        found.append(axes if size >= math.prod(now[axis] for axis in axes) else ())
-    return found
+def _split(shape: Sequence[int], logical_axes: LogicalAxes) -> list[tuple[str, ...]]:
+    """For each dimension the mesh axes that split it; () where it is shorter than the number of devices."""
+    mesh_axes, split = _mesh_axes(), []
+    for size, name in zip(shape, logical_axes, strict=True):
+        axes = tuple(axis for axis in LOGICAL_AXES[name] if mesh_axes.get(axis, 1) > 1) if name else ()
+        split.append(axes if size >= math.prod(mesh_axes[axis] for axis in axes) else ())
+    return split

@@ -1,4 +1,4 @@
-"""The mesh over all devices of all processes, and how a batch lies on it."""
+"""The device mesh, what fits on it, and the placement of batches."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-# Outermost first: what talks most has the nearest neighbours.
+# Outermost first: the axes that communicate most come last and get neighbouring devices.
 AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH = ("data", "fsdp")
 
 
 def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The named mesh over all devices; it has all four axes, whatever their sizes.
+    """Makes the mesh over all devices, with all four axes.
 
-    Devices of one slice are laid out by `jax.experimental.mesh_utils`, along the wires of a TPU; several slices follow
-    one another along `data`, the axis that talks least. Each process feeds one contiguous run of the batch's rows: a
-    layout in which it would not is given up for the order of processes.
+    On TPUs the devices of a slice are arranged by their interconnect (`jax.experimental.mesh_utils`), and several
+    slices along `data`, the axis that communicates least. An arrangement in which a process would not feed one
+    contiguous range of the batch's rows is replaced by the order of processes.
 
     Args:
-      axes: axis name -> devices along it; one may be -1, "all that are left". An axis that is not named is 1, but for
-        `data`, which is what is left where no other is -1.
-      devices: default, all devices of all processes.
+      axes: axis name -> number of devices, of which one may be -1, "all that remain". Axes that are left out have 1
+        device; `data` takes the remaining ones unless another axis is -1.
+      devices: default: all devices of all processes.
 
     Raises:
-      ValueError: an unknown axis, a size below 1 (other than one -1), or sizes whose product is not the device count.
+      ValueError: an unknown axis, a size that is neither positive nor the only -1, or a product of sizes other than the
+        number of devices.
     """
     devices = list(devices if devices is not None else jax.devices())
     axes = dict(axes or {})
@@ -39,69 +40,111 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
     sizes = dict.fromkeys(AXES, 1) | {"data": 1 if -1 in axes.values() else -1} | axes
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise ValueError(f"mesh={axes}: sizes are positive, and at most one is -1")
+        raise ValueError(f"mesh={axes}: sizes must be positive, and at most one can be -1")
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if free and len(devices) % fixed == 0:
         sizes[free[0]] = len(devices) // fixed
-    if math.prod(size for size in sizes.values()) != len(devices):
+    if math.prod(sizes.values()) != len(devices):
         raise ValueError(f"mesh={axes} does not cover the {len(devices)} devices here; use -1 for one axis")
-    # Explicit axes (jax.make_mesh's default) break concatenation with a class token: ask for Auto.
-    return Mesh(_layout(tuple(sizes.values()), devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    # Explicit axes (the default of jax.make_mesh) break the concatenation of a class token.
+    return Mesh(_arrange(tuple(sizes.values()), devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _layout(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+def _arrange(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
     """The devices as an array of `shape`, neighbours in the last dimensions."""
-    by_process = sorted(devices, key=lambda d: (getattr(d, "slice_index", 0) or 0, d.process_index, d.id))
-    plain = np.asarray(by_process, dtype=object).reshape(shape)
+    ordered = sorted(devices, key=lambda d: (getattr(d, "slice_index", 0) or 0, d.process_index, d.id))
+    by_process = np.asarray(ordered, dtype=object).reshape(shape)
     if devices[0].platform != "tpu":
-        return plain
+        return by_process
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     try:
         if slices == 1:
-            laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+            by_wiring = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         elif shape[0] % slices == 0:
             within, across = (shape[0] // slices, *shape[1:]), (slices, *(1 for _ in shape[1:]))
-            laid = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+            by_wiring = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
         else:
-            return plain
-    except (NotImplementedError, ValueError):  # a part of a slice, or a shape that the wires do not have
-        return plain
-    return laid if _contiguous(laid) else plain
+            return by_process
+    except (NotImplementedError, ValueError):  # only a part of a slice, or a shape that its wiring does not allow
+        return by_process
+    return by_wiring if _rows_are_contiguous(by_wiring) else by_process
 
 
-def _contiguous(devices: np.ndarray) -> bool:
-    """Whether each process holds one contiguous run of the batch's rows."""
-    rows = devices.reshape(devices.shape[0] * devices.shape[1], -1)
-    own: dict[int, set[int]] = {}
-    for row, device in ((i, d) for i, group in enumerate(rows) for d in group):
-        own.setdefault(device.process_index, set()).add(row)
-    return all(max(held) - min(held) + 1 == len(held) for held in own.values())
+def _rows_are_contiguous(devices: np.ndarray) -> bool:
+    """Whether each process holds one contiguous range of the batch's rows."""
+    rows: dict[int, set[int]] = {}
+    for row, group in enumerate(devices.reshape(devices.shape[0] * devices.shape[1], -1)):
+        for device in group:
+            rows.setdefault(device.process_index, set()).add(row)
+    return all(max(held) - min(held) + 1 == len(held) for held in rows.values())
+
+
+def check_model(mesh: Mesh, config: Any) -> None:
+    """Checks that the mesh splits the dimensions of a model evenly.
+
+    Plain arithmetic, to fail before anything compiles. Only the tokens of Model 1 with their class token may be split
+    unevenly: they are padded, by less than one token per device.
+
+    Args:
+      mesh: from `make_mesh`.
+      config: a `ViViTConfig`, or anything with its `attention`, `hidden_size`, `num_heads`, `mlp_dim` and `grid`.
+
+    Raises:
+      ValueError: a dimension is not divided; the message has the sizes that would divide it.
+    """
+    attention = config.attention
+    n_t, n_h, n_w = config.grid
+    _check_divides(mesh, "fsdp", "hidden_size", config.hidden_size)
+    if attention == "factorised_dot_product":
+        _check_divides(mesh, "tensor", "half of num_heads (Model 4 gives each half to one axis)", config.num_heads // 2)
+    else:
+        _check_divides(mesh, "tensor", "num_heads", config.num_heads)
+    _check_divides(mesh, "tensor", "mlp_dim", config.mlp_dim)
+    if attention == "spatiotemporal":
+        _check_divides(mesh, "sequence", "n_t n_h n_w, the tokens of a clip", n_t * n_h * n_w)
+        return
+    _check_divides(mesh, "sequence", "n_t, the frames of the token grid (num_frames over the tubelet's)", n_t)
+    attends_over_time = attention != "factorised_encoder" or not config.frame_pooling
+    if attends_over_time and n_h * n_w < mesh.shape["sequence"]:
+        raise ValueError(
+            f"mesh.sequence={mesh.shape['sequence']} is more than the {n_h} x {n_w} tokens of a frame, which attention "
+            f"over time is split by; use at most {n_h * n_w}, and the other devices for data or fsdp"
+        )
+
+
+def _check_divides(mesh: Mesh, axis: str, name: str, size: int) -> None:
+    if size % mesh.shape[axis]:
+        allowed = [n for n in range(1, mesh.size + 1) if size % n == 0 and mesh.size % n == 0]
+        raise ValueError(
+            f"mesh.{axis}={mesh.shape[axis]} does not divide {name}, {size}; on {mesh.size} devices mesh.{axis} can be "
+            f"{', '.join(map(str, allowed))}, with the others for data"
+        )
+
+
+def check_batch_size(mesh: Mesh, batch_size: int, name: str = "batch_size") -> None:
+    """Raises ValueError unless the number of devices along `data` and `fsdp` divides the batch size."""
+    devices = math.prod(mesh.shape[axis] for axis in BATCH)
+    if batch_size < 1 or batch_size % devices:
+        raise ValueError(
+            f"{name}={batch_size} is not divided by the {devices} devices along the mesh's data and fsdp axes; use "
+            f"a multiple, e.g. {max(1, round(batch_size / devices)) * devices}, or a larger tensor or sequence axis"
+        )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """How every array of a batch lies: the leading dimension over `data` and `fsdp`, the others whole."""
+    """Returns the sharding of the arrays of a batch: the first dimension split over `data` and `fsdp`."""
     return NamedSharding(mesh, P(BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """Returns the sharding that gives every device a full copy."""
     return NamedSharding(mesh, P())
 
 
-def check_batch_size(mesh: Mesh, batch_size: int, name: str = "batch_size") -> None:
-    """Raises ValueError unless the devices along `data` and `fsdp` divide the batch."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size < 1 or batch_size % ways:
-        raise ValueError(
-            f"{name}={batch_size} is not divided by the {ways} devices along the mesh's data and fsdp axes; "
-            f"use a multiple of {ways}, e.g. {max(1, round(batch_size / ways)) * ways}, or more of tensor or sequence"
-        )
-
-
 def process_rows(mesh: Mesh, batch_size: int) -> tuple[int, int]:
-    """The rows [low, high) of a global batch that this process must feed, read off the sharding itself.
+    """Returns the rows [low, high) of a global batch that this process must feed, as its sharding has them.
 
-    Processes that share rows, as they do where `tensor` or `sequence` goes across processes, each feed them.
+    Where `tensor` or `sequence` spans processes, these share rows, and each feeds them.
     """
     slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     bounds = [index[0].indices(batch_size) for index in slices]
@@ -109,12 +152,12 @@ def process_rows(mesh: Mesh, batch_size: int) -> tuple[int, int]:
 
 
 def place_batch(batch: Mapping[str, Any], mesh: Mesh, batch_size: int) -> Any:
-    """This process's rows of a batch, as global arrays on the mesh.
+    """Makes global arrays on the mesh from this process's rows of a batch.
 
     Args:
-      batch: NumPy arrays (nested dicts allowed), leading dimension the rows of `process_rows`.
+      batch: NumPy arrays (nested dicts allowed) whose first dimension is the rows of `process_rows`.
       mesh: from `make_mesh`.
-      batch_size: the global one.
+      batch_size: the number of rows in the global batch.
     """
     sharding = batch_sharding(mesh)
     return jax.tree.map(
