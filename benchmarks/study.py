@@ -350,7 +350,7 @@ def main() -> None:
     parser.add_argument("--recorded", help="runs.csv of other runs, for those that the workdir does not have")
     parser.add_argument("--repeats", type=int, default=15, help="of the timing")
     options = parser.parse_args()
-    logs.set_up()
+    logs.configure_logging()
     module = plan.load_sweep(CONFIG)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     runs = plan.plan(module, options.workdir, seeds=seeds, changes=plan.parse_changes(options.set))

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     from vivit_jax.config import experiment
     from vivit_jax.utils import logs
 
-    logs.set_up()
+    logs.configure_logging()
     with distributed.ending_together():
         try:
             distributed.initialise(_DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)

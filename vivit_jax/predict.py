@@ -209,7 +209,7 @@ def main(argv: list[str]) -> None:
     paths = argv[1:]
     if not paths:
         raise app.UsageError("name at least one video file")
-    logs.set_up()
+    logs.configure_logging()
     try:
         views = {"temporal_views": flags.FLAGS.temporal_views, "spatial_views": flags.FLAGS.spatial_views}
         predictor = Predictor(flags.FLAGS.workdir, **views, weights=flags.FLAGS.weights)

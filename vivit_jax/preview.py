@@ -29,7 +29,7 @@ from vivit_jax.data import pipeline
 from vivit_jax.data.open import open_data
 from vivit_jax.train_step import SINGLE_HEAD, normalise, step_key
 from vivit_jax.utils import plots
-from vivit_jax.utils.logs import set_up
+from vivit_jax.utils.logs import configure_logging
 
 SUFFIXES = (".png", ".gif")
 MOST_FRAMES = 8  # of a clip in a contact sheet
@@ -247,7 +247,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     values = flags.FLAGS
-    set_up()
+    configure_logging()
     try:
         out = _checked(values.out)
         run = Experiment.from_config(values.config)

@@ -13,7 +13,7 @@ from vivit_jax import predict, sharding
 from vivit_jax.data import build, pipeline
 from vivit_jax.data.records.split import open_split
 from vivit_jax.evaluation import evaluate, metrics, predictions
-from vivit_jax.evaluation.evaluator import Evaluator, spread_over, views_among
+from vivit_jax.evaluation.evaluator import Evaluator, spread_indices, views_among
 from vivit_jax.models import ViViT
 
 VIDEOS, VIEWS = 13, (3, 2)
@@ -55,7 +55,7 @@ def softmax(logits):
 
 def test_each_video_has_the_ranking_probability_and_loss_of_its_averaged_logits(made):
     result, _, _, logits, split = made
-    found = result.examples
+    found = result.predictions
     np.testing.assert_array_equal(found.index, np.arange(VIDEOS))
     assert found.video.tolist() == split.video_id.tolist()
     assert found.counted.all()
@@ -71,16 +71,18 @@ def test_each_video_has_the_ranking_probability_and_loss_of_its_averaged_logits(
         np.testing.assert_allclose(rows.probabilities, np.take_along_axis(shares[head], order[:, :5], 1), rtol=1e-4)
         np.testing.assert_allclose(rows.truth_probability, of_truth, rtol=1e-4)
         np.testing.assert_allclose(rows.loss, -np.log(of_truth), rtol=1e-4)
-        np.testing.assert_array_equal(rows.rank, 1 + (shares[head] > of_truth[:, None]).sum(1))
+        # In float32 the order of two classes whose probabilities differ by less than 1e-5 of themselves is open.
+        lowest, highest = (1 + (shares[head] > (1 + sign * 1e-5) * of_truth[:, None]).sum(1) for sign in (1, -1))
+        assert ((lowest <= rows.rank) & (rows.rank <= highest)).all()
         assert result.scalars[f"{head}/top1"] == pytest.approx(np.mean(rows.rank == 1))
     np.testing.assert_allclose(found.loss, found.heads["verb"].loss + found.heads["noun"].loss)
 
 
 def test_fewer_views_are_the_mean_of_those_that_such_an_evaluation_takes_and_all_are_the_full_metric(made):
     result, _, _, logits, split = made
-    assert [row.which for row in result.by_views] == [(0,), (0, 2), (0, 1, 2)]
+    assert [row.view_indices for row in result.by_views] == [(0,), (0, 2), (0, 1, 2)]
     for row in result.by_views:
-        views = [t * VIEWS[1] + s for t in row.which for s in range(VIEWS[1])]
+        views = [t * VIEWS[1] + s for t in row.view_indices for s in range(VIEWS[1])]
         for head, values in logits.items():
             expected = np.mean(values[views].mean(0).argmax(-1) == split.labels[head])
             assert row.scalars[f"{head}/top1"] == pytest.approx(expected)
@@ -101,20 +103,20 @@ def test_a_subset_is_spread_over_the_split_and_finds_of_each_video_what_the_whol
     whole, evaluator, (mesh, params), _, _ = made
     with jax.set_mesh(mesh):
         part = evaluator(videos=5, by_views=False)(params)
-    assert (part.counted, part.of, part.by_views) == (5, VIDEOS, ())
+    assert (part.counted, part.split_size, part.by_views) == (5, VIDEOS, ())
     assert "5 videos of 13, each counted once" in part.summary()
-    assert part.examples.index.tolist() == spread_over(VIDEOS, 5).tolist()
-    np.testing.assert_allclose(part.examples.loss, whole.examples.loss[part.examples.index], rtol=1e-5)
+    assert part.predictions.index.tolist() == spread_indices(VIDEOS, 5).tolist()
+    np.testing.assert_allclose(part.predictions.loss, whole.predictions.loss[part.predictions.index], rtol=1e-5)
     with pytest.raises(ValueError, match="videos=0 must be at least 1, or None for all 13 of validation"):
         evaluator(videos=0)
 
 
 def test_a_spread_has_one_of_each_stretch_and_every_class_where_classes_take_turns():
-    places = spread_over(1003, 100)
+    places = spread_indices(1003, 100)
     stretches = [(i * 1003 // 100, (i + 1) * 1003 // 100) for i in range(100)]
     assert all(low <= place < high for place, (low, high) in zip(places, stretches, strict=True))
-    assert set(spread_over(1000, 100) % 10) == set(range(10))
-    np.testing.assert_array_equal(spread_over(4, 9), np.arange(4))
+    assert set(spread_indices(1000, 100) % 10) == set(range(10))
+    np.testing.assert_array_equal(spread_indices(4, 9), np.arange(4))
 
 
 def test_the_files_of_an_evaluation_say_what_it_found(made, tmp_path):
@@ -123,7 +125,7 @@ def test_the_files_of_an_evaluation_say_what_it_found(made, tmp_path):
     rows = list(predictions.read(tmp_path / "predictions.csv"))
     assert [(row["index"], row["head"]) for row in rows[:4]] == [(0, "verb"), (0, "noun"), (0, "action"), (1, "verb")]
     for row in rows:
-        of_head = result.examples.heads[row["head"]]
+        of_head = result.predictions.heads[row["head"]]
         assert row["rank"] == of_head.rank[row["index"]]
         assert row["loss"] == pytest.approx(of_head.loss[row["index"]], rel=1e-5)
         assert row["ranked"][0][1] == pytest.approx(of_head.probabilities[row["index"], 0], rel=1e-5)
@@ -166,7 +168,7 @@ def test_several_labels_padding_and_broken_videos_in_the_table(tmp_path):
     batch = predictions.of_batch(
         {"label": logits}, {"label": labels}, np.array([1.0, 1.0, 0.0, 0.0]), np.array([2, 0, -1, 1]), {"label"}
     )
-    table = predictions.Examples.join([jax.device_get(batch)], np.array(["a", "b", "c"]), ["label"])
+    table = predictions.Predictions.join([jax.device_get(batch)], np.array(["a", "b", "c"]), ["label"])
     assert (table.index.tolist(), table.video.tolist()) == ([0, 1, 2], ["a", "b", "c"])
     assert table.counted.tolist() == [True, False, True]
     found = table.heads["label"]

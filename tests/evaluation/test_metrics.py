@@ -74,7 +74,7 @@ def test_one_head_has_plain_names_and_no_top5_among_five_classes():
 
 def test_ties_break_by_class_and_a_score_that_is_not_a_number_is_never_right():
     logits = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [jnp.nan, 0.0, 0.0], [0.0, jnp.nan, 1.0]])
-    ahead = metrics.classes_ahead(logits, jnp.array([0, 1, 0, 2]))
+    ahead = metrics.rank_of_true_class(logits, jnp.array([0, 1, 0, 2]))
     np.testing.assert_array_equal(ahead, [0, 1, 3, 1])
 
 

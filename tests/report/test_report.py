@@ -66,14 +66,14 @@ def leave_run(workdir, config, class_names, truth, video_id):
     )
     batch = {k: {h: {f: np.asarray(x) for f, x in t.items()} for h, t in v.items()} if k == "heads" else np.asarray(v)
              for k, v in batch.items()}  # fmt: skip
-    table = predictions.Examples.join([batch], video_id, list(class_names))
+    table = predictions.Predictions.join([batch], video_id, list(class_names))
     confusion = {h: np.zeros((len(n), len(n)), int) for h, n in class_names.items()}
     for head, matrix in confusion.items():
         np.add.at(matrix, (truth[head], logits[head].argmax(-1)), 1)
     top1 = {f"{h}/top1": float(np.mean(table.heads[h].rank == 1)) for h in class_names}
-    fewer = (evaluate.FewerViews((0,), top1), evaluate.FewerViews((0, 1), top1))
+    fewer = (evaluate.ViewAblation((0,), top1), evaluate.ViewAblation((0, 1), top1))
     result = evaluate.Result(
-        top1, confusion, len(video_id), 0, (2, 1), 0, of=len(video_id), examples=table, by_views=fewer
+        top1, confusion, len(video_id), 0, (2, 1), 0, split_size=len(video_id), predictions=table, by_views=fewer
     )
     evaluate.write_result(workdir, result, workdir / "checkpoints" / "40", "validation", class_names)
     (workdir / "config.json").write_text(json.dumps(config))

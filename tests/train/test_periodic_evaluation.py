@@ -50,7 +50,7 @@ def test_steps_are_compared_on_the_same_videos_and_the_last_is_reported_on_all(t
         return lambda params: found
 
     progress = types.SimpleNamespace(
-        say=lambda text: None, report=types.SimpleNamespace(timed=lambda name: contextlib.nullcontext())
+        write=lambda text: None, report=types.SimpleNamespace(timed=lambda name: contextlib.nullcontext())
     )
     monkeypatch.setattr(evaluate, "write_result", write := mock.Mock())
     run = experiment(**{"evaluation.videos": 5, "checkpoint.best_metric": "verb/top1"})

@@ -15,10 +15,10 @@ from vivit_jax.data import build
 from vivit_jax.data.records.split import open_split
 from vivit_jax.data.selection import training_set
 from vivit_jax.evaluation.evaluator import Evaluator
-from vivit_jax.evaluation.results import RESULT_FILE, FewerViews, Result, write_result
+from vivit_jax.evaluation.results import RESULT_FILE, Result, ViewAblation, write_result
 from vivit_jax.models import ViViT, abstract_params
 
-__all__ = ["RESULT_FILE", "Evaluator", "FewerViews", "Result", "evaluate", "restore_for_inference", "write_result"]
+__all__ = ["RESULT_FILE", "Evaluator", "Result", "ViewAblation", "evaluate", "restore_for_inference", "write_result"]
 
 
 def restore_for_inference(

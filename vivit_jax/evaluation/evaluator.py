@@ -18,7 +18,7 @@ from vivit_jax.data import pipeline
 from vivit_jax.data.selection import subset as subsets
 from vivit_jax.evaluation import metrics
 from vivit_jax.evaluation import predictions as per_video
-from vivit_jax.evaluation.results import FewerViews, Result
+from vivit_jax.evaluation.results import Result, ViewAblation
 from vivit_jax.models import ViViT
 from vivit_jax.train_step import make_eval_step
 
@@ -32,7 +32,7 @@ class Evaluator:
       experiment: batch size and views.
       split: the records.
       spec: how clips are cut.
-      videos: how many videos to evaluate, spread over the split (`spread_over`); None for all.
+      videos: how many videos to evaluate, spread over the split (`spread_indices`); None for all.
       by_views: also find the accuracy for 1 to all temporal views, from the same logits.
 
     Raises:
@@ -52,7 +52,7 @@ class Evaluator:
     ):
         if videos is not None and videos < 1:
             raise ValueError(f"videos={videos} must be at least 1, or None for all {split.num_videos} of {split.name}")
-        self._places = spread_over(split.num_videos, videos)
+        self._places = spread_indices(split.num_videos, videos)
         self._whole = split
         self._split = split if len(self._places) == split.num_videos else subsets.take(split, self._places)
         self._mesh, self._spec = mesh, spec
@@ -119,7 +119,7 @@ class Evaluator:
         computed = [jax.device_get(update.compute()) for update in total]
         count = [values.pop("count") for values in computed][-1]
         heads = self._split.heads
-        found = per_video.Examples.join([part["videos"] for part in fetched], self._split.video_id, list(heads))
+        found = per_video.Predictions.join([part["videos"] for part in fetched], self._split.video_id, list(heads))
         check_seen_once(found.index, int(count["listed"]), self._split.num_videos)
         precision = [self._average_precision(fetched, found, number) for number in range(len(computed))]
         summaries = [metrics.summarise(values, heads) for values in computed]
@@ -129,7 +129,7 @@ class Evaluator:
                 scalars[name] = metrics.mean_over_present(of_classes)
         scalars, confusion = summaries[-1]
         by_views = tuple(
-            FewerViews(which, {name: value for name, value in values.items() if "mean_class_accuracy" not in name})
+            ViewAblation(which, {name: value for name, value in values.items() if "mean_class_accuracy" not in name})
             for which, (values, _) in zip(self._which, summaries, strict=True)
         )
         counted = int(count["counted"])
@@ -140,13 +140,13 @@ class Evaluator:
             int(count["listed"]) - counted,
             self._views,
             batches.repeated_views,
-            of=self._whole.num_videos,
-            examples=dataclasses.replace(found, index=self._places[found.index]),
+            split_size=self._whole.num_videos,
+            predictions=dataclasses.replace(found, index=self._places[found.index]),
             by_views=by_views if len(by_views) > 1 else (),
             average_precision=precision[-1],
         )
 
-    def _average_precision(self, fetched: Any, found: per_video.Examples, number: int) -> dict[str, np.ndarray]:
+    def _average_precision(self, fetched: Any, found: per_video.Predictions, number: int) -> dict[str, np.ndarray]:
         """{head with several labels: average precision of each class}, with the views of `self._which[number]`."""
         order = np.argsort(np.concatenate([part["videos"]["index"] for part in fetched]), kind="stable")
         order = order[-len(found.index) :]  # padding, whose index is -1, comes first
@@ -157,7 +157,7 @@ class Evaluator:
         return result
 
 
-def spread_over(total: int, wanted: int | None) -> np.ndarray:
+def spread_indices(total: int, wanted: int | None) -> np.ndarray:
     """Which videos of a split stand for all of it: one of each of `wanted` equal stretches, the same in every run.
 
     Where in its stretch a video lies follows the golden ratio (a low-discrepancy sequence): the first of each would

@@ -23,7 +23,7 @@ PAIR = ("verb", "noun")
 MEAN_AVERAGE_PRECISION = "mean_average_precision"
 
 
-def classes_ahead(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def rank_of_true_class(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """How many classes are ranked before the true one; the top-k prediction is right where this is below k.
 
     Ties are broken by class number, as `jax.lax.top_k` does; where a logit is NaN the true class counts as last.
@@ -68,7 +68,7 @@ def _top_k(k: int, head: str | tuple[str, str]) -> type[clu_metrics.Metric]:
             truth = labels[head[0]] * logits[head[1]].shape[-1] + labels[head[1]]
         else:
             scores, truth = logits[head], labels[head]
-        return {"values": (classes_ahead(scores, truth) < k).astype(jnp.float32), "mask": mask}
+        return {"values": (rank_of_true_class(scores, truth) < k).astype(jnp.float32), "mask": mask}
 
     return clu_metrics.Average.from_fun(right)
 

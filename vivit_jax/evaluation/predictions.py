@@ -24,8 +24,8 @@ SEVERAL, PAIRED = "; ", " "
 
 
 @dataclasses.dataclass(frozen=True)
-class HeadExamples:
-    """The videos as one head sees them, in the order of `Examples.index`.
+class HeadPredictions:
+    """The videos as one head sees them, in the order of `Predictions.index`.
 
     Attributes:
       truth: int [N] class ids, or uint8 [N, C], 1 where a class is present, of a head with several labels at once. Of
@@ -46,23 +46,23 @@ class HeadExamples:
 
 
 @dataclasses.dataclass(frozen=True)
-class Examples:
+class Predictions:
     """Every video of an evaluation, by rising index.
 
     Attributes:
       index: int64 [N], places in the split.
       video: str [N], names of the videos, as in the records' index.
       counted: bool [N]; False: the video could not be read, and what is said of it means nothing.
-      heads: {head: HeadExamples}; with the heads `verb` and `noun`, `action` too.
+      heads: {head: HeadPredictions}; with the heads `verb` and `noun`, `action` too.
     """
 
     index: np.ndarray
     video: np.ndarray
     counted: np.ndarray
-    heads: Mapping[str, HeadExamples]
+    heads: Mapping[str, HeadPredictions]
 
     @classmethod
-    def join(cls, batches: Sequence[Mapping[str, Any]], video_id: np.ndarray, heads: Sequence[str]) -> Examples:
+    def join(cls, batches: Sequence[Mapping[str, Any]], video_id: np.ndarray, heads: Sequence[str]) -> Predictions:
         """Batches of `of_batch`, fetched to the host, as one table: padding dropped, by rising index.
 
         Args:
@@ -76,7 +76,7 @@ class Examples:
         joined = jax.tree.map(lambda *parts: np.concatenate(parts)[order], *batches)
         # (jit hands dicts back with their keys sorted)
         found = {head: joined["heads"][head] for head in [*heads, metrics.ACTION] if head in joined["heads"]}
-        tables = {head: HeadExamples(**fields) for head, fields in found.items()}
+        tables = {head: HeadPredictions(**fields) for head, fields in found.items()}
         return cls(joined["index"], np.asarray(video_id)[joined["index"]], joined["mask"] > 0, tables)
 
     @property
@@ -104,7 +104,7 @@ def of_batch(
       loss: 'softmax' or 'sigmoid', what the heads were trained with; decides over their probabilities and losses.
 
     Returns:
-      `index`, `mask`, and `heads`: {head: the fields of HeadExamples}.
+      `index`, `mask`, and `heads`: {head: the fields of HeadPredictions}.
     """
     heads = {head: _of_head(logits[head], labels[head], loss) for head in logits}
     if metrics.has_action({head: values.shape[-1] for head, values in logits.items()}, multi_label):
@@ -123,11 +123,11 @@ def _of_head(logits: jax.Array, labels: jax.Array, loss: str) -> dict[str, jax.A
         present = labels > 0
         any_present = present.any(axis=-1)
         highest = jnp.argmax(jnp.where(present, logits, -jnp.inf), axis=-1)
-        rank = jnp.where(any_present, metrics.classes_ahead(logits, highest) + 1, 0)
+        rank = jnp.where(any_present, metrics.rank_of_true_class(logits, highest) + 1, 0)
         truth_probability = jnp.mean(probabilities, axis=-1, where=present)
         labels = present.astype(jnp.uint8)
     else:
-        rank = metrics.classes_ahead(logits, labels) + 1
+        rank = metrics.rank_of_true_class(logits, labels) + 1
         truth_probability = jnp.take_along_axis(probabilities, labels[:, None], axis=-1)[:, 0]
     return {
         "truth": labels,
@@ -139,26 +139,26 @@ def _of_head(logits: jax.Array, labels: jax.Array, loss: str) -> dict[str, jax.A
     }
 
 
-def write(path: epath.PathLike, examples: Examples, class_names: Mapping[str, Sequence[str]]) -> None:
+def write(path: epath.PathLike, predictions: Predictions, class_names: Mapping[str, Sequence[str]]) -> None:
     """Writes the table as CSV: a line for each video and head, by index.
 
     Columns: `index` (place in the split), `video`, `head`, `truth` (several labels with "; " between them),
     `prediction`, `probability` of the prediction, `truth_probability`, `rank` of the truth, `loss`, then
     `prediction_2`, `probability_2` to 5. A video that could not be read has only the first four.
     """
-    width = max(found.top.shape[1] for found in examples.heads.values())
+    width = max(found.top.shape[1] for found in predictions.heads.values())
     columns = ["index", "video", "head", "truth", "prediction", "probability", "truth_probability", "rank", "loss"]
     columns += [f"{what}_{k}" for k in range(2, width + 1) for what in ("prediction", "probability")]
     rows = []
-    for row in range(len(examples.index)):
-        for head, found in examples.heads.items():
+    for row in range(len(predictions.index)):
+        for head, found in predictions.heads.items():
             line = [
-                int(examples.index[row]),
-                str(examples.video[row]),
+                int(predictions.index[row]),
+                str(predictions.video[row]),
                 head,
                 _truth(found.truth[row], head, class_names),
             ]
-            if examples.counted[row]:
+            if predictions.counted[row]:
                 ranked = [
                     (_name(number, head, class_names), _short(probability))
                     for number, probability in zip(found.top[row], found.probabilities[row], strict=True)

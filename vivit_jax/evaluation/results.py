@@ -20,15 +20,15 @@ RESULT_FILE = "evaluation.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class FewerViews:
+class ViewAblation:
     """What an evaluation would have found with a part of its temporal views, and all spatial views of each.
 
     Attributes:
-      which: numbers of the temporal views that are averaged, as `views_among` chooses them.
+      view_indices: numbers of the temporal views that are averaged, as `views_among` chooses them.
       scalars: as those of `Result`, without `mean_class_accuracy`.
     """
 
-    which: tuple[int, ...]
+    view_indices: tuple[int, ...]
     scalars: dict[str, float]
 
 
@@ -44,8 +44,8 @@ class Result:
       unreadable: videos of the split that could not be decoded.
       views: (temporal, spatial).
       repeated_views: videos too short or too small for as many views: two of theirs are the same.
-      of: videos of the whole split, of which those evaluated may be a part; 0 where that is not told.
-      examples: what was found of each video.
+      split_size: videos of the whole split, of which those evaluated may be a part; 0 where that is not told.
+      predictions: what was found of each video.
       by_views: accuracy against the number of temporal views, by rising number; empty where it was not asked for.
       average_precision: {head: float [C]} of heads with several labels at once; NaN for a class without a video.
     """
@@ -56,9 +56,9 @@ class Result:
     unreadable: int
     views: tuple[int, int]
     repeated_views: int = 0
-    of: int = 0
-    examples: per_video.Examples | None = None
-    by_views: tuple[FewerViews, ...] = ()
+    split_size: int = 0
+    predictions: per_video.Predictions | None = None
+    by_views: tuple[ViewAblation, ...] = ()
     average_precision: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def summary(self) -> str:
@@ -68,7 +68,7 @@ class Result:
         lost = f", {self.unreadable} unreadable" if self.unreadable else ""
         temporal, spatial = self.views
         same = f", of which {self.repeated_views} videos have fewer" if self.repeated_views else ""
-        part = f" of {self.of}" if self.counted + self.unreadable < self.of else ""
+        part = f" of {self.split_size}" if self.counted + self.unreadable < self.split_size else ""
         return f"{shown} ({self.counted} videos{part}, each counted once{lost}; {temporal} x {spatial} views{same})"
 
 
@@ -97,17 +97,20 @@ def write_result(
     workdir = epath.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     found = {"checkpoint": str(checkpoint), "split": split, "views": result.views, "videos": result.counted}
-    found |= {"videos_of_split": result.of or result.counted + result.unreadable, "unreadable": result.unreadable}
+    found |= {
+        "videos_of_split": result.split_size or result.counted + result.unreadable,
+        "unreadable": result.unreadable,
+    }
     found |= {"repeated_views": result.repeated_views, "metrics": _finite(result.scalars)}
     found["by_temporal_views"] = [
-        {"temporal_views": len(fewer.which), "which": fewer.which, "metrics": _finite(fewer.scalars)}
+        {"temporal_views": len(fewer.view_indices), "which": fewer.view_indices, "metrics": _finite(fewer.scalars)}
         for fewer in result.by_views
     ]
     found["data"] = data
     found["classes"] = {head: _of_classes(result, head, names) for head, names in class_names.items()}
     (workdir / RESULT_FILE).write_text(json.dumps(found, indent=1))
-    if result.examples is not None:
-        per_video.write(workdir / per_video.FILE, result.examples, class_names)
+    if result.predictions is not None:
+        per_video.write(workdir / per_video.FILE, result.predictions, class_names)
     for head, matrix in result.confusion.items():
         figure = plots.confusion_matrix(matrix, class_names[head], f"{head}, {split}")
         plots.save(figure, workdir / "pictures" / f"confusion_{head}.png")
@@ -120,7 +123,7 @@ def _finite(scalars: Mapping[str, float]) -> dict[str, float | None]:
 def _of_classes(result: Result, head: str, names: Sequence[str]) -> list[dict[str, Any]]:
     """For each class: its name, its videos, and the share of them that was recognised, or its average precision."""
     if head in result.average_precision:
-        found = result.examples
+        found = result.predictions
         videos = found.heads[head].truth[found.counted].sum(axis=0)
         what, values = "average_precision", result.average_precision[head]
     else:

@@ -97,7 +97,7 @@ def main(argv: list[str]) -> None:
     from vivit_jax.utils import logs
 
     values = flags.FLAGS
-    logs.set_up()
+    logs.configure_logging()
     with distributed.ending_together():
         try:
             distributed.initialise()

@@ -60,7 +60,7 @@ def _rows(labels: np.ndarray, classes: int) -> Iterator[slice]:
 def _ranks(logs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """int [B]: classes ahead of the true one; as many as there are classes where nothing speaks for the true one."""
     own = np.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
-    return np.where(own > -np.inf, np.asarray(metrics.classes_ahead(logs, labels)), logs.shape[1])
+    return np.where(own > -np.inf, np.asarray(metrics.rank_of_true_class(logs, labels)), logs.shape[1])
 
 
 def _accuracies(head: str, ranks: np.ndarray, classes: int, heads: Mapping[str, int]) -> dict[str, float]:

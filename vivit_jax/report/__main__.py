@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     from vivit_jax import report
     from vivit_jax.utils import logs
 
-    logs.set_up()
+    logs.configure_logging()
     try:
         print(report.make(_WORKDIR.value))
     except (OSError, ValueError) as error:

@@ -31,7 +31,7 @@ class Video:
       index: its place in the split.
       name: as in the records' index.
       loss: summed over the heads.
-      heads: {head: a line of `examples.read`}.
+      heads: {head: a line of `predictions.read`}.
     """
 
     index: int

@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
 
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    logs.set_up()
+    logs.configure_logging()
     given = flags.FLAGS
     with distributed.ending_together():
         results: list[Finished] = []

@@ -175,7 +175,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
             window.flush()
             guard.flush(state)
             if batches.corrupt:
-                progress.say(
+                progress.write(
                     f"step {step}: {batches.corrupt} clips so far came from records that cannot be read and were "
                     f"masked; last: {', '.join(training.locate(i) for i in batches.last_corrupt[-10:])}"
                 )

@@ -137,7 +137,7 @@ class Evaluations:
         result = whole = self._run(step, state, self._part)
         self.early_stop.update(step, result.scalars)
         if self.over and not last:
-            self._progress.say(f"step {step}: the run ends early, {self.early_stop}")
+            self._progress.write(f"step {step}: the run ends early, {self.early_stop}")
         if self.over or last:
             if self._part is not None:
                 whole = self._run(step, state, None)
@@ -158,9 +158,9 @@ class Evaluations:
             if state.ema is not None:
                 averaged = evaluator(state.ema)
                 both = {EMA + name: value for name, value in averaged.scalars.items()}
-                self._progress.say(f"step {step}, averaged weights: {averaged.summary()}")
+                self._progress.write(f"step {step}, averaged weights: {averaged.summary()}")
             seconds = time.perf_counter() - began
-        self._progress.say(f"step {step}: {result.summary()}")
+        self._progress.write(f"step {step}: {result.summary()}")
         result = dataclasses.replace(result, scalars=result.scalars | both)
         numbers = result.scalars | {"seconds": seconds}
         self._writer.write_scalars(step, {f"eval/{name}": value for name, value in numbers.items()})

@@ -101,7 +101,7 @@ def read_metrics(path: epath.PathLike) -> dict[str, list[tuple[int, float]]]:
     return {name: sorted(points.items()) for name, points in series.items()}
 
 
-def set_up() -> None:
+def configure_logging() -> None:
     """Short lines in absl's log: the time and the message; of Orbax, which tells of every file, only warnings.
 
     `--verbosity=1` brings all of it back.
@@ -175,7 +175,7 @@ class Progress:
         else:
             logging.info("step %d: %s", step, ", ".join(f"{n} {v:.4g}" for n, v in sorted(values.items())))
 
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """A line above the bar, or in the log."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
