@@ -233,7 +233,7 @@ def build_costs(paths: list[Path]) -> None:
             encode._jpeg(image, 85)
         spent["encode"] += time.process_time() - start
         start = time.process_time()
-        encode.encode_file(encode.FileTask(path, [(None, None)], encode.Form(SHORT, 85)))
+        encode.encode_file(encode.FileTask(path, [(None, None)], encode.EncodeOptions(SHORT, 85)))
         spent["all"] += time.process_time() - start
     share = (spent["decode"] + spent["encode"]) / spent["all"]
     ms = {part: 1e3 * seconds / len(paths[:8]) for part, seconds in spent.items()}

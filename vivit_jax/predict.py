@@ -116,7 +116,7 @@ def _short_side(data: DataConfig) -> int:
     try:
         return catalog.of_records(data.name, build.records_folder(data.name, data.dir)).short_side
     except ValueError:  # one's own data, and the records are elsewhere
-        return catalog.DatasetFacts.short_side
+        return catalog.DatasetInfo.short_side
 
 
 def rank(

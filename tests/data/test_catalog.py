@@ -9,18 +9,18 @@ from vivit_jax.data import annotations, catalog
 
 def test_every_entry_is_complete():
     text = catalog.table()
-    for name, facts in catalog.DATASETS.items():
-        assert f"{name}: {facts.title}" in text
-        assert facts.annotation_format in annotations.READERS
-        assert "label" in facts.heads or len(facts.heads) > 1
-        assert {"train", "validation"} <= set(facts.annotation_files) & set(facts.splits)
+    for name, dataset in catalog.DATASETS.items():
+        assert f"{name}: {dataset.title}" in text
+        assert dataset.annotation_format in annotations.READERS
+        assert "label" in dataset.heads or len(dataset.heads) > 1
+        assert {"train", "validation"} <= set(dataset.annotation_files) & set(dataset.splits)
     for kind in catalog.CUSTOM_KINDS:
         assert f"--dataset={kind} --name=NAME" in text
         assert kind in annotations.READERS
 
 
 def test_published_facts():
-    heads = {name: facts.heads for name, facts in catalog.DATASETS.items()}
+    heads = {name: dataset.heads for name, dataset in catalog.DATASETS.items()}
     assert heads["kinetics400"] == {"label": 400}
     assert heads["moments_in_time"] == {"label": 339}
     assert heads["epic_kitchens100"] == {"verb": 97, "noun": 300}
@@ -39,8 +39,8 @@ def test_unknown_names():
 
 
 def test_custom():
-    facts = catalog.custom("cats_2", "csv", short_side=128)
-    assert (facts.name, facts.heads, facts.annotation_format, facts.short_side) == ("cats_2", {}, "csv", 128)
+    dataset = catalog.custom("cats_2", "csv", short_side=128)
+    assert (dataset.name, dataset.heads, dataset.annotation_format, dataset.short_side) == ("cats_2", {}, "csv", 128)
 
 
 @pytest.mark.parametrize(

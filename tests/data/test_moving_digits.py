@@ -103,14 +103,14 @@ def test_same_seed_same_bytes_whatever_the_workers_and_resumed(tmp_path):
 
 def test_both_published_formats_name_the_same_files_and_verbs(tiny):
     folder = tiny / "moving_digits"
-    facts = catalog.get("moving_digits")
-    finder = annotations.VideoFinder(facts, folder / "videos")
-    epic = annotations.read(facts, folder / "annotations")
+    dataset = catalog.get("moving_digits")
+    video_files = annotations.VideoFiles(dataset, folder / "videos")
+    epic = annotations.read(dataset, folder / "annotations")
     kinetics = annotations.read(catalog.get("kinetics400"), folder / "annotations")
     assert epic.class_names["verb"] == list(moving_digits.VERBS)
     assert kinetics.class_names["label"] == sorted(moving_digits.VERBS)
     for split in ("train", "validation"):
         for first, second in zip(epic.rows[split], kinetics.rows[split], strict=True):
-            assert finder.find(first)[0] == finder.find(second)[0]
+            assert video_files.find(first)[0] == video_files.find(second)[0]
             verb = epic.class_names["verb"][first.labels["verb"]]
             assert verb == kinetics.class_names["label"][second.labels["label"]]

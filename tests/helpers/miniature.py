@@ -23,14 +23,14 @@ class Miniature:
     """A data set on disk, and what a build of it has to find.
 
     Attributes:
-      facts: from the catalog, or of one's own data.
+      dataset: from the catalog, or of one's own data.
       videos, annotations: as given to `build`.
       expected: split -> (video id, labels, numbers of the frames) of each video that ends up in the records, in order.
       class_names: head -> names.
       rejects: video id -> part of the reason.
     """
 
-    facts: catalog.DatasetFacts
+    dataset: catalog.DatasetInfo
     videos: Path
     annotations: Path
     expected: Mapping[str, Sequence[tuple[str, Mapping[str, int], Sequence[int]]]]
@@ -123,8 +123,8 @@ def epic_kitchens(videos: Path, folder: Path) -> Miniature:
     for head, names in (("verb", verbs), ("noun", nouns)):
         cells = [[str(i), name, f"['{name}', '{name}s']"] for i, name in enumerate(names)]
         (folder / f"EPIC_100_{head}_classes.csv").write_text(tables.to_csv(("id", "key", "instances"), cells))
-    facts = catalog.get("epic_kitchens100")
-    return Miniature(facts, videos, folder, expected, {"verb": verbs, "noun": nouns})
+    dataset = catalog.get("epic_kitchens100")
+    return Miniature(dataset, videos, folder, expected, {"verb": verbs, "noun": nouns})
 
 
 def moments_in_time(videos: Path, folder: Path) -> Miniature:

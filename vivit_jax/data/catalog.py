@@ -25,7 +25,7 @@ from vivit_jax.utils import storage
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetFacts:
+class DatasetInfo:
     """One data set.
 
     Attributes:
@@ -74,9 +74,9 @@ _KINETICS_LAYOUT = (
 )
 
 
-def _kinetics(classes: int, **splits: int) -> DatasetFacts:
+def _kinetics(classes: int, **splits: int) -> DatasetInfo:
     number = str(classes)
-    return DatasetFacts(
+    return DatasetInfo(
         name=f"kinetics{number}",
         title=f"Kinetics-{number}",
         heads={"label": classes},
@@ -103,9 +103,9 @@ def _kinetics_stems(number: str, split: str) -> list[str]:
     ]
 
 
-def _ucf101(number: int, train: int, test: int) -> DatasetFacts:
+def _ucf101(number: int, train: int, test: int) -> DatasetInfo:
     names = {"train": f"trainlist{number:02d}.txt", "validation": f"testlist{number:02d}.txt"}
-    return DatasetFacts(
+    return DatasetInfo(
         name="ucf101" if number == 1 else f"ucf101_split{number}",
         title=f"UCF101, split {number} of 3",
         heads={"label": 101},
@@ -118,10 +118,10 @@ def _ucf101(number: int, train: int, test: int) -> DatasetFacts:
     )
 
 
-def _hmdb51(number: int) -> DatasetFacts:
+def _hmdb51(number: int) -> DatasetInfo:
     name = f"*_test_split{number}.txt"
     files = (name, f"testTrainMulti_7030_splits/{name}")
-    return DatasetFacts(
+    return DatasetInfo(
         name="hmdb51" if number == 1 else f"hmdb51_split{number}",
         title=f"HMDB51, split {number} of 3",
         heads={"label": 51},
@@ -141,7 +141,7 @@ _EPIC_FILES = {
 _EPIC_CLASSES = {"verb": ("EPIC_100_verb_classes.csv",), "noun": ("EPIC_100_noun_classes.csv",)}
 
 _TABLE = (
-    DatasetFacts(
+    DatasetInfo(
         name="moving_digits",
         title="moving_digits (made here)",
         heads={"verb": 8, "noun": 10},
@@ -165,7 +165,7 @@ _TABLE = (
     _kinetics(400, train=246_534, validation=19_906, test=39_805),
     _kinetics(600, train=427_549, validation=29_793, test=72_924),
     _kinetics(700, train=545_317, validation=35_000, test=70_000),
-    DatasetFacts(
+    DatasetInfo(
         name="moments_in_time",
         title="Moments in Time v1",
         heads={"label": 339},
@@ -176,7 +176,7 @@ _TABLE = (
         video_layout="training/{class}/{name}.mp4 and validation/{class}/{name}.mp4",
         source="http://moments.csail.mit.edu (by request form)",
     ),
-    DatasetFacts(
+    DatasetInfo(
         name="epic_kitchens100",
         title="EPIC-Kitchens-100",
         heads={"verb": 97, "noun": 300},
@@ -188,7 +188,7 @@ _TABLE = (
         source="annotations: https://github.com/epic-kitchens/epic-kitchens-100-annotations; videos: "
         "https://github.com/epic-kitchens/epic-kitchens-download-scripts",
     ),
-    DatasetFacts(
+    DatasetInfo(
         name="something_something_v2",
         title="Something-Something v2",
         heads={"label": 174},
@@ -210,7 +210,7 @@ _TABLE = (
     *(_hmdb51(number) for number in (1, 2, 3)),
 )
 
-DATASETS: Mapping[str, DatasetFacts] = MappingProxyType({facts.name: facts for facts in _TABLE})
+DATASETS: Mapping[str, DatasetInfo] = MappingProxyType({dataset.name: dataset for dataset in _TABLE})
 
 
 _CUSTOM_SOURCE = "your own files"
@@ -234,7 +234,7 @@ LABEL_SEPARATORS = (";", "|")
 _CUSTOM_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
-def get(name: str) -> DatasetFacts:
+def get(name: str) -> DatasetInfo:
     """Facts of the data set `name` of the catalog.
 
     Raises:
@@ -252,7 +252,7 @@ def get(name: str) -> DatasetFacts:
     return DATASETS[name]
 
 
-def custom(name: str, kind: str, short_side: int = 256, label_separator: str | None = None) -> DatasetFacts:
+def custom(name: str, kind: str, short_side: int = 256, label_separator: str | None = None) -> DatasetInfo:
     """Facts to build one's own data set with; its heads and sizes are what the files say.
 
     Args:
@@ -281,7 +281,7 @@ def custom(name: str, kind: str, short_side: int = 256, label_separator: str | N
             f"{' '.join(LABEL_SEPARATORS)}"
         )
     layout, _ = CUSTOM_KINDS[kind]
-    return DatasetFacts(
+    return DatasetInfo(
         name=name,
         title=f"{name} (your own, {kind})",
         heads={},
@@ -295,7 +295,7 @@ def custom(name: str, kind: str, short_side: int = 256, label_separator: str | N
     )
 
 
-def of_records(name: str, folder: storage.Place) -> DatasetFacts:
+def of_records(name: str, folder: storage.Place) -> DatasetInfo:
     """Facts of the data set whose records are in `folder` (DATA_DIR/NAME/VERSION).
 
     Those of the catalog where it has `name`; of another name, its heads as the records have them. The short side is
@@ -309,35 +309,35 @@ def of_records(name: str, folder: storage.Place) -> DatasetFacts:
     # Records of others that are only indexed have no summary.
     stored = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
     if name in DATASETS:
-        facts = DATASETS[name]
+        dataset = DATASETS[name]
     elif classes.is_file():
         heads = {head: len(names) for head, names in json.loads(classes.read_text(encoding="utf-8")).items()}
-        facts = DatasetFacts(name, f"{name} (your own)", heads, {}, "", {}, "already in records", _CUSTOM_SOURCE)
+        dataset = DatasetInfo(name, f"{name} (your own)", heads, {}, "", {}, "already in records", _CUSTOM_SOURCE)
     else:
         raise ValueError(
             f"data set {name!r} is not in the catalog ({', '.join(DATASETS)}), and {folder} holds no records of it: "
             f"python -m vivit_jax.data.build --dataset={'|'.join(CUSTOM_KINDS)} --name={name} --videos=DIR makes them"
         )
     known = {name: stored[name] for name in ("short_side", "multi_label") if stored.get(name)}
-    return dataclasses.replace(facts, **known) if known else facts
+    return dataclasses.replace(dataset, **known) if known else dataset
 
 
 def table() -> str:
     """The catalog as text, one block a data set."""
     blocks = []
-    for facts in _TABLE:
-        heads = ", ".join(f"{head} {count:,}" for head, count in facts.heads.items())
-        splits = ", ".join(f"{split} {count:,}" for split, count in facts.splits.items())
-        files = [names[0] for names in facts.annotation_files.values()]
-        files += [names[0] for names in facts.class_files.values()]
+    for dataset in _TABLE:
+        heads = ", ".join(f"{head} {count:,}" for head, count in dataset.heads.items())
+        splits = ", ".join(f"{split} {count:,}" for split, count in dataset.splits.items())
+        files = [names[0] for names in dataset.annotation_files.values()]
+        files += [names[0] for names in dataset.class_files.values()]
         blocks.append(
-            f"{facts.name}: {facts.title}\n"
+            f"{dataset.name}: {dataset.title}\n"
             f"  classes      {heads}\n"
             f"  published    {splits}\n"
-            f"  annotations  {', '.join(dict.fromkeys(files))} ({facts.annotation_format})\n"
-            f"  videos       {facts.video_layout}\n"
-            f"  short side   {facts.short_side}\n"
-            f"  from         {facts.source}"
+            f"  annotations  {', '.join(dict.fromkeys(files))} ({dataset.annotation_format})\n"
+            f"  videos       {dataset.video_layout}\n"
+            f"  short side   {dataset.short_side}\n"
+            f"  from         {dataset.source}"
         )
     for kind, (layout, files) in CUSTOM_KINDS.items():
         blocks.append(

@@ -63,7 +63,7 @@ def test_folders_of_splits(tmp_path):
         "test": ["test/b/z.mov"],
     }
     row = found.rows["test"][0]
-    assert annotations.VideoFinder(FOLDER, tmp_path).find(row) == (tmp_path / "test/b/z.mov", None, None)
+    assert annotations.VideoFiles(FOLDER, tmp_path).find(row) == (tmp_path / "test/b/z.mov", None, None)
 
 
 def test_a_test_split_serves_as_validation(tmp_path):
@@ -130,8 +130,8 @@ def test_csv_paths(tmp_path):
         tmp_path / "c", "a/x.webm,l", f"{far},l", "b/y,l", "gone.mp4,l", header="path,label,split".replace(",split", "")
     )
     rows = {row.video: row for rows in found.rows.values() for row in rows}
-    finder = annotations.VideoFinder(CSV, videos)
-    found = {video: (finder.find(row) or [None])[0] for video, row in rows.items()}
+    video_files = annotations.VideoFiles(CSV, videos)
+    found = {video: (video_files.find(row) or [None])[0] for video, row in rows.items()}
     assert found == {
         "a/x.webm": videos / "a/x.webm",
         str(far): far,

@@ -18,32 +18,32 @@ def miniatures(tmp_path_factory):
 @pytest.mark.parametrize("name", miniature.NAMES)
 def test_rows_classes_and_files(miniatures, name):
     small = miniatures[name]
-    found = annotations.read(small.facts, small.annotations)
-    finder = annotations.VideoFinder(small.facts, small.videos)
+    found = annotations.read(small.dataset, small.annotations)
+    video_files = annotations.VideoFiles(small.dataset, small.videos)
     assert found.class_names == dict(small.class_names)
     for split, expected in small.expected.items():
         rows = [row for row in found.rows[split] if row.video not in small.rejects]
         assert [(row.video, dict(row.labels)) for row in rows] == [(video, labels) for video, labels, _ in expected]
         assert {row.split for row in rows} == {split}
         for row in rows:
-            path, start, end = finder.find(row)
+            path, start, end = video_files.find(row)
             assert path.is_file()
             # Cut where the file is longer than the row.
             assert (start, end) in ((None, None), (row.start, row.end))
     assert set(found.rows) == set(small.expected)
-    assert all(finder.find(row) is None for row in found.rows["train"] if row.video in small.rejects)
+    assert all(video_files.find(row) is None for row in found.rows["train"] if row.video in small.rejects)
 
 
 def test_replacements_go_first_below_and_beside(miniatures, tmp_path):
     small = miniatures["kinetics400"]
-    row = next(r for r in annotations.read(small.facts, small.annotations).rows["train"] if r.video == "broken_file")
+    row = next(r for r in annotations.read(small.dataset, small.annotations).rows["train"] if r.video == "broken_file")
     folder = "replacement_for_corrupted_k400"
     for videos in (small.videos, small.videos / "train"):
-        found = annotations.VideoFinder(small.facts, videos).find(row)
+        found = annotations.VideoFiles(small.dataset, videos).find(row)
         assert found[0].parent.name == folder
         assert found[1:] == (None, None)
     # Kinetics-600 has no such archive: nothing is taken from a folder that happens to lie there.
-    found = annotations.VideoFinder(catalog.get("kinetics600"), small.videos / "train").find(row)
+    found = annotations.VideoFiles(catalog.get("kinetics600"), small.videos / "train").find(row)
     assert found[0].parent.name == "train"
 
 
@@ -52,21 +52,21 @@ def test_of_several_files_the_nearest(tmp_path):
     for place in ("training/clapping/x.mp4", "clapping/x.webm", "b/x.mp4", "applauding/x.mp4", "old/clapping/x.mp4"):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).write_bytes(b"x")
-    finder = annotations.VideoFinder(catalog.get("moments_in_time"), tmp_path)
-    assert finder.find(row)[0] == tmp_path / "clapping" / "x.webm"
+    video_files = annotations.VideoFiles(catalog.get("moments_in_time"), tmp_path)
+    assert video_files.find(row)[0] == tmp_path / "clapping" / "x.webm"
     slapping = annotations.Row("x", None, None, {}, "train", (("lapping/x", True),))
-    assert finder.find(slapping) is None, "names fit by whole parts"
+    assert video_files.find(slapping) is None, "names fit by whole parts"
 
 
 def test_the_wrong_folder_of_videos(miniatures):
     """Known before a build of 240,000 rejects."""
     small, other = miniatures["kinetics400"], miniatures["ucf101"]
-    rows = annotations.read(small.facts, small.annotations).rows["train"]
-    annotations.VideoFinder(small.facts, small.videos).check(rows)
+    rows = annotations.read(small.dataset, small.annotations).rows["train"]
+    annotations.VideoFiles(small.dataset, small.videos).check(rows)
     with pytest.raises(
         annotations.MissingDataError, match=r"looked for ---QUuC4vJs_000084_000094, found there .*\.avi"
     ):
-        annotations.VideoFinder(small.facts, other.videos).check(rows)
+        annotations.VideoFiles(small.dataset, other.videos).check(rows)
 
 
 def test_old_and_new_file_names_of_something_something(miniatures, tmp_path):
@@ -74,7 +74,7 @@ def test_old_and_new_file_names_of_something_something(miniatures, tmp_path):
     for name in ("train", "validation", "labels"):
         official = small.annotations / f"something-something-v2-{name}.json"
         (tmp_path / f"{name}.json").write_bytes(official.read_bytes())
-    new, old = (annotations.read(small.facts, folder) for folder in (tmp_path, small.annotations))
+    new, old = (annotations.read(small.dataset, folder) for folder in (tmp_path, small.annotations))
     assert (new.rows, new.class_names) == (old.rows, old.class_names)
 
 
@@ -109,13 +109,13 @@ def test_later_noun_classes_are_refused(miniatures, tmp_path):
     nouns = tmp_path / "EPIC_100_noun_classes.csv"
     nouns.write_text("id,key\n" + "".join(f"{i},noun {i}\n" for i in range(304)))
     with pytest.raises(annotations.AnnotationError, match="304 classes of noun, EPIC-Kitchens-100 has 300"):
-        annotations.read(small.facts, tmp_path)
+        annotations.read(small.dataset, tmp_path)
     nouns.rename(tmp_path / "EPIC_100_noun_classes_v2.csv")
     with pytest.raises(annotations.AnnotationError, match=r"_v2.csv: .*not the 300 noun .*fetch EPIC_100_noun_classes"):
-        annotations.read(small.facts, tmp_path)
+        annotations.read(small.dataset, tmp_path)
     (tmp_path / "EPIC_100_noun_classes_v2.csv").unlink()
     with pytest.raises(annotations.MissingDataError, match=r"EPIC_100_noun_classes\.csv"):
-        annotations.read(small.facts, tmp_path)
+        annotations.read(small.dataset, tmp_path)
 
 
 KINETICS, EPIC, MOMENTS = ("kinetics400", "train.csv"), ("epic_kitchens100", "EPIC_100_train.csv"), "moments_in_time"
@@ -166,7 +166,7 @@ def test_malformed_files(miniatures, tmp_path, name, file, old, new, message):
     assert changed != content
     (tmp_path / file).write_text(changed, encoding="utf-8")
     with pytest.raises(annotations.AnnotationError, match=message) as caught:
-        annotations.read(small.facts, tmp_path)
+        annotations.read(small.dataset, tmp_path)
     assert str(tmp_path / file) in str(caught.value)
 
 
@@ -190,5 +190,5 @@ def test_real_counts_of_something_something_ids(tmp_path):
     assert found.class_names["label"] == ["B something", "A something"]
     assert found.rows["train"][0].labels == {"label": 0}
     numbered_video(tmp_path / "v" / "7.webm", 1, codec="libvpx")
-    finder = annotations.VideoFinder(catalog.get("something_something_v2"), tmp_path / "v")
-    assert finder.find(found.rows["train"][0])[0].name == "7.webm"
+    video_files = annotations.VideoFiles(catalog.get("something_something_v2"), tmp_path / "v")
+    assert video_files.find(found.rows["train"][0])[0].name == "7.webm"

@@ -63,25 +63,25 @@ def test_kinetics(tmp_path):
     ],
 )
 def test_kinetics_files_are_found(tmp_path, place, trimmed):
-    facts = catalog.get("kinetics400")
-    row = annotations.read(facts, write(tmp_path / "a", train=KINETICS_TRAIN)).rows["train"][0]
+    dataset = catalog.get("kinetics400")
+    row = annotations.read(dataset, write(tmp_path / "a", train=KINETICS_TRAIN)).rows["train"][0]
     file = tmp_path / "v" / place
     file.parent.mkdir(parents=True)
     file.write_bytes(b"x")
-    assert annotations.VideoFinder(facts, tmp_path / "v").find(row) == (file, *((None, None) if trimmed else (84, 94)))
+    assert annotations.VideoFiles(dataset, tmp_path / "v").find(row) == (file, *((None, None) if trimmed else (84, 94)))
 
 
 def test_kinetics_absent_video_is_none(tmp_path):
-    facts = catalog.get("kinetics400")
-    rows = annotations.read(facts, write(tmp_path / "a", train=KINETICS_TRAIN)).rows["train"]
+    dataset = catalog.get("kinetics400")
+    rows = annotations.read(dataset, write(tmp_path / "a", train=KINETICS_TRAIN)).rows["train"]
     numbered_video(tmp_path / "v" / "zzzzzzzzzzz.mp4", 2)
-    found = [annotations.VideoFinder(facts, tmp_path / "v").find(row) for row in rows]
+    found = [annotations.VideoFiles(dataset, tmp_path / "v").find(row) for row in rows]
     assert [place is not None for place in found] == [False, False, False, True]
 
 
 def test_epic(tmp_path):
-    facts = catalog.get("epic_kitchens100")
-    read = annotations.read(facts, epic(tmp_path / "a"))
+    dataset = catalog.get("epic_kitchens100")
+    read = annotations.read(dataset, epic(tmp_path / "a"))
     first, second = read.rows["train"]
     assert (first.start, first.end, first.labels) == (0.14, 3.37, {"verb": 3, "noun": 3})
     assert (second.start, second.end) == pytest.approx((3723.45, 3725.0))
@@ -91,9 +91,9 @@ def test_epic(tmp_path):
         file = tmp_path / place.replace("/", "_") / place
         file.parent.mkdir(parents=True)
         file.write_bytes(b"x")
-        finder = annotations.VideoFinder(facts, tmp_path / place.replace("/", "_"))
-        assert finder.find(first) == (file, 0.14, 3.37)
-        assert finder.find(second) is None
+        video_files = annotations.VideoFiles(dataset, tmp_path / place.replace("/", "_"))
+        assert video_files.find(first) == (file, 0.14, 3.37)
+        assert video_files.find(second) is None
 
 
 @pytest.mark.parametrize(
@@ -114,19 +114,19 @@ def test_epic_errors(tmp_path, file, change, message):
 
 
 def test_kinetics_errors(tmp_path):
-    facts = catalog.get("kinetics600")
+    dataset = catalog.get("kinetics600")
     write(tmp_path, train=KINETICS_TRAIN, val=KINETICS_VALIDATION.replace("abseiling", "absailing"))
     with pytest.raises(annotations.AnnotationError, match=r"line 2: label 'absailing' has no training video"):
-        annotations.read(facts, tmp_path)
+        annotations.read(dataset, tmp_path)
     write(tmp_path, train=KINETICS_TRAIN.replace("84,94", "84,end"))
     with pytest.raises(annotations.AnnotationError, match="time_end is 'end', not a number"):
-        annotations.read(facts, tmp_path)
+        annotations.read(dataset, tmp_path)
 
 
 def test_what_a_user_without_the_data_is_told(tmp_path):
-    facts = catalog.get("kinetics400")
+    dataset = catalog.get("kinetics400")
     with pytest.raises(annotations.MissingDataError) as caught:
-        annotations.read(facts, tmp_path / "annotations")
+        annotations.read(dataset, tmp_path / "annotations")
     for part in (
         str(tmp_path / "annotations"),
         "train.csv",
@@ -135,6 +135,6 @@ def test_what_a_user_without_the_data_is_told(tmp_path):
     ):
         assert part in str(caught.value)
     with pytest.raises(annotations.MissingDataError) as caught:
-        annotations.VideoFinder(facts, tmp_path / "videos")
+        annotations.VideoFiles(dataset, tmp_path / "videos")
     for part in (str(tmp_path / "videos"), "{id}_{start:06d}_{end:06d}.mp4"):
         assert part in str(caught.value)

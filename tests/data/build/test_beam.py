@@ -28,8 +28,8 @@ def official_folder(folder: Path) -> tuple[Path, Path]:
 
 
 def small_shards(monkeypatch):
-    facts = dataclasses.replace(catalog.get("kinetics400"), rows_per_shard=2)
-    monkeypatch.setattr(catalog, "get", lambda name: facts)
+    dataset = dataclasses.replace(catalog.get("kinetics400"), rows_per_shard=2)
+    monkeypatch.setattr(catalog, "get", lambda name: dataset)
 
 
 def same_files(first: Path, second: Path) -> None:
@@ -106,7 +106,7 @@ def test_what_stands_in_the_way(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_beam)
     monkeypatch.delitem(sys.modules, "apache_beam", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'vivit_jax\[beam\]'"):
-        beam.write_shards([], tmp_path, encode.Form(32), {}, ["--runner=DirectRunner"])
+        beam.write_shards([], tmp_path, encode.EncodeOptions(32), {}, ["--runner=DirectRunner"])
 
 
 def test_shards_that_are_nowhere_to_be_seen(tmp_path, monkeypatch):
@@ -115,4 +115,4 @@ def test_shards_that_are_nowhere_to_be_seen(tmp_path, monkeypatch):
     shard = shards.Shard("train", 0, [shards.File(None, 0, [row], [(None, None)])])
     monkeypatch.setattr(beam, "write_shard", lambda *arguments: "elsewhere")
     with pytest.raises(RuntimeError, match=r"1 of 1 shards are not here, first .*train-00000.tfrecord"):
-        beam.write_shards([shard], tmp_path, encode.Form(32), {"label": ["x"]}, ["--runner=FnApiRunner"])
+        beam.write_shards([shard], tmp_path, encode.EncodeOptions(32), {"label": ["x"]}, ["--runner=FnApiRunner"])

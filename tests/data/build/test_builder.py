@@ -71,7 +71,7 @@ def test_segments_of_one_file_are_decoded_once(tmp_path, monkeypatch):
     opened = []
     original = encode.decode.iterate_frames
     monkeypatch.setattr(encode.decode, "iterate_frames", lambda *a: opened.append(a) or original(*a))
-    task = encode.FileTask(path, [(0.0, 1.0), (0.5, 2.0), (3.0, 9.0), (8.0, 9.0)], encode.Form(32, 90))
+    task = encode.FileTask(path, [(0.0, 1.0), (0.5, 2.0), (3.0, 9.0), (8.0, 9.0)], encode.EncodeOptions(32, 90))
     *found, late = encode.encode_file(task)
     assert len(opened) == 1
     for segment, numbers in zip(found, (range(25), range(13, 50), range(75, 100)), strict=True):
@@ -118,10 +118,10 @@ def test_interrupted_build_goes_on(tmp_path, monkeypatch):
     videos, folder = kinetics_folder(tmp_path)
     (videos / "b.mp4").write_text("not a video")
     numbered_video(videos / "c.mp4", 33, height=62, width=90)  # rows of 270 bytes, which FFmpeg pads
-    facts = dataclasses.replace(catalog.get("kinetics400"), rows_per_shard=2)
-    form = encode.Form(facts.short_side)
+    dataset = dataclasses.replace(catalog.get("kinetics400"), rows_per_shard=2)
+    form = encode.EncodeOptions(dataset.short_side)
     whole = tfds_builder.VideoRecords(
-        facts, videos, folder, tmp_path / "whole", form, num_workers=0, progress=False
+        dataset, videos, folder, tmp_path / "whole", form, num_workers=0, progress=False
     ).build()
     done = []
     original = encode.encode_file
@@ -133,7 +133,7 @@ def test_interrupted_build_goes_on(tmp_path, monkeypatch):
         return original(task)
 
     monkeypatch.setattr(encode, "encode_file", stops_at_the_fourth)
-    arguments = (facts, videos, folder, tmp_path / "out", form)
+    arguments = (dataset, videos, folder, tmp_path / "out", form)
     with pytest.raises(KeyboardInterrupt):
         tfds_builder.VideoRecords(*arguments, num_workers=0, progress=False).build()
     assert not build.records_folder("kinetics400", tmp_path / "out").exists()
@@ -176,7 +176,7 @@ def test_own_data_and_every_flag(tmp_path, capsys):
     form = ["--fps=10", "--short_side=32", "--quality=70", "--splits=train"]
     with pytest.raises(SystemExit, match="--dataset=folder needs --name=NAME"):
         build_main(command)
-    with pytest.raises(SystemExit, match="no split test; its annotations have train, validation"):
+    with pytest.raises(SystemExit, match="no split test; the annotations have train, validation"):
         build_main([*command, "--name=my_videos", "--splits=test"])
     build_main([*command, "--name=my_videos", *form])
     assert "train: 2 videos, 28 frames" in capsys.readouterr().out

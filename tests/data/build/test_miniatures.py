@@ -17,13 +17,13 @@ SPEC = pipeline.ClipSpec(8, (64, 64))
 @pytest.mark.parametrize("name", miniature.NAMES)
 def test_from_official_files_to_batches(tmp_path, name):
     small = miniature.write(name, tmp_path / "source")
-    facts, kind = small.facts, name if name in catalog.CUSTOM_KINDS else None
+    dataset, kind = small.dataset, name if name in catalog.CUSTOM_KINDS else None
     records = build.build(
-        facts.name, small.videos, small.annotations, tmp_path, num_workers=0, progress=False, kind=kind
+        dataset.name, small.videos, small.annotations, tmp_path, num_workers=0, progress=False, kind=kind
     )
-    assert build.prepare(facts.name, tmp_path) == records == build.records_folder(facts.name, tmp_path)
+    assert build.prepare(dataset.name, tmp_path) == records == build.records_folder(dataset.name, tmp_path)
     heads = {head: len(names) for head, names in small.class_names.items()}
-    assert catalog.of_records(facts.name, records).heads == (heads if kind else facts.heads)
+    assert catalog.of_records(dataset.name, records).heads == (heads if kind else dataset.heads)
 
     with open(records / "rejects.csv", newline="", encoding="utf-8") as file:
         rejects = {row["video"]: row["reason"] for row in csv.DictReader(file)}
@@ -45,7 +45,7 @@ def test_from_official_files_to_batches(tmp_path, name):
         for head in heads:
             assert split.labels[head].tolist() == [labels[head] for _, labels, _ in expected]
         assert summary["splits"][part]["videos"] == len(expected)
-        assert summary["splits"][part]["published"] == facts.splits.get(part)
+        assert summary["splits"][part]["published"] == dataset.splits.get(part)
         check_views(split, expected)
     check_training(open_split(records, "train"), small.expected["train"])
 

@@ -308,7 +308,7 @@ REJECTS = {
 
 
 def run(path, form=None, segment=(None, None)):
-    return encode.encode_file(encode.FileTask(path, [segment], form or encode.Form(None, 90)))[0]
+    return encode.encode_file(encode.FileTask(path, [segment], form or encode.EncodeOptions(None, 90)))[0]
 
 
 def numbers(segment):

@@ -27,12 +27,12 @@ def test_chosen_frame_rate(tmp_path):
     """The frame for each point in time is the last at or before it; none comes twice."""
     path = write(tmp_path / "v.mp4")
     for fps, expected in ((10, [0, 2, 5, 7, 10, 12, 15, 17]), (12.5, ALL[::2]), (25, ALL), (60, ALL), (1, [0])):
-        segment = run(path, encode.Form(None, 90, fps))
+        segment = run(path, encode.EncodeOptions(None, 90, fps))
         assert numbers(segment) == expected, fps
         assert segment.fps == min(fps, 25)
-    late = run(path, encode.Form(None, 90, 10), segment=(0.2, 0.6))
+    late = run(path, encode.EncodeOptions(None, 90, 10), segment=(0.2, 0.6))
     assert numbers(late) == [5, 7, 10, 12], "counted from the segment's first frame"
-    variable = run(write(tmp_path / "variable.mp4", stamps=VARIABLE), encode.Form(None, 90, 5))
+    variable = run(write(tmp_path / "variable.mp4", stamps=VARIABLE), encode.EncodeOptions(None, 90, 5))
     shown = [max(i for i in ALL if VARIABLE[i] <= 200 * k) for k in range(7)]
     assert numbers(variable) == sorted(set(shown))
 
@@ -43,7 +43,7 @@ def test_chosen_frame_rate(tmp_path):
 def test_form_limits(fault):
     (name,) = fault
     with pytest.raises(ValueError, match=f"{name} is"):
-        encode.Form(**({"short_side": 256} | fault))
+        encode.EncodeOptions(**({"short_side": 256} | fault))
 
 
 def by_filters(path):

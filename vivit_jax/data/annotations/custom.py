@@ -20,8 +20,8 @@ from typing import Any
 
 from vivit_jax.data import catalog
 from vivit_jax.data.annotations import parsing
-from vivit_jax.data.annotations.finder import list_videos
 from vivit_jax.data.annotations.rows import AnnotationError, Annotations, MissingDataError, Row, missing_message
+from vivit_jax.data.annotations.video_files import list_videos
 from vivit_jax.utils import storage
 
 VALIDATION_FRACTION = 0.1
@@ -62,7 +62,7 @@ class _Entry:
         return [(head, name) for head in self.labels for name in self.names(head)]
 
 
-def read_folder(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
+def read_folder(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
     """Rows of a folder per class: `train/{class}/*`, `val/{class}/*`, or without splits `{class}/*`.
 
     Videos in folders below that of the class belong to the class. Files that are no videos by their suffix, and
@@ -97,17 +97,17 @@ def read_folder(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotat
             raise AnnotationError(f"{folder}: {path} is in no folder of a class; the layout is {wanted}")
         entries.append(_Entry(path, {"label": parts[depth - 1]}, path, named[parts[0]] if named else None))
     if not entries:
-        raise MissingDataError(missing_message(facts, videos=folder))
+        raise MissingDataError(missing_message(dataset, videos=folder))
     return _annotations(folder, entries, [])
 
 
-def read_csv(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
+def read_csv(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
     """Rows of a CSV with a header; `folder` is the file, or a folder with one `.csv`, or with NAME.csv.
 
     Columns: `path`, absolute, a URI or under the videos' folder; `label` for one head, or a column `label_HEAD` for
     each of several; `start` and `end` in seconds, empty for the whole; `split`: train, val(idation) or test. Other
-    columns are noted and not used. With `facts.label_separator` each head in whose column it occurs has several labels
-    at once; an empty field is then a video with none of the classes.
+    columns are noted and not used. With `dataset.label_separator` each head in whose column it occurs has several
+    labels at once; an empty field is then a video with none of the classes.
 
     Raises:
       MissingDataError: no CSV.
@@ -118,12 +118,12 @@ def read_csv(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotation
     if folder.is_dir():
         found = sorted(folder.glob("*.csv"))
         if not found:
-            raise MissingDataError(missing_message(facts, annotations=folder))
-        named = [p for p in found if p.name == f"{facts.name}.csv"]
+            raise MissingDataError(missing_message(dataset, annotations=folder))
+        named = [p for p in found if p.name == f"{dataset.name}.csv"]
         if len(found) > 1 and not named:
             raise AnnotationError(
                 f"{folder}: {len(found)} CSV files ({', '.join(p.name for p in found[:5])}); name the one to read with "
-                f"--annotations=FILE, or call it {facts.name}.csv"
+                f"--annotations=FILE, or call it {dataset.name}.csv"
             )
         path = (named or found)[0]
     table = parsing.table(path, ("path",))
@@ -131,7 +131,7 @@ def read_csv(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotation
     heads = _heads(path, columns)
     known = {"path", "start", "end", "split", *heads.values()}
     notes = [f"{path}: column {name} is not used" for name in columns if name not in known]
-    separator = facts.label_separator
+    separator = dataset.label_separator
     several = _multi_label(path, heads, [values for _, values in table], separator)
     notes += [f"{path}: head {head} has several labels at once, with {separator!r} between them" for head in several]
     unique, entries = parsing.Unique(path, "the segment"), []

@@ -14,27 +14,27 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def read(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
+def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
     """Rows of all splits; raises as `annotations.read`.
 
     The class files must be those of the benchmark: the later `EPIC_100_noun_classes_v2.csv` (made for VISOR) adds
     classes that no segment has, and a model with its head could not be compared with any published one.
     """
-    paths = parsing.split_files(facts, folder)
+    paths = parsing.split_files(dataset, folder)
     class_names, notes = {}, []
-    for head, names in facts.class_files.items():
+    for head, names in dataset.class_files.items():
         later = parsing.first(folder, (name.replace(".csv", "_v2.csv") for name in names))
         if later and not parsing.first(folder, names):
             raise AnnotationError(
-                f"{later}: these are not the {facts.heads[head]} {head} classes of {facts.title}; fetch {names[0]} "
-                f"from {facts.source}"
+                f"{later}: these are not the {dataset.heads[head]} {head} classes of {dataset.title}; fetch {names[0]} "
+                f"from {dataset.source}"
             )
-        path = parsing.class_file(facts, folder, head)
+        path = parsing.class_file(dataset, folder, head)
         entries = parsing.table(path, ("id", "key"))
         class_names[head] = parsing.class_list(
             path, [(line, entry["key"], parsing.integer(path, line, "id", entry["id"])) for line, entry in entries]
         )
-        notes += parsing.check_class_counts(facts, {head: class_names[head]}, path)
+        notes += parsing.check_class_counts(dataset, {head: class_names[head]}, path)
     rows: dict[str, list[Row]] = {}
     for split, path in paths.items():
         unique = parsing.Unique(path, "narration_id")
@@ -47,7 +47,7 @@ def read(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
                 if not 0 <= labels[head] < len(names):
                     raise AnnotationError(
                         f"{path}, line {line}: {head}_class {labels[head]} is outside 0 to {len(names) - 1} "
-                        f"(the classes of {facts.class_files[head][0]})"
+                        f"(the classes of {dataset.class_files[head][0]})"
                     )
             start, end = (parse_timestamp(path, line, entry[key]) for key in ("start_timestamp", "stop_timestamp"))
             if end <= start:

@@ -11,8 +11,8 @@ from vivit_jax.data.annotations import custom, epic, kinetics, moments, somethin
 from vivit_jax.data.annotations.rows import Annotations, MissingDataError, missing_message
 from vivit_jax.utils import storage
 
-# `DatasetFacts.annotation_format` -> its reader.
-READERS: Mapping[str, Callable[[catalog.DatasetFacts, storage.AnyPath], Annotations]] = MappingProxyType(
+# `DatasetInfo.annotation_format` -> its reader.
+READERS: Mapping[str, Callable[[catalog.DatasetInfo, storage.AnyPath], Annotations]] = MappingProxyType(
     {
         "kinetics_csv": kinetics.read,
         "epic_csv": epic.read,
@@ -26,11 +26,11 @@ READERS: Mapping[str, Callable[[catalog.DatasetFacts, storage.AnyPath], Annotati
 )
 
 
-def read(facts: catalog.DatasetFacts, folder: storage.Place) -> Annotations:
+def read(dataset: catalog.DatasetInfo, folder: storage.Place) -> Annotations:
     """The rows of every split whose file is in `folder`, in the format of that data set.
 
     Args:
-      facts: from the catalog, or `catalog.custom`.
+      dataset: from the catalog, or `catalog.custom`.
       folder: of the annotation files; for one's own, that of the videos (format "folder") or the CSV file itself
         ("csv").
 
@@ -44,9 +44,9 @@ def read(facts: catalog.DatasetFacts, folder: storage.Place) -> Annotations:
         once and comes twice, more classes than the data set has. The message names file, line, value and the way out.
     """
     folder = storage.path(folder)
-    if not (folder.is_dir() or (facts.annotation_format == "csv" and folder.is_file())):
-        raise MissingDataError(missing_message(facts, annotations=folder))
-    found = READERS[facts.annotation_format](facts, folder)
+    if not (folder.is_dir() or (dataset.annotation_format == "csv" and folder.is_file())):
+        raise MissingDataError(missing_message(dataset, annotations=folder))
+    found = READERS[dataset.annotation_format](dataset, folder)
     for note in found.notes:
         logging.getLogger(__name__).warning(note)
     return found

@@ -14,12 +14,12 @@ from vivit_jax.utils import storage
 COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 
 
-def read(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
+def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
     """Rows of the splits that have labels; raises as `annotations.read`.
 
     A test file without labels is left out. A row that comes twice in a file counts once; both are noted.
     """
-    paths = parsing.split_files(facts, folder)
+    paths = parsing.split_files(dataset, folder)
     tables, notes = {}, []
     for split, path in paths.items():
         # The published test files of some versions carry no labels: nothing to train or measure with.
@@ -32,7 +32,7 @@ def read(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
         else:
             raise AnnotationError(f"{path}, line {bare[0]}: a row without a label")
     names = sorted({entry["label"] for _, entry in tables["train"]})
-    notes += parsing.check_class_counts(facts, {"label": names}, paths["train"])
+    notes += parsing.check_class_counts(dataset, {"label": names}, paths["train"])
     labels = {name: {"label": number} for number, name in enumerate(names)}  # shared by all rows of a class
     rows = {}
     for split, table in tables.items():

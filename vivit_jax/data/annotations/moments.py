@@ -15,17 +15,17 @@ from vivit_jax.utils import storage
 _FOLDERS = {"train": "training", "validation": "validation"}
 
 
-def read(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
+def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
     """Rows of both splits; raises as `annotations.read`."""
-    paths = parsing.split_files(facts, folder)
-    class_path = parsing.class_file(facts, folder, "label")
+    paths = parsing.split_files(dataset, folder)
+    class_path = parsing.class_file(dataset, folder, "label")
     classes = []
     for line, values in parsing.records_of(class_path):
         if len(values) != 2:
             raise AnnotationError(f"{class_path}, line {line}: {len(values)} values; a class is name,id")
         classes.append((line, values[0].strip(), parsing.integer(class_path, line, "id", values[1])))
     names = parsing.class_list(class_path, classes)
-    notes = parsing.check_class_counts(facts, {"label": names}, class_path)
+    notes = parsing.check_class_counts(dataset, {"label": names}, class_path)
     labels = {name: {"label": number} for number, name in enumerate(names)}  # shared by all rows of a class
     rows: dict[str, list[Row]] = {}
     for split, path in paths.items():

@@ -20,29 +20,29 @@ def first(folder: storage.AnyPath, names: Iterable[str]) -> storage.AnyPath | No
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def split_files(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> dict[str, storage.AnyPath]:
+def split_files(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> dict[str, storage.AnyPath]:
     """split -> its file in `folder`, for the splits that have one.
 
     Raises:
       MissingDataError: none for training.
     """
-    found = {split: first(folder, names) for split, names in facts.annotation_files.items()}
+    found = {split: first(folder, names) for split, names in dataset.annotation_files.items()}
     if found.get("train") is None:
-        wanted = " or ".join(facts.annotation_files["train"][:2])
-        raise MissingDataError(f"no {wanted} in {folder}.\n{missing_message(facts, annotations=folder)}")
+        wanted = " or ".join(dataset.annotation_files["train"][:2])
+        raise MissingDataError(f"no {wanted} in {folder}.\n{missing_message(dataset, annotations=folder)}")
     return {split: path for split, path in found.items() if path is not None}
 
 
-def class_file(facts: catalog.DatasetFacts, folder: storage.AnyPath, head: str) -> storage.AnyPath:
+def class_file(dataset: catalog.DatasetInfo, folder: storage.AnyPath, head: str) -> storage.AnyPath:
     """The file of the class names of `head`.
 
     Raises:
       MissingDataError: it is not in `folder`.
     """
-    path = first(folder, facts.class_files[head])
+    path = first(folder, dataset.class_files[head])
     if path is None:
-        wanted = " or ".join(facts.class_files[head])
-        raise MissingDataError(f"no {wanted} in {folder}.\n{missing_message(facts, annotations=folder)}")
+        wanted = " or ".join(dataset.class_files[head])
+        raise MissingDataError(f"no {wanted} in {folder}.\n{missing_message(dataset, annotations=folder)}")
     return path
 
 
@@ -168,7 +168,7 @@ def class_list(path: storage.AnyPath, entries: Sequence[tuple[int, str, int]], f
 
 
 def check_class_counts(
-    facts: catalog.DatasetFacts, class_names: Mapping[str, Sequence[str]], path: storage.AnyPath
+    dataset: catalog.DatasetInfo, class_names: Mapping[str, Sequence[str]], path: storage.AnyPath
 ) -> list[str]:
     """Notes on heads with fewer classes than published.
 
@@ -177,11 +177,11 @@ def check_class_counts(
     """
     notes = []
     for head, names in class_names.items():
-        published = facts.heads.get(head, len(names))
+        published = dataset.heads.get(head, len(names))
         if len(names) > published:
             raise AnnotationError(
-                f"{path}: {len(names)} classes of {head}, {facts.title} has {published}: this is the file of another "
-                f"version or data set; the right one is from {facts.source}"
+                f"{path}: {len(names)} classes of {head}, {dataset.title} has {published}: this is the file of another "
+                f"version or data set; the right one is from {dataset.source}"
             )
         if len(names) < published:
             notes.append(f"{path}: {len(names)} classes of {head}, published are {published}")

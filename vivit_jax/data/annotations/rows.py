@@ -58,20 +58,20 @@ class Annotations:
 
 
 def missing_message(
-    facts: catalog.DatasetFacts, videos: storage.Place | None = None, annotations: storage.Place | None = None
+    dataset: catalog.DatasetInfo, videos: storage.Place | None = None, annotations: storage.Place | None = None
 ) -> str:
     """What a user without the data is told: folders looked in, what is expected there, how to get it."""
-    wanted = [" or ".join(names[:2]) for names in (*facts.annotation_files.values(), *facts.class_files.values())]
-    own = facts.annotation_format in catalog.CUSTOM_KINDS
-    lines = [f"{facts.title}: not all of it was found."]
+    wanted = [" or ".join(names[:2]) for names in (*dataset.annotation_files.values(), *dataset.class_files.values())]
+    own = dataset.annotation_format in catalog.CUSTOM_KINDS
+    lines = [f"{dataset.title}: not all of it was found."]
     if annotations is not None:
-        files = catalog.CUSTOM_KINDS[facts.annotation_format][1] if own else ", ".join(dict.fromkeys(wanted))
+        files = catalog.CUSTOM_KINDS[dataset.annotation_format][1] if own else ", ".join(dict.fromkeys(wanted))
         lines.append(f"  looked for annotations in  {annotations}\n    expected there: {files}")
     if videos is not None:
-        lines.append(f"  looked for videos in  {videos}\n    expected there: {facts.video_layout}")
+        lines.append(f"  looked for videos in  {videos}\n    expected there: {dataset.video_layout}")
     if not own:
-        lines.append(f"  get it from  {facts.source}")
-    name = f"{facts.annotation_format} --name={facts.name}" if own else facts.name
-    labels = "" if facts.annotation_format == "folder" else " --annotations=DIR"
+        lines.append(f"  get it from  {dataset.source}")
+    name = f"{dataset.annotation_format} --name={dataset.name}" if own else dataset.name
+    labels = "" if dataset.annotation_format == "folder" else " --annotations=DIR"
     lines.append(f"  then: python -m vivit_jax.data.build --dataset={name} --videos=DIR{labels} --out=DIR")
     return "\n".join(lines)

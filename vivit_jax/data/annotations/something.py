@@ -14,17 +14,17 @@ from vivit_jax.data.annotations.rows import AnnotationError, Annotations, Row
 from vivit_jax.utils import storage
 
 
-def read(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
+def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
     """Rows of both splits; raises as `annotations.read`."""
-    paths = parsing.split_files(facts, folder)
-    class_path = parsing.class_file(facts, folder, "label")
+    paths = parsing.split_files(dataset, folder)
+    class_path = parsing.class_file(dataset, folder, "label")
     table = parsing.json_of(class_path, dict)
     classes = [
         (place, name, parsing.integer(class_path, f"entry {place}", repr(name), number))
         for place, (name, number) in enumerate(table.items(), start=1)
     ]
     names = parsing.class_list(class_path, classes)
-    notes = parsing.check_class_counts(facts, {"label": names}, class_path)
+    notes = parsing.check_class_counts(dataset, {"label": names}, class_path)
     ids = {name: number for _, name, number in classes}
     rows: dict[str, list[Row]] = {}
     for split, path in paths.items():

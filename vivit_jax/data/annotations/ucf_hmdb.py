@@ -15,16 +15,16 @@ from vivit_jax.data.annotations.rows import AnnotationError, Annotations, Missin
 from vivit_jax.utils import storage
 
 
-def read_ucf101(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
+def read_ucf101(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
     """Rows of both parts of a split of UCF101; raises as `annotations.read`."""
-    paths = parsing.split_files(facts, folder)
-    class_path = parsing.class_file(facts, folder, "label")
+    paths = parsing.split_files(dataset, folder)
+    class_path = parsing.class_file(dataset, folder, "label")
     classes = []
     for line, content in parsing.lines(class_path):
         number, _, name = content.partition(" ")
         classes.append((line, name.strip(), parsing.integer(class_path, line, "class number", number)))
     names = parsing.class_list(class_path, classes, first_id=1)
-    notes = parsing.check_class_counts(facts, {"label": names}, class_path)
+    notes = parsing.check_class_counts(dataset, {"label": names}, class_path)
     ids = {name: number for number, name in enumerate(names)}
     rows: dict[str, list[Row]] = {}
     for split, path in paths.items():
@@ -44,16 +44,16 @@ def read_ucf101(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotat
     return Annotations(rows, {"label": names}, tuple(notes))
 
 
-def read_hmdb51(facts: catalog.DatasetFacts, folder: storage.AnyPath) -> Annotations:
+def read_hmdb51(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
     """Rows of both parts of a split of HMDB51; raises as `annotations.read`."""
-    patterns = facts.annotation_files["train"]
+    patterns = dataset.annotation_files["train"]
     found = next((matches for pattern in patterns if (matches := [*folder.glob(pattern)])), None)
     if found is None:
-        raise MissingDataError(missing_message(facts, annotations=folder))
+        raise MissingDataError(missing_message(dataset, annotations=folder))
     ending = patterns[0].removeprefix("*")
     of_class = {path.name.removesuffix(ending): path for path in found}
     names = sorted(of_class)
-    notes = parsing.check_class_counts(facts, {"label": names}, found[0].parent)
+    notes = parsing.check_class_counts(dataset, {"label": names}, found[0].parent)
     rows: dict[str, list[Row]] = {"train": [], "validation": []}
     unused = 0
     for label, name in enumerate(names):

@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (FileNotFoundError, ValueError, ImportError) as error:
         raise SystemExit(f"error: {error}") from None
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-    for split, facts in summary["splits"].items():
-        print(f"{split}: {facts['videos']} videos, {facts['frames']} frames, {facts['bytes'] / 1e6:.1f} MB")
+    for split, counts in summary["splits"].items():
+        print(f"{split}: {counts['videos']} videos, {counts['frames']} frames, {counts['bytes'] / 1e6:.1f} MB")
     rejected = f", {summary['rejects']} rejected (see {REJECTS_FILE})" if summary["rejects"] else ""
     print(f"records in {folder}{rejected}")
 

@@ -66,7 +66,7 @@ def load() -> tuple[Any, Any]:
 def write_shards(
     todo: Sequence[shards.Shard],
     staging: storage.AnyPath,
-    form: encode.Form,
+    form: encode.EncodeOptions,
     class_names: Mapping[str, Sequence[str]],
     flags: Sequence[str],
     on_rows: Callable[[int], None] = lambda rows: None,
@@ -117,7 +117,7 @@ def write_shards(
 def write_shard(
     shard: shards.Shard,
     staging: str,
-    form: encode.Form,
+    form: encode.EncodeOptions,
     class_names: Mapping[str, Sequence[str]],
     multi_label: Collection[str] = (),
 ) -> str:

@@ -53,7 +53,7 @@ def build(
 
     Files that cannot be used are no error here: they are listed with the reason in `rejects.csv`.
     """
-    facts = catalog.custom(name, kind, label_separator=label_separator) if kind else catalog.get(name)
+    dataset = catalog.custom(name, kind, label_separator=label_separator) if kind else catalog.get(name)
     if label_separator is not None and not kind:
         raise ValueError(f"--label_separator={label_separator} is for a CSV of one's own, not for {name}")
     if annotation_folder is None and not kind:
@@ -61,10 +61,10 @@ def build(
     if runner == "local" and runner_flags:
         raise ValueError(f"{' '.join(runner_flags)}: flags after -- are of a runner of Beam's; --runner says which")
     if short_side is not None:
-        facts = dataclasses.replace(facts, short_side=short_side)
+        dataset = dataclasses.replace(dataset, short_side=short_side)
     from vivit_jax.data.video import encode
 
-    form = encode.Form(facts.short_side, quality, fps)
+    form = encode.EncodeOptions(dataset.short_side, quality, fps)
     # Workers elsewhere have another working directory.
     videos, out = storage.absolute(videos), storage.absolute(out)
     folder = records_folder(name, out)
@@ -74,7 +74,7 @@ def build(
     from vivit_jax.data.build import tfds_builder  # only here: TensorFlow takes seconds to load
 
     records = tfds_builder.VideoRecords(
-        facts,
+        dataset,
         videos,
         annotation_folder or videos,
         out,
@@ -131,7 +131,7 @@ def prepare(
       ValueError: not in the catalog and no records there; moving_digits there with other sizes or seed.
     """
     folder = records_folder(name, data_dir)
-    facts = catalog.of_records(name, folder)
+    dataset = catalog.of_records(name, folder)
     source = storage.path(data_dir) / name
     if name == "moving_digits":
         if not (folder / SUMMARY_FILE).is_file() or (generator and (source / moving_digits.MANIFEST).is_file()):
@@ -142,6 +142,6 @@ def prepare(
         return folder
     videos, annotation_folder = source / "videos", source / "annotations"
     if not (videos.is_dir() and annotation_folder.is_dir()):
-        message = annotations.missing_message(facts, videos, annotation_folder)
+        message = annotations.missing_message(dataset, videos, annotation_folder)
         raise annotations.MissingDataError(f"no records in {folder}, and nothing to make them from.\n{message}")
     return build(name, videos, annotation_folder, data_dir, num_workers=num_workers, progress=progress)

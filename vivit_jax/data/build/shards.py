@@ -87,7 +87,7 @@ class Shard:
 
 
 def plan(
-    split: str, rows: Sequence[annotations.Row], finder: annotations.VideoFinder, rows_per_shard: int
+    split: str, rows: Sequence[annotations.Row], video_files: annotations.VideoFiles, rows_per_shard: int
 ) -> list[Shard]:
     """The shards of a split, at least one.
 
@@ -95,7 +95,7 @@ def plan(
     """
     grouped: dict[Any, list[tuple[annotations.Row, Any]]] = {}
     for number, row in enumerate(rows):
-        found = finder.find(row)
+        found = video_files.find(row)
         # Where the files may lie is no longer of interest, and is most of a row's bytes.
         row = dataclasses.replace(row, names=())
         grouped.setdefault(found[0] if found else number, []).append((row, found))
@@ -116,7 +116,7 @@ def plan(
     return shards
 
 
-def fingerprint(shards: Iterable[Shard], form: encode.Form) -> str:
+def fingerprint(shards: Iterable[Shard], form: encode.EncodeOptions) -> str:
     """Of all that decides what is in which shard; a half-done build of anything else is not continued."""
     digest = hashlib.sha256(json.dumps([_FORMAT, dataclasses.astuple(form)]).encode())
     for shard in shards:
@@ -125,7 +125,7 @@ def fingerprint(shards: Iterable[Shard], form: encode.Form) -> str:
     return digest.hexdigest()[:12]
 
 
-def encode_files(files: Iterable[File], form: encode.Form, num_workers: int | None) -> Iterator[list]:
+def encode_files(files: Iterable[File], form: encode.EncodeOptions, num_workers: int | None) -> Iterator[list]:
     """For each file the result of `encode.encode_file`; a file that kills its process gives the reason, too."""
     files = list(files)
     tasks = [encode.FileTask(file.path, file.segments, form) for file in files if file.path]

@@ -42,7 +42,7 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
     """Builds the records of one data set under `data_dir/NAME/1.0.0`.
 
     Args:
-      facts: of the data set.
+      dataset: of the data set.
       videos, annotation_folder: where they are.
       data_dir: where the folder NAME is made.
       form: what is stored of a video.
@@ -64,18 +64,18 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def __init__(
         self,
-        facts: catalog.DatasetFacts,
+        dataset: catalog.DatasetInfo,
         videos: storage.Place,
         annotation_folder: storage.Place,
         data_dir: storage.Place,
-        form: encode.Form,
+        form: encode.EncodeOptions,
         splits: Sequence[str] | None = None,
         num_workers: int | None = None,
         progress: bool = True,
         runner: str = "local",
         runner_flags: Sequence[str] = (),
     ):
-        self.facts, self.form = facts, form
+        self.dataset, self.form = dataset, form
         self._workers, self._progress = num_workers, progress
         self._runner = runner
         if runner != "local":
@@ -83,20 +83,22 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
 
             beam.load()  # that it is missing is said before anything is read
             self._runner_flags = beam.runner_flags(runner, num_workers, runner_flags)
-        self._annotations = annotations.read(facts, annotation_folder)
+        self._annotations = annotations.read(dataset, annotation_folder)
         there = self._annotations.rows
         absent = [split for split in splits or () if split not in there]
         if absent:
-            raise ValueError(f"{facts.name} has no split {', '.join(absent)}; its annotations have {', '.join(there)}")
-        finder = annotations.VideoFinder(facts, videos)
-        finder.check(row for rows in there.values() for row in rows)
+            raise ValueError(
+                f"{dataset.name} has no split {', '.join(absent)}; the annotations have {', '.join(there)}"
+            )
+        video_files = annotations.VideoFiles(dataset, videos)
+        video_files.check(row for rows in there.values() for row in rows)
         self._shards = {
-            split: shards.plan(split, rows, finder, facts.rows_per_shard)
+            split: shards.plan(split, rows, video_files, dataset.rows_per_shard)
             for split, rows in there.items()
             if splits is None or split in splits
         }
-        self.name = facts.name
-        self._final = records_folder(facts.name, data_dir)
+        self.name = dataset.name
+        self._final = records_folder(dataset.name, data_dir)
         self._scratch = tempfile.mkdtemp(prefix="vivit_jax-") if storage.is_remote(data_dir) else None
         super().__init__(data_dir=self._scratch or data_dir)
         self._staging = storage.path(f"{self._final}.partial-{shards.fingerprint(self._all_shards(), form)}")
@@ -105,7 +107,7 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
         return _LocalInfo(
             builder=self,
             features=features(self._annotations.class_names, self._annotations.multi_label),
-            description=f"{self.facts.title}: chunks of {CHUNK_FRAMES} consecutive frames",
+            description=f"{self.dataset.title}: chunks of {CHUNK_FRAMES} consecutive frames",
             disable_shuffling=True,
         )
 
@@ -210,7 +212,7 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
             videos, positions = [shard.videos for shard in planned], [shard.positions for shard in planned]
             indexed = indexing.assemble(folder, split, videos, names, positions=positions)
             indexed.save()
-            summary["splits"][split] = _summarise(indexed, planned, self.facts.splits.get(split))
+            summary["splits"][split] = _summarise(indexed, planned, self.dataset.splits.get(split))
         storage.write(folder / SUMMARY_FILE, json.dumps(summary, indent=1, ensure_ascii=False))
 
 

@@ -11,7 +11,7 @@ The rule, by the names of the classes:
   videos must not be flipped.
 * A class that names none is its own mirror image.
 
-What the names do not tell, a data set states (`catalog.DatasetFacts.mirrored`), and that goes before the rule.
+What the names do not tell, a data set states (`catalog.DatasetInfo.mirrored`), and that goes before the rule.
 """
 
 from __future__ import annotations

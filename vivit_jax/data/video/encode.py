@@ -21,7 +21,7 @@ _JPEG_SIDE = 65_500
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class EncodeOptions:
     """What is stored of a video.
 
     Attributes:
@@ -52,7 +52,7 @@ class FileTask:
 
     path: storage.AnyPath
     segments: Sequence[tuple[float | None, float | None]]
-    form: Form
+    form: EncodeOptions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,8 +26,8 @@ def list_videos(folder: storage.Place) -> Iterator[str]:
         return
     above: dict[str, frozenset] = {}
     for root, folders, names in os.walk(folder, onerror=_refused, followlinks=True):
-        facts = os.stat(root)
-        place, entered = (facts.st_dev, facts.st_ino), above.pop(root, frozenset())
+        status = os.stat(root)
+        place, entered = (status.st_dev, status.st_ino), above.pop(root, frozenset())
         if place in entered:
             folders.clear()
             continue
@@ -56,35 +56,35 @@ def _refused(error: OSError) -> None:
         raise error
 
 
-class VideoFinder:
+class VideoFiles:
     """Finds the files of rows under one folder, whose listing is read once.
 
     A name of a row fits a file whose path ends in it, part by part: `clapping/x` fits `training/clapping/x.mp4`. Of
     several files the one with the fewest folders above it is taken, then the first in alphabetical order. Files in the
-    folders of `facts.replacements`, below the videos' folder or beside it, go before all others.
+    folders of `dataset.replacements`, below the videos' folder or beside it, go before all others.
 
     Args:
-      facts: of the data set.
+      dataset: of the data set.
       folder: of the videos.
 
     Raises:
       MissingDataError: the folder is absent or holds no video at all (a CSV may name files elsewhere).
     """
 
-    def __init__(self, facts: catalog.DatasetFacts, folder: storage.Place):
-        self.folder, self._facts = storage.path(folder), facts
+    def __init__(self, dataset: catalog.DatasetInfo, folder: storage.Place):
+        self.folder, self._dataset = storage.path(folder), dataset
         # Name without folders and suffix -> files of that name. One entry a file: there may be a million.
         self._files: dict[str, list[str]] = {}
         self._list(self.folder)
-        if not self._files and facts.annotation_format != "csv":
-            raise MissingDataError(missing_message(facts, videos=folder))
-        for name in facts.replacements:
+        if not self._files and dataset.annotation_format != "csv":
+            raise MissingDataError(missing_message(dataset, videos=folder))
+        for name in dataset.replacements:
             beside = storage.absolute(self.folder).parent
             for place in (beside / name, beside / "replacement" / name):
                 self._list(place)
         for files in self._files.values():
             if len(files) > 1:
-                files.sort(key=lambda file: (_parent(file) not in facts.replacements, file.count(os.sep), file))
+                files.sort(key=lambda file: (_parent(file) not in dataset.replacements, file.count(os.sep), file))
 
     def _list(self, folder: storage.AnyPath) -> None:
         for file in list_videos(folder):
@@ -124,7 +124,7 @@ class VideoFinder:
             there = next((files[0] for files in self._files.values()), "no video")
             raise MissingDataError(
                 f"none of the videos that the annotations name is in {self.folder}: looked for {wanted}, found there "
-                f"{there} and the like.\n{missing_message(self._facts, videos=self.folder)}"
+                f"{there} and the like.\n{missing_message(self._dataset, videos=self.folder)}"
             )
 
 
