@@ -1,4 +1,4 @@
-"""What a program sends, read off its text: programs of known traffic, and the forms that compilers write."""
+"""Collectives parsed from program text: programs of known traffic, and each form that compilers write."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from vivit_jax.compile.collectives import Traffic
 MESH = {"data": 4, "fsdp": 1, "tensor": 2, "sequence": 1}
 
 
-def test_the_traffic_of_a_program_is_that_of_its_loops_and_axes():
+def test_traffic_counts_loops_and_names_mesh_axes():
     mesh = sharding.make_mesh(MESH)
 
     def program(x, y):
@@ -24,13 +24,11 @@ def test_the_traffic_of_a_program_is_that_of_its_loops_and_axes():
 
     mapped = jax.shard_map(program, mesh=mesh, in_specs=(P(), P()), out_specs=(P(), P()), check_vma=False)
     text = jax.jit(mapped).lower(jnp.ones((3, 5)), jnp.ones((8, 16))).compile().as_text()
-    found = collectives.find(text, dict(mesh.shape))
-    assert {(one.kind, one.axis, one.dtype) for one in found} == {
-        ("all-reduce", "data", "f32"), ("all-gather", "tensor", "f32"),
-    }  # fmt: skip
-    reduced = next(one for one in found if one.kind == "all-reduce")
-    assert (reduced.bytes, reduced.times) == (5 * 8 * 16 * 4, 5)
-    assert next(one for one in found if one.kind == "all-gather").bytes == 2 * 3 * 5 * 4
+    traffic = {one.kind: one for one in collectives.find(text, dict(mesh.shape))}
+    assert set(traffic) == {"all-reduce", "all-gather"}
+    assert traffic["all-reduce"] == Traffic("all-reduce", "data", "f32", count=5, bytes=5 * 8 * 16 * 4)
+    all_gather = traffic["all-gather"]
+    assert (all_gather.axis, all_gather.dtype, all_gather.bytes) == ("tensor", "f32", 2 * 3 * 5 * 4)
 
 
 PROGRAM = """\
@@ -61,15 +59,15 @@ ROWS = {
         Traffic("all-reduce", "data", "bf16", 24, 24 * 768 * 2),
         Traffic("all-reduce", "data", "f32", 24, 24 * 10 * 4),
     ],
-    # a part of an axis of another mesh over the same devices: (4 = 2 x 2) x 2
+    # part of an axis of another mesh over the same devices: (4 = 2 x 2) x 2
     "%r = f32[6]{0} all-gather(%a), replica_groups=mesh['x'=8] {'x':(4)2}, dimensions={0}": [
         Traffic("all-gather", "tensor", "f32", 24, 24 * 6 * 4),
     ],
-    # what is put in counts, not the share that comes out; groups as numbers in order
+    # a reduce-scatter counts its input, which is larger than its result; groups in order
     "%r = f32[8]{0} reduce-scatter(%a), replica_groups=[4,2]<=[8], dimensions={0}, to_apply=%add": [
         Traffic("reduce-scatter", "tensor", "f32", 24, 24 * 2 * 8 * 4),
     ],
-    # an asynchronous start hands on its operand too; groups transposed
+    # an asynchronous start returns its operand too; groups transposed
     "%r = (bf16[8]{0}, bf16[32]{0}) all-gather-start(%a), replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}": [
         Traffic("all-gather", "data", "bf16", 24, 24 * 32 * 2),
     ],
@@ -79,7 +77,7 @@ ROWS = {
     "%r = f32[6]{0} all-to-all(%a), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}": [
         Traffic("all-to-all", "data+tensor", "f32", 24, 24 * 6 * 4),
     ],
-    # to another slice, through the hosts; the same in a slice, whose devices alone are named
+    # to another slice, through the hosts; then within a slice, where only its devices are named
     "%r = (f32[16,8]{1,0:T(8,128)}, u32[], token[]) send(%a, %after-all), channel_id=2, is_host_transfer=true, "
     'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}': [
         Traffic("send", "slices", "f32", 24, 24 * 16 * 8 * 4),
@@ -92,5 +90,5 @@ ROWS = {
 
 
 @pytest.mark.parametrize("instruction", ROWS, ids=lambda text: text.split("(%")[0].split()[-1])
-def test_each_form_of_a_collective_in_a_loop_of_24_layers(instruction):
+def test_each_form_of_a_collective_is_parsed(instruction):
     assert collectives.find(PROGRAM.replace("INSTRUCTION", instruction), MESH) == ROWS[instruction]

@@ -1,8 +1,8 @@
-"""Compiling a config ahead of time for a TPU slice, on a machine that has none: does it fit, and what does it send?
+"""Ahead-of-time compilation of a config for a TPU slice, on a machine without a TPU: memory, collectives, operations.
 
     python -m vivit_jax.compile --config=configs/k400_vivit_l.py --slice=v3-32
 
-Rooms: `slices` (what there is to rent), `program` (the very steps that `vivit_jax.train` runs, with abstract
-arguments), `ahead` (compiling one, and what the compiler says), `collectives` (what it sends), `search` (the largest
-batch that fits), `table` (docs/tpu.md).
+Modules: `slices` (names and devices of slices), `program` (the steps of `vivit_jax.train`, lowered with abstract
+arguments), `ahead` (compiling one, and the largest batch that fits), `collectives` (what a program sends between
+devices), `report` (what the command prints). `benchmarks/tpu_table.py` writes the tables of docs/tpu.md.
 """

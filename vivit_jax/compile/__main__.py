@@ -1,10 +1,10 @@
-"""Compiles the training and the evaluation step of a config for a TPU slice, and says what they need.
+"""Compiles the training and the evaluation step of a config for a TPU slice and prints memory, traffic and operations.
 
 python -m vivit_jax.compile --config=configs/k400_vivit_l.py --slice=v3-32
 python -m vivit_jax.compile --config=configs/k400_vivit_l.py --slice=v5e-256 --config.mesh.tensor=4 --search
 python -m vivit_jax.compile --config=configs/k400_vivit_l.py:320 --topology=v3:4x8 --mesh=data=16,fsdp=4 --step=train
 
-Exit code 1: it does not fit. No TPU is needed, but its compiler is: pip install 'vivit_jax[tpu]'.
+Exit code 1: a step does not fit. No TPU is needed, only its compiler: pip install 'vivit_jax[tpu]'.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ from vivit_jax.config import flags as command_line
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; any field can be overridden.", lock_config=True)
 _SLICE = flags.DEFINE_string(
-    "slice", None, "Where it is to run: v3-32, v5e-16, ..., or by its chips, v3:4x4; several alike: 2xv5e-16."
+    "slice", None, "TPU slice, by name (v3-32, v5e-16, ...) or by its chips (v3:4x4); several slices: 2xv5e-16."
 )
 flags.DEFINE_alias("topology", "slice")
-_MESH = flags.DEFINE_list("mesh", [], "AXIS=DEVICES, with commas, in place of --config.mesh.AXIS: data=-1,fsdp=8.")
-_HEADS = flags.DEFINE_list("heads", [], "HEAD=CLASSES, with commas, for a data set that is not in the catalog.")
-_STEP = flags.DEFINE_enum("step", "both", ["train", "eval", "both"], "Which program.")
+_MESH = flags.DEFINE_list("mesh", [], "Comma-separated AXIS=DEVICES, instead of --config.mesh.AXIS: data=-1,fsdp=8.")
+_HEADS = flags.DEFINE_list("heads", [], "Comma-separated HEAD=CLASSES, for a custom data set.")
+_STEP = flags.DEFINE_enum("step", "both", ["train", "eval", "both"], "Which program to compile.")
 _SEARCH = flags.DEFINE_bool("search", False, "Also find the largest training batch that fits.")
 
 
-def numbers(flag: str, given: list[str], form: str) -> dict[str, int]:
-    """{name: number} of a flag's NAME=NUMBER pairs.
+def parse_pairs(flag: str, pairs: list[str], form: str) -> dict[str, int]:
+    """Parses a flag's NAME=NUMBER pairs.
 
     Raises:
-      ValueError: a pair is none; the message names the form that is asked for.
+      ValueError: a pair has another form; the message names `form`.
     """
     try:
-        return {name: int(number) for name, _, number in (pair.partition("=") for pair in given)}
+        return {name: int(number) for name, _, number in (pair.partition("=") for pair in pairs)}
     except ValueError as error:
-        raise ValueError(f"--{flag}={','.join(given)} must be {form}") from error
+        raise ValueError(f"--{flag}={','.join(pairs)} must be {form}") from error
 
 
-def heads_of(name: str, given: list[str]) -> dict[str, int]:
-    """{head: classes} as given on the command line, or of the catalog's data set.
+def dataset_heads(name: str, pairs: list[str]) -> dict[str, int]:
+    """Returns {head: classes}, from HEAD=CLASSES pairs if there are any, else from the catalog.
 
     Raises:
-      ValueError: neither; the message says what to give.
+      ValueError: the catalog does not know the number of classes.
     """
     from vivit_jax.data import catalog
 
-    if given:
-        return numbers("heads", given, "HEAD=CLASSES, as in --heads=label=12")
+    if pairs:
+        return parse_pairs("heads", pairs, "HEAD=CLASSES, as in --heads=label=12")
     heads = dict(catalog.get(name).heads)
     if not all(heads.values()):
-        raise ValueError(f"the classes of {name} are not known beforehand; give them, as in --heads=label=12")
+        raise ValueError(f"the number of classes of {name} is unknown; give it, as in --heads=label=12")
     return heads
 
 
@@ -66,18 +66,18 @@ def main(argv: list[str]) -> None:
 
     try:
         config = _CONFIG.value
-        with config.unlocked():  # an axis that does not exist is refused with those that do, below
-            config.mesh.update(numbers("mesh", _MESH.value, "AXIS=DEVICES, as in --mesh=data=-1,fsdp=8"))
+        with config.unlocked():  # from_config rejects unknown axes, and names the known ones
+            config.mesh.update(parse_pairs("mesh", _MESH.value, "AXIS=DEVICES, as in --mesh=data=-1,fsdp=8"))
         experiment = Experiment.from_config(config)
         slice_ = slices.parse(_SLICE.value)
-        target = Target.on(experiment, heads_of(experiment.data.name, _HEADS.value), slices.devices(slice_))
+        target = Target.on(experiment, dataset_heads(experiment.data.name, _HEADS.value), slices.devices(slice_))
         steps = ("train", "eval") if _STEP.value == "both" else (_STEP.value,)
-        told = [report.tell(target, slice_, step) for step in steps]
+        fits = [report.print_report(target, slice_, step) for step in steps]
         if _SEARCH.value:
-            report.tell_largest(target, slice_)
+            report.print_largest_batch(target, slice_)
     except (ValueError, RuntimeError) as error:
         sys.exit(f"error: {error}")
-    sys.exit(0 if all(told) else 1)
+    sys.exit(0 if all(fits) else 1)
 
 
 def run() -> None:

@@ -1,33 +1,34 @@
-"""Compiling one program, and what the compiler says of it: memory on each device, traffic, time."""
+"""Compilation of one program for devices that need not exist, and the largest batch that fits their memory."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 from vivit_jax.compile import collectives
 from vivit_jax.train import compiled_step
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
-_NEEDS = re.compile(r"([\d.]+)([KMG]?)\)? ?(?:of|exceeds available HBM) \(?([\d.]+)([KMG]?)")
+_REQUIRED = re.compile(r"([\d.]+)([KMG]?)\)? ?(?:of|exceeds available HBM) \(?([\d.]+)([KMG]?)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of a program; bytes are those on one device.
+    """The compiler's figures for a program. Bytes are those of one device.
 
     Attributes:
-      fits: whether it compiled; False: it needs more memory than there is.
-      peak: bytes in use at the worst moment (`compilation.peak_bytes`). Of a program that does not fit, what the
-        compiler says it would need (XLA: of temporaries alone, in some versions).
-      available: bytes that the compiler gives to a program; None where it did not have to say.
-      argument, temporary: bytes of the arguments (state and batch) and of the temporaries, which share their places
-        in part: together they can be more than `peak`. None where it does not fit.
-      traffic: what is sent, the largest first.
-      seconds: of compiling.
-      message: of the compiler, where it does not fit.
+      fits: False where the program needs more memory than a device has.
+      peak: bytes in use at the worst moment (`compiled_step.peak_bytes`). Where the program does not fit, the bytes
+        that the compiler's message names (some versions of XLA name the temporaries alone).
+      available: bytes that the compiler gives to a program; None where it did not say.
+      argument, temporary: bytes of the arguments (state and batch) and of the temporaries; None where the program does
+        not fit. They overlap in memory, so their sum can exceed `peak`.
+      traffic: collectives, the largest first.
+      seconds: compilation time.
+      message: the compiler's error where the program does not fit.
     """
 
     fits: bool
@@ -44,40 +45,84 @@ def compile_ahead(lowered: Any, mesh: Any) -> Compiled:
     """Compiles a lowered program.
 
     Args:
-      lowered: of `jax.jit(...).lower(...)`, for the devices of `mesh`.
-      mesh: whose axes the traffic is told by.
+      lowered: from `jax.jit(...).lower(...)`, for the devices of `mesh`.
+      mesh: its axes name the traffic.
 
     Raises:
       jax.errors.JaxRuntimeError: the compiler failed for another reason than memory.
     """
     began = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        executable = lowered.compile()
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        needs, available = memory_asked_for(str(error))
-        return Compiled(
-            False, needs, available, seconds=time.perf_counter() - began, message=str(error).partition("\n")[0]
-        )
+        required, available = parse_out_of_memory(str(error))
+        message = str(error).partition("\n")[0]
+        return Compiled(False, required, available, seconds=time.perf_counter() - began, message=message)
     seconds = time.perf_counter() - began
-    memory = compiled.memory_analysis()
+    memory = executable.memory_analysis()
     return Compiled(
         True,
         compiled_step.peak_bytes(memory, mesh.devices.flat[0].platform),
         argument=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
-        traffic=tuple(collectives.find(compiled.as_text(), dict(mesh.shape))),
+        traffic=tuple(collectives.find(executable.as_text(), dict(mesh.shape))),
         seconds=seconds,
     )
 
 
-def memory_asked_for(message: str) -> tuple[int, int | None]:
-    """(bytes needed, bytes available) of the message that memory does not suffice; (0, None) where it has no numbers.
+def parse_out_of_memory(message: str) -> tuple[int, int | None]:
+    """Returns (bytes required, bytes available) of an out-of-memory error; (0, None) if it names no sizes.
 
-    It has several wordings: "Used 44.28G of 15.75G hbm", "... temporaries (174.74G) exceeds available HBM (15.48G)".
+    XLA has several wordings: "Used 44.28G of 15.75G hbm", "... temporaries (174.74G) exceeds available HBM (15.48G)".
     """
-    if (match := _NEEDS.search(message)) is None:
+    if (match := _REQUIRED.search(message)) is None:
         return 0, None
-    needs, unit, available, other = match.groups()
-    return round(float(needs) * _UNITS[unit]), round(float(available) * _UNITS[other])
+    required, required_unit, available, available_unit = match.groups()
+    return round(float(required) * _UNITS[required_unit]), round(float(available) * _UNITS[available_unit])
+
+
+def largest_batch(
+    compile_with: Callable[[int], Compiled], memory: int, start: int, at_most: int = 1024
+) -> tuple[int, dict[int, Compiled]]:
+    """Finds the most clips per batch shard with which a program fits, in few compilations (usually four).
+
+    Memory grows nearly linearly with the clips: the line through two compiled batches predicts the next one to try.
+    The result was compiled, and so was one clip more, which does not fit.
+
+    Args:
+      compile_with: clips per batch shard -> the compiled program.
+      memory: bytes of a device.
+      start: clips to begin with, at least 1.
+      at_most: upper limit of the search.
+
+    Returns:
+      (clips, 0 if not even one fits; {clips: compiled program} of all that was tried).
+    """
+    tried: dict[int, Compiled] = {}
+    low, high = 0, at_most + 1  # `low` fits, `high` does not
+    clips = max(1, min(start, at_most))
+    while high - low > 1:
+        compiled = tried[clips] = compile_with(clips)
+        low, high = (clips, high) if compiled.fits else (low, clips)
+        clips = _next_batch(tried, low, high, compiled.available or memory)
+    return low, tried
+
+
+def _next_batch(tried: dict[int, Compiled], low: int, high: int, memory: int) -> int:
+    """Returns the next batch to try, strictly between `low` and `high` unless there is none."""
+    fitting = sorted((clips, compiled.peak) for clips, compiled in tried.items() if compiled.fits)
+    too_large = tried.get(high)
+    # Every third time the search bisects instead, because memory is not exactly linear.
+    if len(fitting) >= 2 and len(tried) % 3:
+        (first, first_peak), (last, last_peak) = fitting[0], fitting[-1]
+        slope = (last_peak - first_peak) / (last - first)
+        guess = int(last + (memory - last_peak) / slope) if slope > 0 else high - 1
+    elif low and too_large is None:
+        guess = 2 * low
+    elif not low and too_large.peak > memory:
+        guess = high * memory // too_large.peak
+    else:
+        guess = (low + high) // 2
+    return max(low + 1, min(guess, high - 1))

@@ -1,6 +1,6 @@
-"""What a compiled program sends between devices, read off its text (XLA's HLO).
+"""Collectives of a compiled program, parsed from its text (XLA's HLO).
 
-The instructions of a loop's body count as often as the loop runs, where the compiler knows that (a scan over layers).
+Instructions in the body of a loop (a scan over layers) count once per iteration where the trip count is known.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BYTES |= {"s64": 8, "u64": 8, "f64": 8}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ({'|'.join(KINDS)})(-start)?\((.*)$")
-# Between slices nothing is sent by a collective but through the hosts, by instructions for their runtime.
+# Traffic between slices goes through the hosts: it is no collective but a `send` for the Megascale runtime.
 _SEND = re.compile(r"^\s*%?[\w.\-]+ = (\(.*?\)) send\(.*xla_megascale_runtime")
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:body|condition|calls|to_apply)=%?([\w.\-]+)")
@@ -26,8 +26,8 @@ _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
 _LIMIT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
-# The form of newer compilers, mesh['a'=4,'b'=2] {'b'}: the groups along some axes of a mesh, which may be a part of
-# one, {'a':(1)2}, the part of size 2 of 'a' with 1 in front of it.
+# Newer compilers write mesh['a'=4,'b'=2] {'b'}, groups along axes of a mesh, or along part of an axis: {'a':(1)2} is
+# the sub-axis of size 2 of 'a' with size 1 before it.
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}")
 _MESH_SIZE = re.compile(r"'([\w.]+)'=(\d+)")
 _MESH_AXIS = re.compile(r"'([\w.]+)'(?::\((\d+)\)(\d+))?")
@@ -37,38 +37,38 @@ _PAIRS = re.compile(r"source_target_pairs=(\{\{.*?\}\})")
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """All collectives of one kind along one axis of the mesh.
+    """All collectives of one kind, mesh axis and dtype, in one run of the program.
 
     Attributes:
-      kind: one of `KINDS`; 'send' for what goes to another slice.
-      axis: of the mesh; several with +. 'slices' for what goes to another slice, whatever the axis.
-      dtype: of the numbers sent, as XLA writes it: bf16, f32.
-      times: how often in one run of the program.
-      bytes: that one device puts in or gets out, whichever is more, in one run of the program.
+      kind: one of `KINDS`, or 'send' between slices.
+      axis: mesh axis, several joined by `+`; 'slices' between slices.
+      dtype: as XLA writes it: bf16, f32.
+      count: number of operations.
+      bytes: input or output bytes of one device, whichever is larger.
     """
 
     kind: str
     axis: str
     dtype: str
-    times: int
+    count: int
     bytes: int
 
 
 def find(text: str, mesh: Mapping[str, int]) -> list[Traffic]:
-    """The collectives of a program, the largest first.
+    """Returns the collectives of a program, the largest first.
 
     Args:
       text: `compiled.as_text()`.
-      mesh: {axis: devices along it}, in the order of the mesh, as `dict(mesh.shape)`.
+      mesh: {axis: size} in the order of the mesh, as `dict(mesh.shape)`.
     """
     bodies, entry = _computations(text)
     devices = math.prod(mesh.values())
-    found: dict[tuple[str, str, str], list[int]] = {}
-    for name, times in _how_often(bodies, entry).items():
+    totals: dict[tuple[str, str, str], list[int]] = {}  # (kind, axis, dtype) -> [count, bytes]
+    for name, runs in _run_counts(bodies, entry).items():
         for line in bodies[name]:
             if sent := _SEND.match(line):
                 kind, axis, start, result = "send", "slices", None, sent[1]
-                sizes = _sizes(result)[:1]  # the others are the runtime's own
+                sizes = _sizes(result)[:1]  # the other results are for the runtime
             elif match := _INSTRUCTION.match(line):
                 result, kind, start = match.groups()[:3]
                 groups = _groups(line, devices)
@@ -76,19 +76,19 @@ def find(text: str, mesh: Mapping[str, int]) -> list[Traffic]:
             else:
                 continue
             if start and result.startswith("(") and kind != "all-reduce":
-                # An asynchronous start hands on its operands too, in front of its results.
+                # An asynchronous start returns its operands before its results.
                 sizes = _sizes(result[result.index("(") :], half=True)
-            if kind == "reduce-scatter":  # its result is a share of what is put in
+            if kind == "reduce-scatter":  # its input is larger than its result
                 sizes = [(dtype, size * len(groups[0])) for dtype, size in sizes]
             for dtype in dict.fromkeys(dtype for dtype, _ in sizes):
-                numbers = found.setdefault((kind, axis, dtype), [0, 0])
-                numbers[0] += times
-                numbers[1] += times * sum(size for other, size in sizes if other == dtype)
-    traffic = [Traffic(*key, *numbers) for key, numbers in found.items()]
-    return sorted(traffic, key=lambda one: -one.bytes)
+                total = totals.setdefault((kind, axis, dtype), [0, 0])
+                total[0] += runs
+                total[1] += runs * sum(size for other, size in sizes if other == dtype)
+    return sorted((Traffic(*key, *total) for key, total in totals.items()), key=lambda traffic: -traffic.bytes)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Splits a program into {computation: its lines}; also returns the name of the entry computation."""
     bodies: dict[str, list[str]] = {}
     entry, name = "", None
     for line in text.splitlines():
@@ -103,28 +103,28 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _how_often(bodies: Mapping[str, Sequence[str]], entry: str) -> dict[str, int]:
-    """How often each computation runs in one run of the program; a loop of unknown length counts once."""
-    times: dict[str, int] = {}
+def _run_counts(bodies: Mapping[str, Sequence[str]], entry: str) -> dict[str, int]:
+    """Returns how often each computation runs in one run of the program; loops of unknown length count once."""
+    counts: dict[str, int] = {}
 
     def visit(name: str, factor: int) -> None:
-        times[name] = times.get(name, 0) + factor
+        counts[name] = counts.get(name, 0) + factor
         for line in bodies[name]:
             called = _CALLED.findall(line)
             if branches := _BRANCHES.search(line):
                 called += [branch.strip().lstrip("%") for branch in branches[1].split(",")]
-            trips = _trips(line, bodies)
+            trips = _trip_count(line, bodies)
             for other in called:
                 if other in bodies:
                     visit(other, factor * trips)
 
     if entry:
         visit(entry, 1)
-    return times
+    return counts
 
 
-def _trips(line: str, bodies: Mapping[str, Sequence[str]]) -> int:
-    """How often a loop runs: what the compiler knows of it, or the limit that its counter is compared with; else 1."""
+def _trip_count(line: str, bodies: Mapping[str, Sequence[str]]) -> int:
+    """Returns a loop's trip count, from its annotation or from the constant its counter is compared with; else 1."""
     if known := _TRIPS.search(line):
         return int(known[1])
     if (condition := _CONDITION.search(line)) is None:
@@ -136,17 +136,17 @@ def _trips(line: str, bodies: Mapping[str, Sequence[str]]) -> int:
 
 
 def _sizes(shapes: str, half: bool = False) -> list[tuple[str, int]]:
-    """(dtype, bytes) of each array in an instruction's type; with `half` only of the second half of them."""
-    found = [
+    """Returns (dtype, bytes) of each array in an instruction's type; with `half`, of the second half of them."""
+    sizes = [
         (dtype, _BYTES[dtype] * math.prod(int(n) for n in dims.split(",") if n))
         for dtype, dims in _SHAPE.findall(shapes)
         if dtype in _BYTES
     ]
-    return found[len(found) // 2 :] if half else found
+    return sizes[len(sizes) // 2 :] if half else sizes
 
 
 def _groups(line: str, devices: int) -> list[list[int]]:
-    """The devices that exchange with one another, as numbers of their place in the mesh."""
+    """Returns the groups of devices that exchange data, each device by its flat index in the mesh."""
     if pairs := _PAIRS.search(line):
         return [[int(n) for n in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", pairs[1])]
     if named := _MESH_GROUPS.search(line):
@@ -156,7 +156,7 @@ def _groups(line: str, devices: int) -> list[list[int]]:
         return [list(range(devices))]
     if match[1].startswith("{"):
         return [[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", match[1])]
-    # The short form [groups,size]<=[dims]T(order): the numbers 0, 1, ... in `dims`, transposed, cut into rows.
+    # The short form [groups,size]<=[dims]T(order): arange reshaped to `dims`, transposed by `order`, split into rows.
     shape, dims, order = re.fullmatch(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", match[1]).groups()
     numbers = np.arange(devices).reshape([int(n) for n in dims.split(",")])
     if order:
@@ -165,8 +165,8 @@ def _groups(line: str, devices: int) -> list[list[int]]:
 
 
 def _groups_along(sizes: Mapping[str, int], axes: str) -> list[list[int]]:
-    """The groups of devices that differ along `axes` alone, of a mesh whose devices are numbered in its order."""
-    parts: list[tuple[int, bool]] = []  # sizes, outermost first, and whether the groups run along them
+    """Returns the groups of devices that differ along `axes` only, in a mesh of these axis sizes."""
+    parts: list[tuple[int, bool]] = []  # (size of a sub-axis, outermost first; whether the groups run along it)
     chosen = {name: (int(before or 1), int(size or 0)) for name, before, size in _MESH_AXIS.findall(axes)}
     for name, whole in sizes.items():
         before, size = chosen.get(name, (whole, 1))
@@ -174,12 +174,12 @@ def _groups_along(sizes: Mapping[str, int], axes: str) -> list[list[int]]:
         parts += [(before, False), (size, name in chosen), (whole // (before * size), False)]
     numbers = np.arange(math.prod(sizes.values())).reshape([size for size, _ in parts])
     order = sorted(range(len(parts)), key=lambda i: parts[i][1])
-    together = math.prod(size for size, along in parts if along)
-    return numbers.transpose(order).reshape(-1, together).tolist()
+    group_size = math.prod(size for size, along in parts if along)
+    return numbers.transpose(order).reshape(-1, group_size).tolist()
 
 
 def _axis(groups: Sequence[Sequence[int]], mesh: Mapping[str, int]) -> str:
-    """The axes along which the devices of a group differ."""
-    places = [np.stack(np.unravel_index(group, tuple(mesh.values()))) for group in groups if len(group) > 1]
-    differ = [any(len(set(place[i].tolist())) > 1 for place in places) for i in range(len(mesh))]
+    """Returns the mesh axes along which the devices of a group differ, joined by `+`."""
+    coordinates = [np.stack(np.unravel_index(group, tuple(mesh.values()))) for group in groups if len(group) > 1]
+    differ = [any(len(set(group[i].tolist())) > 1 for group in coordinates) for i in range(len(mesh))]
     return "+".join(axis for axis, yes in zip(mesh, differ, strict=True) if yes) or "none"

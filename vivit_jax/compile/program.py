@@ -1,4 +1,4 @@
-"""The steps that `vivit_jax.train` runs, lowered for devices that are not there, with abstract state and batch."""
+"""The steps of `vivit_jax.train`, lowered with abstract state and batch for devices that need not exist."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Target:
     """A config on the devices of a slice.
 
     Attributes:
-      experiment: the whole config.
+      experiment: the config.
       heads: {head: classes} of its data set.
-      mesh: over the slice's devices, axes from the config.
+      mesh: the config's mesh over the slice's devices.
     """
 
     experiment: Experiment
@@ -32,31 +32,31 @@ class Target:
 
     @classmethod
     def on(cls, experiment: Experiment, heads: Mapping[str, int], devices: Sequence[Any]) -> Target:
-        """The config on these devices.
+        """Builds the config's mesh on these devices.
 
         Raises:
-          ValueError: the mesh does not cover them, or does not divide the model; the message says what does.
+          ValueError: the mesh does not cover the devices or does not divide the model.
         """
         mesh = sharding.make_mesh(experiment.mesh, devices)
         sharding.check_model(mesh, experiment.model_config(heads))
         return cls(experiment, heads, mesh)
 
     @property
-    def ways(self) -> int:
-        """Parts that the batch is cut into."""
+    def batch_shards(self) -> int:
+        """Number of shards of the batch."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
-    def clips_per_part(self, batch_size: int) -> int:
-        """Clips of a global batch in each part.
+    def clips_per_shard(self, batch_size: int) -> int:
+        """Returns the clips in each shard of a global batch.
 
         Raises:
-          ValueError: the parts do not divide the batch.
+          ValueError: the batch does not divide evenly.
         """
         sharding.check_batch_size(self.mesh, batch_size, "batch_size")
-        return batch_size // self.ways
+        return batch_size // self.batch_shards
 
     def lower_train(self, clips: int) -> Any:
-        """The training step on `clips` clips in each part of the batch, lowered."""
+        """Lowers the training step with `clips` clips per batch shard."""
         experiment = self.experiment
         model = ViViT(experiment.model_config(self.heads))
         # Neither the length of the run nor the schedule's shape makes a difference to memory.
@@ -75,14 +75,14 @@ class Target:
             out_shardings=(shardings, sharding.replicated(self.mesh)),
         )
         with jax.set_mesh(self.mesh):
-            return step.lower(_placed(state, shardings), self._batch(model, clips * self.ways))
+            return step.lower(_placed(state, shardings), self._batch(model, clips * self.batch_shards))
 
     def lower_eval(self, videos: int) -> Any:
-        """The evaluation of `videos` videos in each part of the batch, all views, lowered."""
+        """Lowers the evaluation step with `videos` videos per batch shard, all views."""
         model = ViViT(self.experiment.model_config(self.heads))
         params = abstract_params(model.config)
         params = _placed(params, sharding.state_sharding(self.mesh, {"params": params})["params"])
-        batch = self._batch(model, videos * self.ways)
+        batch = self._batch(model, videos * self.batch_shards)
         video, views = batch["video"], self.experiment.evaluation.views
         shape = (video.shape[0], views, *video.shape[1:])
         batch = {**batch, "video": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=video.sharding)}
@@ -91,10 +91,10 @@ class Target:
             return step.lower(params, batch)
 
     def multiply_adds(self, clips: int) -> float:
-        """Multiply-adds of a training step on all devices, by the compiler's count of the unrolled program."""
+        """Returns the multiply-adds of a training step on all devices, by XLA's count of the unrolled program."""
         optimizer = optim.make_optimizer(self.experiment.optimizer, lambda step: 0.1)
         each, update = train_count(self.experiment.model_config(self.heads), optimizer)
-        return each * clips * self.ways + update
+        return each * clips * self.batch_shards + update
 
     def _batch(self, model: ViViT, clips: int) -> Mapping[str, Any]:
         batch = abstract_batch(model.config, clips)

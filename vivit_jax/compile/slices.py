@@ -1,8 +1,8 @@
-"""TPU slices: what Google rents out under which name, and the devices that JAX sees on it.
+"""TPU slices: their names, topologies, memory, and devices to compile for.
 
-The sizes are those of Cloud TPU's documentation, "System architecture" and the pages of each generation. Up to v4 and
-for v5p a slice is named by its TensorCores (two a chip), v5e and v6e by its chips. A chip of v2 and v3 is two devices,
-one of every later generation one (v4 and v5p: a "megacore").
+The sizes are from Cloud TPU's documentation ("System architecture" and the page of each generation). The number in a
+name counts TensorCores (two per chip) up to v4 and for v5p, and chips for v5e and v6e. A chip is two JAX devices for v2
+and v3, and one device for later generations (v4 and v5p: a "megacore").
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GIB = 2**30
 
 
 class SliceError(ValueError):
-    """A slice that is not known; the message lists those that are."""
+    """An unknown slice; the message lists the known ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Generation:
     """One generation of TPU.
 
     Attributes:
-      memory: bytes of high-bandwidth memory of one device.
-      devices_per_chip: devices that JAX sees on a chip.
-      cores_per_name: what the number in a slice's name counts, on one chip.
+      memory: HBM bytes of one device.
+      devices_per_chip: JAX devices on a chip.
+      cores_per_name: what one chip adds to the number in a slice's name.
     """
 
     memory: int
@@ -48,7 +48,7 @@ GENERATIONS: Mapping[str, Generation] = MappingProxyType(
     }
 )
 
-# Name -> chips along each axis of the torus. docs/tpu.md has a column for each.
+# Name -> chips along each axis of the torus.
 SLICES: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {
         "v2-8": (2, 2),
@@ -79,12 +79,12 @@ SLICES: Mapping[str, tuple[int, ...]] = MappingProxyType(
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A slice of TPU, or several alike that train together and reach one another through their hosts.
+    """A TPU slice, or several of one type that train together, connected through their hosts.
 
     Attributes:
       generation: a key of `GENERATIONS`.
-      chips: along each axis of the torus, of one slice.
-      count: slices.
+      chips: of one slice, along each axis of the torus.
+      count: number of slices.
     """
 
     generation: str
@@ -93,19 +93,19 @@ class Slice:
 
     @property
     def num_devices(self) -> int:
-        """Devices that JAX sees, of all slices."""
+        """JAX devices of all slices."""
         return self.count * math.prod(self.chips) * GENERATIONS[self.generation].devices_per_chip
 
     @property
     def memory(self) -> int:
-        """Bytes of memory of one device; the compiler leaves a little less to the program."""
+        """HBM bytes of one device; the compiler leaves slightly less to the program."""
         return GENERATIONS[self.generation].memory
 
     @property
     def name(self) -> str:
-        """What it is rented under, 'v3-32'; two of them are '2xv3-32'."""
-        several = f"{self.count}x" if self.count > 1 else ""
-        return f"{several}{self.generation}-{math.prod(self.chips) * GENERATIONS[self.generation].cores_per_name}"
+        """Cloud TPU's name of the slice, 'v3-32'; '2xv3-32' for two of them."""
+        count = f"{self.count}x" if self.count > 1 else ""
+        return f"{count}{self.generation}-{math.prod(self.chips) * GENERATIONS[self.generation].cores_per_name}"
 
     def __str__(self) -> str:
         each = " each" if self.count > 1 else ""
@@ -113,28 +113,28 @@ class Slice:
 
 
 def parse(text: str) -> Slice:
-    """A slice by its name, 'v3-32', or by its chips, 'v3:4x4'; several alike: '2xv3-32', '2xv3:4x4'.
+    """Parses a slice given by name, 'v3-32', or by its chips, 'v3:4x4'; several of one type: '2xv3-32', '2xv3:4x4'.
 
     Raises:
       SliceError: an unknown name or generation.
     """
-    several = re.fullmatch(r"([1-9]\d*)x([a-z].*)", text)
-    count, one = (int(several[1]), several[2]) if several else (1, text)
-    if one in SLICES:
-        return Slice(one.partition("-")[0], SLICES[one], count)
-    found = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", one)
-    if not found or found[1] not in GENERATIONS:
+    match = re.fullmatch(r"([1-9]\d*)x([a-z].*)", text)
+    count, name = (int(match[1]), match[2]) if match else (1, text)
+    if name in SLICES:
+        return Slice(name.partition("-")[0], SLICES[name], count)
+    topology = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", name)
+    if not topology or topology[1] not in GENERATIONS:
         raise SliceError(
-            f"slice {text!r} is not known; known are {', '.join(SLICES)}, and by its chips any other, as in v3:4x4 "
-            f"(generations {', '.join(GENERATIONS)}); several alike as in 2xv5e-16"
+            f"slice {text!r} is unknown; known are {', '.join(SLICES)}, and any other by its chips, as in v3:4x4 "
+            f"(generations {', '.join(GENERATIONS)}); several slices as in 2xv5e-16"
         )
-    return Slice(found[1], tuple(int(n) for n in found[2].split("x")), count)
+    return Slice(topology[1], tuple(int(n) for n in topology[2].split("x")), count)
 
 
 def without_a_tpu() -> None:
-    """Lets libtpu compile on a machine that has no TPU. To be called before JAX looks for devices.
+    """Configures libtpu to compile on a machine without a TPU. Must run before JAX looks for devices.
 
-    JAX itself is told to run on the CPU: on a machine with a TPU the compiler would otherwise hold it.
+    JAX itself runs on the CPU: on a machine with a TPU, the compiler would otherwise occupy it.
     """
     os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     import jax
@@ -143,7 +143,7 @@ def without_a_tpu() -> None:
 
 
 def devices(slice_: Slice) -> Sequence[Any]:
-    """The devices of a slice, to compile for; they need not be there.
+    """Returns the devices of a slice to compile for; the slice need not exist.
 
     Raises:
       RuntimeError: libtpu is not installed, or does not know the slice.
@@ -155,12 +155,14 @@ def devices(slice_: Slice) -> Sequence[Any]:
     if slice_.count > 1:
         options["num_slices"] = slice_.count
     try:
-        found = topologies.get_topology_desc(name, platform="tpu", **options).devices
+        topology_devices = topologies.get_topology_desc(name, platform="tpu", **options).devices
     except Exception as error:
         raise RuntimeError(
-            f"no compiler for {slice_}: {error}. It comes with libtpu: pip install 'vivit_jax[tpu]', or pip install "
+            f"no compiler for {slice_}: {error}. Install libtpu: pip install 'vivit_jax[tpu]', or pip install "
             "'jax[tpu]'"
         ) from error
-    if len(found) != slice_.num_devices:
-        raise RuntimeError(f"{slice_} has {len(found)} devices for the compiler; use a shape of chips that it knows")
-    return found
+    if len(topology_devices) != slice_.num_devices:
+        raise RuntimeError(
+            f"the compiler sees {len(topology_devices)} devices in {slice_}; give a topology that it supports"
+        )
+    return topology_devices
