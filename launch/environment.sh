@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sourced by the other scripts: find a Python, make the virtual environment, install the package in it.
+# Sourced by the other scripts: finds a Python, creates the virtual environment, installs the package in it.
 
 # The first Python, 3.11 or newer, that PYTHON or PATH offers.
 find_python() {
@@ -21,7 +21,7 @@ find_python() {
 }
 
 # make_environment FOLDER EXTRAS: e.g. make_environment .venv "[test]". Activates it. Installs again only when
-# setup.py, the extras or the Python changed.
+# setup.py, pyproject.toml, the extras or the Python changed.
 make_environment() {
   local folder=$1 extras=$2 python stamp
   if [ ! -x "$folder/bin/python" ]; then
@@ -31,14 +31,14 @@ make_environment() {
   fi
   # shellcheck disable=SC1091
   source "$folder/bin/activate"
-  stamp="$(python --version) $(cksum <setup.py)"
+  stamp="$(python --version) $(cat setup.py pyproject.toml | cksum)"
   if ! grep -qxF "$stamp $extras" "$folder/.installed" 2>/dev/null; then
     echo "Installing vivit_jax$extras and what it needs (a few minutes the first time)"
     python -m pip install --quiet --upgrade pip
     # setuptools warns at length about every editable installation.
     PYTHONWARNINGS=ignore python -m pip install --quiet --editable ".$extras"
-    # An install without extras leaves those of an earlier one in place: note both.
-    { grep -F "$stamp " "$folder/.installed" 2>/dev/null || true; echo "$stamp $extras"; echo "$stamp "; } | sort -u >"$folder/.installed.new"
+    # Extras that were installed before stay in place: keep their lines.
+    { grep -F "$stamp " "$folder/.installed" 2>/dev/null || true; echo "$stamp $extras"; } >"$folder/.installed.new"
     mv "$folder/.installed.new" "$folder/.installed"
   fi
 }

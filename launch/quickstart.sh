@@ -28,7 +28,7 @@ done
 
 # shellcheck source=launch/environment.sh
 source launch/environment.sh
-make_environment .venv ""
+make_environment .venv "[all]"
 
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3} TF_ENABLE_ONEDNN_OPTS=${TF_ENABLE_ONEDNN_OPTS:-0}
 # Makes the videos and their records (data/moving_digits) where they are absent, trains, evaluates.

@@ -34,7 +34,7 @@ Options
   --spot | --reserved  cheaper, but may be taken away at any time | from your reservation. Default: on demand
   --no-queue           create the VM at once or fail, instead of queueing; give it to every command of this TPU
   --runtime=VERSION    default: by the type
-  --extras=EXTRAS      of the package, default [tpu]
+  --extras=EXTRAS      of the package, default [all,tpu]
   --worker=N           whose output `tail` follows, default 0; --lines=N of what there is already, default 100
   --poll=SECONDS       between two looks, default 60
   --patience=SECONDS   longest wait for capacity, default 86400
@@ -47,7 +47,7 @@ Options
 TEXT
 }
 
-name="" zone="" project="" type="" market="" queue=1 runtime="" extras="[tpu]" worker=0 lines=100 poll=60 patience=86400
+name="" zone="" project="" type="" market="" queue=1 runtime="" extras="[all,tpu]" worker=0 lines=100 poll=60 patience=86400
 restarts=3 track=ga dry_run=0 workdir="" to=""
 create_options=() ssh_options=() job=()
 

@@ -1,1 +1,6 @@
-"""vivit_jax: ViViT, a Video Vision Transformer (arXiv:2103.15691), in JAX/Flax."""
+"""ViViT: A Video Vision Transformer (arXiv:2103.15691) in JAX and Flax.
+
+    from vivit_jax.models import ViViT, ViViTConfig
+"""
+
+__version__ = "0.2.0"

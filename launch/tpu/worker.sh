@@ -10,7 +10,7 @@ usage() {
   cat <<'TEXT'
 usage: launch/tpu/worker.sh setup [EXTRAS] | start COMMAND... | state | stop | [--dry-run | --help]
 
-  setup   Python 3.12 (the images have 3.10, vivit_jax needs 3.11) by uv, and the package with EXTRAS (default [tpu])
+  setup   Python 3.12 (the images have 3.10, vivit_jax needs 3.11) by uv, and the package with EXTRAS (default [all,tpu])
   start   the command, detached, in the environment; output goes to ~/vivit_jax_job/log. Refused while one is running
   state   one line: "job: none", "job: running" or "job: exit CODE"
   stop    asks the command to stop (SIGTERM, on which a run saves its step), and after a minute kills it
@@ -20,7 +20,7 @@ TEXT
 running() { [ -f "$job/pid" ] && [ ! -f "$job/exit" ] && kill -0 "$(cat "$job/pid")" 2>/dev/null; }
 
 setup() {
-  local extras=${1:-[tpu]}
+  local extras=${1:-[all,tpu]}
   if ! command -v uv >/dev/null && [ ! -x "$HOME/.local/bin/uv" ]; then
     curl --location --silent --show-error --fail --retry 5 https://astral.sh/uv/install.sh | sh
   fi
