@@ -12,7 +12,7 @@ from vivit_jax import checkpoint as checkpointing
 from vivit_jax import sharding
 from vivit_jax.checkpoint import CheckpointError, Checkpoints
 from vivit_jax.train import initialize
-from vivit_jax.train_step import TrainState
+from vivit_jax.train_step import TrainProgram, TrainState
 
 OPTIMIZER = optax.adamw(1e-3)
 
@@ -26,7 +26,7 @@ def state(step, width=4):
 def abstract(width=4, make=None, **axes):
     mesh = sharding.make_mesh(axes)
     shapes = jax.eval_shape(make or (lambda: state(0, width)))
-    return checkpointing.abstract_like(shapes, sharding.state_sharding(mesh, shapes))
+    return sharding.abstract_like(shapes, sharding.state_sharding(mesh, shapes))
 
 
 def saved(root, steps, metrics=None, **options):
@@ -134,7 +134,7 @@ def test_an_average_begins_with_the_parameters_of_a_checkpoint_that_has_none(tmp
         assert lacking.ema is None
         with pytest.raises(CheckpointError, match="holds no averaged weights"):
             checkpoints.restore_params(averaged.params, 7, "ema")
-        whole = initialize.completed(lacking, averaged, OPTIMIZER, 0.9)
+        whole = initialize.fill_missing_state(TrainProgram(None, OPTIMIZER, None, 0.9, averaged, None), lacking)
         jax.tree.map(np.testing.assert_array_equal, whole.ema, state(7).params)
         # Donated to the first step, both: they must not be the same buffers.
         moved = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(whole)

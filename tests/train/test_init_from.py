@@ -12,10 +12,10 @@ import pytest
 from tests.helpers.small_models import random_params
 from tests.train.test_loop import data_dir, experiment  # noqa: F401, a fixture
 from vivit_jax import checkpoint as checkpointing
-from vivit_jax import convert, optim, sharding, train
+from vivit_jax import convert, sharding, train
 from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.evaluation import evaluate
-from vivit_jax.models import ViViT, ViViTConfig
+from vivit_jax.models import ViViTConfig
 from vivit_jax.train import initialize
 
 HEADS = {"verb": 8, "noun": 10}
@@ -62,16 +62,14 @@ def test_a_run_starts_from_weights_goes_on_without_them_and_is_evaluated(data_di
 
 def test_the_first_state_is_what_initialise_says(data_dir, image_vit, tmp_path):  # noqa: F811
     run = experiment(data_dir, init_from__path=str(image_vit))
-    run = initialize.follow_weights(run, HEADS, None)
-    model = ViViT(run.model_config(HEADS))
-    assert (model.config.activation, model.config.layer_norm_eps) == ("gelu", 1e-5)
-    schedule = optim.learning_rate_schedule(run.optimizer, total_steps=6, steps_per_epoch=2)
-    optimizer = optim.make_optimizer(run.optimizer, schedule)
+    run = initialize.inherit_model_fields(run, HEADS, None)
     mesh = sharding.make_mesh()
+    program = run.train_program(HEADS, mesh, total_steps=6, steps_per_epoch=2)
+    model = program.model
+    assert (model.config.activation, model.config.layer_norm_eps) == ("gelu", 1e-5)
     with jax.set_mesh(mesh):
-        abstract, init = initialize.state_maker(model, optimizer, run.seed, mesh)
-        state = initialize.state_from_weights(run, model, optimizer, abstract, tmp_path)()
-        scratch = init()
+        state = initialize.init_from_weights(run, program, tmp_path)
+        scratch = program.init_state(run.seed)
     expected = convert.initialise(image_vit, model.config, run.init_from, seed=run.seed).params
     jax.tree.map(np.testing.assert_array_equal, state.params, expected)
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x.sharding, y.sharding), state, scratch)
@@ -84,13 +82,13 @@ def test_the_first_state_is_what_initialise_says(data_dir, image_vit, tmp_path):
 def test_a_contradiction_is_refused(data_dir, image_vit):  # noqa: F811
     run = experiment(data_dir, init_from__path=str(image_vit), model__activation="gelu_tanh")
     with pytest.raises(ConfigError, match=r"model\.activation='gelu_tanh', but the weights in .* with 'gelu'"):
-        initialize.follow_weights(run, HEADS, None)
+        initialize.inherit_model_fields(run, HEADS, None)
     with pytest.raises(ConfigError, match=r"init_from\.head='old' is not known; choose one of by_name, new, keep"):
         experiment(data_dir, init_from__head="old")
     with pytest.raises(FileNotFoundError, match="no weights at nowhere"):
-        initialize.follow_weights(experiment(data_dir, init_from__path="nowhere"), HEADS, None)
+        initialize.inherit_model_fields(experiment(data_dir, init_from__path="nowhere"), HEADS, None)
     recorded = Experiment.from_config({"model": {"activation": "gelu"}}).to_dict()
-    assert initialize.follow_weights(run, HEADS, {"config": recorded}).model["activation"] == "gelu_tanh"
+    assert initialize.inherit_model_fields(run, HEADS, {"config": recorded}).model["activation"] == "gelu_tanh"
 
 
 def command(*arguments):

@@ -12,15 +12,13 @@ import pytest
 
 from tests.config.test_experiment import load
 from vivit_jax import checkpoint as checkpointing
-from vivit_jax import distributed, optim, predict, sharding, train
+from vivit_jax import distributed, predict, sharding, train
 from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.data import build, pipeline
 from vivit_jax.data.open import open_data
 from vivit_jax.data.records.split import open_split
 from vivit_jax.evaluation import evaluate
-from vivit_jax.models import ViViT
-from vivit_jax.train import initialize, skipped_steps
-from vivit_jax.train_step import make_train_step
+from vivit_jax.train import skipped_steps
 from vivit_jax.train_step.guard import GuardConfig
 from vivit_jax.utils import logs
 
@@ -116,11 +114,8 @@ def restored(workdir, run, step=STEPS):
     root, _ = checkpointing.locate(workdir)
     with checkpointing.Checkpoints(root, read_only=True) as checkpoints:
         split = open_split(build.prepare("moving_digits", run.data.dir), "train")
-        model = ViViT(run.model_config(split.heads))
-        mesh = sharding.make_mesh()
-        optimizer = optim.make_optimizer(run.optimizer, lambda step: 0.1)
-        abstract, _ = initialize.state_maker(model, optimizer, run.seed, mesh)
-        return run, model, optimizer, checkpoints.restore(abstract, step)
+        program = run.train_program(split.heads, sharding.make_mesh())
+        return run, program, checkpoints.restore(program.state, step)
 
 
 def test_n_and_n_steps_are_2n_steps_to_the_bit_in_state_and_examples(data_dir, finished, tmp_path):
@@ -224,10 +219,9 @@ def test_steps_that_are_no_numbers_end_the_run_with_what_repeats_them(data_dir, 
     assert stored["index"].tolist() == seen[step - 1]
     batch = {"video": stored["video"], "mask": stored["mask"], "index": stored["index"]}
     batch["label"] = {head: stored[f"label/{head}"] for head in ("verb", "noun")}
-    run, model, optimizer, (state, _) = restored(folder, Experiment.from_config(line["config"]), None)
+    run, program, (state, _) = restored(folder, Experiment.from_config(line["config"]), None)
     assert int(state.step) == step - 1
-    again = make_train_step(model.apply, optimizer, lambda step: 0.1, seed=run.seed)
-    assert float(jax.jit(again)(state, batch)[1]["skipped"]) == 1
+    assert float(program.step(state, batch)[1]["skipped"]) == 1
 
 
 def test_a_run_that_does_not_improve_ends_early_and_stays_ended(data_dir, tmp_path):

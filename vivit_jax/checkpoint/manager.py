@@ -25,7 +25,6 @@ __all__ = [
     "CheckpointError",
     "Checkpoints",
     "OtherModelError",
-    "abstract_like",
     "check_against",
     "checksums",
     "locate",
@@ -346,8 +345,3 @@ def lock(workdir: epath.PathLike) -> Iterator[None]:
                 f"another run is using {workdir} (it holds {path}); wait for it, stop it, or choose another --workdir"
             ) from error
         yield
-
-
-def abstract_like(tree: Any, shardings: Any) -> Any:
-    """`jax.ShapeDtypeStruct`s of a tree with the given shardings, for `restore`."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

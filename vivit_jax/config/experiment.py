@@ -14,15 +14,17 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from vivit_jax import optim, sharding
 from vivit_jax.augment import AugmentConfig
 from vivit_jax.config.fields import ConfigError, check_fields, merge, plain, section, tuples
 from vivit_jax.config.init_from import InitFrom
 from vivit_jax.config.sections import CheckpointConfig, EvaluationConfig, ProfileConfig
 from vivit_jax.data.config import DataConfig
 from vivit_jax.data.selection.sampling import ClipSpec
-from vivit_jax.models import ViViTConfig
+from vivit_jax.models import ViViT, ViViTConfig
 from vivit_jax.models.config import INHERITED_FIELDS
 from vivit_jax.optim import OptimizerConfig
+from vivit_jax.train_step import TrainProgram, build_train_program
 from vivit_jax.train_step.guard import GuardConfig
 from vivit_jax.train_step.losses import LossConfig
 from vivit_jax.utils.checks import at_least
@@ -179,6 +181,34 @@ class Experiment:
             "sam_rho": self.optimizer.sam_rho,
             "norms_by_part": self.norms_by_part,
         }
+
+    def train_program(
+        self,
+        heads: Mapping[str, int],
+        mesh: Any,
+        *,
+        total_steps: int = 10**9,
+        steps_per_epoch: float = 1e3,
+    ) -> TrainProgram:
+        """Builds model, schedule, optimizer, abstract state with shardings and the jitted train step. Compiles nothing.
+
+        Args:
+          heads: {head: classes}.
+          mesh: from `sharding.make_mesh`; None: one device.
+          total_steps, steps_per_epoch: of the run, for the schedule. The defaults serve programs that are compiled but
+            not run: their memory does not depend on them.
+
+        Raises:
+          ConfigError, ValueError: settings of model, schedule or optimizer that do not fit together or the mesh.
+        """
+        model = ViViT(self.model_config(heads))
+        if mesh is not None:
+            sharding.check_model(mesh, model.config)
+        schedule = optim.learning_rate_schedule(
+            self.optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch, batch_size=self.batch_size
+        )
+        optimizer = optim.make_optimizer(self.optimizer, schedule)
+        return build_train_program(model, optimizer, schedule, mesh, **self.step_options())
 
     def steps_per_epoch(self, videos: int) -> float:
         """Optimizer steps of a pass over so many training videos."""

@@ -48,7 +48,7 @@ def restore_for_inference(
         meta = checkpoints.meta(step)
         model = ViViT(experiment.model_config(meta["heads"]))
         abstract = abstract_params(model.config)
-        abstract = checkpointing.abstract_like(abstract, sharding.state_sharding(mesh, {"params": abstract})["params"])
+        abstract = sharding.abstract_like(abstract, sharding.state_sharding(mesh, {"params": abstract})["params"])
         return model, checkpoints.restore_params(abstract, step, weights), meta, root / str(step)
 
 

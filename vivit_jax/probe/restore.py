@@ -43,7 +43,7 @@ def restore(
         return model, params, str(path)
     # Without heads: features come before them.
     options = dataclasses.replace(experiment.init_from, path=str(checkpoint), head="new")
-    experiment = initialize.follow_weights(dataclasses.replace(experiment, init_from=options), {}, None)
+    experiment = initialize.inherit_model_fields(dataclasses.replace(experiment, init_from=options), {}, None)
     config = experiment.model_config({})
     sharding.check_model(mesh, config)
     made = convert.initialise(options.path, config, options, seed=experiment.seed)

@@ -22,11 +22,12 @@ from vivit_jax.sharding.mesh import (
     process_rows,
     replicated,
 )
-from vivit_jax.sharding.rules import RULES, state_sharding
+from vivit_jax.sharding.rules import RULES, abstract_like, state_sharding
 
 __all__ = [
     "AXES",
     "RULES",
+    "abstract_like",
     "batch_sharding",
     "check_batch_size",
     "check_model",

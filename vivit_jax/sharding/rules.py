@@ -62,6 +62,11 @@ def state_sharding(mesh: Mesh, abstract: Any, rules: Rules = RULES) -> Any:
     return jax.tree_util.tree_map_with_path(leaf_sharding, abstract)
 
 
+def abstract_like(tree: Any, shardings: Any) -> Any:
+    """Returns `jax.ShapeDtypeStruct`s with the shapes and dtypes of a tree and the given shardings."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
 def _spec(mesh_sizes: Mapping[str, int], shape: Sequence[int], names: Sequence[str]) -> P:
     """The spec of one leaf. Dimensions that do not divide are not split, nor is a leaf with fewer dimensions than names
     (row or column statistics of an optimizer)."""

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 from clu import parameter_overview
 from etils import epath
 
 from vivit_jax import checkpoint as checkpointing
-from vivit_jax import convert, sharding
+from vivit_jax import convert
 from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.config.fields import differences
-from vivit_jax.models import ViViT
-from vivit_jax.train_step import TrainState
+from vivit_jax.train_step import TrainProgram, TrainState
 
 CONFIG_FILE = "config.json"
 INIT_REPORT = "init_report.txt"
@@ -34,152 +32,117 @@ def open_checkpoints(experiment: Experiment, workdir: epath.PathLike, **options:
     )
 
 
-def state_maker(
-    model: ViViT, optimizer: Any, seed: int, mesh: Any, ema_decay: float = 0.0
-) -> tuple[TrainState, Callable[[], TrainState]]:
-    """The abstract state with its shardings, and the function that makes the first one where it belongs.
-
-    Args:
-      model, optimizer: of the run.
-      seed: of the parameters.
-      mesh: to place the state on.
-      ema_decay: of the average of the parameters; 0: there is none.
-
-    Returns:
-      (a TrainState of ShapeDtypeStructs, `() -> TrainState`). The values do not depend on the mesh.
-    """
-
-    def init(key: jax.Array) -> TrainState:
-        params = model.init(key, jnp.zeros((1, *model.config.video_shape)))["params"]
-        return TrainState.create(params, optimizer, ema_decay)
-
-    key = jax.random.key(seed)
-    abstract = jax.eval_shape(init, key)
-    shardings = sharding.state_sharding(mesh, abstract)
-    return checkpointing.abstract_like(abstract, shardings), lambda: jax.jit(init, out_shardings=shardings)(key)
-
-
-def follow_weights(experiment: Experiment, heads: Mapping[str, int], recorded: Mapping[str, Any] | None) -> Experiment:
-    """The experiment with what the weights it starts from, or its own checkpoints, decide about the model.
+def inherit_model_fields(
+    experiment: Experiment, heads: Mapping[str, int], checkpoint_metadata: Mapping[str, Any] | None
+) -> Experiment:
+    """Returns the experiment with the model fields that its pretrained weights, or its own checkpoints, determine.
 
     Args:
       experiment: its model may leave activation, epsilon, biases and the pre-logits layer open.
       heads: {head: classes}.
-      recorded: the JSON item of the run's newest checkpoint; a run that goes on needs its first weights no more.
+      checkpoint_metadata: of the run's newest checkpoint; a resumed run no longer needs its pretrained weights.
 
     Raises:
       ConfigError: the config asks for another value than that of the weights.
-      FileNotFoundError, ValueError: the weights cannot be read, or are of no model that can be converted.
+      FileNotFoundError, ValueError: the weights cannot be read, or belong to a model that cannot be converted.
     """
-    if recorded is not None:
-        return experiment.following(recorded["config"]["model"])
+    if checkpoint_metadata is not None:
+        return experiment.following(checkpoint_metadata["config"]["model"])
     if experiment.init_from.path is None:
         return experiment
-    wanted = experiment.model_config(heads)
-    found = convert.model_for(experiment.init_from.path, wanted, experiment.init_from)
+    inherited = convert.model_for(experiment.init_from.path, experiment.model_config(heads), experiment.init_from)
     for name in convert.INHERITED_FIELDS:
-        asked = experiment.model.get(name)
-        if asked is not None and asked != getattr(found, name):
+        configured = experiment.model.get(name)
+        if configured is not None and configured != getattr(inherited, name):
             raise ConfigError(
-                f"config.model.{name}={asked!r}, but the weights in {experiment.init_from.path} were trained with "
-                f"{getattr(found, name)!r}; leave it unset to follow them"
+                f"config.model.{name}={configured!r}, but the weights in {experiment.init_from.path} were trained with "
+                f"{getattr(inherited, name)!r}; leave it unset to use theirs"
             )
-    return experiment.following(found.to_dict())
+    return experiment.following(inherited.to_dict())
 
 
-def state_from_weights(
+def init_or_restore(
     experiment: Experiment,
-    model: ViViT,
-    optimizer: Any,
-    abstract: TrainState,
-    workdir: epath.Path,
-    class_names: Mapping[str, Sequence[str]] | None = None,
-) -> Callable[[], TrainState]:
-    """The function that makes the first state from the weights of `config.init_from` (section 3.4).
-
-    What became of every leaf goes to the log and to `init_report.txt` in the workdir.
-
-    Args:
-      experiment, model, optimizer: of the run.
-      abstract: of `state_maker`.
-      workdir: of the run.
-      class_names: {head: names by class id} of the run's data, against which those of the weights are held.
-    """
-
-    def init() -> TrainState:
-        options = experiment.init_from
-        made = convert.initialise(options.path, model.config, options, seed=experiment.seed, class_names=class_names)
-        logging.info("Initialised from %s", made.report.summary())
-        for entry in made.report.of_heads():
-            logging.info("  %s %s: %s", entry.name, entry.outcome, entry.how)
-        if jax.process_index() == 0:
-            workdir.mkdir(parents=True, exist_ok=True)
-            (workdir / INIT_REPORT).write_text(f"{made.report}\n")
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        params = jax.device_put(made.params, shardings.params)
-        make = jax.jit(
-            lambda p: TrainState.create(p, optimizer, experiment.optimizer.ema_decay), out_shardings=shardings
-        )
-        return make(params)
-
-    return init
-
-
-def begin(
-    experiment: Experiment,
-    model: ViViT,
-    optimizer: Any,
-    mesh: Any,
+    program: TrainProgram,
     checkpoints: checkpointing.Checkpoints,
     workdir: epath.Path,
     class_names: Mapping[str, Sequence[str]],
-) -> tuple[TrainState, TrainState, dict[str, Any] | None]:
-    """The state that a run begins or goes on with.
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """Returns the state that training starts from, and the metadata of the checkpoint it came from (or None).
 
     Args:
-      experiment, model, optimizer, mesh: of the run.
-      checkpoints: the newest sound one is taken, where there is any.
-      workdir: gets `init_report.txt`, where the run starts from weights.
-      class_names: {head: names by class id} of its data.
-
-    Returns:
-      (the state, its abstract form with shardings, the JSON item of the checkpoint or None).
+      experiment: the whole config.
+      program: of the run.
+      checkpoints: of the run.
+      workdir: gets `init_report.txt` where the run starts from pretrained weights.
+      class_names: {head: names by class id} of the training data.
     """
-    decay = experiment.optimizer.ema_decay
-    abstract, init = state_maker(model, optimizer, experiment.seed, mesh, decay)
-    restored = checkpoints.restore(abstract)
+    # 1. Resume from the newest valid checkpoint of this run.
+    restored = checkpoints.restore(program.state)
     if restored is not None:
-        state, meta = restored
-        return completed(state, abstract, optimizer, decay), abstract, meta
+        state, metadata = restored
+        return fill_missing_state(program, state), metadata
+    # 2. Else start from pretrained weights, if the config names any.
     if experiment.init_from.path is not None:
-        init = state_from_weights(experiment, model, optimizer, abstract, workdir, class_names)
-    return init(), abstract, None
+        return init_from_weights(experiment, program, workdir, class_names), None
+    # 3. Else start from random parameters.
+    return program.init_state(experiment.seed), None
 
 
-def completed(state: TrainState, abstract: TrainState, optimizer: Any, ema_decay: float) -> TrainState:
-    """A restored state with what its checkpoint lacked: an average that begins with these parameters, a new guard.
+def init_from_weights(
+    experiment: Experiment,
+    program: TrainProgram,
+    workdir: epath.Path,
+    class_names: Mapping[str, Sequence[str]] | None = None,
+) -> TrainState:
+    """Returns the first state with the pretrained weights of `config.init_from` (section 3.4).
+
+    Logs what became of every array, and writes it to `init_report.txt` in the workdir.
 
     Args:
-      state: of `Checkpoints.restore`, None where something is lacking.
-      abstract: of `state_maker`.
-      optimizer, ema_decay: of the run.
+      experiment: the whole config.
+      program: of the run.
+      workdir: of the run.
+      class_names: {head: names by class id} of the training data, to match the classes of the pretrained heads.
     """
-    lacking = [
-        name for name in checkpointing.OPTIONAL if getattr(abstract, name) is not None and getattr(state, name) is None
+    options = experiment.init_from
+    converted = convert.initialise(
+        options.path, program.model.config, options, seed=experiment.seed, class_names=class_names
+    )
+    logging.info("Initialised from %s", converted.report.summary())
+    for entry in converted.report.of_heads():
+        logging.info("  %s %s: %s", entry.name, entry.outcome, entry.how)
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / INIT_REPORT).write_text(f"{converted.report}\n")
+    return program.state_from_params(converted.params)
+
+
+def fill_missing_state(program: TrainProgram, state: TrainState) -> TrainState:
+    """Initialises what a restored checkpoint lacked: the EMA with the restored parameters, the guard with zeros.
+
+    Args:
+      program: of the run.
+      state: from `Checkpoints.restore`, with None for each missing part.
+    """
+    missing = [
+        name
+        for name in checkpointing.OPTIONAL
+        if getattr(program.state, name) is not None and getattr(state, name) is None
     ]
-    if not lacking:
+    if not missing:
         return state
-    logging.warning("The checkpoint has no %s; begun anew from its parameters.", " and no ".join(lacking))
+    logging.warning("The checkpoint has no %s; initialised from its parameters.", " and no ".join(missing))
 
-    def make(params: Any) -> dict[str, Any]:
-        fresh = TrainState.create(params, optimizer, ema_decay)
-        return {name: getattr(fresh, name) for name in lacking}
+    def create(params: Any) -> dict[str, Any]:
+        fresh = TrainState.create(params, program.optimizer, program.ema_decay)
+        return {name: getattr(fresh, name) for name in missing}
 
-    shardings = {name: jax.tree.map(lambda leaf: leaf.sharding, getattr(abstract, name)) for name in lacking}
-    return state.replace(**jax.jit(make, out_shardings=shardings)(state.params))
+    shardings = {name: jax.tree.map(lambda leaf: leaf.sharding, getattr(program.state, name)) for name in missing}
+    return state.replace(**jax.jit(create, out_shardings=shardings)(state.params))
 
 
-def announce(
+def log_start(
     workdir: epath.Path,
     record: Mapping[str, Any],
     params: Any,

@@ -13,21 +13,19 @@ from absl import logging
 from etils import epath
 
 from vivit_jax import checkpoint as checkpointing
-from vivit_jax import distributed, optim, report, sharding
+from vivit_jax import distributed, report, sharding
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data import pipeline
 from vivit_jax.data.open import open_data
 from vivit_jax.evaluation.evaluator import Evaluator
-from vivit_jax.models import ViViT
 from vivit_jax.train import compiled_step, periodic_evaluation, skipped_steps, throughput, train_metrics
 from vivit_jax.train.initialize import (
-    announce,
-    begin,
-    follow_weights,
+    inherit_model_fields,
+    init_or_restore,
+    log_start,
     open_checkpoints,
 )
 from vivit_jax.train.preemption import Preemption
-from vivit_jax.train_step import make_train_step
 from vivit_jax.utils import logs
 from vivit_jax.utils.profiler import Profiler
 
@@ -65,13 +63,6 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
     total_steps = experiment.total_steps(training.num_videos)
     steps_per_epoch = experiment.steps_per_epoch(training.num_videos)
     eval_every = experiment.evaluation.interval(steps_per_epoch)
-    schedule = optim.learning_rate_schedule(
-        experiment.optimizer,
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
-        batch_size=experiment.batch_size,
-    )
-    optimizer = optim.make_optimizer(experiment.optimizer, schedule)
 
     with (
         checkpointing.lock(workdir),
@@ -82,11 +73,13 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
     ):
         checkpoints = open_checkpoints(experiment, workdir)
         at_the_end.callback(checkpoints.close)  # also when something goes wrong: what was saved and logged is kept
-        experiment = follow_weights(experiment, training.heads, checkpoints.recorded())
-        model = ViViT(experiment.model_config(training.heads))
-        sharding.check_model(mesh, model.config)
+        experiment = inherit_model_fields(experiment, training.heads, checkpoints.recorded())
+        program = experiment.train_program(
+            training.heads, mesh, total_steps=total_steps, steps_per_epoch=steps_per_epoch
+        )
+        model = program.model
         spec = experiment.clip_spec(model.config)
-        state, abstract, meta = begin(experiment, model, optimizer, mesh, checkpoints, workdir, training.class_names)
+        state, meta = init_or_restore(experiment, program, checkpoints, workdir, training.class_names)
         first_step = int(state.step)
         batches = pipeline.train_batches(
             training,
@@ -114,7 +107,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
                 "order": training.fingerprint(experiment.seed, spec),
             },
         }
-        announce(workdir, record, state.params, first_step, total_steps, meta)
+        log_start(workdir, record, state.params, first_step, total_steps, meta)
 
         writer = logs.make_writer(workdir)
         at_the_end.callback(writer.close)
@@ -136,14 +129,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
             metrics = evaluation(first_step, state, last=first_step >= total_steps)  # the run was stopped before it
         last_step = first_step if evaluation.over else total_steps
 
-        train_step = compiled_step.AheadOfTime(
-            jax.jit(
-                make_train_step(model.apply, optimizer, schedule, **experiment.step_options()),
-                donate_argnums=0,
-                out_shardings=(jax.tree.map(lambda x: x.sharding, abstract), sharding.replicated(mesh)),
-            ),
-            experiment,
-        )
+        train_step = compiled_step.AheadOfTime(program.step, experiment)
         speed = throughput.of_run(model.config, experiment.batch_size, experiment.peak_flops)
         window = train_metrics.TrainingWindow(writer, progress, speed)
         guard = skipped_steps.SkippedSteps(experiment.guard.max_consecutive, training, workdir, record)

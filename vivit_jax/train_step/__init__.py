@@ -1,6 +1,7 @@
 """The device side of training: pure functions of state and batch, compiled by `jax.jit`."""
 
 from vivit_jax.train_step.losses import cross_entropy, masked_mean, one_hot_targets
+from vivit_jax.train_step.program import TrainProgram, build_train_program
 from vivit_jax.train_step.step import (
     SINGLE_HEAD,
     TrainState,
@@ -14,8 +15,10 @@ from vivit_jax.train_step.step import (
 
 __all__ = [
     "SINGLE_HEAD",
+    "TrainProgram",
     "TrainState",
     "as_heads",
+    "build_train_program",
     "check_heads",
     "cross_entropy",
     "make_eval_step",

@@ -1,0 +1,90 @@
+"""The jitted train step with the abstract state that it updates, for a model on a mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from vivit_jax import sharding
+from vivit_jax.optim import Optimizer
+from vivit_jax.train_step.step import TrainState, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainProgram:
+    """The jitted train step of a model, and the state that it updates. Nothing is allocated or compiled yet.
+
+    The mesh may be over devices that are not attached (`jax.experimental.topologies`): `state` and `step.lower` work
+    there too.
+
+    Attributes:
+      model: Flax module; `model.config.video_shape` is the shape of a clip.
+      optimizer, schedule, ema_decay: as in `make_train_step`.
+      state: a TrainState of `jax.ShapeDtypeStruct`, with shardings where there is a mesh.
+      step: `(state, batch) -> (state, metrics)`, jitted; `state` is donated.
+    """
+
+    model: Any
+    optimizer: optax.GradientTransformation | Optimizer
+    schedule: optax.Schedule
+    ema_decay: float
+    state: TrainState
+    step: Any
+
+    def init_state(self, seed: int) -> TrainState:
+        """Returns the state before the first step, with random parameters. The values do not depend on the mesh."""
+        return jax.jit(_initializer(self), out_shardings=self._shardings())(jax.random.key(seed))
+
+    def state_from_params(self, params: Any) -> TrainState:
+        """Returns the state before the first step, with these parameters (arrays on the host or on devices)."""
+        shardings = self._shardings()
+        params = jax.device_put(params, shardings.params)
+        create = jax.jit(lambda p: TrainState.create(p, self.optimizer, self.ema_decay), out_shardings=shardings)
+        return create(params)
+
+    def _shardings(self) -> TrainState:
+        return jax.tree.map(lambda leaf: leaf.sharding, self.state)
+
+
+def build_train_program(
+    model: Any,
+    optimizer: optax.GradientTransformation | Optimizer,
+    schedule: optax.Schedule,
+    mesh: Mesh | None = None,
+    *,
+    ema_decay: float = 0.0,
+    **options: Any,
+) -> TrainProgram:
+    """Builds a `TrainProgram`; `Experiment.train_program` does so from a config.
+
+    Args:
+      model: Flax module with `config.video_shape`.
+      optimizer, schedule: from `optim`.
+      mesh: from `sharding.make_mesh`; None: one device, no shardings.
+      ema_decay: as in `make_train_step`.
+      **options: further options of `make_train_step`.
+    """
+    program = TrainProgram(model, optimizer, schedule, ema_decay, state=None, step=None)
+    init = _initializer(program)
+    state = jax.eval_shape(lambda seed: init(jax.random.key(seed)), 0)
+    out_shardings = None
+    if mesh is not None:
+        shardings = sharding.state_sharding(mesh, state)
+        state = sharding.abstract_like(state, shardings)
+        out_shardings = (shardings, sharding.replicated(mesh))
+    step = make_train_step(model.apply, optimizer, schedule, ema_decay=ema_decay, **options)
+    return dataclasses.replace(program, state=state, step=jax.jit(step, donate_argnums=0, out_shardings=out_shardings))
+
+
+def _initializer(program: TrainProgram) -> Callable[[jax.Array], TrainState]:
+    def init(key: jax.Array) -> TrainState:
+        params = program.model.init(key, jnp.zeros((1, *program.model.config.video_shape)))["params"]
+        return TrainState.create(params, program.optimizer, program.ema_decay)
+
+    return init
