@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 from vivit_jax.data import build, pipeline
+from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.pipeline import batches as pipeline_batches
 from vivit_jax.data.records.split import RecordSplit, open_split
@@ -131,9 +132,10 @@ def feeds(split: RecordSplit, paths: list[Path], folder: Path, batch: int) -> di
         num_frames=FRAMES, image_size=(CROP, CROP), stride=STRIDE, short_side=SHORT, random_crop=True
     )
     recipe = dataclasses.replace(crop, scale_jitter=(0.9, 1.33), flip=0.5)
+    one_thread = PipelineOptions(threads=1, prefetch=1)
     ways: dict[str, Iterator] = {
-        "ours, recipe": pipeline.train_batches(split, recipe, batch, seed=0, threads=1, prefetch=1),
-        "ours, crop alone": pipeline.train_batches(split, crop, batch, seed=0, threads=1, prefetch=1),
+        "ours, recipe": pipeline.train_batches(split, recipe, batch, seed=0, options=one_thread),
+        "ours, crop alone": pipeline.train_batches(split, crop, batch, seed=0, options=one_thread),
     }
     some = tf.constant(jpegs_of(split, 0)[: FRAMES * STRIDE : STRIDE])
     bare = tf.function(

@@ -80,9 +80,7 @@ def preview(experiment: Experiment, clips: int = 4, step: int = 0) -> Preview:
         seed=experiment.seed,
         start_step=step,
         rows=(0, min(clips + clips % 2, experiment.batch_size)),  # whole pairs: partners are neighbours
-        threads=experiment.data.threads,
-        prefetch=1,
-        service_address=experiment.data.service,
+        options=dataclasses.replace(experiment.data, cache=False, prefetch=1),
     ) as batches:
         batch = next(batches)
     seen, shares = see(batch, experiment.augment, experiment.seed, step)

@@ -13,7 +13,7 @@ from vivit_jax import predict, sharding
 from vivit_jax.data import build, pipeline
 from vivit_jax.data.records.split import open_split
 from vivit_jax.evaluation import evaluate, metrics, predictions
-from vivit_jax.evaluation.evaluator import Evaluator, spread_indices, views_among
+from vivit_jax.evaluation.evaluator import Evaluator, spread_indices
 from vivit_jax.models import ViViT
 
 VIDEOS, VIEWS = 13, (3, 2)
@@ -91,12 +91,6 @@ def test_fewer_views_are_the_mean_of_those_that_such_an_evaluation_takes_and_all
     last = result.by_views[-1].scalars
     assert last == {name: value for name, value in result.scalars.items() if name in last}
     assert len({row.scalars["verb/loss"] for row in result.by_views}) == 3  # the views were not all the same
-
-
-def test_views_among_are_those_of_an_evaluation_with_fewer():
-    assert [views_among(7, n) for n in (1, 2, 3, 4)] == [(0,), (0, 6), (0, 3, 6), (0, 2, 4, 6)]
-    assert views_among(5, 5) == (0, 1, 2, 3, 4)
-    assert [views_among(6, n, "segments") for n in (1, 2, 3)] == [(3,), (1, 4), (1, 3, 5)]
 
 
 def test_a_subset_is_spread_over_the_split_and_finds_of_each_video_what_the_whole_finds(made):

@@ -35,7 +35,6 @@ def test_a_run_on_a_mixture(tmp_path, monkeypatch):
         return dataclasses.replace(found, class_names={**found.class_names, "verb": verbs})
 
     monkeypatch.setattr("vivit_jax.data.open.open_split", renamed)
-    monkeypatch.setattr("vivit_jax.evaluation.evaluate.open_split", renamed)
     changes = {
         "data__mixture": {"moving_digits": 1.0, "more_digits": 1.0},
         "data__unknown_classes": "union",

@@ -5,6 +5,7 @@ for TensorFlow) run that run for gs://. It lives in one process: so do these bui
 otherwise than this (credentials, latency, renaming by copying) is not tested here.
 """
 
+import dataclasses
 import json
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.data.conftest import numbered_video
 from tests.helpers.sequences import numbered_frames, sequence, write_shards
 from vivit_jax.data import build, pipeline, verify
 from vivit_jax.data.build import shards, tfds_builder
+from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.index import main as index_main
 from vivit_jax.data.pipeline import views
 from vivit_jax.data.records import scan
@@ -66,9 +68,13 @@ def test_a_data_set_made_in_a_bucket_is_that_made_on_a_disk(here, there):
 
 
 def test_batches_from_a_bucket_are_those_from_a_disk(here, there):
+    options = PipelineOptions(threads=1)
     for name, make in (
-        ("train", lambda split: pipeline.train_batches(split, SPEC, 5, 1, threads=1)),
-        ("validation", lambda split: pipeline.eval_batches(split, SPEC, 4, 2, 1, threads=1, cache=True)),
+        ("train", lambda split: pipeline.train_batches(split, SPEC, 5, 1, options=options)),
+        (
+            "validation",
+            lambda split: pipeline.eval_batches(split, SPEC, 4, 2, 1, options=dataclasses.replace(options, cache=True)),
+        ),
     ):
         splits = [open_split(build.records_folder("moving_digits", folder), name) for folder in (here, there)]
         for _, ours, theirs in zip(range(2), *(make(split) for split in splits), strict=False):
@@ -161,7 +167,7 @@ def test_records_of_dmvr_in_a_bucket(ram, tmp_path):
     index_main([f"{ram}/dmvr", f"--out={tmp_path}/out"])
     split = open_split(tmp_path / "out", "train")
     assert split.shard_paths == [f"{ram}/dmvr/train-00000-of-00001"]
-    batch = next(iter(pipeline.eval_batches(split, sampling.ClipSpec(2, (16, 16)), 3, threads=1)))
+    batch = next(pipeline.eval_batches(split, sampling.ClipSpec(2, (16, 16)), 3, options=PipelineOptions(threads=1)))
     assert batch["mask"].tolist() == [1, 1, 1]
 
 

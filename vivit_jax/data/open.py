@@ -1,6 +1,8 @@
-"""Opens the training and the evaluation data of a run."""
+"""Opens the training and evaluation data of a run."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 from absl import logging
 from etils import epath
@@ -8,44 +10,61 @@ from etils import epath
 from vivit_jax.data import build, catalog, paths
 from vivit_jax.data.config import DataConfig
 from vivit_jax.data.records.split import RecordSplit, open_split
-from vivit_jax.data.selection import training_set
+from vivit_jax.data.selection.training_set import TrainingSet, evaluation_split, training_set
 
 
-def open_data(data: DataConfig) -> tuple[training_set.TrainingSet, RecordSplit]:
-    """What is trained on and what is evaluated, with the same classes.
+def open_data(data: DataConfig) -> tuple[TrainingSet, RecordSplit]:
+    """Opens the training set and the evaluation set, with the same classes.
 
-    The records of one's own videos (`config.data.videos`) are made first, where they are absent.
+    The records of a custom data set (`data.videos`) are built first where they are missing.
 
     Raises:
-      FileNotFoundError: a data set is not there; the message says what belongs where.
-      MixtureError, SubsetError: data sets that cannot be mixed, a selection of what is not there.
+      FileNotFoundError: a data set is missing; the message says what belongs where.
+      MixtureError, SubsetError: data sets that cannot be mixed, or a selection of what does not exist.
     """
     if data.videos is not None:
-        build_own(data)
-    mixed = data.mixture or {data.name: 1.0}
-    held_out = open_split(build.prepare(data.name, data.dir), data.eval_split)
-    splits = {name: open_split(build.prepare(name, data.dir), data.train_split) for name in mixed}
-    training = training_set.training_set(splits, data.name, mixed, data.unknown_classes, data.subset, held_out)
-    return training, training_set.evaluation_split(held_out, training.class_names, data.subset)
+        build_custom(data)
+    weights = data.mixture or {data.name: 1.0}
+    eval_set = open_split(build.prepare(data.name, data.dir), data.eval_split)
+    splits = {name: open_split(build.prepare(name, data.dir), data.train_split) for name in weights}
+    train_set = training_set(splits, data.name, weights, data.unknown_classes, data.subset, eval_set)
+    return train_set, evaluation_split(eval_set, train_set.class_names, data.subset)
 
 
-def build_own(data: DataConfig) -> None:
-    """Makes the records of a folder of one's own videos under `data.dir`, unless they are there.
+def open_eval_set(
+    data: DataConfig, class_names: Mapping[str, Sequence[str]] | None = None, *, prepare: bool = True
+) -> RecordSplit:
+    """Opens the evaluation set alone.
 
-    They are taken by a CSV where `data.annotations` names one or one lies in the folder, else by the folder of each
-    class.
+    Args:
+      data: data set, split and subset.
+      class_names: those of the model's heads, if they may differ from the split's (mixture); None for the split's own.
+      prepare: build the embedded data set where it is missing.
 
     Raises:
-      ValueError: `data.name` cannot be used for one's own.
-      annotations.MissingDataError, annotations.AnnotationError: no videos, or a layout that cannot be understood.
+      FileNotFoundError: the data set is missing; the message says what belongs where.
+      MixtureError, SubsetError: see `evaluation_split`.
     """
-    listed = data.annotations is not None or any(epath.Path(data.videos).glob("*.csv"))
+    folder = build.prepare(data.name, data.dir) if prepare else build.records_folder(data.name, data.dir)
+    split = open_split(folder, data.eval_split)
+    return evaluation_split(split, split.class_names if class_names is None else class_names, data.subset)
+
+
+def build_custom(data: DataConfig) -> None:
+    """Builds the records of a custom data set under `data.dir`, unless they exist.
+
+    The layout is a CSV if `data.annotations` names one or `data.videos` contains one, else one folder per class.
+
+    Raises:
+      ValueError: `data.name` is taken by the catalog.
+      annotations.MissingDataError, annotations.AnnotationError: no videos, or a layout that is not recognized.
+    """
+    has_csv = data.annotations is not None or any(epath.Path(data.videos).glob("*.csv"))
+    kind = "csv" if has_csv else "folder"
     try:
-        catalog.custom(data.name, "csv" if listed else "folder", label_separator=data.label_separator)
+        catalog.custom(data.name, kind, label_separator=data.label_separator)
     except ValueError as error:
-        wrong = f"config.data.videos={data.videos} needs a config.data.name of its own"
-        raise ValueError(f"{wrong}: {error}") from error
+        raise ValueError(f"config.data.videos={data.videos} needs a config.data.name of its own: {error}") from error
     if not (build.records_folder(data.name, data.dir) / paths.SUMMARY_FILE).is_file():
-        logging.info("The records of %s are made from %s, once.", data.name, data.videos)
-    kind, separator = "csv" if listed else "folder", data.label_separator
-    build.build(data.name, data.videos, data.annotations, data.dir, kind=kind, label_separator=separator)
+        logging.info("Building the records of %s from %s, once.", data.name, data.videos)
+    build.build(data.name, data.videos, data.annotations, data.dir, kind=kind, label_separator=data.label_separator)

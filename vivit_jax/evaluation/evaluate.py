@@ -11,9 +11,7 @@ from etils import epath
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import sharding
 from vivit_jax.config.experiment import Experiment
-from vivit_jax.data import build
-from vivit_jax.data.records.split import open_split
-from vivit_jax.data.selection import training_set
+from vivit_jax.data.open import open_eval_set
 from vivit_jax.evaluation.evaluator import Evaluator
 from vivit_jax.evaluation.results import RESULT_FILE, Result, ViewAblation, write_result
 from vivit_jax.models import ViViT, abstract_params
@@ -79,10 +77,8 @@ def evaluate(
     with jax.set_mesh(mesh):
         stored, params, meta, path = restore_for_inference(checkpoint or workdir, mesh, which=which, weights=weights)
         experiment = experiment.following(stored.config.to_dict())
-        split = open_split(build.prepare(data.name, data.dir), data.eval_split)
         # A mixture may have added classes to the heads; the checkpoint knows them.
-        classes = meta["class_names"] if data.mixture else split.class_names
-        split = training_set.evaluation_split(split, classes, data.subset)
+        split = open_eval_set(data, meta["class_names"] if data.mixture else None)
         wanted = experiment.model_config(split.heads)
         sharding.check_model(mesh, wanted)
         checkpointing.check_against(abstract_params(wanted), params, str(path))

@@ -16,6 +16,7 @@ from vivit_jax import sharding
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data import pipeline
 from vivit_jax.data.selection import subset as subsets
+from vivit_jax.data.selection.sampling import select_views
 from vivit_jax.evaluation import metrics
 from vivit_jax.evaluation import predictions as per_video
 from vivit_jax.evaluation.results import Result, ViewAblation
@@ -58,12 +59,13 @@ class Evaluator:
         self._mesh, self._spec = mesh, spec
         self._batch_size = experiment.evaluation.batch_size
         self._views = (experiment.evaluation.temporal_views, experiment.evaluation.spatial_views)
-        self._threads, self._prefetch = experiment.data.threads, experiment.data.prefetch
+        # The cache is for the training splits.
+        self._pipeline_options = dataclasses.replace(experiment.data, cache=False)
         self._announced = False
         self._multi_label, loss = split.multi_label, experiment.loss.kind
         temporal = self._views[0]
         counts = range(1, temporal + 1) if by_views else (temporal,)
-        self._which = [views_among(temporal, count, spec.sampling) for count in counts]
+        self._which = [select_views(temporal, count, spec.sampling) for count in counts]
         collections = [
             metrics.collection(split.heads, self._multi_label, loss=loss, confusion=which is self._which[-1])
             for which in self._which
@@ -102,8 +104,7 @@ class Evaluator:
             temporal_views=self._views[0],
             spatial_views=self._views[1],
             rows=sharding.process_rows(self._mesh, self._batch_size),
-            threads=self._threads,
-            prefetch=self._prefetch,
+            options=self._pipeline_options,
         )
         if not self._announced:
             logging.info("Evaluating on %s, %d videos: %s", self._split.name, self._split.num_videos, batches.plan)
@@ -176,23 +177,6 @@ def spread_indices(total: int, wanted: int | None) -> np.ndarray:
     low, high = number * total // wanted, (number + 1) * total // wanted
     share = (number + 1) * (math.sqrt(5) - 1) / 2 % 1
     return low + (share * (high - low)).astype(np.int64)
-
-
-def views_among(total: int, wanted: int, sampling: str = "random_start") -> tuple[int, ...]:
-    """Which of `total` temporal views stand for `wanted`: those nearest to what an evaluation with so many would take.
-
-    With clips of consecutive frames, number i of n is view (total - 1) * i // (n - 1), spread as the clips are over a
-    video, from the first to the last; one alone is the first. With frames from segments, (2 i + 1) * total // (2 n),
-    the middle one of n equal parts. (The same formulae as `data.sampling.view_frames` and `segment_view_frames`.)
-
-    Args:
-      total: temporal views that there are.
-      wanted: how many of them, 1 to `total`.
-      sampling: of the `ClipSpec`.
-    """
-    if sampling == "segments":
-        return tuple((2 * i + 1) * total // (2 * wanted) for i in range(wanted))
-    return tuple((total - 1) * i // max(wanted - 1, 1) for i in range(wanted))
 
 
 def average_views(views: Mapping[str, jax.Array], which: Sequence[int], shape: tuple[int, int]) -> dict[str, jax.Array]:

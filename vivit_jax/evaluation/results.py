@@ -24,7 +24,7 @@ class ViewAblation:
     """What an evaluation would have found with a part of its temporal views, and all spatial views of each.
 
     Attributes:
-      view_indices: numbers of the temporal views that are averaged, as `views_among` chooses them.
+      view_indices: numbers of the temporal views that are averaged, as `select_views` chooses them.
       scalars: as those of `Result`, without `mean_class_accuracy`.
     """
 

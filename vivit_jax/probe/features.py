@@ -161,8 +161,7 @@ class Extractor:
             temporal_views=self._views[0],
             spatial_views=self._views[1],
             rows=sharding.process_rows(self._mesh, batch_size),
-            threads=self._experiment.data.threads,
-            prefetch=self._experiment.data.prefetch,
+            options=dataclasses.replace(self._experiment.data, cache=False),
         )
         values, readable, done, waiting = None, np.zeros(split.num_videos, bool), 0, None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,9 +13,9 @@ from etils import epath
 from PIL import Image, features
 
 from vivit_jax.config.experiment import Experiment
-from vivit_jax.data import build, pipeline
-from vivit_jax.data.records.split import open_split
-from vivit_jax.data.selection import subset, training_set
+from vivit_jax.data import pipeline
+from vivit_jax.data.open import open_eval_set
+from vivit_jax.data.selection import subset
 
 LONGEST_SIDE = 192  # pixels; with 12 clips the file stays below a few MB
 FRAME_MS = 120  # of a frame where the records do not tell the source's frame rate
@@ -44,18 +45,20 @@ def animations(
     try:
         experiment = Experiment.from_config(config)
         data = experiment.data
-        folder = build.records_folder(data.name, data.dir)
-        split = training_set.evaluation_split(open_split(folder, eval_split), class_names, data.subset)
+        split = open_eval_set(dataclasses.replace(data, eval_split=eval_split), class_names, prepare=False)
         for place, name in videos.items():
             if place >= split.num_videos or split.video_id[place] != name:
-                raise ValueError(f"{folder}: video {place} of {eval_split} is not {name}; the records are others now")
+                raise ValueError(
+                    f"{split.folder}: video {place} of {eval_split} is not {name}; the records have changed"
+                )
         heads = {head: len(names) for head, names in class_names.items()}
         spec = experiment.clip_spec(experiment.model_config(heads))
     except (OSError, ValueError) as error:
         raise NoClipsError(str(error)) from error
     chosen = np.array(sorted(videos))
+    options = pipeline.PipelineOptions(threads=1, prefetch=1)
     made: dict[int, str | None] = {}
-    with pipeline.eval_batches(subset.take(split, chosen), spec, batch_size=1, threads=1, prefetch=1) as batches:
+    with pipeline.eval_batches(subset.take(split, chosen), spec, batch_size=1, options=options) as batches:
         for batch in batches:
             place = int(chosen[int(batch["index"][0])])
             milliseconds = _frame_ms(split.fps[place], spec)

@@ -88,11 +88,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
             seed=experiment.seed,
             start_step=first_step,
             rows=sharding.process_rows(mesh, experiment.batch_size),
-            cache=data.cache,
-            cache_limit=int(data.cache_gb * 2**30),
-            threads=data.threads,
-            prefetch=data.prefetch,
-            service_address=data.service,
+            options=data,
         )
         at_the_end.callback(batches.close)
         logging.info("Training on %s. Clips: %s", training, batches.plan)

@@ -9,6 +9,7 @@ import pytest
 from tests.data.conftest import read_number
 from tests.helpers import miniature
 from vivit_jax.data import build, catalog, pipeline
+from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.records.split import open_split
 
 SPEC = pipeline.ClipSpec(8, (64, 64))
@@ -52,7 +53,9 @@ def test_from_official_files_to_batches(tmp_path, name):
 
 def check_views(split, expected):
     """Two clips of each video: its first frames and its last."""
-    with pipeline.eval_batches(split, SPEC, len(expected), temporal_views=2, threads=1) as batches:
+    with pipeline.eval_batches(
+        split, SPEC, len(expected), temporal_views=2, options=PipelineOptions(threads=1)
+    ) as batches:
         (batch,) = list(batches)
     assert batch["mask"].all()
     numbers = np.vectorize(read_number, signature="(h,w,c)->()")(batch["video"])
@@ -62,7 +65,7 @@ def check_views(split, expected):
 
 def check_training(split, expected):
     """An epoch: every video once, with its labels; frames that follow one another."""
-    with pipeline.train_batches(split, SPEC, len(expected), seed=3, threads=1) as batches:
+    with pipeline.train_batches(split, SPEC, len(expected), seed=3, options=PipelineOptions(threads=1)) as batches:
         batch = next(batches)
     assert sorted(batch["index"].tolist()) == list(range(len(expected)))
     for head, ids in batch["label"].items():

@@ -8,6 +8,7 @@ import pytest
 
 from tests.data.conftest import numbered_video
 from vivit_jax.data import annotations, build, catalog, pipeline, verify
+from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.records import scan
 from vivit_jax.data.records.split import open_split
@@ -51,7 +52,7 @@ def multi_hot(names):
 
 
 def batches(split, **options):
-    stream = pipeline.eval_batches(split, SPEC, 3, threads=1, **options)
+    stream = pipeline.eval_batches(split, SPEC, 3, options=PipelineOptions(threads=1, **options))
     return list(stream)
 
 
@@ -65,7 +66,7 @@ def test_a_batch_holds_the_labels_of_the_csv_as_multi_hot_vectors(records):
     assert found.shape == (6, 4)
     assert found.tolist() == [multi_hot(tags) for tags in TAGS.values()] + [[0.0] * 4] * 2, "padding has none"
     assert first["label"]["length"].dtype == np.int32
-    training = pipeline.train_batches(split, SPEC, 4, 0, threads=1)
+    training = pipeline.train_batches(split, SPEC, 4, 0, options=PipelineOptions(threads=1))
     batch = next(training)
     assert batch["label"]["tags"].tolist() == [multi_hot(list(TAGS.values())[i]) for i in batch["index"]]
 
@@ -121,7 +122,7 @@ def test_mixtures_renumber_every_label(records):
     union = training_set.training_set({"one": found, "two": split}, "one", unknown_classes="union")
     assert union.class_names["tags"] == ["outdoors", "music", "dog", "cat"]
     assert union.multi_label == {"tags"}
-    batch = next(pipeline.train_batches(union, SPEC, 14, 0, threads=1))
+    batch = next(pipeline.train_batches(union, SPEC, 14, 0, options=PipelineOptions(threads=1)))
     names = [np.array(union.class_names["tags"])[row > 0].tolist() for row in batch["label"]["tags"]]
     ids = [*found.video_id, *split.video_id]
     assert [sorted(row) for row in names] == [list(TAGS[ids[i]]) for i in batch["index"]]

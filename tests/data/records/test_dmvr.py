@@ -10,6 +10,7 @@ import pytest
 from tests.data.conftest import read_number
 from tests.helpers.sequences import flip_bit, jpeg, numbered_frames, sequence, write_shards
 from vivit_jax.data import pipeline, verify
+from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.index import main as index_main
 from vivit_jax.data.records import indexing
@@ -74,12 +75,12 @@ def test_index_in_place(folder):
     assert summary["rejects"] == 0
 
 
-@pytest.mark.parametrize("options", [{}, {"cache": True}])
-def test_batches_are_the_right_frames(folder, options):
+@pytest.mark.parametrize("cache", [False, True])
+def test_batches_are_the_right_frames(folder, cache):
     split = open_split(folder, "train")
     firsts = {f"/videos/{first}.mp4": first for first, *_ in VIDEOS}
-    seen = set()
-    with pipeline.train_batches(split, SPEC, 5, seed=0, **options) as batches:
+    seen, options = set(), PipelineOptions(cache=cache)
+    with pipeline.train_batches(split, SPEC, 5, seed=0, options=options) as batches:
         for _ in range(8):
             batch = next(batches)
             assert batch["mask"].tolist() == [1] * 5
@@ -91,7 +92,7 @@ def test_batches_are_the_right_frames(folder, options):
                 assert label == split.labels["label"][place]
                 seen.add((first, start))
     assert len(seen) > 12, "starts vary"
-    with pipeline.eval_batches(split, SPEC, 5, temporal_views=3, spatial_views=1, **options) as batches:
+    with pipeline.eval_batches(split, SPEC, 5, temporal_views=3, spatial_views=1, options=options) as batches:
         (batch,) = batches
     for place, views in enumerate(batch["video"]):
         first, length = firsts[split.video_id[place]], int(split.num_frames[place])
@@ -114,10 +115,11 @@ def test_the_same_jpegs_as_chunks_and_as_sequences_give_the_same_clips(tiny_reco
     run(tmp_path)
     split = open_split(tmp_path, "validation")
     spec = pipeline.ClipSpec(8, (48, 56), stride=3, short_side=60, scale_jitter=(0.9, 1.3), random_crop=True, flip=0.5)
+    small_cache = PipelineOptions(cache=True, cache_gb=5 / 1024)
     for make in (
         lambda s: pipeline.train_batches(s, spec, 16, seed=3),
         lambda s: pipeline.eval_batches(s, spec, 16, 2, 3),
-        lambda s: pipeline.eval_batches(s, spec, 16, 2, 3, cache=True, cache_limit=5 << 20),
+        lambda s: pipeline.eval_batches(s, spec, 16, 2, 3, options=small_cache),
     ):
         with make(chunks) as first, make(split) as second:
             first, second = next(first), next(second)
@@ -238,7 +240,7 @@ def test_frames_of_another_size_than_indexed_do_not_end_a_cached_stream(folder):
     same = np.full(5, 64, np.int32), np.full(5, 96, np.int32)
     wrong = (split.height != same[0]) | (split.width != same[1])
     split = dataclasses.replace(split, height=same[0], width=same[1])
-    with pipeline.eval_batches(split, SPEC, 5, cache=True) as batches:
+    with pipeline.eval_batches(split, SPEC, 5, options=PipelineOptions(cache=True)) as batches:
         np.testing.assert_array_equal(next(batches)["mask"], ~wrong)
 
 
@@ -253,8 +255,8 @@ def test_a_record_that_broke_after_indexing_is_found_masked_and_counted(tmp_path
     (report,) = verify.verify(tmp_path, progress=False)
     assert {(problem.record, problem.byte) for problem in report.problems} == {(2, offset)}
     # Read from disk; kept as JPEG.
-    for options in ({}, {"cache": True}) if part == "data" else ({},):
-        with pipeline.eval_batches(split, SPEC, 5, **options) as batches:
+    for cache in (False, True) if part == "data" else (False,):
+        with pipeline.eval_batches(split, SPEC, 5, options=PipelineOptions(cache=cache)) as batches:
             batch = next(batches)
             assert batch["mask"].tolist() == [1, 1, 0, 1, 1]
             assert batch["video"][2].max() == 0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vivit_jax.data import catalog, moving_digits, pipeline
+from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.pipeline import batches
 from vivit_jax.data.records.split import RecordSplit, open_split
 from vivit_jax.data.selection import mirror, sampling, training_set
@@ -76,7 +77,7 @@ def training(tiny_records):
 
 def first_batch(training, **changes):
     spec = dataclasses.replace(SPEC, **changes)
-    with pipeline.train_batches(training, spec, 48, 3, threads=1) as stream:
+    with pipeline.train_batches(training, spec, 48, 3, options=PipelineOptions(threads=1)) as stream:
         batch = next(stream)
         return {"plan": str(stream.plan), "video": np.array(batch["video"]), "label": dict(batch["label"])}
 

@@ -155,3 +155,9 @@ def test_tensorflow_computes_the_same():
             pairs += [(box.top, other.top), (box.left, other.left)]
         for expected, got in pairs:
             np.testing.assert_array_equal(np.asarray(expected), np.asarray(got))
+
+
+def test_selected_views_are_those_of_fewer_views():
+    assert [sampling.select_views(7, n) for n in (1, 2, 3, 4)] == [(0,), (0, 6), (0, 3, 6), (0, 2, 4, 6)]
+    assert sampling.select_views(5, 5) == (0, 1, 2, 3, 4)
+    assert [sampling.select_views(6, n, "segments") for n in (1, 2, 3)] == [(3,), (1, 4), (1, 3, 5)]

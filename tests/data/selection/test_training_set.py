@@ -9,6 +9,7 @@ import pytest
 
 from tests.data.pipeline.test_batches import PLAIN, take
 from vivit_jax.data import pipeline
+from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.records.split import CLASS_NAMES_FILE, open_split
 from vivit_jax.data.selection import subset, training_set
 from vivit_jax.data.selection.subset import Subset, SubsetError
@@ -87,7 +88,11 @@ def test_batches_of_a_mixture(train, other):
                 compared += 1
                 np.testing.assert_array_equal(batch["video"][row], alone[source][number])
     assert compared > 20
-    for options in ({"start_step": 5}, {"start_step": 5, "rows": (3, 7)}, {"start_step": 5, "cache": True}):
+    for options in (
+        {"start_step": 5},
+        {"start_step": 5, "rows": (3, 7)},
+        {"start_step": 5, "options": PipelineOptions(cache=True)},
+    ):
         (batch,) = take(pipeline.train_batches(mixed, spec, 12, seed=4, **options), 1)
         low, high = options.get("rows", (0, 12))
         for key in ("video", "index", "mask"):
@@ -145,8 +150,8 @@ def test_the_videos_of_a_subset_are_those_of_the_split(train):
     (everything,) = pipeline.eval_batches(train, PLAIN, 48)
     part = subset.apply({"d": train}, Subset(fraction=0.2))["d"]
     places = [train.video_id.tolist().index(name) for name in part.video_id]
-    for options in ({}, {"cache": True}, {"cache": True, "cache_limit": 1 << 20}):
-        (batch,) = pipeline.eval_batches(part, PLAIN, 10, **options)
+    for options in ({}, {"cache": True}, {"cache": True, "cache_gb": 1 / 1024}):
+        (batch,) = pipeline.eval_batches(part, PLAIN, 10, options=PipelineOptions(**options))
         np.testing.assert_array_equal(batch["video"], everything["video"][places])
         np.testing.assert_array_equal(batch["label"]["verb"], everything["label"]["verb"][places])
     assert part.record_bytes < train.record_bytes / 3

@@ -1,7 +1,8 @@
 """The tf.data input pipeline: batches of training clips and of evaluation views."""
 
+from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.pipeline.batches import eval_batches, train_batches
 from vivit_jax.data.pipeline.views import views_from_file, views_from_frames
 from vivit_jax.data.selection.sampling import ClipSpec
 
-__all__ = ["ClipSpec", "eval_batches", "train_batches", "views_from_file", "views_from_frames"]
+__all__ = ["ClipSpec", "PipelineOptions", "eval_batches", "train_batches", "views_from_file", "views_from_frames"]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from vivit_jax.data import service, workers
+from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import keep_freed_memory, tf
 from vivit_jax.data.pipeline import cache as memory
 from vivit_jax.data.pipeline import clips
@@ -30,6 +31,7 @@ __all__ = ["Batches", "ClipSpec", "eval_batches", "train_batches", "views_from_f
 
 # Where a training example stands in the stream; checked by `Batches`, and not handed on.
 _POSITION = "position"
+_DEFAULT_OPTIONS = PipelineOptions()
 
 
 class Batches:
@@ -99,43 +101,36 @@ class Batches:
 
 
 def train_batches(
-    split: RecordSplit | TrainingSet,
+    train_set: RecordSplit | TrainingSet,
     spec: ClipSpec,
     batch_size: int,
     seed: int,
     start_step: int = 0,
     rows: tuple[int, int] | None = None,
-    cache: bool = False,
-    cache_limit: int = 2 << 30,
-    threads: int | None = None,
-    prefetch: int = 2,
-    service_address: str | None = None,
+    options: PipelineOptions = _DEFAULT_OPTIONS,
 ) -> Batches:
-    """The endless training stream from `start_step` on.
+    """Returns the endless training stream from `start_step` on.
 
     Args:
-      split: from `open_split`, or several, or selections of them, from `mixture.training_set`.
-      spec: of the clips.
-      batch_size: of the global batch, over all processes.
-      seed: of the order and of all random choices.
+      train_set: one split, or several from `training_set`.
+      spec: clip parameters.
+      batch_size: size of the global batch, over all processes.
+      seed: seed of the order and of all random choices.
       start_step: number of the first batch.
-      rows: (low, high), rows of every global batch that this process takes; None for all.
-      cache: keep the splits in memory, decoded where that takes at most `cache_limit` bytes, else as JPEG.
-      threads: clips made at the same time; None for one a core.
-      prefetch: batches made ahead.
-      service_address: "grpc://host:port", several with commas, of machines that make the clips (module `service`).
+      rows: (low, high), rows of every global batch that this process loads; None for all.
+      options: cache (decoded frames where they fit, else JPEG), threads, prefetch, service.
 
     Returns:
-      Batches of `video` uint8 [b, T, H, W, 3], `label` {head: int32 [b]}, of a head with several labels at once float32
-      [b, classes] of 0 and 1; `mask` float32 [b] (0 for a broken record), `index` int64 [b] (place in the split; the
-      splits of a mixture lie one behind the other), with b = high - low. Where `spec.flip_labels` is "swap", the labels
-      are those of the clip as it is handed out.
+      Batches of `video` uint8 [b, T, H, W, 3]; `label` {head: int32 [b], or float32 [b, classes] of 0 and 1 for a
+      multi-label head}; `mask` float32 [b], 0 for a broken record; `index` int64 [b] in the split, or in the
+      concatenated splits of a mixture; b = high - low. With `spec.flip_labels="swap"`, the labels are those of the
+      flipped clip.
 
     Raises:
-      ValueError: batch size, rows, seed, step, threads or prefetch out of range; splits too large to be cached.
+      ValueError: batch size, rows, seed or step out of range; splits too large for the cache.
       service.ServiceError: no service at the address.
     """
-    low, high = _check(batch_size, rows, threads, prefetch)
+    low, high = _check_rows(batch_size, rows)
     if start_step < 0 or not 0 <= seed < 2**31:
         raise ValueError(f"start_step={start_step}, seed={seed}: needs a step >= 0 and a seed of 0 to 2^31 - 1")
     if batch_size % spec.clips_per_video:
@@ -143,13 +138,10 @@ def train_batches(
             f"batch_size={batch_size} is not divided by clips_per_video={spec.clips_per_video}: the clips of a video "
             "lie in one batch"
         )
-    if service_address is not None:
-        if cache:
-            raise ValueError("cache keeps records in this process, but the tf.data service makes the clips: choose one")
-        addresses = service.addresses_of(service_address)
-    training = TrainingSet.of(split)
-    asked, threads = threads, threads or workers.default_workers()
-    videos = _Videos(training.splits, cache, cache_limit, threads)
+    addresses = service.addresses_of(options.service) if options.service is not None else []
+    training = TrainingSet.of(train_set)
+    threads, prefetch = options.threads or workers.default_workers(), options.prefetch
+    videos = _Videos(training.splits, options, threads)
     shape = [spec.num_frames, *spec.image_size, 3]
     count = clips.num_draws(spec)
     labels = _Labels(training.splits)
@@ -171,14 +163,14 @@ def train_batches(
     positions = training.order(seed, spec).dataset(batch_size, start_step * batch_size, (low, high))
     working = example_bytes(training.splits, spec)
     batch_bytes = (high - low) * int(np.prod(shape))
-    if service_address is None:
+    if not addresses:
         dataset = positions.map(load, threads)
         plan = Plan(threads, prefetch, batch_bytes, working, videos.cached_bytes, flips=flips)
     else:
         # Other machines may have another number of cores than this one.
-        make = lambda part: part.map(load, asked or tf.data.AUTOTUNE).with_options(_options(None))  # noqa: E731
+        make = lambda part: part.map(load, options.threads or tf.data.AUTOTUNE).with_options(_options(None))  # noqa: E731
         dataset = service.distribute(positions, make, addresses)
-        plan = Plan(None, prefetch, batch_bytes, working, service=service_address, flips=flips)
+        plan = Plan(None, prefetch, batch_bytes, working, service=options.service, flips=flips)
     return Batches(
         _finish(dataset, high - low, plan),
         start_step,
@@ -189,24 +181,22 @@ def train_batches(
 
 
 def eval_batches(
-    split: RecordSplit,
+    eval_set: RecordSplit,
     spec: ClipSpec,
     batch_size: int,
     temporal_views: int = 1,
     spatial_views: int = 1,
     rows: tuple[int, int] | None = None,
-    cache: bool = False,
-    cache_limit: int = 2 << 30,
-    threads: int | None = None,
-    prefetch: int = 2,
+    options: PipelineOptions = _DEFAULT_OPTIONS,
 ) -> Batches:
-    """One pass over the split: every video exactly once, in order, the last batch filled up with mask 0 and index -1.
+    """Returns one pass over a split: every video once, in order; the last batch is padded with mask 0 and index -1.
 
     Args:
-      split: from `open_split`, or a selection of it.
-      spec, batch_size, rows, cache, cache_limit, threads, prefetch: as in `train_batches`.
+      eval_set: the split.
+      spec, batch_size, rows: as in `train_batches`.
       temporal_views: clips evenly spread over each video.
       spatial_views: crops along the longer side of each clip.
+      options: as in `train_batches`; the service is for training only.
 
     Returns:
       Batches as those of `train_batches`, with `video` uint8 [b, V, T, H, W, 3], V = temporal_views * spatial_views
@@ -215,16 +205,16 @@ def eval_batches(
     Raises:
       ValueError: as `train_batches`, and fewer than one view.
     """
-    low, high = _check(batch_size, rows, threads, prefetch)
+    low, high = _check_rows(batch_size, rows)
     if min(temporal_views, spatial_views) < 1:
         raise ValueError(f"{temporal_views} x {spatial_views} views; each must be at least 1")
-    threads = threads or workers.default_workers()
-    videos = _Videos([split], cache, cache_limit, threads)
-    n = split.num_videos
+    threads, prefetch = options.threads or workers.default_workers(), options.prefetch
+    videos = _Videos([eval_set], options, threads)
+    n = eval_set.num_videos
     num_batches = -(-n // batch_size)
     places = np.arange(num_batches * batch_size)
     places = places[(places % batch_size >= low) & (places % batch_size < high)]
-    labels = _Labels([split])
+    labels = _Labels([eval_set])
     shape = [temporal_views * spatial_views, spec.num_frames, *spec.image_size, 3]
 
     @tf.autograph.experimental.do_not_convert
@@ -234,9 +224,10 @@ def eval_batches(
         return videos.example(video, shape, make) | {"label": labels.of(video)}
 
     dataset = tf.data.Dataset.from_tensor_slices(places.astype(np.int64)).map(load, threads)
-    working = example_bytes([split], spec, (temporal_views, spatial_views))
+    working = example_bytes([eval_set], spec, (temporal_views, spatial_views))
     plan = Plan(threads, prefetch, (high - low) * int(np.prod(shape)), working, videos.cached_bytes)
-    repeated = sampling.repeated_views(split.num_frames, split.height, split.width, spec, temporal_views, spatial_views)
+    sizes = eval_set.num_frames, eval_set.height, eval_set.width
+    repeated = sampling.repeated_views(*sizes, spec, temporal_views, spatial_views)
     return Batches(_finish(dataset, high - low, plan), 0, num_batches, plan, int(repeated.sum()))
 
 
@@ -283,7 +274,7 @@ def _stacked(labels: Sequence[np.ndarray]) -> np.ndarray:
 class _Videos:
     """The videos of splits, numbered one behind the other, as tensors: sizes, and a reader of their frames."""
 
-    def __init__(self, splits: Sequence[RecordSplit], cache: bool, cache_limit: int, threads: int):
+    def __init__(self, splits: Sequence[RecordSplit], options: PipelineOptions, threads: int):
         def joined(arrays, kind):
             return tf.constant(np.concatenate([np.asarray(array, kind) for array in arrays]))
 
@@ -292,8 +283,8 @@ class _Videos:
         self._readers, good, self.cached_bytes = [], [], 0
         for split in splits:
             reader = record_reader(split)
-            if cache:
-                kept = memory.cache(split, reader, cache_limit - self.cached_bytes, threads)
+            if options.cache:
+                kept = memory.cache(split, reader, int(options.cache_gb * 2**30) - self.cached_bytes, threads)
                 reader, self.cached_bytes = kept.read, self.cached_bytes + kept.size
                 good.append(kept.good)
             else:
@@ -334,14 +325,12 @@ class _Videos:
         return {"video": tf.ensure_shape(frames, shape), "mask": mask, "index": video}
 
 
-def _check(batch_size: int, rows: tuple[int, int] | None, threads: int | None, prefetch: int) -> tuple[int, int]:
+def _check_rows(batch_size: int, rows: tuple[int, int] | None) -> tuple[int, int]:
     low, high = (0, batch_size) if rows is None else rows
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     if not 0 <= low < high <= batch_size:
         raise ValueError(f"rows ({low}, {high}) are not rows of a batch of {batch_size}")
-    if (threads is not None and threads < 1) or prefetch < 1:
-        raise ValueError(f"threads={threads}, prefetch={prefetch}: both must be at least 1 (threads=None: one a core)")
     return low, high
 
 

@@ -139,7 +139,7 @@ def segment_view_frames(num_frames, clip_frames: int, clips: int, clip, ops=NUMP
     Each segment is cut into `clips` parts, and clip v takes the middle of part v: with one clip, of the segment.
     In integers: `floor((i + (v + 1/2) / clips) * num_frames / clip_frames)`.
     """
-    return ((2 * (ops.arange(clip_frames) * clips + clip) + 1) * num_frames) // (2 * clips * clip_frames)
+    return _middle_of_part(num_frames, clips * clip_frames, ops.arange(clip_frames) * clips + clip)
 
 
 def view_frames(num_frames, clip_frames: int, stride: int, clips: int, clip, ops=NUMPY):
@@ -148,8 +148,28 @@ def view_frames(num_frames, clip_frames: int, stride: int, clips: int, clip, ops
     The start is `int(linspace(0, max(0, T - T_clip * stride), clips)[clip])`, in integers: libraries agree on those.
     """
     last = ops.maximum(num_frames - clip_frames * stride, 0)
-    start = (last * clip) // max(clips - 1, 1)
+    start = _evenly_spaced(last, clips, clip)
     return (start + ops.arange(clip_frames) * stride) % num_frames
+
+
+def _evenly_spaced(last, count: int, number):
+    """Element `number` of `count` integers from 0 to `last`, evenly spaced; a single one is 0."""
+    return (last * number) // max(count - 1, 1)
+
+
+def _middle_of_part(total, parts: int, part):
+    """The middle of part number `part` of `parts` equal parts of [0, total), rounded down."""
+    return ((2 * part + 1) * total) // (2 * parts)
+
+
+def select_views(total: int, count: int, sampling: str = "random_start") -> tuple[int, ...]:
+    """Selects the `count` of `total` temporal views that are nearest to those of an evaluation with `count` views.
+
+    Consecutive frames: from the first view to the last, evenly spaced. Segments: the middle of each of `count` parts.
+    """
+    if sampling == "segments":
+        return tuple(_middle_of_part(total, count, i) for i in range(count))
+    return tuple(_evenly_spaced(total - 1, count, i) for i in range(count))
 
 
 def clip_frames_of_view(num_frames, spec: ClipSpec, clips: int, clip, ops=NUMPY):
