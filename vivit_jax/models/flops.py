@@ -1,4 +1,4 @@
-"""Multiply-adds of a model's matrix products in closed form."""
+"""Multiply-adds of the forward pass in closed form."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ PARTS = ("tokenizer", "projections", "attention", "mlp", "head")
 
 
 def matrix_products(config: ViViTConfig) -> dict[str, int]:
-    """The multiply-adds of all matrix products in the forward pass of one clip, in closed form.
+    """Returns the multiply-adds of all matrix products in the forward pass of one clip.
 
-    With S tokens in an encoder, each layer multiplies 4 d^2 S in the projections of eq. 2 (query, key, value, out),
-    2 n d for each of the S queries that attends to n keys (eq. 7: Q K^T, then times V) and 2 d d_mlp S in the MLP of
-    eq. 3. Section 3.3 says what S and n are: Model 1: S = n_t n_h n_w + 1, n = S. Model 2: n_t sequences of
-    n_h n_w + 1, then one of n_t + 1. Model 3: two attentions in a layer, n = n_h n_w and n = n_t. Model 4: one, half
-    of its width for each. (The + 1 is the class token, where there is one.)
+    With S tokens in an encoder, each layer takes 4 d^2 S for the projections of eq. 2 (query, key, value, out), 2 n d S
+    for attention to n keys per query (eq. 7: Q K^T, then times V) and 2 d d_mlp S for the MLP of eq. 3. By section 3.3:
+
+    * Model 1: S = n = n_t n_h n_w + 1.
+    * Model 2: n_t sequences with S = n = n_h n_w + 1, then one with S = n = n_t + 1.
+    * Model 3: two attentions per layer, with n = n_h n_w and n = n_t.
+    * Model 4: one attention, half of its width with each n of Model 3.
+
+    (+ 1 is the class token, if there is one.)
 
     Args:
-      config: the architecture. Dtype, scan, remat and attention backend make no difference.
+      config: the architecture. Dtypes, scan, remat and the attention backend make no difference.
 
     Returns:
-      Multiply-adds by part, keys `PARTS`: `tokenizer` (section 3.2), `projections`, `attention`, `mlp`, `head` (with
-      `pre_logits`). Their sum is that of the program.
+      {part: multiply-adds} for `PARTS`; `head` includes `pre_logits`.
     """
     (n_t, n_h, n_w), (t, h, w), d = config.grid, config.tubelet_size, config.hidden_size
     n_s, token = n_h * n_w, int(config.classifier == "token")
@@ -29,23 +32,23 @@ def matrix_products(config: ViViTConfig) -> dict[str, int]:
     parts = dict.fromkeys(PARTS, 0)
     parts["tokenizer"] = n_t * n_s * (frames * h * w * config.in_channels) * d
 
-    def encoder(layers: int, tokens: int, attended: int, attentions: int = 1) -> None:
-        """`attended`: keys that a query meets, summed over the layer's attentions; in Model 4 over halves of d."""
+    def add_encoder(layers: int, tokens: int, attended: int, attentions: int = 1) -> None:
+        """`attended`: 2 n, summed over the attentions of a layer."""
         parts["projections"] += layers * attentions * 4 * tokens * d * d
         parts["attention"] += layers * attended * tokens * d
         parts["mlp"] += layers * 2 * tokens * d * config.mlp_dim
 
     if config.attention == "spatiotemporal":
         length = n_t * n_s + token
-        encoder(config.num_layers, length, 2 * length)
+        add_encoder(config.num_layers, length, 2 * length)
     elif config.attention == "factorised_encoder":
-        encoder(config.num_layers, n_t * (n_s + token), 2 * (n_s + token))
+        add_encoder(config.num_layers, n_t * (n_s + token), 2 * (n_s + token))
         sequences = 1 if config.frame_pooling else n_s
-        encoder(config.temporal_layers, sequences * (n_t + token), 2 * (n_t + token))
+        add_encoder(config.temporal_layers, sequences * (n_t + token), 2 * (n_t + token))
     elif config.attention == "factorised_self_attention":
-        encoder(config.num_layers, n_t * n_s, 2 * (n_s + n_t), attentions=2)
+        add_encoder(config.num_layers, n_t * n_s, 2 * (n_s + n_t), attentions=2)
     else:
-        encoder(config.num_layers, n_t * n_s, n_s + n_t)
+        add_encoder(config.num_layers, n_t * n_s, n_s + n_t)
 
     width = config.representation_size or d
     parts["head"] = d * (config.representation_size or 0) + width * sum(classes for _, classes in config.heads)

@@ -1,4 +1,4 @@
-"""From a clip to tokens (section 3.2): uniform frame sampling and tubelet embedding."""
+"""Tokenizers (section 3.2): uniform frame sampling and tubelet embedding."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from vivit_jax.models.config import ViViTConfig
 
 
 def uniform_frame_indices(num_frames: int, num_sampled: int) -> np.ndarray:
-    """Which frames uniform frame sampling embeds (section 3.2, figure 2): evenly spaced, away from both ends.
+    """Returns the frames that uniform frame sampling embeds (section 3.2, figure 2): evenly spaced, away from the ends.
 
-    Index i of n is min(round(i T / (n + 1)), T - 1) for i = 1 .. n, halves rounded to even, as in the
-    published code (scenic, `common_lib/video_utils.py`); all frames where n = T.
+    Index i of n is min(round(i T / (n + 1)), T - 1) for i = 1 .. n, halves rounded to even, as in the published code
+    (scenic, `common_lib/video_utils.py`); all frames if n = T.
 
     Args:
       num_frames: T, frames of the clip.
-      num_sampled: n, frames wanted, 1 <= n <= T.
+      num_sampled: n in [1, T], frames to sample.
 
     Returns:
-      int [n], not decreasing, in [0, T).
+      int [n], ascending, in [0, T).
 
     Raises:
       ValueError: n is not in [1, T].
@@ -29,36 +29,28 @@ def uniform_frame_indices(num_frames: int, num_sampled: int) -> np.ndarray:
         raise ValueError(f"{num_sampled} frames cannot be sampled from {num_frames}; ask for 1 to {num_frames}")
     if num_sampled == num_frames:
         return np.arange(num_frames)
-    places = np.arange(1, num_sampled + 1) * (num_frames / (num_sampled + 1))
-    return np.minimum(np.round(places).astype(int), num_frames - 1)
+    times = np.arange(1, num_sampled + 1) * (num_frames / (num_sampled + 1))
+    return np.minimum(np.round(times).astype(int), num_frames - 1)
 
 
 class Tokenizer(nn.Module):
-    """Embeds a clip as a grid of tokens (section 3.2): non-overlapping tubes or patches, each projected
-    linearly to d.
+    """Section 3.2, embedding of a clip as a grid of tokens: each tubelet or patch is projected linearly to d.
 
-    With `tubelet` (figure 3) the kernel is (t, h, w, C, d): a 3-D convolution whose stride is its kernel,
-    computed as the one matrix product that it is. With `uniform_frames` (figure 2) the kernel is (h, w, C,
-    d), the image model's, on n_t frames evenly spaced (`uniform_frame_indices`).
+    With `tubelet` (figure 3) the kernel is (t, h, w, C, d): a 3-D convolution whose stride is its kernel size, computed
+    as one matrix product. With `uniform_frames` (figure 2) the kernel is the image model's, (h, w, C, d), applied to
+    n_t evenly spaced frames (`uniform_frame_indices`).
 
-    Parameters: `kernel` (LeCun normal), `bias` (d,) at 0.
+    Parameters: `kernel`, LeCun normal; `bias` (d,), zero. Both and the product are float32 under bfloat16 compute.
 
     Attributes:
-      config: tokenizer, sizes, dtype. The embedding is float32 under bfloat16 compute.
+      config: tokenizer, sizes, dtype.
     """
 
     config: ViViTConfig
 
     @nn.compact
     def __call__(self, video: jax.Array) -> jax.Array:
-        """Embeds.
-
-        Args:
-          video: [B, T, H, W, C] in [-1, 1].
-
-        Returns:
-          [B, n_t, n_h, n_w, d].
-        """
+        """Embeds clips [B, T, H, W, C] in [-1, 1] as [B, n_t, n_h, n_w, d]."""
         config = self.config
         (n_t, n_h, n_w), (t, h, w) = config.grid, config.tubelet_size
         channels, d = config.in_channels, config.hidden_size
@@ -69,6 +61,7 @@ class Tokenizer(nn.Module):
             t, kernel_shape = 1, (h, w, channels, d)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), kernel_shape, dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (d,), dtype)
-        x = video.astype(dtype).reshape(-1, n_t, t, n_h, h, n_w, w * channels)  # rows of a patch stay whole
-        x = x.transpose(0, 1, 3, 5, 2, 4, 6).reshape(-1, n_t, n_h, n_w, t * h * w * channels)
-        return x @ kernel.astype(dtype).reshape(-1, d) + bias.astype(dtype)
+        x = video.astype(dtype).reshape(-1, n_t, t, n_h, h, n_w, w * channels)  # pixels of a patch row stay together
+        x = x.transpose(0, 1, 3, 5, 2, 4, 6)  # [B, n_t, n_h, n_w, t, h, w C]
+        x = x.reshape(-1, n_t, n_h, n_w, t * h * w * channels)
+        return x @ kernel.astype(dtype).reshape(-1, d) + bias.astype(dtype)  # [B, n_t, n_h, n_w, d]
