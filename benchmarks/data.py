@@ -131,7 +131,7 @@ def feeds(split: RecordSplit, paths: list[Path], folder: Path, batch: int) -> di
     crop = pipeline.ClipSpec(
         num_frames=FRAMES, image_size=(CROP, CROP), stride=STRIDE, short_side=SHORT, random_crop=True
     )
-    recipe = dataclasses.replace(crop, scale_jitter=(0.9, 1.33), flip=0.5)
+    recipe = dataclasses.replace(crop, scale_jitter=(0.9, 1.33), flip_probability=0.5)
     one_thread = PipelineOptions(threads=1, prefetch=1)
     ways: dict[str, Iterator] = {
         "ours, recipe": pipeline.train_batches(split, recipe, batch, seed=0, options=one_thread),

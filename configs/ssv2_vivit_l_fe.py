@@ -7,7 +7,7 @@ The paper's tables leave open what this one starts from; the command takes a run
 EPIC-Kitchens. Its 24 temporal layers do not fit the 4 here, so that encoder starts at random. Without a path the run
 starts from scratch.
 Labels such as "pushing something from left to right" name directions, which a flip turns into another label. The
-published recipe flips all the same, and so does this; --config.input.flip=0.0 turns it off.
+published recipe flips all the same, and so does this; --config.input.flip_probability=0.0 turns it off.
 Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold it, docs/tpu.md how. The mesh must divide the
 batch of 64.
 Published: a row of Table 6, whose figure is not recorded here; 4 x 3 views.

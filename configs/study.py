@@ -29,10 +29,10 @@ REGULARISERS = {
     "few_none": {"input.random_crop": False},
     "few_crop_flip_colour": {
         "input.random_crop": True,
-        "input.flip": 0.5,
+        "input.flip_probability": 0.5,
         "input.flip_labels": "swap",
-        "augment.colour_jitter": 0.8,
-        "augment.greyscale": 0.1,
+        "augment.colour_jitter_probability": 0.8,
+        "augment.grayscale_probability": 0.1,
     },
     "few_image_model": FROM_IMAGES,
     "few_stochastic_depth": {"model.stochastic_depth_rate": 0.2},
@@ -97,7 +97,7 @@ def get_config():
     config.optimizer.warmup_epochs = 1.0
     config.optimizer.weight_decay = 0.1
 
-    config.init_from.head = "new"  # also where the classes are the same
+    config.init_from.head = "reinit"  # also where the classes are the same
     config.evaluation.temporal_views = 2
     config.evaluation.spatial_views = 1
     config.evaluation.every_epochs = 0.0

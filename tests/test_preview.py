@@ -29,7 +29,7 @@ def run(tmp_path_factory):
     config.batch_size = 5
     config.evaluation.batch_size = 5
     config.model.update(num_frames=4, image_size=28)
-    config.augment.update(greyscale=0.5, erase=0.7, mixup=2.0)
+    config.augment.update(grayscale_probability=0.5, erase_probability=0.7, mixup=2.0)
     return Experiment.from_config(config)
 
 
@@ -80,7 +80,7 @@ def test_pictures_hold_every_clip_before_and_after(run, tmp_path):
     found = preview.preview(run, clips=9)
     assert found.before.shape == found.after.shape == (5, 4, 28, 28, 3)
     title = preview.describe(run, 0)
-    assert title == "moving_digits, step 0; greyscale=0.5, erase=0.7, mixup=2.0"
+    assert title == "moving_digits, step 0; grayscale_probability=0.5, erase_probability=0.7, mixup=2.0"
     with Image.open(preview.write(found, tmp_path / "new" / "clips.gif", title, stride=2)) as gif:
         assert (gif.n_frames, gif.info["duration"]) == (4, 80)
     sheet = np.asarray(Image.open(preview.write(found, tmp_path / "clips.png", title)).convert("RGB"))

@@ -82,7 +82,7 @@ class Predictor:
         self._spec = experiment.clip_spec(self.model.config)
         self.class_names: dict[str, list[str]] = meta["class_names"]
         self.multi_label = frozenset(meta.get("multi_label", ()))
-        self.loss = meta["config"].get("loss", {}).get("kind", "softmax")
+        self.loss = experiment.loss.name
         self._logits = jax.jit(make_eval_step(self.model.apply))
         self._attention = jax.jit(
             lambda params, video: attention_map(self.model.apply, self.model.config, params, video)

@@ -260,7 +260,10 @@ def run() -> None:
     """Entry point."""
     # Defined here, so that this module can be imported beside others whose flags have the same names.
     config_flags.DEFINE_config_file(
-        "config", None, "Config file; any field can be overridden, e.g. --config.augment.erase=0.5.", lock_config=True
+        "config",
+        None,
+        "Config file; any field can be overridden, e.g. --config.augment.erase_probability=0.5.",
+        lock_config=True,
     )
     flags.DEFINE_string("out", None, "Picture to write: .png, a contact sheet, or .gif, an animation.")
     flags.DEFINE_integer("clips", 4, "How many clips.", lower_bound=1)

@@ -13,7 +13,8 @@ another slice must divide the batch of 64.
 Published: action top-1 38.4, 39.6, 40.2, 41.1, 43.1, 43.7 with 4 x 1 views; the last is Model 2 of Table 2. The
 strengths are those of the appendix. The table begins with colour jitter and takes nothing away, while the appendix
 has none for EPIC-Kitchens. These rows follow the table, with Kinetics' probabilities; the appendix's recipe is
-configs/paper/table2.py:model2_epic100, or this with --config.augment.colour_jitter=0 --config.augment.greyscale=0.
+configs/paper/table2.py:model2_epic100, or this with --config.augment.colour_jitter_probability=0
+--config.augment.grayscale_probability=0.
 """
 
 from vivit_jax.config import recipes
@@ -33,8 +34,8 @@ ROWS = {
 def get_config(row=""):
     recipes.check_row(row, ROWS)
     config = recipes.published("epic_kitchens100", "ViViT-B/16x2", "factorised_encoder")
-    config.augment.colour_jitter = 0.8
-    config.augment.greyscale = 0.1
+    config.augment.colour_jitter_probability = 0.8
+    config.augment.grayscale_probability = 0.1
     # The recipe has them all: off with what the table adds only later.
     later = list(ROWS)[list(ROWS).index(row) + 1 :]
     if "stochastic_depth" in later:

@@ -16,8 +16,9 @@ from vivit_jax.config.experiment import ConfigError, Experiment, default_config
 from vivit_jax.train_step import TrainState, make_train_step, normalise
 
 ALL = AugmentConfig(
-    colour_jitter=0.8, greyscale=0.5, rand_augment_layers=2, rand_augment_magnitude=15.0, rand_augment_ops="video",
-    erase=0.5, mixup=0.3,
+    colour_jitter_probability=0.8, grayscale_probability=0.5,
+    rand_augment_layers=2, rand_augment_magnitude=15.0, rand_augment_ops="video",
+    erase_probability=0.5, mixup=0.3,
 )  # fmt: skip
 
 
@@ -167,7 +168,7 @@ def test_hue_and_saturation_are_those_of_hsv():
 def test_colours_are_drawn_once_a_clip_by_its_place_and_by_key(synthetic):
     frame = synthetic[:1, :8, :8]
     video = jnp.asarray(np.broadcast_to(frame, (64, 3, *frame.shape[1:])))
-    config = AugmentConfig(colour_jitter=0.7, greyscale=0.3)
+    config = AugmentConfig(colour_jitter_probability=0.7, grayscale_probability=0.3)
     run = jax.jit(augment_pixels, static_argnames="config")
     out = np.asarray(run(jax.random.key(0), video, config=config))
     assert out.dtype == np.float32
@@ -186,7 +187,7 @@ def test_colours_are_drawn_once_a_clip_by_its_place_and_by_key(synthetic):
 def test_only_what_is_on_is_done(synthetic):
     video = jnp.asarray(np.stack([synthetic] * 4))
     assert augment_pixels(jax.random.key(0), video, AugmentConfig(mixup=0.3)) is video
-    grey = augment_pixels(jax.random.key(0), video, AugmentConfig(greyscale=1.0))
+    grey = augment_pixels(jax.random.key(0), video, AugmentConfig(grayscale_probability=1.0))
     np.testing.assert_allclose(grey[..., 1], np.asarray(video, np.float32) @ np.array(augment.GREY), atol=1e-3)
     layers_alone = jax.eval_shape(
         lambda v: augment_pixels(jax.random.key(0), v, AugmentConfig(rand_augment_layers=1)), video
@@ -304,15 +305,15 @@ def test_eight_devices_give_the_pixels_of_one_and_send_none_around():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"colour_jitter": 1.5}, r"augment\.colour_jitter=1\.5 is a probability"),
-        ({"greyscale": float("nan")}, r"augment\.greyscale=nan is a probability"),
+        ({"colour_jitter_probability": 1.5}, r"augment\.colour_jitter_probability=1\.5 is a probability"),
+        ({"grayscale_probability": float("nan")}, r"augment\.grayscale_probability=nan is a probability"),
         ({"rand_augment_layers": -1}, r"augment\.rand_augment_layers=-1 must be at least 0"),
         ({"rand_augment_magnitude": float("inf")}, r"augment\.rand_augment_magnitude=inf .* finite"),
         ({"mixup": -0.1}, r"augment\.mixup=-0\.1 must be at least 0"),
         ({"cutmix": float("inf")}, r"augment\.cutmix=inf .* finite"),
         ({"switch_probability": 2.0}, r"augment\.switch_probability=2\.0 is a probability"),
-        ({"rand_augment_ops": "all"}, r"augment\.rand_augment_ops='all'; choose one of published, video"),
-        ({"erase": -1.0}, r"augment\.erase=-1\.0 is a probability"),
+        ({"rand_augment_ops": "all"}, r"augment\.rand_augment_ops='all'; choose one of paper, video"),
+        ({"erase_probability": -1.0}, r"augment\.erase_probability=-1\.0 is a probability"),
         ({"erase_area": (0.0, 0.1)}, r"augment\.erase_area=\(0\.0, 0\.1\) must be \(low, high\)"),
         ({"erase_aspect": 1.5}, r"augment\.erase_aspect=1\.5 must lie in \(0, 1\]"),
         ({"erase_count": 0}, r"augment\.erase_count=0 must be at least 1"),

@@ -91,15 +91,15 @@ def test_what_fills_a_box_is_the_same_in_all_frames_and_the_rest_stays(fill, dty
 
 def test_erasing_comes_last_and_leaves_the_draws_of_the_rest_alone():
     video = jnp.asarray(np.random.default_rng(0).integers(0, 256, (8, 2, 12, 12, 3), dtype=np.uint8))
-    rest = {"colour_jitter": 0.8, "greyscale": 0.5}
+    rest = {"colour_jitter_probability": 0.8, "grayscale_probability": 0.5}
     run = jax.jit(augment_pixels, static_argnames="config")
     without = np.asarray(run(jax.random.key(0), video, AugmentConfig(**rest)))
-    config = AugmentConfig(**rest, erase=1.0, erase_area=(0.2, 0.3), erase_fill="zero")
+    config = AugmentConfig(**rest, erase_probability=1.0, erase_area=(0.2, 0.3), erase_fill="zero")
     got = np.asarray(run(jax.random.key(0), video, config))
     black = (got == 0).all(axis=(1, 4))
     assert (np.abs(black.mean((1, 2)) - 0.25) < 0.1).all()
     np.testing.assert_allclose(got, np.where(black[:, None, :, :, None], 0, without), atol=1e-3)
-    alone = AugmentConfig(erase=1.0, erase_fill="mean")
+    alone = AugmentConfig(erase_probability=1.0, erase_fill="mean")
     assert alone.enabled
     assert jax.eval_shape(lambda v: augment_pixels(jax.random.key(0), v, alone), video).dtype == jnp.uint8
     with pytest.raises(ValueError, match="fill='grey'; choose one of zero, mean, noise"):

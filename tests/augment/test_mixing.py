@@ -106,7 +106,7 @@ def test_mixup_alone_draws_as_published():
 
 
 def test_nothing_is_mixed_where_both_are_off():
-    config = AugmentConfig(erase=0.5)
+    config = AugmentConfig(erase_probability=0.5)
     assert not config.mixes
     assert mix_clips(jax.random.key(0), VIDEO, MASK, config) == (VIDEO, None)
 

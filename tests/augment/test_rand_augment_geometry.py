@@ -76,10 +76,10 @@ def test_any_affine_map_is_pillows(synthetic):  # noqa: F811
 
 def test_the_sets_are_chosen_by_name_and_only_one_moves_pixels():
     white = jnp.full((200, 1, 8, 8, 3), 255, jnp.uint8)
-    for ops, of_all in (("published", 0), ("video", 5 / 17)):
+    for ops, of_all in (("paper", 0), ("video", 5 / 17)):
         config = augment.AugmentConfig(rand_augment_layers=1, rand_augment_magnitude=8.0, rand_augment_ops=ops)
         seen = jax.jit(lambda video, config=config: augment.augment_pixels(jax.random.key(0), video, config))(white)
         moved = (np.asarray(seen) == affine.FILL).any(axis=(1, 2, 3, 4)).mean()  # no other operation makes that grey
         assert abs(moved - of_all) <= 4 * np.sqrt(of_all * (1 - of_all) / 200)
-    with pytest.raises(ValueError, match="ops='geometric'; choose one of published, video"):
+    with pytest.raises(ValueError, match="ops='geometric'; choose one of paper, video"):
         rand_augment.operations(8.0, "geometric")

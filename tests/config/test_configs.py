@@ -147,7 +147,7 @@ def test_recipe_is_the_appendix_s(dataset):
     run = Experiment.from_config(published(dataset, "ViViT-L/16x2", "factorised_encoder"))
     model = run.model_config(catalog.get(dataset).heads)
     found = (run.optimizer.learning_rate, run.num_epochs, run.input["stride"], run.input["short_side"])
-    found += (model.image_size, run.augment.colour_jitter)
+    found += (model.image_size, run.augment.colour_jitter_probability)
     found += (run.augment.rand_augment_layers, run.augment.rand_augment_magnitude)
     found += (model.stochastic_depth_rate, run.label_smoothing, run.augment.mixup)
     assert (*found, (run.evaluation.temporal_views, run.evaluation.spatial_views)) == APPENDIX[dataset]
@@ -155,9 +155,13 @@ def test_recipe_is_the_appendix_s(dataset):
         name="sgd", learning_rate=run.optimizer.learning_rate, schedule="cosine", warmup_epochs=2.5, momentum=0.9
     )
     assert (run.optimizer.clip_norm, run.optimizer.weight_decay, run.batch_size) == (1.0, 0.0, 64)
-    assert (run.input["random_crop"], run.input["flip"], list(run.input["scale_jitter"])) == (True, 0.5, [0.9, 1.33])
+    assert (run.input["random_crop"], run.input["flip_probability"], list(run.input["scale_jitter"])) == (
+        True,
+        0.5,
+        [0.9, 1.33],
+    )
     assert (model.name, model.num_frames, model.dropout_rate) == ("ViViT-L/16x2", 32, 0.0)
-    assert run.augment.greyscale == (0.1 if run.augment.colour_jitter else 0.0)
+    assert run.augment.grayscale_probability == (0.1 if run.augment.colour_jitter_probability else 0.0)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +192,7 @@ def test_table_4_adds_one_thing_a_row():
     first["stochastic_depth"] = configs[0]["model"]["stochastic_depth_rate"]
     strengths = {name: value for name, value in first.items() if value != off[name]}
     strengths.pop("rand_augment_magnitude", None)
-    assert strengths == {"colour_jitter": 0.8, "greyscale": 0.1}
+    assert strengths == {"colour_jitter_probability": 0.8, "grayscale_probability": 0.1}
     added = [
         {key: value for key, value in flat(after) if dict(flat(before))[key] != value}
         for before, after in itertools.pairwise(configs)

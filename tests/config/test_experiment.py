@@ -126,12 +126,12 @@ def test_data_and_its_options_are_checked():
     assert run.total_steps(320) == int(run.num_epochs * 2 * 320 / run.batch_size)
     for change, says in (
         ({"mixture": {"a": 0.0}}, r"data.mixture\['a'\]=0.0 must be a number greater than 0"),
-        ({"unknown_classes": "keep"}, "data.unknown_classes='keep' is not known; choose one of refuse, drop, union"),
+        ({"unknown_classes": "keep"}, "data.unknown_classes='keep' is not known; choose one of error, drop, union"),
         ({"subset": {"fraction": 1.5}}, r"subset.fraction=1.5 must lie in \(0, 1\]"),
         ({"subset": {"fractions": 0.5}}, r"data.subset.fractions does not exist; did you mean .*fraction\?"),
         ({"threads": 0}, "data.threads=0 must be at least 1"),
         ({"prefetch": 0}, "data.prefetch=0 must be at least 1"),
-        ({"cache": True, "service": "grpc://a:1"}, "exclude each other"),
+        ({"cache": True, "service_address": "grpc://a:1"}, "exclude each other"),
     ):
         with pytest.raises(ConfigError, match=says):
             Experiment.from_config({"data": change})

@@ -35,6 +35,7 @@ def test_fields_are_overridden():
         ([CONFIG, "--config.batchsize=16"], "config.batchsize does not exist; did you mean config.batch_size?"),
         ([CONFIG, "--config.model.num_framez=3"], "did you mean config.model.num_frames?"),
         ([CONFIG, "--config.modle.num_layers=3"], "config.modle.num_layers does not exist; did you mean config.model."),
+        ([CONFIG, "--config.data.videos=x"], "config.data.videos is now called config.data.video_dir"),
         # In another group.
         ([CONFIG, "--config.num_frames=3"], "config.num_frames does not exist; did you mean config.model.num_frames?"),
         ([CONFIG, "--config.data.zzz=3"], "config.data.zzz does not exist; fields of config.data: "),

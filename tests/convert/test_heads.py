@@ -12,7 +12,7 @@ FIELDS = {"hidden_size": 24, "num_layers": 1, "mlp_dim": 32, "num_heads": 3, "nu
 OLD = {"verb": ("push", "pull", "lift"), "noun": ("cup", "door")}
 
 
-def made(new, head="by_name", old=OLD):
+def made(new, head="match", old=OLD):
     """(the old parameters, the new ones, what became of each head)."""
     source = ViViTConfig(**FIELDS, tubelet_size=(2, 14, 14), num_classes=tuple((h, len(n)) for h, n in OLD.items()))
     config = ViViTConfig(**FIELDS, tubelet_size=(2, 14, 14), num_classes=tuple((h, len(n)) for h, n in new.items()))
@@ -47,6 +47,6 @@ def test_without_names_no_head_is_kept_but_on_request():
     assert "the weights do not name their classes" in told["head_verb/kernel"]
     params, found, _ = made(OLD, "keep", old={})
     np.testing.assert_array_equal(found["head_verb"]["kernel"], params["head_verb"]["kernel"])
-    assert not made(OLD, "new")[1]["head_verb"]["kernel"].any()
+    assert not made(OLD, "reinit")[1]["head_verb"]["kernel"].any()
     with pytest.raises(ConversionError, match="head='keep', but head_verb has other classes: 3 in the weights"):
         made({"verb": ("a", "b", "c"), "noun": ("cup", "door")}, "keep")

@@ -140,7 +140,7 @@ def test_head_kept_or_new():
     _, params, _, found, report = made("model1", "model2")
     assert not found["head/kernel"].any()
     assert "dropped     head/kernel" in str(report)
-    with pytest.raises(ConversionError, match=r"classify 5, the model 7; head='new'"):
+    with pytest.raises(ConversionError, match=r"classify 5, the model 7; head='reinit'"):
         made("model1", "model2", InitFrom(head="keep"), num_classes=7)
 
 

@@ -32,11 +32,11 @@ def test_cosine_with_warm_up_is_base_times_ramp_then_cosine_over_the_steps_after
         ({"schedule": "linear", "end_learning_rate": 0.1}, lambda s: 0.4 - 0.3 * min(1, s / 90)),
         ({"schedule": "step", "schedule_steps": (30, 60)}, lambda s: 0.4 * 0.1 ** ((s >= 20) + (s >= 50))),
         (
-            {"schedule": "step", "schedule_steps": [7.5], "schedule_unit": "epochs", "schedule_factor": 0.5},
+            {"schedule": "step", "schedule_steps": [7.5], "schedule_unit": "epochs", "step_decay_factor": 0.5},
             lambda s: 0.4 * 0.5 ** (s >= 20),
         ),
         (
-            {"schedule": "rsqrt", "timescale": 160, "schedule_unit": "examples"},
+            {"schedule": "rsqrt", "rsqrt_timescale": 160, "schedule_unit": "examples"},
             lambda s: 0.4 / math.sqrt(1 + s / 20),
         ),
         ({"schedule": "rsqrt"}, lambda s: 0.4 / math.sqrt(1 + s / 10_000)),

@@ -83,7 +83,7 @@ def test_a_contradiction_is_refused(data_dir, image_vit):  # noqa: F811
     run = experiment(data_dir, init_from__path=str(image_vit), model__activation="gelu_tanh")
     with pytest.raises(ConfigError, match=r"model\.activation='gelu_tanh', but the weights in .* with 'gelu'"):
         initialize.inherit_model_fields(run, HEADS, None)
-    with pytest.raises(ConfigError, match=r"init_from\.head='old' is not known; choose one of by_name, new, keep"):
+    with pytest.raises(ConfigError, match=r"init_from\.head='old' is not known; choose one of match, reinit, keep"):
         experiment(data_dir, init_from__head="old")
     with pytest.raises(FileNotFoundError, match="no weights at nowhere"):
         initialize.inherit_model_fields(experiment(data_dir, init_from__path="nowhere"), HEADS, None)

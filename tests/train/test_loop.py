@@ -230,7 +230,7 @@ def test_a_run_that_does_not_improve_ends_early_and_stays_ended(data_dir, tmp_pa
         optimizer__learning_rate=1e-12,  # nothing is learnt, so nothing improves
         optimizer__ema_decay=0.5,
         evaluation__every_steps=1,
-        evaluation__videos=5,
+        evaluation__num_videos=5,
         evaluation__patience=2,
         checkpoint__best_metric="ema/verb/top1",
         profile__steps="2:2",
@@ -291,13 +291,17 @@ def test_a_folder_of_one_s_own_videos_is_enough(data_dir, tmp_path):
         folder = tmp_path / "mine" / ("train" if number < 4 else "val") / ("wave", "nod")[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(clip, folder)
-    fields = {"data__name": "gestures", "data__dir": str(tmp_path / "records"), "data__videos": str(tmp_path / "mine")}
+    fields = {
+        "data__name": "gestures",
+        "data__dir": str(tmp_path / "records"),
+        "data__video_dir": str(tmp_path / "mine"),
+    }
     training, held_out = open_data(experiment(data_dir, **fields).data)
     assert (training.num_videos, held_out.num_videos) == (4, 2)
     assert training.class_names == {"label": ["nod", "wave"]}
     (tmp_path / "mine" / "train" / "nod" / "late.mp4").write_bytes(b"")  # what is made is not made again
     assert open_data(experiment(data_dir, **fields).data)[0].num_videos == 4
-    with pytest.raises(ValueError, match=r"config\.data\.videos=.* needs a config\.data\.name of its own.*is taken"):
+    with pytest.raises(ValueError, match=r"config\.data\.video_dir=.* needs a config\.data\.name of its own.*is taken"):
         open_data(experiment(data_dir, **(fields | {"data__name": "kinetics400"})).data)
 
 

@@ -53,7 +53,7 @@ def test_steps_are_compared_on_the_same_videos_and_the_last_is_reported_on_all(t
         write=lambda text: None, report=types.SimpleNamespace(timed=lambda name: contextlib.nullcontext())
     )
     monkeypatch.setattr(evaluate, "write_result", write := mock.Mock())
-    run = experiment(**{"evaluation.videos": 5, "checkpoint.best_metric": "verb/top1"})
+    run = experiment(**{"evaluation.num_videos": 5, "checkpoint.best_metric": "verb/top1"})
     split = types.SimpleNamespace(num_videos=40, class_names={})
     evaluations = Evaluations(run, make, tmp_path, split, mock.Mock(), progress)
     state = types.SimpleNamespace(params=None, ema=None)
@@ -83,8 +83,8 @@ def test_when_a_run_is_evaluated():
     assert experiment(**{"evaluation.every_epochs": 0.001}).evaluation.interval(101.0) == 1
     with pytest.raises(ConfigError, match="patience=2 counts evaluations during training, and there are none"):
         experiment(**{"evaluation.every_epochs": 0.0, "evaluation.patience": 2})
-    with pytest.raises(ConfigError, match=r"evaluation\.videos=0 must be at least 1"):
-        experiment(**{"evaluation.videos": 0})
+    with pytest.raises(ConfigError, match=r"evaluation\.num_videos=0 must be at least 1"):
+        experiment(**{"evaluation.num_videos": 0})
 
 
 def test_a_profile_is_of_steps_that_can_be():

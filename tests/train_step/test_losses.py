@@ -50,7 +50,7 @@ def test_weights_are_by_head_and_not_normalised_and_bad_settings_are_named():
     assert LossConfig().weights(["verb", "noun"]) == {"verb": 1.0, "noun": 1.0}
     assert LossConfig(head_weights={"noun": 0.25}).weights(["verb", "noun"]) == {"verb": 1.0, "noun": 0.25}
     for make, says in (
-        (lambda: LossConfig(kind="hinge"), "choose one of softmax, sigmoid"),
+        (lambda: LossConfig(name="hinge"), "choose one of softmax, sigmoid"),
         (lambda: LossConfig(head_weights={"verb": -1.0}), r"head_weights.verb=-1.0 must be at least 0"),
         (lambda: LossConfig(head_weights={"action": 1.0}).weights(["verb"]), "names action; the heads are verb"),
         (lambda: LossConfig(head_weights={"verb": 0.0}).weights(["verb"]), "leaves nothing to train"),

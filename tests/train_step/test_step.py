@@ -177,7 +177,7 @@ def test_weighted_heads_with_one_and_several_labels_are_the_formulas():
     assert float(metrics["loss"]) == pytest.approx(
         0.25 * float(metrics["loss/noun"]) + float(metrics["loss/verb"]), rel=1e-6
     )
-    with pytest.raises(ValueError, match=r"the head 'noun' has several labels a clip; set loss.kind='sigmoid'"):
+    with pytest.raises(ValueError, match=r"the head 'noun' has several labels a clip; set loss.name='sigmoid'"):
         make_train_step(deep, optax.sgd(0.1), lambda s: 0.1)(TrainState.create(params, optax.sgd(0.1)), batch)
 
 

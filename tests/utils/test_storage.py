@@ -27,7 +27,7 @@ from vivit_jax.data.video import decode
 from vivit_jax.utils import storage
 
 SIZES = {"train": 10, "validation": 6}
-SPEC = sampling.ClipSpec(4, (48, 48), random_crop=True, flip=0.5)
+SPEC = sampling.ClipSpec(4, (48, 48), random_crop=True, flip_probability=0.5)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -84,16 +84,17 @@ def augment_pixels(key: jax.Array, video: jax.Array, config: AugmentConfig) -> j
             magnitude=config.rand_augment_magnitude,
             ops=config.rand_augment_ops,
         )
-    if config.colour_jitter or config.greyscale:
+    if config.colour_jitter_probability or config.grayscale_probability:
         # vmap and not a loop over clips: the arithmetic is a handful of fused passes, and most clips are jittered.
-        video = jax.vmap(lambda k, clip: random_colours(k, clip, config.colour_jitter, config.greyscale))(
+        jitter, gray = config.colour_jitter_probability, config.grayscale_probability
+        video = jax.vmap(lambda k, clip: random_colours(k, clip, jitter, gray))(
             clip_keys(colour_key, video.shape[0]), video
         )
-    if config.erase:
+    if config.erase_probability:
         video = erase(
             clip_keys(jax.random.fold_in(key, _ERASING), video.shape[0]),
             video,
-            probability=config.erase,
+            probability=config.erase_probability,
             area=config.erase_area,
             aspect=config.erase_aspect,
             count=config.erase_count,

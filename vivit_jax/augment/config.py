@@ -13,20 +13,20 @@ from vivit_jax.augment.rand_augment import OPERATION_SETS
 class AugmentConfig:
     """What happens to the pixels and labels of a training clip besides crops and flips. The defaults turn all off.
 
-    The paper's recipes (its appendix): Kinetics and Moments in Time `colour_jitter=0.8, greyscale=0.1`; Epic Kitchens
-    two layers of RandAugment at 15 and `mixup=0.1`; Something-Something v2 two layers at 20 and `mixup=0.3`. The other
-    RandAugment set, erasing and cutmix are not the paper's.
+    The paper's recipes (its appendix): Kinetics and Moments in Time `colour_jitter_probability=0.8` and
+    `grayscale_probability=0.1`; Epic Kitchens two layers of RandAugment at 15 and `mixup=0.1`; Something-Something v2
+    two layers at 20 and `mixup=0.3`. The other RandAugment set, erasing and cutmix are not the paper's.
 
     In this order: RandAugment, colours, erasing, mixup or cutmix. All frames of a clip are treated alike.
 
     Attributes:
-      colour_jitter: probability, in [0, 1], that a clip's brightness, saturation, contrast and hue are changed.
-      greyscale: probability, in [0, 1], that a clip becomes grey, independent of the former.
+      colour_jitter_probability: in [0, 1], that a clip's brightness, saturation, contrast and hue are changed.
+      grayscale_probability: in [0, 1], that a clip becomes grey, independent of the former.
       rand_augment_layers: operations of RandAugment on each clip, at least 0.
       rand_augment_magnitude: their strength, at least 0; `rand_augment.operations` says what it means.
-      rand_augment_ops: 'published', the paper's twelve operations, which move no pixels; 'video', these and rotation,
+      rand_augment_ops: 'paper', the paper's twelve operations, which move no pixels; 'video', these and rotation,
         shears and translations. For labels that tell left from right or up from down, mind the strength.
-      erase: probability, in [0, 1], that boxes of a clip are erased (random erasing, arXiv:1708.04896).
+      erase_probability: in [0, 1], that boxes of a clip are erased (random erasing, arXiv:1708.04896).
       erase_area: (low, high), the share of the frame that all boxes together take, 0 < low <= high < 1.
       erase_aspect: height over width of a box lies between this and its inverse, in (0, 1]; 1 for squares.
       erase_count: boxes of a clip, at least 1.
@@ -42,12 +42,12 @@ class AugmentConfig:
       ValueError: a field out of its range.
     """
 
-    colour_jitter: float = 0.0
-    greyscale: float = 0.0
+    colour_jitter_probability: float = 0.0
+    grayscale_probability: float = 0.0
     rand_augment_layers: int = 0
     rand_augment_magnitude: float = 10.0
-    rand_augment_ops: str = "published"
-    erase: float = 0.0
+    rand_augment_ops: str = "paper"
+    erase_probability: float = 0.0
     erase_area: tuple[float, float] = (0.02, 0.4)
     erase_aspect: float = 0.3
     erase_count: int = 1
@@ -58,7 +58,8 @@ class AugmentConfig:
     mix_per_example: bool = False
 
     def __post_init__(self) -> None:
-        for field in ("colour_jitter", "greyscale", "erase", "switch_probability"):
+        probabilities = ("colour_jitter_probability", "grayscale", "erase_probability", "switch")
+        for field in (f"{name}_probability" for name in probabilities):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"augment.{field}={getattr(self, field)} is a probability and must lie in [0, 1]")
         for field in ("rand_augment_layers", "rand_augment_magnitude", "mixup", "cutmix"):
@@ -79,13 +80,14 @@ class AugmentConfig:
             )
         if self.erase_count < 1:
             raise ValueError(
-                f"augment.erase_count={self.erase_count} must be at least 1; augment.erase=0 erases nothing"
+                f"augment.erase_count={self.erase_count} must be at least 1; augment.erase_probability=0 turns it off"
             )
 
     @property
     def enabled(self) -> bool:
         """Whether anything is on."""
-        return bool(self.colour_jitter or self.greyscale or self.rand_augment_layers or self.erase or self.mixes)
+        colours = self.colour_jitter_probability or self.grayscale_probability
+        return bool(colours or self.rand_augment_layers or self.erase_probability or self.mixes)
 
     @property
     def mixes(self) -> bool:

@@ -1,6 +1,6 @@
 """RandAugment on clips (Cubuk et al., arXiv:1909.13719), on the device: uint8 in, uint8 out.
 
-The set `published` is the variant that the paper's recipes for Epic Kitchens and Something-Something name (its
+The set `paper` is the variant that the paper's recipes for Epic Kitchens and Something-Something name (its
 appendix): no operation that moves pixels, and one draw of operations for all frames of a clip. Its published form is
 `distort_image_with_randaugment` of scenic's `dataset_lib/video_ops.py`, over the operations and magnitudes of
 `official/legacy/image_classification/augment.py` in tensorflow/models. The set `video` has RandAugment's geometric
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from vivit_jax import sharding
 from vivit_jax.augment import affine
 
-OPERATION_SETS = ("published", "video")
+OPERATION_SETS = ("paper", "video")
 MAX_LEVEL = 10  # the magnitude at which the published formulas reach the far end of their scale
 CUTOUT_SCALE = 40  # half the side of Cutout's square at that magnitude, in pixels
 ROTATION = 30.0  # degrees at that magnitude
@@ -33,9 +33,7 @@ TRANSLATION = 100 / 224  # of the frame's side at that magnitude: the published 
 Operation = Callable[[jax.Array, jax.Array], jax.Array]  # (clip [T, H, W, 3], key) -> clip
 
 
-def rand_augment(
-    keys: jax.Array, video: jax.Array, *, layers: int, magnitude: float, ops: str = "published"
-) -> jax.Array:
+def rand_augment(keys: jax.Array, video: jax.Array, *, layers: int, magnitude: float, ops: str = "paper") -> jax.Array:
     """`layers` operations one after another on each clip, each drawn uniformly from `operations(magnitude, ops)`.
 
     Args:
@@ -43,7 +41,7 @@ def rand_augment(
       video: uint8 [B, T, H, W, 3].
       layers: operations a clip, N of the RandAugment paper; at least 0.
       magnitude: strength of all operations, M of the RandAugment paper; at least 0.
-      ops: the set of operations, 'published' or 'video'.
+      ops: the set of operations, 'paper' or 'video'.
 
     Returns:
       uint8 [B, T, H, W, 3]; all frames of a clip are treated alike.
@@ -69,7 +67,7 @@ def rand_augment(
     return sharding.shard_map_batch(lambda keys, video: jax.lax.map(one_clip, (keys, video)))(keys, video)
 
 
-def operations(magnitude: float, ops: str = "published") -> dict[str, Operation]:
+def operations(magnitude: float, ops: str = "paper") -> dict[str, Operation]:
     """The operations of a set at a magnitude, by name, as functions (clip uint8 [T, H, W, 3], key) -> clip.
 
     With m = magnitude / 10 and integers cut off: Posterize keeps 4 m bits; Solarize inverts the values from 256 m on;
@@ -87,7 +85,7 @@ def operations(magnitude: float, ops: str = "published") -> dict[str, Operation]
 
     Args:
       magnitude: at least 0.
-      ops: 'published', twelve operations, or 'video', seventeen.
+      ops: 'paper', twelve operations, or 'video', seventeen.
 
     Raises:
       ValueError: another set.
@@ -99,7 +97,7 @@ def operations(magnitude: float, ops: str = "published") -> dict[str, Operation]
         return int(magnitude / MAX_LEVEL * scale)
 
     factor = magnitude / MAX_LEVEL * 1.8 + 0.1
-    published = {
+    paper = {
         "AutoContrast": lambda clip, key: auto_contrast(clip),
         "Equalize": lambda clip, key: equalize(clip),
         "Invert": lambda clip, key: 255 - clip,
@@ -113,14 +111,14 @@ def operations(magnitude: float, ops: str = "published") -> dict[str, Operation]
         "SolarizeAdd": lambda clip, key: solarize_add(clip, min(level(110), 255)),
         "Identity": lambda clip, key: clip,
     }
-    if ops == "published":
-        return published
+    if ops == "paper":
+        return paper
 
     def either_side(strength: float, key: jax.Array) -> jax.Array:
         return jnp.where(jax.random.bernoulli(key), strength, -strength)
 
     turn, slope = magnitude / MAX_LEVEL * ROTATION, magnitude / MAX_LEVEL * SHEAR
-    return published | {
+    return paper | {
         "Rotate": lambda clip, key: affine.rotate(clip, either_side(turn, key)),
         "ShearX": lambda clip, key: affine.shear_x(clip, either_side(slope, key)),
         "ShearY": lambda clip, key: affine.shear_y(clip, either_side(slope, key)),

@@ -18,6 +18,7 @@ from vivit_jax import optim, sharding
 from vivit_jax.augment import AugmentConfig
 from vivit_jax.config.fields import ConfigError, check_fields, merge, plain, section, tuples
 from vivit_jax.config.init_from import InitFrom
+from vivit_jax.config.renamed import upgrade
 from vivit_jax.config.sections import CheckpointConfig, EvaluationConfig, ProfileConfig
 from vivit_jax.data.config import DataConfig
 from vivit_jax.data.selection.sampling import ClipSpec
@@ -119,8 +120,8 @@ class Experiment:
         Raises:
           ConfigError: an unknown or missing field or a value out of range, with the way out.
         """
-        config = plain(config)
         known = plain(default_config())
+        config = upgrade(plain(config), known)
         check_fields(config, known)
         filled = merge(known, config)
         try:

@@ -15,6 +15,8 @@ from pathlib import Path
 import ml_collections
 from absl import app, flags
 
+from vivit_jax.config import renamed
+
 EXIT_CODE = 2  # wrong usage, as of argparse: starting again will not help
 
 
@@ -77,6 +79,8 @@ def _of_field(argv: Sequence[str], flag_values: flags.FlagValues, error: Excepti
     for argument in argv:
         found = re.match(r"--?(no)?config\.([^=]+)", argument)
         name = found and found[2]
+        if name in renamed.FIELDS:
+            return f"config.{name} is now called config.{renamed.FIELDS[name]}"
         if name and name.split("[", 1)[0] not in known:
             leaf = name.rsplit(".", 1)[-1]
             elsewhere = [other for other in known if other.rsplit(".", 1)[-1] == leaf]

@@ -8,8 +8,8 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "embedding": (None, "central_frame", "filter_inflation", "random"),
     "temporal_attention": ("zero", "copy", "random"),
     "temporal_encoder": ("load", "random"),
-    "head": ("by_name", "new", "keep"),
-    "pre_logits": ("follow", "drop"),
+    "head": ("match", "reinit", "keep"),
+    "pre_logits": ("load", "drop"),
 }
 
 
@@ -31,10 +31,10 @@ class InitFrom:
         output projection at zero, so that a block starts as the image model's and learns. `copy`: a whole copy.
         `random`: as from scratch.
       temporal_encoder: Model 2's, where the weights have one: `load`, or `random`, as from scratch.
-      head: the classifier of each head. `by_name`: taken from the file where both name the same classes, put into the
-        model's order; else it starts at zero. `new`: at zero. `keep`: taken, and an error where the classes differ, in
-        their names or, where the file has none, in their number.
-      pre_logits: the dense layer before the head: `follow` the file, or `drop` it.
+      head: the classifier of each head. `match`: loaded where the file and the data set have the same class names, in
+        the data set's order; otherwise it starts at zero. `reinit`: starts at zero. `keep`: loaded; an error where the
+        classes differ, in their names or, where the file has none, in their number.
+      pre_logits: the dense layer before the head: `load` it from the file, or `drop` it.
       pixel_mean, pixel_std: the weights want (x - mean) / std of pixels x in [0, 1], a number for each channel; folded
         into the embedding exactly, since every model here sees [-1, 1], which is 0.5 and 0.5. None: what the
         `preprocessor_config.json` beside an image model says; 0.5 where there is none.
@@ -51,8 +51,8 @@ class InitFrom:
     embedding: str | None = None
     temporal_attention: str = "zero"
     temporal_encoder: str = "load"
-    head: str = "by_name"
-    pre_logits: str = "follow"
+    head: str = "match"
+    pre_logits: str = "load"
     pixel_mean: tuple[float, ...] | None = None
     pixel_std: tuple[float, ...] | None = None
 

@@ -32,7 +32,7 @@ COMMON: Mapping[str, Any] = MappingProxyType(
         "input.short_side": 256,
         "input.random_crop": True,
         "input.scale_jitter": (0.9, 1.33),
-        "input.flip": 0.5,
+        "input.flip_probability": 0.5,
         "evaluation.temporal_views": 4,
         "evaluation.spatial_views": 3,
         # Ours from here on. Any number of devices that divides 64 will do, for training and for evaluation.
@@ -46,8 +46,8 @@ COMMON: Mapping[str, Any] = MappingProxyType(
 )
 
 _COLOUR = {
-    "augment.colour_jitter": 0.8,
-    "augment.greyscale": 0.1,  # the published code's; the appendix does not name it
+    "augment.colour_jitter_probability": 0.8,
+    "augment.grayscale_probability": 0.1,  # the published code's; the appendix does not name it
 }
 _KINETICS = {
     "optimizer.learning_rate": 0.1,

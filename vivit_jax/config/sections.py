@@ -37,7 +37,7 @@ class EvaluationConfig:
       spatial_views: 1 (centre), 2 or 3 crops along the longer side.
       every_epochs: how often during training; 0: only at the end.
       every_steps: the same in steps; where it is given, it wins.
-      videos: evaluations during training take so many videos of the split, the same each time; None: all. The last
+      num_videos: evaluations during training take so many videos of the split, the same each time; None: all. The last
         evaluation of a run takes all.
       patience: the run ends early after so many evaluations in a row that did not improve `checkpoint.best_metric`; 0:
         never.
@@ -48,12 +48,12 @@ class EvaluationConfig:
     spatial_views: int = 3
     every_epochs: float = 1.0
     every_steps: int | None = None
-    videos: int | None = None
+    num_videos: int | None = None
     patience: int = 0
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        at_least("evaluation", self, temporal_views=1, every_epochs=0, every_steps=1, videos=1, patience=0)
+        at_least("evaluation", self, temporal_views=1, every_epochs=0, every_steps=1, num_num_videos=1, patience=0)
         at_least("evaluation", self, batch_size=1)
         if self.spatial_views not in (1, 2, 3):
             raise ValueError(f"evaluation.spatial_views={self.spatial_views} must be 1, 2 or 3")

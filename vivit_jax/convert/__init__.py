@@ -240,7 +240,7 @@ def follow(source: ViViTConfig, config: ViViTConfig, options: InitFrom) -> tuple
     Args:
       source: the model of the weights.
       config: the model wanted.
-      options: `pre_logits="follow"` takes the dense layer before the head from the source, if the config has none.
+      options: `pre_logits="load"` takes the dense layer before the head from the source, if the config has none.
 
     Returns:
       (the config, a line for each field that changed).
@@ -248,7 +248,7 @@ def follow(source: ViViTConfig, config: ViViTConfig, options: InitFrom) -> tuple
     changes = {
         name: getattr(source, name) for name in INHERITED_FIELDS if getattr(source, name) != getattr(config, name)
     }
-    if options.pre_logits == "follow" and config.representation_size is None and source.representation_size:
+    if options.pre_logits == "load" and config.representation_size is None and source.representation_size:
         changes["representation_size"] = source.representation_size
     said = [f"{name} = {value} (was {getattr(config, name)})" for name, value in changes.items()]
     return dataclasses.replace(config, **changes), said

@@ -49,22 +49,22 @@ def decide(
     ours, theirs = dict(config.heads), dict(source.heads)
     if choice == "keep" and ours != theirs:
         wrong = f"the weights classify {source.num_classes}, the model {config.num_classes}"
-        return {}, [f"head='keep': {wrong}; head='new' starts the classifier at zero"]
+        return {}, [f"head='keep': {wrong}; head='reinit' starts the classifier at zero"]
     plan, problems = {}, []
     for head in ours:
         leaf, (known, wanted) = leaf_name(head), (names.get(head or "label") for names in class_names)
         order, why = match(known, wanted)
-        if choice == "new":
+        if choice == "reinit":
             plan[leaf] = Decision(False, "head = new: at zero")
         elif choice == "keep":
             if order is None and known and wanted:
-                problems.append(f"head='keep', but {leaf} has {why}; head='new' starts it at zero")
+                problems.append(f"head='keep', but {leaf} has {why}; head='reinit' starts it at zero")
             plan[leaf] = Decision(True, why if order is not None else "", order)
         elif head not in theirs:
-            plan[leaf] = Decision(False, "head = by_name: the weights have no such head; it starts at zero")
+            plan[leaf] = Decision(False, "head = match: the weights have no such head; it starts at zero")
         elif order is None or not same_features:
             why = why if order is None else "another layer before it"
-            plan[leaf] = Decision(False, f"head = by_name: {why}; it starts at zero")
+            plan[leaf] = Decision(False, f"head = match: {why}; it starts at zero")
         else:
             plan[leaf] = Decision(True, why, order)
     return plan, problems

@@ -32,7 +32,7 @@ def image_to_video(
     *,
     embedding: str = "central_frame",
     temporal_attention: str = "zero",
-    head: str = "new",
+    head: str = "reinit",
     image_config: ViViTConfig | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:

@@ -18,19 +18,22 @@ class PipelineOptions:
       cache_gb: memory limit of the cache, in units of 2^30 bytes.
       threads: clips decoded in parallel; None for one per core.
       prefetch: batches prepared ahead.
-      service: 'grpc://host:port', or several separated by commas: machines that make the training clips (docs/data.md).
+      service_address: 'grpc://host:port' of the machines that make the training clips (docs/data.md); several separated
+        by commas.
     """
 
     cache: bool = False
     cache_gb: float = 2.0
     threads: int | None = None
     prefetch: int = 2
-    service: str | None = None
+    service_address: str | None = None
 
     def __post_init__(self) -> None:
         at_least("data", self, cache_gb=0, prefetch=1, threads=1)
-        if self.service is not None and self.cache:
-            raise ValueError("data.cache and data.service exclude each other: the service makes the clips elsewhere")
+        if self.service_address is not None and self.cache:
+            raise ValueError(
+                "data.cache and data.service_address exclude each other: the service makes the clips elsewhere"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,28 +43,28 @@ class DataConfig(PipelineOptions):
     Attributes:
       name: data set, as in `python -m vivit_jax.data.catalog`; the one that is evaluated.
       dir: folder of the prepared records, DIR/NAME/VERSION. The embedded data set is built there where it is missing.
-      videos: folder of a custom data set: one folder per class, or videos beside a CSV (docs/data.md). Its records are
-        built under `dir` where they are missing, under a `name` that the catalog does not have. None: records exist.
-      annotations: CSV of a custom data set, if it is not in `videos`.
+      video_dir: folder of a custom data set: one folder per class, or videos beside a CSV (docs/data.md). Its records
+        are built under `dir` where they are missing, under a `name` that the catalog does not have. None: they exist.
+      annotations: CSV of a custom data set, if it is not in `video_dir`.
       label_separator: ';' or '|' between the labels of a video in that CSV. A column that contains it is a multi-label
         head.
       train_split, eval_split: names of splits.
       mixture: {name: weight}: data sets under `dir` to train on; each gets a share of the clips in proportion to its
         weight. {} for `name` alone. Heads and class ids are those of `name`, matched by class name.
-      unknown_classes: classes of a mixture that `name` does not have: 'refuse' raises an error with the list, 'drop'
+      unknown_classes: classes of a mixture that `name` does not have: 'error' raises an error with the list, 'drop'
         drops their videos, 'union' adds them to the heads.
       subset: the part of the data to use; its `classes` hold for evaluation too.
     """
 
     name: str = "kinetics400"
     dir: str = "data"
-    videos: str | None = None
+    video_dir: str | None = None
     annotations: str | None = None
     label_separator: str | None = None
     train_split: str = "train"
     eval_split: str = "validation"
     mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    unknown_classes: str = "refuse"
+    unknown_classes: str = "error"
     subset: Subset = dataclasses.field(default_factory=Subset)
 
     def __post_init__(self) -> None:
@@ -73,5 +76,7 @@ class DataConfig(PipelineOptions):
                 raise ValueError(f"data.mixture[{name!r}]={weight!r} must be a number greater than 0")
         one_of("data", self, unknown_classes=UNKNOWN_CLASSES)
         for field in ("annotations", "label_separator"):
-            if getattr(self, field) is not None and self.videos is None:
-                raise ValueError(f"data.{field}={getattr(self, field)!r} is for a custom data set: set data.videos too")
+            if getattr(self, field) is not None and self.video_dir is None:
+                raise ValueError(
+                    f"data.{field}={getattr(self, field)!r} is for a custom data set: set data.video_dir too"
+                )

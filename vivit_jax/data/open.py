@@ -16,13 +16,13 @@ from vivit_jax.data.selection.training_set import TrainingSet, evaluation_split,
 def open_data(data: DataConfig) -> tuple[TrainingSet, RecordSplit]:
     """Opens the training set and the evaluation set, with the same classes.
 
-    The records of a custom data set (`data.videos`) are built first where they are missing.
+    The records of a custom data set (`data.video_dir`) are built first where they are missing.
 
     Raises:
       FileNotFoundError: a data set is missing; the message says what belongs where.
       MixtureError, SubsetError: data sets that cannot be mixed, or a selection of what does not exist.
     """
-    if data.videos is not None:
+    if data.video_dir is not None:
         build_custom(data)
     weights = data.mixture or {data.name: 1.0}
     eval_set = open_split(build.prepare(data.name, data.dir), data.eval_split)
@@ -53,18 +53,20 @@ def open_eval_set(
 def build_custom(data: DataConfig) -> None:
     """Builds the records of a custom data set under `data.dir`, unless they exist.
 
-    The layout is a CSV if `data.annotations` names one or `data.videos` contains one, else one folder per class.
+    The layout is a CSV if `data.annotations` names one or `data.video_dir` contains one, else one folder per class.
 
     Raises:
       ValueError: `data.name` is taken by the catalog.
       annotations.MissingDataError, annotations.AnnotationError: no videos, or a layout that is not recognized.
     """
-    has_csv = data.annotations is not None or any(epath.Path(data.videos).glob("*.csv"))
+    has_csv = data.annotations is not None or any(epath.Path(data.video_dir).glob("*.csv"))
     kind = "csv" if has_csv else "folder"
     try:
         catalog.custom(data.name, kind, label_separator=data.label_separator)
     except ValueError as error:
-        raise ValueError(f"config.data.videos={data.videos} needs a config.data.name of its own: {error}") from error
+        raise ValueError(
+            f"config.data.video_dir={data.video_dir} needs a config.data.name of its own: {error}"
+        ) from error
     if not (build.records_folder(data.name, data.dir) / paths.SUMMARY_FILE).is_file():
-        logging.info("Building the records of %s from %s, once.", data.name, data.videos)
-    build.build(data.name, data.videos, data.annotations, data.dir, kind=kind, label_separator=data.label_separator)
+        logging.info("Building the records of %s from %s, once.", data.name, data.video_dir)
+    build.build(data.name, data.video_dir, data.annotations, data.dir, kind=kind, label_separator=data.label_separator)

@@ -2,8 +2,8 @@
 
     python -m vivit_jax.data.service --port=5050 --host=host1          (on host1; so on host2)
 
-and in the config of the run `data.service = "grpc://host1:5050,grpc://host2:5050"`. All machines see the records under
-the same path.
+and in the config of the run `data.service_address = "grpc://host1:5050,grpc://host2:5050"`. All machines see
+the records under the same path.
 
 How the order is kept: machine i of W, by its place in the config, makes the clips i, i + W, i + 2 W, ... of a process's
 stream, and the reader takes from the machines in turn. Each machine is a service by itself, a dispatcher with one
@@ -71,11 +71,13 @@ def addresses_of(text: str, seconds: float = 10.0) -> list[str]:
     """
     addresses = [part.strip() for part in text.split(",")]
     if len(set(addresses)) != len(addresses):
-        raise ServiceError(f"data.service={text!r} names a machine twice")
+        raise ServiceError(f"data.service_address={text!r} names a machine twice")
     for address in addresses:
         match = _ADDRESS.fullmatch(address)
         if match is None:
-            raise ServiceError(f"data.service: {address!r} is not of the form grpc://host:port (several: with commas)")
+            raise ServiceError(
+                f"data.service_address: {address!r} is not of the form grpc://host:port (several: with commas)"
+            )
         try:
             socket.create_connection((match["host"].strip("[]"), int(match["port"])), timeout=seconds).close()
         except OSError as error:
@@ -115,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--worker_port", type=int, default=0, help="that the clips come from; default: any free one")
     flags = parser.parse_args(argv)
     server = Server(flags.port, flags.host, flags.worker_port)
-    print(f"making clips; data.service={server.address}", flush=True)
+    print(f"making clips; data.service_address={server.address}", flush=True)
     server.join()
 
 

@@ -62,7 +62,7 @@ class Evaluator:
         # The cache is for the training splits.
         self._pipeline_options = dataclasses.replace(experiment.data, cache=False)
         self._announced = False
-        self._multi_label, loss = split.multi_label, experiment.loss.kind
+        self._multi_label, loss = split.multi_label, experiment.loss.name
         temporal = self._views[0]
         counts = range(1, temporal + 1) if by_views else (temporal,)
         self._which = [select_views(temporal, count, spec.sampling) for count in counts]

@@ -28,15 +28,15 @@ class OptimizerConfig:
         (arXiv:2302.06675).
       learning_rate: base learning rate, reached at the end of the warm-up; > 0.
       schedule: of the steps after the warm-up: 'cosine', 'linear' (both to `end_learning_rate`), 'constant', 'step'
-        (times `schedule_factor` at each of `schedule_steps`) or 'rsqrt' (see `timescale`).
+        (times `step_decay_factor` at each of `schedule_steps`) or 'rsqrt' (see `rsqrt_timescale`).
       warmup_epochs: epochs of linear warm-up from 0; at least 0, less than the run's.
       warmup_steps, warmup_examples: the same in optimizer steps or in clips; where one of them is given, it wins.
       end_learning_rate: the learning rate at the last step, at least 0; of 'cosine' and 'linear'.
       schedule_steps: where 'step' changes the learning rate, counted from the start of the run, ascending.
-      schedule_factor: what it is multiplied by there, in (0, 1).
-      timescale: t of 'rsqrt', > 0: s steps after the warm-up the learning rate is base / sqrt(1 + s / t)
+      step_decay_factor: what it is multiplied by there, in (0, 1).
+      rsqrt_timescale: t of 'rsqrt', > 0: s steps after the warm-up the learning rate is base / sqrt(1 + s / t)
         (arXiv:2106.04560; big_vision's `create_learning_rate_schedule`). None: 10,000 steps.
-      schedule_unit: in what `schedule_steps` and `timescale` are given: 'steps', 'epochs' or 'examples'.
+      schedule_unit: in what `schedule_steps` and `rsqrt_timescale` are given: 'steps', 'epochs' or 'examples'.
       momentum: of SGD, in [0, 1).
       b1, b2, eps: the others' moments, in [0, 1), and their epsilon, > 0. b2=None: as published, 0.999, and 0.99 of
         Lion, which has no epsilon.
@@ -65,8 +65,8 @@ class OptimizerConfig:
     warmup_examples: int | None = None
     end_learning_rate: float = 0.0
     schedule_steps: tuple[float, ...] = ()
-    schedule_factor: float = 0.1
-    timescale: float | None = None
+    step_decay_factor: float = 0.1
+    rsqrt_timescale: float | None = None
     schedule_unit: str = "steps"
     momentum: float = 0.9
     b1: float = 0.9
@@ -102,7 +102,7 @@ class OptimizerConfig:
     def _check_numbers(self) -> None:
         if self.name not in OPTIMIZERS:
             raise ValueError(f"optimizer.name={self.name!r} is not known; choose one of {', '.join(OPTIMIZERS)}")
-        for field in ("learning_rate", "head_learning_rate", "eps", "timescale"):
+        for field in ("learning_rate", "head_learning_rate", "eps", "rsqrt_timescale"):
             value = getattr(self, field)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"optimizer.{field}={value} must be greater than 0, and finite")
@@ -135,7 +135,7 @@ class OptimizerConfig:
         for field, off, schedules in (
             ("end_learning_rate", 0.0, ("cosine", "linear")),
             ("schedule_steps", (), ("step",)),
-            ("timescale", None, ("rsqrt",)),
+            ("rsqrt_timescale", None, ("rsqrt",)),
         ):
             if self.schedule not in schedules and getattr(self, field) != off:
                 raise ValueError(
@@ -149,5 +149,5 @@ class OptimizerConfig:
                     f"optimizer.schedule_steps={places} must say where the learning rate changes, ascending, each "
                     f"greater than 0, in {self.schedule_unit}"
                 )
-            if not 0 < self.schedule_factor < 1:
-                raise ValueError(f"optimizer.schedule_factor={self.schedule_factor} must lie in (0, 1)")
+            if not 0 < self.step_decay_factor < 1:
+                raise ValueError(f"optimizer.step_decay_factor={self.step_decay_factor} must lie in (0, 1)")

@@ -57,10 +57,10 @@ def learning_rate_schedule(
                 f"must lie after the one before and between the end of the warm-up, {warmup}, and that of the run, "
                 f"{total_steps}"
             )
-        decay = optax.piecewise_constant_schedule(base, {at - warmup: config.schedule_factor for at in places})
+        decay = optax.piecewise_constant_schedule(base, {at - warmup: config.step_decay_factor for at in places})
     elif config.schedule == "rsqrt":
-        given = config.timescale
-        timescale = TIMESCALE if given is None else in_steps("timescale", given, config.schedule_unit)
+        given = config.rsqrt_timescale
+        timescale = TIMESCALE if given is None else in_steps("rsqrt_timescale", given, config.schedule_unit)
         decay = _inverse_square_root(base, timescale)
     else:
         decay = optax.constant_schedule(base)

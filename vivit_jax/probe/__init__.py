@@ -134,7 +134,7 @@ def check_classes(training: Sequence[RecordSplit], held_out: RecordSplit, settin
             continue
         shown = f"{', '.join(map(repr, unseen[:8]))}{', ...' if len(unseen) > 8 else ''}"
         told = f"{len(unseen)} classes of head {head!r} have evaluated videos but no training video ({shown})"
-        if settings.unseen_classes == "refuse":
+        if settings.unseen_classes == "error":
             raise ValueError(f"{told}; take more training videos, or count theirs as wrong (--unseen_classes=wrong)")
         logging.warning("%s: they count as wrong.", told)
 

@@ -8,7 +8,7 @@ import re
 
 FEATURES = ("pre_logits", "tokens_mean")
 METHODS = ("knn", "linear")
-UNSEEN = ("refuse", "wrong")
+UNSEEN = ("error", "wrong")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +27,8 @@ class ProbeConfig:
         one that is best on the part of the training videos held out is taken.
       held_out_share: of the training videos of each class, in (0, 1), by which C is chosen.
       max_iterations: of L-BFGS, for each fit.
-      unseen_classes: of the evaluated videos, classes that no training video has: 'refuse' is an error with the list,
-        'wrong' counts these videos as wrongly recognised.
+      unseen_classes: of the evaluated videos, classes that no training video has: 'error' raises an error that lists
+        them, 'wrong' counts these videos as wrongly recognised.
       seed: of what is held out.
 
     Raises:
@@ -44,7 +44,7 @@ class ProbeConfig:
     inverse_penalties: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
     held_out_share: float = 0.2
     max_iterations: int = 1000
-    unseen_classes: str = "refuse"
+    unseen_classes: str = "error"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -42,7 +42,7 @@ def restore(
         model, params, _, path = evaluate.restore_for_inference(checkpoint, mesh, which=which)
         return model, params, str(path)
     # Without heads: features come before them.
-    options = dataclasses.replace(experiment.init_from, path=str(checkpoint), head="new")
+    options = dataclasses.replace(experiment.init_from, path=str(checkpoint), head="reinit")
     experiment = initialize.inherit_model_fields(dataclasses.replace(experiment, init_from=options), {}, None)
     config = experiment.model_config({})
     sharding.check_model(mesh, config)

@@ -142,7 +142,7 @@ def read_run(workdir: epath.PathLike) -> Run:
     steps = _steps(workdir / checkpointing.FOLDER)
     return Run(
         workdir=workdir,
-        config=_json(workdir / CONFIG_FILE),
+        config=_config(workdir / CONFIG_FILE),
         series=logs.read_metrics(workdir / logs.METRICS_FILE),
         times=_times(workdir / logs.METRICS_FILE),
         evaluation=_json(workdir / results.RESULT_FILE),
@@ -152,6 +152,13 @@ def read_run(workdir: epath.PathLike) -> Run:
         checkpoints=steps,
         init_report=init.read_text() if init.exists() else "",
     )
+
+
+def _config(path: epath.Path) -> dict[str, Any]:
+    """Returns the run's config under the current field names; as it is stored if this version cannot read it."""
+    stored = _json(path)
+    experiment = _experiment(stored) if stored else None
+    return experiment.to_dict() if experiment else stored
 
 
 def _experiment(config: Mapping[str, Any]) -> Experiment | None:

@@ -15,6 +15,7 @@ from vivit_jax import checkpoint as checkpointing
 from vivit_jax import convert
 from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.config.fields import differences
+from vivit_jax.config.renamed import upgrade
 from vivit_jax.train_step import TrainProgram, TrainState
 
 CONFIG_FILE = "config.json"
@@ -158,7 +159,7 @@ def log_start(
         (workdir / CONFIG_FILE).write_text(json.dumps(record["config"], indent=2))
     if restored is None:
         return
-    if changed := differences(restored["config"], record["config"]):
+    if changed := differences(upgrade(restored["config"], record["config"]), record["config"]):
         logging.warning("The config is not the one that the checkpoint was trained with: %s", "; ".join(changed))
     if restored["data"] != record["data"]:
         logging.warning(

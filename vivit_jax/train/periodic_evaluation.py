@@ -109,7 +109,7 @@ class Evaluations:
     ):
         self._experiment, self._make, self._workdir, self._split = experiment, make, epath.Path(workdir), split
         self._writer, self._progress = writer, progress
-        metric, videos = experiment.checkpoint.best_metric, experiment.evaluation.videos
+        metric, videos = experiment.checkpoint.best_metric, experiment.evaluation.num_videos
         self.early_stop = EarlyStop(metric, experiment.evaluation.patience, record)
         # A part that is all of it is not evaluated twice at the end.
         self._part = videos if videos is not None and videos < split.num_videos else None

@@ -18,7 +18,7 @@ class LossConfig:
     """What is minimised. The default is the paper's: softmax cross-entropy, all heads alike.
 
     Attributes:
-      kind: 'softmax', one label a clip; 'sigmoid', each class a decision of its own: several labels a clip, or one.
+      name: 'softmax', one label a clip; 'sigmoid', each class a decision of its own: several labels a clip, or one.
       head_weights: {head: weight}, at least 0; a head that is not named has weight 1. The loss is the sum of weight x
         loss over the heads: weights are not normalised, so that the default is the plain sum.
 
@@ -26,12 +26,12 @@ class LossConfig:
       ValueError: a field out of its range.
     """
 
-    kind: str = "softmax"
+    name: str = "softmax"
     head_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"loss.kind={self.kind!r} is not known; choose one of {', '.join(KINDS)}")
+        if self.name not in KINDS:
+            raise ValueError(f"loss.name={self.name!r} is not known; choose one of {', '.join(KINDS)}")
         for head, weight in self.head_weights.items():
             if not 0 <= weight < math.inf:
                 raise ValueError(f"loss.head_weights.{head}={weight} must be at least 0, and finite")
@@ -134,4 +134,4 @@ def hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def check_labels(head: str, labels: jax.Array, kind: str) -> None:
     """Raises ValueError where a head has several labels a clip, [B, C], but the loss is 'softmax'."""
     if kind == "softmax" and labels.ndim > 1:
-        raise ValueError(f"the head {head!r} has several labels a clip; set loss.kind='sigmoid'")
+        raise ValueError(f"the head {head!r} has several labels a clip; set loss.name='sigmoid'")

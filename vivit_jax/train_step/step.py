@@ -257,14 +257,14 @@ def _loss(
     weights = config.weights(labels)
     losses, right = {}, {}
     for head, label in labels.items():
-        check_labels(head, label, config.kind)
+        check_labels(head, label, config.name)
         targets, loudest = one_hot_targets(logits[head], label, smoothing), label
         if "share" in rows:
             share, partner = rows["share"], rows["partner"][head]
             others = one_hot_targets(logits[head], partner, smoothing)
             targets = share[:, None] * targets + (1 - share[:, None]) * others
             loudest = jnp.where(share.reshape(-1, *[1] * (label.ndim - 1)) >= 0.5, label, partner)
-        losses[head] = masked_mean(example_losses(logits[head], targets, config.kind), mask, total)
+        losses[head] = masked_mean(example_losses(logits[head], targets, config.name), mask, total)
         right[head] = masked_mean(hits(logits[head], loudest), mask, total)
     value = sum(weights[head] * losses[head] for head in losses)
     if len(losses) == 1:

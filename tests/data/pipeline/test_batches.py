@@ -21,7 +21,9 @@ from vivit_jax.data.selection import order, sampling
 from vivit_jax.data.video import decode
 
 PLAIN = pipeline.ClipSpec(8, (64, 64), stride=2)
-VARIED = pipeline.ClipSpec(8, (48, 56), stride=3, short_side=60, scale_jitter=(0.9, 1.33), random_crop=True, flip=0.5)
+VARIED = pipeline.ClipSpec(
+    8, (48, 56), stride=3, short_side=60, scale_jitter=(0.9, 1.33), random_crop=True, flip_probability=0.5
+)
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +293,7 @@ def test_random_crop_and_flip_of_given_draws():
     """Where no resizing is asked for, a clip is an exact cut of the frames, mirrored where the draw says so."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (20, 60, 80, 3), dtype=np.uint8)
-    spec = pipeline.ClipSpec(4, (32, 40), stride=3, random_crop=True, flip=0.25)
+    spec = pipeline.ClipSpec(4, (32, 40), stride=3, random_crop=True, flip_probability=0.25)
     size = [tf.constant(x, tf.int64) for x in frames.shape[:3]]
     in_memory = reader.memory_reader(tf.constant(frames))
     make = tf.function(
@@ -357,7 +359,7 @@ def test_broken_records_are_masked_and_counted(train, validation, tmp_path):
         ({"image_size": (64,)}, r"image_size is \(64,\); it must be \(height, width\)"),
         ({"short_side": 32}, r"short_side is 32, smaller than the crop \(64, 64\)"),
         ({"scale_jitter": (1.2, 0.9)}, "low <= high"),
-        ({"flip": 1.5}, "flip is 1.5; it is a probability"),
+        ({"flip_probability": 1.5}, "flip_probability is 1.5; it is a probability"),
         ({"clips_per_video": 0}, "clips_per_video is 0"),
         ({"sampling": "dense"}, "sampling is 'dense'; choose one of random_start, segments"),
         ({"sampling": "segments"}, "stride is 2, but sampling='segments'"),

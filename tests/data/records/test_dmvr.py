@@ -114,7 +114,9 @@ def test_the_same_jpegs_as_chunks_and_as_sequences_give_the_same_clips(tiny_reco
     write_shards(tmp_path, "validation.tfrecord", repacked, 1)
     run(tmp_path)
     split = open_split(tmp_path, "validation")
-    spec = pipeline.ClipSpec(8, (48, 56), stride=3, short_side=60, scale_jitter=(0.9, 1.3), random_crop=True, flip=0.5)
+    spec = pipeline.ClipSpec(
+        8, (48, 56), stride=3, short_side=60, scale_jitter=(0.9, 1.3), random_crop=True, flip_probability=0.5
+    )
     small_cache = PipelineOptions(cache=True, cache_gb=5 / 1024)
     for make in (
         lambda s: pipeline.train_batches(s, spec, 16, seed=3),

@@ -20,7 +20,7 @@ SOMETHING = [
     "Putting something upright on the table",
     "Pushing something so that it falls off the table",
 ]
-SPEC = sampling.ClipSpec(16, (48, 48), random_crop=True, scale_jitter=(0.9, 1.33), flip=0.5)
+SPEC = sampling.ClipSpec(16, (48, 48), random_crop=True, scale_jitter=(0.9, 1.33), flip_probability=0.5)
 
 
 def test_names_tell_which_class_is_the_mirror_image():
@@ -83,7 +83,7 @@ def first_batch(training, **changes):
 
 
 def test_swapped_labels_are_those_of_the_flipped_clips_and_nothing_else_changes(training):
-    straight, keep = first_batch(training, flip=0.0), first_batch(training)
+    straight, keep = first_batch(training, flip_probability=0.0), first_batch(training)
     swap = first_batch(training, flip_labels="swap")
     np.testing.assert_array_equal(swap["video"], keep["video"], err_msg="the same frames, crops and flips")
     flipped = np.array([not np.array_equal(a, b) for a, b in zip(straight["video"], swap["video"], strict=True)])
@@ -123,7 +123,7 @@ def test_a_class_without_a_mirror_image_is_not_flipped(training):
     split = dataclasses.replace(training.splits[0], class_names={**training.class_names, "verb": names})
     lonely = dataclasses.replace(training, splits=(split,), mirrored={})
     swap, keep = first_batch(lonely, flip_labels="swap"), first_batch(lonely)
-    straight = first_batch(lonely, flip=0.0)
+    straight = first_batch(lonely, flip_probability=0.0)
     verb = straight["label"]["verb"]
     np.testing.assert_array_equal(swap["video"][verb == 0], straight["video"][verb == 0])
     np.testing.assert_array_equal(swap["video"][verb != 0], keep["video"][verb != 0])

@@ -127,11 +127,14 @@ def test_classes_and_lists(train, tmp_path):
     assert both.num_videos == (np.isin(train.labels["verb"], [0, 1]) & (train.labels["noun"] == 0)).sum()
     names = tmp_path / "list.txt"
     names.write_text("\n".join(["# mine", *train.video_id[[7, 3]], ""]))
-    assert subset.apply({"d": train}, Subset(list=str(names)))["d"].video_id.tolist() == train.video_id[[3, 7]].tolist()
+    assert (
+        subset.apply({"d": train}, Subset(list_file=str(names)))["d"].video_id.tolist()
+        == train.video_id[[3, 7]].tolist()
+    )
     names.write_text("nobody\n")
     for fields, says in (
-        ({"list": str(names)}, r"1 of 1 ids are no videos of d, first \['nobody'\]"),
-        ({"list": str(tmp_path / "absent")}, "cannot be read"),
+        ({"list_file": str(names)}, r"1 of 1 ids are no videos of d, first \['nobody'\]"),
+        ({"list_file": str(tmp_path / "absent")}, "cannot be read"),
         ({"classes": (verbs[0][:-1],)}, f"is not a class; did you mean '{verbs[0]}'"),
     ):
         with pytest.raises(SubsetError, match=says):

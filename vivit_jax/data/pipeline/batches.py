@@ -85,7 +85,7 @@ class Batches:
         if not np.array_equal(found, expected):
             raise RuntimeError(
                 f"batch {self.step} holds the positions {found.tolist()[:8]}..., not {expected.tolist()[:8]}...: with "
-                "data.service, see that no address has more than one worker; otherwise please report this"
+                "data.service_address, see that no address has more than one worker; otherwise please report this"
             )
 
     def close(self) -> None:
@@ -138,18 +138,18 @@ def train_batches(
             f"batch_size={batch_size} is not divided by clips_per_video={spec.clips_per_video}: the clips of a video "
             "lie in one batch"
         )
-    addresses = service.addresses_of(options.service) if options.service is not None else []
+    addresses = service.addresses_of(options.service_address) if options.service_address is not None else []
     training = TrainingSet.of(train_set)
     threads, prefetch = options.threads or workers.default_workers(), options.prefetch
     videos = _Videos(training.splits, options, threads)
     shape = [spec.num_frames, *spec.image_size, 3]
     count = clips.num_draws(spec)
     labels = _Labels(training.splits)
-    swap = spec.flip > 0 and spec.flip_labels == "swap"
+    swap = spec.flip_probability > 0 and spec.flip_labels == "swap"
     mirrors = training.mirror_classes()
     may_flip = np.concatenate([mirror.may_flip(s.labels, mirrors) for s in training.splits]) if swap else None
     never = int((~may_flip).sum()) if swap else None
-    flips = mirror.describe(training.class_names, mirrors, never) if spec.flip > 0 else ""
+    flips = mirror.describe(training.class_names, mirrors, never) if spec.flip_probability > 0 else ""
 
     @tf.autograph.experimental.do_not_convert
     def load(position, video):
@@ -170,7 +170,7 @@ def train_batches(
         # Other machines may have another number of cores than this one.
         make = lambda part: part.map(load, options.threads or tf.data.AUTOTUNE).with_options(_options(None))  # noqa: E731
         dataset = service.distribute(positions, make, addresses)
-        plan = Plan(None, prefetch, batch_bytes, working, service=options.service, flips=flips)
+        plan = Plan(None, prefetch, batch_bytes, working, service=options.service_address, flips=flips)
     return Batches(
         _finish(dataset, high - low, plan),
         start_step,

@@ -32,7 +32,7 @@ def num_draws(spec: ClipSpec) -> int:
 
 def is_flipped(spec: ClipSpec, draws) -> tf.Tensor:
     """Whether the draws of a clip say that it is flipped: bool []."""
-    return draws[_FLIP] < spec.flip
+    return draws[_FLIP] < spec.flip_probability
 
 
 def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, draws, may_flip=True) -> tf.Tensor:
@@ -58,7 +58,7 @@ def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, d
     window = tf.cast(tf.stack([box.top, box.left, box.height, box.width]), tf.int32)
     clip = resized(lambda finish: read(video, numbers, window, finish), window[2:], spec.image_size)
     clip = tf.ensure_shape(clip, [spec.num_frames, crop_h, crop_w, 3])
-    if spec.flip > 0:
+    if spec.flip_probability > 0:
         # As one tall picture, which TensorFlow mirrors twice as fast as a clip.
         tall = tf.reshape(clip, [-1, crop_w, 3])
         tall = tf.cond(tf.logical_and(is_flipped(spec, draws), may_flip), lambda: tf.reverse(tall, [1]), lambda: tall)

@@ -45,7 +45,7 @@ class ClipSpec:
       short_side: the frame's short side is resized to this many pixels before cropping; None leaves it as stored.
       scale_jitter: (low, high); height and width are then scaled by independent uniform factors. Training only.
       random_crop: crop at a uniformly random place; otherwise in the middle. Training only.
-      flip: probability of a left-right flip. Training only.
+      flip_probability: probability of a left-right flip. Training only.
       flip_labels: `keep`: a flipped clip keeps its labels, as published. `swap`: it gets those of its mirror image, and
         a clip with a class whose mirror image is none is not flipped (module `mirror`).
       sampling: `random_start`: T frames `stride` apart. `segments`: one frame from each of T equal segments of the
@@ -63,7 +63,7 @@ class ClipSpec:
     short_side: int | None = None
     scale_jitter: tuple[float, float] | None = None
     random_crop: bool = False
-    flip: float = 0.0
+    flip_probability: float = 0.0
     sampling: str = "random_start"
     clips_per_video: int = 1
     flip_labels: str = "keep"
@@ -84,8 +84,8 @@ class ClipSpec:
         pair = isinstance(jitter, (tuple, list)) and len(jitter) == 2
         if jitter is not None and not (pair and 0 < jitter[0] <= jitter[1]):
             raise ValueError(f"scale_jitter is {self.scale_jitter}; it must be (low, high) with 0 < low <= high")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip is {self.flip}; it is a probability, 0 to 1")
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"flip_probability is {self.flip_probability}; it is a probability, 0 to 1")
         if self.flip_labels not in FLIP_LABELS:
             raise ValueError(f"flip_labels is {self.flip_labels!r}; choose one of {', '.join(FLIP_LABELS)}")
         if self.sampling not in SAMPLING:

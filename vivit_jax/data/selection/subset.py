@@ -13,7 +13,7 @@ from vivit_jax.data.records.split import RecordSplit
 from vivit_jax.utils import storage
 
 # What may become of the classes of a mixture that the model's heads do not have; see `mixture.training_set`.
-UNKNOWN_CLASSES = ("refuse", "drop", "union")
+UNKNOWN_CLASSES = ("error", "drop", "union")
 
 
 class SubsetError(ValueError):
@@ -27,8 +27,8 @@ class Subset:
     Attributes:
       classes: names of classes, NAME or HEAD:NAME; a video takes part whose class (of several at once, any) is named,
         in each head that has names here. Also for evaluation. () for all.
-      list: file with a video id a line, as in the records' index; empty lines and lines that begin with # say nothing.
-        All segments of a video that is named take part.
+      list_file: file with a video id a line, as in the records' index; empty lines and lines that begin with # are
+        ignored. All segments of a video that is named take part.
       fraction: of what is left, in (0, 1], rounded to whole videos, at least one.
       per_class: videos of each class of the first head, at most; None for all. Not where that has several labels at
         once.
@@ -40,7 +40,7 @@ class Subset:
     """
 
     classes: tuple[str, ...] = ()
-    list: str | None = None
+    list_file: str | None = None
     fraction: float = 1.0
     per_class: int | None = None
     seed: int = 0
@@ -56,7 +56,7 @@ class Subset:
 
     def __bool__(self) -> bool:
         """Whether anything is left out."""
-        return bool(self.classes or self.list or self.per_class) or self.fraction < 1
+        return bool(self.classes or self.list_file or self.per_class) or self.fraction < 1
 
     def for_evaluation(self) -> Subset:
         """What of it holds for evaluation: the classes."""
@@ -64,7 +64,7 @@ class Subset:
 
     def __str__(self) -> str:
         parts = [f"classes {', '.join(self.classes)}"] if self.classes else []
-        parts += [f"those in {self.list}"] if self.list else []
+        parts += [f"those in {self.list_file}"] if self.list_file else []
         parts += [f"a fraction of {self.fraction:g}"] if self.fraction < 1 else []
         parts += [f"at most {self.per_class} a class"] if self.per_class else []
         return "; ".join(parts) or "all"
@@ -82,14 +82,14 @@ def apply(splits: Mapping[str, RecordSplit], subset: Subset) -> dict[str, Record
     """
     if not subset:
         return dict(splits)
-    listed = None if subset.list is None else _read_list(subset.list)
+    listed = None if subset.list_file is None else _read_list(subset.list_file)
     if listed is not None:
         known = set().union(*(set(split.video_id.tolist()) for split in splits.values()))
         unknown = sorted(listed - known)
         if unknown:
             raise SubsetError(
-                f"subset.list {subset.list}: {len(unknown)} of {len(listed)} ids are no videos of {', '.join(splits)}, "
-                f"first {unknown[:3]}; ids look like {sorted(known)[:3]}"
+                f"subset.list_file {subset.list_file}: {len(unknown)} of {len(listed)} ids are no videos of "
+                f"{', '.join(splits)}, first {unknown[:3]}; ids look like {sorted(known)[:3]}"
             )
     return {name: _apply(name, split, subset, listed) for name, split in splits.items()}
 
@@ -113,7 +113,7 @@ def _apply(name: str, split: RecordSplit, subset: Subset, listed: set[str] | Non
     if subset.per_class is not None and first in split.multi_label:
         raise SubsetError(
             f"subset.per_class={subset.per_class}: a video of {name} has several labels of {first!r} at once, so that "
-            "no number a class is exact; use subset.fraction or subset.list"
+            "no number a class is exact; use subset.fraction or subset.list_file"
         )
     for head, ids in _class_ids(split, subset.classes).items():
         named = np.isin(split.labels[head][places], sorted(ids))
@@ -168,8 +168,8 @@ def _read_list(path: str) -> set[str]:
     try:
         lines = storage.path(path).read_bytes().decode("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise SubsetError(f"subset.list {path} cannot be read: {error}") from None
+        raise SubsetError(f"subset.list_file {path} cannot be read: {error}") from None
     ids = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
     if not ids:
-        raise SubsetError(f"subset.list {path} holds no ids; it is a text file with one a line")
+        raise SubsetError(f"subset.list_file {path} holds no ids; it is a text file with one a line")
     return ids

@@ -106,7 +106,7 @@ def training_set(
     splits: Mapping[str, RecordSplit],
     main: str,
     weights: Mapping[str, float] | None = None,
-    unknown_classes: str = "refuse",
+    unknown_classes: str = "error",
     subset: Subset | None = None,
     main_split: RecordSplit | None = None,
 ) -> TrainingSet:
@@ -118,7 +118,7 @@ def training_set(
       splits: the training split of each data set that takes part.
       main: the data set whose heads and class ids the model has, the one evaluated.
       weights: of the data sets in `splits`; None for one data set.
-      unknown_classes: what becomes of a class that `main` does not have. 'refuse': an error with the list; 'drop': the
+      unknown_classes: what becomes of a class that `main` does not have. 'error': an error with the list; 'drop': the
         videos that have it (be it among others) are left out, and counted; 'union': the heads get it, behind the
         classes of `main`, by name.
       subset: what is selected of each split.
@@ -158,7 +158,7 @@ def training_set(
             for name in names:
                 added |= {_key(label): label for label in missing[name].get(head, ()) if _key(label) not in added}
             known.extend(sorted(added.values()))
-    elif unknown_classes == "refuse" and any(any(heads.values()) for heads in missing.values()):
+    elif unknown_classes == "error" and any(any(heads.values()) for heads in missing.values()):
         lines = [
             f"{name} has {len(labels)} classes that head {head!r} of {main} does not: {', '.join(labels)}"
             for name, heads in missing.items()

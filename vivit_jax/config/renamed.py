@@ -1,0 +1,69 @@
+"""Configs written by older versions: old field names and values, and what they are called now.
+
+Config files, checkpoints and `config.json` of older runs keep working: `Experiment.from_config` calls `upgrade`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from vivit_jax.config.fields import ConfigError
+
+# old name -> new name, both in the same group
+FIELDS: Mapping[str, str] = {
+    "augment.colour_jitter": "augment.colour_jitter_probability",
+    "augment.greyscale": "augment.grayscale_probability",
+    "augment.erase": "augment.erase_probability",
+    "input.flip": "input.flip_probability",
+    "data.videos": "data.video_dir",
+    "data.service": "data.service_address",
+    "data.subset.list": "data.subset.list_file",
+    "evaluation.videos": "evaluation.num_videos",
+    "loss.kind": "loss.name",
+    "optimizer.timescale": "optimizer.rsqrt_timescale",
+    "optimizer.schedule_factor": "optimizer.step_decay_factor",
+}
+
+# field (by its new name) -> {old value: new value}
+VALUES: Mapping[str, Mapping[str, str]] = {
+    "augment.rand_augment_ops": {"published": "paper"},
+    "data.unknown_classes": {"refuse": "error"},
+    "init_from.head": {"by_name": "match", "new": "reinit"},
+    "init_from.pre_logits": {"follow": "load"},
+}
+
+
+def upgrade(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the nested dict `config` with the current names and values; it may hold both old and current ones.
+
+    Args:
+      config: as an older version wrote it.
+      defaults: every current field with its default.
+
+    Raises:
+      ConfigError: a field is given under both names, with different values.
+    """
+    config = copy.deepcopy(dict(config))
+    for old, new in FIELDS.items():
+        group, name, new_name = _group(config, old), old.rpartition(".")[2], new.rpartition(".")[2]
+        if name not in group:
+            continue
+        value = group.pop(name)
+        # A config file that starts from `default_config()` has the new name with its default, too.
+        if group.get(new_name, value) not in (value, _group(defaults, new)[new_name]):
+            raise ConfigError(f"config.{old} is now called config.{new}; give the new name only")
+        group[new_name] = value
+    for field, values in VALUES.items():
+        group, name = _group(config, field), field.rpartition(".")[2]
+        if isinstance(group.get(name), str):
+            group[name] = values.get(group[name], group[name])
+    return config
+
+
+def _group(config: Any, field: str) -> dict[str, Any]:
+    """Returns the group that holds the field; {} where there is none."""
+    for part in field.split(".")[:-1]:
+        config = config.get(part) if isinstance(config, dict) else None
+    return config if isinstance(config, dict) else {}
