@@ -30,6 +30,16 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """A data folder with the records of a small `moving_digits`: 20 training videos, 13 of validation."""
+    from vivit_jax.data import build
+
+    folder = tmp_path_factory.mktemp("data")
+    build.prepare("moving_digits", folder, progress=False, train=20, validation=13)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of fixtures and clips beside the repository; tests that read it skip where it is absent."""
     folder = REPOSITORY.parent / "shared"

@@ -10,8 +10,8 @@ import optax
 import pytest
 from PIL import Image
 
-from tests.config.test_experiment import load
 from tests.conftest import REPOSITORY
+from tests.helpers.experiment import config_file
 from vivit_jax import preview
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data import build, pipeline
@@ -24,7 +24,7 @@ def run(tmp_path_factory):
     """Five clips a batch, so that the last has no partner."""
     folder = tmp_path_factory.mktemp("data")
     build.prepare("moving_digits", folder, progress=False, train=12, validation=8)
-    config = load("moving_digits")
+    config = config_file("moving_digits")
     config.data.dir = str(folder)
     config.batch_size = 5
     config.evaluation.batch_size = 5

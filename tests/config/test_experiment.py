@@ -8,20 +8,15 @@ import pytest
 from ml_collections import config_dict
 
 from tests.conftest import REPOSITORY
+from tests.helpers.experiment import config_file
 from vivit_jax.config.experiment import ConfigError, Experiment, default_config
 
 CONFIGS = sorted(p.stem for p in (REPOSITORY / "configs").glob("*.py"))
 
 
-def load(name):
-    namespace = {"__name__": name}
-    exec(compile((REPOSITORY / "configs" / f"{name}.py").read_text(), name, "exec"), namespace)
-    return namespace["get_config"]()
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_is_an_experiment_and_survives_json(name):
-    run = Experiment.from_config(load(name))
+    run = Experiment.from_config(config_file(name))
     again = Experiment.from_config(json.loads(json.dumps(run.to_dict())))
     heads = {"verb": 8, "noun": 10}
     assert again.to_dict() == run.to_dict()
@@ -30,7 +25,7 @@ def test_every_config_is_an_experiment_and_survives_json(name):
 
 
 def test_the_published_config_is_the_paper_s():
-    run = Experiment.from_config(load("k400_vivit_l"))
+    run = Experiment.from_config(config_file("k400_vivit_l"))
     model = run.model_config({"label": 400})
     assert (model.name, model.num_layers, model.hidden_size) == ("ViViT-L/16x2", 24, 1024)
     assert (model.attention, model.num_frames, model.image_shape) == ("spatiotemporal", 32, (224, 224))
@@ -71,14 +66,14 @@ def test_a_mistake_is_named_with_the_way_out(path, value, says):
     ],
 )
 def test_a_model_that_cannot_be_is_named(field, value, says):
-    config = load("moving_digits")
+    config = config_file("moving_digits")
     config.model[field] = value
     with pytest.raises(ConfigError, match=says):
         Experiment.from_config(config).model_config({"label": 8})
 
 
 def test_model_3_with_a_class_token_is_refused():
-    config = load("moving_digits")
+    config = config_file("moving_digits")
     config.model.attention, config.model.classifier = "factorised_self_attention", "token"
     with pytest.raises(ConfigError, match="Model 3 has no class token"):
         Experiment.from_config(config).model_config({"label": 8})

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.train.test_loop import experiment
+from tests.helpers.experiment import experiment
 from vivit_jax import predict, sharding
 from vivit_jax.data import build, pipeline
 from vivit_jax.data.records.split import open_split

@@ -18,7 +18,7 @@ DEVICES = 8
 def main(
     process: int, processes: int, port: int, data_dir: str, workdir: str, stop_after: int, mesh: dict[str, int]
 ) -> None:
-    """Trains the miniature of `test_train`, and evaluates; breaks off before step `stop_after` + 1 unless that is 0."""
+    """Trains the run of `tests.helpers.experiment` and evaluates it; stops after `stop_after` steps unless 0."""
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES // processes}"
     # With as many threads as devices, one that waits for a part of its product leaves none to compute it while the
     # others wait in a collective: seen as "Termination timeout for all reduce" in runs with FSDP.
@@ -28,7 +28,8 @@ def main(
     jax.config.update("jax_platforms", "cpu")
     if processes > 1:
         jax.distributed.initialize(f"localhost:{port}", processes, process, heartbeat_timeout_seconds=30)
-    from tests.train.test_loop import breaking_off, experiment  # sets XLA's flags for the tests' own process
+    from tests.helpers.experiment import experiment  # sets XLA's flags for the tests' own process
+    from tests.helpers.interrupt import killed_after
     from vivit_jax import train
     from vivit_jax.evaluation import evaluate
 
@@ -36,7 +37,7 @@ def main(
     assert jax.device_count() == DEVICES
     run = dataclasses.replace(experiment(Path(data_dir), model__num_heads=4), mesh=mesh)
     if stop_after:
-        with contextlib.suppress(KeyboardInterrupt), breaking_off(stop_after):
+        with contextlib.suppress(KeyboardInterrupt), killed_after(stop_after):
             train.train(run, workdir)
             raise AssertionError("the run was to break off")
         print("stopped")

@@ -18,8 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tests.conftest import REPOSITORY
+from tests.helpers.experiment import experiment
 from tests.helpers.small_models import random_params
-from tests.train.test_loop import experiment
 from vivit_jax import convert, sharding
 from vivit_jax.data import build, pipeline
 from vivit_jax.data.records.split import open_split

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.train.test_loop import experiment
+from tests.helpers.experiment import experiment
 from vivit_jax import report
 from vivit_jax.data import build, pipeline
 from vivit_jax.data.records.split import open_split

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 
-from tests.train.test_loop import experiment
+from tests.helpers.experiment import experiment
 from vivit_jax import train
 from vivit_jax.data import build
 from vivit_jax.data.records.split import open_split

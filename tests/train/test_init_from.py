@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from tests.helpers.experiment import experiment
 from tests.helpers.small_models import random_params
-from tests.train.test_loop import data_dir, experiment  # noqa: F401, a fixture
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import convert, sharding, train
 from vivit_jax.config.experiment import ConfigError, Experiment
@@ -32,7 +32,7 @@ def image_vit(tmp_path_factory):
     return folder
 
 
-def test_a_run_starts_from_weights_goes_on_without_them_and_is_evaluated(data_dir, image_vit, tmp_path):  # noqa: F811
+def test_a_run_starts_from_weights_goes_on_without_them_and_is_evaluated(data_dir, image_vit, tmp_path):
     run = experiment(data_dir, num_steps=1, optimizer__warmup_epochs=0.0, init_from__path=str(image_vit))
     found = train.train(run, tmp_path / "w")
     report = (tmp_path / "w" / initialize.INIT_REPORT).read_text()
@@ -60,7 +60,7 @@ def test_a_run_starts_from_weights_goes_on_without_them_and_is_evaluated(data_di
     np.testing.assert_array_equal(made["head_verb"]["kernel"], stored["head_verb"]["kernel"][:, ::-1])
 
 
-def test_the_first_state_is_what_initialise_says(data_dir, image_vit, tmp_path):  # noqa: F811
+def test_the_first_state_is_what_initialise_says(data_dir, image_vit, tmp_path):
     run = experiment(data_dir, init_from__path=str(image_vit))
     run = initialize.inherit_model_fields(run, HEADS, None)
     mesh = sharding.make_mesh()
@@ -79,7 +79,7 @@ def test_the_first_state_is_what_initialise_says(data_dir, image_vit, tmp_path):
         np.testing.assert_array_equal(fresh[name], leaf)
 
 
-def test_a_contradiction_is_refused(data_dir, image_vit):  # noqa: F811
+def test_a_contradiction_is_refused(data_dir, image_vit):
     run = experiment(data_dir, init_from__path=str(image_vit), model__activation="gelu_tanh")
     with pytest.raises(ConfigError, match=r"model\.activation='gelu_tanh', but the weights in .* with 'gelu'"):
         initialize.inherit_model_fields(run, HEADS, None)

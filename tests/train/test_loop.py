@@ -1,6 +1,5 @@
 """The main job on a miniature of the embedded data set: what it leaves, and exact resumption."""
 
-import contextlib
 import dataclasses
 import json
 import shutil
@@ -10,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from tests.config.test_experiment import load
+from tests.helpers.experiment import STEPS, config_file, experiment
+from tests.helpers.interrupt import killed_after, recorded_batches, sigterm_at
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import distributed, predict, sharding, train
 from vivit_jax.config.experiment import ConfigError, Experiment
-from vivit_jax.data import build, pipeline
+from vivit_jax.data import build
 from vivit_jax.data.open import open_data
 from vivit_jax.data.records.split import open_split
 from vivit_jax.evaluation import evaluate
@@ -22,92 +22,14 @@ from vivit_jax.train import skipped_steps
 from vivit_jax.train_step.guard import GuardConfig
 from vivit_jax.utils import logs
 
-STEPS = 6  # of 8 clips, over 20 videos: the second epoch begins within a batch
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    build.prepare("moving_digits", folder, progress=False, train=20, validation=13)
-    return folder
-
-
-def experiment(data_dir, **changes):
-    """The quickstart's config, smaller and with every kind of randomness on."""
-    config = load("moving_digits")
-    config.data.dir = str(data_dir)
-    config.batch_size = 8
-    config.evaluation.batch_size = 8
-    config.num_steps = STEPS
-    config.log_every_steps = 2
-    config.checkpoint.every_steps = 3
-    config.evaluation.every_epochs = 0.0
-    config.optimizer.warmup_epochs = 0.5
-    config.model.update(hidden_size=24, num_layers=2, temporal_layers=1, mlp_dim=32, num_frames=8)
-    config.model.update(dropout_rate=0.1, stochastic_depth_rate=0.1)
-    config.input.random_crop = True
-    config.input.scale_jitter = (1.0, 1.3)
-    for name, value in changes.items():
-        *groups, field = name.split("__")
-        section = config
-        for group in groups:
-            section = section[group]
-        section[field] = value
-    return Experiment.from_config(config)
-
 
 @pytest.fixture(scope="module")
 def finished(data_dir, tmp_path_factory):
     """A run from start to end; (workdir, metrics, indices of the examples of each step)."""
     workdir = tmp_path_factory.mktemp("run") / "w"
-    with watching() as seen:
+    with recorded_batches() as seen:
         metrics = train.train(experiment(data_dir), workdir)
     return workdir, metrics, seen
-
-
-class watching:
-    """Notes the `index` of every training batch."""
-
-    def __enter__(self):
-        self.seen, self.real = [], pipeline.train_batches
-
-        def noting(*args, **kwargs):
-            batches = self.real(*args, **kwargs)
-            take = type(batches).__next__
-
-            class Noting(type(batches)):
-                def __next__(inner):
-                    batch = take(inner)
-                    self.seen.append(batch["index"].tolist())
-                    return batch
-
-            batches.__class__ = Noting
-            return batches
-
-        pipeline.train_batches = noting
-        return self.seen
-
-    def __exit__(self, *_):
-        pipeline.train_batches = self.real
-
-
-@contextlib.contextmanager
-def breaking_off(steps):
-    """Raises KeyboardInterrupt in place of the training step after so many."""
-    real, taken = sharding.place_batch, []
-
-    def cut(batch, *rest):
-        if np.ndim(batch["video"]) == 5:
-            if len(taken) == steps:
-                raise KeyboardInterrupt
-            taken.append(1)
-        return real(batch, *rest)
-
-    sharding.place_batch = cut
-    try:
-        yield
-    finally:
-        sharding.place_batch = real
 
 
 def restored(workdir, run, step=STEPS):
@@ -123,9 +45,9 @@ def test_n_and_n_steps_are_2n_steps_to_the_bit_in_state_and_examples(data_dir, f
     run = experiment(data_dir)
 
     # Cut off after half of the steps, as a kill would: nothing is told to the run but its last checkpoint.
-    with breaking_off(STEPS // 2), pytest.raises(KeyboardInterrupt):
+    with killed_after(STEPS // 2), pytest.raises(KeyboardInterrupt):
         train.train(run, tmp_path / "w")
-    with watching() as seen:
+    with recorded_batches() as seen:
         train.train(run, tmp_path / "w")
 
     assert seen[: STEPS // 2] == whole_seen[STEPS // 2 : STEPS]
@@ -138,7 +60,7 @@ def test_n_and_n_steps_are_2n_steps_to_the_bit_in_state_and_examples(data_dir, f
 
 def test_a_finished_run_is_not_run_again_and_says_what_it_reached(data_dir, finished):
     workdir, metrics, _ = finished
-    with watching() as seen:
+    with recorded_batches() as seen:
         again = train.train(experiment(data_dir), workdir)
     assert seen == []
     assert again == pytest.approx(metrics)
@@ -204,7 +126,10 @@ def test_a_best_metric_that_is_not_measured_is_refused(data_dir, tmp_path):
 def test_steps_that_are_no_numbers_end_the_run_with_what_repeats_them(data_dir, tmp_path):
     run = experiment(data_dir, optimizer__name="sgd", optimizer__learning_rate=1e30, optimizer__clip_norm=0.0)
     run = dataclasses.replace(run, guard=GuardConfig(max_consecutive=2))
-    with watching() as seen, pytest.raises(FloatingPointError, match=r"2 steps in a row .* last of them step") as error:
+    with (
+        recorded_batches() as seen,
+        pytest.raises(FloatingPointError, match=r"2 steps in a row .* last of them step") as error,
+    ):
         train.train(run, tmp_path / "w")
     folder = tmp_path / "w" / skipped_steps.FAILED_FOLDER
     assert str(folder) in str(error.value)
@@ -235,7 +160,7 @@ def test_a_run_that_does_not_improve_ends_early_and_stays_ended(data_dir, tmp_pa
         checkpoint__best_metric="ema/verb/top1",
         profile__steps="2:2",
     )
-    with watching() as seen:
+    with recorded_batches() as seen:
         metrics = train.train(run, tmp_path / "w")
     assert len(seen) >= 3
     series = logs.read_metrics(tmp_path / "w" / "metrics.jsonl")
@@ -248,7 +173,7 @@ def test_a_run_that_does_not_improve_ends_early_and_stays_ended(data_dir, tmp_pa
     assert "eval/seconds" in series
     assert list((tmp_path / "w" / "profile").rglob("*.xplane.pb"))
     assert (tmp_path / "w" / "report.html").stat().st_size > 10_000
-    with watching() as seen:
+    with recorded_batches() as seen:
         assert train.train(run, tmp_path / "w") == pytest.approx(metrics, nan_ok=True)
     assert seen == []
     averaged = evaluate.evaluate(run, tmp_path / "w", weights="ema")
@@ -258,31 +183,13 @@ def test_a_run_that_does_not_improve_ends_early_and_stays_ended(data_dir, tmp_pa
 def test_a_sigterm_saves_the_step_and_the_same_command_goes_on(data_dir, finished, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     run = experiment(data_dir)
-    with telling_to_stop(after=4), pytest.raises(distributed.Preempted) as stop:
+    with sigterm_at(4), pytest.raises(distributed.Preempted) as stop:
         train.train(run, tmp_path / "w")
     assert (stop.value.step, stop.value.code) == (4, distributed.PREEMPTED_EXIT_CODE)
     assert signal.getsignal(signal.SIGTERM) is before
     with checkpointing.Checkpoints(tmp_path / "w" / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.latest() == 4
     assert train.train(run, tmp_path / "w") == pytest.approx(finished[1])
-
-
-@contextlib.contextmanager
-def telling_to_stop(after):
-    """SIGTERM while the batch of step `after` is placed."""
-    real, taken = sharding.place_batch, []
-
-    def place(batch, *rest):
-        taken.append(1)
-        if len(taken) == after:
-            signal.raise_signal(signal.SIGTERM)
-        return real(batch, *rest)
-
-    sharding.place_batch = place
-    try:
-        yield
-    finally:
-        sharding.place_batch = real
 
 
 def test_a_folder_of_one_s_own_videos_is_enough(data_dir, tmp_path):
@@ -306,7 +213,7 @@ def test_a_folder_of_one_s_own_videos_is_enough(data_dir, tmp_path):
 
 
 def test_a_seed_that_tensorflow_cannot_take_is_named():
-    config = load("moving_digits")
+    config = config_file("moving_digits")
     config.seed = -1
     with pytest.raises(ConfigError, match="seed=-1 must be at least 0"):
         Experiment.from_config(config)

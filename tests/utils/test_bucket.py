@@ -9,8 +9,9 @@ import pytest
 from etils import epath
 
 from tests.helpers import written_weights
+from tests.helpers.experiment import STEPS, experiment
+from tests.helpers.interrupt import killed_after
 from tests.helpers.small_models import random_params, small_config
-from tests.train.test_loop import STEPS, breaking_off, data_dir, experiment  # noqa: F401 (a fixture)
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import convert, sharding, train
 from vivit_jax.convert.containers.open import open_weights
@@ -31,18 +32,18 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def metrics(server, data_dir):  # noqa: F811
+def metrics(server, data_dir):
     """Of a run in the bucket that was broken off half-way; its programs are kept in the bucket too."""
     run = experiment(
         data_dir, compilation_cache=f"{RUN}/compilation_cache", checkpoint__keep_latest=2, profile__steps="5:5"
     )
-    with breaking_off(STEPS // 2), pytest.raises(KeyboardInterrupt):
+    with killed_after(STEPS // 2), pytest.raises(KeyboardInterrupt):
         train.train(run, RUN)
     assert checkpointing.locate(RUN)[0] == epath.Path(f"{RUN}/checkpoints")
     return train.train(run, RUN)
 
 
-def test_the_numbers_are_those_of_a_disk(metrics, data_dir, tmp_path):  # noqa: F811
+def test_the_numbers_are_those_of_a_disk(metrics, data_dir, tmp_path):
     assert metrics == pytest.approx(train.train(experiment(data_dir), tmp_path / "w"), abs=1e-6)
 
 
@@ -59,7 +60,7 @@ def test_all_of_the_run_is_in_the_bucket(metrics, server):
     assert [step for step, _ in series["train/loss"]] == [2, 4, 6], "lines of both starts"
 
 
-def test_the_best_is_evaluated_and_read_by_others(metrics, data_dir):  # noqa: F811
+def test_the_best_is_evaluated_and_read_by_others(metrics, data_dir):
     result = evaluate.evaluate(experiment(data_dir), RUN)
     assert result.scalars["verb/top1"] == pytest.approx(metrics["verb/top1"], abs=1e-6)
     assert json.loads(epath.Path(f"{RUN}/evaluation.json").read_text())["metrics"]
@@ -95,7 +96,7 @@ def test_weights_are_written_to_a_bucket(server, tmp_path, format):
         convert.save_params(params, f"gs://bucket/written/{format}", format, config)
 
 
-def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(metrics, data_dir, monkeypatch):  # noqa: F811
+def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(metrics, data_dir, monkeypatch):
     monkeypatch.setattr(checkpointing.Checkpoints, "_verify", _damaged_at(STEPS, checkpointing.Checkpoints._verify))
     train.train(experiment(data_dir, checkpoint__keep_latest=2), RUN)
     assert storage.names("gs://bucket/run/damaged") == ["checkpoints-6"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import miniature
-from tests.train.test_loop import breaking_off
+from tests.helpers.interrupt import killed_after
 from vivit_jax import train
 from vivit_jax.config import recipes
 from vivit_jax.config.experiment import Experiment
@@ -36,7 +36,7 @@ def test_from_official_files_to_an_evaluated_model(name, tmp_path):
     config.checkpoint.every_steps = 4
     run = Experiment.from_config(config)
 
-    with breaking_off(6), pytest.raises(KeyboardInterrupt):
+    with killed_after(6), pytest.raises(KeyboardInterrupt):
         train.train(run, tmp_path / "w")
     found = train.train(run, tmp_path / "w")
     result = evaluate.evaluate(run, tmp_path / "w")

@@ -1,0 +1,36 @@
+"""Configs for tests: the files of configs/, and a small run with every kind of randomness on."""
+
+from tests.conftest import REPOSITORY
+from vivit_jax.config.experiment import Experiment
+from vivit_jax.config.files import load_config
+
+STEPS = 6  # of 8 clips, over the 20 videos of the fixture `data_dir`: the second epoch begins within a batch
+
+
+def config_file(name):
+    """The ConfigDict of configs/NAME.py."""
+    return load_config(str(REPOSITORY / "configs" / f"{name}.py"))
+
+
+def experiment(data_dir, **changes):
+    """The quickstart's config, smaller; `section__field=value` changes a field."""
+    config = config_file("moving_digits")
+    config.data.dir = str(data_dir)
+    config.batch_size = 8
+    config.evaluation.batch_size = 8
+    config.num_steps = STEPS
+    config.log_every_steps = 2
+    config.checkpoint.every_steps = 3
+    config.evaluation.every_epochs = 0.0
+    config.optimizer.warmup_epochs = 0.5
+    config.model.update(hidden_size=24, num_layers=2, temporal_layers=1, mlp_dim=32, num_frames=8)
+    config.model.update(dropout_rate=0.1, stochastic_depth_rate=0.1)
+    config.input.random_crop = True
+    config.input.scale_jitter = (1.0, 1.3)
+    for name, value in changes.items():
+        *groups, field = name.split("__")
+        section = config
+        for group in groups:
+            section = section[group]
+        section[field] = value
+    return Experiment.from_config(config)
