@@ -1,4 +1,4 @@
-"""moving_digits.py: what is promised of the embedded data set, from its files alone."""
+"""The embedded data set: splits, balance, motion, files and annotations."""
 
 import csv
 import hashlib
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vivit_jax.data import annotations, catalog, moving_digits
+from vivit_jax.data.annotations import epic
 
 
 def read_csv(path):
@@ -20,7 +21,7 @@ def digests(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((folder / "videos").iterdir())}
 
 
-def test_no_scan_in_two_splits_and_balance():
+def test_splits_share_no_scan_and_are_balanced():
     clips = moving_digits.plan()
     scans = {split: {c.scan for c in clips if c.split == split} for split in ("train", "validation")}
     assert not scans["train"] & scans["validation"]
@@ -31,16 +32,16 @@ def test_no_scan_in_two_splits_and_balance():
     assert len({c.video_id for c in clips}) == 2880
 
 
-def test_participants_differ_between_splits_in_the_published_format(tiny):
-    """The participant of an annotation is the scan, so the rule above can be read from the csv files alone."""
+def test_participants_differ_between_splits(tiny):
+    """The participant of an annotation is the scan."""
     folder = tiny / "moving_digits" / "annotations"
     train, validation = (read_csv(folder / f"EPIC_100_{split}.csv") for split in ("train", "validation"))
     assert (len(train), len(validation)) == (48, 16)
-    assert tuple(train[0]) == annotations.EPIC_COLUMNS
+    assert tuple(train[0]) == epic.COLUMNS
     assert not {row["participant_id"] for row in train} & {row["participant_id"] for row in validation}
 
 
-def test_files(tiny):
+def test_video_files(tiny):
     videos = tiny / "moving_digits" / "videos"
     rows = read_csv(tiny / "moving_digits" / "annotations" / "EPIC_100_train.csv")
     seen = set()
@@ -56,37 +57,37 @@ def test_files(tiny):
 
 
 @pytest.mark.parametrize("verb", range(0, 8, 2))
-def test_pairs_are_time_reversals(verb):
+def test_verb_pairs_are_time_reversals(verb):
     for seed in range(20):
-        forth = moving_digits.trajectory(verb, 30, np.random.default_rng(seed))
-        back = moving_digits.trajectory(verb + 1, 30, np.random.default_rng(seed))
-        np.testing.assert_array_equal(forth, back[::-1])
+        forward = moving_digits.trajectory(verb, 30, np.random.default_rng(seed))
+        backward = moving_digits.trajectory(verb + 1, 30, np.random.default_rng(seed))
+        np.testing.assert_array_equal(forward, backward[::-1])
 
 
-def test_verbs_do_what_they_say():
-    def way(name, seed):
+def test_verbs_describe_the_motion():
+    def positions(name, seed):
         return moving_digits.trajectory(moving_digits.VERBS.index(name), 32, np.random.default_rng(seed)).T
 
     for seed in range(20):
-        assert (np.diff(way("move-left", seed)[0]) < 0).all()
-        assert (np.diff(way("move-right", seed)[0]) > 0).all()
-        assert (np.diff(way("move-up", seed)[1]) < 0).all(), "y points down"
-        assert (np.diff(way("move-down", seed)[1]) > 0).all()
-        assert (np.diff(way("grow", seed)[2]) > 0).all()
-        x, y, _ = way("circle-clockwise", seed)
+        assert (np.diff(positions("move-left", seed)[0]) < 0).all()
+        assert (np.diff(positions("move-right", seed)[0]) > 0).all()
+        assert (np.diff(positions("move-up", seed)[1]) < 0).all(), "y points down"
+        assert (np.diff(positions("move-down", seed)[1]) > 0).all()
+        assert (np.diff(positions("grow", seed)[2]) > 0).all()
+        x, y, _ = positions("circle-clockwise", seed)
         turn = np.diff(x)[:-1] * np.diff(y)[1:] - np.diff(y)[:-1] * np.diff(x)[1:]
         assert (turn > 0).all(), "clockwise where y points down"
         for name in moving_digits.VERBS:
-            assert way(name, seed)[:2].min() > 8
-            assert way(name, seed)[:2].max() < 56
+            assert positions(name, seed)[:2].min() > 8
+            assert positions(name, seed)[:2].max() < 56
 
 
-def test_same_seed_same_bytes_whatever_the_workers_and_resumed(tmp_path):
+def test_bytes_depend_on_the_seed_alone(tmp_path):
     one = moving_digits.generate(tmp_path / "one", 8, 4, seed=3, num_workers=0, progress=False)
     two = moving_digits.generate(tmp_path / "two", 8, 4, seed=3, num_workers=2, progress=False)
     assert digests(one) == digests(two)
     assert len(digests(one)) == 12
-    # Interrupted: some videos and the end of the work are missing.
+    # An interrupted run: a video is missing, and the manifest says so.
     kept, lost = sorted((two / "videos").iterdir())[:2]
     before = kept.stat().st_mtime_ns
     lost.unlink()
@@ -95,22 +96,22 @@ def test_same_seed_same_bytes_whatever_the_workers_and_resumed(tmp_path):
     moving_digits.generate(two, 8, 4, seed=3, num_workers=0, progress=False)
     assert digests(one) == digests(two)
     assert kept.stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match=r"'seed': 3.*asked for is.*'seed': 4"):
+    with pytest.raises(ValueError, match=r"'seed': 3.*requested is .*'seed': 4"):
         moving_digits.generate(two, 8, 4, seed=4, progress=False)
     with pytest.raises(ValueError, match="train=0"):
         moving_digits.plan(train=0)
 
 
-def test_both_published_formats_name_the_same_files_and_verbs(tiny):
+def test_both_formats_have_the_same_files_and_verbs(tiny):
     folder = tiny / "moving_digits"
     dataset = catalog.get("moving_digits")
     video_files = annotations.VideoFiles(dataset, folder / "videos")
-    epic = annotations.read(dataset, folder / "annotations")
-    kinetics = annotations.read(catalog.get("kinetics400"), folder / "annotations")
-    assert epic.class_names["verb"] == list(moving_digits.VERBS)
-    assert kinetics.class_names["label"] == sorted(moving_digits.VERBS)
+    in_epic = annotations.read(dataset, folder / "annotations")
+    in_kinetics = annotations.read(catalog.get("kinetics400"), folder / "annotations")
+    assert in_epic.class_names["verb"] == list(moving_digits.VERBS)
+    assert in_kinetics.class_names["label"] == sorted(moving_digits.VERBS)
     for split in ("train", "validation"):
-        for first, second in zip(epic.rows[split], kinetics.rows[split], strict=True):
+        for first, second in zip(in_epic.rows[split], in_kinetics.rows[split], strict=True):
             assert video_files.find(first)[0] == video_files.find(second)[0]
-            verb = epic.class_names["verb"][first.labels["verb"]]
-            assert verb == kinetics.class_names["label"][second.labels["label"]]
+            verb = in_epic.class_names["verb"][first.labels["verb"]]
+            assert verb == in_kinetics.class_names["label"][second.labels["label"]]

@@ -1,4 +1,4 @@
-"""readers/own.py: a folder per class, a CSV; splits, heads, order of the classes, mistakes."""
+"""Custom data sets: a folder per class, a CSV; splits, heads, order of the classes, errors."""
 
 import pytest
 
@@ -23,58 +23,58 @@ def csv(folder, *lines, header="path,label"):
 def test_folders_without_splits(tmp_path):
     names = [f"{label}/clip {i:03d}.mp4" for label in ("10", "9", "walk") for i in range(200)]
     touch(tmp_path, *names, "walk/deep/er/x.webm", "walk/readme.txt", ".cache/thumbs/x.mp4")
-    found = annotations.read(FOLDER, tmp_path)
-    assert found.class_names == {"label": ["9", "10", "walk"]}
-    counts = {split: len(rows) for split, rows in found.rows.items()}
+    result = annotations.read(FOLDER, tmp_path)
+    assert result.class_names == {"label": ["9", "10", "walk"]}
+    counts = {split: len(rows) for split, rows in result.rows.items()}
     assert sum(counts.values()) == 601
-    assert 40 <= counts["validation"] <= 80, "a tenth, by hash"
-    assert f"{counts['validation']} of its videos are the validation split" in found.notes[0]
-    held_out = {row.video for row in found.rows["validation"]}
-    # A name decides for itself: others that come do not move it, nor does the machine or the run.
+    assert 40 <= counts["validation"] <= 80, "a tenth, by a hash"
+    assert f"selects {counts['validation']} of the videos for the validation split" in result.notes[0]
+    held_out = {row.video for row in result.rows["validation"]}
+    # The choice depends on the path alone: not on other videos, the machine or the run.
     assert "10/clip 012.mp4" in held_out
     touch(tmp_path, *(f"run/{i}.mp4" for i in range(300)))
-    again = {row.video for row in annotations.read(FOLDER, tmp_path).rows["validation"]}
-    assert {name for name in again if not name.startswith("run")} == held_out
+    held_out_again = {row.video for row in annotations.read(FOLDER, tmp_path).rows["validation"]}
+    assert {name for name in held_out_again if not name.startswith("run")} == held_out
 
 
-def test_links_are_followed_and_hidden_files_left_alone(tmp_path):
+def test_links_are_followed_and_hidden_files_skipped(tmp_path):
     touch(tmp_path / "far", "x.mp4")
     touch(tmp_path / "videos", "a/._y.mp4", "a/y.mp4")
     (tmp_path / "videos" / "b").symlink_to(tmp_path / "far")
     (tmp_path / "videos" / "c").symlink_to(tmp_path / "far")
     (tmp_path / "far" / "loop").symlink_to(tmp_path / "far")
-    found = annotations.read(FOLDER, tmp_path / "videos")
-    assert sorted(row.video for rows in found.rows.values() for row in rows) == ["a/y.mp4", "b/x.mp4", "c/x.mp4"]
+    result = annotations.read(FOLDER, tmp_path / "videos")
+    assert sorted(row.video for rows in result.rows.values() for row in rows) == ["a/y.mp4", "b/x.mp4", "c/x.mp4"]
 
 
-def test_few_videos_leave_every_class_one_to_train_on(tmp_path):
+def test_every_class_keeps_a_training_video(tmp_path):
     touch(tmp_path, "a/1.mp4", "a/2.mp4", "b/1.mp4", "c/1.mp4")
-    found = annotations.read(FOLDER, tmp_path)
-    assert {row.labels["label"] for row in found.rows["train"]} == {0, 1, 2}
-    assert [row.video[0] for row in found.rows["validation"]] == ["a"]
+    result = annotations.read(FOLDER, tmp_path)
+    assert {row.labels["label"] for row in result.rows["train"]} == {0, 1, 2}
+    assert [row.video[0] for row in result.rows["validation"]] == ["a"]
 
 
-def test_folders_of_splits(tmp_path):
+def test_folders_with_splits(tmp_path):
     touch(tmp_path, "train/b/x.mp4", "train/a/x.mp4", "validation/a/y.avi", "test/b/z.mov")
-    found = annotations.read(FOLDER, tmp_path)
-    assert {s: [r.video for r in rows] for s, rows in found.rows.items()} == {
+    result = annotations.read(FOLDER, tmp_path)
+    assert {s: [r.video for r in rows] for s, rows in result.rows.items()} == {
         "train": ["train/a/x.mp4", "train/b/x.mp4"],
         "validation": ["validation/a/y.avi"],
         "test": ["test/b/z.mov"],
     }
-    row = found.rows["test"][0]
+    row = result.rows["test"][0]
     assert annotations.VideoFiles(FOLDER, tmp_path).find(row) == (tmp_path / "test/b/z.mov", None, None)
 
 
-def test_a_test_split_serves_as_validation(tmp_path):
-    found = annotations.read(FOLDER, touch(tmp_path, "train/a/x.mp4", "test/a/y.mp4"))
-    assert [row.split for row in found.rows["validation"]] == ["validation"]
-    assert "the test split serves as validation" in found.notes[0]
+def test_test_split_serves_as_validation(tmp_path):
+    result = annotations.read(FOLDER, touch(tmp_path, "train/a/x.mp4", "test/a/y.mp4"))
+    assert [row.split for row in result.rows["validation"]] == ["validation"]
+    assert "the test split serves as validation" in result.notes[0]
 
 
-def test_a_class_may_be_called_test(tmp_path):
-    found = annotations.read(FOLDER, touch(tmp_path, "test/x.mp4", "play/y.mp4"))
-    assert found.class_names == {"label": ["play", "test"]}
+def test_class_named_test(tmp_path):
+    result = annotations.read(FOLDER, touch(tmp_path, "test/x.mp4", "play/y.mp4"))
+    assert result.class_names == {"label": ["play", "test"]}
 
 
 @pytest.mark.parametrize(
@@ -99,19 +99,19 @@ def test_no_videos(tmp_path):
             annotations.read(FOLDER, folder)
 
 
-def test_csv_one_head_and_no_splits(tmp_path):
-    found = csv(
+def test_csv_without_splits(tmp_path):
+    result = csv(
         tmp_path,
         *(f"{i // 3}.mp4,{'ab'[i % 2]},{i % 3},{i % 3 + 1}" for i in range(300)),
         header="path,label,start,end",
     )
-    assert found.class_names == {"label": ["a", "b"]}
-    assert set(found.rows) == {"train", "validation"}
-    train, held_out = ({row.video for row in rows} for rows in found.rows.values())
+    assert result.class_names == {"label": ["a", "b"]}
+    assert set(result.rows) == {"train", "validation"}
+    train, held_out = ({row.video for row in rows} for rows in result.rows.values())
     assert not train & held_out, "segments of a file stay together"
 
 
-def test_csv_of_a_file_and_of_several(tmp_path):
+def test_csv_file_selection(tmp_path):
     csv(tmp_path, "x.mp4,a", "y.mp4,a")
     assert len(annotations.read(CSV, tmp_path / "any.csv").rows["train"]) == 1
     (tmp_path / "other.csv").write_text("path,label\nz.mp4,a\n")
@@ -126,13 +126,11 @@ def test_csv_of_a_file_and_of_several(tmp_path):
 def test_csv_paths(tmp_path):
     videos = touch(tmp_path / "videos", "a/x.mp4", "a/x.webm", "b/y.mp4")
     far = touch(tmp_path / "far", "z.m2v") / "z.m2v"
-    found = csv(
-        tmp_path / "c", "a/x.webm,l", f"{far},l", "b/y,l", "gone.mp4,l", header="path,label,split".replace(",split", "")
-    )
-    rows = {row.video: row for rows in found.rows.values() for row in rows}
+    result = csv(tmp_path / "c", "a/x.webm,l", f"{far},l", "b/y,l", "gone.mp4,l")
+    rows = {row.video: row for rows in result.rows.values() for row in rows}
     video_files = annotations.VideoFiles(CSV, videos)
-    found = {video: (video_files.find(row) or [None])[0] for video, row in rows.items()}
-    assert found == {
+    files = {video: (video_files.find(row) or [None])[0] for video, row in rows.items()}
+    assert files == {
         "a/x.webm": videos / "a/x.webm",
         str(far): far,
         "b/y": videos / "b/y.mp4",
@@ -140,7 +138,7 @@ def test_csv_paths(tmp_path):
     }
 
 
-def test_columns_not_used_are_noted(tmp_path):
+def test_unused_columns_are_noted(tmp_path):
     assert any("column fps is not used" in note for note in csv(tmp_path, "x.mp4,a,25", header="path,label,fps").notes)
 
 
@@ -152,11 +150,11 @@ def test_columns_not_used_are_noted(tmp_path):
         ("path,name", ["x.mp4,a"], r"no column label \(or label_HEAD for several heads\); found path, name"),
         ("path,label,label_verb", ["x.mp4,a,b"], "columns label, label_verb; with several heads each needs a name"),
         ("path,label_Verb", ["x.mp4,a"], "column 'label_Verb'; a head's column is label_"),
-        ("path,label,label", ["x.mp4,a,b"], "a column comes twice"),
+        ("path,label,label", ["x.mp4,a,b"], "duplicate column in path, label, label"),
         ("path,label", [], "any.csv: no rows"),
         ("path,label", ["x.mp4,a", "y.mp4,"], "line 3: label is empty"),
         ("path,label", [",a"], "line 2: path is empty"),
-        ("path,label", ["x.mp4,a", "./x.mp4,b"], "line 3: the segment x.mp4 was in line 2 before"),
+        ("path,label", ["x.mp4,a", "./x.mp4,b"], "line 3: the segment x.mp4 is already in line 2"),
         ("path,label,start,end", ["x.mp4,a,5,5"], "line 2: end 5 s is not after start 5 s"),
         ("path,label,start,end", ["x.mp4,a,-1,5"], "line 2: start is -1; seconds count from"),
         ("path,label,start,end", ["x.mp4,a,0:01,5"], "line 2: start is '0:01', not a number"),

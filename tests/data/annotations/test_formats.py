@@ -1,4 +1,4 @@
-"""Every reader against its miniature, and every malformed file: told by file, place, value and way out."""
+"""Every format: its miniature data set is read, and errors in malformed files name file, line and value."""
 
 import json
 
@@ -18,11 +18,11 @@ def miniatures(tmp_path_factory):
 @pytest.mark.parametrize("name", miniature.NAMES)
 def test_rows_classes_and_files(miniatures, name):
     small = miniatures[name]
-    found = annotations.read(small.dataset, small.annotations)
+    result = annotations.read(small.dataset, small.annotations)
     video_files = annotations.VideoFiles(small.dataset, small.videos)
-    assert found.class_names == dict(small.class_names)
+    assert result.class_names == dict(small.class_names)
     for split, expected in small.expected.items():
-        rows = [row for row in found.rows[split] if row.video not in small.rejects]
+        rows = [row for row in result.rows[split] if row.video not in small.rejects]
         assert [(row.video, dict(row.labels)) for row in rows] == [(video, labels) for video, labels, _ in expected]
         assert {row.split for row in rows} == {split}
         for row in rows:
@@ -30,11 +30,11 @@ def test_rows_classes_and_files(miniatures, name):
             assert path.is_file()
             # Cut where the file is longer than the row.
             assert (start, end) in ((None, None), (row.start, row.end))
-    assert set(found.rows) == set(small.expected)
-    assert all(video_files.find(row) is None for row in found.rows["train"] if row.video in small.rejects)
+    assert set(result.rows) == set(small.expected)
+    assert all(video_files.find(row) is None for row in result.rows["train"] if row.video in small.rejects)
 
 
-def test_replacements_go_first_below_and_beside(miniatures, tmp_path):
+def test_replacements_win_over_other_files(miniatures, tmp_path):
     small = miniatures["kinetics400"]
     row = next(r for r in annotations.read(small.dataset, small.annotations).rows["train"] if r.video == "broken_file")
     folder = "replacement_for_corrupted_k400"
@@ -42,12 +42,12 @@ def test_replacements_go_first_below_and_beside(miniatures, tmp_path):
         found = annotations.VideoFiles(small.dataset, videos).find(row)
         assert found[0].parent.name == folder
         assert found[1:] == (None, None)
-    # Kinetics-600 has no such archive: nothing is taken from a folder that happens to lie there.
+    # Kinetics-600 has no such archive: a folder of that name is ignored.
     found = annotations.VideoFiles(catalog.get("kinetics600"), small.videos / "train").find(row)
     assert found[0].parent.name == "train"
 
 
-def test_of_several_files_the_nearest(tmp_path):
+def test_file_with_fewest_parents_wins(tmp_path):
     row = annotations.Row("x", None, None, {}, "train", (("clapping/x", True),))
     for place in ("training/clapping/x.mp4", "clapping/x.webm", "b/x.mp4", "applauding/x.mp4", "old/clapping/x.mp4"):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
@@ -55,11 +55,11 @@ def test_of_several_files_the_nearest(tmp_path):
     video_files = annotations.VideoFiles(catalog.get("moments_in_time"), tmp_path)
     assert video_files.find(row)[0] == tmp_path / "clapping" / "x.webm"
     slapping = annotations.Row("x", None, None, {}, "train", (("lapping/x", True),))
-    assert video_files.find(slapping) is None, "names fit by whole parts"
+    assert video_files.find(slapping) is None, "names match by whole parts"
 
 
-def test_the_wrong_folder_of_videos(miniatures):
-    """Known before a build of 240,000 rejects."""
+def test_wrong_video_folder(miniatures):
+    """An error before the build, not 240,000 rejects after it."""
     small, other = miniatures["kinetics400"], miniatures["ucf101"]
     rows = annotations.read(small.dataset, small.annotations).rows["train"]
     annotations.VideoFiles(small.dataset, small.videos).check(rows)
@@ -69,7 +69,7 @@ def test_the_wrong_folder_of_videos(miniatures):
         annotations.VideoFiles(small.dataset, other.videos).check(rows)
 
 
-def test_old_and_new_file_names_of_something_something(miniatures, tmp_path):
+def test_something_something_file_names(miniatures, tmp_path):
     small = miniatures["something_something_v2"]
     for name in ("train", "validation", "labels"):
         official = small.annotations / f"something-something-v2-{name}.json"
@@ -83,16 +83,16 @@ def test_kinetics_file_names(miniatures, tmp_path, names):
     source = miniatures["kinetics400"].annotations
     for name in names:
         (tmp_path / name).write_bytes((source / ("train.csv" if "train" in name else "val.csv")).read_bytes())
-    found = annotations.read(catalog.get("kinetics600"), tmp_path)
-    assert [len(found.rows[split]) for split in ("train", "validation")] == [6, 2]
+    result = annotations.read(catalog.get("kinetics600"), tmp_path)
+    assert [len(result.rows[split]) for split in ("train", "validation")] == [6, 2]
 
 
-def test_kinetics_duplicates_count_once_and_are_noted(tmp_path, caplog):
+def test_kinetics_duplicates_are_noted(tmp_path, caplog):
     row = "abseiling,aaaaaaaaaaa,0,10,train\n"
     (tmp_path / "train.csv").write_text("label,youtube_id,time_start,time_end,split\n" + row + row)
-    found = annotations.read(catalog.get("kinetics400"), tmp_path)
-    assert len(found.rows["train"]) == 1
-    assert "1 rows come twice and count once" in caplog.text
+    result = annotations.read(catalog.get("kinetics400"), tmp_path)
+    assert len(result.rows["train"]) == 1
+    assert "1 duplicate rows are ignored" in caplog.text
 
 
 def test_more_classes_than_published(tmp_path):
@@ -102,7 +102,7 @@ def test_more_classes_than_published(tmp_path):
         annotations.read(catalog.get("kinetics400"), tmp_path)
 
 
-def test_later_noun_classes_are_refused(miniatures, tmp_path):
+def test_later_noun_classes_are_rejected(miniatures, tmp_path):
     small = miniatures["epic_kitchens100"]
     for path in small.annotations.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -111,7 +111,7 @@ def test_later_noun_classes_are_refused(miniatures, tmp_path):
     with pytest.raises(annotations.AnnotationError, match="304 classes of noun, EPIC-Kitchens-100 has 300"):
         annotations.read(small.dataset, tmp_path)
     nouns.rename(tmp_path / "EPIC_100_noun_classes_v2.csv")
-    with pytest.raises(annotations.AnnotationError, match=r"_v2.csv: .*not the 300 noun .*fetch EPIC_100_noun_classes"):
+    with pytest.raises(annotations.AnnotationError, match=r"_v2.csv: .*not the 300 noun .*get EPIC_100_noun_classes"):
         annotations.read(small.dataset, tmp_path)
     (tmp_path / "EPIC_100_noun_classes_v2.csv").unlink()
     with pytest.raises(annotations.MissingDataError, match=r"EPIC_100_noun_classes\.csv"):
@@ -124,13 +124,13 @@ LISTS = "ucfTrainTestlist"
 HMDB = "testTrainMulti_7030_splits/kick_test_split1.txt"
 CHANGES = [
     (*KINETICS, "", None, "train.csv: empty"),
-    (*KINETICS, "label,youtube_id", "class,id", "no column youtube_id, label; found class, id, time_start"),
+    (*KINETICS, "label,youtube_id", "class,id", "no column label, youtube_id; found class, id, time_start"),
     (*KINETICS, ",84,94,", ",84,nan,", "train.csv, line 2: time_end is 'nan', not a number"),
     (*KINETICS, ",84,94,", ",84,94,95,", "line 2: 7 values for 6 columns"),
     (*KINETICS, "testifying,---QUuC4vJs", ",---QUuC4vJs", "line 2: a row without a label"),
     (*KINETICS, 'scissors"""', "scissors", r"not CSV .*; is a quote not closed\?"),
     ("kinetics400", "val.csv", "abseiling", "absailing", "val.csv, line 2: label 'absailing' has no training video"),
-    (*EPIC, "P01_01_1,", "P01_01_0,", "line 3: narration_id P01_01_0 was in line 2 before"),
+    (*EPIC, "P01_01_1,", "P01_01_0,", "line 3: narration_id P01_01_0 is already in line 2"),
     (*EPIC, ",take,0,", ",take,0.5,", "line 2: verb_class is '0.5', not a whole number"),
     (*EPIC, ",take,0,", ",take,97,", "line 2: verb_class 97 is outside 0 to 2"),
     (MOMENTS, "trainingSet.csv", "praying,4", "preying,4", "line 2: label 'preying' is not in moments_categories.txt"),
@@ -140,7 +140,7 @@ CHANGES = [
     (MOMENTS, "moments_categories.txt", "clapping,0", "clapping", "line 3: 1 values; a class is name,id"),
     (SOMETHING, "something-something-v2-train.json", "]", "", "line 1: broken JSON"),
     (SOMETHING, "something-something-v2-train.json", None, "{}", "not a list with entries"),
-    (SOMETHING, "something-something-v2-train.json", '"42326"', '"78687"', "line 2: id 78687 was in line 1 before"),
+    (SOMETHING, "something-something-v2-train.json", '"42326"', '"78687"', "line 2: id 78687 is already in line 1"),
     (SOMETHING, "something-something-v2-train.json", '"template"', '"tmpl"', "entry 1: no template in .*'78687'"),
     (SOMETHING, "something-something-v2-train.json", "Holding [", "Owning [", r"entry 1 \(id 78687\): 'Owning some"),
     (SOMETHING, "something-something-v2-labels.json", '"1"', '"one"', "entry 1: 'Holding something' is 'one', not a"),
@@ -154,7 +154,7 @@ CHANGES = [
 
 @pytest.mark.parametrize(("name", "file", "old", "new", "message"), CHANGES)
 def test_malformed_files(miniatures, tmp_path, name, file, old, new, message):
-    """One change to a good file: `old` -> `new`, where None stands for all of it."""
+    """Replaces `old` by `new` in one file; None: all of its content."""
     small = miniatures[name]
     for path in small.annotations.rglob("*"):
         if path.is_file():
@@ -171,24 +171,24 @@ def test_malformed_files(miniatures, tmp_path, name, file, old, new, message):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1"])
-def test_other_encodings(tmp_path, encoding):
+def test_encodings_other_than_utf_8(tmp_path, encoding):
     text = "label,youtube_id,time_start,time_end,split\nfaire une cr\u00eape,aaaaaaaaaaa,0,10,train\n"
     (tmp_path / "train.csv").write_bytes(text.encode(encoding))
     with pytest.raises(annotations.AnnotationError, match=r"train.csv: .*; save it as UTF-8"):
         annotations.read(catalog.get("kinetics400"), tmp_path)
     (tmp_path / "train.csv").write_bytes(text.encode("utf-8-sig"))
-    found = annotations.read(catalog.get("kinetics400"), tmp_path)
-    assert found.class_names == {"label": ["faire une cr\u00eape"]}
+    result = annotations.read(catalog.get("kinetics400"), tmp_path)
+    assert result.class_names == {"label": ["faire une cr\u00eape"]}
 
 
-def test_real_counts_of_something_something_ids(tmp_path):
-    """Class ids are those of labels.json, not of the alphabet."""
+def test_something_something_class_ids(tmp_path):
+    """Class ids come from labels.json, not from the alphabetical order."""
     (tmp_path / "labels.json").write_text(json.dumps({"B something": "0", "A something": "1"}))
     entry = {"id": 7, "label": "b x", "template": "B [something]", "placeholders": ["x"]}
     (tmp_path / "train.json").write_text(json.dumps([entry]))
-    found = annotations.read(catalog.get("something_something_v2"), tmp_path)
-    assert found.class_names["label"] == ["B something", "A something"]
-    assert found.rows["train"][0].labels == {"label": 0}
+    result = annotations.read(catalog.get("something_something_v2"), tmp_path)
+    assert result.class_names["label"] == ["B something", "A something"]
+    assert result.rows["train"][0].labels == {"label": 0}
     numbered_video(tmp_path / "v" / "7.webm", 1, codec="libvpx")
     video_files = annotations.VideoFiles(catalog.get("something_something_v2"), tmp_path / "v")
-    assert video_files.find(found.rows["train"][0])[0].name == "7.webm"
+    assert video_files.find(result.rows["train"][0])[0].name == "7.webm"

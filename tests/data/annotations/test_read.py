@@ -1,4 +1,4 @@
-"""Readers of Kinetics and EPIC-Kitchens: the official files as published, and what is said where they are missing."""
+"""Kinetics and EPIC-Kitchens: the official files as published, and the errors for missing or malformed ones."""
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_kinetics(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "trimmed"),
+    ("file_name", "is_cut"),
     [
         ("---QUuC4vJs_000084_000094.mp4", True),
         ("train/---QUuC4vJs_000084_000094.mp4", True),
@@ -62,21 +62,21 @@ def test_kinetics(tmp_path):
         ("---QUuC4vJs.MP4", False),
     ],
 )
-def test_kinetics_files_are_found(tmp_path, place, trimmed):
+def test_kinetics_video_files(tmp_path, file_name, is_cut):
     dataset = catalog.get("kinetics400")
     row = annotations.read(dataset, write(tmp_path / "a", train=KINETICS_TRAIN)).rows["train"][0]
-    file = tmp_path / "v" / place
+    file = tmp_path / "v" / file_name
     file.parent.mkdir(parents=True)
     file.write_bytes(b"x")
-    assert annotations.VideoFiles(dataset, tmp_path / "v").find(row) == (file, *((None, None) if trimmed else (84, 94)))
+    assert annotations.VideoFiles(dataset, tmp_path / "v").find(row) == (file, *((None, None) if is_cut else (84, 94)))
 
 
-def test_kinetics_absent_video_is_none(tmp_path):
+def test_kinetics_missing_video(tmp_path):
     dataset = catalog.get("kinetics400")
     rows = annotations.read(dataset, write(tmp_path / "a", train=KINETICS_TRAIN)).rows["train"]
     numbered_video(tmp_path / "v" / "zzzzzzzzzzz.mp4", 2)
-    found = [annotations.VideoFiles(dataset, tmp_path / "v").find(row) for row in rows]
-    assert [place is not None for place in found] == [False, False, False, True]
+    files = [annotations.VideoFiles(dataset, tmp_path / "v").find(row) for row in rows]
+    assert [file is not None for file in files] == [False, False, False, True]
 
 
 def test_epic(tmp_path):
@@ -87,11 +87,11 @@ def test_epic(tmp_path):
     assert (second.start, second.end) == pytest.approx((3723.45, 3725.0))
     assert second.labels == {"verb": 0, "noun": 1}
     assert read.class_names["noun"] == ["tap", "cup", "plate", "door"]
-    for place in ("P01/videos/P01_01.MP4", "P01/P01_01.MP4", "P01_01.mp4"):
-        file = tmp_path / place.replace("/", "_") / place
+    for file_name in ("P01/videos/P01_01.MP4", "P01/P01_01.MP4", "P01_01.mp4"):
+        file = tmp_path / file_name.replace("/", "_") / file_name
         file.parent.mkdir(parents=True)
         file.write_bytes(b"x")
-        video_files = annotations.VideoFiles(dataset, tmp_path / place.replace("/", "_"))
+        video_files = annotations.VideoFiles(dataset, tmp_path / file_name.replace("/", "_"))
         assert video_files.find(first) == (file, 0.14, 3.37)
         assert video_files.find(second) is None
 
@@ -123,7 +123,7 @@ def test_kinetics_errors(tmp_path):
         annotations.read(dataset, tmp_path)
 
 
-def test_what_a_user_without_the_data_is_told(tmp_path):
+def test_missing_data_message(tmp_path):
     dataset = catalog.get("kinetics400")
     with pytest.raises(annotations.MissingDataError) as caught:
         annotations.read(dataset, tmp_path / "annotations")

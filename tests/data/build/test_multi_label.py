@@ -149,7 +149,7 @@ def test_no_video_is_held_out_with_a_label_that_no_other_has(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "message"),
-    [("dog;;cat", "line 2: label is 'dog;;cat', with an empty label beside a ';'"), ("dog;dog", "a label comes twice"),
+    [("dog;;cat", "line 2: label is 'dog;;cat', with an empty label beside a ';'"), ("dog;dog", "a duplicate label"),
      ("dog", "';' is in no field of label")],
 )  # fmt: skip
 def test_fields_that_are_no_lists(tmp_path, field, message):

@@ -15,10 +15,10 @@ COLUMNS = (
 
 
 def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
-    """Rows of all splits; raises as `annotations.read`.
+    """Reads all splits.
 
     The class files must be those of the benchmark: the later `EPIC_100_noun_classes_v2.csv` (made for VISOR) adds
-    classes that no segment has, and a model with its head could not be compared with any published one.
+    classes without any segment, and a model with its head would not be comparable with published ones.
     """
     paths = parsing.split_files(dataset, folder)
     class_names, notes = {}, []
@@ -26,57 +26,51 @@ def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
         later = parsing.first(folder, (name.replace(".csv", "_v2.csv") for name in names))
         if later and not parsing.first(folder, names):
             raise AnnotationError(
-                f"{later}: these are not the {dataset.heads[head]} {head} classes of {dataset.title}; fetch {names[0]} "
+                f"{later}: these are not the {dataset.heads[head]} {head} classes of {dataset.title}; get {names[0]} "
                 f"from {dataset.source}"
             )
         path = parsing.class_file(dataset, folder, head)
         entries = parsing.table(path, ("id", "key"))
-        class_names[head] = parsing.class_list(
-            path, [(line, entry["key"], parsing.integer(path, line, "id", entry["id"])) for line, entry in entries]
-        )
-        notes += parsing.check_class_counts(dataset, {head: class_names[head]}, path)
-    rows: dict[str, list[Row]] = {}
+        classes = [
+            (entry["key"], parsing.integer(f"{path}, line {line}", "id", entry["id"])) for line, entry in entries
+        ]
+        class_names[head] = parsing.class_names(path, classes)
+        notes += parsing.class_count_notes(dataset, path, class_names[head], head)
+    rows: dict[str, list[Row]] = {split: [] for split in paths}
     for split, path in paths.items():
         unique = parsing.Unique(path, "narration_id")
-        rows[split] = []
         for line, entry in parsing.table(path, COLUMNS[:14]):
+            where, video = f"{path}, line {line}", entry["video_id"]
             unique.add(line, entry["narration_id"])
             labels = {}
             for head, names in class_names.items():
-                labels[head] = parsing.integer(path, line, f"{head}_class", entry[f"{head}_class"])
+                labels[head] = parsing.integer(where, f"{head}_class", entry[f"{head}_class"])
                 if not 0 <= labels[head] < len(names):
                     raise AnnotationError(
-                        f"{path}, line {line}: {head}_class {labels[head]} is outside 0 to {len(names) - 1} "
-                        f"(the classes of {dataset.class_files[head][0]})"
+                        f"{where}: {head}_class {labels[head]} is outside 0 to {len(names) - 1} (the classes of "
+                        f"{dataset.class_files[head][0]})"
                     )
-            start, end = (parse_timestamp(path, line, entry[key]) for key in ("start_timestamp", "stop_timestamp"))
+            start, end = (_seconds(where, entry[key]) for key in ("start_timestamp", "stop_timestamp"))
             if end <= start:
-                raise AnnotationError(
-                    f"{path}, line {line}: the segment ends at {end} s, before its start at {start} s"
-                )
-            video = entry["video_id"]
+                raise AnnotationError(f"{where}: the segment ends at {end} s, before its start at {start} s")
             rows[split].append(Row(video, start, end, labels, split, ((video, False),)))
     return Annotations(rows, class_names, tuple(notes))
 
 
-def parse_timestamp(path: storage.AnyPath, line: int, text: str) -> float:
-    """Seconds of "HH:MM:SS.ss".
-
-    Raises:
-      AnnotationError: another form; the message names `path` and `line`.
-    """
-    parts = text.split(":")
+def _seconds(where: str, timestamp: str) -> float:
+    """Converts "HH:MM:SS.ss" to seconds."""
+    parts = timestamp.split(":")
     if len(parts) != 3:
-        raise AnnotationError(f"{path}, line {line}: {text!r} is not a time HH:MM:SS.ss")
-    hours, minutes, seconds = (parsing.number(path, line, "timestamp", part) for part in parts)
+        raise AnnotationError(f"{where}: {timestamp!r} is not a time HH:MM:SS.ss")
+    hours, minutes, seconds = (parsing.number(where, "timestamp", part) for part in parts)
     return 3600.0 * hours + 60.0 * minutes + seconds
 
 
 def segment_row(
     video_id: str, seconds: float, num_frames: int, verb: tuple[str, int], noun: tuple[str, int]
 ) -> list[str]:
-    """A row in this format for one segment that is a whole video; `verb` and `noun` are (name, class id)."""
-    # Rounded up to the hundredth that the format has, so that the last frame lies inside.
+    """Returns the row of a segment that is a whole video; `verb` and `noun` are (name, class id)."""
+    # Rounded up to the hundredths of the format, so that the segment includes the last frame.
     hundredths = -int(-seconds * 100 // 1)
     stop = (
         f"{hundredths // 360000:02d}:{hundredths // 6000 % 60:02d}:{hundredths // 100 % 60:02d}.{hundredths % 100:02d}"

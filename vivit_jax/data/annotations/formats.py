@@ -1,4 +1,4 @@
-"""The registry of annotation formats: which module reads the files of a data set."""
+"""Registry of the annotation formats."""
 
 from __future__ import annotations
 
@@ -27,26 +27,20 @@ READERS: Mapping[str, Callable[[catalog.DatasetInfo, storage.AnyPath], Annotatio
 
 
 def read(dataset: catalog.DatasetInfo, folder: storage.Place) -> Annotations:
-    """The rows of every split whose file is in `folder`, in the format of that data set.
+    """Reads the annotations of every split whose file is in `folder`, and logs the notes as warnings.
 
     Args:
       dataset: from the catalog, or `catalog.custom`.
-      folder: of the annotation files; for one's own, that of the videos (format "folder") or the CSV file itself
-        ("csv").
-
-    Returns:
-      Rows, class names, and notes, which are logged as warnings too. Splits whose official files have no labels are
-      left out, and noted.
+      folder: of the annotation files; of format "folder" that of the videos; of format "csv" also the file itself.
 
     Raises:
-      MissingDataError: no folder, or a file that is needed is not in it (splits other than training may be absent).
-      AnnotationError: columns or values that are not the format's, a label that does not exist, something that may come
-        once and comes twice, more classes than the data set has. The message names file, line, value and the way out.
+      MissingDataError: the folder or a required file is missing (only training is required of the splits).
+      AnnotationError: the content does not fit the format; the message names file, line, value and the way out.
     """
     folder = storage.path(folder)
     if not (folder.is_dir() or (dataset.annotation_format == "csv" and folder.is_file())):
         raise MissingDataError(missing_message(dataset, annotations=folder))
-    found = READERS[dataset.annotation_format](dataset, folder)
-    for note in found.notes:
+    result = READERS[dataset.annotation_format](dataset, folder)
+    for note in result.notes:
         logging.getLogger(__name__).warning(note)
-    return found
+    return result

@@ -1,7 +1,7 @@
-"""Kinetics-400, 600, 700: `label,youtube_id,time_start,time_end,split[,is_cc]`.
+"""Kinetics-400, 600, 700: CSV files with the columns `label,youtube_id,time_start,time_end,split[,is_cc]`.
 
-Labels may be quoted, ids may begin with "-". Class ids are the places of the training file's labels in alphabetical
-order, as everywhere in the literature.
+Labels may be quoted, ids may begin with "-". Class ids number the labels of the training file in alphabetical order, as
+everywhere in the literature.
 """
 
 from __future__ import annotations
@@ -15,39 +15,36 @@ COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 
 
 def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
-    """Rows of the splits that have labels; raises as `annotations.read`.
-
-    A test file without labels is left out. A row that comes twice in a file counts once; both are noted.
-    """
+    """Reads the splits that have labels: a test file without labels is left out, duplicate rows count once."""
     paths = parsing.split_files(dataset, folder)
     tables, notes = {}, []
     for split, path in paths.items():
-        # The published test files of some versions carry no labels: nothing to train or measure with.
-        table = parsing.table(path, ("youtube_id", "time_start", "time_end") + (() if split == "test" else ("label",)))
-        bare = [line for line, entry in table if not entry.get("label")]
-        if not bare:
+        # The published test files of some versions have no labels.
+        table = parsing.table(path, COLUMNS[split == "test" : 4])
+        unlabelled = [line for line, entry in table if not entry.get("label")]
+        if not unlabelled:
             tables[split] = table
         elif split == "test":
-            notes.append(f"{path}: {len(bare)} rows without a label; the test split is left out")
+            notes.append(f"{path}: {len(unlabelled)} rows without a label; the test split is left out")
         else:
-            raise AnnotationError(f"{path}, line {bare[0]}: a row without a label")
+            raise AnnotationError(f"{path}, line {unlabelled[0]}: a row without a label")
     names = sorted({entry["label"] for _, entry in tables["train"]})
-    notes += parsing.check_class_counts(dataset, {"label": names}, paths["train"])
+    notes += parsing.class_count_notes(dataset, paths["train"], names)
     labels = {name: {"label": number} for number, name in enumerate(names)}  # shared by all rows of a class
     rows = {}
     for split, table in tables.items():
-        path, taken = paths[split], {}
+        path, unique_rows = paths[split], {}
         for line, entry in table:
-            start, end = (parsing.number(path, line, key, entry[key]) for key in ("time_start", "time_end"))
-            label, video = entry["label"], entry["youtube_id"]
+            where, label, video = f"{path}, line {line}", entry["label"], entry["youtube_id"]
+            start, end = (parsing.number(where, key, entry[key]) for key in ("time_start", "time_end"))
             if not video or start < 0:
-                raise AnnotationError(f"{path}, line {line}: youtube_id {video!r} from {start:g} s is no video")
+                raise AnnotationError(f"{where}: youtube_id {video!r} from {start:g} s is no video")
             if label not in labels:
-                raise AnnotationError(f"{path}, line {line}: label {label!r} has no training video")
-            stretch = f"{video}_{int(start):06d}_{int(end):06d}"
-            names_of_file = ((stretch, True), (video, False))
-            taken.setdefault((stretch, label), Row(video, start, end, labels[label], split, names_of_file))
-        rows[split] = list(taken.values())
-        if len(taken) < len(table):
-            notes.append(f"{path}: {len(table) - len(taken)} rows come twice and count once")
+                raise AnnotationError(f"{where}: label {label!r} has no training video")
+            segment = f"{video}_{int(start):06d}_{int(end):06d}"
+            row = Row(video, start, end, labels[label], split, ((segment, True), (video, False)))
+            unique_rows.setdefault((segment, label), row)
+        rows[split] = list(unique_rows.values())
+        if len(unique_rows) < len(table):
+            notes.append(f"{path}: {len(table) - len(unique_rows)} duplicate rows are ignored")
     return Annotations(rows, {"label": names}, tuple(notes))

@@ -1,4 +1,4 @@
-"""What the readers of annotations hand over: rows, class names, and the errors of files that are absent or wrong."""
+"""Rows and class names of a data set, and the errors for missing or malformed files."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from vivit_jax.utils import storage
 
 
 class MissingDataError(FileNotFoundError):
-    """Annotations or videos are missing; the message says where, what belongs there and how to get it."""
+    """Annotations or videos are missing; the message names the folder, the expected files and their source."""
 
 
 class AnnotationError(ValueError):
-    """An annotation file that does not have the columns or values of its format."""
+    """An annotation file does not have the columns or values of its format."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)  # there may be a million
+@dataclasses.dataclass(frozen=True, slots=True)  # up to a million rows
 class Row:
-    """One labelled stretch of video.
+    """One labelled segment of a video.
 
     Attributes:
-      video: name of the video in the annotations (a YouTube id; EPIC's `P01_101`; a path).
-      start, end: seconds from the start of that video; None for its start, its end.
-      labels: head -> class id, 0 to classes - 1; of a head with several labels at once the ids, rising, or none.
+      video: name in the annotations (a YouTube id, `P01_101` of EPIC-Kitchens, a path).
+      start, end: seconds from the start of the video; None: its start, its end.
+      labels: head -> class id; of a multi-label head a sorted tuple of ids, which may be empty.
       split: "train", "validation" or "test".
-      names: what the file may be called, best first: its name without suffix, with as many of the folders above it as
-        tell it from others; each with True where the file holds exactly this stretch (nothing is left to cut).
-      file: the very file, where the annotations say it: absolute, or under the videos' folder.
+      names: (name, is_cut) of possible files, best first: the name without its suffix, with as many parent folders as
+        identify it; `is_cut`: the file contains exactly this segment.
+      file: the file where the annotations state it: absolute, or relative to the folder of the videos.
     """
 
     video: str
@@ -45,10 +45,10 @@ class Annotations:
     """All rows of a data set.
 
     Attributes:
-      rows: split -> rows in the files' order.
+      rows: split -> rows in the order of the file.
       class_names: head -> name of each class id.
-      multi_label: heads with several labels at once.
-      notes: what a user should know and that is no error: what was left out, what differs from the published facts.
+      notes: differences from the published data that are no errors, for the log.
+      multi_label: names of the multi-label heads.
     """
 
     rows: Mapping[str, list[Row]]
@@ -60,18 +60,20 @@ class Annotations:
 def missing_message(
     dataset: catalog.DatasetInfo, videos: storage.Place | None = None, annotations: storage.Place | None = None
 ) -> str:
-    """What a user without the data is told: folders looked in, what is expected there, how to get it."""
-    wanted = [" or ".join(names[:2]) for names in (*dataset.annotation_files.values(), *dataset.class_files.values())]
-    own = dataset.annotation_format in catalog.CUSTOM_KINDS
-    lines = [f"{dataset.title}: not all of it was found."]
+    """Returns the error text for missing data: the folders searched, their expected content, how to get it."""
+    kind = dataset.annotation_format
+    custom = kind in catalog.CUSTOM_KINDS
+    lines = [f"{dataset.title}: data is missing."]
     if annotations is not None:
-        files = catalog.CUSTOM_KINDS[dataset.annotation_format][1] if own else ", ".join(dict.fromkeys(wanted))
-        lines.append(f"  looked for annotations in  {annotations}\n    expected there: {files}")
+        names = (*dataset.annotation_files.values(), *dataset.class_files.values())
+        files = dict.fromkeys(" or ".join(alternatives[:2]) for alternatives in names)
+        expected = catalog.CUSTOM_KINDS[kind][1] if custom else ", ".join(files)
+        lines.append(f"  looked for annotations in  {annotations}\n    expected there: {expected}")
     if videos is not None:
         lines.append(f"  looked for videos in  {videos}\n    expected there: {dataset.video_layout}")
-    if not own:
+    if not custom:
         lines.append(f"  get it from  {dataset.source}")
-    name = f"{dataset.annotation_format} --name={dataset.name}" if own else dataset.name
-    labels = "" if dataset.annotation_format == "folder" else " --annotations=DIR"
-    lines.append(f"  then: python -m vivit_jax.data.build --dataset={name} --videos=DIR{labels} --out=DIR")
+    name = f"{kind} --name={dataset.name}" if custom else dataset.name
+    annotations_flag = "" if kind == "folder" else " --annotations=DIR"
+    lines.append(f"  then: python -m vivit_jax.data.build --dataset={name} --videos=DIR{annotations_flag} --out=DIR")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""Something-Something v2: JSON lists with `id`, `label`, `template`, `placeholders`; the template names the class.
+"""Something-Something v2: JSON lists with `id`, `label`, `template`, `placeholders`.
 
-The class of a video is that of its template without the square brackets around the placeholders. The test list has ids
-only and is left out.
+The class of a video is its template without the square brackets around the placeholders. The test list has only ids and
+is left out.
 """
 
 from __future__ import annotations
@@ -15,35 +15,31 @@ from vivit_jax.utils import storage
 
 
 def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
-    """Rows of both splits; raises as `annotations.read`."""
-    paths = parsing.split_files(dataset, folder)
-    class_path = parsing.class_file(dataset, folder, "label")
-    table = parsing.json_of(class_path, dict)
+    """Reads both splits."""
+    paths, class_path = parsing.split_files(dataset, folder), parsing.class_file(dataset, folder)
     classes = [
-        (place, name, parsing.integer(class_path, f"entry {place}", repr(name), number))
-        for place, (name, number) in enumerate(table.items(), start=1)
+        (name, parsing.integer(f"{class_path}, entry {position}", repr(name), value))
+        for position, (name, value) in enumerate(parsing.json_content(class_path, dict).items(), start=1)
     ]
-    names = parsing.class_list(class_path, classes)
-    notes = parsing.check_class_counts(dataset, {"label": names}, class_path)
-    ids = {name: number for _, name, number in classes}
-    rows: dict[str, list[Row]] = {}
+    names = parsing.class_names(class_path, classes)
+    notes = parsing.class_count_notes(dataset, class_path, names)
+    ids = {name: number for number, name in enumerate(names)}
+    rows: dict[str, list[Row]] = {split: [] for split in paths}
     for split, path in paths.items():
         unique = parsing.Unique(path, "id")
-        rows[split] = []
-        for place, entry in enumerate(parsing.json_of(path, list), start=1):
-            video, template = (_value(path, place, entry, key) for key in ("id", "template"))
-            unique.add(place, video)
+        for position, entry in enumerate(parsing.json_content(path, list), start=1):
+            where = f"{path}, entry {position}"
+            video, template = (_value(where, entry, key) for key in ("id", "template"))
+            unique.add(position, video)
             name = template.replace("[", "").replace("]", "")
             if name not in ids:
-                raise AnnotationError(f"{path}, entry {place} (id {video}): {name!r} is not in {class_path.name}")
+                raise AnnotationError(f"{where} (id {video}): {name!r} is not in {class_path.name}")
             rows[split].append(Row(video, None, None, {"label": ids[name]}, split, ((video, True),)))
     return Annotations(rows, {"label": names}, tuple(notes))
 
 
-def _value(path: storage.AnyPath, place: int, entry: Any, key: str) -> str:
+def _value(where: str, entry: Any, key: str) -> str:
     value = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(value, str | int) or value == "":
-        raise AnnotationError(
-            f"{path}, entry {place}: no {key} in {entry!r:.100}; a training or validation list has id and template"
-        )
+        raise AnnotationError(f"{where}: no {key} in {entry!r:.100}; a training or validation list has id and template")
     return str(value)

@@ -1,4 +1,4 @@
-"""From a row of the annotations to the video file that holds it."""
+"""Finds the video file of a row of the annotations."""
 
 from __future__ import annotations
 
@@ -13,120 +13,103 @@ VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".ts", ".mpg"
 
 
 def list_videos(folder: storage.Place) -> Iterator[str]:
-    """Paths of the files below `folder` that are videos by their suffix, `folder` first in each; in order of folders
-    and names. Links are followed, but no folder into itself; what begins with "." (as the `._x.mp4` beside each
-    `x.mp4` on some disks) is left alone. In a bucket what goes by the name of a video is taken for a file: to ask for
-    each would take hours.
+    """Yields the paths of the videos (by their suffix) in `folder`, sorted, then those of each folder below it.
 
-    Raises:
-      PermissionError: a folder that may not be read. A `folder` that does not exist has no videos.
+    Links are followed, hidden files and folders are skipped. A folder that does not exist has no videos.
     """
     if storage.is_remote(folder):
         yield from _list_remote(storage.path(folder))
+    else:
+        yield from _list_local(os.fspath(folder), frozenset())
+
+
+def _list_local(folder: str, parents: frozenset[str]) -> Iterator[str]:
+    real_path = os.path.realpath(folder)
+    if real_path in parents or not os.path.isdir(folder):  # a link to one of its parents would never end
         return
-    above: dict[str, frozenset] = {}
-    for root, folders, names in os.walk(folder, onerror=_refused, followlinks=True):
-        status = os.stat(root)
-        place, entered = (status.st_dev, status.st_ino), above.pop(root, frozenset())
-        if place in entered:
-            folders.clear()
-            continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        above.update((os.path.join(root, name), entered | {place}) for name in folders)
-        for name in sorted(names):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:
-                yield os.path.join(root, name)
+    # Hidden files: some disks have a `._x.mp4` beside each `x.mp4`.
+    entries = sorted((entry for entry in os.scandir(folder) if entry.name[0] != "."), key=lambda entry: entry.name)
+    yield from (entry.path for entry in entries if _is_video(entry.name) and not entry.is_dir())
+    for entry in entries:
+        if entry.is_dir():
+            yield from _list_local(entry.path, parents | {real_path})
 
 
 def _list_remote(folder: storage.AnyPath) -> Iterator[str]:
-    folders = []
-    for name in storage.names(folder):
-        if name.startswith("."):
-            continue
-        if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:
-            yield str(folder / name)
-        else:
-            folders.append(folder / name)
-    for below in folders:
-        yield from _list_remote(below)
+    """Lists a bucket; takes every name with the suffix of a video for a file, as a request for each takes too long."""
+    paths = [folder / name for name in storage.names(folder) if name[0] != "."]
+    yield from (str(path) for path in paths if _is_video(path.name))
+    for path in paths:
+        if not _is_video(path.name):
+            yield from _list_remote(path)
 
 
-def _refused(error: OSError) -> None:
-    if isinstance(error, PermissionError):
-        raise error
+def _is_video(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
 class VideoFiles:
-    """Finds the files of rows under one folder, whose listing is read once.
+    """The video files below one folder, which is listed once.
 
-    A name of a row fits a file whose path ends in it, part by part: `clapping/x` fits `training/clapping/x.mp4`. Of
-    several files the one with the fewest folders above it is taken, then the first in alphabetical order. Files in the
-    folders of `dataset.replacements`, below the videos' folder or beside it, go before all others.
-
-    Args:
-      dataset: of the data set.
-      folder: of the videos.
+    A name matches a file whose path ends in it, by whole parts: `clapping/x` matches `training/clapping/x.mp4`. Of
+    several files, the one with the fewest parent folders wins, then the first in alphabetical order. Files in the
+    folders `dataset.replacements`, below the videos' folder or beside it, win over all others.
 
     Raises:
-      MissingDataError: the folder is absent or holds no video at all (a CSV may name files elsewhere).
+      MissingDataError: the folder does not exist or has no video (unless a CSV may name files elsewhere).
     """
 
     def __init__(self, dataset: catalog.DatasetInfo, folder: storage.Place):
         self.folder, self._dataset = storage.path(folder), dataset
-        # Name without folders and suffix -> files of that name. One entry a file: there may be a million.
+        # Name without folders and suffix -> files of that name.
         self._files: dict[str, list[str]] = {}
-        self._list(self.folder)
+        self._add(self.folder)
         if not self._files and dataset.annotation_format != "csv":
             raise MissingDataError(missing_message(dataset, videos=folder))
+        parent = storage.absolute(self.folder).parent
         for name in dataset.replacements:
-            beside = storage.absolute(self.folder).parent
-            for place in (beside / name, beside / "replacement" / name):
-                self._list(place)
+            for beside in (parent / name, parent / "replacement" / name):
+                self._add(beside)
         for files in self._files.values():
             if len(files) > 1:
-                files.sort(key=lambda file: (_parent(file) not in dataset.replacements, file.count(os.sep), file))
+                files.sort(key=lambda file: (_folder_name(file) not in dataset.replacements, file.count(os.sep), file))
 
-    def _list(self, folder: storage.AnyPath) -> None:
+    def _add(self, folder: storage.AnyPath) -> None:
         for file in list_videos(folder):
             self._files.setdefault(os.path.splitext(os.path.basename(file))[0], []).append(file)
 
     def find(self, row: Row) -> tuple[storage.AnyPath, float | None, float | None] | None:
-        """(file, start, end) of a row; start and end are None where the file holds just this stretch. None: absent."""
-        file = None if row.file is None else self._named(row.file)
-        if file is not None:
+        """Returns (file, start, end), or None without a file; start and end are None where the file is the segment."""
+        if row.file is not None and (file := self._stated(row.file)) is not None:
             return file, row.start, row.end
-        for name, trimmed in row.names:
+        for name, is_cut in row.names:
             ending = os.path.join(os.sep, os.path.normpath(name))
             for file in self._files.get(os.path.basename(name), ()):
                 if os.path.splitext(os.path.join(os.sep, file))[0].endswith(ending):
-                    return storage.path(file), None if trimmed else row.start, None if trimmed else row.end
+                    return storage.path(file), None if is_cut else row.start, None if is_cut else row.end
         return None
 
-    def _named(self, name: str) -> storage.AnyPath | None:
-        """The very file that the annotations name, absolute or under the folder; None where it is not there."""
+    def _stated(self, name: str) -> storage.AnyPath | None:
+        """Returns the file that the annotations state, None where it does not exist."""
         file = storage.under(self.folder, name)
-        if storage.is_remote(file) and str(file) in self._files.get(file.stem, ()):
-            return file  # listed before, which saves a request
-        return file if file.is_file() else None
+        # A file of a bucket that was listed needs no further request.
+        listed = storage.is_remote(file) and str(file) in self._files.get(file.stem, ())
+        return file if listed or file.is_file() else None
 
     def check(self, rows: Iterable[Row]) -> None:
-        """Makes sure that the folder is the right one.
-
-        Raises:
-          MissingDataError: not one of `rows` has its file here; says what was looked for and what is there.
-        """
-        wanted = None
+        """Raises MissingDataError if no row has its file here: the folder is a wrong one."""
+        expected = None
         for row in rows:
             if self.find(row):
                 return
-            wanted = wanted or row.file or row.names[0][0]
-        if wanted:
-            there = next((files[0] for files in self._files.values()), "no video")
+            expected = expected or row.file or row.names[0][0]
+        if expected:
+            example = next((files[0] for files in self._files.values()), "no video")
             raise MissingDataError(
-                f"none of the videos that the annotations name is in {self.folder}: looked for {wanted}, found there "
-                f"{there} and the like.\n{missing_message(self._dataset, videos=self.folder)}"
+                f"none of the videos in the annotations is in {self.folder}: looked for {expected}, found there "
+                f"{example} and the like.\n{missing_message(self._dataset, videos=self.folder)}"
             )
 
 
-def _parent(file: str) -> str:
+def _folder_name(file: str) -> str:
     return os.path.basename(os.path.dirname(file))
