@@ -24,7 +24,7 @@ from absl import app, flags, logging
 from vivit_jax.compile import slices
 from vivit_jax.compile.slices import GIB, Slice
 from vivit_jax.config.files import expand_rows, load_config
-from vivit_jax.models.config import REMATS  # the fastest first
+from vivit_jax.models.config import REMATS
 from vivit_jax.utils import tables
 
 COLUMNS = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-4", "v5e-16", "v5e-256", "v5p-8", "v6e-8")

@@ -1,4 +1,4 @@
-"""What a ViViT is made of: one frozen, hashable value that names every choice of the paper's section 3."""
+"""The architecture of a ViViT as one frozen, hashable config."""
 
 from __future__ import annotations
 
@@ -8,21 +8,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from vivit_jax.utils.checks import at_least, one_of, within
+
 ATTENTIONS = {
     "spatiotemporal": "Model 1",
     "factorised_encoder": "Model 2",
     "factorised_self_attention": "Model 3",
     "factorised_dot_product": "Model 4",
 }
-TOKENIZERS = ("tubelet", "uniform_frames")
-CLASSIFIERS = ("token", "gap")
-ACTIVATIONS = ("gelu_tanh", "gelu")
-ATTENTION_ORDERS = ("time_space", "space_time")
 ATTENTION_BACKENDS = ("xla", "tiled")
-DTYPES = ("float32", "bfloat16", "float64")
-NARROWER = {"float32": ("float32", "bfloat16"), "bfloat16": ("float32", "bfloat16"), "float64": ()}
-REMATS = ("none", "dots", "full")
-# What pretrained weights were trained with, the model must compute with.
+REMATS = ("none", "dots", "full")  # fastest first
+_NARROW_DTYPES = {"float32": ("float32", "bfloat16"), "bfloat16": ("float32", "bfloat16"), "float64": ()}
+# Fields that a model takes over from its pretrained weights.
 INHERITED_FIELDS = ("activation", "layer_norm_eps", "qkv_bias", "attention_logit_cap")
 
 # The backbones of ViT and BERT (section 4.1): name -> fields.
@@ -38,61 +35,54 @@ _NAME = re.compile(r"ViViT-(?P<backbone>\w+)/(?P<h>\d+)(?:x(?P<w>\d+))?x(?P<t>\d
 
 @dataclasses.dataclass(frozen=True)
 class ViViTConfig:
-    """The architecture of a ViViT (section 3). Frozen and hashable; normalised and checked when it is made.
+    """The architecture of a ViViT (section 3). Values are normalised and checked when the config is made.
 
     Attributes:
       hidden_size: d, the width of a token.
-      num_layers: L, the blocks of the encoder; of the spatial encoder in Model 2.
-      num_heads: N_H, attention heads; must divide d.
+      num_layers: L, the layers of the encoder; of the spatial encoder in Model 2.
+      num_heads: attention heads; must divide d.
       mlp_dim: width of the MLP's hidden layer.
-      attention: `spatiotemporal` (Model 1), `factorised_encoder` (Model 2), `factorised_self_attention`
-        (Model 3) or `factorised_dot_product` (Model 4); section 3.3.
+      attention: `spatiotemporal` (Model 1), `factorised_encoder` (Model 2), `factorised_self_attention` (Model 3) or
+        `factorised_dot_product` (Model 4); section 3.3.
       tokenizer: `tubelet` or `uniform_frames`; section 3.2.
-      tubelet_size: (t, h, w) in frames and pixels. With `uniform_frames` one frame in t is embedded, in
-        patches h x w.
+      tubelet_size: (t, h, w) in frames and pixels. `uniform_frames` embeds one frame in t, in patches h x w.
       num_frames: T, the frames of a clip.
-      image_size: the pixels of a frame, one number for a square or (height, width).
-      in_channels: C of a frame.
-      classifier: `token` (a class token) or `gap` (average of all tokens). None chooses: `token` for Models 1
-        and 2, `gap` for Models 3 and 4, which have no class token.
-      num_classes: classes of the only head; a mapping or pairs head -> classes for several heads; None for no
-        head, the model then returns what would have entered it.
-      temporal_layers: L_t, the blocks of Model 2's temporal encoder; 0 is the average-pool baseline. Other
-        models do not look at it.
-      frame_pooling: Model 2 makes one vector of each frame before its temporal encoder. False keeps all tokens:
-        the temporal encoder runs along time for each place of the frame by itself, as in VideoPrism
-        (arXiv:2402.13217); the same parameters, no class token.
+      image_size: pixels of a frame, one number for a square or (height, width).
+      in_channels: C.
+      classifier: `token` (class token) or `gap` (average of all tokens). None: `token` for Models 1 and 2, `gap` for
+        Models 3 and 4, which have no class token.
+      num_classes: a number; {head: classes} or pairs for several heads; None for no head.
+      temporal_layers: layers of Model 2's temporal encoder; 0 is the average-pool baseline. Not used by other models.
+      frame_pooling: Model 2 pools each frame to one vector before its temporal encoder. False: the temporal encoder
+        runs along time for each position in the frame, as in VideoPrism (arXiv:2402.13217); no class token.
       representation_size: width of a dense layer with tanh before the head; None for none.
-      dropout_rate: in [0, 1), on the embedded tokens, after attention and in the MLP.
+      dropout_rate: in [0, 1), after the position embedding, after attention and in the MLP.
       attention_dropout_rate: in [0, 1), on the attention weights.
-      stochastic_depth_rate: in [0, 1), that of the last layer; layer i of L drops its branches with rate * i
-        / (L - 1).
-      stochastic_depth_rescale: divide a kept branch by its probability of being kept. False is the published
-        code's own behaviour: no rescaling, and no stochastic depth at all in Model 3.
+      stochastic_depth_rate: in [0, 1), of the last layer; layer i of L drops its branches with rate * i / (L - 1).
+      stochastic_depth_rescale: divide a kept branch by its probability. False is the published code's behaviour: no
+        rescaling, and no stochastic depth in Model 3.
       activation: `gelu_tanh` (the tanh approximation, as published) or `gelu` (exact).
       layer_norm_eps: epsilon of every LayerNorm.
-      qkv_bias: biases on the query, key and value projections.
+      qkv_bias: biases of the query, key and value projections.
       attention_order: Model 3's first and second axis, `time_space` (as published) or `space_time`.
-      attention_logit_cap: c > 0 bounds the attention's logits softly, c tanh(logits / c), before the softmax; 50 in
-        VideoPrism's released models (arXiv:2402.13217). None for none.
-      attention_backend: `xla`, or `tiled` (a few queries at a time: less memory, and faster on CPUs from
-        about a thousand tokens); see `vivit_jax.models.attention`.
-      dtype: of the compute: `float32`, `bfloat16`, or `float64` (needs jax_enable_x64; meant for oracles).
-        Parameters are float32 (float64 with `float64`): the master weights, from which each product casts what it
-        uses. With `bfloat16` the tokeniser, the residual stream, softmax, the last LayerNorm and the head stay float32.
-      residual_dtype: of the residual stream, and so of what is kept of each layer for the backward pass under
-        `remat="full"`; None for float32 (float64 with `float64`). `bfloat16` halves it and rounds after every branch.
-      gradient_dtype: in which the gradients of the encoders' kernels leave the devices to be summed over the mesh:
-        `float32` or `bfloat16`; None for `dtype`. See `vivit_jax.models.dense`.
-      scan_layers: compile one layer and loop over it (short compilation), or unroll (False). The same
-        parameters, the same numbers.
-      remat: what the backward pass recomputes layer by layer: `none`; `dots`, all but the outputs of the
-        dense layers; `full`, all but the input of a layer.
-      remat_temporal: the same for Model 2's temporal encoder; None for as `remat` says.
+      attention_logit_cap: c > 0 replaces the attention logits by c tanh(logits / c), with c = 50 in VideoPrism
+        (arXiv:2402.13217); None for no cap.
+      attention_backend: `xla`, or `tiled` (less memory, and faster on CPUs from about a thousand tokens).
+      dtype: of the compute: `float32`, `bfloat16`, or `float64` (needs jax_enable_x64; for tests). Parameters are
+        float32 (float64 with `float64`). With `bfloat16` the tokenizer, the residual stream, softmax, the final
+        LayerNorm and the head stay float32.
+      residual_dtype: of the residual stream, which is what `remat="full"` stores of each layer; None: the parameters'.
+        `bfloat16` halves it and rounds after every branch.
+      gradient_dtype: in which the gradients of the encoders' kernels are summed over devices, `float32` or `bfloat16`;
+        None: `dtype`. See `vivit_jax.models.dense`.
+      scan_layers: compile one layer and loop over it (short compilation) instead of all layers. Same parameters, same
+        numbers.
+      remat: what the backward pass recomputes: `none`; `dots`, all but the outputs of dense layers; `full`, all but the
+        input of each layer.
+      remat_temporal: the same for Model 2's temporal encoder; None: `remat`.
 
     Raises:
-      ValueError: a value out of its range, or two that do not fit together; the message names the value, the
-        limit and the way out.
+      ValueError: a value out of its range, or two that do not fit together.
     """
 
     hidden_size: int = 768
@@ -128,121 +118,101 @@ class ViViTConfig:
     remat_temporal: str | None = None
 
     def __post_init__(self) -> None:
+        one_of(
+            "",
+            self,
+            attention=ATTENTIONS,
+            tokenizer=("tubelet", "uniform_frames"),
+            classifier=(None, "token", "gap"),
+            activation=("gelu_tanh", "gelu"),
+            attention_order=("time_space", "space_time"),
+            attention_backend=ATTENTION_BACKENDS,
+            dtype=_NARROW_DTYPES,
+            remat=REMATS,
+            remat_temporal=(None, *REMATS),
+        )
+        narrow = (None, *_NARROW_DTYPES[self.dtype])
+        one_of("", self, residual_dtype=narrow, gradient_dtype=narrow)
         self._normalise()
         self._check_numbers()
         self._check_fit()
 
     def _normalise(self) -> None:
-        """Lists to tuples, mappings to pairs: so that equal configs are equal, and hashable."""
-        _choose("attention", self.attention, tuple(ATTENTIONS))
-        _choose("tokenizer", self.tokenizer, TOKENIZERS)
-        _choose("activation", self.activation, ACTIVATIONS)
-        _choose("attention_order", self.attention_order, ATTENTION_ORDERS)
-        _choose("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
-        _choose("dtype", self.dtype, DTYPES)
-        _choose("remat", self.remat, REMATS)
-        _choose("remat_temporal", self.remat_temporal, (None, *REMATS))
-        for name in ("residual_dtype", "gradient_dtype"):
-            _choose(name, getattr(self, name), (None, *NARROWER[self.dtype]))
-        self._set("frame_pooling", bool(self.frame_pooling))
+        """Converts lists to tuples and mappings to pairs, so that equal configs are equal and hashable."""
+        for name in ("stochastic_depth_rescale", "qkv_bias", "scan_layers", "frame_pooling"):
+            self._set(name, bool(getattr(self, name)))
+        for name in ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate", "layer_norm_eps"):
+            self._set(name, float(getattr(self, name)))
+        if self.attention_logit_cap is not None:
+            self._set("attention_logit_cap", float(self.attention_logit_cap))
         if self.classifier is None:
             self._set("classifier", "token" if self._allows_class_token else "gap")
-        _choose("classifier", self.classifier, CLASSIFIERS)
         self._set("tubelet_size", _integers("tubelet_size", self.tubelet_size, 3, "(frames, height, width)"))
-        if not isinstance(self.image_size, int):
-            size = self.image_size
-            many = hasattr(size, "__len__")
-            self._set(
-                "image_size",
-                _integers("image_size", size if many else [size], 2 if many else 1, "(height, width)"),
-            )
-            if len(set(self.image_size)) == 1:  # a square is one number
-                self._set("image_size", self.image_size[0])
+        size = self.image_size if hasattr(self.image_size, "__len__") else (self.image_size, self.image_size)
+        height, width = _integers("image_size", size, 2, "(height, width)")
+        self._set("image_size", height if height == width else (height, width))
         heads = self.num_classes
         if hasattr(heads, "items"):
             heads = tuple(heads.items())
         if isinstance(heads, (list, tuple)):
-            self._set("num_classes", tuple((str(name), _integer(f"num_classes[{name}]", n)) for name, n in heads))
+            heads = tuple((str(name), _integer(f"num_classes[{name}]", n)) for name, n in heads)
+        elif heads is not None:
+            heads = _integer("num_classes", heads)
+        self._set("num_classes", heads)
 
     def _check_numbers(self) -> None:
-        positive = ["hidden_size", "num_layers", "num_heads", "mlp_dim", "num_frames", "in_channels"]
-        optional = [name for name in ("num_classes", "representation_size") if getattr(self, name) is not None]
-        if isinstance(self.num_classes, tuple):
-            optional.remove("num_classes")
-            names = [name for name, _ in self.num_classes]
-            if not names or len(set(names)) < len(names):
-                raise ValueError(f"num_classes={self.num_classes} must name one head or more, each name once")
-            for name, classes in self.num_classes:
-                _at_least(f"num_classes[{name}]", classes, 1)
-                if not re.fullmatch(r"\w+", name):
-                    raise ValueError(
-                        f"head name {name!r} must be letters, digits and underscores: it names a parameter"
-                    )
-        for name in positive + optional:
-            self._set(name, _at_least(name, _integer(name, getattr(self, name)), 1))
-        self._set(
-            "temporal_layers",
-            _at_least("temporal_layers", _integer("temporal_layers", self.temporal_layers), 0),
-        )
-        for name, size in [
-            *zip("thw", self.tubelet_size, strict=True),
-            *zip("hw", self.image_shape, strict=True),
-        ]:
-            _at_least(f"tubelet_size or image_size along {name}", size, 1)
-        for name in ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate"):
-            rate = self._set(name, float(getattr(self, name)))
-            if not 0.0 <= rate < 1.0:
-                raise ValueError(f"{name}={rate} must lie in [0, 1): at 1 nothing is left; 0 turns it off")
-        if not 0.0 < self._set("layer_norm_eps", float(self.layer_norm_eps)) < 1.0:
-            raise ValueError(f"layer_norm_eps={self.layer_norm_eps} must lie in (0, 1); the published value is 1e-6")
-        cap = self.attention_logit_cap
-        if cap is not None and not 0.0 < self._set("attention_logit_cap", float(cap)) < math.inf:
-            raise ValueError(f"attention_logit_cap={cap} must be above 0 and finite; None for no cap")
-        for name in ("stochastic_depth_rescale", "qkv_bias", "scan_layers"):
-            self._set(name, bool(getattr(self, name)))
+        sizes = ("hidden_size", "num_layers", "num_heads", "mlp_dim", "num_frames", "in_channels")
+        optional = () if self.representation_size is None else ("representation_size",)
+        for name in (*sizes, "temporal_layers", *optional):
+            self._set(name, _integer(name, getattr(self, name)))
+        at_least("", self, **dict.fromkeys(sizes, 1), temporal_layers=0, representation_size=1)
+        within("", self, "[0, 1)", "dropout_rate", "attention_dropout_rate", "stochastic_depth_rate")
+        within("", self, "(0, 1)", "layer_norm_eps", hint="the published value is 1e-6")
+        within("", self, "(0, inf)", "attention_logit_cap", hint="None for no cap")
+        names = [name for name, _ in self.heads]
+        if self.num_classes is not None and (not names or len(set(names)) < len(names)):
+            raise ValueError(f"num_classes={self.num_classes} must name one head or more, each name once")
+        for name, classes in self.heads:
+            if classes < 1:
+                raise ValueError(f"num_classes{'' if name is None else f'[{name}]'}={classes} must be at least 1")
+            if name is not None and not re.fullmatch(r"\w+", name):
+                raise ValueError(f"head name {name!r} must be letters, digits and underscores: it names a parameter")
 
     def _check_fit(self) -> None:
+        """Checks fields that depend on one another."""
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} does not divide hidden_size={self.hidden_size}; "
                 f"choose a number that does, e.g. {math.gcd(self.num_heads, self.hidden_size)}"
             )
-        _divides("num_frames", self.num_frames, "tubelet_size's frames", self.tubelet_size[0])
+        _check_divides("num_frames", self.num_frames, "tubelet_size's frames", self.tubelet_size[0])
         for side, size, patch in zip(("height", "width"), self.image_shape, self.tubelet_size[1:], strict=True):
-            _divides(f"image_size's {side}", size, f"tubelet_size's {side}", patch)
-        if not self.frame_pooling:
-            self._check_unpooled_frames()
-        if self.classifier == "token" and not self._allows_class_token:
+            _check_divides(f"image_size's {side}", size, f"tubelet_size's {side}", patch)
+        if not self.frame_pooling and self.attention != "factorised_encoder":
             raise ValueError(
-                f"classifier='token' does not fit attention={self.attention!r}: "
-                f"{ATTENTIONS[self.attention]} has no class token (section 3.3); use classifier='gap'"
+                f"frame_pooling=False does not fit attention={self.attention!r}: only Model 2 pools frames; "
+                "use attention='factorised_encoder', or frame_pooling=True"
             )
+        if not self.frame_pooling and self.temporal_layers < 1:
+            raise ValueError(
+                f"frame_pooling=False does not fit temporal_layers={self.temporal_layers}: all tokens are kept "
+                "for the temporal encoder; use 1 layer or more, or frame_pooling=True"
+            )
+        if self.classifier == "token" and not self._allows_class_token:
+            reason = (
+                f"attention={self.attention!r}: {ATTENTIONS[self.attention]} has no class token (section 3.3)"
+                if self.frame_pooling
+                else "frame_pooling=False: a class token would be averaged with the tokens of its frame"
+            )
+            raise ValueError(f"classifier='token' does not fit {reason}; use classifier='gap'")
         if self.attention == "factorised_dot_product" and self.num_heads % 2:
             raise ValueError(
                 f"num_heads={self.num_heads} is odd: factorised_dot_product gives half of the heads to "
                 "time and half to space (section 3.3, Model 4); use an even number that divides hidden_size"
             )
 
-    def _check_unpooled_frames(self) -> None:
-        if self.attention != "factorised_encoder":
-            raise ValueError(
-                f"frame_pooling=False does not fit attention={self.attention!r}: only Model 2 pools frames; "
-                "use attention='factorised_encoder', or frame_pooling=True"
-            )
-        if self.temporal_layers < 1:
-            raise ValueError(
-                f"frame_pooling=False does not fit temporal_layers={self.temporal_layers}: all tokens are kept "
-                "for the temporal encoder; use 1 layer or more, or frame_pooling=True"
-            )
-        if self.classifier == "token":
-            raise ValueError(
-                "classifier='token' does not fit frame_pooling=False: a class token would be pooled with the places "
-                "of its frame; use classifier='gap', or frame_pooling=True"
-            )
-
-    def _set(self, name: str, value: Any) -> Any:
+    def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
-        return value
 
     @property
     def _allows_class_token(self) -> bool:
@@ -260,23 +230,23 @@ class ViViTConfig:
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """(n_t, n_h, n_w), the tokens along time, height and width (section 3.2)."""
+        """(n_t, n_h, n_w), the number of tokens along time, height and width (section 3.2)."""
         t, h, w = self.tubelet_size
         return (self.num_frames // t, self.image_shape[0] // h, self.image_shape[1] // w)
 
     @property
     def head_dim(self) -> int:
-        """d / N_H, the width of one attention head."""
+        """Width of one attention head, d / num_heads."""
         return self.hidden_size // self.num_heads
 
     @property
     def param_dtype(self) -> str:
-        """The dtype of the parameters, and of all that stays wide under bfloat16 compute: 'float32' or 'float64'."""
+        """The dtype of parameters, and of all that stays wide under bfloat16 compute: 'float32' or 'float64'."""
         return "float64" if self.dtype == "float64" else "float32"
 
     @property
     def heads(self) -> tuple[tuple[str | None, int], ...]:
-        """(name, classes) of each head; one nameless head for a number, no head for None."""
+        """(name, classes) of each head; the name is None if there is only one."""
         if self.num_classes is None:
             return ()
         return ((None, self.num_classes),) if isinstance(self.num_classes, int) else self.num_classes
@@ -291,16 +261,14 @@ class ViViTConfig:
 
     @classmethod
     def from_name(cls, name: str, **overrides: Any) -> ViViTConfig:
-        """The config that a name of the paper stands for: 'ViViT-B/16x2' is backbone B, tubelets of 16 x 16
-        pixels, 2 frames.
+        """Makes the config of a name in the paper: 'ViViT-B/16x2' has backbone B, tubelets of 16 x 16 pixels, 2 frames.
 
         Args:
           name: 'ViViT-{Ti,S,B,L,H}/{pixels}x{frames}', or '/{height}x{width}x{frames}' where they differ.
           **overrides: any field of the config.
 
         Raises:
-          ValueError: the name does not read so, its backbone is not in the table, or a field does not exist
-            or fit.
+          ValueError: an unknown name or backbone, or a field that does not exist or fit.
         """
         match = _NAME.fullmatch(name)
         if match is None or match["backbone"] not in BACKBONES:
@@ -310,7 +278,7 @@ class ViViTConfig:
         return cls.from_dict({**BACKBONES[match["backbone"]], "tubelet_size": tubelet, **overrides})
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as values that JSON can hold; `from_dict` gives an equal config back."""
+        """Returns all fields as JSON values, from which `from_dict` makes an equal config."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         heads = self.num_classes
         fields["num_classes"] = dict(heads) if isinstance(heads, tuple) else heads
@@ -318,7 +286,7 @@ class ViViTConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ViViTConfig:
-        """A config from (some of) its fields; those left out take their defaults.
+        """Makes a config from some of its fields; the others take their defaults.
 
         Raises:
           ValueError: a field does not exist, or a value does not fit.
@@ -329,11 +297,6 @@ class ViViTConfig:
         return cls(**fields)
 
 
-def _choose(name: str, value: Any, options: tuple[str | None, ...]) -> None:
-    if value not in options:
-        raise ValueError(f"{name}={value!r} is not known; choose one of {', '.join(map(str, options))}")
-
-
 def _integer(name: str, value: Any) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise ValueError(f"{name}={value!r} must be a whole number")
@@ -341,19 +304,18 @@ def _integer(name: str, value: Any) -> int:
 
 
 def _integers(name: str, values: Any, length: int, meaning: str) -> tuple[int, ...]:
-    if not hasattr(values, "__len__") or isinstance(values, str) or len(values) != length:
+    if not hasattr(values, "__len__") or len(values) != length:
         raise ValueError(f"{name}={values!r} must be {length} whole numbers {meaning}")
-    return tuple(_integer(name, value) for value in values)
+    integers = tuple(_integer(name, value) for value in values)
+    if min(integers) < 1:
+        raise ValueError(f"{name}={integers} must be at least 1 in each of {meaning}")
+    return integers
 
 
-def _at_least(name: str, value: int, limit: int) -> int:
-    if value < limit:
-        raise ValueError(f"{name}={value} must be at least {limit}")
-    return value
-
-
-def _divides(name: str, value: int, by_name: str, by: int) -> None:
-    if value % by:
-        low = value // by * by
-        options = f"{low} or {low + by}" if low else f"{by}"
-        raise ValueError(f"{name}={value} is not divided by {by_name}={by}; use {options}, or another tubelet")
+def _check_divides(name: str, value: int, divisor_name: str, divisor: int) -> None:
+    if value % divisor:
+        low = value // divisor * divisor
+        options = f"{low} or {low + divisor}" if low else f"{divisor}"
+        raise ValueError(
+            f"{name}={value} is not divided by {divisor_name}={divisor}; use {options}, or another tubelet"
+        )

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from typing import Any
 
@@ -18,7 +17,7 @@ def at_least(where: str, settings: Any, **limits: float) -> None:
             raise ValueError(f"{_name(where, field)}={value} must be at least {limit}")
 
 
-def within(where: str, settings: Any, interval: str, *fields: str) -> None:
+def within(where: str, settings: Any, interval: str, *fields: str, hint: str = "") -> None:
     """Checks that fields lie in an interval, e.g. "[0, 1)" or "(0, inf)": a round bracket excludes the end."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     for field in fields:
@@ -28,15 +27,14 @@ def within(where: str, settings: Any, interval: str, *fields: str) -> None:
         above = value >= low if interval[0] == "[" else value > low
         below = value <= high if interval[-1] == "]" else value < high
         if not (above and below):
-            finite = ", finite" if math.isinf(high) and not math.isfinite(value) else ""
-            raise ValueError(f"{_name(where, field)}={value} must lie in {interval}{finite}")
+            raise ValueError(f"{_name(where, field)}={value} must lie in {interval}{hint and '; '}{hint}")
 
 
 def one_of(where: str, settings: Any, **choices: Collection[Any]) -> None:
     """Checks that the value of each field is one of its choices: `one_of("loss", self, name=("softmax",))`."""
     for field, options in choices.items():
         value = getattr(settings, field)
-        if value not in options:
+        if value not in tuple(options):  # a value may not be hashable
             raise ValueError(
                 f"{_name(where, field)}={value!r} is not known; choose one of {', '.join(map(str, options))}"
             )
