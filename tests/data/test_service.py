@@ -23,7 +23,7 @@ def test_two_machines_give_the_same_batches(tiny_records, machines, step, rows):
     train = open_split(tiny_records, "train")
     arguments = {"batch_size": 10, "seed": 3, "start_step": step, "rows": rows}
     expected = take(pipeline.train_batches(train, VARIED, **arguments), 4)
-    batches = pipeline.train_batches(train, VARIED, **arguments, options=PipelineOptions(service=",".join(machines)))
+    batches = pipeline.train_batches(train, VARIED, **arguments, options=PipelineOptions(service_address=",".join(machines)))
     assert machines[1] in str(batches.plan)
     for first, second in zip(expected, take(batches, 4), strict=True):
         assert_same(first, second)
@@ -35,7 +35,7 @@ def test_two_workers_at_one_address_are_noticed(tiny_records):
     server = service.Server()
     config = tf.data.experimental.service.WorkerConfig(dispatcher_address=server.address.removeprefix("grpc://"))
     second = tf.data.experimental.service.WorkerServer(config)
-    batches = pipeline.train_batches(train, VARIED, 8, seed=0, options=PipelineOptions(service=server.address))
+    batches = pipeline.train_batches(train, VARIED, 8, seed=0, options=PipelineOptions(service_address=server.address))
     with batches, pytest.raises(RuntimeError, match="no address has more than one worker"):
         list(batches)
     second._stop()
@@ -53,7 +53,7 @@ def test_two_workers_at_one_address_are_noticed(tiny_records):
 def test_an_address_without_a_service_is_an_error_at_once(tiny_records, address, says):
     train = open_split(tiny_records, "train")
     with pytest.raises(service.ServiceError, match=says):
-        pipeline.train_batches(train, VARIED, 8, seed=0, options=PipelineOptions(service=address))
+        pipeline.train_batches(train, VARIED, 8, seed=0, options=PipelineOptions(service_address=address))
 
 
 def test_batches_out_of_order_are_noticed(tiny_records):
