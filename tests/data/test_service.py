@@ -23,7 +23,9 @@ def test_two_machines_give_the_same_batches(tiny_records, machines, step, rows):
     train = open_split(tiny_records, "train")
     arguments = {"batch_size": 10, "seed": 3, "start_step": step, "rows": rows}
     expected = take(pipeline.train_batches(train, VARIED, **arguments), 4)
-    batches = pipeline.train_batches(train, VARIED, **arguments, options=PipelineOptions(service_address=",".join(machines)))
+    batches = pipeline.train_batches(
+        train, VARIED, **arguments, options=PipelineOptions(service_address=",".join(machines))
+    )
     assert machines[1] in str(batches.plan)
     for first, second in zip(expected, take(batches, 4), strict=True):
         assert_same(first, second)
