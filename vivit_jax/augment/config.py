@@ -1,42 +1,43 @@
-"""What a config says of augmentation on the device, checked."""
+"""Config of the augmentation on the device."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from vivit_jax.augment.erasing import FILLS
 from vivit_jax.augment.rand_augment import OPERATION_SETS
+from vivit_jax.utils.checks import at_least, one_of, whole, within
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """What happens to the pixels and labels of a training clip besides crops and flips. The defaults turn all off.
+    """Augmentation of training clips besides crops and flips (table 4 and the appendix). By default all of it is off.
 
-    The paper's recipes (its appendix): Kinetics and Moments in Time `colour_jitter_probability=0.8` and
-    `grayscale_probability=0.1`; Epic Kitchens two layers of RandAugment at 15 and `mixup=0.1`; Something-Something v2
-    two layers at 20 and `mixup=0.3`. The other RandAugment set, erasing and cutmix are not the paper's.
+    The paper's recipes: Kinetics and Moments in Time `colour_jitter_probability=0.8, grayscale_probability=0.1`; Epic
+    Kitchens two RandAugment layers at magnitude 15 and `mixup=0.1`; Something-Something v2 two layers at 20 and
+    `mixup=0.3`. The other RandAugment set, random erasing and cutmix are not the paper's.
 
-    In this order: RandAugment, colours, erasing, mixup or cutmix. All frames of a clip are treated alike.
+    The order is RandAugment, colours, erasing, mixup or cutmix. All frames of a clip get the same change.
 
     Attributes:
-      colour_jitter_probability: in [0, 1], that a clip's brightness, saturation, contrast and hue are changed.
-      grayscale_probability: in [0, 1], that a clip becomes grey, independent of the former.
-      rand_augment_layers: operations of RandAugment on each clip, at least 0.
-      rand_augment_magnitude: their strength, at least 0; `rand_augment.operations` says what it means.
-      rand_augment_ops: 'paper', the paper's twelve operations, which move no pixels; 'video', these and rotation,
-        shears and translations. For labels that tell left from right or up from down, mind the strength.
-      erase_probability: in [0, 1], that boxes of a clip are erased (random erasing, arXiv:1708.04896).
-      erase_area: (low, high), the share of the frame that all boxes together take, 0 < low <= high < 1.
-      erase_aspect: height over width of a box lies between this and its inverse, in (0, 1]; 1 for squares.
-      erase_count: boxes of a clip, at least 1.
-      erase_fill: what a box is filled with: 'zero', black; 'mean', the clip's mean colour; 'noise', a random value for
-        each pixel and channel, the same in all frames.
-      mixup: alpha of Beta(alpha, alpha), from which the share of the other clip is drawn; 0 turns mixup off.
-      cutmix: alpha of Beta(alpha, alpha) for the share that a box of the other clip does not cover (arXiv:1905.04899);
-        0 turns cutmix off.
-      switch_probability: with both of them on, the probability, in [0, 1], that it is cutmix.
-      mix_per_example: draw share, box and which of the two for each clip, and not once for a batch, as published.
+      colour_jitter_probability: in [0, 1], of changing a clip's brightness, saturation, contrast and hue.
+      grayscale_probability: in [0, 1], of making a clip grey, independent of the colour jitter.
+      rand_augment_layers: RandAugment operations per clip, at least 0.
+      rand_augment_magnitude: strength of all operations, at least 0; see `rand_augment.operations`.
+      rand_augment_ops: 'paper', the paper's twelve operations, which move no pixels; 'video' adds rotation, shears and
+        translations. For classes that depend on left and right or up and down, choose a small magnitude.
+      erase_probability: in [0, 1], of erasing boxes of a clip (random erasing, arXiv:1708.04896).
+      erase_area: (low, high), the share of the frame that all boxes together cover, 0 < low <= high < 1.
+      erase_aspect: a box's height over width lies between this and its inverse, in (0, 1]; 1 for squares.
+      erase_count: boxes per clip, at least 1.
+      erase_fill: content of a box: 'zero', black; 'mean', the clip's mean colour; 'noise', a random value for each
+        pixel and channel, the same in all frames.
+      mixup: alpha of lambda ~ Beta(alpha, alpha), the weight of a clip in its mixture; 0 turns mixup off.
+      cutmix: alpha of lambda ~ Beta(alpha, alpha), the share of the frame that the box of the other clip leaves
+        (arXiv:1905.04899); 0 turns cutmix off.
+      switch_probability: in [0, 1], of cutmix if both are on.
+      mix_per_example: draw lambda, the box and the choice between the two for each clip instead of once per batch (as
+        published).
 
     Raises:
       ValueError: a field out of its range.
@@ -58,38 +59,24 @@ class AugmentConfig:
     mix_per_example: bool = False
 
     def __post_init__(self) -> None:
-        probabilities = ("colour_jitter_probability", "grayscale", "erase_probability", "switch")
-        for field in (f"{name}_probability" for name in probabilities):
-            if not 0 <= getattr(self, field) <= 1:
-                raise ValueError(f"augment.{field}={getattr(self, field)} is a probability and must lie in [0, 1]")
-        for field in ("rand_augment_layers", "rand_augment_magnitude", "mixup", "cutmix"):
-            if not 0 <= getattr(self, field) < math.inf:
-                raise ValueError(f"augment.{field}={getattr(self, field)} must be at least 0, and finite")
-        for field in ("rand_augment_layers", "erase_count"):
-            if getattr(self, field) != int(getattr(self, field)):
-                raise ValueError(f"augment.{field}={getattr(self, field)} must be a whole number")
-        for field, choices in (("rand_augment_ops", OPERATION_SETS), ("erase_fill", FILLS)):
-            if getattr(self, field) not in choices:
-                raise ValueError(f"augment.{field}={getattr(self, field)!r}; choose one of {', '.join(choices)}")
-        object.__setattr__(self, "erase_area", tuple(self.erase_area))  # a list, where it comes from JSON
+        object.__setattr__(self, "erase_area", tuple(self.erase_area))  # JSON gives a list
+        probabilities = ("colour_jitter", "grayscale", "erase", "switch")
+        within("augment", self, "[0, 1]", *(f"{name}_probability" for name in probabilities))
+        within("augment", self, "[0, inf)", "rand_augment_layers", "rand_augment_magnitude", "mixup", "cutmix")
+        within("augment", self, "(0, 1]", "erase_aspect", hint="its inverse is the other end")
+        at_least("augment", self, erase_count=1)
+        whole("augment", self, "rand_augment_layers", "erase_count")
+        one_of("augment", self, rand_augment_ops=OPERATION_SETS, erase_fill=FILLS)
         if len(self.erase_area) != 2 or not 0 < self.erase_area[0] <= self.erase_area[1] < 1:
             raise ValueError(f"augment.erase_area={self.erase_area} must be (low, high) with 0 < low <= high < 1")
-        if not 0 < self.erase_aspect <= 1:
-            raise ValueError(
-                f"augment.erase_aspect={self.erase_aspect} must lie in (0, 1]; its inverse is the other end"
-            )
-        if self.erase_count < 1:
-            raise ValueError(
-                f"augment.erase_count={self.erase_count} must be at least 1; augment.erase_probability=0 turns it off"
-            )
 
     @property
     def enabled(self) -> bool:
-        """Whether anything is on."""
+        """Whether any augmentation is on."""
         colours = self.colour_jitter_probability or self.grayscale_probability
         return bool(colours or self.rand_augment_layers or self.erase_probability or self.mixes)
 
     @property
     def mixes(self) -> bool:
-        """Whether clips are mixed."""
+        """Whether mixup or cutmix is on."""
         return bool(self.mixup or self.cutmix)

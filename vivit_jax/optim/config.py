@@ -1,60 +1,56 @@
-"""What a config says of the optimizer, checked."""
+"""Config of the optimizer and the learning-rate schedule."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import re
+
+from vivit_jax.utils.checks import at_least, one_of, whole, within
 
 OPTIMIZERS = ("sgd", "adamw", "lamb", "lion")
 SCHEDULES = ("cosine", "linear", "constant", "step", "rsqrt")
 UNITS = ("steps", "epochs", "examples")
 
-# Biases, norms, position embeddings and class tokens are not decayed: every other leaf is called `kernel`.
+# Matches every parameter but biases, LayerNorm scales, position embeddings and class tokens.
 KERNELS = r"(^|/)kernel$"
-
-_B2 = {"lion": 0.99}  # arXiv:2302.06675, section 4; of the others 0.999
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimizer of a run. The defaults are the paper's recipe (appendix).
+    """Optimizer and learning-rate schedule of a run. The defaults are the paper's recipe (appendix).
 
     Patterns are regular expressions, searched in paths such as 'encoder/layers/mlp/dense_in/kernel'.
 
     Attributes:
       name: 'sgd' (with momentum, no Nesterov), 'adamw' (arXiv:1711.05101), 'lamb' (arXiv:1904.00962) or 'lion'
         (arXiv:2302.06675).
-      learning_rate: base learning rate, reached at the end of the warm-up; > 0.
-      schedule: of the steps after the warm-up: 'cosine', 'linear' (both to `end_learning_rate`), 'constant', 'step'
-        (times `step_decay_factor` at each of `schedule_steps`) or 'rsqrt' (see `rsqrt_timescale`).
-      warmup_epochs: epochs of linear warm-up from 0; at least 0, less than the run's.
-      warmup_steps, warmup_examples: the same in optimizer steps or in clips; where one of them is given, it wins.
-      end_learning_rate: the learning rate at the last step, at least 0; of 'cosine' and 'linear'.
-      schedule_steps: where 'step' changes the learning rate, counted from the start of the run, ascending.
-      step_decay_factor: what it is multiplied by there, in (0, 1).
-      rsqrt_timescale: t of 'rsqrt', > 0: s steps after the warm-up the learning rate is base / sqrt(1 + s / t)
+      learning_rate: at the end of the warm-up; > 0.
+      schedule: after the warm-up: 'cosine', 'linear' (both to `end_learning_rate`), 'constant', 'step' (times
+        `step_decay_factor` at each of `schedule_steps`) or 'rsqrt' (see `rsqrt_timescale`).
+      warmup_epochs: epochs of linear warm-up from 0, at least 0 and less than the run has.
+      warmup_steps, warmup_examples: the same in optimizer steps or in clips; replaces `warmup_epochs`.
+      end_learning_rate: at the last step of 'cosine' and 'linear', at least 0.
+      schedule_steps: when 'step' changes the learning rate, from the start of the run, ascending.
+      step_decay_factor: in (0, 1).
+      rsqrt_timescale: t > 0 of 'rsqrt': the learning rate s steps after the warm-up is base / sqrt(1 + s / t)
         (arXiv:2106.04560; big_vision's `create_learning_rate_schedule`). None: 10,000 steps.
-      schedule_unit: in what `schedule_steps` and `rsqrt_timescale` are given: 'steps', 'epochs' or 'examples'.
+      schedule_unit: of `schedule_steps` and `rsqrt_timescale`: 'steps', 'epochs' or 'examples'.
       momentum: of SGD, in [0, 1).
-      b1, b2, eps: the others' moments, in [0, 1), and their epsilon, > 0. b2=None: as published, 0.999, and 0.99 of
-        Lion, which has no epsilon.
-      weight_decay: decoupled, times the learning rate, on what `decay_pattern` names; at least 0 (published: 0).
-      decay_pattern: the parameters that are decayed; by default kernels alone: no biases, norms, position embeddings
-        and class tokens.
-      clip_norm: gradients are scaled so that the global norm of what is trained is at most this; 0 turns it off.
-      layer_decay: layer-wise learning-rate decay, in (0, 1]; `optim.layers` says how. 1 turns it off.
-      head_learning_rate: the learning rate of the heads in multiples of the body's, > 0.
-      frozen: patterns of the parameters that are not trained: no update, no decay, no optimizer state. One may be
-        given as a string.
-      accumulate_steps: parts that a batch is taken in, one after another, for memory; the gradient is that of the
-        batch. At least 1, and it must divide the batch.
+      b1, b2, eps: of the other optimizers: decay of the moments, in [0, 1), and epsilon, > 0. b2=None: as published,
+        0.999, or 0.99 for Lion, which has no epsilon.
+      weight_decay: decoupled, times the learning rate, at least 0 (published: 0).
+      decay_pattern: the parameters that weight decay applies to; by default kernels only.
+      clip_norm: upper limit of the global norm of the trained parameters' gradient; 0 turns clipping off.
+      layer_decay: layer-wise learning-rate decay, in (0, 1], see `optim.learning_rate_factors`; 1 turns it off.
+      head_learning_rate: learning rate of the heads in multiples of the schedule's, > 0.
+      frozen: one or several patterns of parameters that are not trained: no update, decay or optimizer state.
+      accumulate_steps: microbatches per batch, processed one after another to save memory; must divide the batch size.
       ema_decay: d in [0, 1) of the exponential moving average of the parameters; 0 turns it off.
       sam_rho: radius of sharpness-aware minimisation (arXiv:2010.01412), at least 0; 0 turns it off.
 
     Raises:
-      ValueError: a field out of its range, or one that the chosen schedule does not look at.
+      ValueError: a field out of its range, or one that the chosen schedule does not use.
     """
 
     name: str = "sgd"
@@ -85,7 +81,14 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "schedule_steps", tuple(self.schedule_steps))
         object.__setattr__(self, "frozen", (self.frozen,) if isinstance(self.frozen, str) else tuple(self.frozen))
-        self._check_numbers()
+        one_of("optimizer", self, name=OPTIMIZERS, schedule=SCHEDULES, schedule_unit=UNITS)
+        within("optimizer", self, "(0, inf)", "learning_rate", "head_learning_rate", "eps", "rsqrt_timescale")
+        not_negative = ("warmup_epochs", "warmup_steps", "warmup_examples", "end_learning_rate")
+        within("optimizer", self, "[0, inf)", *not_negative, "weight_decay", "clip_norm", "sam_rho")
+        within("optimizer", self, "[0, 1)", "momentum", "b1", "b2", "ema_decay")
+        within("optimizer", self, "(0, 1]", "layer_decay", hint="1 turns it off")
+        at_least("optimizer", self, accumulate_steps=1)
+        whole("optimizer", self, "accumulate_steps")
         self._check_schedule()
         for field, patterns in (("decay_pattern", (self.decay_pattern,)), ("frozen", self.frozen)):
             for pattern in patterns:
@@ -96,58 +99,32 @@ class OptimizerConfig:
 
     @property
     def second_moment(self) -> float:
-        """`b2`, as published where it is not given."""
-        return _B2.get(self.name, 0.999) if self.b2 is None else self.b2
-
-    def _check_numbers(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise ValueError(f"optimizer.name={self.name!r} is not known; choose one of {', '.join(OPTIMIZERS)}")
-        for field in ("learning_rate", "head_learning_rate", "eps", "rsqrt_timescale"):
-            value = getattr(self, field)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"optimizer.{field}={value} must be greater than 0, and finite")
-        for field in (
-            *("warmup_epochs", "warmup_steps", "warmup_examples", "end_learning_rate", "weight_decay", "clip_norm"),
-            "sam_rho",
-        ):
-            value = getattr(self, field)
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"optimizer.{field}={value} must be at least 0, and finite")
-        for field in ("momentum", "b1", "b2", "ema_decay"):
-            value = getattr(self, field)
-            if value is not None and not 0 <= value < 1:
-                raise ValueError(f"optimizer.{field}={value} must lie in [0, 1)")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"optimizer.layer_decay={self.layer_decay} must lie in (0, 1]; 1 turns it off")
-        if self.accumulate_steps < 1 or self.accumulate_steps != int(self.accumulate_steps):
-            raise ValueError(f"optimizer.accumulate_steps={self.accumulate_steps} must be a whole number, at least 1")
+        """`b2`, or its published value."""
+        published = 0.99 if self.name == "lion" else 0.999  # Lion: arXiv:2302.06675, section 4
+        return published if self.b2 is None else self.b2
 
     def _check_schedule(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"optimizer.schedule={self.schedule!r} is not known; choose one of {', '.join(SCHEDULES)}")
-        if self.schedule_unit not in UNITS:
-            raise ValueError(f"optimizer.schedule_unit={self.schedule_unit!r} is not known; choose {', '.join(UNITS)}")
         if self.warmup_steps is not None and self.warmup_examples is not None:
             raise ValueError(
-                f"optimizer.warmup_steps={self.warmup_steps} and warmup_examples={self.warmup_examples} both say how "
-                "long the warm-up is; give one"
+                f"optimizer.warmup_steps={self.warmup_steps} and warmup_examples={self.warmup_examples} both set the "
+                "length of the warm-up; give one"
             )
-        for field, off, schedules in (
+        for field, default, schedules in (
             ("end_learning_rate", 0.0, ("cosine", "linear")),
             ("schedule_steps", (), ("step",)),
             ("rsqrt_timescale", None, ("rsqrt",)),
         ):
-            if self.schedule not in schedules and getattr(self, field) != off:
+            if self.schedule not in schedules and getattr(self, field) != default:
                 raise ValueError(
-                    f"optimizer.{field}={getattr(self, field)} means nothing to schedule={self.schedule!r}, only to "
-                    f"{' and '.join(schedules)}; leave it at {off}"
+                    f"optimizer.{field}={getattr(self, field)} is not used by schedule={self.schedule!r}, only by "
+                    f"{' and '.join(schedules)}; leave it at {default}"
                 )
-        if self.schedule == "step":
-            places = self.schedule_steps
-            if not places or places[0] <= 0 or any(a >= b for a, b in itertools.pairwise(places)):
-                raise ValueError(
-                    f"optimizer.schedule_steps={places} must say where the learning rate changes, ascending, each "
-                    f"greater than 0, in {self.schedule_unit}"
-                )
-            if not 0 < self.step_decay_factor < 1:
-                raise ValueError(f"optimizer.step_decay_factor={self.step_decay_factor} must lie in (0, 1)")
+        if self.schedule != "step":
+            return
+        within("optimizer", self, "(0, 1)", "step_decay_factor")
+        steps = self.schedule_steps
+        if not (steps and steps[0] > 0 and all(a < b for a, b in itertools.pairwise(steps))):
+            raise ValueError(
+                f"optimizer.schedule_steps={steps} must give the {self.schedule_unit} at which the learning rate "
+                "changes, ascending, each greater than 0"
+            )

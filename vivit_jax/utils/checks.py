@@ -30,6 +30,14 @@ def within(where: str, settings: Any, interval: str, *fields: str, hint: str = "
             raise ValueError(f"{_name(where, field)}={value} must lie in {interval}{hint and '; '}{hint}")
 
 
+def whole(where: str, settings: Any, *fields: str) -> None:
+    """Checks that fields are whole numbers, of any type."""
+    for field in fields:
+        value = getattr(settings, field)
+        if value is not None and value % 1 != 0:
+            raise ValueError(f"{_name(where, field)}={value} must be a whole number")
+
+
 def one_of(where: str, settings: Any, **choices: Collection[Any]) -> None:
     """Checks that the value of each field is one of its choices: `one_of("loss", self, name=("softmax",))`."""
     for field, options in choices.items():
