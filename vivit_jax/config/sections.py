@@ -53,7 +53,7 @@ class EvaluationConfig:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        at_least("evaluation", self, temporal_views=1, every_epochs=0, every_steps=1, num_num_videos=1, patience=0)
+        at_least("evaluation", self, temporal_views=1, every_epochs=0, every_steps=1, num_videos=1, patience=0)
         at_least("evaluation", self, batch_size=1)
         if self.spatial_views not in (1, 2, 3):
             raise ValueError(f"evaluation.spatial_views={self.spatial_views} must be 1, 2 or 3")
