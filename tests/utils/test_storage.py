@@ -19,7 +19,6 @@ from vivit_jax.data import build, pipeline, verify
 from vivit_jax.data.build import shards, tfds_builder
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.index import main as index_main
-from vivit_jax.data.pipeline import views
 from vivit_jax.data.records import scan
 from vivit_jax.data.records.split import BadIndexError, NoRecordsError, list_shards, open_split
 from vivit_jax.data.selection import sampling
@@ -150,7 +149,7 @@ def test_videos_are_decoded_from_a_bucket(ram, tmp_path):
     storage.put(path, place)
     np.testing.assert_array_equal(decode.read_video(place).frames, decode.read_video(path).frames)
     spec = sampling.ClipSpec(4, (48, 48))
-    np.testing.assert_array_equal(views.views_from_file(f"{ram}/v.mp4", spec), views.views_from_file(path, spec))
+    np.testing.assert_array_equal(pipeline.views_from_file(f"{ram}/v.mp4", spec), pipeline.views_from_file(path, spec))
     storage.path(f"{ram}/empty.mp4").write_bytes(b"")
     for name, message in (("empty.mp4", "the file is empty"), ("none.mp4", "no such file"), ("data", "a folder, not")):
         (storage.path(ram) / "data").mkdir(exist_ok=True)

@@ -107,7 +107,9 @@ class Evaluator:
             options=self._pipeline_options,
         )
         if not self._announced:
-            logging.info("Evaluating on %s, %d videos: %s", self._split.name, self._split.num_videos, batches.plan)
+            logging.info(
+                "Evaluating on %s, %d videos: %s", self._split.name, self._split.num_videos, batches.description
+            )
             self._announced = True
         for batch in batches:
             made = self._step(params, sharding.place_batch(batch, self._mesh, self._batch_size))

@@ -175,7 +175,7 @@ class Extractor:
                 values = np.zeros((split.num_videos, width), np.float32)
                 logging.info(
                     "Features of %s: %d videos x %d numbers, %.1f MiB in memory and on disk; clips: %s",
-                    split.name, *values.shape, values.nbytes / 2**20, batches.plan,
+                    split.name, *values.shape, values.nbytes / 2**20, batches.description,
                 )  # fmt: skip
             counts = made["mask"] > 0
             values[made["index"][counts]] = made["features"][counts]

@@ -91,7 +91,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
             options=data,
         )
         at_the_end.callback(batches.close)
-        logging.info("Training on %s. Clips: %s", training, batches.plan)
+        logging.info("Training on %s. Clips: %s", training, batches.description)
         record = {
             "config": experiment.to_dict(),
             "heads": dict(training.heads),

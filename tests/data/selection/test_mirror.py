@@ -7,8 +7,7 @@ import pytest
 
 from vivit_jax.data import catalog, moving_digits, pipeline
 from vivit_jax.data.config import PipelineOptions
-from vivit_jax.data.pipeline import batches
-from vivit_jax.data.records.split import RecordSplit, open_split
+from vivit_jax.data.records.split import open_split
 from vivit_jax.data.selection import mirror, sampling, training_set
 
 # Classes of Something-Something v2 with "left" or "right" in them, and some that only look like it.
@@ -79,7 +78,11 @@ def first_batch(training, **changes):
     spec = dataclasses.replace(SPEC, **changes)
     with pipeline.train_batches(training, spec, 48, 3, options=PipelineOptions(threads=1)) as stream:
         batch = next(stream)
-        return {"plan": str(stream.plan), "video": np.array(batch["video"]), "label": dict(batch["label"])}
+        return (
+            {"log": stream.description}
+            | {key: np.array(batch[key]) for key in ("video", "index")}
+            | {"label": batch["label"]}
+        )
 
 
 def test_swapped_labels_are_those_of_the_flipped_clips_and_nothing_else_changes(training):
@@ -94,9 +97,9 @@ def test_swapped_labels_are_those_of_the_flipped_clips_and_nothing_else_changes(
     verb = straight["label"]["verb"]
     image = np.array([1, 0, 2, 3, 5, 4, 6, 7])
     np.testing.assert_array_equal(swap["label"]["verb"], np.where(flipped, image[verb], verb))
-    assert "flips swap the labels of 4 classes" in swap["plan"]
-    assert "flips keep the labels of 4 classes that name a direction (move-left, move-right" in keep["plan"]
-    assert "flips" not in straight["plan"]
+    assert "flips swap the labels of 4 classes" in swap["log"]
+    assert "flips keep the labels of 4 classes that name a direction (move-left, move-right" in keep["log"]
+    assert "flips" not in straight["log"]
 
 
 def test_flipped_clips_show_the_motion_of_their_label(training):
@@ -129,24 +132,23 @@ def test_a_class_without_a_mirror_image_is_not_flipped(training):
     np.testing.assert_array_equal(swap["video"][verb != 0], keep["video"][verb != 0])
     assert (swap["label"]["verb"][verb == 0] == 0).all()
     count = int((split.labels["verb"] == 0).sum())
-    assert f"{count} videos are never flipped, as there is no class for the mirror image of move-left" in swap["plan"]
+    assert f"{count} videos are never flipped, as there is no class for the mirror image of move-left" in swap["log"]
 
 
-def test_videos_with_several_labels():
-    labels = {"label": np.array([[0, 2, -1], [2, -1, -1], [1, 3, -1], [-1, -1, -1]], np.int32)}
-    mirrors = {"label": np.array([1, 0, 2, mirror.NONE], np.int32)}
-    assert mirror.may_flip(labels, mirrors).tolist() == [True, True, False, True]
-    split = batches._Labels([RecordSplit(**_fields(labels))])
-    for video, expected in enumerate([[0, 1, 1, 0], [0, 0, 1, 0]]):
-        found = split.of(video, mirrors, True)["label"].numpy().tolist()
-        assert found == expected
-    assert split.of(0, mirrors, False)["label"].numpy().tolist() == [1, 0, 1, 0]
-    assert split.of(3, mirrors, True)["label"].numpy().tolist() == [0, 0, 0, 0]
-
-
-def _fields(labels):
-    fields = dict.fromkeys(field.name for field in dataclasses.fields(RecordSplit))
-    return fields | {"labels": labels, "class_names": {"label": list("abcd")}}
+def test_flips_swap_multi_label_targets(training):
+    ids = np.array([[0, 2, -1], [2, -1, -1], [1, 3, -1], [-1, -1, -1]], np.int32)
+    names = {"label": ["go left", "go right", "stay", "turn left"]}
+    assert mirror.may_flip({"label": ids}, {"label": np.array([1, 0, 2, mirror.NONE])}).tolist() == [
+        True,
+        True,
+        False,
+        True,
+    ]
+    labels = {"label": ids[np.arange(48) % 4]}
+    split = dataclasses.replace(training.splits[0], labels=labels, class_names=names)
+    batch = first_batch(split, flip_probability=1.0, flip_labels="swap")
+    expected = np.array([[0, 1, 1, 0], [0, 0, 1, 0], [0, 1, 0, 1], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(batch["label"]["label"], expected[batch["index"] % 4])
 
 
 def test_flip_labels_has_two_values():

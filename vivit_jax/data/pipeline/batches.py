@@ -1,9 +1,8 @@
-"""Records -> batches of NumPy arrays, in an order that is arithmetic (module `order`).
+"""Batches of NumPy arrays from records, in the order of `selection.order`.
 
-Every random choice of the clip at position p = step * batch_size + row of the training stream comes from (seed, p),
-and the video from the order. So the state of the stream is the step; starting at step N costs what starting at 0 costs;
-every video comes once an epoch; and the batches are the same for any number of processes, each taking its rows of every
-batch.
+Every random choice of the clip at position p = step * batch_size + row of the training stream comes from (seed, p), and
+the video from the order. So the state of the stream is the step, starting at step N costs what starting at 0 costs, and
+the batches are the same for any number of processes, each of which loads its rows of every batch.
 """
 
 from __future__ import annotations
@@ -16,10 +15,8 @@ import numpy as np
 from vivit_jax.data import service, workers
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import keep_freed_memory, tf
-from vivit_jax.data.pipeline import cache as memory
 from vivit_jax.data.pipeline import clips
-from vivit_jax.data.pipeline.memory_plan import Plan, example_bytes
-from vivit_jax.data.pipeline.views import views_from_file, views_from_frames
+from vivit_jax.data.pipeline.cache import cache
 from vivit_jax.data.records.reader import record_reader
 from vivit_jax.data.records.split import RecordSplit
 from vivit_jax.data.selection import mirror, sampling
@@ -27,40 +24,38 @@ from vivit_jax.data.selection.order import clip_draws
 from vivit_jax.data.selection.sampling import ClipSpec
 from vivit_jax.data.selection.training_set import TrainingSet
 
-__all__ = ["Batches", "ClipSpec", "eval_batches", "train_batches", "views_from_file", "views_from_frames"]
-
-# Where a training example stands in the stream; checked by `Batches`, and not handed on.
+# Position of a training example in the stream; checked by `Batches` and removed from the batch.
 _POSITION = "position"
 _DEFAULT_OPTIONS = PipelineOptions()
 
 
 class Batches:
-    """Iterator over batches, dicts of NumPy arrays (read-only views of TensorFlow's memory; copy to change them).
+    """Iterator over batches: dicts of NumPy arrays (read-only views of TensorFlow's memory; copy to change them).
 
     Attributes:
-      step: number of the batch that comes next.
-      num_batches: of one pass over the split (evaluation); None for the endless training stream.
-      plan: threads, batches ahead, and the memory that they take.
-      repeated_views: videos of the split with two test views that are the same, as they are too short or too small for
-        as many (evaluation).
-      corrupt: videos handed out so far with mask 0 because their record or a JPEG in it is broken.
-      last_corrupt: their places in the split.
+      step: number of the next batch.
+      num_batches: batches of one pass over the split (evaluation); None for the endless training stream.
+      description: threads, prefetching and cache, for the log.
+      repeated_views: videos with two equal test views, because they are too short or too small (evaluation).
+      corrupt: videos returned so far with mask 0 because their record or a JPEG in it is broken.
+      last_corrupt: indices of the last 100 of them.
     """
 
     def __init__(
         self,
         dataset: tf.data.Dataset,
-        step: int,
-        num_batches: int | None,
-        plan: Plan,
+        description: str,
+        *,
+        step: int = 0,
+        num_batches: int | None = None,
         repeated_views: int = 0,
         positions: Callable[[int], np.ndarray] | None = None,
     ):
         self._iterator: Iterator | None = iter(dataset)
         self._positions = positions
+        self.description = description
         self.step = step
         self.num_batches = num_batches
-        self.plan = plan
         self.repeated_views = repeated_views
         self.corrupt = 0
         self.last_corrupt: list[int] = []
@@ -73,19 +68,19 @@ class Batches:
             raise StopIteration
         batch = tf.nest.map_structure(lambda tensor: np.asarray(memoryview(tensor)), next(self._iterator))
         if self._positions is not None:
-            self._check(batch.pop(_POSITION))
+            self._check_positions(batch.pop(_POSITION))
         broken = batch["index"][(batch["mask"] == 0) & (batch["index"] >= 0)]
         self.corrupt += len(broken)
         self.last_corrupt = (self.last_corrupt + broken.tolist())[-100:]
         self.step += 1
         return batch
 
-    def _check(self, found: np.ndarray) -> None:
+    def _check_positions(self, positions: np.ndarray) -> None:
         expected = self._positions(self.step)
-        if not np.array_equal(found, expected):
+        if not np.array_equal(positions, expected):
             raise RuntimeError(
-                f"batch {self.step} holds the positions {found.tolist()[:8]}..., not {expected.tolist()[:8]}...: with "
-                "data.service_address, see that no address has more than one worker; otherwise please report this"
+                f"batch {self.step} holds the positions {positions.tolist()[:8]}..., not {expected.tolist()[:8]}...; "
+                "with data.service_address, see that no address has more than one worker, otherwise please report this"
             )
 
     def close(self) -> None:
@@ -135,21 +130,21 @@ def train_batches(
         raise ValueError(f"start_step={start_step}, seed={seed}: needs a step >= 0 and a seed of 0 to 2^31 - 1")
     if batch_size % spec.clips_per_video:
         raise ValueError(
-            f"batch_size={batch_size} is not divided by clips_per_video={spec.clips_per_video}: the clips of a video "
-            "lie in one batch"
+            f"batch_size={batch_size} is not divisible by clips_per_video={spec.clips_per_video}: all clips of a video "
+            "must be in one batch"
         )
     addresses = service.addresses_of(options.service_address) if options.service_address is not None else []
-    training = TrainingSet.of(train_set)
-    threads, prefetch = options.threads or workers.default_workers(), options.prefetch
-    videos = _Videos(training.splits, options, threads)
+    train_set = TrainingSet.of(train_set)
+    threads = options.threads or workers.default_workers()
+    videos = _Videos(train_set.splits, options, threads)
+    labels = _LabelTables(train_set.splits)
     shape = [spec.num_frames, *spec.image_size, 3]
     count = clips.num_draws(spec)
-    labels = _Labels(training.splits)
+
+    # Flips that swap labels: videos with a class that has no mirror image are never flipped.
     swap = spec.flip_probability > 0 and spec.flip_labels == "swap"
-    mirrors = training.mirror_classes()
-    may_flip = np.concatenate([mirror.may_flip(s.labels, mirrors) for s in training.splits]) if swap else None
-    never = int((~may_flip).sum()) if swap else None
-    flips = mirror.describe(training.class_names, mirrors, never) if spec.flip_probability > 0 else ""
+    mirrors = train_set.mirror_classes()
+    may_flip = np.concatenate([mirror.may_flip(s.labels, mirrors) for s in train_set.splits]) if swap else None
 
     @tf.autograph.experimental.do_not_convert
     def load(position, video):
@@ -157,25 +152,25 @@ def train_batches(
         allowed = tf.constant(may_flip)[video] if swap else True
         make = lambda *size: clips.train_clip(videos.read, video, *size, spec, draws, allowed)  # noqa: E731
         flipped = tf.logical_and(clips.is_flipped(spec, draws), allowed)
-        label = labels.of(video, mirrors, flipped) if swap else labels.of(video)
+        label = labels.look_up(video, mirrors, flipped) if swap else labels.look_up(video)
         return videos.example(video, shape, make) | {"label": label, _POSITION: position}
 
-    positions = training.order(seed, spec).dataset(batch_size, start_step * batch_size, (low, high))
-    working = example_bytes(training.splits, spec)
-    batch_bytes = (high - low) * int(np.prod(shape))
-    if not addresses:
-        dataset = positions.map(load, threads)
-        plan = Plan(threads, prefetch, batch_bytes, working, videos.cached_bytes, flips=flips)
-    else:
-        # Other machines may have another number of cores than this one.
+    positions = train_set.order(seed, spec).dataset(batch_size, start_step * batch_size, (low, high))
+    if addresses:
+        # The service's machines may have another number of cores than this one.
         make = lambda part: part.map(load, options.threads or tf.data.AUTOTUNE).with_options(_options(None))  # noqa: E731
-        dataset = service.distribute(positions, make, addresses)
-        plan = Plan(None, prefetch, batch_bytes, working, service=options.service_address, flips=flips)
+        dataset, threads = service.distribute(positions, make, addresses), None
+    else:
+        dataset = positions.map(load, threads)
+    description = _describe(options, threads, (high - low) * int(np.prod(shape)), videos.cached_bytes)
+    if spec.flip_probability > 0:
+        never = int((~may_flip).sum()) if swap else None
+        flips = mirror.describe(train_set.class_names, mirrors, never)
+        description += f"; {flips}" if flips else ""
     return Batches(
-        _finish(dataset, high - low, plan),
-        start_step,
-        None,
-        plan,
+        _batched(dataset, high - low, options.prefetch, threads),
+        description,
+        step=start_step,
         positions=lambda step: step * batch_size + np.arange(low, high),
     )
 
@@ -208,119 +203,119 @@ def eval_batches(
     low, high = _check_rows(batch_size, rows)
     if min(temporal_views, spatial_views) < 1:
         raise ValueError(f"{temporal_views} x {spatial_views} views; each must be at least 1")
-    threads, prefetch = options.threads or workers.default_workers(), options.prefetch
+    threads = options.threads or workers.default_workers()
     videos = _Videos([eval_set], options, threads)
-    n = eval_set.num_videos
-    num_batches = -(-n // batch_size)
-    places = np.arange(num_batches * batch_size)
-    places = places[(places % batch_size >= low) & (places % batch_size < high)]
-    labels = _Labels([eval_set])
+    labels = _LabelTables([eval_set])
+    num_videos = eval_set.num_videos
+    num_batches = -(-num_videos // batch_size)
+    positions = np.arange(num_batches * batch_size)
+    positions = positions[(positions % batch_size >= low) & (positions % batch_size < high)]
     shape = [temporal_views * spatial_views, spec.num_frames, *spec.image_size, 3]
 
     @tf.autograph.experimental.do_not_convert
-    def load(place):
-        make = lambda *size: clips.views(videos.read, place, *size, spec, temporal_views, spatial_views)  # noqa: E731
-        video = tf.where(place < n, place, -1)
-        return videos.example(video, shape, make) | {"label": labels.of(video)}
+    def load(position):
+        make = lambda *size: clips.views(videos.read, position, *size, spec, temporal_views, spatial_views)  # noqa: E731
+        video = tf.where(position < num_videos, position, -1)
+        return videos.example(video, shape, make) | {"label": labels.look_up(video)}
 
-    dataset = tf.data.Dataset.from_tensor_slices(places.astype(np.int64)).map(load, threads)
-    working = example_bytes([eval_set], spec, (temporal_views, spatial_views))
-    plan = Plan(threads, prefetch, (high - low) * int(np.prod(shape)), working, videos.cached_bytes)
+    dataset = tf.data.Dataset.from_tensor_slices(positions.astype(np.int64)).map(load, threads)
     sizes = eval_set.num_frames, eval_set.height, eval_set.width
-    repeated = sampling.repeated_views(*sizes, spec, temporal_views, spatial_views)
-    return Batches(_finish(dataset, high - low, plan), 0, num_batches, plan, int(repeated.sum()))
+    return Batches(
+        _batched(dataset, high - low, options.prefetch, threads),
+        _describe(options, threads, (high - low) * int(np.prod(shape)), videos.cached_bytes),
+        num_batches=num_batches,
+        repeated_views=int(sampling.repeated_views(*sizes, spec, temporal_views, spatial_views).sum()),
+    )
 
 
-class _Labels:
-    """The labels of the videos of splits, numbered one behind the other, as tensors."""
+class _LabelTables:
+    """Labels of the videos of concatenated splits, as tensors."""
 
     def __init__(self, splits: Sequence[RecordSplit]):
-        self._heads = splits[0].heads
-        self._ids = {h: tf.constant(_stacked([split.labels[h] for split in splits])) for h in splits[0].labels}
+        self._num_classes = splits[0].heads
+        self._ids = {h: tf.constant(_concatenate([split.labels[h] for split in splits])) for h in splits[0].labels}
 
-    def of(self, video, mirrors: Mapping[str, np.ndarray] | None = None, flipped=False) -> dict:
-        """Head -> label of one video, int32 [], or float32 [classes]; where the video is -1, class 0, or none.
+    def look_up(self, video, mirrors: Mapping[str, np.ndarray] | None = None, flipped=False) -> dict[str, tf.Tensor]:
+        """Returns the labels of a video: {head: int32 [], or float32 [classes]}; zeros where the video is -1.
 
         Args:
           video: its number.
-          mirrors: head -> class of the mirror image of each class; None where labels stay.
-          flipped: bool [], whether it is the mirror image whose labels are wanted.
+          mirrors: head -> class of the mirror image of each class; None if flips keep labels.
+          flipped: bool [], whether to return the labels of the mirror image.
         """
-        result = {}
+        labels = {}
         for head, table in self._ids.items():
-            count = self._heads[head]
+            num_classes = self._num_classes[head]
             ids = table[tf.maximum(video, 0)]
             if mirrors is not None:
-                # The place behind the classes is for what fills up the rows of a head with several labels.
-                other = tf.constant(np.append(mirrors[head], -1).astype(np.int32))
-                ids = tf.where(flipped, tf.gather(other, tf.where(ids < 0, count, ids)), ids)
+                # The entry after the classes is for the padding (-1) of multi-label rows.
+                mirrored = tf.constant(np.append(mirrors[head], -1).astype(np.int32))
+                ids = tf.where(flipped, tf.gather(mirrored, tf.where(ids < 0, num_classes, ids)), ids)
             if table.shape.rank == 2:
-                several = tf.reduce_max(tf.one_hot(ids, count), axis=0)  # of -1 all zeros
-                result[head] = tf.where(video >= 0, several, tf.zeros_like(several))
+                multi_hot = tf.reduce_max(tf.one_hot(ids, num_classes), axis=0)  # all zeros for -1
+                labels[head] = tf.where(video >= 0, multi_hot, tf.zeros_like(multi_hot))
             else:
-                result[head] = tf.where(video >= 0, ids, 0)
-        return result
+                labels[head] = tf.where(video >= 0, ids, 0)
+        return labels
 
 
-def _stacked(labels: Sequence[np.ndarray]) -> np.ndarray:
-    """Labels [N] or [N, L] of several splits, one behind the other: int32; rows filled up to the longest with -1."""
+def _concatenate(labels: Sequence[np.ndarray]) -> np.ndarray:
+    """Concatenates labels [N] or [N, L] of several splits: int32; rows are padded to the longest with -1."""
     if labels[0].ndim == 1:
         return np.concatenate(labels).astype(np.int32)
     width = max(ids.shape[1] for ids in labels)
-    filled = [np.pad(ids, ((0, 0), (0, width - ids.shape[1])), constant_values=-1) for ids in labels]
-    return np.concatenate(filled).astype(np.int32)
+    padded = [np.pad(ids, ((0, 0), (0, width - ids.shape[1])), constant_values=-1) for ids in labels]
+    return np.concatenate(padded).astype(np.int32)
 
 
 class _Videos:
-    """The videos of splits, numbered one behind the other, as tensors: sizes, and a reader of their frames."""
+    """The videos of concatenated splits: their sizes as tensors, and a reader of their frames."""
 
     def __init__(self, splits: Sequence[RecordSplit], options: PipelineOptions, threads: int):
-        def joined(arrays, kind):
-            return tf.constant(np.concatenate([np.asarray(array, kind) for array in arrays]))
+        def concatenate(field):
+            return tf.constant(np.concatenate([np.asarray(getattr(split, field), np.int64) for split in splits]))
 
-        self._sizes = [joined([getattr(s, x) for s in splits], np.int64) for x in ("num_frames", "height", "width")]
-        self._first = np.cumsum([0, *(s.num_videos for s in splits)])
-        self._readers, good, self.cached_bytes = [], [], 0
+        self._sizes = [concatenate(field) for field in ("num_frames", "height", "width")]
+        self._first = np.cumsum([0, *(split.num_videos for split in splits)])
+        self._readers, readable, self.cached_bytes = [], [], 0
         for split in splits:
-            reader = record_reader(split)
+            reader, known = record_reader(split), None
             if options.cache:
-                kept = memory.cache(split, reader, int(options.cache_gb * 2**30) - self.cached_bytes, threads)
-                reader, self.cached_bytes = kept.read, self.cached_bytes + kept.size
-                good.append(kept.good)
-            else:
-                good.append(None)
+                cached = cache(split, reader, int(options.cache_gb * 2**30) - self.cached_bytes, threads)
+                reader, known, self.cached_bytes = cached.read, cached.readable, self.cached_bytes + cached.size
             self._readers.append(reader)
-        # Where all frames are in memory, it is known beforehand which can be used, and nothing can fail.
-        self._good = tf.concat(good, 0) if all(known is not None for known in good) else None
+            readable.append(known)
+        # With all frames in memory, unreadable videos are known beforehand, and nothing can fail.
+        self._readable = tf.concat(readable, 0) if all(known is not None for known in readable) else None
 
     def read(self, video, numbers, window=None, finish=None):
-        """A `clips.Reader` of all videos."""
+        """A `reader.Reader` of all videos."""
         if len(self._readers) == 1:
             return self._readers[0](video, numbers, window, finish)
-        place = tf.searchsorted(tf.constant(self._first[1:]), video[None], side="right")[0]
+        split = tf.searchsorted(tf.constant(self._first[1:]), video[None], side="right")[0]
         branches = [
             lambda reader=reader, first=first: reader(video - first, numbers, window, finish)
             for reader, first in zip(self._readers, self._first[:-1].tolist(), strict=True)
         ]
-        return tf.switch_case(place, branches)
+        return tf.switch_case(split, branches)
 
     def example(self, video, shape: list[int], make: Callable[..., tf.Tensor]) -> dict:
-        """The example of one video, without its labels; where it is -1 or cannot be read, black frames and mask 0."""
+        """Returns the example of a video without labels; black frames and mask 0 if it is -1 or cannot be read."""
         size = [x[tf.maximum(video, 0)] for x in self._sizes]
 
         def black():
             return tf.zeros(shape, tf.uint8), 0.0
 
-        def guarded():
+        def make_or_black():
             # An error in the graph would end the stream. In a nested data set it can be ignored, and replaced.
-            made = tf.data.Dataset.from_tensors(video).map(lambda _: (make(*size), 1.0)).ignore_errors()
-            spare = tf.data.Dataset.from_tensors(video).map(lambda _: black())
-            return made.concatenate(spare).take(1).get_single_element()
+            example = tf.data.Dataset.from_tensors(video).map(lambda _: (make(*size), 1.0)).ignore_errors()
+            fallback = tf.data.Dataset.from_tensors(video).map(lambda _: black())
+            return example.concatenate(fallback).take(1).get_single_element()
 
-        if self._good is None:
-            frames, mask = tf.cond(video >= 0, guarded, black)
+        if self._readable is None:
+            frames, mask = tf.cond(video >= 0, make_or_black, black)
         else:
-            usable = tf.logical_and(video >= 0, self._good[tf.maximum(video, 0)])
+            usable = tf.logical_and(video >= 0, self._readable[tf.maximum(video, 0)])
             frames, mask = tf.cond(usable, lambda: (make(*size), 1.0), black)
         return {"video": tf.ensure_shape(frames, shape), "mask": mask, "index": video}
 
@@ -338,13 +333,19 @@ def _options(threads: int | None) -> tf.data.Options:
     options = tf.data.Options()
     options.deterministic = True
     if threads is not None:
-        # Fixed sizes, so that the memory is what the plan says; threads that no other pipeline of the process shares.
+        # Fixed sizes bound the memory; private threads are shared with no other pipeline of the process.
         options.autotune.enabled = False
         options.threading.private_threadpool_size = threads
     return options
 
 
-def _finish(dataset: tf.data.Dataset, batch_size: int, plan: Plan) -> tf.data.Dataset:
+def _batched(dataset: tf.data.Dataset, batch_size: int, prefetch: int, threads: int | None) -> tf.data.Dataset:
     keep_freed_memory()
-    dataset = dataset.batch(batch_size, drop_remainder=True).prefetch(plan.prefetch)
-    return dataset.with_options(_options(plan.threads))
+    return dataset.batch(batch_size, drop_remainder=True).prefetch(prefetch).with_options(_options(threads))
+
+
+def _describe(options: PipelineOptions, threads: int | None, batch_bytes: int, cached_bytes: int) -> str:
+    """Describes a pipeline in the log. Two batches more than prefetched exist: in the making, and handed out."""
+    source = f"tf.data service at {options.service_address}" if threads is None else f"{threads} threads"
+    memory = f"{options.prefetch} batches prefetched, {(options.prefetch + 2) * batch_bytes / 1e6:.1f} MB of batches"
+    return f"{source}, {memory}, {f'cache {cached_bytes / 1e6:.1f} MB' if cached_bytes else 'no cache'}"

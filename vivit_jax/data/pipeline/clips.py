@@ -1,6 +1,6 @@
-"""From records to clips, in TensorFlow's graph: frames read and decoded, cropped and resized in one go, flipped.
+"""Clips from frames, in TensorFlow's graph: read and decode, crop and resize in one step, flip.
 
-No Python runs in the graph: on this stack an exception beside a `py_function` hangs the process instead of ending it.
+The graph calls no Python: on this stack an exception next to a `py_function` hangs the process instead of ending it.
 """
 
 from __future__ import annotations
@@ -8,10 +8,14 @@ from __future__ import annotations
 import types
 from collections.abc import Callable
 
+import numpy as np
+
 from vivit_jax.data.host_tf import tf
-from vivit_jax.data.records.reader import Finish, Reader
+from vivit_jax.data.records.reader import Finish, Reader, memory_reader
 from vivit_jax.data.selection import sampling
 from vivit_jax.data.selection.sampling import ClipSpec
+from vivit_jax.data.video import decode
+from vivit_jax.utils import storage
 
 TENSORFLOW = types.SimpleNamespace(
     minimum=tf.minimum,
@@ -20,46 +24,46 @@ TENSORFLOW = types.SimpleNamespace(
     to_float=lambda x: tf.cast(x, tf.float64),
     arange=lambda n: tf.range(n, dtype=tf.int64),
 )
-# Number of uniform draws that one training clip takes, and what each is for; segments take one more a frame.
+# Uniform draws of a training clip and their purpose; segments take one more per frame.
 NUM_DRAWS = 6
 _START, _CROP, _FLIP, _SEGMENTS = 0, slice(1, 5), 5, slice(6, None)
 
 
 def num_draws(spec: ClipSpec) -> int:
-    """Uniform draws that a training clip takes."""
+    """Returns the number of uniform draws that a training clip takes."""
     return NUM_DRAWS + (spec.num_frames if spec.sampling == "segments" else 0)
 
 
-def is_flipped(spec: ClipSpec, draws) -> tf.Tensor:
-    """Whether the draws of a clip say that it is flipped: bool []."""
+def is_flipped(spec: ClipSpec, draws: tf.Tensor) -> tf.Tensor:
+    """Returns whether a clip with these draws is flipped: bool []."""
     return draws[_FLIP] < spec.flip_probability
 
 
 def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, draws, may_flip=True) -> tf.Tensor:
-    """A training clip: uint8 [T, h, w, 3].
+    """Makes a training clip: uint8 [T, h, w, 3].
 
     Args:
-      read: of the video's frames.
-      video: its number.
-      num_frames, height, width: of the video as stored, int64.
-      spec: of the clip.
+      read: reader of the video's frames.
+      video: its number, as `read` expects it.
+      num_frames, height, width: size of the stored video, int64.
+      spec: clip parameters.
       draws: float64 [num_draws(spec)], uniform in [0, 1).
-      may_flip: bool [], whether the clip may be flipped at all.
+      may_flip: bool [], False if the clip must not be flipped.
     """
     crop_h, crop_w = spec.image_size
     if spec.sampling == "segments":
-        numbers = sampling.segment_frames(num_frames, spec.num_frames, draws[_SEGMENTS], TENSORFLOW)
+        frames = sampling.segment_frames(num_frames, spec.num_frames, draws[_SEGMENTS], TENSORFLOW)
     else:
-        numbers = sampling.train_frames(num_frames, spec.num_frames, spec.stride, draws[_START], TENSORFLOW)
+        frames = sampling.train_frames(num_frames, spec.num_frames, spec.stride, draws[_START], TENSORFLOW)
     box = sampling.train_window(
         height, width, spec.short_side, crop_h, crop_w, spec.scale_jitter, spec.random_crop,
         tf.unstack(draws[_CROP], num=4), TENSORFLOW,
     )  # fmt: skip
     window = tf.cast(tf.stack([box.top, box.left, box.height, box.width]), tf.int32)
-    clip = resized(lambda finish: read(video, numbers, window, finish), window[2:], spec.image_size)
+    clip = resized(lambda finish: read(video, frames, window, finish), window[2:], spec.image_size)
     clip = tf.ensure_shape(clip, [spec.num_frames, crop_h, crop_w, 3])
     if spec.flip_probability > 0:
-        # As one tall picture, which TensorFlow mirrors twice as fast as a clip.
+        # As one tall image, which TensorFlow mirrors twice as fast as a clip.
         tall = tf.reshape(clip, [-1, crop_w, 3])
         tall = tf.cond(tf.logical_and(is_flipped(spec, draws), may_flip), lambda: tf.reverse(tall, [1]), lambda: tall)
         clip = tf.reshape(tall, clip.shape)
@@ -67,55 +71,50 @@ def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, d
 
 
 def views(read: Reader, video, num_frames, height, width, spec: ClipSpec, temporal: int, spatial: int) -> tf.Tensor:
-    """All test views of a video: uint8 [temporal * spatial, T, h, w, 3], the views of the first clip first.
+    """Makes all test views of a video: uint8 [temporal * spatial, T, h, w, 3], temporal-major.
 
     Arguments as `train_clip`; `temporal` clips evenly over the video, `spatial` crops along the longer side of each.
     """
     crop_h, crop_w = spec.image_size
-    numbers = tf.concat(
-        [sampling.clip_frames_of_view(num_frames, spec, temporal, i, TENSORFLOW) for i in range(temporal)],
-        0,
-    )
+    frames = [sampling.clip_frames_of_view(num_frames, spec, temporal, i, TENSORFLOW) for i in range(temporal)]
     # Clips overlap in short videos: every frame is decoded and resized once.
-    unique, places = tf.unique(numbers)
+    unique, position = tf.unique(tf.concat(frames, 0))
     rows, columns = sampling.resized(height, width, spec.short_side, crop_h, crop_w, TENSORFLOW)
-    boxes = [sampling.view_crop(rows, columns, crop_h, crop_w, spatial, i, TENSORFLOW) for i in range(spatial)]
-    frames = resized(
+    images = resized(
         lambda finish: read(video, unique, None, finish),
         tf.stack([height, width]),
         tf.stack([rows, columns]),
         check=True,
     )
-    crops = [
-        tf.reshape(
-            tf.gather(frames[:, box.top : box.top + crop_h, box.left : box.left + crop_w], places),
-            [temporal, 1, spec.num_frames, crop_h, crop_w, 3],
-        )
-        for box in boxes
-    ]
+    crops = []
+    for i in range(spatial):
+        box = sampling.view_crop(rows, columns, crop_h, crop_w, spatial, i, TENSORFLOW)
+        crop = images[:, box.top : box.top + crop_h, box.left : box.left + crop_w]
+        crops.append(tf.reshape(tf.gather(crop, position), [temporal, 1, spec.num_frames, crop_h, crop_w, 3]))
     return tf.reshape(tf.concat(crops, 1), [temporal * spatial, spec.num_frames, crop_h, crop_w, 3])
 
 
 def resized(read: Callable[[Finish | None], tf.Tensor], stored, size, check: bool = False) -> tf.Tensor:
-    """Frames uint8 [K, H, W, 3] as `read` gives them -> uint8 [K, h, w, 3], bilinear with half-pixel centres.
-
-    When shrinking to less than three quarters, pixels would be skipped: the kernel is then widened against aliasing.
+    """Resizes frames: bilinear with half-pixel centres, antialiased when shrinking below three quarters.
 
     Args:
-      read: reads the frames, each finished as it is told.
+      read: returns frames uint8 [K, H, W, 3], each passed through the function it is given.
       stored: (H, W).
-      size: (h, w); frames that have it stay as they are.
-      check: frames of another size than `stored` may come, and are then an error.
+      size: (h, w).
+      check: raise an error for frames of another size than `stored`.
+
+    Returns:
+      uint8 [K, h, w, 3].
     """
     stored, size = tf.cast(stored, tf.int32), tf.cast(size, tf.int32)
     scale = tf.cast(size, tf.float32) / tf.cast(stored, tf.float32)
 
-    def narrow(frame):
-        # As floats, of which TensorFlow makes pixels twice as fast as of bytes; the half rounds.
+    def bilinear(frame):
+        # TensorFlow resizes floats twice as fast as bytes; the half rounds.
         image = tf.cast(_checked(frame, stored) if check else frame, tf.float32)[None] + 0.5
         return tf.cast(tf.raw_ops.ResizeBilinear(images=image, size=size, half_pixel_centers=True), tf.uint8)[0]
 
-    def wide(frame):
+    def antialiased(frame):
         # Four times as slow as the plain kernel, so only where it makes a difference.
         image = tf.raw_ops.ScaleAndTranslate(
             images=(_checked(frame, stored) if check else frame)[None], size=size, scale=scale, translation=[0.0, 0.0],
@@ -123,13 +122,81 @@ def resized(read: Callable[[Finish | None], tf.Tensor], stored, size, check: boo
         )  # fmt: skip
         return tf.cast(image + 0.5, tf.uint8)[0]
 
-    # One choice for all frames: a choice for each would cost a tenth of the whole.
+    # One branch for all frames: a branch per frame would cost a tenth of the whole.
     same, shrinks = tf.reduce_all(tf.equal(size, stored)), tf.reduce_min(scale) < 0.75
-    kind = tf.where(same, 0, tf.where(shrinks, 2, 1))
-    return tf.switch_case(kind, [lambda: read(None), lambda: read(narrow), lambda: read(wide)])
+    kernel = tf.where(same, 0, tf.where(shrinks, 2, 1))
+    return tf.switch_case(kernel, [lambda: read(None), lambda: read(bilinear), lambda: read(antialiased)])
 
 
 def _checked(frame: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """The frame; an error where it is not of the size, so that its video is masked instead of distorted."""
+    """Fails on a frame of another size, so that its video is masked instead of distorted."""
     with tf.control_dependencies([tf.debugging.assert_equal(tf.shape(frame)[:2], size)]):
         return tf.identity(frame)
+
+
+def views_from_frames(
+    frames: np.ndarray, spec: ClipSpec, temporal_views: int = 1, spatial_views: int = 1
+) -> np.ndarray:
+    """Makes the test views of a video in memory, as `eval_batches` does.
+
+    Args:
+      frames: uint8 [T, H, W, 3], RGB, T >= 1.
+
+    Returns:
+      uint8 [V, spec.num_frames, h, w, 3], temporal-major.
+    """
+    frames = np.asarray(frames)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
+        raise ValueError(f"frames are {frames.dtype} {frames.shape}; they must be uint8 [T, H, W, 3] with T >= 1")
+    reader = memory_reader(tf.constant(frames))
+    return _views_now(reader, frames.shape[:3], spec, temporal_views, spatial_views)
+
+
+def views_from_file(
+    path: storage.Place,
+    spec: ClipSpec,
+    temporal_views: int = 1,
+    spatial_views: int = 1,
+    short_side: int | None = None,
+    memory_limit: int = 1 << 30,
+) -> np.ndarray:
+    """Makes the test views of a video file, decoded as by a build and cut as by `eval_batches`.
+
+    Args:
+      path: video file.
+      spec, temporal_views, spatial_views: as in `views_from_frames`.
+      short_side: of the data set's records; larger frames are shrunk to it.
+      memory_limit: bytes of frames to hold. A larger video is decoded twice, and only the frames of the views are kept.
+
+    Returns:
+      uint8 [V, spec.num_frames, h, w, 3], temporal-major.
+
+    Raises:
+      decode.VideoError: the file is not a video, or broken.
+    """
+    frames, count, size = [], 0, 0
+    for frame in decode.iterate_frames(path, short_side=short_side):
+        count, size = count + 1, size + frame.image.nbytes
+        if size <= memory_limit:
+            frames.append(frame.image)
+    if count == len(frames):
+        return views_from_frames(np.stack(frames), spec, temporal_views, spatial_views)
+
+    # Too large for the limit: decode again, and keep only the frames of the views.
+    frames.clear()
+    needed = [sampling.clip_frames_of_view(count, spec, temporal_views, i) for i in range(temporal_views)]
+    needed = np.unique(np.concatenate(needed))
+    needed_set = set(needed.tolist())
+    numbered = enumerate(decode.iterate_frames(path, short_side=short_side))
+    kept = np.stack([frame.image for number, frame in numbered if number in needed_set])
+    read_kept, kept_numbers = memory_reader(tf.constant(kept)), tf.constant(needed, tf.int64)
+
+    def read(video, numbers, window=None, finish=None):
+        return read_kept(video, tf.searchsorted(kept_numbers, tf.cast(numbers, tf.int64)), window, finish)
+
+    return _views_now(read, (count, *kept.shape[1:3]), spec, temporal_views, spatial_views)
+
+
+def _views_now(read: Reader, shape: tuple[int, ...], spec: ClipSpec, temporal: int, spatial: int) -> np.ndarray:
+    size = (tf.constant(x, tf.int64) for x in shape)
+    return views(read, tf.constant(0, tf.int64), *size, spec, temporal, spatial).numpy()
