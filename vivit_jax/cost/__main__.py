@@ -1,4 +1,4 @@
-"""What models cost: the paper's tables beside our programs, or one experiment's.
+"""Prints the cost of the paper's models beside the published figures, or the cost of one experiment.
 
 python -m vivit_jax.cost
 python -m vivit_jax.cost --only=table2,table5 --format=markdown
@@ -14,12 +14,12 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The cost of this experiment instead of the paper's tables.", lock_config=True
+    "config", None, "Print the cost of this experiment instead of the paper's tables.", lock_config=True
 )
-_ONLY = flags.DEFINE_list("only", None, "Some of table2, table5, figure7, figure8, figure9; default, all.")
-_FORMAT = flags.DEFINE_enum("format", "text", ["text", "markdown", "csv"], "How tables are printed.")
+_ONLY = flags.DEFINE_list("only", None, "Some of table2, table5, figure7, figure8, figure9. Default: all.")
+_FORMAT = flags.DEFINE_enum("format", "text", ["text", "markdown", "csv"], "Format of the tables.")
 _PLOT = flags.DEFINE_string("plot", None, "Folder for figure7b.png and figure8b.png.")
-_COMPILE = flags.DEFINE_bool("compile", False, "With --config: compile, and print the compiler's own temporaries.")
+_COMPILE = flags.DEFINE_bool("compile", True, "With --config: compile for this machine, for the memory of activations.")
 
 
 def main(argv: list[str]) -> None:
@@ -27,9 +27,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if _CONFIG.value is not None and (_ONLY.value or _PLOT.value):
         raise app.UsageError("--only and --plot are about the paper's tables; leave them out with --config")
-    if _CONFIG.value is None and _COMPILE.value:
-        raise app.UsageError("--compile needs --config: the tables are counted without compiling")
-    # After the flags are parsed, so that --help and a mistyped flag answer at once.
+    # Imported after the flags are parsed, so that --help and a mistyped flag answer at once.
     from vivit_jax.cost import paper, render
 
     try:
@@ -38,27 +36,27 @@ def main(argv: list[str]) -> None:
             from vivit_jax.cost import report
 
             run = experiment.Experiment.from_config(_CONFIG.value)
-            print(render.render(report.tables_of(run, compiled=_COMPILE.value, say=say), _FORMAT.value))
+            print(render.render(report.tables_of(run, compiled=_COMPILE.value, log=log), _FORMAT.value))
             return
-        print(render.render(list(paper.tables(_ONLY.value or tuple(paper.TABLES), say)), _FORMAT.value))
+        print(render.render(list(paper.tables(_ONLY.value or tuple(paper.TABLES), log)), _FORMAT.value))
         if _PLOT.value:
             from vivit_jax.cost import figures
 
             for path in figures.save(_PLOT.value):
-                say(f"wrote {path}")
+                log(f"wrote {path}")
     except (ValueError, RuntimeError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
         logging.debug("Where it came from:", exc_info=True)  # shown with --verbosity=1
         sys.exit(f"error: {error}\n(--verbosity=1 shows where it came from)")
 
 
-def say(line: str) -> None:
-    """Progress, beside the output."""
+def log(line: str) -> None:
+    """Prints progress to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 def run() -> None:
     """Entry point."""
-    logging.set_verbosity(logging.WARNING)  # the tables are the output
+    logging.set_verbosity(logging.WARNING)
     app.run(main)
 
 

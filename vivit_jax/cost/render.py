@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
+import itertools
 import textwrap
 from collections.abc import Sequence
 
+from vivit_jax.utils import tables
+
 FORMATS = ("text", "markdown", "csv")
-WIDTH = 120  # of notes under a table in text
+WIDTH = 120  # of notes in text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Table:
       name: one word, `table2`; the first column of the CSV.
       title: above the table.
       header: names of the columns, the last `remark`.
-      rows: cells as text, as many as the header has.
-      notes: sentences under the table, about all of it.
+      rows: cells as text.
+      notes: sentences under the table.
     """
 
     name: str
@@ -31,60 +32,50 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def render(tables: Sequence[Table], form: str) -> str:
-    """All tables as one text.
+def render(shown: Sequence[Table], form: str) -> str:
+    """Returns all tables as one text.
 
     Args:
-      tables: to be shown one after the other. In CSV, tables of one header follow each other without a break, and
-        their notes are left out.
-      form: of `FORMATS`.
+      shown: tables. In CSV, consecutive tables with one header are joined, and notes are omitted.
+      form: one of `FORMATS`.
 
     Raises:
-      ValueError: another form.
+      ValueError: unknown form.
     """
     if form not in FORMATS:
-        raise ValueError(f"format={form!r} is not known; choose one of {', '.join(FORMATS)}")
-    if form == "csv":
-        return _csv(tables)
-    return "\n\n".join(_page(table, markdown=form == "markdown") for table in tables)
+        raise ValueError(f"format={form!r} is unknown; choose one of {', '.join(FORMATS)}")
+    if form != "csv":
+        return "\n\n".join(_page(table, markdown=form == "markdown") for table in shown)
+    parts = []
+    for header, group in itertools.groupby(shown, key=lambda table: table.header):
+        rows = [(table.name, *map(_without_commas, row)) for table in group for row in table.rows]
+        parts.append(tables.to_csv(("table", *header), rows))
+    return "".join(parts).rstrip("\n")
 
 
 def _page(table: Table, *, markdown: bool) -> str:
-    """Long remarks as numbered notes under the table, the same remark once."""
+    """Renders one table; remarks become numbered notes below it, equal ones once."""
     remarks = list(dict.fromkeys(row[-1] for row in table.rows if row[-1]))
     number = {remark: f"({i})" for i, remark in enumerate(remarks, start=1)}
     rows = [(*row[:-1], number.get(row[-1], "")) for row in table.rows]
     notes = [*(f"{number[remark]} {remark}" for remark in remarks), *table.notes]
-    lines = [table.header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.header))]
-    numeric = [i for i in range(len(widths)) if all(_is_number(row[i]) for row in rows)]
 
-    def line(cells: Sequence[str]) -> list[str]:
-        return [c.rjust(w) if i in numeric else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
-
-    if not markdown:
-        body = [table.title, "", "  ".join(line(table.header)).rstrip(), "  ".join("-" * width for width in widths)]
-        below = [textwrap.fill(note, WIDTH, subsequent_indent="    ") for note in notes]
-        return "\n".join([*body, *("  ".join(line(row)).rstrip() for row in rows), "", *below]).rstrip()
-    rule = ["-" * (w - 1) + ":" if i in numeric else "-" * w for i, w in enumerate(max(w, 3) for w in widths)]
-    body = [f"| {' | '.join(cells)} |" for cells in (line(table.header), rule, *map(line, rows))]
-    return "\n".join([f"## {table.title}", "", *body, *(part for note in notes for part in ("", note))])
-
-
-def _csv(tables: Sequence[Table]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    header = None
-    for table in tables:
-        if table.header != header:
-            header = table.header
-            writer.writerow(("table", *header))
-        writer.writerows((table.name, *map(_plain, row)) for row in table.rows)
-    return text.getvalue().rstrip("\n")
+    # Columns are padded to one width, numbers to the right.
+    widths = [max(3 * markdown, *map(len, column)) for column in zip(table.header, *rows, strict=True)]
+    numeric = [all(map(_is_number, column)) for column in zip(*rows, strict=True)]
+    header, *rows = (
+        [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(cells, widths, numeric, strict=True)]
+        for cells in (table.header, *rows)
+    )
+    if markdown:
+        rule = ["-" * (w - 1) + ":" if right else "-" * w for w, right in zip(widths, numeric, strict=True)]
+        return "\n\n".join([f"## {table.title}", tables.to_markdown(header, rows, rule), *notes])
+    lines = ["  ".join(cells).rstrip() for cells in (header, ["-" * w for w in widths], *rows)]
+    notes = [textwrap.fill(note, WIDTH, subsequent_indent="    ") for note in notes]
+    return "\n".join([table.title, "", *lines, "", *notes]).rstrip()
 
 
-def _plain(cell: str) -> str:
-    """A number without its thousands' commas; anything else as it is."""
+def _without_commas(cell: str) -> str:
     return cell.replace(",", "") if _is_number(cell) else cell
 
 

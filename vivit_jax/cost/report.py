@@ -1,127 +1,134 @@
-"""The cost of one experiment: parameters by part, multiply-adds, memory of training and inference."""
+"""The cost of one experiment: parameters by part, multiply-adds, memory."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import optax
 
 from vivit_jax import optim
 from vivit_jax.config.experiment import Experiment
-from vivit_jax.cost.counts import forward_count, parameters_by_part, train_count
-from vivit_jax.cost.memory import compiled_bytes, memory_of
+from vivit_jax.cost.counts import abstract_batch, abstract_state, forward_count, parameters_by_part, train_count
 from vivit_jax.cost.render import Table
 from vivit_jax.data import build, catalog
+from vivit_jax.models import ViViT, ViViTConfig
 from vivit_jax.models.flops import matrix_products
+from vivit_jax.train_step import make_train_step, normalise
 
 HEADER = ("quantity", "value", "unit", "remark")
+Log = Callable[[str], None]
 
 
-def tables_of(
-    experiment: Experiment, *, compiled: bool = False, say: Callable[[str], None] = lambda _: None
-) -> list[Table]:
-    """The cost of an experiment, nothing allocated.
+def tables_of(experiment: Experiment, *, compiled: bool = True, log: Log = lambda _: None) -> list[Table]:
+    """Returns the tables `parameters`, `multiply_adds` and `memory` of an experiment. Nothing is allocated.
 
     Args:
       experiment: its model, data set (for the classes), optimizer and batch size count.
-      compiled: also compile for this machine's default device and print the compiler's temporaries.
-      say: called with a line of progress before each part.
-
-    Returns:
-      Tables `parameters`, `multiply_adds` and `memory`.
+      compiled: compile for this machine's default device, for the memory of activations.
+      log: receives a line of progress before each table.
 
     Raises:
-      ValueError: a data set that the catalog does not know, and no records of it.
-      ConfigError: a model that does not fit together.
+      ValueError: a data set without records that the catalog does not know.
+      ConfigError: an invalid model.
     """
     data = experiment.data
     config = experiment.model_config(catalog.of_records(data.name, build.records_folder(data.name, data.dir)).heads)
-    # The shapes of the state do not depend on the schedule, which only the data can complete.
+    # The schedule has no influence on the shapes of the state; its length depends on the data.
     optimizer = optim.make_optimizer(experiment.optimizer, optax.constant_schedule(experiment.optimizer.learning_rate))
-    n_t, n_h, n_w = config.grid
     heads = ", ".join(f"{name or 'classes'} {classes}" for name, classes in config.heads)
-    what = (
-        f"{config.name} {config.attention}, {config.num_frames} x {' x '.join(map(str, config.image_shape))}, "
-        f"{n_t} x {n_h} x {n_w} tokens, {heads}"
-    )
-
-    say(f"parameters of {what}")
+    video, grid = (" x ".join(map(str, shape)) for shape in ((config.num_frames, *config.image_shape), config.grid))
+    title = f"{config.name} {config.attention}, {video}, {grid} tokens, {heads}"
+    log(f"parameters of {title}")
     parts = parameters_by_part(config)
-    rows = [_row(part, count, "") for part, count in parts.items()]
-    found = [Table("parameters", f"Parameters: {what}", HEADER, (*rows, _row("all", sum(parts.values()), "")))]
+    parts["all"] = sum(parts.values())
+    rows = tuple((part, f"{count:,}", "parameters", "") for part, count in parts.items())
+    log("multiply-adds of the forward pass and of a training step (traced, not compiled)")
+    operations = _multiply_adds(experiment, config, optimizer)
+    log("memory" + (": compiling the forward pass and the training step of one clip" if compiled else ""))
+    with jax.enable_x64(config.dtype == "float64" or jax.config.jax_enable_x64):
+        memory = _memory(experiment, config, optimizer, compiled)
+    return [Table("parameters", f"Parameters: {title}", HEADER, rows), operations, memory]
 
-    say("multiply-adds of the forward pass and of a training step (traced, not compiled)")
+
+def _multiply_adds(experiment: Experiment, config: ViViTConfig, optimizer: optax.GradientTransformation) -> Table:
     products, forward = matrix_products(config), forward_count(config)
     clip, step = train_count(config, optimizer, label_smoothing=experiment.label_smoothing)
-    rates = (config.dropout_rate, config.attention_dropout_rate, config.stochastic_depth_rate)
-    noise = "; the random bits of dropout and stochastic depth count too" if any(rates) else ""
-    again = (
-        f"; remat={config.remat!r} does again what the backward pass wants of the forward"
-        if config.remat != "none"
-        else ""
-    )
-    tiled = "; the tiled backend's own recomputation is left out" if config.attention_backend == "tiled" else ""
-    rows = [_giga(f"forward, matrix products: {part}", count) for part, count in products.items()]
-    rows += [
-        _giga("forward, matrix products", sum(products.values()), "closed formula"),
-        _giga("forward, element by element", forward - sum(products.values()), "softmax, LayerNorm, GELU, biases ..."),
-        _giga("forward, one clip", forward, "the compiler's count (flops / 2) in float32, as in the paper's tables"),
-        _giga("training, one clip", clip, f"{clip / forward:.2f} of the forward pass{again}{noise}{tiled}"),
-        _giga("training, optimizer and metrics", step, "once a step, on each device that holds all parameters"),
-        _giga(f"training, a step of {experiment.batch_size} clips", experiment.batch_size * clip + step),
+    matrix = sum(products.values())
+    remarks = [f"{clip / forward:.2f} times the forward pass"]
+    if config.remat != "none":
+        remarks.append(f"includes what remat={config.remat!r} recomputes")
+    if config.dropout_rate or config.attention_dropout_rate or config.stochastic_depth_rate:
+        remarks.append("includes the random bits of dropout and stochastic depth")
+    if config.attention_backend == "tiled":
+        remarks.append("without the recomputation of the tiled backend")
+    quantities = [
+        *((f"forward, matrix products: {part}", count, "") for part, count in products.items()),
+        ("forward, matrix products", matrix, "closed formula"),
+        ("forward, element by element", forward - matrix, "softmax, LayerNorm, GELU, biases ..."),
+        ("forward, one clip", forward, "the compiler's count (flops / 2) in float32, as in the paper's tables"),
+        ("training, one clip", clip, "; ".join(remarks)),
+        ("training, optimizer and metrics", step, "once a step, on each device that holds all parameters"),
+        (f"training, a step of {experiment.batch_size} clips", experiment.batch_size * clip + step, ""),
     ]
-    found.append(Table("multiply_adds", "Multiply-adds", HEADER, tuple(rows)))
+    rows = tuple((name, f"{count / 1e9:,.3f}", "G multiply-adds", remark) for name, count, remark in quantities)
+    return Table("multiply_adds", "Multiply-adds", HEADER, rows)
 
-    say("memory")
-    memory = memory_of(config, optimizer)
-    clips, views = experiment.batch_size, experiment.evaluation.batch_size
-    rows = [
-        _mebi("parameters", memory.parameters, config.param_dtype),
-        _mebi("gradients", memory.gradients, config.param_dtype),
-        _mebi("optimizer state", memory.optimizer, experiment.optimizer.name),
-        _mebi("copies of parameters kept for the backward pass", memory.kept_once, f"dtype={config.dtype!r}"),
-        _mebi(
-            "activations kept, one clip",
-            memory.kept_per_clip,
-            f"the residuals of jax.vjp, each array once; dtype={config.dtype!r}, remat={config.remat!r}, "
-            f"attention_backend={config.attention_backend!r}",
-        ),
-        _mebi("recomputed, one clip", memory.recomputed_per_clip, "one layer at a time; nothing without remat"),
-        _mebi("pixels, one clip", memory.clip, "uint8"),
-        _mebi("training, 1 clip on a device", memory.training(1), "all of the state on it"),
-        _mebi(f"training, {clips} clips on a device", memory.training(clips), "the whole batch on one"),
-        _mebi(
-            "inference, activations, one clip",
-            memory.inference_per_clip,
-            "most bytes alive at once, in the traced program's order, before the compiler fuses",
-        ),
-        _mebi("inference, 1 clip on a device", memory.inference(1), "parameters, pixels, activations"),
-        _mebi(f"inference, {views} videos on a device", memory.inference(views), "views go one after another"),
+
+def _memory(
+    experiment: Experiment, config: ViViTConfig, optimizer: optax.GradientTransformation, compiled: bool
+) -> Table:
+    state = abstract_state(config, optimizer)
+    parameters, optimizer_state = _tree_bytes(state.params), _tree_bytes(state.opt_state)
+    quantities = [
+        ("parameters", parameters, config.param_dtype),
+        ("gradients", parameters, config.param_dtype),
+        ("optimizer state", optimizer_state, experiment.optimizer.name),
+        ("pixels, one clip", math.prod(config.video_shape), "uint8"),
     ]
     if compiled:
-        say("compiling the forward pass and the training step of one clip")
-        inference, training = compiled_bytes(config, optimizer)
-        by = "the compiler's own, on this machine's default device"
-        rows += [
-            _mebi("compiled inference, temporaries, one clip", inference, by),
-            _mebi("compiled training step, temporaries, one clip", training, f"{by}; gradients included"),
+        inference, training = compiled_temporaries(config, optimizer)
+        device = f"by the compiler, {jax.default_backend()}"
+        settings = f"dtype={config.dtype!r}, remat={config.remat!r}, attention_backend={config.attention_backend!r}"
+        quantities += [
+            ("temporaries of inference, one clip", inference, device),
+            ("temporaries of a training step, one clip", training, f"{device}; gradients included; {settings}"),
+            ("inference, one clip", parameters + inference, "parameters and temporaries"),
+            ("training, one clip", parameters + optimizer_state + training, "parameters, optimizer state, temporaries"),
         ]
+    rows = tuple((name, f"{size / 2**20:,.1f}", "MiB", remark) for name, size, remark in quantities)
     note = (
-        "Before the compiler, which fuses (less) and copies (more); what the backward pass needs for the moment is not "
-        "counted. The state stands on every device that has a whole copy; activations and pixels divide over the "
-        "devices with the batch."
+        "Of one device. Temporaries hold the activations and grow with the clips on a device. The memory of the whole "
+        "batch on a TPU slice: python -m vivit_jax.compile."
     )
-    found.append(Table("memory", "Memory", HEADER, tuple(rows), (note,)))
-    return found
+    return Table("memory", "Memory", HEADER, rows, (note,))
 
 
-def _row(quantity: str, count: int, remark: str) -> tuple[str, ...]:
-    return (quantity, f"{count:,}", "parameters", remark)
+def compiled_temporaries(config: ViViTConfig, optimizer: optax.GradientTransformation) -> tuple[int, int]:
+    """Compiles for this machine's default device and returns the bytes of temporaries for one clip.
+
+    Args:
+      config: the architecture, with a head.
+      optimizer: optax transformation.
+
+    Returns:
+      (inference; training step, where they hold activations, gradients and updates).
+
+    Raises:
+      RuntimeError: the backend does not report memory.
+    """
+    model, state, batch = ViViT(config), abstract_state(config, optimizer), abstract_batch(config, 1)
+    forward = jax.jit(lambda params, video: model.apply({"params": params}, normalise(video)))
+    step = jax.jit(make_train_step(model.apply, optimizer, optax.constant_schedule(0.1)), donate_argnums=0)
+    programs = [forward.lower(state.params, batch["video"]), step.lower(state, batch)]
+    analyses = [program.compile().memory_analysis() for program in programs]
+    if None in analyses:
+        raise RuntimeError(f"the backend {jax.default_backend()} does not report the memory of its programs")
+    inference, training = (analysis.temp_size_in_bytes for analysis in analyses)
+    return inference, training
 
 
-def _giga(quantity: str, count: float, remark: str = "") -> tuple[str, ...]:
-    return (quantity, f"{count / 1e9:,.3f}", "G multiply-adds", remark)
-
-
-def _mebi(quantity: str, size: int, remark: str = "") -> tuple[str, ...]:
-    return (quantity, f"{size / 2**20:,.1f}", "MiB", remark)
+def _tree_bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
