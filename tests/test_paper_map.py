@@ -67,7 +67,7 @@ def test_every_row_names_code_and_fields():
         assert row[2] == "fields" or "`" in row[2], row
 
 
-def test_what_the_paper_numbers_is_all_there():
+def test_all_equations_tables_and_figures_are_mapped():
     expected = [f"eq. {i}" for i in (1, 2, 3, 7, 8, 9)] + ["eqs. 4 to 6"]
     expected += [f"able {i}" for i in range(1, 7)] + [f"igure {i}" for i in range(2, 10)]
     assert [words for words in expected if words not in TEXT] == []

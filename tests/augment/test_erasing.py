@@ -26,7 +26,7 @@ def boxes():
     return top, left, height, width
 
 
-def test_area_and_aspect_and_place_of_a_box_are_uniform_in_their_ranges(boxes):
+def test_distribution_of_area_aspect_and_position(boxes):
     top, left, height, width = boxes
     # Whole pixels: each side is rounded, which the spread of what is drawn hides.
     area = scipy.stats.uniform(0.05, 0.15).cdf
@@ -42,7 +42,7 @@ def test_area_and_aspect_and_place_of_a_box_are_uniform_in_their_ranges(boxes):
     assert abs(np.corrcoef(top / (SIZE[0] - height), left / (SIZE[1] - width))[0, 1]) < 0.08
 
 
-def test_several_boxes_share_the_area_and_none_is_drawn_where_none_fits():
+def test_several_boxes_share_the_area():
     keys = clip_keys(jax.random.key(1), 300)
     erased = np.asarray(jax.jit(jax.vmap(lambda key: erase_boxes(key, SIZE, (0.1, 0.1), 1.0, 4)))(keys))
     side = round(np.sqrt(0.1 * np.prod(SIZE) / 4))  # squares
@@ -57,7 +57,7 @@ def test_several_boxes_share_the_area_and_none_is_drawn_where_none_fits():
 @pytest.mark.parametrize(
     ("fill", "dtype"), [("zero", np.float32), ("mean", np.uint8), ("mean", np.float32), ("noise", np.uint8)]
 )
-def test_what_fills_a_box_is_the_same_in_all_frames_and_the_rest_stays(fill, dtype):
+def test_fill_is_the_same_in_all_frames(fill, dtype):
     rng = np.random.default_rng(0)
     video = rng.integers(100, 200, (64, 3, 30, 40, 3)).astype(dtype)
     video[..., 1] //= 2
@@ -89,7 +89,7 @@ def test_what_fills_a_box_is_the_same_in_all_frames_and_the_rest_stays(fill, dty
     np.testing.assert_array_equal(run(keys, video, probability=0.0, **settings), video)
 
 
-def test_erasing_comes_last_and_leaves_the_draws_of_the_rest_alone():
+def test_erasing_comes_last_with_its_own_draws():
     video = jnp.asarray(np.random.default_rng(0).integers(0, 256, (8, 2, 12, 12, 3), dtype=np.uint8))
     rest = {"colour_jitter_probability": 0.8, "grayscale_probability": 0.5}
     run = jax.jit(augment_pixels, static_argnames="config")

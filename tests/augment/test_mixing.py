@@ -32,21 +32,21 @@ def drawn(request):
     return request.param, mixed, shares, (own | other).all(axis=(2, 3, 4, 5)), ~own.all(axis=(2, 5))
 
 
-def test_cutmix_pastes_a_rectangle_of_the_partner_and_shares_labels_by_its_area(drawn):
+def test_cutmix_pastes_a_box_and_weights_labels_by_area(drawn):
     _, _, shares, cut, pasted = drawn
     boxes = pasted[cut]
     np.testing.assert_array_equal(boxes, boxes.any(2)[:, :, None] & boxes.any(1)[:, None])
     np.testing.assert_allclose(shares[cut], 1 - boxes.mean((1, 2)), atol=1e-6)
 
 
-def test_mixup_blends_by_its_shares(drawn):
+def test_mixup_blends_by_its_weights(drawn):
     _, mixed, shares, cut, _ = drawn
     w = shares[..., None, None, None, None]
     wanted = w * VIDEO + (1 - w) * VIDEO[PARTNERS]
     np.testing.assert_allclose(mixed[~cut], wanted[~cut], atol=1e-6)
 
 
-def test_lambda_follows_beta_and_the_switch_its_probability(drawn):
+def test_distribution_of_lambda_and_of_the_choice(drawn):
     per_example, _, shares, cut, _ = drawn
     free = [0, 1, 2, 3] if per_example else [0]
     cut, shares = cut[:, free], shares[:, free]
@@ -62,7 +62,7 @@ def test_lambda_follows_beta_and_the_switch_its_probability(drawn):
     assert scipy.stats.ks_2samp(np.rint(shares[cut] * PIXELS), PIXELS - sides.prod(1)).pvalue > 1e-3
 
 
-def test_draws_are_one_for_a_batch_or_one_for_each_clip(drawn):
+def test_draws_are_per_batch_or_per_clip(drawn):
     per_example, mixed, shares, cut, _ = drawn
     alike = (shares[:, :4] == shares[:, :1]).all(1)
     assert not alike.any() if per_example else alike.all()
@@ -73,13 +73,13 @@ def test_draws_are_one_for_a_batch_or_one_for_each_clip(drawn):
         np.testing.assert_allclose(first, mixed[:, :4], atol=1e-5)
 
 
-def test_a_clip_whose_partner_is_padding_stays_whole(drawn):
+def test_clip_with_padding_partner_is_not_mixed(drawn):
     _, mixed, shares, *_ = drawn
     np.testing.assert_array_equal(shares[:, ALONE], 1.0)
     np.testing.assert_array_equal(mixed[:, ALONE], np.broadcast_to(VIDEO[ALONE], mixed[:, ALONE].shape))
 
 
-def test_the_box_is_the_authors():
+def test_cutmix_box_matches_the_authors_code():
     """rand_bbox of clovaai/CutMix-PyTorch's train.py, in NumPy, for every centre."""
     height, width = SIZE
     run = jax.jit(jax.vmap(lambda key, share: cutmix_box(key, SIZE, share), in_axes=(0, None)))
@@ -99,20 +99,20 @@ def test_the_box_is_the_authors():
         np.testing.assert_allclose(found.mean(0), wanted, atol=5 * np.sqrt(0.25 / 4000))
 
 
-def test_mixup_alone_draws_as_published():
+def test_mixup_alone_is_the_published_one():
     mixed, shares = mix_clips(jax.random.key(3), VIDEO, MASK, AugmentConfig(mixup=0.3))
     np.testing.assert_array_equal(shares, augment.mixup_weights(jax.random.key(3), MASK, 0.3))
     np.testing.assert_array_equal(mixed, augment.mix(VIDEO, shares))
 
 
-def test_nothing_is_mixed_where_both_are_off():
+def test_nothing_is_mixed_if_both_are_off():
     config = AugmentConfig(erase_probability=0.5)
     assert not config.mixes
     assert mix_clips(jax.random.key(0), VIDEO, MASK, config) == (VIDEO, None)
 
 
 @pytest.mark.parametrize("per_example", [False, True])
-def test_eight_devices_mix_as_one_does_and_send_nothing_around(per_example):
+def test_mixing_on_eight_devices_needs_no_communication(per_example):
     config = AugmentConfig(**BOTH, mix_per_example=per_example)
     batch = {"video": np.concatenate([VIDEO, -VIDEO]), "mask": np.concatenate([MASK, MASK])}
     results = []

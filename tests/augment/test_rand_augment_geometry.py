@@ -39,7 +39,7 @@ def check(got, wanted, name):
 
 
 @pytest.mark.parametrize("magnitude", [4.0, 15.0])
-def test_geometric_operations_are_pillows_to_either_side_and_the_same_in_all_frames(clip, magnitude):  # noqa: F811
+def test_geometric_operations_match_pillow(clip, magnitude):  # noqa: F811
     operations = rand_augment.operations(magnitude, "video")
     assert set(operations) - set(rand_augment.operations(magnitude)) == set(GEOMETRIC)
     m, (height, width) = magnitude / 10, clip.shape[1:3]
@@ -59,7 +59,7 @@ def test_geometric_operations_are_pillows_to_either_side_and_the_same_in_all_fra
             check(got, wanted, name)
 
 
-def test_any_affine_map_is_pillows(synthetic):  # noqa: F811
+def test_affine_transforms_match_pillow(synthetic):  # noqa: F811
     rng = np.random.default_rng(3)
     noise = rng.integers(0, 256, (2, 23, 31, 3), dtype=np.uint8)  # other neighbours wherever one looks
     for _ in range(5):
@@ -74,7 +74,7 @@ def test_any_affine_map_is_pillows(synthetic):  # noqa: F811
         np.testing.assert_array_equal(identity(jnp.asarray(synthetic), 0.0), synthetic)
 
 
-def test_the_sets_are_chosen_by_name_and_only_one_moves_pixels():
+def test_only_the_video_set_moves_pixels():
     white = jnp.full((200, 1, 8, 8, 3), 255, jnp.uint8)
     for ops, of_all in (("paper", 0), ("video", 5 / 17)):
         config = augment.AugmentConfig(rand_augment_layers=1, rand_augment_magnitude=8.0, rand_augment_ops=ops)

@@ -48,7 +48,7 @@ def test_stochastic_depth_in_every_branch(name):
     assert ignored == (name == "model3")  # the published code's own behaviour, switch off
 
 
-def test_dropout_differs_between_frames_and_stochastic_depth_does_not():
+def test_dropout_is_per_frame_stochastic_depth_per_clip():
     """Model 2's spatial encoder: dropout masks are drawn for each frame, branches are lost by whole clips."""
     sameness = {}
     for name, fields in {"dropout": {"dropout_rate": 0.2}, "depth": {"stochastic_depth_rate": 0.6}}.items():
@@ -128,7 +128,7 @@ def test_features_and_attention_weights(name):
         assert leaf.min() >= 0
 
 
-def test_sown_weights_are_those_of_the_first_layer():
+def test_sown_weights_of_first_layer_match_formula():
     """Model 1's first layer by hand: softmax(Q K^T / sqrt(d_h)) of the normalised tokens."""
     config = small_config(dtype="float64", scan_layers=True, remat="full", attention_backend="tiled")
     params, video = random_params(config), random_video(config, batch=1)
@@ -145,7 +145,7 @@ def test_sown_weights_are_those_of_the_first_layer():
     np.testing.assert_allclose(found, weights / weights.sum(-1, keepdims=True), atol=1e-12)
 
 
-def test_no_head_gives_the_representation():
+def test_model_without_head_returns_pre_logits():
     config = small_config(num_classes=None, representation_size=6)
     assert "head" not in abstract_params(config)
     out = ViViT(config).apply(
@@ -154,7 +154,7 @@ def test_no_head_gives_the_representation():
     assert out.shape == (2, 6)
 
 
-def test_refusals():
+def test_bad_inputs_are_rejected():
     config = small_config(dropout_rate=0.1)
     params = random_params(config, dtype=np.float32)
     apply = lambda video, **kw: ViViT(config).apply({"params": params}, video, **kw)  # noqa: E731

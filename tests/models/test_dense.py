@@ -20,7 +20,7 @@ def gradients(config, params, video):
 
 
 @pytest.mark.parametrize("contracted", [1, 2])
-def test_the_product_of_a_dense_layer_is_that_of_jax_with_its_gradients(contracted):
+def test_summed_in_matches_dot_general_with_gradients(contracted):
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(3, 5, 2, 4)).astype(np.float32)
     kernel = rng.normal(size=(*inputs.shape[-contracted:], 6, 7)).astype(np.float32)
@@ -37,7 +37,7 @@ def test_the_product_of_a_dense_layer_is_that_of_jax_with_its_gradients(contract
     ("dtype", "gradient_dtype", "narrow"),
     [("bfloat16", None, True), ("bfloat16", "float32", False), ("float32", "bfloat16", True)],
 )
-def test_kernels_gradients_are_made_in_the_chosen_dtype(dtype, gradient_dtype, narrow):
+def test_kernel_gradients_have_the_chosen_dtype(dtype, gradient_dtype, narrow):
     """What leaves the product is what is summed over the devices: numbers of bfloat16, or more than those."""
     config = small_config(**MODELS["model3"], dtype=dtype, gradient_dtype=gradient_dtype)
     params, video = random_params(config, dtype=np.float32), random_video(config, dtype=np.float32)
@@ -50,7 +50,7 @@ def test_kernels_gradients_are_made_in_the_chosen_dtype(dtype, gradient_dtype, n
 
 
 @pytest.mark.parametrize(("dtype", "kept"), [(None, "float32"), ("bfloat16", "bfloat16")])
-def test_a_bfloat16_residual_stream_halves_what_each_layer_keeps(dtype, kept):
+def test_bfloat16_residual_stream_halves_stored_activations(dtype, kept):
     config = small_config(**MODELS["model1"], dtype="bfloat16", residual_dtype=dtype, scan_layers=True, remat="full")
     params, video = random_params(config, dtype=np.float32), random_video(config, dtype=np.float32)
 
@@ -65,7 +65,7 @@ def test_a_bfloat16_residual_stream_halves_what_each_layer_keeps(dtype, kept):
     np.testing.assert_allclose(found, exact, atol=0.05 * np.abs(exact).max())
 
 
-def test_the_temporal_encoder_recomputes_by_its_own_choice():
+def test_remat_temporal_applies_to_temporal_encoder_only():
     flops = {}
     for choice in (("none", None), ("none", "full"), ("full", "none"), ("full", None)):
         config = small_config(**MODELS["model2"], dtype="float32", remat=choice[0], remat_temporal=choice[1])
@@ -77,13 +77,13 @@ def test_the_temporal_encoder_recomputes_by_its_own_choice():
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         ({"gradient_dtype": "float16"}, "gradient_dtype='float16' is not known; choose one of None, float32, bfloat16"),
         ({"residual_dtype": "bfloat16", "dtype": "float64"}, "residual_dtype='bfloat16'"),
         ({"remat_temporal": "some"}, "remat_temporal='some' is not known; choose one of None, none, dots, full"),
     ],
 )
-def test_a_choice_that_does_not_exist_is_refused(fields, says):
-    with pytest.raises(ValueError, match=says):
+def test_unknown_choices_are_rejected(fields, message):
+    with pytest.raises(ValueError, match=message):
         small_config(**fields)

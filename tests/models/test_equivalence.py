@@ -43,7 +43,7 @@ def losses(config, params, video):
     return run(params, video)
 
 
-def test_scan_and_remat_change_nothing():
+def test_scan_and_remat_do_not_change_numbers():
     """Logits, loss and every gradient, with every kind of noise on; golden fixtures hold the other models so."""
     plain = small_config(**NOISY, scan_layers=True)
     params, video = random_params(plain, dtype=np.float32), random_video(plain, dtype=np.float32)
@@ -75,7 +75,7 @@ def test_unrolled_has_no_loop_and_remat_recomputes():
 
 
 @pytest.mark.parametrize("name", COSTS)
-def test_parameters_and_multiply_adds_are_the_published_codes(name):
+def test_parameters_and_multiply_adds_match_published_code(name):
     config = ViViTConfig.from_name(
         "ViViT-B/16x2", **{**MODELS[name], **({"temporal_layers": 4} if name == "model2" else {})}
     )
@@ -86,7 +86,7 @@ def test_parameters_and_multiply_adds_are_the_published_codes(name):
     assert round(program.cost_analysis()["flops"] / 2e9, 2) == multiply_adds
 
 
-def test_tiled_attention_is_attention(monkeypatch):
+def test_tiled_attention_matches_xla(monkeypatch):
     monkeypatch.setattr("vivit_jax.models.attention.QUERIES_PER_TILE", 4)
     q, k, v = (jax.random.normal(jax.random.key(i), (2, 3, 9, 5)) for i in range(3))  # 9 queries: 3 tiles of 3
 
@@ -113,7 +113,7 @@ def test_backends_honour_dropout(attend, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["model1", "model4"])
-def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(name):
+def test_bfloat16_compute_has_float32_logits(name):
     config = small_config(**MODELS[name], dtype="bfloat16")
     params, video = random_params(config, dtype=np.float32), random_video(config, dtype=np.float32)
     assert {leaf.dtype for leaf in jax.tree.leaves(abstract_params(config))} == {np.dtype("float32")}
@@ -129,7 +129,7 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(name):
     assert sum("bf16" not in line for line in products) == 2, products
 
 
-def test_import_takes_no_tensorflow():
+def test_import_without_training_frameworks():
     code = (
         "import sys, vivit_jax.models, vivit_jax.convert;"
         "bad = {'tensorflow', 'clu', 'tensorflow_datasets', 'ml_collections', 'torch'} & set(sys.modules);"

@@ -68,7 +68,7 @@ def test_uniform_frames_are_evenly_spaced():
         uniform_frame_indices(6, 7)
 
 
-def test_tubelets_are_a_convolution():
+def test_tubelet_embedding_is_a_convolution():
     """Figure 3: the same numbers as a 3-D convolution whose stride is its kernel."""
     config = small_config()
     params, video = random_params(config, dtype=np.float32), random_video(config, dtype=np.float32)

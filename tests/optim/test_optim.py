@@ -14,7 +14,7 @@ from vivit_jax.optim import OptimizerConfig
 from vivit_jax.utils.trees import path_name
 
 
-def test_cosine_with_warm_up_is_base_times_ramp_then_cosine_over_the_steps_after_it():
+def test_cosine_schedule_with_warm_up():
     config = OptimizerConfig(learning_rate=0.4, warmup_epochs=2.5)
     schedule = optim.learning_rate_schedule(config, total_steps=100, steps_per_epoch=4)
     for step in range(101):
@@ -43,7 +43,7 @@ def test_cosine_with_warm_up_is_base_times_ramp_then_cosine_over_the_steps_after
         ({"schedule": "constant"}, lambda s: 0.4),
     ],
 )
-def test_every_schedule_in_steps_epochs_and_examples_is_its_formula_after_the_same_warm_up(fields, decay, warmup):
+def test_schedules_in_steps_epochs_and_examples(fields, decay, warmup):
     config = OptimizerConfig(learning_rate=0.4, **fields, **warmup)
     schedule = optim.learning_rate_schedule(config, total_steps=100, steps_per_epoch=4, batch_size=8)
     for step in (0, 5, 9, 10, 29, 30, 31, 59, 60, 61, 99):
@@ -79,7 +79,7 @@ def _add(a, b):
     return {k: _add(v, b[k]) if isinstance(v, dict) else v + b[k] for k, v in a.items()}
 
 
-def test_sgd_is_the_published_one_momentum_without_nesterov_clipped_by_the_global_norm():
+def test_sgd_is_the_published_recipe():
     config = OptimizerConfig(learning_rate=0.3, warmup_epochs=2, clip_norm=1.0)
     schedule, got = _run(config, steps=5)
     flat = lambda t: np.concatenate([t["class_token"], t["layers"]["bias"], t["layers"]["kernel"].ravel()])  # noqa: E731
@@ -97,7 +97,7 @@ def _as_numpy(tree):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_weight_decay_falls_on_kernels_alone(name):
+def test_weight_decay_applies_to_kernels_only(name):
     # A constant learning rate: weight decay is the only difference between the two runs.
     runs = [
         _run(
@@ -117,7 +117,7 @@ def test_weight_decay_falls_on_kernels_alone(name):
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         ({"name": "adam"}, "choose one of sgd, adamw, lamb, lion"),
         ({"learning_rate": 0.0}, r"learning_rate=0.0 must lie in \(0, inf\)"),
@@ -136,13 +136,13 @@ def test_weight_decay_falls_on_kernels_alone(name):
         ({"schedule": "rsqrt", "end_learning_rate": 0.1}, "only by cosine and linear"),
     ],
 )
-def test_bad_values_are_named(fields, says):
-    with pytest.raises(ValueError, match=says):
+def test_bad_values_are_rejected(fields, message):
+    with pytest.raises(ValueError, match=message):
         OptimizerConfig(**fields)
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         ({}, "warmup_epochs=2.5 is 25 steps, but the run has only 20"),
         ({"warmup_steps": 20}, "warmup_steps=20 is 20 steps, but the run has only 20"),
@@ -151,8 +151,8 @@ def test_bad_values_are_named(fields, says):
         ({"warmup_steps": 5, "schedule": "step", "schedule_steps": (9, 20)}, "that of the run, 20"),
     ],
 )
-def test_what_does_not_fit_into_the_run_is_refused(fields, says):
-    with pytest.raises(ValueError, match=says):
+def test_schedule_longer_than_the_run_is_rejected(fields, message):
+    with pytest.raises(ValueError, match=message):
         optim.learning_rate_schedule(OptimizerConfig(**fields), total_steps=20, steps_per_epoch=10)
 
 
@@ -189,7 +189,7 @@ def _unstacked(tree):
 
 
 @pytest.mark.parametrize("name", ["lamb", "lion", "adamw"])
-def test_each_optimizer_is_optaxs_own_on_the_tree_that_is_not_stacked(name):
+def test_optimizers_match_optax_on_unstacked_layers(name):
     config = OptimizerConfig(name=name, warmup_epochs=0, schedule="constant", weight_decay=0.1, clip_norm=0.0)
     params, *gradients = _model_2()
     mine, flat = optim.make_optimizer(config, optax.constant_schedule(0.1)), _unstacked(params)
@@ -206,7 +206,7 @@ def test_each_optimizer_is_optaxs_own_on_the_tree_that_is_not_stacked(name):
         np.testing.assert_allclose(leaf, flat[path], rtol=2e-5, atol=1e-6, err_msg=path)
 
 
-def test_layer_wise_decay_makes_one_stack_of_both_encoders_and_a_head_may_have_a_rate_of_its_own():
+def test_layer_decay_and_head_learning_rate_of_model_2():
     params, gradients, _ = _model_2()
     plain = OptimizerConfig(name="adamw", warmup_epochs=0, weight_decay=0.1)
     scaled = OptimizerConfig(name="adamw", warmup_epochs=0, weight_decay=0.1, layer_decay=0.5, head_learning_rate=3.0)
@@ -225,12 +225,12 @@ def test_layer_wise_decay_makes_one_stack_of_both_encoders_and_a_head_may_have_a
             factor = np.array([0.125 if name.startswith("temporal") else 1 / 64])
         factor = factor.reshape(-1, *[1] * (update.ndim - 1))
         np.testing.assert_allclose(other[name], update * factor, rtol=1e-6, err_msg=name)
-    with pytest.raises(ValueError, match="does not know how deep class_token lies"):
+    with pytest.raises(ValueError, match="does not know the depth of class_token"):
         optim.learning_rate_factors(_leaves(0), 0.5)
 
 
 @pytest.mark.parametrize("name", ["sgd", "lamb"])
-def test_frozen_parts_have_neither_update_nor_decay_nor_state_nor_a_say_in_the_norm(name):
+def test_frozen_parameters_have_no_update_state_or_norm(name):
     params, gradients, _ = _model_2()
     config = OptimizerConfig(
         name=name, warmup_epochs=0, weight_decay=0.1, frozen=("^tokenizer/", "^spatial_encoder/"), layer_decay=0.5
@@ -250,17 +250,17 @@ def test_frozen_parts_have_neither_update_nor_decay_nor_state_nor_a_say_in_the_n
     assert sum(x.size for x in jax.tree.leaves(state)) == sum(x.size for x in jax.tree.leaves(alone_state))
 
 
-def test_a_pattern_that_is_found_nowhere_is_refused_with_the_paths_there_are():
+def test_pattern_without_match_is_rejected_with_paths():
     for fields, says in (
         ({"frozen": "^encodr"}, r"frozen='\^encodr' is found in no parameter's path; .*class_token, layers/bias"),
         ({"frozen": "."}, "leaves nothing to train"),
         ({"decay_pattern": "weight$", "weight_decay": 0.1}, "decay_pattern='weight\\$' is found in no"),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             optim.make_optimizer(OptimizerConfig(**fields), lambda step: 0.1).init(_as_jax(_leaves(0)))
 
 
-def test_decay_falls_where_the_pattern_says():
+def test_weight_decay_follows_the_pattern():
     config = OptimizerConfig(warmup_epochs=0, weight_decay=0.5, decay_pattern="class_token|bias")
     optimizer, params = optim.make_optimizer(config, lambda step: 0.1), _as_jax(_leaves(0))
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)

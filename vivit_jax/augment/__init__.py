@@ -1,11 +1,8 @@
-"""Augmentation on the device, inside the jitted step: pixels of a clip, and mixtures of clips.
+"""Augmentation on the device, inside the jitted train step: pixels of a clip, and mixtures of clips.
 
-Geometry of the crop (which frames, which part, flips) is the input's business; this room changes the pixels of the crop
-and mixes clips. The same draw holds for all frames of a clip. A clip's draws follow from the key of the step and its
-place in the global batch, so that a run is the same run on any mesh, and the pixels stay on their devices.
-
-`config` names what there is; `colours`, `erasing` and `mixing` do it, RandAugment is `rand_augment`, and
-`draws` holds what is drawn for a clip.
+The input pipeline chooses frames, crops and flips; this package changes the pixels of the crop and mixes clips. All
+frames of a clip get the same random draw. The draws of a clip depend only on the step's key and the clip's index in the
+global batch: a run is the same on any mesh, and pixels stay on their devices.
 """
 
 from __future__ import annotations
@@ -53,18 +50,18 @@ __all__ = [
     "to_grey",
 ]
 
-_STREAM = 1  # folded into the step's key, whose own stream is dropout's
-_ERASING = 2  # folded into the key of the pixels; 0 and 1 are RandAugment and colours, by `split`
+_STREAM = 1  # folded into the step's key; the key itself is for dropout
+_ERASING = 2  # folded into the key of the pixels, which is also split for RandAugment and colours
 
 
 def step_keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The keys of `augment_pixels` and of `mix_clips` in a step whose own key is `key` (`train_step.step_key`)."""
-    pixels, mixing = jax.random.split(jax.random.fold_in(key, _STREAM))
-    return pixels, mixing
+    """Returns the keys of `augment_pixels` and `mix_clips` from the key of a step (`train_step.step_key`)."""
+    pixels_key, mixing_key = jax.random.split(jax.random.fold_in(key, _STREAM))
+    return pixels_key, mixing_key
 
 
 def augment_pixels(key: jax.Array, video: jax.Array, config: AugmentConfig) -> jax.Array:
-    """RandAugment, then colour jitter and greyscale, then random erasing, as far as the config has them.
+    """Applies RandAugment, then colour jitter and greyscale, then random erasing, each if the config enables it.
 
     Args:
       key: of this step.
@@ -72,27 +69,26 @@ def augment_pixels(key: jax.Array, video: jax.Array, config: AugmentConfig) -> j
       config: what to do, how often and how strongly.
 
     Returns:
-      [B, T, H, W, 3] in [0, 255]: float32 where there is colour jitter or greyscale, else uint8; `video` itself where
-      all is off.
+      [B, T, H, W, 3] in [0, 255]: float32 with colour jitter or greyscale, else uint8; `video` itself if all are off.
     """
+    batch_size = len(video)
     rand_key, colour_key = jax.random.split(key)
     if config.rand_augment_layers:
         video = rand_augment.rand_augment(
-            clip_keys(rand_key, video.shape[0]),
+            clip_keys(rand_key, batch_size),
             video,
             layers=config.rand_augment_layers,
             magnitude=config.rand_augment_magnitude,
             ops=config.rand_augment_ops,
         )
-    if config.colour_jitter_probability or config.grayscale_probability:
-        # vmap and not a loop over clips: the arithmetic is a handful of fused passes, and most clips are jittered.
-        jitter, gray = config.colour_jitter_probability, config.grayscale_probability
-        video = jax.vmap(lambda k, clip: random_colours(k, clip, jitter, gray))(
-            clip_keys(colour_key, video.shape[0]), video
-        )
+    jitter, grey = config.colour_jitter_probability, config.grayscale_probability
+    if jitter or grey:
+        # vmap instead of a loop over clips: the arithmetic is a few fused passes, and most clips are jittered.
+        colours = jax.vmap(lambda key, clip: random_colours(key, clip, jitter, grey))
+        video = colours(clip_keys(colour_key, batch_size), video)
     if config.erase_probability:
         video = erase(
-            clip_keys(jax.random.fold_in(key, _ERASING), video.shape[0]),
+            clip_keys(jax.random.fold_in(key, _ERASING), batch_size),
             video,
             probability=config.erase_probability,
             area=config.erase_area,

@@ -1,8 +1,8 @@
-"""Affine maps of clips on the device, as Pillow's `Image.transform` with AFFINE and BILINEAR: uint8 in, uint8 out.
+"""Affine transforms of uint8 clips on the device, as Pillow's `Image.transform` with AFFINE and BILINEAR.
 
-A map takes the centre of each pixel of the result to the place in the frame whose colour it gets,
-(x, y) -> (a x + b y + c, d x + e y + f), in pixels, with the frame's upper left corner at 0. Places outside the frame
-give the fill. All frames of a clip go through the same map.
+A transform maps the centre of each output pixel to the point of the input whose colour it gets,
+(x, y) -> (a x + b y + c, d x + e y + f), in pixels, with the origin in the frame's upper left corner. Points outside
+the frame give the fill value. All frames of a clip get the same transform.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ FILL = 128
 
 
 def rotate(clip: jax.Array, degrees: jax.Array | float, fill: int = FILL) -> jax.Array:
-    """Turns a clip, uint8 [T, H, W, 3], about its centre, counter-clockwise (Pillow's `Image.rotate`)."""
+    """Rotates a clip, uint8 [T, H, W, 3], counter-clockwise about its centre (Pillow's `Image.rotate`)."""
     centre_y, centre_x = clip.shape[1] / 2, clip.shape[2] / 2
     angle = -jnp.deg2rad(jnp.asarray(degrees, jnp.float32))
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -46,15 +46,15 @@ def translate_y(clip: jax.Array, pixels: jax.Array | float, fill: int = FILL) ->
 
 
 def affine(clip: jax.Array, coefficients: tuple[jax.Array | float, ...], fill: int = FILL) -> jax.Array:
-    """Every frame through one affine map, bilinear.
+    """Applies one affine transform to every frame, with bilinear interpolation.
 
-    As in Pillow, a place belongs to the frame up to its outer edge, half a pixel beyond the outermost centres, where
-    the outermost values hold; and results are cut off to integers.
+    As in Pillow, the frame extends half a pixel beyond the centres of its outermost pixels, with their values there,
+    and results are truncated to integers.
 
     Args:
       clip: uint8 [T, H, W, 3].
-      coefficients: (a, b, c, d, e, f), see above.
-      fill: the value of every channel outside the frame, 0 to 255.
+      coefficients: (a, b, c, d, e, f), see the module.
+      fill: value of every channel outside the frame, 0 to 255.
 
     Returns:
       uint8 [T, H, W, 3].
@@ -66,7 +66,7 @@ def affine(clip: jax.Array, coefficients: tuple[jax.Array | float, ...], fill: i
     inside = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
     left, top = jnp.floor(from_x - 0.5), jnp.floor(from_y - 0.5)
     right_share, lower_share = (from_x - 0.5 - left)[..., None], (from_y - 0.5 - top)[..., None]
-    # One row for each pixel, with all frames in it: four reads of T * 3 neighbouring values instead of T times as many.
+    # One row per pixel with all frames: four reads of T * 3 contiguous values instead of T times as many.
     pixels = jnp.moveaxis(clip, 0, 2).reshape(height * width, frames * channels)
 
     def corner(down: int, right: int) -> jax.Array:

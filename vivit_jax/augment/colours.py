@@ -1,4 +1,4 @@
-"""Colour jitter as published for Kinetics, and greyscale: brightness, saturation, contrast, hue, one draw a clip."""
+"""Colour jitter (brightness, saturation, contrast, hue) and greyscale of the paper's Kinetics recipe (appendix)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import jax
 import jax.numpy as jnp
 
 # Ranges of the published colour jitter, for pixels in [0, 1].
-BRIGHTNESS = 32 / 255  # added, at most
-SATURATION = CONTRAST = (0.6, 1.4)  # multiplied
-HUE = 0.2  # turns of the colour circle, at most
+BRIGHTNESS = 32 / 255  # largest addition
+SATURATION = CONTRAST = (0.6, 1.4)  # range of factors
+HUE = 0.2  # largest rotation, in turns of the colour circle
 
-# Weights of red, green and blue in a grey value, as tf.image.rgb_to_grayscale has them (ITU-R BT.601).
+# Weights of red, green and blue in tf.image.rgb_to_grayscale (ITU-R BT.601).
 GREY = (0.2989, 0.5870, 0.1140)
 
 
 def random_colours(key: jax.Array, clip: jax.Array, jitter_probability: float, grey_probability: float) -> jax.Array:
-    """Colour jitter, then greyscale, each with its probability in [0, 1], on one clip.
+    """Applies colour jitter, then greyscale, each with its probability, with one draw for all frames.
 
     Args:
       key: of the clip.
       clip: [T, H, W, 3] in [0, 255], uint8 or float.
-      jitter_probability, grey_probability: 0 leaves the operation out of the program.
+      jitter_probability, grey_probability: in [0, 1]; 0 leaves the operation out of the program.
 
     Returns:
       float32 [T, H, W, 3] in [0, 255].
@@ -45,20 +45,20 @@ def random_colours(key: jax.Array, clip: jax.Array, jitter_probability: float, g
 def jitter_colours(
     frames: jax.Array, *, brightness: jax.Array, saturation: jax.Array, contrast: jax.Array, hue: jax.Array
 ) -> jax.Array:
-    """The published colour jitter at given strengths, in the published order: brightness, saturation, contrast, hue.
+    """Applies the published colour jitter in the published order: brightness, saturation, contrast, hue.
 
-    `color_default_augm` of DeepMind's Video Reader (dmvr/processors.py), which scenic's ViViT calls: values may leave
-    [0, 1] on the way and are clipped at the end.
+    As `color_default_augm` of DeepMind's Video Reader (dmvr/processors.py), which scenic's ViViT calls: intermediate
+    values may leave [0, 1], and the result is clipped.
 
     Args:
       frames: float [..., H, W, 3] in [0, 1].
       brightness: added to every value.
-      saturation: the saturation of HSV is multiplied by it; at least 0.
-      contrast: distances from a channel's mean over the frame are multiplied by it.
-      hue: turns of the colour circle, in [-1, 1].
+      saturation: factor of the saturation of HSV, at least 0.
+      contrast: factor of the distance from a channel's mean over the frame.
+      hue: rotation in turns of the colour circle, in [-1, 1].
 
     Returns:
-      Same shape, in [0, 1].
+      The same shape, in [0, 1].
     """
     frames = adjust_saturation(frames + brightness, saturation)
     mean = jnp.mean(frames, axis=(-3, -2), keepdims=True)
@@ -67,10 +67,10 @@ def jitter_colours(
 
 
 def adjust_saturation(frames: jax.Array, factor: jax.Array) -> jax.Array:
-    """Multiplies the saturation of HSV by `factor` >= 0, up to 1; hue and value stay. Float [..., 3].
+    """Multiplies the saturation of HSV by `factor` >= 0, up to 1, and keeps hue and value; float [..., 3].
 
-    With value v = max and chroma c = max - min, saturation is s = c / v, and a channel x = v - (v - x) lies below v in
-    proportion to s. So there is no need to go through the hue. Values without a saturation (v <= 0) become grey, as in
+    With value v = max and chroma c = max - min, the saturation is s = c / v, and v - x of each channel x is
+    proportional to s: there is no need to compute the hue. Pixels without a saturation (v <= 0) become grey, as in
     tf.image.adjust_saturation.
     """
     value, chroma = _value_and_chroma(frames)
@@ -79,31 +79,30 @@ def adjust_saturation(frames: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def adjust_hue(frames: jax.Array, turns: jax.Array) -> jax.Array:
-    """Turns the hue by `turns` of the colour circle, in [-1, 1]; lightest and darkest channel keep their values.
+    """Rotates the hue by `turns` of the colour circle, in [-1, 1], as tf.image.adjust_hue; float [..., 3], any range.
 
-    Float [..., 3] of any range, as in tf.image.adjust_hue. From colour to hue by cases (Smith, "Color gamut transform
-    pairs", 1978), back by their closed form v - c max(0, min(k, 4 - k, 1)) with k = (n + 6 h) mod 6 and n = 5, 3, 1 for
-    red, green and blue.
+    The hue h is computed by cases (Smith, "Color gamut transform pairs", 1978); the new channels are
+    v - c max(0, min(k, 4 - k, 1)) with k = (n + 6 h) mod 6 and n = 5, 3, 1 for red, green and blue.
     """
     value, chroma = _value_and_chroma(frames)
     red, green, blue = (frames[..., i : i + 1] for i in range(3))
-    # Sixths of the circle from the colour that is lightest: red at 0, green at 2, blue at 4. Which that is must not
-    # be asked by `value == red`: the compiler may compute the two sides in two places, and round them differently.
-    lightest_red, green_over_blue = (red >= green) & (red >= blue), green >= blue
-    ahead = jnp.where(lightest_red, green - blue, jnp.where(green_over_blue, blue - red, red - green))
-    start = jnp.where(lightest_red, 0.0, jnp.where(green_over_blue, 2.0, 4.0))
+    # Sixths of the circle from the largest channel: red at 0, green at 2, blue at 4. `value == red` would not find it
+    # reliably: the compiler may compute the two sides twice and round them differently.
+    red_is_largest, green_over_blue = (red >= green) & (red >= blue), green >= blue
+    ahead = jnp.where(red_is_largest, green - blue, jnp.where(green_over_blue, blue - red, red - green))
+    start = jnp.where(red_is_largest, 0.0, jnp.where(green_over_blue, 2.0, 4.0))
     sixths = start + ahead / jnp.where(chroma > 0, chroma, 1.0)
     k = jnp.mod(sixths + 6 * turns + jnp.array([5.0, 3.0, 1.0], frames.dtype), 6.0)
     return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0.0, 1.0)
 
 
 def _value_and_chroma(frames: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """HSV's value, the largest channel, and chroma, the distance to the smallest: [..., 3] -> twice [..., 1]."""
+    """HSV's value, max, and chroma, max - min: [..., 3] -> two arrays [..., 1]."""
     value = jnp.max(frames, axis=-1, keepdims=True)
     return value, value - jnp.min(frames, axis=-1, keepdims=True)
 
 
 def to_grey(frames: jax.Array) -> jax.Array:
-    """The grey version, float [..., 3]: all channels 0.2989 R + 0.5870 G + 0.1140 B (tf.image.rgb_to_grayscale)."""
+    """Returns float [..., 3] with all channels 0.2989 R + 0.5870 G + 0.1140 B (tf.image.rgb_to_grayscale)."""
     grey = sum(weight * frames[..., i : i + 1] for i, weight in enumerate(GREY))
     return jnp.broadcast_to(grey, frames.shape)

@@ -1,4 +1,4 @@
-"""What is drawn for a clip: its key, and boxes in its frames."""
+"""Random keys of clips, and boxes of pixels: what several augmentations draw."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ import jax.numpy as jnp
 
 
 def clip_keys(key: jax.Array, batch_size: int) -> jax.Array:
-    """One key for each place in the global batch, [B], whatever the mesh and the batch size."""
-    return jax.vmap(lambda place: jax.random.fold_in(key, place))(jnp.arange(batch_size))
+    """Returns a key for each index in the global batch, [B]; it depends neither on the mesh nor on the batch size."""
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(batch_size))
 
 
 def box(size: tuple[int, int], low: jax.Array, high: jax.Array) -> jax.Array:
-    """Which pixels of a frame lie in a box.
+    """Returns the mask of a box of pixels, bool [H, W].
 
     Args:
       size: (H, W) of the frame.
       low: int [2], the first row and column of the box.
-      high: int [2], the row and column behind its last. Whatever lies beyond the frame is cut off.
-
-    Returns:
-      bool [H, W].
+      high: int [2], the row and column after the last. May lie outside the frame, as may `low`.
     """
     rows, columns = ((jnp.arange(n) >= low[i]) & (jnp.arange(n) < high[i]) for i, n in enumerate(size))
     return rows[:, None] & columns

@@ -13,10 +13,10 @@ from vivit_jax.augment.draws import box, clip_keys
 def mix_clips(
     key: jax.Array, video: jax.Array, mask: jax.Array, config: AugmentConfig
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Mixup or cutmix of each clip with its partner (`swap_pairs`), whichever is on, or drawn where both are.
+    """Mixes each clip with its partner (`swap_pairs`) by mixup or cutmix; if both are on, one of them is drawn.
 
-    Lambda, the box, and which of the two it is, are drawn once for a batch, as published, or for each clip on its own
-    with `mix_per_example`. A clip whose partner is padding stays whole.
+    Lambda, the box, and the choice between the two are drawn once per batch, as published, or for each clip with
+    `mix_per_example`. A clip whose partner is padding is not mixed.
 
     Args:
       key: of this step.
@@ -25,8 +25,8 @@ def mix_clips(
       config: `mixup`, `cutmix`, `switch_probability`, `mix_per_example`.
 
     Returns:
-      (the mixtures; float32 [B], the share of each clip's own label in [0, 1], for `mix`, which of cutmix is the share
-      of the frame that is the clip's own). `(video, None)` where both are off.
+      (mixed video; float32 [B] in [0, 1], the weight of each clip's own label for `mix`: lambda for mixup, for cutmix
+      the share of the frame outside the box), or `(video, None)` if both are off.
     """
     if not config.mixes:
         return video, None
@@ -35,10 +35,10 @@ def mix_clips(
         return mix(video, shares), shares
 
     def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The weight of the clip itself in each pixel of the frame, [H, W], and in the label."""
-        which, lambda_key, box_key = jax.random.split(key, 3)
+        """Draws the weight of the clip itself in each pixel, [H, W], and in the label, []."""
+        choice_key, lambda_key, box_key = jax.random.split(key, 3)
         if config.mixup and config.cutmix:
-            cuts = jax.random.bernoulli(which, config.switch_probability)
+            cuts = jax.random.bernoulli(choice_key, config.switch_probability)
             alpha = jnp.where(cuts, config.cutmix, config.mixup)
         else:
             cuts, alpha = jnp.asarray(bool(config.cutmix)), config.cutmix or config.mixup
@@ -47,20 +47,19 @@ def mix_clips(
         return jnp.where(cuts, jnp.where(inside, 0.0, 1.0), share), jnp.where(cuts, jnp.mean(~inside), share)
 
     if config.mix_per_example:
-        # Beta is drawn by rejection, in a loop: split over devices it would wait in each turn for all of them.
+        # Beta is drawn by rejection in a loop, which would synchronise all devices in each iteration.
         weights, shares = sharding.shard_map_batch(jax.vmap(draw))(clip_keys(key, len(video)))
     else:
-        weights, shares = (jnp.broadcast_to(drawn, (len(video), *drawn.shape)) for drawn in draw(key))
+        weights, shares = (jnp.broadcast_to(x, (len(video), *x.shape)) for x in draw(key))
     paired = swap_pairs(mask) > 0
     weights = jnp.where(paired[:, None, None], weights, 1.0)
     return mix(video, weights[:, None, :, :, None]), jnp.where(paired, shares, 1.0)
 
 
 def mixup_weights(key: jax.Array, mask: jax.Array, alpha: float) -> jax.Array:
-    """The share of each clip in its own mixture: lambda ~ Beta(alpha, alpha), one draw for a batch.
+    """Draws the weight of each clip in its mixture: lambda ~ Beta(alpha, alpha), one draw per batch.
 
-    mixup (Zhang et al., arXiv:1710.09412), as scenic's `dataset_utils.mixup` draws it. A clip whose partner is padding
-    stays whole: weight 1.
+    As in scenic's `dataset_utils.mixup`. A clip whose partner is padding gets 1.
 
     Args:
       key: random key.
@@ -74,14 +73,14 @@ def mixup_weights(key: jax.Array, mask: jax.Array, alpha: float) -> jax.Array:
 
 
 def cutmix_box(key: jax.Array, size: tuple[int, int], share: jax.Array) -> jax.Array:
-    """The box of cutmix that is the partner's (Yun et al., arXiv:1905.04899, section 3.1).
+    """Draws the box of cutmix that shows the partner (Yun et al., arXiv:1905.04899, section 3.1).
 
-    Both sides are sqrt(1 - lambda) of the frame's, cut off to an even number of pixels as in the authors' code, around
-    a centre that is uniform over the frame; what lies beyond the border is cut off, so that the area is at most
+    Its sides are those of the frame times sqrt(1 - lambda), rounded down to an even number of pixels as in the authors'
+    code. Its centre is uniform over the frame. The part outside the frame is cut off, so the box covers at most
     1 - lambda of the frame.
 
     Args:
-      key: of the centre.
+      key: random key of the centre.
       size: (H, W) of the frame.
       share: lambda in [0, 1].
 
@@ -94,22 +93,22 @@ def cutmix_box(key: jax.Array, size: tuple[int, int], share: jax.Array) -> jax.A
 
 
 def mix(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """`w x + (1 - w) x'` with x' the partner's values.
+    """Returns `w x + (1 - w) x'`, where x' is the partner's values.
 
     Args:
       values: float [B, ...], frames or targets.
-      weights: in [0, 1], [B], or [B, ...] with as many dimensions as `values`, each as large or 1.
+      weights: in [0, 1], [B], or [B, ...] with as many dimensions as `values`, each of the same size or 1.
     """
     weights = weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim)).astype(values.dtype)
     return weights * values + (1 - weights) * swap_pairs(values)
 
 
 def swap_pairs(values: jax.Array) -> jax.Array:
-    """Partners change places along the first axis: 0 with 1, 2 with 3, and so on; the last of an odd number stays.
+    """Swaps neighbours along the first axis, 0 with 1, 2 with 3, and so on; the last of an odd number stays.
 
     The published code pairs the first clip of each device's batch with its last, the second with the last but one, and
-    so on: other pairs on other meshes. Neighbours are as random, a batch being a random draw, and the same pairs on any
-    mesh. Where each device has an even number of clips they share a device, and no pixels travel; else they do.
+    so on: the pairs depend on the mesh. Neighbours in the global batch are as random, and the same on any mesh. Where
+    each device has an even number of clips, no pixels move between devices.
     """
     pairs, rest = divmod(values.shape[0], 2)
     swapped = values[: 2 * pairs].reshape(pairs, 2, *values.shape[1:])[:, ::-1].reshape(-1, *values.shape[1:])

@@ -1,16 +1,15 @@
-"""RandAugment on clips (Cubuk et al., arXiv:1909.13719), on the device: uint8 in, uint8 out.
+"""RandAugment (Cubuk et al., arXiv:1909.13719) of uint8 clips, on the device.
 
-The set `paper` is the variant that the paper's recipes for Epic Kitchens and Something-Something name (its
-appendix): no operation that moves pixels, and one draw of operations for all frames of a clip. Its published form is
-`distort_image_with_randaugment` of scenic's `dataset_lib/video_ops.py`, over the operations and magnitudes of
-`official/legacy/image_classification/augment.py` in tensorflow/models. The set `video` has RandAugment's geometric
-operations too (module `affine`), each by the same map in all frames, so that nothing jumps.
+The set `paper` is what the recipes for Epic Kitchens and Something-Something use (appendix): no operation moves pixels,
+and all frames of a clip get the same operations. Its published form is `distort_image_with_randaugment` of scenic's
+`dataset_lib/video_ops.py`, with the operations and magnitudes of `official/legacy/image_classification/augment.py` in
+tensorflow/models. The set `video` adds RandAugment's geometric operations (module `affine`).
 
-The operations are those of Pillow's ImageOps and ImageEnhance, in the same integer arithmetic. A clip is one picture,
-its frames stacked: lowest and highest value, histogram and mean are taken over the whole clip, as published, so that
-nothing flickers. Three things of the published code are not copied: its Contrast blends with white for anything
-larger than 256 x 256 pixels, since it takes the number of pixels for the mean grey value; its Sharpness mixes the
-last row of a frame with the first row of the next; both and its Color round otherwise than Pillow.
+The operations are those of Pillow's ImageOps and ImageEnhance, in the same integer arithmetic. Minimum, maximum,
+histogram and mean are taken over the whole clip, as published, so that frames do not flicker. Three properties of the
+published code are not copied: its Contrast blends frames larger than 256 x 256 pixels with white, because it uses the
+number of pixels as the mean grey value; its Sharpness mixes the last row of a frame with the first row of the next; and
+both and its Color round differently from Pillow.
 """
 
 from __future__ import annotations
@@ -24,27 +23,28 @@ from vivit_jax import sharding
 from vivit_jax.augment import affine
 
 OPERATION_SETS = ("paper", "video")
-MAX_LEVEL = 10  # the magnitude at which the published formulas reach the far end of their scale
-CUTOUT_SCALE = 40  # half the side of Cutout's square at that magnitude, in pixels
-ROTATION = 30.0  # degrees at that magnitude
-SHEAR = 0.3  # columns a row, or rows a column, at that magnitude
-TRANSLATION = 100 / 224  # of the frame's side at that magnitude: the published 100 pixels of the published size
+# The published formulas at magnitude `MAX_LEVEL`, the end of their scale:
+MAX_LEVEL = 10
+CUTOUT_SCALE = 40  # half the side of Cutout's square, in pixels
+ROTATION = 30.0  # degrees
+SHEAR = 0.3  # columns per row, or rows per column
+TRANSLATION = 100 / 224  # share of the frame's side: the published 100 pixels at the published size
 
 Operation = Callable[[jax.Array, jax.Array], jax.Array]  # (clip [T, H, W, 3], key) -> clip
 
 
 def rand_augment(keys: jax.Array, video: jax.Array, *, layers: int, magnitude: float, ops: str = "paper") -> jax.Array:
-    """`layers` operations one after another on each clip, each drawn uniformly from `operations(magnitude, ops)`.
+    """Applies `layers` operations to each clip, drawn uniformly from `operations(magnitude, ops)`.
 
     Args:
-      keys: [B] random keys, one a clip.
+      keys: [B] random keys, one per clip.
       video: uint8 [B, T, H, W, 3].
-      layers: operations a clip, N of the RandAugment paper; at least 0.
+      layers: operations per clip, N of the RandAugment paper; at least 0.
       magnitude: strength of all operations, M of the RandAugment paper; at least 0.
       ops: the set of operations, 'paper' or 'video'.
 
     Returns:
-      uint8 [B, T, H, W, 3]; all frames of a clip are treated alike.
+      uint8 [B, T, H, W, 3]; all frames of a clip get the same operations.
 
     Raises:
       TypeError: the video is not uint8.
@@ -56,39 +56,40 @@ def rand_augment(keys: jax.Array, video: jax.Array, *, layers: int, magnitude: f
 
     def one_clip(key_and_clip: tuple[jax.Array, jax.Array]) -> jax.Array:
         def layer(clip: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
-            which, where = jax.random.split(key)
-            return jax.lax.switch(jax.random.randint(which, (), 0, len(branches)), branches, clip, where), None
+            choice_key, operation_key = jax.random.split(key)
+            choice = jax.random.randint(choice_key, (), 0, len(branches))
+            return jax.lax.switch(choice, branches, clip, operation_key), None
 
         key, clip = key_and_clip
         return jax.lax.scan(layer, clip, jax.random.split(key, layers))[0]
 
-    # One clip after another, so that `switch` runs the one operation drawn: under vmap it would run all of them on
-    # every clip. A loop over a sharded axis would gather the batch on every device, hence each loops over its own rows.
+    # A loop over clips, because under vmap `switch` would run all operations on every clip. Each device loops over its
+    # own rows, because a loop over a sharded axis would gather the batch on every device.
     return sharding.shard_map_batch(lambda keys, video: jax.lax.map(one_clip, (keys, video)))(keys, video)
 
 
 def operations(magnitude: float, ops: str = "paper") -> dict[str, Operation]:
-    """The operations of a set at a magnitude, by name, as functions (clip uint8 [T, H, W, 3], key) -> clip.
+    """Returns the operations of a set at a magnitude: {name: function (clip uint8 [T, H, W, 3], key) -> clip}.
 
-    With m = magnitude / 10 and integers cut off: Posterize keeps 4 m bits; Solarize inverts the values from 256 m on;
-    SolarizeAdd adds 110 m to those below 128; Color, Contrast, Brightness and Sharpness blend with factor 1.8 m + 0.1
-    (1 leaves the clip as it is, more exaggerates); Cutout blackens a square of 80 m pixels.
+    With m = magnitude / 10, truncated to integers where needed: Posterize keeps 4 m bits; Solarize inverts values from
+    256 m on; SolarizeAdd adds 110 m to values below 128; Color, Contrast, Brightness and Sharpness blend with factor
+    1.8 m + 0.1 (1 changes nothing); Cutout blackens a square with sides of 80 m pixels.
 
-    The recipes use magnitudes of 15 and 20, beyond the scale. There the formulas give factors of 2.8 and 3.7, squares
-    of 120 and 160 pixels, 165 and 220 to add, up to white. Where one leaves its range it is clipped: Posterize at all 8
-    bits, Solarize at 256. Hence Posterize does nothing from a magnitude of 20 on, and Solarize from 10 on.
+    The recipes use magnitudes 15 and 20, beyond the scale: factors of 2.8 and 3.7, squares of 120 and 160 pixels,
+    additions of 165 and 220. Values beyond an operation's range are clipped: Posterize has no effect from magnitude 20
+    on, Solarize from 10 on.
 
     `video` adds Rotate by 30 m degrees, ShearX and ShearY by 0.3 m, TranslateX and TranslateY by 100 m / 224 of the
-    frame's side, in whole pixels; to either side with equal probability, and with grey where nothing comes from. These
-    are RandAugment's (tensorflow/models), whose 100 m pixels are for frames of 224; from a magnitude of 22.4 on a
-    translation leaves nothing of the frame.
+    frame's side in whole pixels, in a random direction, with grey outside the frame. They are those
+    of tensorflow/models, whose 100 m pixels are meant for frames of 224 pixels; from magnitude 22.4 on a translation
+    leaves nothing of the frame.
 
     Args:
       magnitude: at least 0.
       ops: 'paper', twelve operations, or 'video', seventeen.
 
     Raises:
-      ValueError: another set.
+      ValueError: an unknown set.
     """
     if ops not in OPERATION_SETS:
         raise ValueError(f"ops={ops!r}; choose one of {', '.join(OPERATION_SETS)}")
@@ -114,21 +115,21 @@ def operations(magnitude: float, ops: str = "paper") -> dict[str, Operation]:
     if ops == "paper":
         return paper
 
-    def either_side(strength: float, key: jax.Array) -> jax.Array:
+    def random_sign(strength: float, key: jax.Array) -> jax.Array:
         return jnp.where(jax.random.bernoulli(key), strength, -strength)
 
-    turn, slope = magnitude / MAX_LEVEL * ROTATION, magnitude / MAX_LEVEL * SHEAR
+    angle, slope = magnitude / MAX_LEVEL * ROTATION, magnitude / MAX_LEVEL * SHEAR
     return paper | {
-        "Rotate": lambda clip, key: affine.rotate(clip, either_side(turn, key)),
-        "ShearX": lambda clip, key: affine.shear_x(clip, either_side(slope, key)),
-        "ShearY": lambda clip, key: affine.shear_y(clip, either_side(slope, key)),
-        "TranslateX": lambda clip, key: affine.translate_x(clip, either_side(level(TRANSLATION * clip.shape[2]), key)),
-        "TranslateY": lambda clip, key: affine.translate_y(clip, either_side(level(TRANSLATION * clip.shape[1]), key)),
+        "Rotate": lambda clip, key: affine.rotate(clip, random_sign(angle, key)),
+        "ShearX": lambda clip, key: affine.shear_x(clip, random_sign(slope, key)),
+        "ShearY": lambda clip, key: affine.shear_y(clip, random_sign(slope, key)),
+        "TranslateX": lambda clip, key: affine.translate_x(clip, random_sign(level(TRANSLATION * clip.shape[2]), key)),
+        "TranslateY": lambda clip, key: affine.translate_y(clip, random_sign(level(TRANSLATION * clip.shape[1]), key)),
     }
 
 
 def auto_contrast(clip: jax.Array) -> jax.Array:
-    """Stretches each channel of a clip, uint8 [T, H, W, 3], to 0 ... 255; a channel of one value stays (ImageOps)."""
+    """Stretches each channel of a clip, uint8 [T, H, W, 3], to 0 ... 255; constant channels stay (ImageOps)."""
     low, high = (f(clip, axis=(0, 1, 2)).astype(jnp.int32) for f in (jnp.min, jnp.max))
     stretched = (clip.astype(jnp.int32) - low) * 255 // jnp.maximum(high - low, 1)
     return jnp.where(high > low, stretched.astype(jnp.uint8), clip)
@@ -170,7 +171,7 @@ def colour(clip: jax.Array, factor: float) -> jax.Array:
 
 def contrast(clip: jax.Array, factor: float) -> jax.Array:
     """Blends a clip, uint8 [T, H, W, 3], with its mean grey value, rounded (ImageEnhance)."""
-    frames = jnp.sum(_grey(clip), axis=(1, 2, 3))  # exact; a sum over the clip could overflow int32
+    frames = jnp.sum(_grey(clip), axis=(1, 2, 3))  # exact; the sum over the clip could overflow int32
     mean = jnp.mean(frames.astype(jnp.float32)) / (clip.shape[1] * clip.shape[2])
     return _blend(jnp.floor(mean + 0.5), clip, factor)
 
@@ -195,8 +196,8 @@ def sharpness(clip: jax.Array, factor: float) -> jax.Array:
 def cutout(clip: jax.Array, key: jax.Array, half: int) -> jax.Array:
     """Blackens the same square in all frames of a clip, uint8 [T, H, W, 3] (DeVries & Taylor, arXiv:1708.04552).
 
-    The square has a side of `2 * half` pixels and a centre uniform over the frame, beyond whose border it is cut off.
-    Black as in the published clips: the grey value that the code names does not reach its Cutout.
+    The square has sides of `2 * half` pixels and a centre uniform over the frame; the part outside is cut off. It is
+    black because the published code does not pass its grey value on to Cutout.
     """
     inside = []
     for size, one_key in zip(clip.shape[1:3], jax.random.split(key), strict=True):
@@ -212,7 +213,7 @@ def _grey(clip: jax.Array) -> jax.Array:
 
 
 def _blend(base: jax.Array | int, clip: jax.Array, factor: float) -> jax.Array:
-    """`base + factor * (clip - base)`, clipped to 0 ... 255 and cut off to integers as in Pillow's Image.blend."""
+    """`base + factor * (clip - base)`, clipped to 0 ... 255 and truncated to integers as in Pillow's Image.blend."""
     base = jnp.asarray(base).astype(jnp.float32)
     mixed = base + jnp.float32(factor) * (clip.astype(jnp.float32) - base)
     return jnp.clip(mixed, 0.0, 255.0).astype(jnp.uint8)

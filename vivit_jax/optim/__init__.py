@@ -1,10 +1,7 @@
-"""Learning-rate schedules and optimizers: optax chains from plain arguments.
+"""Learning-rate schedules and optimizers, as optax chains.
 
-The published recipe (the paper's appendix): SGD with momentum 0.9, cosine decay after a linear warm-up over 2.5 epochs,
-gradients clipped at global norm 1, no weight decay. `OptimizerConfig()` is that recipe.
-
-`config` names what there is, `schedules` the learning rate at each step, `chain` puts the optimizer together; `paths`
-picks parameters by name, `layers` knows how deep they lie and that layers are stacked.
+The published recipe (appendix) is the default of `OptimizerConfig`: SGD with momentum 0.9, cosine decay after a linear
+warm-up over 2.5 epochs, gradients clipped at global norm 1, no weight decay.
 """
 
 from vivit_jax.optim.chain import Optimizer, make_optimizer

@@ -1,4 +1,4 @@
-"""The optimizer of a run: a chain of optax's transformations, and which parameters it trains."""
+"""The optimizer of a run: a chain of optax transformations."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from vivit_jax.optim.paths import check_found, path_mask, trained_mask
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """An optax transformation that also says what it trains, so that nothing else need be differentiated.
+    """An optax transformation that also tells which parameters it trains, so that only these are differentiated.
 
     Attributes:
-      init: parameters -> state, as `optax.GradientTransformation` has it. Raises ValueError where a pattern of the
-        config is found in no path.
-      update: (gradients, state, parameters) -> (updates, state); all trees whole, zeros where nothing is trained.
+      init: parameters -> state. Raises ValueError if a pattern of the config is found in no path.
+      update: (gradients, state, parameters) -> (updates, state); zero updates for frozen parameters.
       trained: parameters -> a tree of bools.
-      head_learning_rate: the learning rate of the heads in multiples of the schedule's.
+      head_learning_rate: learning rate of the heads in multiples of the schedule's.
     """
 
     init: Callable[[Any], Any]
@@ -33,17 +32,14 @@ class Optimizer:
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> Optimizer:
-    """Gradient clipping by global norm, then SGD with momentum, AdamW, LAMB or Lion; decay where the pattern says.
+    """Chains gradient clipping by global norm, an optimizer (SGD with momentum, AdamW, LAMB, Lion) and weight decay.
 
-    Accumulation, the moving average and SAM are the training step's.
+    The norm is that of the global gradient of the trained parameters (the reference clips on each device before it
+    averages). Accumulation, EMA and SAM belong to the train step.
 
     Args:
-      config: the optimizer's settings, already checked.
+      config: settings of the optimizer.
       schedule: from `learning_rate_schedule`.
-
-    Returns:
-      An optax transformation. The norm that is clipped is that of the global gradient of what is trained, over all
-      devices (the reference implementation clips on each device before it averages).
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     transformation = optax.chain(clip, *_rule(config, schedule))
@@ -54,7 +50,7 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> Optimiz
             lambda params: jax.tree.map(lambda is_trained: "trained" if is_trained else "frozen", trained(params)),
         )
     if config.layer_decay < 1 or config.head_learning_rate != 1:
-        # Last, and outside of the partition: depth counts frozen layers too.
+        # After the partition, because depths count frozen layers too.
         transformation = optax.chain(transformation, scale_by_depth(config.layer_decay, config.head_learning_rate))
 
     def init(params: Any) -> Any:
@@ -66,7 +62,7 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> Optimiz
 
 
 def _rule(config: OptimizerConfig, schedule: optax.Schedule) -> tuple[optax.GradientTransformation, ...]:
-    """From the clipped gradient to the update."""
+    """The transformations from the clipped gradient to the update."""
     mask = path_mask(config.decay_pattern)
     moments = {"b1": config.b1, "b2": config.second_moment}
     decay = {"weight_decay": config.weight_decay, "mask": mask}
@@ -83,7 +79,7 @@ def _rule(config: OptimizerConfig, schedule: optax.Schedule) -> tuple[optax.Grad
         )
     return (
         optax.trace(decay=config.momentum, nesterov=False) if config.momentum else optax.identity(),
-        # After the momentum: decoupled, as AdamW's.
+        # After the momentum: decoupled, as in AdamW.
         optax.add_decayed_weights(**decay) if config.weight_decay else optax.identity(),
         optax.scale_by_learning_rate(schedule),
     )

@@ -1,4 +1,4 @@
-"""Parameters by the names of their paths."""
+"""Masks of parameters by regular expressions over their paths."""
 
 from __future__ import annotations
 
@@ -12,43 +12,39 @@ from vivit_jax.utils.trees import path_name
 
 
 def path_mask(pattern: str) -> Callable[[Any], Any]:
-    """A function from a tree to a tree of bools: whether the leaf's path matches the regular expression."""
+    """Returns a function from a tree to a tree of bools: whether the pattern is found in the leaf's path."""
     regex = re.compile(pattern)
     return lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: bool(regex.search(path_name(path))), tree)
 
 
 def trained_mask(frozen: Sequence[str]) -> Callable[[Any], Any]:
-    """A function from parameters to a tree of bools: whether the leaf is trained.
+    """Returns a function from parameters to a tree of bools: whether the leaf is trained.
 
     Args:
-      frozen: regular expressions; what one of them is found in is not trained. None: all is.
+      frozen: patterns; a parameter whose path contains one of them is not trained.
 
     Returns:
-      The function. It raises ValueError, with the paths there are, where an expression is found in no path, and where
-      nothing is left to train.
+      The function. It raises ValueError if no path contains one of the patterns, or if no parameter is trained.
     """
-    regexes = [re.compile(pattern) for pattern in frozen]
 
     def mask(params: Any) -> Any:
-        for regex in regexes:
-            check_found(regex.pattern, params, "optimizer.frozen")
-        found = jax.tree_util.tree_map_with_path(
-            lambda path, _: not any(regex.search(path_name(path)) for regex in regexes), params
-        )
-        if not any(jax.tree.leaves(found)):
-            raise ValueError(
-                f"optimizer.frozen={tuple(frozen)} leaves nothing to train; the parameters: {_all(params)}"
-            )
-        return found
+        for pattern in frozen:
+            check_found(pattern, params, "optimizer.frozen")
+        masks = [path_mask(pattern)(params) for pattern in frozen]
+        trained = jax.tree.map(lambda _, *is_frozen: not any(is_frozen), params, *masks)
+        if not any(jax.tree.leaves(trained)):
+            raise ValueError(f"optimizer.frozen={tuple(frozen)} leaves nothing to train; {_paths(params)}")
+        return trained
 
     return mask
 
 
 def check_found(pattern: str, params: Any, field: str) -> None:
-    """Raises ValueError, with the paths there are, where the regular expression of a field is found in none."""
+    """Raises ValueError if the pattern of a config field is found in no parameter's path."""
     if not any(jax.tree.leaves(path_mask(pattern)(params))):
-        raise ValueError(f"{field}={pattern!r} is found in no parameter's path; the parameters: {_all(params)}")
+        raise ValueError(f"{field}={pattern!r} is found in no parameter's path; {_paths(params)}")
 
 
-def _all(params: Any) -> str:
-    return ", ".join(path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0])
+def _paths(params: Any) -> str:
+    paths = (path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0])
+    return f"the parameters: {', '.join(paths)}"

@@ -1,4 +1,4 @@
-"""The learning rate at each step, from plain arguments."""
+"""Learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ TIMESCALE = 10_000  # steps; big_vision's default
 def learning_rate_schedule(
     config: OptimizerConfig, *, total_steps: int, steps_per_epoch: float, batch_size: int | None = None
 ) -> optax.Schedule:
-    """The learning rate at each step: base x linear warm-up, then x the decay over the steps after it.
+    """Returns the learning rate as a function of the step: linear warm-up from 0, then decay over the remaining steps.
 
     Args:
-      config: the optimizer's settings.
+      config: settings of the optimizer.
       total_steps: optimizer steps of the whole run, at least 1.
-      steps_per_epoch: (examples in the split) / (batch size); turns epochs into steps.
-      batch_size: clips in a global batch; turns examples into steps, and is needed only for that.
+      steps_per_epoch: examples in the split / batch size; converts epochs to steps.
+      batch_size: clips in a global batch; converts examples to steps, and is needed only for that.
 
     Returns:
-      A function from the step (0-based) to the learning rate. At step s < warm-up it is base * s / warm-up steps.
+      step (0-based) -> learning rate. At step s < warm-up it is base * s / warm-up steps.
 
     Raises:
-      ValueError: the warm-up does not leave a step of the run to decay over, a change of 'step' falls outside what is
-        left, or a length is in examples and the batch size is not given.
+      ValueError: the warm-up is not shorter than the run, a step of 'step' is outside the rest of the run, or a length
+        is in examples and there is no batch size.
     """
 
     def in_steps(field: str, value: float, unit: str) -> float:
         if unit == "examples" and batch_size is None:
-            raise ValueError(f"optimizer.{field}={value} is in examples; batch_size is needed to turn it into steps")
+            raise ValueError(f"optimizer.{field}={value} is in examples; batch_size is needed to convert it to steps")
         return value * {"steps": 1.0, "epochs": steps_per_epoch, "examples": 1 / (batch_size or 1)}[unit]
 
     field, unit = "warmup_epochs", "epochs"
@@ -50,17 +50,16 @@ def learning_rate_schedule(
     elif config.schedule == "linear":
         decay = optax.linear_schedule(base, end, rest)
     elif config.schedule == "step":
-        places = [round(in_steps("schedule_steps", at, config.schedule_unit)) for at in config.schedule_steps]
-        if len(set(places)) < len(places) or places[0] <= warmup or places[-1] >= total_steps:
+        steps = [round(in_steps("schedule_steps", value, config.schedule_unit)) for value in config.schedule_steps]
+        if len(set(steps)) < len(steps) or steps[0] <= warmup or steps[-1] >= total_steps:
             raise ValueError(
-                f"optimizer.schedule_steps={config.schedule_steps} {config.schedule_unit} are the steps {places}; each "
-                f"must lie after the one before and between the end of the warm-up, {warmup}, and that of the run, "
-                f"{total_steps}"
+                f"optimizer.schedule_steps={config.schedule_steps} {config.schedule_unit} are the steps {steps}; they "
+                f"must be ascending, after the end of the warm-up, {warmup}, and before that of the run, {total_steps}"
             )
-        decay = optax.piecewise_constant_schedule(base, {at - warmup: config.step_decay_factor for at in places})
+        decay = optax.piecewise_constant_schedule(base, {step - warmup: config.step_decay_factor for step in steps})
     elif config.schedule == "rsqrt":
-        given = config.rsqrt_timescale
-        timescale = TIMESCALE if given is None else in_steps("rsqrt_timescale", given, config.schedule_unit)
+        timescale = config.rsqrt_timescale
+        timescale = TIMESCALE if timescale is None else in_steps("rsqrt_timescale", timescale, config.schedule_unit)
         decay = _inverse_square_root(base, timescale)
     else:
         decay = optax.constant_schedule(base)
@@ -71,5 +70,5 @@ def learning_rate_schedule(
 
 def _inverse_square_root(base: float, timescale: float) -> optax.Schedule:
     """base / sqrt(1 + step / timescale): flat at first, then as 1 / sqrt(step) (arXiv:2106.04560, section 3.5)."""
-    # join_schedules also asks for the steps before its boundary, as negative ones, and throws the answer away.
+    # join_schedules also evaluates the schedule at negative steps, before its boundary, and discards the result.
     return lambda step: base / jnp.sqrt(1.0 + jnp.maximum(step, 0) / timescale)
