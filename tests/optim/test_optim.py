@@ -251,7 +251,7 @@ def test_frozen_parameters_have_no_update_state_or_norm(name):
 
 
 def test_pattern_without_match_is_rejected_with_paths():
-    for fields, says in (
+    for fields, message in (
         ({"frozen": "^encodr"}, r"frozen='\^encodr' is found in no parameter's path; .*class_token, layers/bias"),
         ({"frozen": "."}, "leaves nothing to train"),
         ({"decay_pattern": "weight$", "weight_decay": 0.1}, "decay_pattern='weight\\$' is found in no"),
