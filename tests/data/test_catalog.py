@@ -1,4 +1,4 @@
-"""catalog.py: the facts, and the names of one's own data sets."""
+"""The catalog entries, and the names of custom data sets."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from vivit_jax.data import annotations, catalog
 
 
-def test_every_entry_is_complete():
+def test_entries_are_complete():
     text = catalog.table()
     for name, dataset in catalog.DATASETS.items():
         assert f"{name}: {dataset.title}" in text
@@ -19,7 +19,7 @@ def test_every_entry_is_complete():
         assert kind in annotations.READERS
 
 
-def test_published_facts():
+def test_published_numbers():
     heads = {name: dataset.heads for name, dataset in catalog.DATASETS.items()}
     assert heads["kinetics400"] == {"label": 400}
     assert heads["moments_in_time"] == {"label": 339}
@@ -34,7 +34,7 @@ def test_published_facts():
 def test_unknown_names():
     with pytest.raises(ValueError, match=r"unknown data set 'kinetics'; known are moving_digits, .*--name=NAME"):
         catalog.get("kinetics")
-    with pytest.raises(ValueError, match=r"'folder' is a kind of one's own data.*--dataset=folder --name=NAME"):
+    with pytest.raises(ValueError, match=r"'folder' is a kind of custom data set.*--dataset=folder --name=NAME"):
         catalog.get("folder")
 
 
@@ -46,7 +46,7 @@ def test_custom():
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("cats", "excel", "kind 'excel' of one's own data; known are folder, csv"),
+        ("cats", "excel", "unknown kind 'excel' of custom data set; known are folder, csv"),
         ("kinetics400", "csv", "the name 'kinetics400' is taken"),
         ("Cats", "folder", "lower-case letters"),
         ("cats-2", "folder", "lower-case letters"),
@@ -54,7 +54,7 @@ def test_custom():
         ("cats\n", "folder", "lower-case letters"),
     ],
 )
-def test_names_that_cannot_be(name, kind, message):
+def test_invalid_custom_names(name, kind, message):
     with pytest.raises(ValueError, match=message):
         catalog.custom(name, kind)
 

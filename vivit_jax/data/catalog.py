@@ -1,15 +1,15 @@
-"""Facts of the data sets as a table: classes, published sizes, annotation files, layouts, where to get them.
+"""Catalog of the data sets: classes, published sizes, annotation files, layouts, sources.
 
-    python -m vivit_jax.data.catalog
+    python -m vivit_jax.data.catalog        prints it
 
-prints it. Published sizes are for comparison only: what a build finds is counted.
+Published sizes are for comparison only: a build counts its videos.
 
-Anyone's own videos have no entry; they are of one of two kinds, "folder" (a folder per class) or "csv", and go by a
-name that the user chooses:
+A custom data set has no entry. It is of one of two kinds, "folder" (a folder per class) or "csv", and the user chooses
+its name:
 
-* `custom(name, kind)`: the facts to build `name` with.
-* `of_records(name, folder)`: the facts of the data set whose records are in `folder`, own or of the catalog.
-* `get(name)`: of the catalog only.
+* `custom(name, kind)`: its description for a build.
+* `of_records(name, folder)`: the description of any data set whose records are in `folder`.
+* `get(name)`: an entry of the catalog.
 """
 
 from __future__ import annotations
@@ -26,29 +26,27 @@ from vivit_jax.utils import storage
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """One data set.
+    """Description of one data set.
 
     Attributes:
-      name: as in `--dataset=NAME`; for one's own, as in `--name=NAME`.
+      name: as in `--dataset=NAME`; of a custom data set as in `--name=NAME`.
       title: as in the literature.
-      heads: label head -> number of classes; a data set with one head calls it "label". Empty where only the files
-        know (one's own, before it is built).
-      splits: split -> published number of rows (EPIC-Kitchens: action segments; Kinetics-400 and 600: those of the
-        CVDF copy, for 700 those of its paper). Splits without an entry are counted only.
-      annotation_format: reader in `annotations`.
-      annotation_files: split -> file names to look for, the first that exists is read. A name with `*` means all
-        files that fit it.
-      class_files: head -> names of the file of the class names, where the data set has them.
-      video_layout: where a video is looked for under the videos' folder, in words.
-      source: where to get it, in words.
-      replacements: folders of files that are taken instead of those of the same name, as they were published later.
-      short_side: pixels that the shorter side of the stored frames has at most (section "Implementation details" of the
-        paper's appendix: 256; Something-Something v2: 288).
-      rows_per_shard: rows of the annotations that go into one shard of records.
-      label_separator: between the labels of a video, where a CSV gives several at once; None where it never does.
-      multi_label: heads with several labels at once, of records that are there.
-      mirrored: head -> class -> class of its mirror image, left and right exchanged, both ways; None for a class whose
-        mirror image belongs to none. For what the names do not tell: see `mirror`.
+      heads: label head -> number of classes; a single head is called "label". Empty for a custom data set that is not
+        built yet.
+      splits: split -> published number of rows (EPIC-Kitchens: action segments; Kinetics-400 and 600: of the CVDF copy;
+        Kinetics-700: of its paper).
+      annotation_format: key of `annotations.READERS`.
+      annotation_files: split -> possible file names, of which the first that exists is read; `*` matches all files.
+      video_layout, source: text for messages.
+      class_files: head -> possible names of the file of class names, if the data set has one.
+      replacements: folders whose files replace those of the same name, as later published.
+      short_side: maximum short side of the stored frames in pixels (the paper's implementation details: 256;
+        Something-Something v2: 288).
+      rows_per_shard: annotation rows per shard of records.
+      label_separator: separates the labels of a multi-label field in a CSV; None: no such fields.
+      multi_label: names of the multi-label heads, once built.
+      mirrored: head -> class -> class of its mirror image, or None if it has none; for classes whose names do not tell
+        (`selection.mirror`).
     """
 
     name: str
@@ -69,7 +67,7 @@ class DatasetInfo:
 
 
 _KINETICS_LAYOUT = (
-    "{id}_{start:06d}_{end:06d}.mp4 (or {id}.mp4, which is cut from start to end), in the folder itself or below, as "
+    "{id}_{start:06d}_{end:06d}.mp4 (or {id}.mp4, of which start to end is used), in the folder itself or below, as "
     "in train/ and val/ or a folder per class"
 )
 
@@ -88,7 +86,7 @@ def _kinetics(classes: int, **splits: int) -> DatasetInfo:
             for split in splits
         },
         video_layout=_KINETICS_LAYOUT,
-        # Some 1,400 files of the first copy are damaged; CVDF published whole ones later (its README).
+        # Some 1,400 files of the first copy are damaged; CVDF published replacements later (its README).
         replacements=("replacement_for_corrupted_k400",) if classes == 400 else (),
         source="https://github.com/cvdfoundation/kinetics-dataset (its download and extract scripts; annotations too)",
     )
@@ -134,16 +132,13 @@ def _hmdb51(number: int) -> DatasetInfo:
     )
 
 
-_EPIC_FILES = {
-    "train": ("EPIC_100_train.csv",),
-    "validation": ("EPIC_100_validation.csv",),
-}
+_EPIC_FILES = {"train": ("EPIC_100_train.csv",), "validation": ("EPIC_100_validation.csv",)}
 _EPIC_CLASSES = {"verb": ("EPIC_100_verb_classes.csv",), "noun": ("EPIC_100_noun_classes.csv",)}
 
 _TABLE = (
     DatasetInfo(
         name="moving_digits",
-        title="moving_digits (made here)",
+        title="moving_digits (generated)",
         heads={"verb": 8, "noun": 10},
         splits={"train": 2400, "validation": 480},
         annotation_format="epic_csv",
@@ -152,7 +147,7 @@ _TABLE = (
         video_layout="{video_id}.mp4 in the folder itself",
         source="python -m vivit_jax.data.moving_digits --out=DIR",
         rows_per_shard=600,
-        # Up and down, growing and shrinking are their own mirror images; a mirrored digit is still called by its name.
+        # Up, down, growing and shrinking are their own mirror images; a mirrored digit keeps its class.
         mirrored={
             "verb": {
                 "move-left": "move-right",
@@ -213,8 +208,8 @@ _TABLE = (
 DATASETS: Mapping[str, DatasetInfo] = MappingProxyType({dataset.name: dataset for dataset in _TABLE})
 
 
-_CUSTOM_SOURCE = "your own files"
-# Kind -> (layout of the videos, annotation files) of data sets that are nobody's but the user's.
+_CUSTOM_SOURCE = "your files"
+# Kind of a custom data set -> (layout of the videos, annotation files).
 CUSTOM_KINDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "folder": (
@@ -224,49 +219,43 @@ CUSTOM_KINDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         ),
         "csv": (
             "the paths in the CSV, absolute or under the videos' folder",
-            "one .csv with a header: path,label[,start,end,split]; label_VERB, label_NOUN, ... make several heads; "
-            "with --label_separator=';' (or '|') a video may have several labels of a head at once",
+            "one .csv with a header: path,label[,start,end,split]; label_VERB, label_NOUN, ... for several heads; with "
+            "--label_separator=';' (or '|') for multi-label heads",
         ),
     }
 )
-# Between several labels of one video.
 LABEL_SEPARATORS = (";", "|")
 _CUSTOM_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def get(name: str) -> DatasetInfo:
-    """Facts of the data set `name` of the catalog.
-
-    Raises:
-      ValueError: no such data set; the message lists all.
-    """
+    """Returns the entry `name`; raises ValueError, which lists all names, if there is none."""
     if name in CUSTOM_KINDS:
         raise ValueError(
-            f"{name!r} is a kind of one's own data, not a data set: --dataset={name} --name=NAME builds one"
+            f"{name!r} is a kind of custom data set, not a data set: --dataset={name} --name=NAME builds one"
         )
     if name not in DATASETS:
         raise ValueError(
-            f"unknown data set {name!r}; known are {', '.join(DATASETS)}. One's own are built with "
+            f"unknown data set {name!r}; known are {', '.join(DATASETS)}. Build a custom data set with "
             f"--dataset={'|'.join(CUSTOM_KINDS)} --name=NAME"
         )
     return DATASETS[name]
 
 
 def custom(name: str, kind: str, short_side: int = 256, label_separator: str | None = None) -> DatasetInfo:
-    """Facts to build one's own data set with; its heads and sizes are what the files say.
+    """Describes a custom data set for a build, which reads its heads and sizes from the files.
 
     Args:
-      name: chosen by the user: lower-case letters, digits and "_", a letter first; not one of the catalog.
+      name: lower-case letters, digits and "_", a letter first; not a name of the catalog.
       kind: "folder" or "csv".
-      short_side: pixels that the shorter side of the stored frames has at most.
-      label_separator: ";" or "|", between several labels in one field of a CSV; None where the labels are single.
+      short_side: maximum short side of the stored frames in pixels.
+      label_separator: ";" or "|" between the labels of a multi-label field in a CSV; None: single labels.
 
     Raises:
-      ValueError: another kind, a name that cannot be used, a short side below 1, or another separator, or one for a
-        folder.
+      ValueError: an argument outside these limits.
     """
     if kind not in CUSTOM_KINDS:
-        raise ValueError(f"kind {kind!r} of one's own data; known are {', '.join(CUSTOM_KINDS)}")
+        raise ValueError(f"unknown kind {kind!r} of custom data set; known are {', '.join(CUSTOM_KINDS)}")
     if name in DATASETS or name in CUSTOM_KINDS:
         raise ValueError(f"the name {name!r} is taken (see python -m vivit_jax.data.catalog): choose another --name")
     if not _CUSTOM_NAME.fullmatch(name):
@@ -280,15 +269,14 @@ def custom(name: str, kind: str, short_side: int = 256, label_separator: str | N
             f"label_separator is {label_separator!r} for a {kind}; it is for a csv, and one of "
             f"{' '.join(LABEL_SEPARATORS)}"
         )
-    layout, _ = CUSTOM_KINDS[kind]
     return DatasetInfo(
         name=name,
-        title=f"{name} (your own, {kind})",
+        title=f"{name} (custom, {kind})",
         heads={},
         splits={},
         annotation_format=kind,
         annotation_files={},
-        video_layout=layout,
+        video_layout=CUSTOM_KINDS[kind][0],
         source=_CUSTOM_SOURCE,
         short_side=short_side,
         label_separator=label_separator,
@@ -296,58 +284,58 @@ def custom(name: str, kind: str, short_side: int = 256, label_separator: str | N
 
 
 def of_records(name: str, folder: storage.Place) -> DatasetInfo:
-    """Facts of the data set whose records are in `folder` (DATA_DIR/NAME/VERSION).
+    """Describes the data set whose records are in `folder` (DATA_DIR/NAME/VERSION).
 
-    Those of the catalog where it has `name`; of another name, its heads as the records have them. The short side is
-    that of the records, where they are there.
+    This is the entry of the catalog, or for another name a description with the heads of the records; with the short
+    side of the records where they exist.
 
     Raises:
-      ValueError: not in the catalog, and no records in `folder`.
+      ValueError: `name` is not in the catalog, and `folder` has no records.
     """
     folder = storage.path(folder)
-    classes, summary = folder / CLASS_NAMES_FILE, folder / SUMMARY_FILE
-    # Records of others that are only indexed have no summary.
-    stored = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+    classes_file, summary_file = folder / CLASS_NAMES_FILE, folder / SUMMARY_FILE
+    # Records of other programs that are only indexed may have no summary.
+    summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {}
     if name in DATASETS:
         dataset = DATASETS[name]
-    elif classes.is_file():
-        heads = {head: len(names) for head, names in json.loads(classes.read_text(encoding="utf-8")).items()}
-        dataset = DatasetInfo(name, f"{name} (your own)", heads, {}, "", {}, "already in records", _CUSTOM_SOURCE)
+    elif classes_file.is_file():
+        heads = {head: len(names) for head, names in json.loads(classes_file.read_text(encoding="utf-8")).items()}
+        dataset = DatasetInfo(name, f"{name} (custom)", heads, {}, "", {}, "already in records", _CUSTOM_SOURCE)
     else:
         raise ValueError(
-            f"data set {name!r} is not in the catalog ({', '.join(DATASETS)}), and {folder} holds no records of it: "
-            f"python -m vivit_jax.data.build --dataset={'|'.join(CUSTOM_KINDS)} --name={name} --videos=DIR makes them"
+            f"data set {name!r} is not in the catalog ({', '.join(DATASETS)}), and {folder} holds no records of it; "
+            f"build them: python -m vivit_jax.data.build --dataset={'|'.join(CUSTOM_KINDS)} --name={name} --videos=DIR"
         )
-    known = {name: stored[name] for name in ("short_side", "multi_label") if stored.get(name)}
-    return dataclasses.replace(dataset, **known) if known else dataset
+    built_with = {key: summary[key] for key in ("short_side", "multi_label") if summary.get(key)}
+    return dataclasses.replace(dataset, **built_with) if built_with else dataset
 
 
 def table() -> str:
-    """The catalog as text, one block a data set."""
+    """Returns the catalog as text, one block per data set."""
+
+    def block(title: str, **lines: str) -> str:
+        return "\n".join([title, *(f"  {key.replace('_', ' '):13}{value}" for key, value in lines.items())])
+
+    def counts(numbers: Mapping[str, int]) -> str:
+        return ", ".join(f"{name} {count:,}" for name, count in numbers.items())
+
     blocks = []
     for dataset in _TABLE:
-        heads = ", ".join(f"{head} {count:,}" for head, count in dataset.heads.items())
-        splits = ", ".join(f"{split} {count:,}" for split, count in dataset.splits.items())
-        files = [names[0] for names in dataset.annotation_files.values()]
-        files += [names[0] for names in dataset.class_files.values()]
+        files = (*dataset.annotation_files.values(), *dataset.class_files.values())
         blocks.append(
-            f"{dataset.name}: {dataset.title}\n"
-            f"  classes      {heads}\n"
-            f"  published    {splits}\n"
-            f"  annotations  {', '.join(dict.fromkeys(files))} ({dataset.annotation_format})\n"
-            f"  videos       {dataset.video_layout}\n"
-            f"  short side   {dataset.short_side}\n"
-            f"  from         {dataset.source}"
+            block(
+                f"{dataset.name}: {dataset.title}",
+                classes=counts(dataset.heads),
+                published=counts(dataset.splits),
+                annotations=f"{', '.join(dict.fromkeys(names[0] for names in files))} ({dataset.annotation_format})",
+                videos=dataset.video_layout,
+                short_side=str(dataset.short_side),
+                source=dataset.source,
+            )
         )
     for kind, (layout, files) in CUSTOM_KINDS.items():
-        blocks.append(
-            f"{kind}: your own, --dataset={kind} --name=NAME\n"
-            "  classes      counted\n"
-            "  published    nothing: counted\n"
-            f"  annotations  {files}\n"
-            f"  videos       {layout}\n"
-            f"  from         {_CUSTOM_SOURCE}"
-        )
+        title = f"{kind}: a custom data set, --dataset={kind} --name=NAME"
+        blocks.append(block(title, classes="counted", annotations=files, videos=layout))
     return "\n\n".join(blocks)
 
 
