@@ -84,7 +84,9 @@ def make_data(folder: Path, args: argparse.Namespace) -> tuple[RecordSplit, list
         with (folder / "annotations" / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("label", "youtube_id", "time_start", "time_end", "split"), *rows])
     start = time.perf_counter()
-    records = build.build("kinetics400", folder / "videos", folder / "annotations", folder / "records", progress=False)
+    records = build.build(
+        "kinetics400", folder / "videos", folder / "annotations", folder / "records", build.BuildOptions(progress=False)
+    )
     return open_split(records, "train"), paths, time.perf_counter() - start
 
 

@@ -108,7 +108,7 @@ def test_an_interrupted_build_in_a_bucket_goes_on(there, monkeypatch):
     files = (f"{there}/moving_digits/videos", f"{there}/moving_digits/annotations", "ram://bucket/again")
 
     def make():
-        return build.build("moving_digits", *files, num_workers=0, progress=False)
+        return build.build("moving_digits", *files, build.BuildOptions(num_workers=0, progress=False))
 
     with monkeypatch.context() as patch:
         patch.setattr(tfds_builder.VideoRecords, "_publish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -129,7 +129,9 @@ def test_videos_of_ones_own_in_a_bucket(ram, tmp_path):
     for name, frames in (("train/a/x.mp4", 20), ("train/b/deep/y.mp4", 24), ("val/a/z.mp4", 18)):
         (videos / name).parent.mkdir(parents=True, exist_ok=True)
         storage.put(numbered_video(tmp_path / "v.mp4", frames, height=32, width=32), videos / name)
-    folder = build.build("mine", videos, None, f"{ram}/data", num_workers=0, progress=False, kind="folder")
+    folder = build.build(
+        "mine", videos, None, f"{ram}/data", build.BuildOptions(num_workers=0, progress=False, kind="folder")
+    )
     split = open_split(folder, "train")
     assert split.video_id.tolist() == ["train/a/x.mp4", "train/b/deep/y.mp4"]
     assert split.num_frames.tolist() == [20, 24]
@@ -138,7 +140,9 @@ def test_videos_of_ones_own_in_a_bucket(ram, tmp_path):
     table.parent.mkdir(parents=True, exist_ok=True)
     rows = ["train/a/x.mp4,one", f"{ram}/own/val/a/z.mp4,two", "nowhere.mp4,one"]
     storage.write(table, "path,label,split\n" + "".join(f"{row},train\n" for row in rows))
-    folder = build.build("table", videos, table, tmp_path, num_workers=0, progress=False, kind="csv")
+    folder = build.build(
+        "table", videos, table, tmp_path, build.BuildOptions(num_workers=0, progress=False, kind="csv")
+    )
     assert open_split(folder, "train").num_frames.tolist() == [20, 18]
     assert "nowhere.mp4,,,no such video" in (folder / "rejects.csv").read_text()
 

@@ -69,4 +69,10 @@ def build_custom(data: DataConfig) -> None:
         ) from error
     if not (build.records_folder(data.name, data.dir) / paths.SUMMARY_FILE).is_file():
         logging.info("Building the records of %s from %s, once.", data.name, data.video_dir)
-    build.build(data.name, data.video_dir, data.annotations, data.dir, kind=kind, label_separator=data.label_separator)
+    build.build(
+        data.name,
+        data.video_dir,
+        data.annotations,
+        data.dir,
+        build.BuildOptions(kind=kind, label_separator=data.label_separator),
+    )

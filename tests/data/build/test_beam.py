@@ -50,10 +50,16 @@ def test_beam_writes_what_a_local_build_writes(tmp_path, monkeypatch, runner):
     pytest.importorskip("apache_beam")
     small_shards(monkeypatch)
     videos, folder = official_folder(tmp_path)
-    local = build.build("kinetics400", videos, folder, tmp_path / "local", num_workers=0, progress=False)
+    local = build.build(
+        "kinetics400", videos, folder, tmp_path / "local", build.BuildOptions(num_workers=0, progress=False)
+    )
     workers = {"direct": 2}.get(runner)
     there = build.build(
-        "kinetics400", videos, folder, tmp_path / "beam", num_workers=workers, progress=False, runner=runner
+        "kinetics400",
+        videos,
+        folder,
+        tmp_path / "beam",
+        build.BuildOptions(num_workers=workers, progress=False, runner=runner),
     )
     same_files(local, there)
 
@@ -62,7 +68,9 @@ def test_a_worker_writes_what_a_local_build_writes(tmp_path, monkeypatch):
     """The worker's part without Beam: shards in any order, one twice, one that was there before."""
     small_shards(monkeypatch)
     videos, folder = official_folder(tmp_path)
-    local = build.build("kinetics400", videos, folder, tmp_path / "local", num_workers=0, progress=False)
+    local = build.build(
+        "kinetics400", videos, folder, tmp_path / "local", build.BuildOptions(num_workers=0, progress=False)
+    )
     written = []
 
     def anywhere(todo, staging, form, class_names, flags, on_rows, multi_label):
@@ -80,22 +88,22 @@ def test_a_worker_writes_what_a_local_build_writes(tmp_path, monkeypatch):
         videos,
         folder,
         tmp_path / "there",
-        progress=False,
-        runner="Elsewhere",
-        runner_flags=["--region=x"],
+        build.BuildOptions(progress=False, runner="Elsewhere", runner_flags=["--region=x"]),
     )
     assert [Path(path).name for path in written] == [f"train-0000{i}.tfrecord" for i in (2, 0, 2, 1)]
     same_files(local, there)
 
 
 def test_what_stands_in_the_way(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"--workers is of the runners local and direct; SparkRunner has flags"):
+    with pytest.raises(
+        ValueError, match=r"--workers is for the runners local and direct; SparkRunner has its own flags"
+    ):
         beam.runner_flags("SparkRunner", 4)
     with pytest.raises(ValueError, match="workers is 0; the direct runner needs at least 1"):
         beam.runner_flags("direct", 0)
     assert "--direct_num_workers=3" in beam.runner_flags("direct", 3)
-    with pytest.raises(ValueError, match=r"--region=x: flags after -- are of a runner of Beam's"):
-        build.build("kinetics400", tmp_path, tmp_path, tmp_path, runner_flags=["--region=x"])
+    with pytest.raises(ValueError, match=r"--region=x: flags after -- are for Beam"):
+        build.build("kinetics400", tmp_path, tmp_path, tmp_path, build.BuildOptions(runner_flags=["--region=x"]))
     original = builtins.__import__
 
     def without_beam(name, *arguments, **keywords):
@@ -114,5 +122,5 @@ def test_shards_that_are_nowhere_to_be_seen(tmp_path, monkeypatch):
     row = annotations.Row("a", 0.0, 1.0, {"label": 0}, "train")
     shard = shards.Shard("train", 0, [shards.File(None, 0, [row], [(None, None)])])
     monkeypatch.setattr(beam, "write_shard", lambda *arguments: "elsewhere")
-    with pytest.raises(RuntimeError, match=r"1 of 1 shards are not here, first .*train-00000.tfrecord"):
+    with pytest.raises(RuntimeError, match=r"1 of 1 shards are missing, first .*train-00000.tfrecord"):
         beam.write_shards([shard], tmp_path, encode.EncodeOptions(32), {"label": ["x"]}, ["--runner=FnApiRunner"])

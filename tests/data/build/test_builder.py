@@ -42,7 +42,9 @@ def test_right_frames_and_every_reject_told(tmp_path):
     videos, folder = kinetics_folder(tmp_path, [*bad, "absent"])
     for path in bad.values():
         path.rename(videos / path.name)
-    records = build.build("kinetics400", videos, folder, tmp_path / "out", num_workers=2, progress=False)
+    records = build.build(
+        "kinetics400", videos, folder, tmp_path / "out", build.BuildOptions(num_workers=2, progress=False)
+    )
     split = open_split(records, "train")
     assert split.video_id.tolist() == [name for name, *_ in SEGMENTS]
     assert split.heads == {"label": 3}
@@ -119,10 +121,9 @@ def test_interrupted_build_goes_on(tmp_path, monkeypatch):
     (videos / "b.mp4").write_text("not a video")
     numbered_video(videos / "c.mp4", 33, height=62, width=90)  # rows of 270 bytes, which FFmpeg pads
     dataset = dataclasses.replace(catalog.get("kinetics400"), rows_per_shard=2)
-    form = encode.EncodeOptions(dataset.short_side)
-    whole = tfds_builder.VideoRecords(
-        dataset, videos, folder, tmp_path / "whole", form, num_workers=0, progress=False
-    ).build()
+    encode_options = encode.EncodeOptions(dataset.short_side)
+    options = build.BuildOptions(num_workers=0, progress=False)
+    whole = tfds_builder.VideoRecords(dataset, videos, folder, tmp_path / "whole", encode_options, options).build()
     done = []
     original = encode.encode_file
 
@@ -133,12 +134,12 @@ def test_interrupted_build_goes_on(tmp_path, monkeypatch):
         return original(task)
 
     monkeypatch.setattr(encode, "encode_file", stops_at_the_fourth)
-    arguments = (dataset, videos, folder, tmp_path / "out", form)
+    arguments = (dataset, videos, folder, tmp_path / "out", encode_options, options)
     with pytest.raises(KeyboardInterrupt):
-        tfds_builder.VideoRecords(*arguments, num_workers=0, progress=False).build()
+        tfds_builder.VideoRecords(*arguments).build()
     assert not build.records_folder("kinetics400", tmp_path / "out").exists()
     done.extend("-")
-    records = tfds_builder.VideoRecords(*arguments, num_workers=0, progress=False).build()
+    records = tfds_builder.VideoRecords(*arguments).build()
     assert done == ["a", "b", "c", "d", "-", "c", "d"], "the first shard is not decoded again"
     assert (records / "rejects.csv").read_text() == (whole / "rejects.csv").read_text()
     for name in sorted(path.name for path in whole.iterdir()):
@@ -151,7 +152,9 @@ def test_worker_that_dies_costs_its_file(tmp_path, monkeypatch):
     videos, folder = kinetics_folder(tmp_path)
     original = workers.ordered_map
     monkeypatch.setattr(workers, "ordered_map", lambda _, *rest: original("tests.data.test_workers:dies_on_b", *rest))
-    records = build.build("kinetics400", videos, folder, tmp_path / "out", num_workers=1, progress=False)
+    records = build.build(
+        "kinetics400", videos, folder, tmp_path / "out", build.BuildOptions(num_workers=1, progress=False)
+    )
     assert open_split(records, "train").video_id.tolist() == ["a", "c", "d"]
     assert "the decoder crashed: the worker process died (exit status 3)" in (records / "rejects.csv").read_text()
 
@@ -162,8 +165,8 @@ def test_done_is_not_redone(tiny, tiny_records, monkeypatch):
     assert build.prepare("moving_digits", tiny) == tiny_records
     assert build.prepare("moving_digits", tiny, train=48, validation=16, seed=0) == tiny_records
     assert build.build("moving_digits", source / "videos", source / "annotations", tiny) == tiny_records
-    with pytest.raises(ValueError, match="records of JPEG quality 85, asked for is 50"):
-        build.build("moving_digits", source / "videos", source / "annotations", tiny, quality=50)
+    with pytest.raises(ValueError, match=r"records with JPEG quality 85 \(50 requested\)"):
+        build.build("moving_digits", source / "videos", source / "annotations", tiny, build.BuildOptions(quality=50))
     with pytest.raises(ValueError, match="'train': 48"):
         build.prepare("moving_digits", tiny, train=50)
 
@@ -190,13 +193,15 @@ def test_own_data_and_every_flag(tmp_path, capsys):
     assert (summary["fps"], summary["short_side"], summary["quality"]) == (10, 32, 70)
     assert (summary["splits"]["train"]["rows"], summary["splits"]["train"]["varying_fps"]) == (2, 0)
     build_main([*command, "--name=my_videos", *form])  # done, and not done again
-    with pytest.raises(SystemExit, match=r"quality 70, asked for is 85; of short side 32, asked .* 256; of frame rate"):
+    with pytest.raises(
+        SystemExit, match=r"quality 70 \(85 requested\); short side 32 \(256 requested\); frame rate 10"
+    ):
         build_main([*command, "--name=my_videos"])
-    with pytest.raises(SystemExit, match="of split train, asked for is validation too"):
+    with pytest.raises(SystemExit, match=r"split train \(validation requested too\)"):
         build_main([*command, "--name=my_videos", *form[:-1], "--splits=train,validation"])
-    with pytest.raises(SystemExit, match="--name=x is for one's own data"):
+    with pytest.raises(SystemExit, match="--name=x is for a custom data set"):
         build_main(["--dataset=kinetics400", "--name=x", *command[1:]])
-    with pytest.raises(SystemExit, match="kinetics400 has annotation files of its own"):
+    with pytest.raises(SystemExit, match="kinetics400 has annotation files: give their folder"):
         build_main(["--dataset=kinetics400", *command[1:]])
 
 
@@ -227,7 +232,9 @@ def test_errors_of_the_index(tiny_records, tmp_path):
 def test_empty_split(tmp_path):
     videos, folder = kinetics_folder(tmp_path)
     (folder / "val.csv").write_text("label,youtube_id,time_start,time_end,split\nlabel 0,gone,0,1,val\n")
-    records = build.build("kinetics400", videos, folder, tmp_path / "out", num_workers=0, progress=False)
+    records = build.build(
+        "kinetics400", videos, folder, tmp_path / "out", build.BuildOptions(num_workers=0, progress=False)
+    )
     assert open_split(records, "train").num_videos == 4
     with pytest.raises(EmptySplitError, match=r"'validation' has no videos; see rejects.csv"):
         open_split(records, "validation")

@@ -20,7 +20,11 @@ def test_from_official_files_to_batches(tmp_path, name):
     small = miniature.write(name, tmp_path / "source")
     dataset, kind = small.dataset, name if name in catalog.CUSTOM_KINDS else None
     records = build.build(
-        dataset.name, small.videos, small.annotations, tmp_path, num_workers=0, progress=False, kind=kind
+        dataset.name,
+        small.videos,
+        small.annotations,
+        tmp_path,
+        build.BuildOptions(num_workers=0, progress=False, kind=kind),
     )
     assert build.prepare(dataset.name, tmp_path) == records == build.records_folder(dataset.name, tmp_path)
     heads = {head: len(names) for head, names in small.class_names.items()}

@@ -44,7 +44,13 @@ def videos(tmp_path_factory):
 def records(videos, tmp_path_factory):
     folder = tmp_path_factory.mktemp("records")
     table = write_csv(folder / "labels.csv")
-    return build.build("tagged", videos, table, folder, num_workers=0, progress=False, kind="csv", label_separator=";")
+    return build.build(
+        "tagged",
+        videos,
+        table,
+        folder,
+        build.BuildOptions(num_workers=0, progress=False, kind="csv", label_separator=";"),
+    )
 
 
 def multi_hot(names):
@@ -130,7 +136,9 @@ def test_mixtures_renumber_every_label(records):
 
 def test_one_label_and_several_do_not_mix(records, videos, tmp_path):
     table = write_csv(tmp_path / "labels.csv", {name: tags[:1] or ("cat",) for name, tags in TAGS.items()})
-    single = build.build("single", videos, table, tmp_path, num_workers=0, progress=False, kind="csv")
+    single = build.build(
+        "single", videos, table, tmp_path, build.BuildOptions(num_workers=0, progress=False, kind="csv")
+    )
     splits = {"tagged": open_split(records, "train"), "single": open_split(single, "train")}
     with pytest.raises(training_set.MixtureError, match="head tags: in one of single and tagged"):
         training_set.training_set(splits, "tagged", unknown_classes="union")
@@ -159,9 +167,9 @@ def test_fields_that_are_no_lists(tmp_path, field, message):
 
 
 def test_the_separator_is_asked_for_and_kept_to(records, videos):
-    with pytest.raises(ValueError, match="holds records of labels of a head several at once, asked for is one"):
-        build.build("tagged", videos, videos, records.parent.parent, kind="csv")
+    with pytest.raises(ValueError, match=r"holds records with multi-label heads some \(none requested\)"):
+        build.build("tagged", videos, videos, records.parent.parent, build.BuildOptions(kind="csv"))
     with pytest.raises(ValueError, match=r"label_separator is ',' for a csv; it is for a csv, and one of ; \|"):
         catalog.custom("x", "csv", label_separator=",")
-    with pytest.raises(ValueError, match=r"is for a CSV of one's own, not for kinetics400"):
-        build.build("kinetics400", videos, videos, records.parent.parent, label_separator=";")
+    with pytest.raises(ValueError, match=r"is for a custom CSV, not for kinetics400"):
+        build.build("kinetics400", videos, videos, records.parent.parent, build.BuildOptions(label_separator=";"))

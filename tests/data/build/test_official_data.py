@@ -20,7 +20,9 @@ STEPS = 10
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_from_official_files_to_an_evaluated_model(name, tmp_path):
     small = miniature.write(name, tmp_path / "source")
-    records = build.build(name, small.videos, small.annotations, tmp_path / "data", num_workers=0, progress=False)
+    records = build.build(
+        name, small.videos, small.annotations, tmp_path / "data", build.BuildOptions(num_workers=0, progress=False)
+    )
     verify.main([str(records)])  # exits where anything is wrong
 
     config = recipes.published(name, "ViViT-Ti/16x2", "factorised_encoder", temporal_layers=1)

@@ -48,7 +48,11 @@ def numbered(tmp_path_factory):
     (folder / "annotations").mkdir()
     (folder / "annotations" / "train.csv").write_text("\n".join(lines))
     records = build.build(
-        "kinetics400", folder / "videos", folder / "annotations", folder, num_workers=0, progress=False
+        "kinetics400",
+        folder / "videos",
+        folder / "annotations",
+        folder,
+        build.BuildOptions(num_workers=0, progress=False),
     )
     return open_split(records, "train")
 

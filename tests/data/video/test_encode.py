@@ -80,7 +80,11 @@ def test_real_clips_become_records(shared, tmp_path):
     lines = ["path,label,split"] + [f"{path.name},{path.stem},train" for path in clips]
     (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
     records = building.build(
-        "clips", shared / "videos", tmp_path, tmp_path, num_workers=0, progress=False, kind="csv", short_side=128
+        "clips",
+        shared / "videos",
+        tmp_path,
+        tmp_path,
+        building.BuildOptions(num_workers=0, progress=False, kind="csv", short_side=128),
     )
     split = open_split(records, "train")
     assert split.video_id.size == 9

@@ -1,12 +1,11 @@
-"""Builds the records of a data set, or finds them: `build`, and `prepare`, which training calls."""
+"""`build`, which builds the records of a data set, and `prepare`, which finds or builds them for training."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Sequence
 
 from vivit_jax.data import annotations, catalog, moving_digits
+from vivit_jax.data.build.options import BuildOptions
 from vivit_jax.data.paths import SUMMARY_FILE, records_folder
 from vivit_jax.utils import storage
 
@@ -16,119 +15,94 @@ def build(
     videos: storage.Place,
     annotation_folder: storage.Place | None,
     out: storage.Place,
-    quality: int = 85,
-    num_workers: int | None = None,
-    progress: bool = True,
-    *,
-    kind: str | None = None,
-    fps: float | None = None,
-    short_side: int | None = None,
-    splits: Sequence[str] | None = None,
-    runner: str = "local",
-    runner_flags: Sequence[str] = (),
-    label_separator: str | None = None,
+    options: BuildOptions | None = None,
 ) -> storage.AnyPath:
-    """Makes the records of data set `name` in `out/NAME/1.0.0` and returns that folder; done builds are not redone.
+    """Builds the records of data set `name` in `out/NAME/1.0.0`, unless they exist, and returns that folder.
+
+    Files that cannot be used are no error: `rejects.csv` lists them with the reason. An interrupted build continues at
+    the shard where it stopped.
 
     Args:
-      name: in the catalog, or with `kind` any other.
-      videos, annotation_folder: where the files are; the annotations of one's own data lie with the videos where None.
-      out: folder for the records. Each of the three may lie in a bucket (gs://).
-      quality: of the JPEGs, 1 to 95.
-      num_workers: decoding processes; None for one a core, 0 for this process.
-      progress: show a progress bar.
-      kind: "folder" or "csv" for one's own data, see `catalog.custom`.
-      fps: frames per second to keep at most; None for all of the source's. The frame kept for each point in time is the
-        last at or before it, and none is kept twice.
-      short_side: pixels that the shorter side has at most; None for the data set's own.
-      splits: those to build; None for all.
-      runner: "local" for processes of this machine, "direct" for Beam on this machine, or one of Beam's runners.
-      runner_flags: of Beam.
-      label_separator: ";" or "|" where a CSV gives several labels of a video in one field, see `readers.own`.
+      name: of the catalog, or with `options.kind` any other.
+      videos, annotation_folder: folders of the files; the annotations of a custom data set: None for
+        the videos' folder.
+      out: folder for the records. Each of the three may be in a bucket (gs://).
+      options: see there; None: its defaults.
 
     Raises:
-      ValueError: unknown data set or split, a value outside its limits, records of another form there already.
-      annotations.MissingDataError, annotations.AnnotationError: see `annotations`.
-      ImportError: a runner of Beam's without Apache Beam.
-
-    Files that cannot be used are no error here: they are listed with the reason in `rejects.csv`.
+      ValueError: unknown data set or split, an option outside its limits, existing records of other options.
+      annotations.MissingDataError, annotations.AnnotationError: see `annotations.read`.
+      ImportError: a runner of Beam without Apache Beam.
     """
-    dataset = catalog.custom(name, kind, label_separator=label_separator) if kind else catalog.get(name)
-    if label_separator is not None and not kind:
-        raise ValueError(f"--label_separator={label_separator} is for a CSV of one's own, not for {name}")
-    if annotation_folder is None and not kind:
-        raise ValueError(f"{name} has annotation files of its own: --annotations=DIR says where they are")
-    if runner == "local" and runner_flags:
-        raise ValueError(f"{' '.join(runner_flags)}: flags after -- are of a runner of Beam's; --runner says which")
-    if short_side is not None:
-        dataset = dataclasses.replace(dataset, short_side=short_side)
+    options = options or BuildOptions()
+    if options.kind:
+        dataset = catalog.custom(name, options.kind, label_separator=options.label_separator)
+    else:
+        dataset = catalog.get(name)
+        if options.label_separator is not None:
+            raise ValueError(f"--label_separator={options.label_separator} is for a custom CSV, not for {name}")
+        if annotation_folder is None:
+            raise ValueError(f"{name} has annotation files: give their folder by --annotations=DIR")
+    if options.runner == "local" and options.runner_flags:
+        raise ValueError(f"{' '.join(options.runner_flags)}: flags after -- are for Beam; select a runner by --runner")
     from vivit_jax.data.video import encode
 
-    form = encode.EncodeOptions(dataset.short_side, quality, fps)
-    # Workers elsewhere have another working directory.
+    short_side = dataset.short_side if options.short_side is None else options.short_side
+    encode_options = encode.EncodeOptions(short_side, options.quality, options.fps)
+    # Workers on other machines have another working directory.
     videos, out = storage.absolute(videos), storage.absolute(out)
     folder = records_folder(name, out)
     if (folder / SUMMARY_FILE).is_file():
-        _check_same(folder, form, splits, label_separator)
+        _check_same(folder, encode_options, options)
         return folder
-    from vivit_jax.data.build import tfds_builder  # only here: TensorFlow takes seconds to load
+    from vivit_jax.data.build import tfds_builder  # TensorFlow takes seconds to import
 
-    records = tfds_builder.VideoRecords(
-        dataset,
-        videos,
-        annotation_folder or videos,
-        out,
-        form,
-        splits,
-        num_workers,
-        progress,
-        runner,
-        runner_flags,
-    )
-    return records.build()
+    return tfds_builder.VideoRecords(dataset, videos, annotation_folder or videos, out, encode_options, options).build()
 
 
-def _check_same(folder: storage.AnyPath, form, splits: Sequence[str] | None, label_separator: str | None) -> None:
-    """Raises ValueError where the finished records in `folder` are not what is asked for."""
+def _check_same(folder: storage.AnyPath, encode_options, options: BuildOptions) -> None:
+    """Raises ValueError if the records in `folder` were built with other options."""
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-    wrong = [
-        f"of {words} {stored}, asked for is {asked}"
-        for words, stored, asked in (
-            ("JPEG quality", summary["quality"], form.quality),
-            ("short side", summary["short_side"], form.short_side),
-            ("frame rate", summary.get("fps") or "the source's", form.fps or "the source's"),
-            ("labels of a head", _several(summary.get("multi_label")), _several(label_separator)),
+    differences = [
+        f"{what} {stored} ({requested} requested)"
+        for what, stored, requested in (
+            ("JPEG quality", summary["quality"], encode_options.quality),
+            ("short side", summary["short_side"], encode_options.short_side),
+            ("frame rate", summary.get("fps") or "of the source", encode_options.fps or "of the source"),
+            ("multi-label heads", _some(summary.get("multi_label")), _some(options.label_separator)),
         )
-        if stored != asked
+        if stored != requested
     ]
-    absent = [split for split in splits or () if split not in summary["splits"]]
+    absent = [split for split in options.splits or () if split not in summary["splits"]]
     if absent:
-        wrong.append(f"of split {', '.join(summary['splits'])}, asked for is {', '.join(absent)} too")
-    if wrong:
-        raise ValueError(f"{folder} holds records {'; '.join(wrong)}: give another --out, or delete that folder")
+        differences.append(f"split {', '.join(summary['splits'])} ({', '.join(absent)} requested too)")
+    if differences:
+        raise ValueError(
+            f"{folder} holds records with {'; '.join(differences)}: give another --out, or delete that folder"
+        )
 
 
-def _several(given) -> str:
-    return "several at once" if given else "one"
+def _some(value) -> str:
+    return "some" if value else "none"
 
 
 def prepare(
     name: str, data_dir: storage.Place, num_workers: int | None = None, progress: bool = True, **generator: int
 ) -> storage.AnyPath:
-    """The folder with the records of data set `name`; made where they are absent and can be made.
+    """Returns the folder of the records of data set `name`, and builds them first if they are absent.
 
-    moving_digits is generated and built. The others of the catalog are built where their files are found in
-    `data_dir/NAME/videos` and `data_dir/NAME/annotations`. One's own must have been built.
+    moving_digits is generated. The others of the catalog are built from the files in `data_dir/NAME/videos` and
+    `data_dir/NAME/annotations`. The records of a custom data set must exist.
 
     Args:
-      name: in the catalog, or of records that are there.
-      data_dir: folder of all data sets; may lie in a bucket (gs://).
-      num_workers, progress: as in `build`.
+      name: of the catalog, or of existing records.
+      data_dir: folder of all data sets; may be in a bucket (gs://).
+      num_workers, progress: as in `BuildOptions`.
       **generator: `train`, `validation`, `seed` of `moving_digits.generate`.
 
     Raises:
-      annotations.MissingDataError: neither records nor the files to make them; says what belongs where.
-      ValueError: not in the catalog and no records there; moving_digits there with other sizes or seed.
+      annotations.MissingDataError: neither records nor the files to build them; says which files belong where.
+      ValueError: not in the catalog and without records; moving_digits exists with other sizes or another seed.
     """
     folder = records_folder(name, data_dir)
     dataset = catalog.of_records(name, folder)
@@ -143,5 +117,5 @@ def prepare(
     videos, annotation_folder = source / "videos", source / "annotations"
     if not (videos.is_dir() and annotation_folder.is_dir()):
         message = annotations.missing_message(dataset, videos, annotation_folder)
-        raise annotations.MissingDataError(f"no records in {folder}, and nothing to make them from.\n{message}")
-    return build(name, videos, annotation_folder, data_dir, num_workers=num_workers, progress=progress)
+        raise annotations.MissingDataError(f"no records in {folder}, and no files to build them from.\n{message}")
+    return build(name, videos, annotation_folder, data_dir, BuildOptions(num_workers=num_workers, progress=progress))

@@ -1,7 +1,7 @@
-"""The shards of a build: which rows go into which, what is written of each, and what an interrupted build left.
+"""The shards of a build: planning, encoding, writing, and restoring after an interruption.
 
-Each shard is written beside the final folder first, whole or not at all, with its notes: what is in it and what was
-rejected. So it does not matter who wrote it, this process or a worker of Beam on another machine, or when.
+A shard is first written into a staging folder, with metadata beside it: its videos, record positions and rejects. So
+any process can write it, this one or a worker of Beam on another machine.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from vivit_jax.data.records.split import CHUNK_FRAMES
 from vivit_jax.data.video import encode
 from vivit_jax.utils import storage
 
-# Part of the fingerprint of half-done builds: raised when the records' or the notes' form changes.
+# Part of the fingerprint of unfinished builds; increased when the format of records or metadata changes.
 _FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """One video file with the rows that lie in it; `path` None where it was not found.
+    """One video file and its rows.
 
     Attributes:
-      path: of the file.
-      first_row: place of the first of `rows` among all rows of the split, in the order of the records.
+      path: None if the file was not found.
+      first_row: number of the first of `rows` in the split, in the order of the records.
       rows: of the annotations.
-      segments: (start, end) in seconds for each row, (None, None) for the whole file.
+      segments: (start, end) in seconds for each row; (None, None): the whole file.
     """
 
     path: storage.AnyPath | None
@@ -45,16 +45,16 @@ class File:
 
 @dataclasses.dataclass
 class Shard:
-    """One shard: the files that go into it and, once it is written, what it holds.
+    """One shard: its files and, once `done`, its content.
 
     Attributes:
-      split, number: its place.
-      files: what goes into it.
-      videos: what was written, in order.
-      positions: of the records, as of `indexing.record_positions`.
-      rejects: (split, video, start, end, reason) of the rows that could not be used.
-      varying: videos whose source has no steady frame rate.
-      repaired: frames whose time stamps were missing or did not rise.
+      split, number: split, and number of the shard in it.
+      files: files to encode.
+      videos: videos written, in order.
+      positions: of the records, see `indexing.record_positions`.
+      rejects: (split, video, start, end, reason) of the rows that cannot be used.
+      varying: number of videos with a variable frame rate.
+      repaired: number of frames whose time stamps were missing or did not increase.
       done: whether it is written.
     """
 
@@ -73,41 +73,38 @@ class Shard:
         return sum(len(file.rows) for file in self.files)
 
     @property
-    def num_chunks(self) -> int:
-        """Records in it."""
+    def num_records(self) -> int:
         return sum(-(-video.num_frames // CHUNK_FRAMES) for video in self.videos)
 
-    def staged(self, staging: storage.AnyPath) -> storage.AnyPath:
-        """Where it is written, in the folder `staging`."""
+    def path(self, staging: storage.AnyPath) -> storage.AnyPath:
         return staging / f"{self.split}-{self.number:05d}.tfrecord"
 
-    def notes(self, staging: storage.AnyPath) -> storage.AnyPath:
-        """The notes on it, which are written when it is whole."""
-        return self.staged(staging).with_suffix(".json")
+    def metadata_path(self, staging: storage.AnyPath) -> storage.AnyPath:
+        return self.path(staging).with_suffix(".json")
 
 
 def plan(
     split: str, rows: Sequence[annotations.Row], video_files: annotations.VideoFiles, rows_per_shard: int
 ) -> list[Shard]:
-    """The shards of a split, at least one.
+    """Assigns the rows of a split to shards, at least one.
 
-    Rows of one file stay together, so that it is decoded once; else the order is that of the annotations.
+    Rows of one file stay together, so that it is decoded once; otherwise the order is that of the annotations.
     """
-    grouped: dict[Any, list[tuple[annotations.Row, Any]]] = {}
+    rows_of_file: dict[Any, list[tuple[annotations.Row, Any]]] = {}
     for number, row in enumerate(rows):
-        found = video_files.find(row)
-        # Where the files may lie is no longer of interest, and is most of a row's bytes.
+        location = video_files.find(row)
+        # The possible file names are no longer needed, and take most of the memory of a row.
         row = dataclasses.replace(row, names=())
-        grouped.setdefault(found[0] if found else number, []).append((row, found))
+        rows_of_file.setdefault(location[0] if location else number, []).append((row, location))
     shards = [Shard(split, 0, [])]
     first_row = 0
-    for group in grouped.values():
-        found = group[0][1]
+    for group in rows_of_file.values():
+        location = group[0][1]
         file = File(
-            path=found[0] if found else None,
+            path=location[0] if location else None,
             first_row=first_row,
             rows=[row for row, _ in group],
-            segments=[place[1:] if place else (None, None) for _, place in group],
+            segments=[location[1:] if location else (None, None) for _, location in group],
         )
         if shards[-1].num_rows >= rows_per_shard:
             shards.append(Shard(split, len(shards), []))
@@ -116,19 +113,21 @@ def plan(
     return shards
 
 
-def fingerprint(shards: Iterable[Shard], form: encode.EncodeOptions) -> str:
-    """Of all that decides what is in which shard; a half-done build of anything else is not continued."""
-    digest = hashlib.sha256(json.dumps([_FORMAT, dataclasses.astuple(form)]).encode())
+def fingerprint(shards: Iterable[Shard], options: encode.EncodeOptions) -> str:
+    """Returns a hash of everything that determines the shards; a build continues only shards of the same hash."""
+    digest = hashlib.sha256(json.dumps([_FORMAT, dataclasses.astuple(options)]).encode())
     for shard in shards:
         files = [[str(f.path), f.segments, [[row.video, dict(row.labels)] for row in f.rows]] for f in shard.files]
         digest.update(json.dumps([shard.split, shard.number, files]).encode())
     return digest.hexdigest()[:12]
 
 
-def encode_files(files: Iterable[File], form: encode.EncodeOptions, num_workers: int | None) -> Iterator[list]:
-    """For each file the result of `encode.encode_file`; a file that kills its process gives the reason, too."""
+def encode_files(
+    files: Iterable[File], options: encode.EncodeOptions, num_workers: int | None
+) -> Iterator[list[encode.Segment | str]]:
+    """Yields for each file the result of `encode.encode_file`; a crash of the decoder is a reason, too."""
     files = list(files)
-    tasks = [encode.FileTask(file.path, file.segments, form) for file in files if file.path]
+    tasks = [encode.FileTask(file.path, file.segments, options) for file in files if file.path]
     results = workers.ordered_map("vivit_jax.data.video.encode:encode_file", tasks, num_workers)
     for file in files:
         if file.path is None:
@@ -143,27 +142,26 @@ def encode_files(files: Iterable[File], form: encode.EncodeOptions, num_workers:
 def write(
     shard: Shard,
     staging: storage.AnyPath,
-    encoded: Iterator[list],
+    encoded: Iterator[list[encode.Segment | str]],
     serialise: Callable[[Mapping[str, Any]], bytes],
     on_file: Callable[[File], None] = lambda file: None,
 ) -> None:
-    """Writes a shard and its notes, and notes in `shard` what is in it.
+    """Writes a shard and its metadata, and fills `shard` with its content.
 
     Args:
-      shard: its files' results are taken from `encoded`.
+      shard: planned.
       staging: folder.
-      encoded: as `encode_files` yields.
-      serialise: an example -> the bytes of its record.
-      on_file: called when a file is written.
+      encoded: as `encode_files` yields, for the files of the shard.
+      serialise: converts an example to the bytes of its record.
+      on_file: called after each file.
     """
-    staged = shard.staged(staging)
     shard.videos, shard.rejects, shard.varying, shard.repaired = [], [], 0, 0
-    # Of two workers that were given the same shard, each writes a whole one.
-    with storage.written(staged) as partial:
+    # `written` renames at the end, so that two workers with the same shard do not mix.
+    with storage.written(shard.path(staging)) as partial:
         _write_records(shard, partial, encoded, serialise, on_file)
         shard.positions = indexing.record_positions(partial)
         size = storage.size(partial)
-    notes = {
+    metadata = {
         "bytes": size,
         "videos": [dataclasses.asdict(video) for video in shard.videos],
         "positions": shard.positions.tolist(),
@@ -171,26 +169,26 @@ def write(
         "varying": shard.varying,
         "repaired": shard.repaired,
     }
-    # The notes come last: a shard with notes is whole.
-    storage.write(shard.notes(staging), json.dumps(notes))
+    # The metadata comes last: a shard with metadata is complete.
+    storage.write(shard.metadata_path(staging), json.dumps(metadata))
     shard.done = True
 
 
 def _write_records(
     shard: Shard,
     path: Path,
-    encoded: Iterator[list],
+    encoded: Iterator[list[encode.Segment | str]],
     serialise: Callable[[Mapping[str, Any]], bytes],
     on_file: Callable[[File], None],
 ) -> None:
-    from vivit_jax.data.host_tf import tf  # only here: planning needs no TensorFlow
+    from vivit_jax.data.host_tf import tf  # planning needs no TensorFlow
 
     with tf.io.TFRecordWriter(str(path)) as writer:
         for file in shard.files:
             for number, (row, result) in enumerate(zip(file.rows, next(encoded), strict=True)):
                 if isinstance(result, str):
-                    reject = (shard.split, row.video, _text(row.start), _text(row.end), result)
-                    shard.rejects.append(reject)
+                    times = ("" if seconds is None else f"{seconds:g}" for seconds in (row.start, row.end))
+                    shard.rejects.append((shard.split, row.video, *times, result))
                     continue
                 for example in _examples(row, file.first_row + number, result):
                     writer.write(serialise(example))
@@ -205,22 +203,23 @@ def _write_records(
 
 
 def restore(shard: Shard, staging: storage.AnyPath) -> None:
-    """Takes over a shard that is in the folder `staging`: then it is `done`."""
-    staged, notes = shard.staged(staging), shard.notes(staging)
-    if not (notes.is_file() and staged.is_file()):
+    """Fills `shard` from its metadata in `staging`, if it is completely there."""
+    path, metadata_path = shard.path(staging), shard.metadata_path(staging)
+    if not (metadata_path.is_file() and path.is_file()):
         return
-    stored = json.loads(notes.read_text(encoding="utf-8"))
-    if stored["bytes"] != storage.size(staged):
+    metadata = json.loads(metadata_path.read_text(encoding="utf-8"))
+    if metadata["bytes"] != storage.size(path):
         return
-    shard.videos = [indexing.VideoEntry(**video) for video in stored["videos"]]
-    shard.positions = np.array(stored["positions"], np.int64).reshape(-1, 3)
-    shard.rejects = [tuple(reject) for reject in stored["rejects"]]
-    shard.varying, shard.repaired, shard.done = stored["varying"], stored["repaired"], True
+    shard.videos = [indexing.VideoEntry(**video) for video in metadata["videos"]]
+    shard.positions = np.array(metadata["positions"], np.int64).reshape(-1, 3)
+    shard.rejects = [tuple(reject) for reject in metadata["rejects"]]
+    shard.varying, shard.repaired, shard.done = metadata["varying"], metadata["repaired"], True
 
 
 def _examples(row: annotations.Row, number: int, segment: encode.Segment) -> Iterator[dict[str, Any]]:
-    one = {head: ids for head, ids in row.labels.items() if isinstance(ids, int)}
-    several = {head: list(ids) for head, ids in row.labels.items() if head not in one}
+    """Yields the chunks of a segment; `number` is that of the row."""
+    label = {head: ids for head, ids in row.labels.items() if isinstance(ids, int)}
+    labels = {head: list(ids) for head, ids in row.labels.items() if head not in label}
     for chunk, start in enumerate(range(0, len(segment.frames), CHUNK_FRAMES)):
         yield {
             "video_id": row.video,
@@ -230,11 +229,7 @@ def _examples(row: annotations.Row, number: int, segment: encode.Segment) -> Ite
             "fps": segment.fps,
             "height": segment.height,
             "width": segment.width,
-            **({"label": one} if one else {}),
-            **({"labels": several} if several else {}),
+            **({"label": label} if label else {}),
+            **({"labels": labels} if labels else {}),
             "frames": [io.BytesIO(jpeg) for jpeg in segment.frames[start : start + CHUNK_FRAMES]],
         }
-
-
-def _text(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds:g}"
