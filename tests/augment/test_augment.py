@@ -1,4 +1,4 @@
-"""Augmentation against Pillow, TensorFlow, colorsys and NumPy; its draws; the same on one device and on eight."""
+"""Augmentation against Pillow, TensorFlow, colorsys and NumPy; random draws; one device against eight."""
 
 import colorsys
 
@@ -22,27 +22,8 @@ ALL = AugmentConfig(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def synthetic():
-    """Smooth colours in part of the range, and one constant channel: [2, 37, 50, 3]."""
-    t, y, x = np.meshgrid(np.arange(2), np.arange(37), np.arange(50), indexing="ij")
-    red = 40 + 3 * x + 17 * t + np.random.default_rng(0).integers(0, 9, x.shape)
-    return np.stack([red, 200 - 4 * y + t, np.full_like(x, 90)], axis=-1).astype(np.uint8)
-
-
-@pytest.fixture(scope="module", params=["synthetic", "arm_wrestling.mp4"])
-def clip(request, synthetic):
-    """The synthetic clip, and two frames of a real one."""
-    if request.param == "synthetic":
-        return synthetic
-    av = pytest.importorskip("av")
-    with av.open(str(request.getfixturevalue("shared") / "videos" / request.param)) as video:
-        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    return np.stack(frames[::200][:2]) // 2 + 40  # in part of the range, so that stretching it shows
-
-
 def pillow(name, magnitude):
-    """The operation in Pillow, its argument by the published formulas (tensorflow/models, augment.py)."""
+    """The operation in Pillow with the published argument (tensorflow/models, augment.py)."""
     factor = magnitude / 10 * 1.8 + 0.1
     return {
         "AutoContrast": ImageOps.autocontrast,
@@ -64,15 +45,15 @@ def test_operations_match_pillow(clip, magnitude):
     frames, height, width, _ = clip.shape
     for name in sorted(set(operations) - {"Cutout", "SolarizeAdd"}):
         apply = pillow(name, magnitude)
-        if name == "Sharpness":  # the only one that looks at neighbours: frame by frame
-            wanted = np.stack([np.asarray(apply(Image.fromarray(frame))) for frame in clip])
-        else:  # the clip as one tall picture: one histogram and mean
+        if name == "Sharpness":  # the only one that uses neighbouring pixels: frame by frame
+            expected = np.stack([np.asarray(apply(Image.fromarray(frame))) for frame in clip])
+        else:  # the clip as one tall image: one histogram and mean
             tall = Image.fromarray(clip.reshape(frames * height, width, 3))
-            wanted = np.asarray(apply(tall)).reshape(clip.shape)
+            expected = np.asarray(apply(tall)).reshape(clip.shape)
         got = np.asarray(operations[name](jnp.asarray(clip), jax.random.key(0)))
-        difference = np.abs(got.astype(int) - wanted)
+        difference = np.abs(got.astype(int) - expected)
         assert got.dtype == np.uint8
-        # Pillow truncates float64, we divide integers: where the result is whole, its last bit may cost it one.
+        # Pillow truncates float64, we divide integers: rounding may make a whole number one smaller in Pillow.
         tolerance = (1, 0.02) if name == "AutoContrast" else (0, 0)
         assert (difference.max(), difference.mean()) <= tolerance, name
         if name in ("AutoContrast", "Equalize", "Contrast", "Sharpness"):
@@ -82,8 +63,8 @@ def test_operations_match_pillow(clip, magnitude):
 def test_solarize_add(synthetic):
     for magnitude, addition in ((3.0, 33), (15.0, 165), (20.0, 220), (100.0, 1100)):
         got = rand_augment.operations(magnitude)["SolarizeAdd"](jnp.asarray(synthetic), None)
-        wanted = np.where(synthetic < 128, np.minimum(synthetic.astype(int) + addition, 255), synthetic)
-        np.testing.assert_array_equal(got, wanted)
+        expected = np.where(synthetic < 128, np.minimum(synthetic.astype(int) + addition, 255), synthetic)
+        np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("magnitude", [0.0, 1000.0])
@@ -100,17 +81,17 @@ def test_cutout_blackens_the_same_square_in_all_frames():
         jax.vmap(lambda key: rand_augment.cutout(white, key, half))(jax.random.split(jax.random.key(0), draws))
     )
     assert set(np.unique(out)) == {0, 255}
-    np.testing.assert_array_equal(out, out[:, :1, :, :, :1] + 0 * out)  # alike in all frames and channels
+    np.testing.assert_array_equal(out, out[:, :1, :, :, :1] + 0 * out)  # the same in all frames and channels
     # A pixel at y is black if the centre c, uniform over the frame, has c - half <= y < c + half.
     share = [[sum(c - half <= p < c + half for c in range(n)) / n for p in range(n)] for n in size]
-    wanted = np.outer(*share)
-    np.testing.assert_allclose((out[:, 0, :, :, 0] == 0).mean(0), wanted, atol=5 * np.sqrt(wanted.max() / draws))
+    expected = np.outer(*share)
+    np.testing.assert_allclose((out[:, 0, :, :, 0] == 0).mean(0), expected, atol=5 * np.sqrt(expected.max() / draws))
 
 
 def test_layers_are_drawn_uniformly_once_per_clip(synthetic):
     frame = synthetic[0, :20, :20]
     clip = jnp.asarray(np.stack([frame, frame]))
-    # At this size Cutout blackens all, and there are pixels enough for Equalize.
+    # At this size Cutout blackens the whole frame, and there are enough pixels for Equalize.
     operations = rand_augment.operations(7.0)
     once = {name: np.asarray(f(clip, jax.random.key(0))) for name, f in operations.items()}
     assert len({out.tobytes() for out in once.values()}) == 12
@@ -120,7 +101,7 @@ def test_layers_are_drawn_uniformly_once_per_clip(synthetic):
     one = np.asarray(run(keys, clips, layers=1, magnitude=7.0))
     np.testing.assert_array_equal(one[:, 0], one[:, 1])
 
-    def names(outs, candidates):  # compiled, a blend may round the last bit otherwise
+    def names(outs, candidates):  # a compiled blend may round differently
         apart = [[np.abs(out.astype(int) - candidate).mean() for candidate in candidates] for out in outs]
         assert max(min(row) for row in apart) <= 0.5
         return np.argmin(apart, axis=1)
@@ -129,7 +110,7 @@ def test_layers_are_drawn_uniformly_once_per_clip(synthetic):
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
     pairs = [np.asarray(f(jnp.asarray(out), jax.random.key(0))) for out in once.values() for f in operations.values()]
     two = np.asarray(run(keys[:100], clips[:100], layers=2, magnitude=7.0))
-    assert len(set(names(two, pairs))) > 40  # of 144, some alike
+    assert len(set(names(two, pairs))) > 40  # of 144, some of them equal
     with pytest.raises(TypeError, match="uint8 pixels, not float32"):
         rand_augment.rand_augment(keys, clips.astype(jnp.float32), layers=1, magnitude=7.0)
 
@@ -140,7 +121,7 @@ def test_colour_jitter_matches_tensorflow(clip):
     frames = (clip / 255.0).astype(np.float32)
     rng = np.random.default_rng(0)
     noise = rng.uniform(size=(2, 16, 16, 3)).astype(np.float32)
-    noise[0, :4] = noise[0, :4, :, :1]  # greys, and pure primaries and black
+    noise[0, :4] = noise[0, :4, :, :1]  # grey, pure primaries and black
     noise[0, 4:8] = rng.integers(0, 2, (4, 16, 3))
     for x in (frames, noise):
         for brightness, saturation, contrast, hue in ((0.1, 1.4, 0.6, 0.2), (-0.125, 0.6, 1.4, -0.2), (0, 1, 1, 0)):
@@ -158,11 +139,11 @@ def test_colour_jitter_matches_tensorflow(clip):
 def test_hue_and_saturation_match_hsv():
     pixels = np.random.default_rng(1).uniform(size=(300, 3))
     for turns, factor in ((0.15, 0.7), (-0.2, 1.9), (0.75, 1.0)):
-        wanted = []
+        expected = []
         for h, s, v in (colorsys.rgb_to_hsv(*p) for p in pixels):
-            wanted.append(colorsys.hsv_to_rgb((h + turns) % 1.0, min(1.0, s * factor), v))
+            expected.append(colorsys.hsv_to_rgb((h + turns) % 1.0, min(1.0, s * factor), v))
         got = augment.adjust_hue(augment.adjust_saturation(jnp.asarray(pixels, jnp.float32), factor), turns)
-        np.testing.assert_allclose(got, wanted, atol=3e-6)
+        np.testing.assert_allclose(got, expected, atol=3e-6)
 
 
 def test_colours_are_drawn_per_clip_from_key_and_index(synthetic):
@@ -173,7 +154,7 @@ def test_colours_are_drawn_per_clip_from_key_and_index(synthetic):
     out = np.asarray(run(jax.random.key(0), video, config=config))
     assert out.dtype == np.float32
     assert 0 <= out.min() < out.max() <= 255
-    np.testing.assert_allclose(out, out[:, :1] + 0 * out, atol=1e-4)  # frames alike
+    np.testing.assert_allclose(out, out[:, :1] + 0 * out, atol=1e-4)  # same in all frames
     np.testing.assert_allclose(run(jax.random.key(0), video[:5], config=config), out[:5], atol=1e-4)
     assert not np.allclose(run(jax.random.key(1), video, config=config), out)
     grey = np.ptp(out, axis=-1).max(axis=(1, 2, 3)) < 1e-3
@@ -181,7 +162,7 @@ def test_colours_are_drawn_per_clip_from_key_and_index(synthetic):
     assert 0.3 * 64 - 11 <= grey.sum() <= 0.3 * 64 + 11  # within three standard deviations
     assert 0.21 * 64 - 10 <= untouched.sum() <= 0.21 * 64 + 10
     jittered = out[~grey & ~untouched, 0]
-    assert len(np.unique(jittered.reshape(len(jittered), -1).round(2), axis=0)) == len(jittered)  # no two alike
+    assert len(np.unique(jittered.reshape(len(jittered), -1).round(2), axis=0)) == len(jittered)  # all different
 
 
 def test_only_enabled_operations_are_applied(synthetic):
@@ -209,7 +190,7 @@ def test_mixup_weights_follow_the_beta_distribution():
 
 
 def recorded_step(batch, config, label_smoothing=0.0, step=0):
-    """One step of two linear heads, not jitted: (the video that the model saw, kernels, metrics)."""
+    """One step of two linear heads without jit: (input video of the model, kernels, metrics)."""
     seen, rng = [], np.random.default_rng(5)
     params = {h: jnp.asarray(rng.normal(size=(3, 4)), jnp.float32) for h in batch["label"]}
 
@@ -241,7 +222,7 @@ def test_mixup_of_frames_targets_and_accuracy_in_the_step():
         video, kernels, metrics = recorded_step(batch, AugmentConfig(mixup=1.0), label_smoothing=0.2, step=step)
         plain = np.asarray(normalise(batch["video"]))
         apart = plain[0] - plain[1]
-        share = np.sum((video[0] - plain[1]) * apart) / np.sum(apart**2)  # read off the first two clips
+        share = np.sum((video[0] - plain[1]) * apart) / np.sum(apart**2)  # from the first two clips
         weight = np.where(np.asarray(batch["mask"])[partners] > 0, share, 1.0)
         w = weight[:, None, None, None, None]
         np.testing.assert_allclose(video, w * plain + (1 - w) * plain[partners], atol=1e-4)
@@ -256,7 +237,7 @@ def test_mixup_of_frames_targets_and_accuracy_in_the_step():
             assert metrics[f"loss/{head}"] == pytest.approx(losses[:7].mean(), rel=1e-4)
             larger = np.where(weight > 0.5, labels, labels[partners])
             assert metrics[f"accuracy/{head}"] == pytest.approx((logits.argmax(-1) == larger)[:7].mean())
-    assert len(shares) == 2  # each step draws anew
+    assert len(shares) == 2  # new draws in each step
 
 
 def test_disabled_augmentation_adds_nothing_to_the_step():
@@ -282,7 +263,7 @@ def test_augmented_step_on_eight_devices_matches_one():
     }
     optimizer = optax.sgd(0.1)
     model = lambda v, x, train, rngs: x.reshape(x.shape[0], -1) @ v["params"]  # noqa: E731
-    # The kernel's gradient weighs every pixel of every clip: equal kernels mean equal pixels.
+    # The gradient of the kernel depends on every pixel of every clip: equal kernels mean equal pixels.
     kernel = np.random.default_rng(0).normal(size=(2 * 6 * 6 * 3, 4)).astype(np.float32)
     results, programs = [], []
     for devices in (1, 8):

@@ -1,4 +1,4 @@
-"""Random erasing against its paper: how large, what shape, where, filled with what, and how often."""
+"""Random erasing against its paper: area, aspect, position, fill and frequency."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def boxes():
 
 def test_distribution_of_area_aspect_and_position(boxes):
     top, left, height, width = boxes
-    # Whole pixels: each side is rounded, which the spread of what is drawn hides.
+    # Sides are rounded to whole pixels, which the spread of the draws hides.
     area = scipy.stats.uniform(0.05, 0.15).cdf
     assert scipy.stats.kstest(height * width / np.prod(SIZE), area).pvalue > 1e-3
     log_aspect = scipy.stats.uniform(np.log(0.4), -2 * np.log(0.4)).cdf
@@ -37,8 +37,8 @@ def test_distribution_of_area_aspect_and_position(boxes):
     for low, side, size in ((top, height, SIZE[0]), (left, width, SIZE[1])):
         assert low.min() == 0
         assert (low + side).max() == size
-        place = (low + noise.uniform(size=len(low))) / (size - side + 1)  # 0 ... size - side, as a number in [0, 1)
-        assert scipy.stats.kstest(place, "uniform").pvalue > 1e-3
+        position = (low + noise.uniform(size=len(low))) / (size - side + 1)  # 0 ... size - side, as a number in [0, 1)
+        assert scipy.stats.kstest(position, "uniform").pvalue > 1e-3
     assert abs(np.corrcoef(top / (SIZE[0] - height), left / (SIZE[1] - width))[0, 1]) < 0.08
 
 
@@ -66,7 +66,7 @@ def test_fill_is_the_same_in_all_frames(fill, dtype):
     settings = {"area": (0.1, 0.4), "aspect": 0.3, "count": 2, "fill": fill}
     out = np.asarray(run(keys, video, probability=0.6, **settings))
     assert out.dtype == dtype
-    erased = (out != video).any(axis=(1, 4))  # noise may be as it was in one frame and channel, not in all
+    erased = (out != video).any(axis=(1, 4))  # noise may equal the pixel in one frame and channel, not in all
     some = erased.any(axis=(1, 2))
     assert abs(some.sum() - 0.6 * 64) < 3.5 * np.sqrt(64 * 0.6 * 0.4)
     for before, after, where in zip(video[some], out[some], erased[some], strict=True):
@@ -77,14 +77,14 @@ def test_fill_is_the_same_in_all_frames(fill, dtype):
             assert not inside.any()
         elif fill == "mean":
             mean = before.astype(np.float64).mean((0, 1, 2))
-            wanted = np.round(mean) if dtype == np.uint8 else mean
-            np.testing.assert_allclose(inside[0], np.broadcast_to(wanted, inside[0].shape), atol=1e-3)
+            expected = np.round(mean) if dtype == np.uint8 else mean
+            np.testing.assert_allclose(inside[0], np.broadcast_to(expected, inside[0].shape), atol=1e-3)
         else:
             assert 0 <= inside.min() < inside.max() <= 255
     if fill == "noise":
         values = np.concatenate([a[0, e].ravel() for a, e in zip(out[some], erased[some], strict=True)])
         counts = np.histogram(values, bins=16, range=(0, 256))[0]
-        assert scipy.stats.chisquare(counts[4:]).pvalue > 1e-3  # uniform, away from where clips look alike
+        assert scipy.stats.chisquare(counts[4:]).pvalue > 1e-3  # uniform, outside the range of the clips' own values
         np.testing.assert_array_equal(out[:10], run(keys[:10], video[:10], probability=0.6, **settings))  # by key
     np.testing.assert_array_equal(run(keys, video, probability=0.0, **settings), video)
 

@@ -1,4 +1,4 @@
-"""Cutmix and mixup: boxes and shares against NumPy, their distributions, who is mixed with whom, on any mesh."""
+"""Cutmix and mixup: boxes and weights against NumPy, distributions, partners, one device against eight."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from vivit_jax.augment import AugmentConfig, cutmix_box, mix_clips
 SIZE, PIXELS = (12, 20), 240
 PARTNERS = np.array([1, 0, 3, 2, 5, 4, 7, 6])
 MASK = np.array([1, 1, 1, 1, 1, 0, 0, 1], np.float32)
-ALONE = [4, 7]  # whose partners are padding
+UNPAIRED = [4, 7]  # with padding as partners
 VIDEO = np.random.default_rng(0).uniform(-1, 1, (8, 2, *SIZE, 3)).astype(np.float32)
 BOTH = {"mixup": 0.4, "cutmix": 2.0, "switch_probability": 0.3}
 
@@ -26,7 +26,7 @@ def mixtures(video, mask, draws, **fields):
 
 @pytest.fixture(scope="module", params=[False, True], ids=["per_batch", "per_example"])
 def drawn(request):
-    """1000 draws: per example or not, mixtures, shares, whether it is cutmix, which pixels are the partner's."""
+    """1000 draws: (per example or not, mixtures, weights, whether it is cutmix, which pixels are the partner's)."""
     mixed, shares = mixtures(VIDEO, MASK, 1000, **BOTH, mix_per_example=request.param)
     own, other = mixed == VIDEO, mixed == VIDEO[PARTNERS]
     return request.param, mixed, shares, (own | other).all(axis=(2, 3, 4, 5)), ~own.all(axis=(2, 5))
@@ -42,19 +42,19 @@ def test_cutmix_pastes_a_box_and_weights_labels_by_area(drawn):
 def test_mixup_blends_by_its_weights(drawn):
     _, mixed, shares, cut, _ = drawn
     w = shares[..., None, None, None, None]
-    wanted = w * VIDEO + (1 - w) * VIDEO[PARTNERS]
-    np.testing.assert_allclose(mixed[~cut], wanted[~cut], atol=1e-6)
+    expected = w * VIDEO + (1 - w) * VIDEO[PARTNERS]
+    np.testing.assert_allclose(mixed[~cut], expected[~cut], atol=1e-6)
 
 
 def test_distribution_of_lambda_and_of_the_choice(drawn):
     per_example, _, shares, cut, _ = drawn
     free = [0, 1, 2, 3] if per_example else [0]
     cut, shares = cut[:, free], shares[:, free]
-    assert abs(cut.mean() - 0.3) < 4 * np.sqrt(0.21 / cut.size) + 0.005  # a mixture may look cut, lambda being 1
+    assert abs(cut.mean() - 0.3) < 4 * np.sqrt(0.21 / cut.size) + 0.005  # a mixture with lambda 1 looks like cutmix
     blended = shares[~cut]
-    blended = blended[(blended > 1e-5) & (blended < 1 - 1e-5)]  # where float32 tells numbers apart
+    blended = blended[(blended > 1e-5) & (blended < 1 - 1e-5)]  # where float32 is precise enough
     assert scipy.stats.kstest(blended, scipy.stats.beta(0.4, 0.4).cdf).pvalue > 1e-3
-    # The authors' cutmix in NumPy: lambda, a box around any centre, the share by what of it lies in the frame.
+    # The authors' cutmix in NumPy: lambda, a box around a uniform centre, the label's weight by its area in the frame.
     rng, size = np.random.default_rng(0), np.array(SIZE)
     half = (size * np.sqrt(1 - rng.beta(2.0, 2.0, (5000, 1)))).astype(int) // 2
     centre = rng.integers(0, size, (5000, 2))
@@ -67,16 +67,16 @@ def test_draws_are_per_batch_or_per_clip(drawn):
     alike = (shares[:, :4] == shares[:, :1]).all(1)
     assert not alike.any() if per_example else alike.all()
     if per_example:
-        assert abs((cut[:, 0] != cut[:, 1]).mean() - 2 * 0.3 * 0.7) < 0.08  # and partners draw for themselves
-        first, first_shares = mixtures(VIDEO[:4], MASK[:4], 1000, **BOTH, mix_per_example=True)  # by place
+        assert abs((cut[:, 0] != cut[:, 1]).mean() - 2 * 0.3 * 0.7) < 0.08  # partners have their own draws
+        first, first_shares = mixtures(VIDEO[:4], MASK[:4], 1000, **BOTH, mix_per_example=True)  # by index in the batch
         np.testing.assert_allclose(first_shares, shares[:, :4], atol=1e-6)
         np.testing.assert_allclose(first, mixed[:, :4], atol=1e-5)
 
 
 def test_clip_with_padding_partner_is_not_mixed(drawn):
     _, mixed, shares, *_ = drawn
-    np.testing.assert_array_equal(shares[:, ALONE], 1.0)
-    np.testing.assert_array_equal(mixed[:, ALONE], np.broadcast_to(VIDEO[ALONE], mixed[:, ALONE].shape))
+    np.testing.assert_array_equal(shares[:, UNPAIRED], 1.0)
+    np.testing.assert_array_equal(mixed[:, UNPAIRED], np.broadcast_to(VIDEO[UNPAIRED], mixed[:, UNPAIRED].shape))
 
 
 def test_cutmix_box_matches_the_authors_code():
@@ -87,16 +87,16 @@ def test_cutmix_box_matches_the_authors_code():
     for share in (0.0, 0.3, 0.77, 1.0):
         found = np.asarray(run(keys, jnp.float32(share)))
         cut_h, cut_w = int(height * np.sqrt(1 - share)), int(width * np.sqrt(1 - share))
-        wanted = np.zeros(SIZE)
+        expected = np.zeros(SIZE)
         possible = set()
         for y in range(height):
             for x in range(width):
                 inside = np.zeros(SIZE, bool)
                 inside[max(y - cut_h // 2, 0) : y + cut_h // 2, max(x - cut_w // 2, 0) : x + cut_w // 2] = True
-                wanted += inside / (height * width)
+                expected += inside / (height * width)
                 possible.add(inside.tobytes())
         assert {box.tobytes() for box in found} <= possible
-        np.testing.assert_allclose(found.mean(0), wanted, atol=5 * np.sqrt(0.25 / 4000))
+        np.testing.assert_allclose(found.mean(0), expected, atol=5 * np.sqrt(0.25 / 4000))
 
 
 def test_mixup_alone_is_the_published_one():

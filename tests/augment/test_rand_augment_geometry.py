@@ -1,4 +1,4 @@
-"""RandAugment's set `video`: rotation, shears and translations against Pillow, and what is drawn of them."""
+"""RandAugment's set `video`: rotation, shears and translations against Pillow, and their frequency."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.augment.test_augment import clip, synthetic  # noqa: F401
 from vivit_jax import augment
 from vivit_jax.augment import affine, rand_augment
 
@@ -14,7 +13,7 @@ GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 
 
 def pillow(frame, name, strength):
-    """One operation of RandAugment as its authors do it, with Pillow, on a frame."""
+    """One operation of RandAugment on a frame, with Pillow as in the authors' code."""
     image = Image.fromarray(frame)
     grey = (128, 128, 128)
     if name == "Rotate":
@@ -30,16 +29,16 @@ def pillow(frame, name, strength):
     )
 
 
-def check(got, wanted, name):
-    """Equal but for the last bit of a value, and a few pixels of which float32 says that they are not in the frame."""
-    difference = np.abs(np.asarray(got).astype(int) - wanted)
+def check(got, expected, name):
+    """Equal but for rounding, and for a few pixels that float32 places outside the frame."""
+    difference = np.abs(np.asarray(got).astype(int) - expected)
     assert got.dtype == np.uint8
     assert (difference > 1).mean() < 2e-3, name
     assert (difference > 0).mean() < 0.02, name
 
 
 @pytest.mark.parametrize("magnitude", [4.0, 15.0])
-def test_geometric_operations_match_pillow(clip, magnitude):  # noqa: F811
+def test_geometric_operations_match_pillow(clip, magnitude):
     operations = rand_augment.operations(magnitude, "video")
     assert set(operations) - set(rand_augment.operations(magnitude)) == set(GEOMETRIC)
     m, (height, width) = magnitude / 10, clip.shape[1:3]
@@ -55,31 +54,31 @@ def test_geometric_operations_match_pillow(clip, magnitude):  # noqa: F811
         both = [np.stack([pillow(frame, name, sign * strength) for frame in clip]) for sign in (1, -1)]
         if np.abs(found[0].astype(int) - both[0]).mean() > np.abs(found[1].astype(int) - both[0]).mean():
             found.reverse()
-        for got, wanted in zip(found, both, strict=True):
-            check(got, wanted, name)
+        for got, expected in zip(found, both, strict=True):
+            check(got, expected, name)
 
 
-def test_affine_transforms_match_pillow(synthetic):  # noqa: F811
+def test_affine_transforms_match_pillow(synthetic):
     rng = np.random.default_rng(3)
-    noise = rng.integers(0, 256, (2, 23, 31, 3), dtype=np.uint8)  # other neighbours wherever one looks
+    noise = rng.integers(0, 256, (2, 23, 31, 3), dtype=np.uint8)  # all neighbours differ
     for _ in range(5):
         matrix = tuple((np.eye(2, 3) + rng.uniform(-0.4, 0.4, (2, 3)) * (1, 1, 20)).ravel().tolist())
         image = [Image.fromarray(frame) for frame in noise]
-        wanted = [
+        expected = [
             i.transform(i.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(7, 7, 7))
             for i in image
         ]
-        check(affine.affine(jnp.asarray(noise), matrix, fill=7), np.stack([np.asarray(w) for w in wanted]), matrix)
+        check(affine.affine(jnp.asarray(noise), matrix, fill=7), np.stack([np.asarray(w) for w in expected]), matrix)
     for identity in (affine.rotate, affine.shear_x, affine.shear_y, affine.translate_x, affine.translate_y):
         np.testing.assert_array_equal(identity(jnp.asarray(synthetic), 0.0), synthetic)
 
 
 def test_only_the_video_set_moves_pixels():
     white = jnp.full((200, 1, 8, 8, 3), 255, jnp.uint8)
-    for ops, of_all in (("paper", 0), ("video", 5 / 17)):
+    for ops, probability in (("paper", 0), ("video", 5 / 17)):
         config = augment.AugmentConfig(rand_augment_layers=1, rand_augment_magnitude=8.0, rand_augment_ops=ops)
         seen = jax.jit(lambda video, config=config: augment.augment_pixels(jax.random.key(0), video, config))(white)
-        moved = (np.asarray(seen) == affine.FILL).any(axis=(1, 2, 3, 4)).mean()  # no other operation makes that grey
-        assert abs(moved - of_all) <= 4 * np.sqrt(of_all * (1 - of_all) / 200)
+        moved = (np.asarray(seen) == affine.FILL).any(axis=(1, 2, 3, 4)).mean()  # no other operation produces this grey
+        assert abs(moved - probability) <= 4 * np.sqrt(probability * (1 - probability) / 200)
     with pytest.raises(ValueError, match="ops='geometric'; choose one of paper, video"):
         rand_augment.operations(8.0, "geometric")
