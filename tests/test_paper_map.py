@@ -1,4 +1,4 @@
-"""docs/paper_map.md stays true: its symbols exist, its fields and values make a config, its files are there."""
+"""Symbols, files and config fields that docs/paper_map.md and docs/architecture.md name exist."""
 
 import ast
 import dataclasses
@@ -13,21 +13,22 @@ from vivit_jax.models import ViViTConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TEXT = (REPOSITORY / "docs" / "paper_map.md").read_text()
-CODE = sorted(set(re.findall(r"`([^`]+)`", TEXT)))
+CODE = sorted(set(re.findall(r"`([^`\n]+)`", TEXT + (REPOSITORY / "docs" / "architecture.md").read_text())))
+FILE = re.compile(r"(vivit_jax|configs|tests|docs|launch|benchmarks)/\S*")
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if line.startswith("| ")]
 
 
 def resolve(name):
-    """The object that a dotted name stands for: the longest module that can be imported, then attributes."""
+    """The object with a dotted name: the longest module that can be imported, then attributes."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         try:
-            found = importlib.import_module(".".join(parts[:length]))
+            value = importlib.import_module(".".join(parts[:length]))
         except ModuleNotFoundError:
             continue
         for attribute in parts[length:]:
-            found = getattr(found, attribute)
-        return found
+            value = getattr(value, attribute)
+        return value
     raise ModuleNotFoundError(name)
 
 
@@ -36,7 +37,7 @@ def test_symbol(name):
     assert resolve(name) is not None
 
 
-@pytest.mark.parametrize("path", [code for code in CODE if "/" in code and not code.startswith("--")])
+@pytest.mark.parametrize("path", [code for code in CODE if FILE.fullmatch(code)])
 def test_file(path):
     assert (REPOSITORY / path).exists()
 
@@ -70,4 +71,4 @@ def test_every_row_names_code_and_fields():
 def test_all_equations_tables_and_figures_are_mapped():
     expected = [f"eq. {i}" for i in (1, 2, 3, 7, 8, 9)] + ["eqs. 4 to 6"]
     expected += [f"able {i}" for i in range(1, 7)] + [f"igure {i}" for i in range(2, 10)]
-    assert [words for words in expected if words not in TEXT] == []
+    assert [name for name in expected if name not in TEXT] == []
