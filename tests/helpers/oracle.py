@@ -1,7 +1,7 @@
-"""ViViT in plain NumPy, written from the paper's equations: slow, float64, nothing shared with the package.
+"""ViViT in plain float64 NumPy, from the paper's equations; shares no code with the package.
 
-Attention is written once, as attention of every token to a chosen set of tokens (a boolean matrix for each head): all
-of them in Model 1, those of the same temporal or spatial index in Models 3 and 4.
+Attention is implemented once, from every token to a set of visible tokens (a boolean matrix per head): all tokens in
+Model 1, those with the same temporal or spatial index in Models 3 and 4.
 """
 
 import math
@@ -20,17 +20,17 @@ def gelu(x, kind):
     return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
-def attention(x, p, may_see, cap=None):
-    """Multi-head self-attention of one sequence: x [N, d], may_see one boolean [N, N] for each head -> [N, d]."""
+def attention(x, p, visible, cap=None):
+    """Multi-head self-attention of one sequence: x [N, d], visible: one boolean [N, N] per head -> [N, d]."""
     out = np.array(p["out"]["bias"], copy=True)
-    for head, visible in enumerate(may_see):
+    for head, mask in enumerate(visible):
         q, k, v = (
             x @ p[name]["kernel"][:, head] + (p[name]["bias"][head] if "bias" in p[name] else 0.0)
             for name in ("query", "key", "value")
         )
         mixed = np.zeros_like(q)
         for i in range(len(x)):
-            seen = np.flatnonzero(visible[i])
+            seen = np.flatnonzero(mask[i])
             logits = k[seen] @ q[i] / math.sqrt(q.shape[-1])
             logits = logits if cap is None else cap * np.tanh(logits / cap)
             weights = np.exp(logits - logits.max())
@@ -45,32 +45,32 @@ def mlp(x, p, kind):
 
 
 def neighbours(n_t, n_s):
-    """(over time, over space): which tokens of a time-major grid share the spatial, and which the temporal index."""
+    """(over time, over space): pairs of tokens with the same spatial and with the same temporal index, bool [N, N]."""
     time, space = np.divmod(np.arange(n_t * n_s), n_s)
     return space[:, None] == space[None], time[:, None] == time[None]
 
 
 def encoder(x, p, config, layers, grid=None):
-    """One sequence x [N, d] through one encoder; `grid` (n_t, n_s) for Models 3 and 4."""
+    """Applies one encoder to one sequence x [N, d]; `grid` is (n_t, n_s) for Models 3 and 4."""
     if "class_token" in p:
         x = np.concatenate([p["class_token"][None], x])
     x = x + p["position_embedding"]
-    everything = np.ones((len(x), len(x)), bool)
+    all_tokens = np.ones((len(x), len(x)), bool)
     heads, eps, cap = config.num_heads, config.layer_norm_eps, config.attention_logit_cap
     for i in range(layers):
         block = take(p["layers"], i)
         if config.attention == "factorised_self_attention":
             over_time, over_space = neighbours(*grid)
             steps = [("time", over_time), ("space", over_space)]
-            for axis, visible in steps if config.attention_order == "time_space" else steps[::-1]:
+            for axis, mask in steps if config.attention_order == "time_space" else steps[::-1]:
                 y = layer_norm(x, block[f"norm_{axis}"], eps)
-                x = x + attention(y, block[f"attention_{axis}"], [visible] * heads, cap)
+                x = x + attention(y, block[f"attention_{axis}"], [mask] * heads, cap)
         else:
-            see = [everything] * heads
+            masks = [all_tokens] * heads
             if config.attention == "factorised_dot_product":
                 over_time, over_space = neighbours(*grid)
-                see = [over_time] * (heads // 2) + [over_space] * (heads // 2)
-            x = x + attention(layer_norm(x, block["norm_attention"], eps), block["attention"], see, cap)
+                masks = [over_time] * (heads // 2) + [over_space] * (heads // 2)
+            x = x + attention(layer_norm(x, block["norm_attention"], eps), block["attention"], masks, cap)
         x = x + mlp(layer_norm(x, block["norm_mlp"], eps), block["mlp"], config.activation)
     return layer_norm(x, p["norm"], eps)
 
@@ -80,7 +80,7 @@ def take(tree, i):
 
 
 def tokens(clip, p, config):
-    """One clip [T, H, W, C] -> [n_t, n_h n_w, d], tube by tube."""
+    """Embeds one clip [T, H, W, C] as [n_t, n_h n_w, d], tubelet by tubelet."""
     (n_t, n_h, n_w), (t, h, w) = config.grid, config.tubelet_size
     frames = None
     if config.tokenizer == "uniform_frames":
@@ -90,9 +90,9 @@ def tokens(clip, p, config):
     for a in range(n_t):
         for b in range(n_h):
             for c in range(n_w):
-                tube = clip[a * t : (a + 1) * t] if frames is None else clip[frames[a]]
-                tube = tube[..., b * h : (b + 1) * h, c * w : (c + 1) * w, :]
-                out[a, b * n_w + c] = np.tensordot(tube, p["kernel"], tube.ndim) + p["bias"]
+                tubelet = clip[a * t : (a + 1) * t] if frames is None else clip[frames[a]]
+                tubelet = tubelet[..., b * h : (b + 1) * h, c * w : (c + 1) * w, :]
+                out[a, b * n_w + c] = np.tensordot(tubelet, p["kernel"], tubelet.ndim) + p["bias"]
     return out
 
 
@@ -101,7 +101,7 @@ def pool(x, p):
 
 
 def logits(video, p, config):
-    """[B, T, H, W, C] -> logits as the model returns them."""
+    """Maps [B, T, H, W, C] to logits, as the model returns them."""
     rows = []
     for clip in video:
         x = tokens(clip, p["tokenizer"], config)
@@ -110,9 +110,7 @@ def logits(video, p, config):
             x = np.stack([encoder(frame, space, config, config.num_layers) for frame in x])
             time = p.get("temporal_encoder")
             if not config.frame_pooling:
-                x = np.mean(
-                    [encoder(x[:, place], time, config, config.temporal_layers) for place in range(x.shape[1])], 0
-                )
+                x = np.mean([encoder(x[:, i], time, config, config.temporal_layers) for i in range(x.shape[1])], 0)
                 x = x.mean(0)
             elif config.temporal_layers:
                 x = np.stack([pool(frame, space) for frame in x])

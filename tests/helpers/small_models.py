@@ -1,4 +1,4 @@
-"""Small models for tests: a config, random parameters of which none is 0 or 1, a random clip."""
+"""Small models for tests: configs, random parameters (none of them 0 or 1), random clips."""
 
 import jax
 import numpy as np
@@ -15,13 +15,13 @@ MODELS = {
 
 
 def small_config(**fields):
-    """Grid 2 x 2 x 3 (not square), d = 8, two heads, two layers."""
+    """A config with a grid of 2 x 2 x 3 (not square), d = 8, two heads, two layers."""
     sizes = {"hidden_size": 8, "num_heads": 2, "num_layers": 2, "mlp_dim": 12, "num_classes": 5}
     return ViViTConfig(**{**sizes, "tubelet_size": (2, 4, 4), "num_frames": 4, "image_size": (8, 12), **fields})
 
 
 def random_params(config, seed=0, dtype=np.float64):
-    """Normal noise in every leaf, around 1 for the scales of LayerNorms."""
+    """Normal noise in every parameter, with mean 1 for the scales of LayerNorms."""
     rng = np.random.default_rng(seed)
 
     def leaf(path, abstract):

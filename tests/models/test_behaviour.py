@@ -1,4 +1,4 @@
-"""Regularisers, initialisation, features, attention weights, and refusals of the model itself."""
+"""Regularisation, initialisation, features, attention weights and input checks of the model."""
 
 import functools
 
@@ -31,7 +31,7 @@ def test_stochastic_depth_drops_whole_examples(rescale):
 
 @pytest.mark.parametrize("name", ["model1", "model3", "model4"])
 def test_stochastic_depth_in_every_branch(name):
-    """Of two layers the first never drops; the last drops each branch of each example by itself, with the full rate."""
+    """The first of two layers drops nothing; the last drops each branch of each example with the full rate."""
     fields = {**MODELS[name], "stochastic_depth_rate": 0.4}
     config = small_config(**fields)
     params = random_params(config, dtype=np.float32)
@@ -45,24 +45,24 @@ def test_stochastic_depth_in_every_branch(name):
     np.testing.assert_allclose(np.sort(outcomes), np.sort(0.6**kept * 0.4 ** (branches - kept)), atol=0.045)
     plain = run(small_config(**fields, stochastic_depth_rescale=False))
     ignored = len(np.unique(np.round(np.asarray(plain), 4), axis=0)) == 1
-    assert ignored == (name == "model3")  # the published code's own behaviour, switch off
+    assert ignored == (name == "model3")  # the published code's behaviour
 
 
 def test_dropout_is_per_frame_stochastic_depth_per_clip():
-    """Model 2's spatial encoder: dropout masks are drawn for each frame, branches are lost by whole clips."""
-    sameness = {}
+    """Model 2's spatial encoder: dropout masks differ between frames, branches are dropped for whole clips."""
+    same_in_all_frames = {}
     for name, fields in {"dropout": {"dropout_rate": 0.2}, "depth": {"stochastic_depth_rate": 0.6}}.items():
         config = small_config(**MODELS["average_pool"], **fields, scan_layers=True)
         params = random_params(config, dtype=np.float32)
         frame = random_video(small_config(num_frames=2), batch=1, dtype=np.float32)
-        video = np.tile(frame, (12, 2, 1, 1, 1))  # one frame pair, twice in each of twelve clips
+        video = np.tile(frame, (12, 2, 1, 1, 1))  # one pair of frames, twice in each of twelve clips
         apply = functools.partial(ViViT(config).apply, {"params": params}, video, features=True)
         still = jax.jit(apply)()["spatial_tokens"]
         noisy = jax.jit(functools.partial(apply, train=True, rngs={"dropout": jax.random.key(2)}))()["spatial_tokens"]
         np.testing.assert_allclose(still[:, 0], still[:, 1], atol=1e-6)
-        sameness[name] = np.abs(noisy[:, 0] - noisy[:, 1]).max() < 1e-6
-        assert np.abs(noisy[0] - noisy[1:]).max() > 1e-3  # clips differ
-    assert sameness == {"dropout": False, "depth": True}
+        same_in_all_frames[name] = np.abs(noisy[:, 0] - noisy[:, 1]).max() < 1e-6
+        assert np.abs(noisy[0] - noisy[1:]).max() > 1e-3  # clips have different masks
+    assert same_in_all_frames == {"dropout": False, "depth": True}
 
 
 def test_initialisers():
@@ -77,7 +77,7 @@ def test_initialisers():
     for name in ("dense_in", "dense_out"):
         assert np.abs(layers["mlp"][name]["kernel"]).max() == pytest.approx((6 / (d + mlp_dim)) ** 0.5, rel=1e-3)
         assert layers["mlp"][name]["bias"].std() == pytest.approx(1e-6, rel=0.1)
-    assert not np.array_equal(*layers["mlp"]["dense_in"]["kernel"])  # each layer draws its own
+    assert not np.array_equal(*layers["mlp"]["dense_in"]["kernel"])  # each layer has its own draws
     assert params["encoder"]["position_embedding"].std() == pytest.approx(0.02, rel=0.05)
     assert params["tokenizer"]["kernel"].std() == pytest.approx((2 * 16 * 16 * 3) ** -0.5, rel=0.05)
     zeros = [params["head"]["kernel"], params["head"]["bias"], params["encoder"]["class_token"]]
@@ -129,7 +129,7 @@ def test_features_and_attention_weights(name):
 
 
 def test_sown_weights_of_first_layer_match_formula():
-    """Model 1's first layer by hand: softmax(Q K^T / sqrt(d_h)) of the normalised tokens."""
+    """Model 1: softmax(Q K^T / sqrt(d_h)) of the normalised tokens."""
     config = small_config(dtype="float64", scan_layers=True, remat="full", attention_backend="tiled")
     params, video = random_params(config), random_video(config, batch=1)
     with jax.enable_x64(True):

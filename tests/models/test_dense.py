@@ -1,4 +1,4 @@
-"""Choices of dtype and recomputation that must not change what the model is."""
+"""Dtypes of products, gradients and the residual stream; recomputation."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from vivit_jax.models.dense import summed_in
 
 
 def gradients(config, params, video):
-    """Of the summed squares of the logits; the model's own program, unrolled."""
+    """The jitted gradient function of the sum of squared logits."""
 
     def loss(params):
         return (ViViT(config).apply({"params": params}, video) ** 2).sum()
@@ -38,7 +38,7 @@ def test_summed_in_matches_dot_general_with_gradients(contracted):
     [("bfloat16", None, True), ("bfloat16", "float32", False), ("float32", "bfloat16", True)],
 )
 def test_kernel_gradients_have_the_chosen_dtype(dtype, gradient_dtype, narrow):
-    """What leaves the product is what is summed over the devices: numbers of bfloat16, or more than those."""
+    """The dtype that leaves the product is the dtype of the sum over devices."""
     config = small_config(**MODELS["model3"], dtype=dtype, gradient_dtype=gradient_dtype)
     params, video = random_params(config, dtype=np.float32), random_video(config, dtype=np.float32)
     found, exact = (gradients(c, params, video)(params) for c in (config, small_config(**MODELS["model3"])))
@@ -71,9 +71,9 @@ def test_remat_temporal_applies_to_temporal_encoder_only():
         config = small_config(**MODELS["model2"], dtype="float32", remat=choice[0], remat_temporal=choice[1])
         params, video = random_params(config, dtype=np.float32), random_video(config, dtype=np.float32)
         flops[choice] = gradients(config, params, video).lower(params).cost_analysis()["flops"]
-    nothing, everything = flops["none", None], flops["full", None]
-    assert nothing < flops["none", "full"] < flops["full", "none"] < everything
-    assert flops["none", "full"] - nothing == pytest.approx(everything - flops["full", "none"], rel=1e-3)
+    none, full = flops["none", None], flops["full", None]
+    assert none < flops["none", "full"] < flops["full", "none"] < full
+    assert flops["none", "full"] - none == pytest.approx(full - flops["full", "none"], rel=1e-3)
 
 
 @pytest.mark.parametrize(

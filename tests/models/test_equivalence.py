@@ -1,4 +1,4 @@
-"""Scan or unrolled, recomputed or kept, XLA or tiled, float32 or bfloat16: the same model. And what it costs."""
+"""Scan, remat, attention backends and bfloat16 do not change the model; parameters and multiply-adds."""
 
 import functools
 import subprocess
@@ -29,9 +29,9 @@ def assert_close(found, expected, tolerance):
 
 
 def losses(config, params, video):
-    """(logits in evaluation, loss and gradient in training with one key), all regularisers on."""
+    """(logits in evaluation, (loss, gradients) in training with a fixed key)."""
     model = ViViT(config)
-    key = jax.random.key(7, impl="unsafe_rbg")  # compiles ten times as fast as threefry does
+    key = jax.random.key(7, impl="unsafe_rbg")  # compiles ten times as fast as threefry
 
     @jax.jit
     def run(params, video):
@@ -44,7 +44,7 @@ def losses(config, params, video):
 
 
 def test_scan_and_remat_do_not_change_numbers():
-    """Logits, loss and every gradient, with every kind of noise on; golden fixtures hold the other models so."""
+    """Logits, loss and every gradient, with all regularisers on."""
     plain = small_config(**NOISY, scan_layers=True)
     params, video = random_params(plain, dtype=np.float32), random_video(plain, dtype=np.float32)
     expected = losses(plain, params, video)
@@ -101,7 +101,7 @@ def test_tiled_attention_matches_xla(monkeypatch):
 def test_backends_honour_dropout(attend, monkeypatch):
     monkeypatch.setattr("vivit_jax.models.attention.QUERIES_PER_TILE", 16)
     q, k = (jax.random.normal(jax.random.key(i), (4, 40, 8)) for i in range(2))
-    v = jnp.tile(jnp.eye(40), (4, 1, 1))  # the output is the matrix of weights itself
+    v = jnp.tile(jnp.eye(40), (4, 1, 1))  # the output is the matrix of weights
     attend = functools.partial(attend, dropout_rate=0.25)
     weights, dropped = attend(q, k, v), attend(q, k, v, dropout_key=jax.random.key(5))
     zero = np.asarray(dropped == 0)
@@ -125,7 +125,7 @@ def test_bfloat16_compute_has_float32_logits(name):
     assert attention_weights(q, q).dtype == jnp.float32
     text = jax.jit(ViViT(config).apply).lower({"params": params}, video).as_text()
     products = [line for line in text.splitlines() if "dot_general" in line]
-    # Only the tokeniser and the head multiply in float32.
+    # Only the tokenizer and the head multiply in float32.
     assert sum("bf16" not in line for line in products) == 2, products
 
 

@@ -1,4 +1,4 @@
-"""The five forward fixtures of the reference: logits, pre-logits, losses, norms of the leaves' gradients."""
+"""Parity with the reference: logits, pre-logits, losses, gradient norm of each parameter."""
 
 import json
 
@@ -22,7 +22,7 @@ FIXTURES = {
 
 
 def read(shared, name, **overrides):
-    """(config, our parameters, video, the fixture) of one of the FIXTURES."""
+    """(config, converted parameters, video, arrays) of one of the FIXTURES."""
     golden = dict(np.load(shared / "golden" / "scenic" / f"{name}_t2x16x16.npz"))
     meta = json.loads(str(golden["meta_json"]))
     config = ViViTConfig(

@@ -1,4 +1,4 @@
-"""Every model against NumPy in float64, written from the paper's equations (`oracle.py`)."""
+"""Every model against a float64 NumPy implementation of the paper's equations (`tests/helpers/oracle.py`)."""
 
 import jax
 import numpy as np
@@ -36,7 +36,7 @@ def test_model(name):
 @pytest.mark.parametrize("backend", ["xla", "tiled"])
 @pytest.mark.parametrize("kind", ["joint", "capped", "space", "time", "dot_product"])
 def test_attention_layer(kind, backend, monkeypatch):
-    monkeypatch.setattr("vivit_jax.models.attention.QUERIES_PER_TILE", 4)  # 15 tokens: four tiles, one padded
+    monkeypatch.setattr("vivit_jax.models.attention.QUERIES_PER_TILE", 4)  # 15 tokens: four tiles, the last one padded
     n_t, n_s = 5, 3
     over_time, over_space = oracle.neighbours(n_t, n_s)
     axes, see = {
