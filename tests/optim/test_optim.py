@@ -1,4 +1,4 @@
-"""Schedules and optimizers against the published recipe, written out in NumPy, and against optax's own."""
+"""Schedules and optimizers against the published recipe in NumPy, and against optax."""
 
 import math
 
@@ -60,15 +60,15 @@ def _leaves(seed):
 
 
 def _run(config, steps):
-    """Parameters after some steps of `make_optimizer` on fixed gradients, and the NumPy inputs."""
+    """(schedule, parameters after some steps of `make_optimizer` with fixed gradients)."""
     schedule = optim.learning_rate_schedule(config, total_steps=steps + 1, steps_per_epoch=1)
     optimizer = optim.make_optimizer(config, schedule)
-    now = _as_jax(_leaves(0))
-    state = optimizer.init(now)
+    params = _as_jax(_leaves(0))
+    state = optimizer.init(params)
     for step in range(steps):
-        updates, state = optimizer.update(_as_jax(_leaves(step + 1)), state, now)
-        now = _add(now, updates)
-    return schedule, now
+        updates, state = optimizer.update(_as_jax(_leaves(step + 1)), state, params)
+        params = _add(params, updates)
+    return schedule, params
 
 
 def _as_jax(tree):
@@ -98,7 +98,7 @@ def _as_numpy(tree):
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_weight_decay_applies_to_kernels_only(name):
-    # A constant learning rate: weight decay is the only difference between the two runs.
+    # With a constant learning rate, weight decay is the only difference between the two runs.
     runs = [
         _run(
             OptimizerConfig(name=name, schedule="constant", warmup_epochs=0, learning_rate=0.01, weight_decay=decay),
@@ -157,7 +157,7 @@ def test_schedule_longer_than_the_run_is_rejected(fields, message):
 
 
 def _model_2():
-    """Parameters of a tiny Model 2 with 3 spatial and 2 temporal layers, and gradients of them."""
+    """Parameters of a tiny Model 2 with 3 spatial and 2 temporal layers, and two trees of gradients."""
     config = ViViTConfig(
         attention="factorised_encoder",
         hidden_size=4,
@@ -171,7 +171,7 @@ def _model_2():
         num_classes=(("noun", 4), ("verb", 3)),
     )
     rng, abstract = np.random.default_rng(0), abstract_params(config)
-    for encoder in ("spatial_encoder", "temporal_encoder"):  # to compile less: the MLP's leaves are of the same kinds
+    for encoder in ("spatial_encoder", "temporal_encoder"):  # the MLP has the same kinds of leaves; less to compile
         del abstract[encoder]["layers"]["attention"]
     return [jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), abstract) for _ in range(3)]
 
@@ -181,7 +181,7 @@ def _by_path(tree):
 
 
 def _unstacked(tree):
-    """{path: leaf}, stacked leaves as one leaf a layer."""
+    """{path: leaf}, with one leaf per layer instead of stacked ones."""
     out = {}
     for name, leaf in _by_path(tree).items():
         out |= {f"{name}/{i}": x for i, x in enumerate(leaf)} if "/layers/" in name else {name: leaf}
@@ -192,12 +192,12 @@ def _unstacked(tree):
 def test_optimizers_match_optax_on_unstacked_layers(name):
     config = OptimizerConfig(name=name, warmup_epochs=0, schedule="constant", weight_decay=0.1, clip_norm=0.0)
     params, *gradients = _model_2()
-    mine, flat = optim.make_optimizer(config, optax.constant_schedule(0.1)), _unstacked(params)
+    ours, flat = optim.make_optimizer(config, optax.constant_schedule(0.1)), _unstacked(params)
     published = {"lamb": {"b2": 0.999, "eps": 1e-8}, "lion": {"b2": 0.99}, "adamw": {"b2": 0.999, "eps": 1e-8}}[name]
     kernels = {path: "kernel" in path for path in flat}
     theirs = getattr(optax, name)(0.1, b1=0.9, weight_decay=0.1, mask=kernels, **published)
-    state, their_state = mine.init(params), theirs.init(flat)
-    step, their_step = (jax.jit(optimizer.update) for optimizer in (mine, theirs))
+    state, their_state = ours.init(params), theirs.init(flat)
+    step, their_step = (jax.jit(optimizer.update) for optimizer in (ours, theirs))
     for gradient in gradients:
         update, state = step(gradient, state, params)
         their_update, their_state = their_step(_unstacked(gradient), their_state, flat)
@@ -217,7 +217,7 @@ def test_layer_decay_and_head_learning_rate_of_model_2():
     for name, update in one.items():
         if name.startswith("head"):
             factor = np.array([3.0])
-        elif "/layers/" in name:  # five layers in all: the last has 1/2, the first 1/32
+        elif "/layers/" in name:  # five layers: the last has 1/2, the first 1/32
             factor = 0.5 ** (np.array([5, 4, 3]) if name.startswith("spatial") else np.array([2, 1]))
         elif "/norm/" in name:  # after the layers of its encoder
             factor = np.array([0.25 if name.startswith("spatial") else 1.0])
@@ -238,7 +238,7 @@ def test_frozen_parameters_have_no_update_state_or_norm(name):
     optimizer = optim.make_optimizer(config, lambda step: 0.1)
     updates, state = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
     kept = {k: v for k, v in params.items() if k not in ("tokenizer", "spatial_encoder")}
-    # The oracle trains a tree that does not have them, but for the depths, which do not change by freezing.
+    # Expected: training a tree without them, with the factors of the whole tree (freezing does not change depths).
     alone = optim.make_optimizer(OptimizerConfig(name=name, warmup_epochs=0, weight_decay=0.1), lambda step: 0.1)
     expected, alone_state = jax.jit(alone.update)({k: gradients[k] for k in kept}, alone.init(kept), kept)
     factors = optim.learning_rate_factors(params, 0.5)
