@@ -85,7 +85,7 @@ def test_cutmix_box_matches_the_authors_code():
     run = jax.jit(jax.vmap(lambda key, share: cutmix_box(key, SIZE, share), in_axes=(0, None)))
     keys = jax.random.split(jax.random.key(0), 4000)
     for share in (0.0, 0.3, 0.77, 1.0):
-        found = np.asarray(run(keys, jnp.float32(share)))
+        actual = np.asarray(run(keys, jnp.float32(share)))
         cut_h, cut_w = int(height * np.sqrt(1 - share)), int(width * np.sqrt(1 - share))
         expected = np.zeros(SIZE)
         possible = set()
@@ -95,8 +95,8 @@ def test_cutmix_box_matches_the_authors_code():
                 inside[max(y - cut_h // 2, 0) : y + cut_h // 2, max(x - cut_w // 2, 0) : x + cut_w // 2] = True
                 expected += inside / (height * width)
                 possible.add(inside.tobytes())
-        assert {box.tobytes() for box in found} <= possible
-        np.testing.assert_allclose(found.mean(0), expected, atol=5 * np.sqrt(0.25 / 4000))
+        assert {box.tobytes() for box in actual} <= possible
+        np.testing.assert_allclose(actual.mean(0), expected, atol=5 * np.sqrt(0.25 / 4000))
 
 
 def test_mixup_alone_is_the_published_one():

@@ -30,7 +30,7 @@ def pillow(frame, name, strength):
 
 
 def check(got, expected, name):
-    """Equal but for rounding, and for a few pixels that float32 places outside the frame."""
+    """Checks equality but for rounding, and for a few pixels that float32 places outside the frame."""
     difference = np.abs(np.asarray(got).astype(int) - expected)
     assert got.dtype == np.uint8
     assert (difference > 1).mean() < 2e-3, name
@@ -50,11 +50,11 @@ def test_geometric_operations_match_pillow(clip, magnitude):
         run = jax.jit(operations[name])
         outs = {np.asarray(run(jnp.asarray(clip), jax.random.key(seed))).tobytes() for seed in range(20)}
         assert len(outs) == 2, name  # one for each sign
-        found = [np.frombuffer(out, np.uint8).reshape(clip.shape) for out in outs]
+        actual = [np.frombuffer(out, np.uint8).reshape(clip.shape) for out in outs]
         both = [np.stack([pillow(frame, name, sign * strength) for frame in clip]) for sign in (1, -1)]
-        if np.abs(found[0].astype(int) - both[0]).mean() > np.abs(found[1].astype(int) - both[0]).mean():
-            found.reverse()
-        for got, expected in zip(found, both, strict=True):
+        if np.abs(actual[0].astype(int) - both[0]).mean() > np.abs(actual[1].astype(int) - both[0]).mean():
+            actual.reverse()
+        for got, expected in zip(actual, both, strict=True):
             check(got, expected, name)
 
 

@@ -134,7 +134,7 @@ def test_sown_weights_of_first_layer_match_formula():
     params, video = random_params(config), random_video(config, batch=1)
     with jax.enable_x64(True):
         _, state = ViViT(config).apply({"params": params}, video, sow_attention=True, mutable=["intermediates"])
-    found = state["intermediates"]["encoder"]["layers"]["attention"]["weights"][0, 0]
+    actual = state["intermediates"]["encoder"]["layers"]["attention"]["weights"][0, 0]
     p, first = params["encoder"], oracle.take(params["encoder"]["layers"], 0)
     x = oracle.tokens(video[0], params["tokenizer"], config).reshape(-1, 8)
     x = np.concatenate([p["class_token"][None], x]) + p["position_embedding"]
@@ -142,7 +142,7 @@ def test_sown_weights_of_first_layer_match_formula():
     first = first["attention"]
     q, k = (np.einsum("nd,dhk->hnk", y, first[w]["kernel"]) + first[w]["bias"][:, None] for w in ("query", "key"))
     weights = np.exp(np.einsum("hqk,hnk->hqn", q, k) / 2)
-    np.testing.assert_allclose(found, weights / weights.sum(-1, keepdims=True), atol=1e-12)
+    np.testing.assert_allclose(actual, weights / weights.sum(-1, keepdims=True), atol=1e-12)
 
 
 def test_model_without_head_returns_pre_logits():

@@ -41,9 +41,9 @@ def test_kernel_gradients_have_the_chosen_dtype(dtype, gradient_dtype, narrow):
     """The dtype that leaves the product is the dtype of the sum over devices."""
     config = small_config(**MODELS["model3"], dtype=dtype, gradient_dtype=gradient_dtype)
     params, video = random_params(config, dtype=np.float32), random_video(config, dtype=np.float32)
-    found, exact = (gradients(c, params, video)(params) for c in (config, small_config(**MODELS["model3"])))
+    actual, exact = (gradients(c, params, video)(params) for c in (config, small_config(**MODELS["model3"])))
     for part, layer in (("attention_time", "query"), ("attention_space", "out"), ("mlp", "dense_in")):
-        kernel, truth = (tree["encoder"]["layers"][part][layer]["kernel"] for tree in (found, exact))
+        kernel, truth = (tree["encoder"]["layers"][part][layer]["kernel"] for tree in (actual, exact))
         assert kernel.dtype == jnp.float32
         assert (kernel == kernel.astype(jnp.bfloat16)).all() == narrow
         assert np.linalg.norm(kernel - truth) < 0.05 * np.linalg.norm(truth)
@@ -59,10 +59,10 @@ def test_bfloat16_residual_stream_halves_stored_activations(dtype, kept):
 
     residuals = jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(logits, p)[1], params))
     assert {leaf.dtype for leaf in residuals if leaf.shape == (2, 2, 13, 8)} == {jnp.dtype(kept)}  # [L, B, 1 + N, d]
-    found = jax.jit(logits)(params)
-    assert found.dtype == jnp.float32
+    actual = jax.jit(logits)(params)
+    assert actual.dtype == jnp.float32
     exact = ViViT(small_config(**MODELS["model1"])).apply({"params": params}, video)
-    np.testing.assert_allclose(found, exact, atol=0.05 * np.abs(exact).max())
+    np.testing.assert_allclose(actual, exact, atol=0.05 * np.abs(exact).max())
 
 
 def test_remat_temporal_applies_to_temporal_encoder_only():

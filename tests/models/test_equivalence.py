@@ -24,8 +24,8 @@ COSTS = {
 NOISY = {"dropout_rate": 0.3, "attention_dropout_rate": 0.2, "stochastic_depth_rate": 0.4}
 
 
-def assert_close(found, expected, tolerance):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=tolerance), found, expected)
+def assert_close(actual, expected, tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=tolerance), actual, expected)
 
 
 def losses(config, params, video):
@@ -117,10 +117,10 @@ def test_bfloat16_compute_has_float32_logits(name):
     config = small_config(**MODELS[name], dtype="bfloat16")
     params, video = random_params(config, dtype=np.float32), random_video(config, dtype=np.float32)
     assert {leaf.dtype for leaf in jax.tree.leaves(abstract_params(config))} == {np.dtype("float32")}
-    found = ViViT(config).apply({"params": params}, video)
+    actual = ViViT(config).apply({"params": params}, video)
     exact = ViViT(small_config(**MODELS[name])).apply({"params": params}, video)
-    assert found.dtype == jnp.float32
-    assert 0 < np.abs(found - exact).max() < 0.03 * np.abs(exact).max()
+    assert actual.dtype == jnp.float32
+    assert 0 < np.abs(actual - exact).max() < 0.03 * np.abs(exact).max()
     q = jnp.ones((2, 3, 4), jnp.bfloat16)
     assert attention_weights(q, q).dtype == jnp.float32
     text = jax.jit(ViViT(config).apply).lower({"params": params}, video).as_text()

@@ -42,9 +42,9 @@ def read(shared, name, **overrides):
     return config, params, video, golden
 
 
-def relative(found, expected):
+def relative(actual, expected):
     """The largest difference, relative to the largest expected value."""
-    return np.abs(np.asarray(found, np.float64) - expected).max() / np.abs(expected).max()
+    return np.abs(np.asarray(actual, np.float64) - expected).max() / np.abs(expected).max()
 
 
 @pytest.mark.parametrize(

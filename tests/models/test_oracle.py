@@ -27,9 +27,9 @@ def test_model(name):
     config = small_config(dtype="float64", **VARIANTS[name])
     params, video = random_params(config), random_video(config)
     with jax.enable_x64(True):
-        found = jax.jit(ViViT(config).apply)({"params": params}, video)
+        actual = jax.jit(ViViT(config).apply)({"params": params}, video)
     jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-12), found, oracle.logits(video, params, config)
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-12), actual, oracle.logits(video, params, config)
     )
 
 
@@ -56,8 +56,8 @@ def test_attention_layer(kind, backend, monkeypatch):
         layer = MultiHeadAttention(config, axes)
         shapes = jax.eval_shape(layer.init, jax.random.key(0), shaped)["params"]
         params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
-        found = layer.apply({"params": params}, shaped)
-    np.testing.assert_allclose(found.reshape(-1, 12), oracle.attention(x, params, see, cap), rtol=0, atol=1e-12)
+        actual = layer.apply({"params": params}, shaped)
+    np.testing.assert_allclose(actual.reshape(-1, 12), oracle.attention(x, params, see, cap), rtol=0, atol=1e-12)
 
 
 def test_uniform_frames_are_evenly_spaced():
@@ -75,5 +75,5 @@ def test_tubelet_embedding_is_a_convolution():
     kernel = params["tokenizer"]["kernel"]
     layout = ("NDHWC", "DHWIO", "NDHWC")
     expected = jax.lax.conv_general_dilated(video, kernel, config.tubelet_size, "VALID", dimension_numbers=layout)
-    found = Tokenizer(config).apply({"params": params["tokenizer"]}, video)
-    np.testing.assert_allclose(found, expected + params["tokenizer"]["bias"], atol=2e-6)
+    actual = Tokenizer(config).apply({"params": params["tokenizer"]}, video)
+    np.testing.assert_allclose(actual, expected + params["tokenizer"]["bias"], atol=2e-6)

@@ -67,7 +67,7 @@ def assert_same_step(config, axes):
 
 def shapes(text):
     """All float64 shapes in an HLO text."""
-    return {tuple(map(int, found.split(","))) for found in re.findall(r"f64\[([\d,]+)\]", text)}
+    return {tuple(map(int, actual.split(","))) for actual in re.findall(r"f64\[([\d,]+)\]", text)}
 
 
 def test_sequence_axis_splits_attention_weights_of_model_1():

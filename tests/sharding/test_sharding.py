@@ -41,8 +41,8 @@ def test_first_matching_rule_applies():
 def test_parameter_specs_of_vit_b():
     params = abstract_params(VIT_B)
     mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
-    found = sharding.state_sharding(mesh, {"params": params})["params"]
-    layer = found["spatial_encoder"]["layers"]
+    actual = sharding.state_sharding(mesh, {"params": params})["params"]
+    layer = actual["spatial_encoder"]["layers"]
     assert layer["attention"]["query"]["kernel"].spec == P(None, "fsdp", "tensor")  # [L, d, heads, head_dim]
     assert layer["attention"]["query"]["bias"].spec == P(None, "tensor")
     assert layer["attention"]["out"]["kernel"].spec == P(None, "tensor", None, "fsdp")  # [L, heads, head_dim, d]
@@ -51,8 +51,8 @@ def test_parameter_specs_of_vit_b():
     assert layer["mlp"]["dense_in"]["bias"].spec == P(None, "tensor")
     assert layer["mlp"]["dense_out"]["kernel"].spec == P(None, ("tensor", "fsdp"))
     assert layer["norm_mlp"]["scale"].spec == P()
-    assert found["tokenizer"]["kernel"].spec == P(None, None, None, None, "fsdp")
-    assert found["head"]["kernel"].spec == P("fsdp")
+    assert actual["tokenizer"]["kernel"].spec == P(None, None, None, None, "fsdp")
+    assert actual["head"]["kernel"].spec == P("fsdp")
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -60,10 +60,10 @@ def test_optimizer_state_is_sharded_like_the_parameters(name):
     params = abstract_params(small_config(**MODELS[name], hidden_size=64, mlp_dim=256))
     mesh = sharding.make_mesh({"fsdp": 8})
     state = {"params": params, "opt_state": jax.eval_shape(optax.adamw(1e-3).init, params), "ema": params}
-    found = sharding.state_sharding(mesh, state)
-    assert found["opt_state"][0].mu == found["opt_state"][0].nu == found["ema"] == found["params"]
+    actual = sharding.state_sharding(mesh, state)
+    assert actual["opt_state"][0].mu == actual["opt_state"][0].nu == actual["ema"] == actual["params"]
     whole = sum(leaf.size for leaf in jax.tree.leaves(state))
-    share = jax.tree.map(lambda leaf, where: np.prod(where.shard_shape(leaf.shape)), state, found)
+    share = jax.tree.map(lambda leaf, where: np.prod(where.shard_shape(leaf.shape)), state, actual)
     assert sum(jax.tree.leaves(share)) < whole / 8 * 1.15  # biases, norms and counters are whole
 
 
