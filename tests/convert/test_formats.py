@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.small_models import random_params, small_config
 from vivit_jax.convert import ConversionError, find_format, load_model, load_params, save_params, to_flat
-from vivit_jax.convert.source import understand
+from vivit_jax.convert.source import open_weights
 
 IMAGE = {"tokenizer": "uniform_frames", "tubelet_size": (1, 4, 4), "num_frames": 1, "image_size": (12, 12)}
 
@@ -134,9 +134,9 @@ def test_old_scenic_checkpoints():
         "rng": np.zeros(2, np.uint32),
         "optimizer/state/step": np.zeros(()),
     }
-    with understand(source) as opened:
-        assert set(opened.leaves) == set(flat)
-        assert set(opened.left_out) == set(source) - {f"optimizer/target/{name}" for name in flat}
+    with open_weights(source) as weights:
+        assert set(weights.leaves) == set(flat)
+        assert set(weights.excluded) == set(source) - {f"optimizer/target/{name}" for name in flat}
     equal(load_params(source, config=config), params)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.helpers.written_weights import needs_torch
 from vivit_jax.convert import InitFrom, image_to_video, initialise, load_model, load_params, to_flat
 from vivit_jax.models import ViViT, ViViTConfig
 
@@ -64,7 +65,7 @@ def test_hugging_face_vit(shared, file):
     assert relative(apply(config, params, images), io["logits"]) < 2e-6
 
 
-@pytest.mark.parametrize("file", ["model.pth", "model.safetensors"])
+@pytest.mark.parametrize("file", [pytest.param("model.pth", marks=needs_torch), "model.safetensors"])
 def test_timm(shared, file):
     folder = shared / "golden" / "hf" / "timm_vit_tiny"
     io = np.load(folder / "io.npz")

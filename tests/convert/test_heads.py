@@ -18,7 +18,7 @@ def made(new, head="match", old=OLD):
     config = ViViTConfig(**FIELDS, tubelet_size=(2, 14, 14), num_classes=tuple((h, len(n)) for h, n in new.items()))
     params = random_params(source, dtype=np.float32)
     found, report = adapt(params, source, config, InitFrom(head=head), class_names=(old, new))
-    return params, found, {entry.name: f"{entry.outcome}: {entry.how}" for entry in report.of_heads()}
+    return params, found, {entry.name: f"{entry.outcome}: {entry.how}" for entry in report.head_entries()}
 
 
 def test_the_same_classes_keep_their_head_and_another_order_is_put_right():
@@ -36,7 +36,7 @@ def test_as_many_other_classes_get_a_new_head():
     assert params["head_verb"]["kernel"].any()
     assert not found["head_verb"]["kernel"].any()
     assert not found["head_scene"]["kernel"].any()
-    assert "2 in common, 'turn' is not among theirs" in told["head_verb/kernel"]
+    assert "2 in common, 'turn' is only in the model" in told["head_verb/kernel"]
     assert "the weights have no such head" in told["head_scene/kernel"]
     assert told["head_noun/kernel"] == "dropped: the model has no such head"
 

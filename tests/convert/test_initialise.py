@@ -12,8 +12,7 @@ import pytest
 
 from tests.helpers.small_models import MODELS, random_params, small_config
 from vivit_jax.convert import ConversionError, InitFrom, initialise, model_for, save_params, to_flat
-from vivit_jax.convert.fresh import fresh_leaves
-from vivit_jax.convert.image_to_video import adapt
+from vivit_jax.convert.image_to_video import adapt, random_leaves
 from vivit_jax.convert.resize import central_frame, filter_inflation, resize_grid
 from vivit_jax.models import ViViT, abstract_params
 
@@ -47,7 +46,7 @@ def test_every_model_starts_from_every_other(source, target, monkeypatch):
         return {name: np.full(leaves[name].shape, 7.0, np.float32) for name in names}
 
     module = sys.modules[adapt.__module__]  # `convert.image_to_video` is the function
-    monkeypatch.setattr(module, "fresh_leaves", marked)
+    monkeypatch.setattr(module, "random_leaves", marked)
     _, params, wanted, found, report = made(source, target, num_classes={"verb": 2, "noun": 3})
     shapes = {name: leaf.shape for name, leaf in flat(abstract_params(wanted)).items()}
     assert {name: leaf.shape for name, leaf in found.items()} == shapes
@@ -130,7 +129,7 @@ def test_temporal_attention_of_model_3():
         assert same == (choice != "random")
         assert found[f"{time}/out/kernel"].any() == (choice != "zero")
         if choice == "random":
-            fresh = fresh_leaves(wanted, [f"{time}/out/kernel"], seed=3)
+            fresh = random_leaves(wanted, [f"{time}/out/kernel"], seed=3)
             np.testing.assert_array_equal(found[f"{time}/out/kernel"], fresh[f"{time}/out/kernel"])
 
 

@@ -256,7 +256,7 @@ def assert_same(found, expected):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-@pytest.mark.parametrize("kind", ["bin", "bin before 1.6", "shards", "bfloat16"])
+@pytest.mark.parametrize("kind", ["bin", "legacy bin", "shards", "bfloat16"])
 def test_files_of_hugging_face(saved, kind, tmp_path):
     model, folder = saved
     config, params = load_model(folder)

@@ -14,7 +14,7 @@ from tests.helpers.interrupt import killed_after
 from tests.helpers.small_models import random_params, small_config
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import convert, sharding, train
-from vivit_jax.convert.containers.open import open_weights
+from vivit_jax.convert.containers.open import open_container
 from vivit_jax.evaluation import evaluate
 from vivit_jax.utils import logs, storage
 
@@ -76,11 +76,11 @@ def test_what_orbax_lacks_for_a_bucket_is_said(server, monkeypatch):
         checkpointing.Checkpoints("gs://other/run")
 
 
-@pytest.mark.parametrize("kind", ["npz", "npz compressed", "safetensors", "msgpack", "torch"])
+@pytest.mark.parametrize("kind", written_weights.KINDS)
 def test_weights_are_read_from_a_bucket(server, tmp_path, kind):
     here = written_weights.write(kind, tmp_path / "weights")
     storage.put(here, there := "gs://bucket/weights")
-    with open_weights(there) as weights:
+    with open_container(there) as weights:
         for name, array in written_weights.FLAT.items():
             np.testing.assert_array_equal(weights.leaves[name].read(), array)
 

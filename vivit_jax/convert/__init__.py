@@ -1,13 +1,13 @@
-"""Weights of others, in and out.
+"""Importing and exporting pretrained weights.
 
-    load_params(source, config=config)        the weights of the very model, exactly
-    load_model(source)                        the weights and the model that they are of
-    initialise(source, config, options)       fitted to any of our models (section 3.4), with a report of every leaf
+    load_params(source, config=config)        the weights of exactly this model
+    load_model(source)                        the weights and their model
+    initialise(source, config, options)       weights fitted to any of our models (section 3.4), with a report
     image_to_video(image_params, config)      the same from parameters in memory
-    save_params(params, path, format, config) out again
+    save_params(params, path, format, config) export
 
-`source` is a file, a folder or a mapping; formats are found by looking. Names are in `vivit_jax.convert.tables`, one
-engine applies them both ways. `python -m vivit_jax.convert` does the same from the command line.
+`source` is a file, a folder or a mapping; its format is auto-detected. The names of each format are in
+`vivit_jax.convert.tables`; one engine applies them both ways. `python -m vivit_jax.convert` is the command line.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from vivit_jax.convert import engine
 from vivit_jax.convert.containers.open import FileError
 from vivit_jax.convert.engine import ConversionError
 from vivit_jax.convert.image_to_video import adapt, image_to_video
-from vivit_jax.convert.report import Entry, Report, in_words
-from vivit_jax.convert.source import Path, Source, check_format, find_format, understand
-from vivit_jax.convert.tables import FORMATS, Hints, native
+from vivit_jax.convert.report import Entry, Report, describe_model
+from vivit_jax.convert.source import Path, Source, check_format, find_format, open_weights
+from vivit_jax.convert.tables import FORMATS, Hints
 from vivit_jax.convert.tables.sizes import is_image_model
 from vivit_jax.models import ViViTConfig
 from vivit_jax.models.config import INHERITED_FIELDS
@@ -40,9 +40,9 @@ __all__ = [
     "InitFrom",
     "Initialisation",
     "Report",
+    "describe_model",
     "find_format",
     "image_to_video",
-    "in_words",
     "initialise",
     "load_model",
     "load_params",
@@ -55,28 +55,26 @@ __all__ = [
 def load_params(
     source: Source, format: str | None = None, *, config: ViViTConfig, prefix: str | None = None
 ) -> dict[str, Any]:
-    """Weights of the very model `config`, exactly.
+    """Loads the weights of exactly the model `config`.
 
     Args:
-      source: a file or folder in any known container, or a mapping name -> array (nested mappings are flattened
-        with '/').
-      format: a key of `FORMATS`; None finds it by the names.
-      config: the model to fill. An image model is one with `tokenizer="uniform_frames"`, one frame and tubelets of one.
-      prefix: look at names that begin so and at nothing else, and take it away. None takes away what stands
-        in front of every parameter ('params/', 'optimizer/target/').
+      source: a file or folder, or a mapping name -> array (nested mappings are flattened with '/').
+      format: a key of `FORMATS`; None: auto-detected.
+      config: the model. An image model has `tokenizer="uniform_frames"`, one frame and tubelets of one.
+      prefix: load only names with this prefix, and strip it; None: that of the parameters ('params/',
+        'optimizer/target/'), auto-detected.
 
     Returns:
-      The nested dict of NumPy arrays for `ViViT(config).apply({"params": ...})`, in the dtype of the
-      parameters: half precision is widened.
+      The nested dict of NumPy arrays for `ViViT(config).apply({"params": ...})`, in the dtype of the parameters.
 
     Raises:
       FileNotFoundError: no such file.
-      FileError: a file that cannot be read: cut off, damaged, a shard missing, not weights at all.
-      ValueError: its format is unknown, only some of its names have a known prefix, or the format has no such model.
-      ConversionError: a leaf that is unknown, missing, of another shape, or not finite; all of them at once.
+      FileError: the file is damaged, incomplete or holds no weights.
+      ValueError: an unknown format, names outside the prefix, or a format that has no such model.
+      ConversionError: all leaves that are unknown, missing, of another shape or not finite.
     """
-    with understand(source, format, prefix) as opened:
-        return flax.traverse_util.unflatten_dict(opened.load(config).params, sep="/")
+    with open_weights(source, format, prefix) as weights:
+        return flax.traverse_util.unflatten_dict(weights.load(config).params, sep="/")
 
 
 def load_model(
@@ -88,33 +86,33 @@ def load_model(
     num_heads: int | None = None,
     like: ViViTConfig | None = None,
 ) -> tuple[ViViTConfig, dict[str, Any]]:
-    """Weights and the model that they are of, as the shapes, and what lies beside them, tell.
+    """Loads weights together with the config of their model, read off their shapes and metadata.
 
     Args:
-      source, format, prefix: as `load_params`.
-      grid: (n_t, n_h, n_w), or (n_h, n_w) of an image model, where the positions can be read in several ways.
+      source, format, prefix: as for `load_params`.
+      grid: (n_t, n_h, n_w), or (n_h, n_w) of an image model, where the positions allow several grids.
       num_heads: where the file does not say.
-      like: a model that decides where several readings are left.
+      like: a model that decides between several readings.
 
     Returns:
-      (config, nested parameters). An image model has `tokenizer="uniform_frames"` and one frame.
+      (config, nested parameters).
 
     Raises:
-      As `load_params`; ValueError where the model cannot be known.
+      As `load_params`; ValueError where the model cannot be determined.
     """
-    with understand(source, format, prefix) as opened:
-        config = opened.model(Hints(grid, num_heads, like))
-        return config, flax.traverse_util.unflatten_dict(opened.load(config).params, sep="/")
+    with open_weights(source, format, prefix) as weights:
+        config = weights.model_config(Hints(grid, num_heads, like))
+        return config, flax.traverse_util.unflatten_dict(weights.load(config).params, sep="/")
 
 
 @dataclasses.dataclass(frozen=True)
 class Initialisation:
-    """What `initialise` hands back.
+    """Result of `initialise`.
 
     Attributes:
-      config: the model, with what the weights decide (activation, epsilon, biases, pre-logits layer).
+      config: the model, with the fields that it inherits from the weights.
       params: its parameters, nested, NumPy.
-      report: what became of every leaf.
+      report: the outcome of every leaf.
     """
 
     config: ViViTConfig
@@ -130,71 +128,78 @@ def initialise(
     seed: int = 0,
     class_names: Mapping[str, Sequence[str]] | None = None,
 ) -> Initialisation:
-    """A model started from the weights of any other, image or video, at any size (section 3.4).
+    """Initialises a model from the weights of any other, image or video, at any size (section 3.4).
 
     Args:
-      source: as `load_params`.
-      config: the model to fill; activation, LayerNorm epsilon, biases and the pre-logits layer follow the weights.
-      options: the choices of section 3.4; `options.path` is not looked at.
-      seed: of the leaves that start as from scratch.
-      class_names: {head: names by class id} of the model, 'label' for an only head; None where they are not known.
+      source: as for `load_params`.
+      config: the model; activation, LayerNorm epsilon, biases and the pre-logits layer are inherited from the weights.
+      options: the choices of section 3.4; `options.path` is ignored.
+      seed: of the leaves that are initialised at random.
+      class_names: {head: names by class id} of the model, 'label' for an only head; None: unknown.
 
     Raises:
       FileNotFoundError, FileError, ValueError: as `load_params`.
-      ConversionError: whatever differs and cannot be converted, all of it at once; nothing is half loaded.
+      ConversionError: all differences that cannot be converted.
     """
     options = options or InitFrom()
-    with understand(source, options.format, options.prefix) as opened:
-        found = opened.model(Hints(options.grid, options.num_heads, config))
-        loaded = opened.load(dataclasses.replace(found, dtype=config.dtype), strict=False)
-        if options.pixel_mean is None and is_image_model(found):
-            mean, std = opened.pixels(found.in_channels)
+    with open_weights(source, options.format, options.prefix) as weights:
+        source_config = weights.model_config(Hints(options.grid, options.num_heads, config))
+        loaded = weights.load(dataclasses.replace(source_config, dtype=config.dtype), strict=False)
+        if options.pixel_mean is None and is_image_model(source_config):
+            mean, std = weights.pixel_statistics(source_config.in_channels)
             options = dataclasses.replace(options, pixel_mean=mean, pixel_std=std)
-    config, changed = follow(found, config, options)
+        # Heads are matched with checkpoints of ours alone: labels of Hugging Face may be generic ('LABEL_0').
+        source_names = weights.class_names() if weights.format == "orbax" else {}
+    config, changes = inherit_fields(source_config, config, options)
     params, report = adapt(
         flax.traverse_util.unflatten_dict(loaded.params, sep="/"),
-        found,
+        source_config,
         config,
         options,
         seed=seed,
         origin=loaded.origin,
-        where=opened.weights.where,
-        class_names=(native.class_names(opened.weights.facts), class_names or {}),
+        where=weights.container.where,
+        class_names=(source_names, class_names or {}),
     )
-    entries = [_with_dtype(entry, loaded.stored_as) for entry in report.entries]
+    entries = [_with_stored_dtype(entry, loaded.stored_as) for entry in report.entries]
     entries += [Entry(name, "dropped", why) for name, why in loaded.dropped.items()]
-    target = report.target + (f" [following the weights: {', '.join(changed)}]" if changed else "")
+    target = report.target + (f" [inherited from the weights: {', '.join(changes)}]" if changes else "")
     return Initialisation(config, params, dataclasses.replace(report, entries=tuple(entries), target=target))
 
 
-def _with_dtype(entry: Entry, stored_as: Mapping[str, set[str]]) -> Entry:
-    """Says where the numbers were stored in another precision."""
+def _with_stored_dtype(entry: Entry, stored_as: Mapping[str, set[str]]) -> Entry:
     if entry.outcome in ("loaded", "resized") and entry.name in stored_as:
         return dataclasses.replace(entry, how=f"{entry.how} (stored as {', '.join(sorted(stored_as[entry.name]))})")
     return entry
 
 
 def model_for(source: Source, config: ViViTConfig, options: InitFrom) -> ViViTConfig:
-    """The config that `initialise` would return, from the names and shapes of the weights alone.
+    """Returns the config that `initialise` would, from the names and shapes of the weights alone."""
+    with open_weights(source, options.format, options.prefix) as weights:
+        source_config = weights.model_config(Hints(options.grid, options.num_heads, config))
+    return inherit_fields(source_config, config, options)[0]
 
-    Raises:
-      As `initialise`, for what names and shapes show.
-    """
-    with understand(source, options.format, options.prefix) as opened:
-        found = opened.model(Hints(options.grid, options.num_heads, config))
-    return follow(found, config, options)[0]
+
+def inherit_fields(source_config: ViViTConfig, config: ViViTConfig, options: InitFrom) -> tuple[ViViTConfig, list[str]]:
+    """Returns `config` with the `INHERITED_FIELDS` and pre-logits layer of the weights, and a line for each change."""
+    fields = {
+        name: getattr(source_config, name)
+        for name in INHERITED_FIELDS
+        if getattr(source_config, name) != getattr(config, name)
+    }
+    if options.pre_logits == "load" and config.representation_size is None and source_config.representation_size:
+        fields["representation_size"] = source_config.representation_size
+    changes = [f"{name} = {value} (was {getattr(config, name)})" for name, value in fields.items()]
+    return dataclasses.replace(config, **fields), changes
 
 
 def to_flat(params: Mapping[str, Any], format: str, config: ViViTConfig) -> dict[str, np.ndarray]:
-    """Our parameters under the names of a format: the inverse of `load_params`, exact to the bit.
+    """Returns parameters under the names of a format: the exact inverse of `load_params`.
 
     Args:
-      params: the nested dict of parameters.
+      params: nested.
       format: a key of `FORMATS`.
-      config: the model that the parameters belong to.
-
-    Returns:
-      Their name -> array.
+      config: the model of the parameters.
 
     Raises:
       ValueError: an unknown format, or one that has no such model.
@@ -213,42 +218,21 @@ def save_params(
     class_names: Mapping[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes our parameters in a format of others, or as a checkpoint of ours; `load_params` reads all of them back.
+    """Writes parameters in another format or as a checkpoint of ours; `load_params` reads all of them.
 
     Args:
-      params: the nested dict of parameters.
-      path: where to, see `vivit_jax.convert.writers`: by format a file or a folder.
+      params: nested.
+      path: a file or folder that does not exist yet; see `vivit_jax.convert.writers`.
       format: a key of `FORMATS`.
-      config: the model that the parameters belong to.
-      class_names: head -> names of its classes, for formats that keep them ('label' for an only head).
-      record: the config of the run that the parameters are from, as JSON (`Experiment.to_dict`), for a checkpoint of
-        ours to keep; its model is replaced by `config`.
+      config: the model of the parameters.
+      class_names: {head: names by class id}, 'label' for an only head, for formats that store them.
+      record: the config of the run (`Experiment.to_dict`), stored in a checkpoint of ours with `config` as its model.
 
     Raises:
       ValueError: an unknown format, one that has no such model, or a path that does not fit it.
-      FileExistsError: something is there already.
-      ConversionError: parameters that the format has no name for.
+      FileExistsError: the path exists.
+      ConversionError: the format cannot express the model or has no name for a parameter.
     """
     from vivit_jax.convert import writers
 
     writers.write(params, path, format, config, class_names, record)
-
-
-def follow(source: ViViTConfig, config: ViViTConfig, options: InitFrom) -> tuple[ViViTConfig, list[str]]:
-    """The config with what the weights decide: activation, LayerNorm epsilon, biases, pre-logits layer.
-
-    Args:
-      source: the model of the weights.
-      config: the model wanted.
-      options: `pre_logits="load"` takes the dense layer before the head from the source, if the config has none.
-
-    Returns:
-      (the config, a line for each field that changed).
-    """
-    changes = {
-        name: getattr(source, name) for name in INHERITED_FIELDS if getattr(source, name) != getattr(config, name)
-    }
-    if options.pre_logits == "load" and config.representation_size is None and source.representation_size:
-        changes["representation_size"] = source.representation_size
-    said = [f"{name} = {value} (was {getattr(config, name)})" for name, value in changes.items()]
-    return dataclasses.replace(config, **changes), said

@@ -1,7 +1,7 @@
-"""Section 3.4: a model's first weights from those of another, image or video, leaf by leaf.
+"""Section 3.4: initial parameters of a model from those of another, image or video, leaf by leaf.
 
-Every leaf of the model is loaded, resized or initialised, every leaf of the weights is one of these or dropped; each
-with its reason in the report. Whatever else differs between the two models is an error, all of it at once.
+Every leaf of the model is loaded, resized or initialised, every leaf of the weights used or dropped; the report lists
+them with the reason. Any other difference between the two models is an error that lists all differences.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.traverse_util
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vivit_jax.config.init_from import InitFrom
+from vivit_jax.convert import heads
 from vivit_jax.convert.engine import ConversionError
-from vivit_jax.convert.fresh import fresh_leaves
-from vivit_jax.convert.heads import Names, decide, leaf_name
-from vivit_jax.convert.report import Entry, Report, in_words
+from vivit_jax.convert.report import Entry, Report, describe_model
 from vivit_jax.convert.resize import central_frame, filter_inflation, fold_normalisation, resize_grid
 from vivit_jax.convert.tables.native import image_model
 from vivit_jax.convert.tables.rows import Hints
-from vivit_jax.models import ViViTConfig, abstract_params
+from vivit_jax.models import ViViT, ViViTConfig, abstract_params
 from vivit_jax.models.config import INHERITED_FIELDS
 
 _SAME = ("hidden_size", "num_layers", "num_heads", "mlp_dim", "in_channels")
@@ -36,27 +37,24 @@ def image_to_video(
     image_config: ViViTConfig | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Parameters of a video model from those of an image ViT (section 3.4).
+    """Returns parameters of a video model initialised from those of an image ViT (section 3.4).
 
-    Position embeddings are repeated n_t times, and resized where the grid differs; the embedding becomes a tubelet's by
-    eq. 8 or 9; Model 2's spatial encoder is the image model, class token included, its temporal encoder random; Model
-    3's spatial attention is the image model's, its temporal one starts at zero.
+    Position embeddings are repeated n_t times, and resized where the grid differs; the patch embedding is converted to
+    tubelets by eq. 8 or 9. Model 2's spatial encoder is the image model, class token included, its temporal encoder
+    random. Model 3's spatial attention is the image model's, its temporal attention starts at zero.
 
     Args:
-      image_params: our parameters of an image ViT (`load_model`, `load_params`), nested.
-      config: the video model. Its activation, epsilon and biases must be the image model's: `initialise` sets them.
+      image_params: nested, of an image ViT (`load_model`, `load_params`).
+      config: the video model, with the image model's activation, epsilon and biases (`initialise` sets them).
       embedding: `central_frame` (eq. 9), `filter_inflation` (eq. 8) or `random`.
-      temporal_attention: Model 3's, `zero`, `copy` or `random`; see `InitFrom`.
-      head: `new` (at zero) or `keep`.
-      image_config: the image model; None reads it off the parameters.
-      seed: of leaves that are random.
-
-    Returns:
-      The nested parameters of `ViViT(config)`, NumPy.
+      temporal_attention: Model 3's: `zero`, `copy` or `random`; see `InitFrom`.
+      head: `reinit` (at zero) or `keep`.
+      image_config: the image model; None: from the shapes of its parameters.
+      seed: of random leaves.
 
     Raises:
-      ConversionError: whatever differs between the two models and cannot be converted, all of it.
-      ValueError: an unknown choice, or parameters that are no image model's.
+      ConversionError: all differences between the two models that cannot be converted.
+      ValueError: an unknown choice, or parameters that are not of an image model.
     """
     options = InitFrom(embedding=embedding, temporal_attention=temporal_attention, head=head, pre_logits="drop")
     if image_config is None:
@@ -74,309 +72,330 @@ def adapt(
     seed: int = 0,
     origin: Mapping[str, Iterable[str]] | None = None,
     where: str = "parameters",
-    class_names: tuple[Names, Names] = ({}, {}),
+    class_names: tuple[heads.ClassNames, heads.ClassNames] = ({}, {}),
 ) -> tuple[dict[str, Any], Report]:
     """Fits the parameters of one model to another.
 
     Args:
-      params: nested parameters of the model `source`.
-      source: any of the models, or an image ViT.
+      params: nested, of the model `source`.
+      source: any of our models, or an image ViT.
       config: the model to fill.
       options: the choices of section 3.4.
-      seed: of leaves that are random, as in training from scratch.
+      seed: of random leaves.
       origin: our name -> names in the file, for the report.
       where: the file, for the report.
-      class_names: {head: names by class id} of the source and of `config`, 'label' for an only head; as far as known.
+      class_names: of `source` and of `config`, as far as they are known.
 
     Returns:
       (nested parameters of `ViViT(config)`, the report).
 
     Raises:
-      ConversionError: whatever differs and cannot be converted, all of it at once.
+      ConversionError: all differences that cannot be converted.
     """
     flat = {k: np.asarray(v) for k, v in flax.traverse_util.flatten_dict(dict(params), sep="/").items()}
-    work = _Adaptation(flat, source, config, options, origin or {}, class_names)
-    work.run(seed)
-    report = Report(f"{where}: {in_words(source)}", in_words(config), tuple(work.entries))
-    return flax.traverse_util.unflatten_dict(work.result, sep="/"), report
+    adaptation = _Adaptation(flat, source, config, options, origin or {}, class_names)
+    adaptation.run(seed)
+    report = Report(f"{where}: {describe_model(source)}", describe_model(config), tuple(adaptation.entries))
+    return flax.traverse_util.unflatten_dict(adaptation.params, sep="/"), report
 
 
 class _Adaptation:
-    """The work of `adapt`: moves leaves from `given` to `result`, and notes what became of each."""
+    """Fills `params` from `source_params` and records the outcome of every leaf."""
 
     def __init__(
         self,
-        given: dict[str, np.ndarray],
+        source_params: dict[str, np.ndarray],
         source: ViViTConfig,
         config: ViViTConfig,
         options: InitFrom,
         origin: Mapping[str, Iterable[str]],
-        class_names: tuple[Names, Names],
+        class_names: tuple[heads.ClassNames, heads.ClassNames],
     ):
-        self.given, self.source, self.config, self.options, self.origin = given, source, config, options, origin
-        self.class_names = class_names
+        self.source_params, self.source, self.config, self.options = source_params, source, config, options
+        self.origin, self.class_names = origin, class_names
         self.target = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
-        self.result: dict[str, np.ndarray] = {}
+        self.params: dict[str, np.ndarray] = {}
         self.entries: list[Entry] = []
         self.problems: list[str] = []
-        self._fresh: dict[str, str] = {}
-        self._used: set[str] = set()
-        self.pixels = ""
-        factorised = config.attention == "factorised_encoder"
-        self.ours = "spatial_encoder" if factorised else "encoder"
-        self.theirs = "spatial_encoder" if source.attention == "factorised_encoder" else "encoder"
+        self._random: dict[str, str] = {}  # our name -> why it starts as in training from scratch
+        self._used: set[str] = set()  # names of the weights
+        self._folded = ""  # what was folded into the embedding
+        self._encoder = _encoder_name(config)
+        self._source_encoder = _encoder_name(source)
 
     def run(self, seed: int) -> None:
-        """All leaves; raises ConversionError with everything that does not fit."""
-        self._check()
+        """Fills all leaves; raises ConversionError with all that does not fit."""
+        self._check_configs()
         if not self.problems:
             self._fold_pixels()
             self._tokenizer()
             self._layers()
-            self._class_token(self.ours, self.theirs)
+            self._class_token(self._encoder, self._source_encoder)
             self._positions()
             self._temporal_encoder()
             self._heads()
         for name in self.target:
-            if name not in self.result and name not in self._fresh and not self.problems:
+            if name not in self.params and name not in self._random and not self.problems:
                 self.problems.append(f"{name}: nothing in the weights fills it")
-        for name, array in self.result.items():
+        for name, array in self.params.items():
             if name not in self.target or array.shape != self.target[name].shape:
-                wanted = self.target[name].shape if name in self.target else "no such leaf"
-                self.problems.append(f"{name}: {array.shape} from the weights, {wanted} in the model")
+                expected = self.target[name].shape if name in self.target else "no such leaf"
+                self.problems.append(f"{name}: {array.shape} from the weights, {expected} in the model")
         if self.problems:
             raise ConversionError(
-                f"the weights ({in_words(self.source)}) cannot start this model ({in_words(self.config)})",
+                f"the weights ({describe_model(self.source)}) cannot start this model ({describe_model(self.config)})",
                 self.problems,
             )
         self._initialise(seed)
-        self.result = {name: self.result[name] for name in self.target}
-        order = {name: place for place, name in enumerate(self.target)}
+        self.params = {name: self.params[name] for name in self.target}
+        order = {name: position for position, name in enumerate(self.target)}
         self.entries.sort(key=lambda entry: order.get(entry.name, len(order)))
-        for name in self.given:
+        for name in self.source_params:
             if name not in self._used:
-                raise AssertionError(f"{name} is not accounted for")  # a mistake of this module, not of the user
+                raise AssertionError(f"{name} is not accounted for")  # a bug of this module
 
-    def _check(self) -> None:
+    def _check_configs(self) -> None:
         for name in (*_SAME, *INHERITED_FIELDS):
-            ours, theirs = getattr(self.config, name), getattr(self.source, name)
-            if ours != theirs:
-                self.problems.append(f"{name} is {theirs} in the weights, {ours} in the model")
-        patch, other = self.source.tubelet_size[1:], self.config.tubelet_size[1:]
-        if patch != other:
-            self.problems.append(f"patches are {patch} pixels in the weights, {other} in the model (tubelet_size)")
+            ours, source = getattr(self.config, name), getattr(self.source, name)
+            if ours != source:
+                self.problems.append(f"{name} is {source} in the weights, {ours} in the model")
+        patch, source_patch = self.config.tubelet_size[1:], self.source.tubelet_size[1:]
+        if patch != source_patch:
+            self.problems.append(
+                f"patches are {source_patch} pixels in the weights, {patch} in the model (tubelet_size)"
+            )
 
-    def _put(self, name: str, array: np.ndarray, theirs: str, outcome: str = "loaded", how: str = "") -> None:
-        """A leaf of the model, made from one of the weights."""
-        self.result[name] = np.ascontiguousarray(array, dtype=self.target[name].dtype) if name in self.target else array
-        self._used.add(theirs)
-        files = list(self.origin.get(theirs, ()))
-        if theirs.startswith("tokenizer/") and self.pixels:
-            how = f"{how}; {self.pixels}" if how else self.pixels
-        label = files[0] if len(files) == 1 else f"{files[0]} to {files[-1]}" if files else theirs
+    def _put(self, name: str, array: np.ndarray, source: str, outcome: str = "loaded", how: str = "") -> None:
+        """Fills a leaf of the model from the leaf `source` of the weights."""
+        self.params[name] = np.ascontiguousarray(array, dtype=self.target[name].dtype) if name in self.target else array
+        self._used.add(source)
+        files = list(self.origin.get(source, ()))
+        if source.startswith("tokenizer/") and self._folded:
+            how = f"{how}; {self._folded}" if how else self._folded
+        label = files[0] if len(files) == 1 else f"{files[0]} to {files[-1]}" if files else source
         self.entries.append(Entry(name, outcome, f"{label}; {how}" if how else label))
 
-    def _copy(self, ours: str, theirs: str, how: str = "") -> None:
-        """All leaves under a path."""
-        for name in [name for name in self.given if name == theirs or name.startswith(f"{theirs}/")]:
-            self._put(ours + name.removeprefix(theirs), self.given[name], name, how=how)
+    def _copy(self, path: str, source: str, how: str = "") -> None:
+        """Copies all leaves under a path."""
+        for name in [name for name in self.source_params if name == source or name.startswith(f"{source}/")]:
+            self._put(path + name.removeprefix(source), self.source_params[name], name, how=how)
 
     def _drop(self, path: str, why: str) -> None:
-        """All leaves of the weights under a path that nothing has used."""
-        for name in self.given:
+        """Drops all unused leaves of the weights under a path."""
+        for name in self.source_params:
             if name not in self._used and (name == path or name.startswith(f"{path}/")):
                 self._used.add(name)
                 self.entries.append(Entry(name, "dropped", why))
 
-    def _new(self, path: str, why: str) -> None:
-        """All leaves of the model under a path start as from scratch."""
+    def _reinitialise(self, path: str, why: str) -> None:
+        """Marks all leaves of the model under a path to start as in training from scratch."""
         for name in self.target:
             if name == path or name.startswith(f"{path}/"):
-                self._fresh[name] = why
+                self._random[name] = why
 
     def _fold_pixels(self) -> None:
-        """The weights' own normalisation of pixels, where it is not ours, goes into the embedding."""
+        """Folds a normalisation of pixels other than to [-1, 1] into the embedding."""
         mean, std = self.options.pixel_mean, self.options.pixel_std
         if mean is None or std is None or {*mean, *std} == {0.5}:
             return
         leaves = ("tokenizer/kernel", "tokenizer/bias")
         try:
-            folded = fold_normalisation(*(self.given[name] for name in leaves), mean, std)
+            folded = fold_normalisation(*(self.source_params[name] for name in leaves), mean, std)
         except ValueError as error:
             self.problems.append(str(error))
             return
-        self.given |= dict(zip(leaves, folded, strict=True))
-        self.pixels = f"pixels' mean {mean} and std {std} folded in"
+        self.source_params |= dict(zip(leaves, folded, strict=True))
+        self._folded = f"pixels' mean {mean} and std {std} folded in"
 
     def _tokenizer(self) -> None:
-        ours, given = self.config, self.given["tokenizer/kernel"]
+        name, kernel = "tokenizer/kernel", self.source_params["tokenizer/kernel"]
         choice = self.options.embedding
         if choice == "random":
             self._drop("tokenizer", "embedding = random")
-            self._new("tokenizer", "embedding = random")
+            self._reinitialise("tokenizer", "embedding = random")
             return
-        old = given.shape[0] if given.ndim == 5 else None
-        new = ours.tubelet_size[0] if ours.tokenizer == "tubelet" else None
+        # Frames of a tubelet, None for a 2-D embedding.
+        old = kernel.shape[0] if kernel.ndim == 5 else None
+        new = self.config.tubelet_size[0] if self.config.tokenizer == "tubelet" else None
         self._copy("tokenizer/bias", "tokenizer/bias")
         if old == new:
-            self._put("tokenizer/kernel", given, "tokenizer/kernel")
+            self._put(name, kernel, name)
         elif new is None:
-            how = f"summed over {old} frames: the answer to a clip that stands still"
-            self._put("tokenizer/kernel", given.sum(axis=0), "tokenizer/kernel", "resized", how)
+            how = f"summed over {old} frames: the response to a static clip"
+            self._put(name, kernel.sum(axis=0), name, "resized", how)
+        elif old is not None and old > new and choice == "central_frame":
+            self.problems.append(
+                f"embedding='central_frame' cannot shorten tubelets from {old} to {new} frames; use filter_inflation"
+            )
         else:
-            shrinking = old is not None and old > new
             central = choice == "central_frame" or (choice is None and old is None)
-            if shrinking and choice == "central_frame":
-                self.problems.append(
-                    f"embedding='central_frame' cannot shorten tubelets from {old} to {new} frames; "
-                    "use filter_inflation"
-                )
-                return
-            made = central_frame(given, new) if central else filter_inflation(given, new)
-            what = "central frame (eq. 9)" if central else "filter inflation (eq. 8)"
-            how = f"{what} from {'an image' if old is None else f'{old} frames'} to {new} frames"
-            self._put("tokenizer/kernel", made, "tokenizer/kernel", "resized", how)
+            resized = central_frame(kernel, new) if central else filter_inflation(kernel, new)
+            method = "central frame (eq. 9)" if central else "filter inflation (eq. 8)"
+            how = f"{method} from {'an image' if old is None else f'{old} frames'} to {new} frames"
+            self._put(name, resized, name, "resized", how)
 
     def _layers(self) -> None:
-        ours, theirs = f"{self.ours}/layers", f"{self.theirs}/layers"
-        three = self.config.attention == "factorised_self_attention"
-        was_three = self.source.attention == "factorised_self_attention"
-        self._copy(f"{self.ours}/norm", f"{self.theirs}/norm")
+        """Fills the blocks of the joint or spatial encoder; Model 3 has two attentions in a block, all others one."""
+        layers, source_layers = f"{self._encoder}/layers", f"{self._source_encoder}/layers"
+        is_model_3 = self.config.attention == "factorised_self_attention"
+        from_model_3 = self.source.attention == "factorised_self_attention"
+        self._copy(f"{self._encoder}/norm", f"{self._source_encoder}/norm")
         for part in ("norm_mlp", "mlp"):
-            self._copy(f"{ours}/{part}", f"{theirs}/{part}")
-        for part in ("norm", "attention"):
-            single = {"norm": "norm_attention", "attention": "attention"}[part]
-            space = f"{theirs}/{part}_space" if was_three else f"{theirs}/{single}"
-            self._copy(f"{ours}/{part}_space" if three else f"{ours}/{single}", space)
-            if three and was_three:
-                self._copy(f"{ours}/{part}_time", f"{theirs}/{part}_time")
-            elif was_three:
-                self._drop(f"{theirs}/{part}_time", "the model has one attention in a block; it takes the spatial one")
-            elif three:
-                self._temporal_attention(f"{ours}/{part}_time", space)
+            self._copy(f"{layers}/{part}", f"{source_layers}/{part}")
+        for part, single in (("norm", "norm_attention"), ("attention", "attention")):
+            source_space = f"{source_layers}/{part}_space" if from_model_3 else f"{source_layers}/{single}"
+            self._copy(f"{layers}/{part}_space" if is_model_3 else f"{layers}/{single}", source_space)
+            if is_model_3 and from_model_3:
+                self._copy(f"{layers}/{part}_time", f"{source_layers}/{part}_time")
+            elif from_model_3:
+                self._drop(f"{source_layers}/{part}_time", "the model has one attention in a block, the spatial one")
+            elif is_model_3:
+                self._temporal_attention(f"{layers}/{part}_time", source_space)
 
-    def _temporal_attention(self, ours: str, space: str) -> None:
+    def _temporal_attention(self, path: str, source_space: str) -> None:
         choice = self.options.temporal_attention
         if choice == "random":
-            self._new(ours, "temporal_attention = random")
+            self._reinitialise(path, "temporal_attention = random")
             return
-        self._copy(ours, space, f"temporal_attention = {choice}: a copy of the spatial one")
+        self._copy(path, source_space, f"temporal_attention = {choice}: a copy of the spatial one")
         if choice == "zero":
             why = "temporal_attention = zero: a block starts as the image model's"
-            for name in [name for name in self.result if name.startswith(f"{ours}/out/")]:
-                self.result[name] = np.zeros_like(self.result[name])
+            for name in [name for name in self.params if name.startswith(f"{path}/out/")]:
+                self.params[name] = np.zeros_like(self.params[name])
                 self.entries = [entry for entry in self.entries if entry.name != name]
                 self.entries.append(Entry(name, "initialised", why))
 
-    def _class_token(self, ours: str, theirs: str) -> None:
-        name = f"{theirs}/class_token"
-        if f"{ours}/class_token" in self.target and name in self.given:
-            self._copy(f"{ours}/class_token", name)
-        elif f"{ours}/class_token" in self.target:
-            self._new(f"{ours}/class_token", "the weights have no class token")
+    def _class_token(self, encoder: str, source_encoder: str) -> None:
+        name, source = f"{encoder}/class_token", f"{source_encoder}/class_token"
+        if name in self.target and source in self.source_params:
+            self._copy(name, source)
+        elif name in self.target:
+            self._reinitialise(name, "the weights have no class token")
         else:
-            self._drop(name, "the model has no class token, it averages the tokens")
+            self._drop(source, "the model has no class token, it averages the tokens")
 
     def _positions(self) -> None:
-        theirs, ours = f"{self.theirs}/position_embedding", f"{self.ours}/position_embedding"
+        """Fills the positions of the joint or spatial encoder; those of a spatial encoder have no time axis."""
+        source = f"{self._source_encoder}/position_embedding"
         (old_t, *old_space), (n_t, *space) = self.source.grid, self.config.grid
-        factorised, was_factorised = "spatial" in self.ours, "spatial" in self.theirs
-        slot, field = _split(self.given[theirs], f"{self.theirs}/class_token" in self.given)
-        field = field.reshape(*([] if was_factorised else [old_t]), *old_space, -1)
+        spatial, from_spatial = "spatial" in self._encoder, "spatial" in self._source_encoder
+        slot, field = _split(self.source_params[source], f"{self._source_encoder}/class_token" in self.source_params)
+        field = field.reshape(*([] if from_spatial else [old_t]), *old_space, -1)
         steps = []
-        if factorised and not was_factorised:
+        if spatial and not from_spatial:
             if old_t > 1:
                 steps.append(f"averaged over {old_t} times")
             field = field.mean(axis=0)
-        repeated = not factorised and (was_factorised or old_t == 1)
-        if repeated and not was_factorised:
+        repeated = not spatial and (from_spatial or old_t == 1)
+        if repeated and not from_spatial:
             field = field[0]
-        grid = space if factorised or repeated else [n_t, *space]
+        grid = space if spatial or repeated else [n_t, *space]
         if tuple(grid) != field.shape[:-1]:
             steps.append(f"from {_times(field.shape[:-1])} to {_times(grid)}, linear")
             field = resize_grid(field, grid)
         if repeated:
             field = np.broadcast_to(field, (n_t, *field.shape))
             steps.append(f"repeated {n_t} times")
-        self._put_positions(ours, theirs, slot, field.reshape(-1, field.shape[-1]), steps)
+        self._put_positions(f"{self._encoder}/position_embedding", source, slot, field, steps)
 
     def _put_positions(
-        self, ours: str, theirs: str, slot: np.ndarray | None, field: np.ndarray, steps: list[str]
+        self, name: str, source: str, slot: np.ndarray | None, field: np.ndarray, steps: list[str]
     ) -> None:
-        """Positions with the class token's slot in front, where the model has one."""
-        token = f"{ours.rpartition('/')[0]}/class_token" in self.target
-        if token and slot is None:
+        """Fills positions [..., d], with the class token's slot in front where the model has one."""
+        field = field.reshape(-1, field.shape[-1])
+        has_token = f"{name.rpartition('/')[0]}/class_token" in self.target
+        if has_token and slot is None:
             slot = np.zeros((1, field.shape[-1]), field.dtype)
             steps = [*steps, "the class token's at zero"]
-        elif not token and slot is not None:
+        elif not has_token and slot is not None:
             steps = [*steps, "without the class token's"]
-        whole = np.concatenate([slot, field]) if token else field
-        self._put(ours, whole, theirs, "resized" if steps else "loaded", ", ".join(steps))
+        positions = np.concatenate([slot, field]) if has_token else field
+        self._put(name, positions, source, "resized" if steps else "loaded", ", ".join(steps))
 
     def _temporal_encoder(self) -> None:
         name = "temporal_encoder"
-        wanted = self.config.attention == "factorised_encoder" and self.config.temporal_layers
-        there = self.source.attention == "factorised_encoder" and self.source.temporal_layers
-        if not there:
-            self._new(name, "the weights have no temporal encoder")
-        elif not wanted:
+        depth, source_depth = (
+            model.temporal_layers if model.attention == "factorised_encoder" else 0
+            for model in (self.config, self.source)
+        )
+        if not source_depth:
+            self._reinitialise(name, "the weights have no temporal encoder")
+        elif not depth:
             self._drop(name, "the model has no temporal encoder")
         elif self.options.temporal_encoder == "random":
             self._drop(name, "temporal_encoder = random")
-            self._new(name, "temporal_encoder = random")
-        elif self.source.temporal_layers != self.config.temporal_layers:
+            self._reinitialise(name, "temporal_encoder = random")
+        elif source_depth != depth:
             self.problems.append(
-                f"temporal_layers is {self.source.temporal_layers} in the weights, {self.config.temporal_layers} in "
-                "the model; temporal_encoder='random' starts the temporal encoder anew"
+                f"temporal_layers is {source_depth} in the weights, {depth} in the model; temporal_encoder='random' "
+                "reinitialises the temporal encoder"
             )
         else:
             self._copy(f"{name}/layers", f"{name}/layers")
             self._copy(f"{name}/norm", f"{name}/norm")
             self._class_token(name, name)
-            theirs = f"{name}/position_embedding"
-            slot, field = _split(self.given[theirs], f"{name}/class_token" in self.given)
+            positions = f"{name}/position_embedding"
+            slot, field = _split(self.source_params[positions], f"{name}/class_token" in self.source_params)
             n_t, steps = self.config.grid[0], []
             if n_t != field.shape[0]:
                 steps, field = [f"from {field.shape[0]} to {n_t} times, linear"], resize_grid(field, [n_t])
-            self._put_positions(theirs, theirs, slot, field, steps)
+            self._put_positions(positions, positions, slot, field, steps)
 
     def _heads(self) -> None:
-        ours, theirs = self.config.representation_size, self.source.representation_size
-        if not ours:
+        size, source_size = self.config.representation_size, self.source.representation_size
+        if not size:
             self._drop("pre_logits", "the model has no pre-logits layer")
-        elif not theirs:
-            self._new("pre_logits", "the weights have no pre-logits layer")
-        elif ours != theirs:
-            self.problems.append(f"representation_size is {theirs} in the weights, {ours} in the model")
+        elif not source_size:
+            self._reinitialise("pre_logits", "the weights have no pre-logits layer")
+        elif size != source_size:
+            self.problems.append(f"representation_size is {source_size} in the weights, {size} in the model")
         else:
             self._copy("pre_logits", "pre_logits")
-        plan, problems = decide(
-            self.options.head, self.source, self.config, self.class_names, same_features=bool(ours) == bool(theirs)
+        same_features = bool(size) == bool(source_size)
+        decisions, problems = heads.decide(
+            self.options.head, self.source, self.config, self.class_names, same_features=same_features
         )
         self.problems += problems
-        for leaf, decision in plan.items():
+        for leaf, decision in decisions.items():
             if not decision.kept:
-                self._new(leaf, decision.why)
+                self._reinitialise(leaf, decision.why)
                 continue
-            for name in [name for name in self.given if name.startswith(f"{leaf}/")]:
-                values = self.given[name]
-                self._put(
-                    name, values if decision.order is None else values[..., decision.order], name, how=decision.why
-                )
-        for leaf in sorted(leaf_name(name) for name, _ in self.source.heads):
-            self._drop(leaf, plan[leaf].why if leaf in plan else "the model has no such head")
+            for name in [name for name in self.source_params if name.startswith(f"{leaf}/")]:
+                array = self.source_params[name]
+                array = array if decision.order is None else array[..., decision.order]
+                self._put(name, array, name, how=decision.why)
+        for leaf in sorted(heads.leaf_name(head) for head, _ in self.source.heads):
+            self._drop(leaf, decisions[leaf].why if leaf in decisions else "the model has no such head")
 
     def _initialise(self, seed: int) -> None:
-        """The leaves that start as from scratch."""
-        names = [name for name in self._fresh if name in self.target]
-        for name, array in fresh_leaves(self.config, names, seed).items():
-            self.result[name] = array
-            self.entries.append(Entry(name, "initialised", self._fresh[name]))
+        names = [name for name in self._random if name in self.target]
+        for name, array in random_leaves(self.config, names, seed).items():
+            self.params[name] = array
+            self.entries.append(Entry(name, "initialised", self._random[name]))
 
 
-def _split(positions: np.ndarray, token: bool) -> tuple[np.ndarray | None, np.ndarray]:
-    """(the class token's slot [1, d] or None, the others [N, d])."""
-    return (positions[:1], positions[1:]) if token else (None, positions)
+def random_leaves(config: ViViTConfig, names: Iterable[str], seed: int) -> dict[str, np.ndarray]:
+    """Initialises some leaves of a model as training from scratch with this seed does; the others are not computed."""
+    names = list(names)
+    if not names:
+        return {}
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        params = ViViT(config).init(key, jnp.zeros((1, *config.video_shape)))["params"]
+        flat = flax.traverse_util.flatten_dict(params, sep="/")
+        return {name: flat[name] for name in names}
+
+    return {name: np.asarray(leaf) for name, leaf in jax.jit(init)(jax.random.key(seed)).items()}
+
+
+def _encoder_name(config: ViViTConfig) -> str:
+    """Returns the name of the encoder that sees patches: Model 2's spatial encoder, or the only one."""
+    return "spatial_encoder" if config.attention == "factorised_encoder" else "encoder"
+
+
+def _split(positions: np.ndarray, has_token: bool) -> tuple[np.ndarray | None, np.ndarray]:
+    """Splits positions into the class token's slot [1, d] (or None) and the others [N, d]."""
+    return (positions[:1], positions[1:]) if has_token else (None, positions)
 
 
 def _times(grid: Iterable[int]) -> str:

@@ -1,4 +1,4 @@
-"""Section 3.4's arithmetic on single leaves, in NumPy: positions on another grid, embeddings over other frames."""
+"""Section 3.4 on single arrays, in NumPy: positions on another grid, embeddings of another tubelet length."""
 
 from __future__ import annotations
 
@@ -9,20 +9,16 @@ import scipy.ndimage
 
 
 def resize_grid(positions: np.ndarray, grid: Sequence[int]) -> np.ndarray:
-    """Position embeddings on another grid, by linear interpolation with the corners in place.
+    """Resizes position embeddings by linear interpolation with the corners in place.
 
-    As the published code does it (`scipy.ndimage.zoom`, order 1), here for any grid: theirs takes every grid for a
-    square.
+    The published code uses `scipy.ndimage.zoom` of order 1 too, but treats every grid as a square.
 
     Args:
       positions: [n_1, ..., n_k, d], the embeddings along time, rows, columns, or some of these.
       grid: the new (n_1, ..., n_k).
 
     Returns:
-      [*grid, d], the dtype of `positions`; where nothing changes, the same array.
-
-    Raises:
-      ValueError: another number of axes.
+      [*grid, d], the dtype of `positions`; the same array where nothing changes.
     """
     if len(grid) != positions.ndim - 1:
         raise ValueError(f"positions on a grid of {positions.ndim - 1} axes cannot be resized to {tuple(grid)}")
@@ -40,14 +36,11 @@ def central_frame(kernel: np.ndarray, t: int) -> np.ndarray:
 
     Args:
       kernel: [h, w, C, d] of an image model, or [s, h, w, C, d] of tubelets with s <= t frames, whose own central frame
-        goes to frame t // 2.
+        moves to frame t // 2.
       t: frames of the new tubelet.
 
     Returns:
       [t, h, w, C, d].
-
-    Raises:
-      ValueError: the kernel has more frames than t.
     """
     if kernel.ndim == 4:
         kernel = kernel[None]
@@ -62,40 +55,11 @@ def central_frame(kernel: np.ndarray, t: int) -> np.ndarray:
     return out
 
 
-def fold_normalisation(
-    kernel: np.ndarray, bias: np.ndarray, mean: Sequence[float], std: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """An embedding of (x - mean) / std, x in [0, 1], as the embedding of v = 2 x - 1 in [-1, 1], exactly.
-
-    (x - mean) / std = v / (2 std) + (1/2 - mean) / std; patches do not overlap an edge, so a constant is a bias.
-
-    Args:
-      kernel: [..., h, w, C, d].
-      bias: [d].
-      mean, std: a number for each of the C channels.
-
-    Returns:
-      (kernel, bias) of the same shapes and dtypes.
-
-    Raises:
-      ValueError: not as many numbers as channels.
-    """
-    channels = kernel.shape[-2]
-    if len(mean) != channels or len(std) != channels:
-        raise ValueError(
-            f"pixel_mean={tuple(mean)} and pixel_std={tuple(std)} must have a number for each of {channels} channels"
-        )
-    wide, scale = kernel.astype(np.float64), np.asarray(std, np.float64)[:, None]
-    shift = (0.5 - np.asarray(mean, np.float64)[:, None]) / scale
-    constant = (wide * shift).sum(axis=tuple(range(kernel.ndim - 1)))
-    return (wide / (2 * scale)).astype(kernel.dtype), (bias + constant).astype(bias.dtype)
-
-
 def filter_inflation(kernel: np.ndarray, t: int) -> np.ndarray:
     """Filter inflation, eq. 8: E = 1/t [E_image, ..., E_image].
 
-    Between tubelets of s and t frames its generalisation: each new frame takes what the old kernel has over the span
-    that it covers, so that the sum over the frames, which is the answer to a clip that stands still, stays the same.
+    Generalised to tubelets of s frames: each new frame takes the part of the old kernel that it covers in time. The sum
+    over the frames, the response to a static clip, stays the same.
 
     Args:
       kernel: [h, w, C, d] of an image model, or [s, h, w, C, d] of tubelets.
@@ -112,5 +76,31 @@ def filter_inflation(kernel: np.ndarray, t: int) -> np.ndarray:
     edges, new_edges = np.linspace(0, 1, frames + 1), np.linspace(0, 1, t + 1)
     low = np.maximum(edges[None, :-1], new_edges[:-1, None])
     high = np.minimum(edges[None, 1:], new_edges[1:, None])
-    share = np.maximum(high - low, 0) * frames  # [t, s]: which part of an old frame a new one covers
+    share = np.maximum(high - low, 0) * frames  # [t, s]: the share of an old frame that a new one covers
     return np.tensordot(share, kernel, axes=1).astype(kernel.dtype)
+
+
+def fold_normalisation(
+    kernel: np.ndarray, bias: np.ndarray, mean: Sequence[float], std: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Converts an embedding of (x - mean) / std, x in [0, 1], to one of v = 2 x - 1 in [-1, 1], exactly.
+
+    (x - mean) / std = v / (2 std) + (1/2 - mean) / std; without padding the constant goes into the bias.
+
+    Args:
+      kernel: [..., h, w, C, d].
+      bias: [d].
+      mean, std: one value for each of the C channels.
+
+    Returns:
+      (kernel, bias) of the same shapes and dtypes.
+    """
+    channels = kernel.shape[-2]
+    if len(mean) != channels or len(std) != channels:
+        raise ValueError(
+            f"pixel_mean={tuple(mean)} and pixel_std={tuple(std)} must have a number for each of {channels} channels"
+        )
+    wide, scale = kernel.astype(np.float64), np.asarray(std, np.float64)[:, None]
+    shift = (0.5 - np.asarray(mean, np.float64)[:, None]) / scale
+    constant = (wide * shift).sum(axis=tuple(range(kernel.ndim - 1)))
+    return (wide / (2 * scale)).astype(kernel.dtype), (bias + constant).astype(bias.dtype)

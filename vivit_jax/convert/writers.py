@@ -1,4 +1,4 @@
-"""Our parameters as files of others, or as a checkpoint of ours; all or nothing, and nothing is overwritten."""
+"""Writers of weight files and of our checkpoints; a file appears whole or not at all, and nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ import safetensors.numpy
 
 from vivit_jax.convert import engine, source
 from vivit_jax.convert.engine import ConversionError
-from vivit_jax.convert.report import in_words
+from vivit_jax.convert.report import describe_model
 from vivit_jax.convert.tables import FORMATS, Hints
-from vivit_jax.convert.tables.huggingface import ACTIVATIONS
 from vivit_jax.convert.tables.sizes import is_image_model
 from vivit_jax.models import ViViTConfig
 from vivit_jax.utils import storage
@@ -27,8 +26,8 @@ from vivit_jax.utils import storage
 Arrays = Mapping[str, np.ndarray]
 ClassNames = Mapping[str, Sequence[str]] | None
 Record = Mapping[str, Any] | None
-# Fields that leave no trace in what a trained model computes.
-_OF_TRAINING = (
+# Fields that do not change what a trained model computes.
+_TRAINING_FIELDS = (
     *("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate", "stochastic_depth_rescale"),
     *("attention_backend", "dtype", "residual_dtype", "gradient_dtype", "scan_layers", "remat", "remat_temporal"),
 )
@@ -42,21 +41,17 @@ def write(
     class_names: ClassNames = None,
     record: Record = None,
 ) -> None:
-    """Writes; see `vivit_jax.convert.save_params`.
+    """Writes parameters; the arguments are those of `vivit_jax.convert.save_params`.
 
-    What `path` becomes:
+    What `path` becomes, by format:
 
-    * `scenic`: a flat .npz where it ends so; otherwise a file of Flax's msgpack, as Scenic's `checkpoint_0`, with the
-      parameters under `params`.
+    * `scenic`: a flat .npz where it ends so, otherwise a Flax msgpack file with the parameters under `params`, as
+      Scenic's `checkpoint_0`.
     * `vit_npz`: a flat .npz.
     * `huggingface`: a folder for `from_pretrained`: `model.safetensors`, `config.json`, `preprocessor_config.json`. The
-      processor scales pixels to [-1, 1], the range of every model here; the default of their class is [-3, 1].
+      processor scales pixels to [-1, 1], the range of all our models; the default of its class is [-3, 1].
     * `timm`: a state dict, .safetensors.
-    * `orbax`: a run directory whose checkpoint 0 holds the parameters alone, for evaluation, prediction and
-      `config.init_from`.
-
-    Raises:
-      ValueError, FileExistsError, ConversionError: as `save_params` says.
+    * `orbax`: a run directory whose checkpoint 0 holds the parameters alone, to evaluate, predict and initialise from.
     """
     source.check_format(format)
     if format not in _WRITERS:
@@ -71,66 +66,66 @@ def write(
         raise FileExistsError(f"{path} is there already; choose another path or remove it")
     flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
     flat = engine.save(flat, FORMATS[format].rows(config))
-    their_config = huggingface_config(config, class_names) if format == "huggingface" else None
     if format != "orbax":
-        _check_expressible(flat, format, config, {"config": their_config} if their_config else {})
+        metadata = {"config": huggingface_config(config, class_names)} if format == "huggingface" else {}
+        _check_expressible(flat, format, config, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not storage.is_remote(path):
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as work:
-            made = Path(work) / "made"
-            writer(flat, made, config, class_names, record)
-            shutil.move(made, path)
-    elif format == "orbax":
-        writer(flat, path, config, class_names, record)  # which marks by itself what is whole in a bucket
-    else:
-        with tempfile.TemporaryDirectory(prefix="vivit_jax-") as work:
-            made = Path(work) / "made"
-            writer(flat, made, config, class_names, record)
-            (storage.put_tree if made.is_dir() else storage.put)(made, path)
+    if storage.is_remote(path) and format == "orbax":
+        writer(flat, path, config, class_names, record)  # Orbax itself marks a checkpoint as complete
+        return
+    local_folder = None if storage.is_remote(path) else path.parent  # None: the temporary folder
+    with tempfile.TemporaryDirectory(dir=local_folder, prefix=f".{path.name}.") as folder:
+        written = Path(folder) / "written"
+        writer(flat, written, config, class_names, record)
+        if not storage.is_remote(path):
+            shutil.move(written, path)
+        else:
+            (storage.put_tree if written.is_dir() else storage.put)(written, path)
 
 
-def _check_expressible(flat: Arrays, format: str, config: ViViTConfig, facts: Mapping[str, Any]) -> None:
-    """Raises ConversionError where the format would be read back as another model, because it cannot say something."""
+def _check_expressible(flat: Arrays, format: str, config: ViViTConfig, metadata: Mapping[str, Any]) -> None:
+    """Raises ConversionError where the written file would be read as another model."""
     shapes = {name: array.shape for name, array in flat.items()}
-    read_back = FORMATS[format].describe(shapes, facts, Hints(target=config))
-    wrong = []
-    for field in dataclasses.fields(ViViTConfig):
-        ours, theirs = getattr(config, field.name), getattr(read_back, field.name)
-        if field.name == "temporal_layers" and config.attention != "factorised_encoder":
-            continue
-        if field.name == "attention_order" and config.attention != "factorised_self_attention":
-            continue
-        if ours != theirs and field.name not in _OF_TRAINING:
-            wrong.append(f"{field.name} = {ours}, which would be read as {theirs}")
-    if wrong:
-        raise ConversionError(f"{format} cannot express this model ({in_words(config)})", wrong)
+    read_back = FORMATS[format].describe(shapes, metadata, Hints(target=config))
+    ignored = {*_TRAINING_FIELDS}
+    if config.attention != "factorised_encoder":
+        ignored.add("temporal_layers")
+    if config.attention != "factorised_self_attention":
+        ignored.add("attention_order")
+    problems = [
+        f"{field.name} = {getattr(config, field.name)}, which would be read as {getattr(read_back, field.name)}"
+        for field in dataclasses.fields(ViViTConfig)
+        if field.name not in ignored and getattr(config, field.name) != getattr(read_back, field.name)
+    ]
+    if problems:
+        raise ConversionError(f"{format} cannot express this model ({describe_model(config)})", problems)
 
 
 def huggingface_config(config: ViViTConfig, class_names: ClassNames = None) -> dict[str, Any]:
-    """`config.json` of Hugging Face for Model 1 or an image ViT.
+    """Returns the `config.json` of Hugging Face for Model 1 or an image ViT.
 
     Raises:
-      ConversionError: a pre-logits layer or a logit cap, which their classes do not have.
+      ConversionError: a pre-logits layer or a logit cap, which Hugging Face's classes do not have.
     """
-    wrong = []
+    problems = []
     if config.representation_size:
-        wrong.append(f"representation_size = {config.representation_size}: their classifier has no such layer")
+        problems.append(f"representation_size = {config.representation_size}: its classifier has no such layer")
     if config.attention_logit_cap:
-        wrong.append(f"attention_logit_cap = {config.attention_logit_cap}: theirs has none")
-    if wrong:
-        raise ConversionError(f"Hugging Face cannot express this model ({in_words(config)})", wrong)
+        problems.append(f"attention_logit_cap = {config.attention_logit_cap}: it has none")
+    if problems:
+        raise ConversionError(f"Hugging Face cannot express this model ({describe_model(config)})", problems)
     image = is_image_model(config)
-    spelling = {ours: theirs for theirs, ours in ACTIVATIONS.items() if theirs in ("gelu", "gelu_fast")}
+    activations = {"gelu": "gelu", "gelu_tanh": "gelu_fast"}
     fields: dict[str, Any] = {
         "model_type": "vit" if image else "vivit",
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
         "intermediate_size": config.mlp_dim,
-        "hidden_act": spelling[config.activation],
+        "hidden_act": activations[config.activation],
         "layer_norm_eps": config.layer_norm_eps,
         "qkv_bias": config.qkv_bias,
-        # A pair where frames are not square, which transformers reads from 5.10 on.
+        # A pair where frames are not square, which needs transformers 5.10.
         "image_size": config.to_dict()["image_size"],
         "num_channels": config.in_channels,
         "hidden_dropout_prob": 0.0,
@@ -139,11 +134,11 @@ def huggingface_config(config: ViViTConfig, class_names: ClassNames = None) -> d
     }
     if image:
         fields["patch_size"] = config.tubelet_size[1]
-        names = ("ViTModel", "ViTForImageClassification")
+        classes = ("ViTModel", "ViTForImageClassification")
     else:
         fields |= {"num_frames": config.num_frames, "tubelet_size": list(config.tubelet_size)}
-        names = ("VivitModel", "VivitForVideoClassification")
-    fields["architectures"] = [names[config.num_classes is not None]]
+        classes = ("VivitModel", "VivitForVideoClassification")
+    fields["architectures"] = [classes[config.num_classes is not None]]
     if config.num_classes is not None:
         labels = _class_names(config, class_names)["label"]
         fields["id2label"] = {str(i): label for i, label in enumerate(labels)}
@@ -152,7 +147,7 @@ def huggingface_config(config: ViViTConfig, class_names: ClassNames = None) -> d
 
 
 def preprocessor_config(config: ViViTConfig) -> dict[str, Any]:
-    """`preprocessor_config.json`: short side 256/224 of the crop, centre crop, pixels to [-1, 1] as x / 127.5 - 1."""
+    """Returns `preprocessor_config.json`: short side 256/224 of the crop, centre crop, pixels x / 127.5 - 1."""
     height, width = config.image_shape
     return {
         "image_processor_type": "VivitImageProcessor",
@@ -171,10 +166,10 @@ def preprocessor_config(config: ViViTConfig) -> dict[str, Any]:
 
 
 def _class_names(config: ViViTConfig, class_names: ClassNames) -> dict[str, list[str]]:
-    """head -> the names of its classes, 'LABEL_0' and so on where none were given."""
+    """Returns {head: names of its classes}, 'LABEL_0' and so on where none were given."""
     names = {}
-    for head, classes in config.heads:
-        head = head or "label"
+    for name, classes in config.heads:
+        head = name or "label"
         names[head] = list((class_names or {}).get(head) or [f"LABEL_{i}" for i in range(classes)])
         if len(names[head]) != classes:
             raise ValueError(f"{len(names[head])} class names were given for {head}, which has {classes} classes")
@@ -206,10 +201,10 @@ def _write_huggingface(flat: Arrays, path: Path, config: ViViTConfig, names: Cla
 
 
 def _write_orbax(flat: Arrays, path: Path, config: ViViTConfig, names: ClassNames, record: Record) -> None:
-    from vivit_jax import checkpoint as checkpointing  # here, so that reading other formats does not wait for Orbax
+    from vivit_jax import checkpoint as checkpointing  # here: it imports Orbax, which other formats do not need
 
     model = {name: value for name, value in config.to_dict().items() if name != "num_classes"}
-    meta = {
+    checkpoint_metadata = {
         "config": {**(record or {}), "model": model},
         "heads": {head or "label": classes for head, classes in config.heads},
         "class_names": _class_names(config, names),
@@ -217,11 +212,11 @@ def _write_orbax(flat: Arrays, path: Path, config: ViViTConfig, names: ClassName
     }
     params = flax.traverse_util.unflatten_dict(dict(flat), sep="/")
     with checkpointing.Checkpoints(path / checkpointing.FOLDER) as checkpoints:
-        checkpoints.save(0, {"params": params}, meta)
+        checkpoints.save(0, {"params": params}, checkpoint_metadata)
 
 
 _Writer = Callable[[Arrays, Path, ViViTConfig, ClassNames, Record], None]
-# format -> (how, what the path must end in)
+# format -> (writer, suffixes that the path must have)
 _WRITERS: dict[str, tuple[_Writer, tuple[str, ...]]] = {
     "scenic": (_write_scenic, ()),
     "vit_npz": (_write_npz, (".npz",)),

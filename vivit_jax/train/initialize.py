@@ -111,7 +111,7 @@ def init_from_weights(
         options.path, program.model.config, options, seed=experiment.seed, class_names=class_names
     )
     logging.info("Initialised from %s", converted.report.summary())
-    for entry in converted.report.of_heads():
+    for entry in converted.report.head_entries():
         logging.info("  %s %s: %s", entry.name, entry.outcome, entry.how)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)

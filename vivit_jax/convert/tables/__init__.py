@@ -1,11 +1,11 @@
-"""The names that others give to the leaves of our parameter tree, as data: one table a format."""
+"""Parameter names of other implementations, as data: one table a format."""
 
 from vivit_jax.convert.tables import huggingface, native, scenic, timm, videoprism, vit_npz
 from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Row, Transform
 
 __all__ = ["FORMATS", "Dropped", "Format", "Hints", "Row", "Transform"]
 
-# format -> what there is to know about it; the order is that of looking.
+# By name, in the order of auto-detection.
 FORMATS: dict[str, Format] = {
     "orbax": native.FORMAT,
     "videoprism": videoprism.FORMAT,

@@ -1,4 +1,4 @@
-"""Hugging Face's ViViT (Model 1) and ViT: the names on disk, which are written, and those of version 5 in memory."""
+"""Names of Hugging Face's ViViT (Model 1) and ViT: on disk, which are written, and of version 5 in memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vivit_jax.convert.tables.rows import (
 from vivit_jax.convert.tables.sizes import clip_grid, count_layers, heads_of, is_image_model, shape_of, space_grid
 from vivit_jax.models import ViViTConfig
 
-# Their `hidden_act` -> our `activation`; they spell the tanh approximation in several ways.
+# `hidden_act` -> our `activation`; the tanh approximation has several spellings.
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -31,7 +31,7 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-# (of a layer: their names, those of version 5, ours, what the pair of arrays is)
+# Parts of a layer: (name on disk, name of version 5, our name, kind of `pair`).
 _PARTS = (
     ("attention.attention.query", "attention.q_proj", "attention/query", "projection"),
     ("attention.attention.key", "attention.k_proj", "attention/key", "projection"),
@@ -45,12 +45,10 @@ _PARTS = (
 
 
 def huggingface(config: ViViTConfig) -> list[Row]:
-    """Their names for the parameters of Model 1 with tubelets and a class token (`vivit.`), or an image ViT (`vit.`).
+    """Returns the rows of Model 1 with tubelets and a class token (`vivit.`), or of an image ViT (`vit.`).
 
-    Models without a head have been stored without the prefix, and with a pooler: our pre-logits layer.
-
-    Raises:
-      ValueError: another of our models, for which they have no class.
+    Models without a head are stored without the prefix, and with a pooler: our pre-logits layer. ValueError for our
+    other models.
     """
     image = is_image_model(config)
     kernel = image_kernel(config, CONVOLUTION) if image else CONVOLUTION
@@ -74,10 +72,10 @@ def huggingface(config: ViViTConfig) -> list[Row]:
             row(f"{embeddings}.patch_embeddings.projection.bias", "tokenizer/bias"),
             *pair(f"{prefix}layernorm", "encoder/norm", "norm"),
         ]
-        for theirs, _, ours, kind in _PARTS:
-            rows += pair(f"{prefix}encoder.layer.{{layer}}.{theirs}", f"encoder/layers/{ours}", kind, config.num_heads)
-        for _, theirs, ours, kind in _PARTS:
-            rows += pair(f"{prefix}layers.{{layer}}.{theirs}", f"encoder/layers/{ours}", kind, config.num_heads)
+        for name, _, ours, kind in _PARTS:
+            rows += pair(f"{prefix}encoder.layer.{{layer}}.{name}", f"encoder/layers/{ours}", kind, config.num_heads)
+        for _, name, ours, kind in _PARTS:
+            rows += pair(f"{prefix}layers.{{layer}}.{name}", f"encoder/layers/{ours}", kind, config.num_heads)
         if config.representation_size:
             rows += pair(f"{prefix}pooler.dense", "pre_logits", "dense")
     if config.num_classes is not None:
@@ -85,43 +83,38 @@ def huggingface(config: ViViTConfig) -> list[Row]:
     return rows
 
 
-def pair(theirs: str, ours: str, kind: str, num_heads: int = 1) -> list[Row]:
-    """The rows of a layer of PyTorch, `weight` and `bias`: a `dense` layer, a `norm`, a `projection` to heads, or from
-    heads to the `output`."""
+def pair(name: str, ours: str, kind: str, num_heads: int = 1) -> list[Row]:
+    """Returns the rows of a PyTorch layer: `dense`, `norm`, `projection` to heads or `output` of heads."""
     if kind == "norm":
-        return [row(f"{theirs}.weight", f"{ours}/scale"), row(f"{theirs}.bias", f"{ours}/bias")]
+        return [row(f"{name}.weight", f"{ours}/scale"), row(f"{name}.bias", f"{ours}/bias")]
     weight = {"dense": TRANSPOSED, "projection": projection(num_heads), "output": output_projection(num_heads)}[kind]
     bias = projection(num_heads) if kind == "projection" else None
-    return [row(f"{theirs}.weight", f"{ours}/kernel", weight), row(f"{theirs}.bias", f"{ours}/bias", bias)]
+    return [row(f"{name}.weight", f"{ours}/kernel", weight), row(f"{name}.bias", f"{ours}/bias", bias)]
 
 
-def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTConfig:
-    """The model that shapes under their names, and `config.json` beside them, belong to.
+def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViTConfig:
+    """Returns the config of the model with these shapes and `config.json`.
 
-    Without `config.json` the defaults of their classes hold: ViViT the tanh GELU and eps 1e-6, ViT the exact GELU and
-    eps 1e-12; heads by a hint, the wanted model's, or the backbones' table.
-
-    Raises:
-      ValueError: a leaf without which the model cannot be known, an activation that ViViT or its pre-logits layer does
-        not have, a `config.json` that contradicts the shapes.
+    Without `config.json`: ViViT has the tanh GELU and eps 1e-6, ViT the exact GELU and eps 1e-12, as their classes by
+    default. ValueError for a missing leaf or an activation that our models do not have.
     """
-    written = facts.get("config") or {}
+    written = metadata.get("config") or {}
     names = {name.removeprefix("vivit.").removeprefix("vit."): shape for name, shape in shapes.items()}
     kernel = names.get("embeddings.patch_embeddings.projection.weight", ())
     shape_of(names, "embeddings.patch_embeddings.projection.weight", 5 if len(kernel) != 4 else 4)
     d, channels, *time, h, w = kernel
     slots = shape_of(names, "embeddings.position_embeddings", 3)[1] - 1
-    old = "encoder.layer.0.intermediate.dense.weight"
-    mlp = shape_of(names, old if old in names else "layers.0.mlp.fc1.weight", 2)[0]
+    on_disk = "encoder.layer.0.intermediate.dense.weight"
+    mlp = shape_of(names, on_disk if on_disk in names else "layers.0.mlp.fc1.weight", 2)[0]
     queries = ("encoder.layer.0.attention.attention.query.bias", "layers.0.attention.q_proj.bias")
     activation = written.get("hidden_act", "gelu_fast" if time else "gelu")
     if activation not in ACTIVATIONS:
         raise ValueError(f"config.json says hidden_act={activation!r}; ViViT here has {', '.join(ACTIVATIONS)}")
     if "pooler.dense.bias" in names and (pooler := written.get("pooler_act", "tanh")) != "tanh":
         raise ValueError(f"config.json says pooler_act={pooler!r}; the pre-logits layer here has tanh")
-    size = written.get("image_size")
-    if size is not None and hints.grid is None:
-        height, width = (size, size) if isinstance(size, int) else size
+    image_size = written.get("image_size")
+    if image_size is not None and hints.grid is None:
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         frames = (written.get("num_frames", 32) // time[0],) if time else ()
         hints = Hints((*frames, height // h, width // w), hints.num_heads, hints.target)
     if time:

@@ -1,14 +1,14 @@
-"""What a table of names is made of: rows, the transforms of their arrays, and the facts of a format.
+"""Building blocks of the tables of names: rows, the transforms of their arrays, and the description of a format.
 
-A row is (their name, our name, transform). `{layer}` stands for the number of a layer, which they have in the name and
-we as the leading axis; `{leaf}` and the like stand for one part of a name. The engine (`vivit_jax.convert.engine`)
-applies the rows in both directions; where several rows would write the same leaf of ours, the first does, so that
-other spellings of a name (aliases) come after the one that is written.
+A row is (name in the format, our name, transform). `{layer}` stands for the index of a layer, part of the name there
+and the leading axis here; other placeholders such as `{leaf}` stand for one part of a name. `vivit_jax.convert.engine`
+applies rows both ways. Where several rows have the same name of ours the first is written, so aliases come later.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,11 +22,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """How an array of theirs becomes one or several of ours, and back. Arrays are of one layer.
+    """Conversion of the arrays of one row, of one layer.
 
     Attributes:
-      load: their array -> ours, one for each of the row's names.
-      save: ours, in the same order -> their array.
+      load: array of the format -> ours, one for each name in the row.
+      save: the inverse.
     """
 
     load: Callable[[np.ndarray], Leaves]
@@ -38,13 +38,13 @@ class Row:
     """One line of a table.
 
     Attributes:
-      theirs: a name of theirs, parts separated as they separate them, with placeholders in braces.
-      ours: our name with the same placeholders, or several for an array of theirs that holds several of ours.
+      source: name in the format, with placeholders in braces.
+      target: our names with the same placeholders; several where one array of the format holds several of ours.
       transform: between the arrays.
     """
 
-    theirs: str
-    ours: tuple[str, ...]
+    source: str
+    target: tuple[str, ...]
     transform: Transform
 
 
@@ -53,10 +53,10 @@ class Dropped:
     """Names that are left out on purpose.
 
     Attributes:
-      pattern: regular expression, searched from the beginning of a name.
+      pattern: regular expression, matched at the start of a name.
       why: for the report.
-      harmless: the model computes the same without them. Where it does not, `load_params` refuses, and only
-        `initialise` goes on, with a line in its report.
+      harmless: the model computes the same without them. Otherwise `load_params` refuses the weights, and `initialise`
+        reports the loss.
     """
 
     pattern: str
@@ -64,14 +64,19 @@ class Dropped:
     harmless: bool = True
 
 
+def drop_reason(name: str, dropped: Sequence[Dropped]) -> str | None:
+    """Returns why a name is left out; None where no rule matches."""
+    return next((rule.why for rule in dropped if re.match(rule.pattern, name)), None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Hints:
-    """What the reader of a file may know that the file does not say.
+    """Facts about the model in a file that the file itself may not contain.
 
     Attributes:
-      grid: (n_t, n_h, n_w), tokens along time, height, width of the model in the file; (n_h, n_w) of an image model.
-      num_heads: attention heads of the model in the file.
-      target: the model that the weights are wanted for; decides where the file leaves several readings.
+      grid: (n_t, n_h, n_w) tokens along time, height, width; (n_h, n_w) of an image model.
+      num_heads: attention heads.
+      target: the model that will be filled; decides between several readings.
     """
 
     grid: tuple[int, ...] | None = None
@@ -81,16 +86,16 @@ class Hints:
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """What there is to know about one way of storing weights.
+    """Description of a weight format.
 
     Attributes:
       rows: config -> its table.
-      describe: (name -> shape, facts beside the weights, hints) -> the model that they belong to.
-      signature: a regular expression that finds a name which only this format has.
-      prefixes: what may stand in front of every name, longest first.
+      describe: (name -> shape, `Container.metadata`, hints) -> config of the model in the file.
+      signature: regular expression for a name that only this format has.
+      prefixes: possible prefixes of all names, longest first.
       dropped: names left out on purpose.
-      fold: name -> leaf, names without prefix, to the same, before anything else looks at them: for what takes several
-        arrays of theirs at once. Leaves are read when those that it gives back are.
+      fold: name without prefix -> leaf, to the same, before the rows apply: for arrays of ours that take several of the
+        file. Leaves are read lazily.
     """
 
     rows: Callable[[ViViTConfig], Sequence[Row]]
@@ -101,24 +106,24 @@ class Format:
     fold: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
 
-def row(theirs: str, ours: str | tuple[str, ...], transform: Transform | None = None) -> Row:
-    """A `Row`; one name of ours may come without its tuple, and no transform means the same array."""
-    return Row(theirs, (ours,) if isinstance(ours, str) else ours, transform or SAME)
+def row(source: str, target: str | tuple[str, ...], transform: Transform | None = None) -> Row:
+    """Returns a `Row`; without a transform the arrays are the same."""
+    return Row(source, (target,) if isinstance(target, str) else target, transform or SAME)
 
 
 SAME = Transform(load=lambda x: [x], save=lambda xs: xs[0])
-# (1, 1, d) or (1, N, d) there, (d,) or (N, d) here.
+# (1, 1, d) or (1, N, d) in the format, (d,) or (N, d) here.
 VECTOR = Transform(load=lambda x: [_unbatch(x, (1, 1))], save=lambda xs: xs[0][None, None])
 SEQUENCE = Transform(load=lambda x: [_unbatch(x, (1,))], save=lambda xs: xs[0][None])
 TRANSPOSED = Transform(load=lambda x: [x.T], save=lambda xs: xs[0].T)
-# Convolution kernels of PyTorch, (d, C, [t,] h, w) there, ([t,] h, w, C, d) here.
+# Convolution kernels of PyTorch, (d, C, [t,] h, w) in the format, ([t,] h, w, C, d) here.
 CONVOLUTION = Transform(
     load=lambda x: [np.moveaxis(x, (0, 1), (-1, -2))], save=lambda xs: np.moveaxis(xs[0], (-1, -2), (0, 1))
 )
 
 
 def image_kernel(config: ViViTConfig, transform: Transform = SAME) -> Transform:
-    """The 2-D embedding of an image model, which a config may write as tubelets of one frame: (1, h, w, C, d)."""
+    """Returns the transform of a 2-D embedding; a config may write it as tubelets of one frame: (1, h, w, C, d)."""
 
     def load(x: np.ndarray) -> Leaves:
         (kernel,) = transform.load(x)
@@ -128,16 +133,12 @@ def image_kernel(config: ViViTConfig, transform: Transform = SAME) -> Transform:
 
 
 def _unbatch(x: np.ndarray, lead: tuple[int, ...]) -> np.ndarray:
-    """Takes leading axes of length one away; an array that has others stays, to be refused by its shape."""
+    """Removes leading axes of length one; other arrays stay as they are and are refused by their shape."""
     return x.reshape(x.shape[len(lead) :]) if x.shape[: len(lead)] == lead else x
 
 
 def slotted(slots: int) -> Transform:
-    """Positions without a slot for the class token, which others add after the positions: here its slot is zero.
-
-    Args:
-      slots: our rows, the class token's in front.
-    """
+    """Returns the transform of positions without a slot for the class token: ours, `slots` rows, begin with a zero."""
 
     def load(x: np.ndarray) -> Leaves:
         x = _unbatch(x, (1,))
@@ -147,27 +148,23 @@ def slotted(slots: int) -> Transform:
 
 
 def concatenated(sizes: Sequence[int]) -> Transform:
-    """Several arrays of ours side by side along the last axis of one of theirs: heads, or fused projections.
-
-    Args:
-      sizes: what each of ours has of the last axis.
-    """
-    places = np.cumsum(sizes)[:-1]
+    """Returns the transform of one array that concatenates several of ours, of these sizes, along the last axis."""
+    bounds = np.cumsum(sizes)[:-1]
     return Transform(
-        load=lambda x: np.split(x, places, axis=-1) if x.shape[-1:] == (sum(sizes),) else [x] * len(sizes),
+        load=lambda x: np.split(x, bounds, axis=-1) if x.shape[-1:] == (sum(sizes),) else [x] * len(sizes),
         save=lambda xs: np.concatenate(xs, axis=-1),
     )
 
 
 def projection(num_heads: int, parts: int = 1) -> Transform:
-    """A dense layer's (parts x heads x head_dim, d) as PyTorch has it -> `parts` kernels (d, heads, head_dim) of ours.
+    """Returns the transform (parts x heads x head_dim, d) of PyTorch -> `parts` kernels (d, heads, head_dim) of ours.
 
-    A bias (parts x heads x head_dim,) -> (heads, head_dim).
+    A bias (parts x heads x head_dim,) becomes `parts` of (heads, head_dim).
     """
 
     def load(x: np.ndarray) -> Leaves:
         if x.shape[0] % (parts * num_heads):
-            return [x] * parts  # to be refused by its shape
+            return [x] * parts  # refused by its shape
         pieces = np.split(x, parts, axis=0)
         return [piece.T.reshape(*piece.T.shape[:-1], num_heads, -1) for piece in pieces]
 
@@ -178,22 +175,9 @@ def projection(num_heads: int, parts: int = 1) -> Transform:
 
 
 def output_projection(num_heads: int) -> Transform:
-    """A dense layer's (d, heads x head_dim) as PyTorch has it <-> our (heads, head_dim, d)."""
+    """Returns the transform (d, heads x head_dim) of PyTorch <-> (heads, head_dim, d) of ours."""
 
     def load(x: np.ndarray) -> Leaves:
         return [x.T.reshape(num_heads, -1, x.shape[0]) if x.ndim == 2 and x.shape[1] % num_heads == 0 else x]
 
     return Transform(load, lambda xs: xs[0].reshape(-1, xs[0].shape[-1]).T)
-
-
-def stacked(transform: Transform) -> Transform:
-    """The transform of one layer, for arrays of theirs that hold all layers along a leading axis, as ours do."""
-
-    def load(x: np.ndarray) -> Leaves:
-        layers = [transform.load(layer) for layer in x]
-        return [np.stack(group) for group in zip(*layers, strict=True)]
-
-    def save(xs: Leaves) -> np.ndarray:
-        return np.stack([transform.save(list(group)) for group in zip(*xs, strict=True)])
-
-    return Transform(load, save)

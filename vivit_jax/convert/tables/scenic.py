@@ -1,4 +1,4 @@
-"""The authors' own names (scenic, `projects/vivit/model.py`): five models, both tokenisers, and their image ViT."""
+"""Names of the authors' code (scenic, `projects/vivit/model.py`): five models, both tokenisers, and their image ViT."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from vivit_jax.models import ViViTConfig
 
 
 def scenic(config: ViViTConfig) -> list[Row]:
-    """Their names for the parameters of a model.
-
-    With several heads theirs is one projection, whose columns are our heads in the order of the config.
-    """
+    """Returns the rows of a model; several heads are columns of one projection, in the order of the config."""
     rows = [row("embedding/{leaf}", "tokenizer/{leaf}")]
     if config.attention == "factorised_encoder":
         rows += _encoder(config, "SpatialTransformer", "spatial_encoder", "cls_SpatialTransformer")
@@ -33,10 +30,9 @@ def scenic(config: ViViTConfig) -> list[Row]:
     return rows
 
 
-def _encoder(config: ViViTConfig, theirs: str, ours: str, class_token: str) -> list[Row]:
-    block, layers = f"{theirs}/encoderblock_{{layer}}", f"{ours}/layers"
+def _encoder(config: ViViTConfig, name: str, ours: str, class_token: str) -> list[Row]:
     if config.attention == "factorised_self_attention":
-        names = {
+        parts = {
             "LayerNorm_time": "norm_time",
             "MultiHeadDotProductAttention_time": "attention_time",
             "LayerNorm_space": "norm_space",
@@ -45,44 +41,40 @@ def _encoder(config: ViViTConfig, theirs: str, ours: str, class_token: str) -> l
             "MlpBlock": "mlp",
         }
     else:
-        names = {
+        parts = {
             "LayerNorm_0": "norm_attention",
             "MultiHeadDotProductAttention_0": "attention",
             "LayerNorm_1": "norm_mlp",
             "MlpBlock_0": "mlp",
         }
     rows = [
-        row(f"{theirs}/posembed_input/pos_embedding", f"{ours}/position_embedding", SEQUENCE),
-        row(f"{theirs}/encoder_norm/{{leaf}}", f"{ours}/norm/{{leaf}}"),
+        row(f"{name}/posembed_input/pos_embedding", f"{ours}/position_embedding", SEQUENCE),
+        row(f"{name}/encoder_norm/{{leaf}}", f"{ours}/norm/{{leaf}}"),
     ]
     if config.classifier == "token":
         rows.append(row(class_token, f"{ours}/class_token", VECTOR))
-    return rows + block_rows(block, layers, names)
+    return rows + block_rows(f"{name}/encoderblock_{{layer}}", f"{ours}/layers", parts)
 
 
-def block_rows(block: str, layers: str, names: Mapping[str, str]) -> list[Row]:
-    """The rows of an encoder block whose parts are Flax's: their part -> ours; dense layers Dense_0 and Dense_1."""
+def block_rows(block: str, layers: str, parts: Mapping[str, str]) -> list[Row]:
+    """Returns the rows of an encoder block; `parts`: name of a Flax module -> our name."""
     rows = []
-    for their_name, our_name in names.items():
-        if our_name == "mlp":
-            rows.append(row(f"{block}/{their_name}/Dense_0/{{leaf}}", f"{layers}/{our_name}/dense_in/{{leaf}}"))
-            rows.append(row(f"{block}/{their_name}/Dense_1/{{leaf}}", f"{layers}/{our_name}/dense_out/{{leaf}}"))
-        elif our_name.startswith("attention"):
-            rows.append(row(f"{block}/{their_name}/{{part}}/{{leaf}}", f"{layers}/{our_name}/{{part}}/{{leaf}}"))
+    for name, ours in parts.items():
+        if ours == "mlp":
+            rows.append(row(f"{block}/{name}/Dense_0/{{leaf}}", f"{layers}/{ours}/dense_in/{{leaf}}"))
+            rows.append(row(f"{block}/{name}/Dense_1/{{leaf}}", f"{layers}/{ours}/dense_out/{{leaf}}"))
+        elif ours.startswith("attention"):
+            rows.append(row(f"{block}/{name}/{{part}}/{{leaf}}", f"{layers}/{ours}/{{part}}/{{leaf}}"))
         else:
-            rows.append(row(f"{block}/{their_name}/{{leaf}}", f"{layers}/{our_name}/{{leaf}}"))
+            rows.append(row(f"{block}/{name}/{{leaf}}", f"{layers}/{ours}/{{leaf}}"))
     return rows
 
 
-def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTConfig:
-    """The model that shapes under their names belong to; eps 1e-6 and the tanh GELU, as their code has them.
+def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViTConfig:
+    """Returns the config of the model with these shapes; eps 1e-6 and the tanh GELU, as in the authors' code.
 
-    Two things that the names leave open are taken from `hints.target`: a joint encoder without class token is Model 1
-    with average pooling or Model 4 (Model 4 without a hint: the published Model 1 has a class token); and which grid
-    the positions are of.
-
-    Raises:
-      ValueError: a leaf without which the model cannot be known, or positions that can be read in several ways.
+    `hints.target` decides what the shapes leave open: the grid of the positions, and whether a joint encoder without
+    class token is Model 1 with average pooling or Model 4 (without a hint Model 4: the published Model 1 has a token).
     """
     target = hints.target
     kernel = shapes.get("embedding/kernel", ())
@@ -91,8 +83,8 @@ def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTCon
     factorised = any(name.startswith("SpatialTransformer/") for name in shapes)
     encoder = "SpatialTransformer" if factorised else "Transformer"
     block = f"{encoder}/encoderblock_0"
-    three = f"{block}/LayerNorm_time/scale" in shapes
-    suffix = "_space" if three else "_0"
+    is_model_3 = f"{block}/LayerNorm_time/scale" in shapes
+    suffix = "_space" if is_model_3 else "_0"
     _, heads, _ = shape_of(shapes, f"{block}/MultiHeadDotProductAttention{suffix}/query/kernel", 3)
     token = ("cls_SpatialTransformer" if factorised else "cls") in shapes
     _, slots, _ = shape_of(shapes, f"{encoder}/posembed_input/pos_embedding", 3)
@@ -100,7 +92,7 @@ def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTCon
         "hidden_size": d,
         "num_heads": heads,
         "num_layers": count_layers(shapes, rf"{encoder}/encoderblock_(?P<layer>\d+)/"),
-        "mlp_dim": shape_of(shapes, f"{block}/MlpBlock{'' if three else '_0'}/Dense_0/kernel", 2)[1],
+        "mlp_dim": shape_of(shapes, f"{block}/MlpBlock{'' if is_model_3 else '_0'}/Dense_0/kernel", 2)[1],
         "in_channels": channels,
         "classifier": "token" if token else "gap",
         "qkv_bias": f"{block}/MultiHeadDotProductAttention{suffix}/query/bias" in shapes,
@@ -117,34 +109,34 @@ def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTCon
         if "TemporalTransformer/posembed_input/pos_embedding" in shapes:
             n_t = shape_of(shapes, "TemporalTransformer/posembed_input/pos_embedding", 3)[1] - token
             fields["temporal_layers"] = count_layers(shapes, r"TemporalTransformer/encoderblock_(?P<layer>\d+)/")
-    elif three:
+    elif is_model_3:
         fields["attention"] = "factorised_self_attention"
-        if target is not None:  # the order of the two axes leaves no trace in the weights
+        if target is not None:  # the weights do not show the order of the two axes
             fields["attention_order"] = target.attention_order
         n_t, n_h, n_w = clip_grid(slots, (t, h, w), hints)
     elif not time and _is_image(slots - token, hints):
         fields["attention"] = "spatiotemporal"
         n_t, (n_h, n_w) = 1, space_grid(slots - token, hints)
     else:
-        one = token or (target is not None and target.attention == "spatiotemporal")
-        fields["attention"] = "spatiotemporal" if one else "factorised_dot_product"
+        is_model_1 = token or (target is not None and target.attention == "spatiotemporal")
+        fields["attention"] = "spatiotemporal" if is_model_1 else "factorised_dot_product"
         n_t, n_h, n_w = clip_grid(slots - token, (t, h, w), hints)
     if not time and target is not None and target.tokenizer == "uniform_frames" and target.grid[0] == n_t:
-        t = target.tubelet_size[0]  # how many frames each sampled one stands for is not in the weights
+        t = target.tubelet_size[0]  # the weights do not show the stride of sampled frames
     return ViViTConfig(tubelet_size=(t, h, w), num_frames=n_t * t, image_size=(n_h * h, n_w * w), **fields)
 
 
 def _heads(shapes: Shapes, target: ViViTConfig | None) -> Any:
-    """Classes; named as in the target where the columns of the one projection are as many."""
+    """Returns the number of classes, or the heads of the target where they have as many classes together."""
     if "output_projection/bias" not in shapes:
         return None
     (columns,) = shape_of(shapes, "output_projection/bias", 1)
-    named = target.num_classes if target is not None and isinstance(target.num_classes, tuple) else ()
-    return named if sum(classes for _, classes in named) == columns else columns
+    heads = target.num_classes if target is not None and isinstance(target.num_classes, tuple) else ()
+    return heads if sum(classes for _, classes in heads) == columns else columns
 
 
 def _is_image(tokens: int, hints: Hints) -> bool:
-    """Whether a joint encoder with a 2-D embedding is an image model: a hint or the target may say that it is not."""
+    """Whether a joint encoder with a 2-D embedding is an image model, unless a hint or the target says otherwise."""
     if hints.grid is not None:
         return len(hints.grid) == 2 or hints.grid[0] == 1
     target = hints.target
@@ -153,7 +145,7 @@ def _is_image(tokens: int, hints: Hints) -> bool:
     return math.isqrt(tokens) ** 2 == tokens
 
 
-# What a training program stores beside the parameters.
+# What training programs store besides the parameters.
 TRAINING_STATE = Dropped(
     r"(optimizer/(state|target/state)|opt_state|opt/state|state|global_step|step|rng|model_state|metadata|"
     r"accum_train_time|extra|chrono|params_axes)(/|$)",

@@ -1,4 +1,4 @@
-"""timm's `VisionTransformer`: one fused projection for query, key and value, exact GELU, eps 1e-6."""
+"""Names of timm's `VisionTransformer`: one fused projection for query, key and value, exact GELU, eps 1e-6."""
 
 from __future__ import annotations
 
@@ -31,11 +31,7 @@ from vivit_jax.models import ViViTConfig
 
 
 def timm(config: ViViTConfig) -> list[Row]:
-    """Their names for the parameters of an image ViT; models whose class token has no position leave its slot at zero.
-
-    Raises:
-      ValueError: the config is a video model's.
-    """
+    """Returns the rows of an image ViT; where the class token has no position, its slot is zero."""
     require_image_model(config, "timm")
     token = config.classifier == "token"
     block, layers = "blocks.{layer}", "encoder/layers"
@@ -69,13 +65,8 @@ def timm(config: ViViTConfig) -> list[Row]:
     return rows
 
 
-def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTConfig:
-    """The image model that shapes under their names belong to; heads by a hint, the wanted model's, or the table of
-    backbones.
-
-    Raises:
-      ValueError: a leaf without which the model cannot be known.
-    """
+def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViTConfig:
+    """Returns the config of the image model with these shapes."""
     d, channels, h, w = shape_of(shapes, "patch_embed.proj.weight", 4)
     token = "cls_token" in shapes
     slots = shape_of(shapes, "pos_embed", 3)[1]

@@ -1,18 +1,18 @@
-"""VideoPrism's video encoders (arXiv:2402.13217; names of its public code, `videoprism/encoders.py` and `layers.py`).
+"""Names of VideoPrism's video encoders (arXiv:2402.13217; public code `videoprism/encoders.py`, `layers.py`).
 
-Model 2 without pooling between its encoders (`frame_pooling=False`), and without a head. What differs from our blocks
-and how it is carried:
+They are Model 2 without pooling between its encoders (`frame_pooling=False`) and without a head. Differences from our
+blocks:
 
-* attention logits capped by 50 tanh(x / 50): `attention_logit_cap=50`; exact GELU: `activation="gelu"`. Neither leaves
-  a trace in the weights; they are those of every released model.
-* frames in [0, 1], ours in [-1, 1]: folded into the patch projection, exactly, since nothing is padded.
-* LayerNorms store their scale less one: one is added.
-* `per_dim_scale`, a learned factor on each dimension of the queries in place of a constant one: folded into the query's
-  kernel and bias. The released video encoders have none.
-* norms after a branch (`norm_policy="primer_hybrid"`): refused. The policies `post` and `post_skip`, which no released
-  video encoder has, have the names of `pre` and cannot be told from it.
+* Attention logits capped by 50 tanh(x / 50) and the exact GELU: config fields. The weights do not show them; every
+  released model has them.
+* Frames in [0, 1], ours in [-1, 1]: folded into the patch projection, exactly, since nothing is padded.
+* LayerNorms store scale - 1: one is added.
+* `per_dim_scale`, a learned factor on each dimension of the queries: folded into the query's kernel and bias. The
+  released video encoders have none.
+* Norms after a branch (`norm_policy="primer_hybrid"`): refused. The policies `post` and `post_skip`, which no released
+  video encoder has, use the names of `pre` and cannot be distinguished from it.
 
-The video-text models (`videoprism_lvt_*`) hold such an encoder under `vision_encoder/`.
+The video-text models (`videoprism_lvt_*`) contain such an encoder under `vision_encoder/`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vivit_jax.convert.tables.sizes import count_layers, shape_of, space_grid
 from vivit_jax.models import ViViTConfig
 
 CHANNELS = 3
-# What the weights do not show, the same in every released model.
+# The same in every released model, and not visible in the weights.
 RELEASED: Mapping[str, Any] = {
     "attention": "factorised_encoder",
     "frame_pooling": False,
@@ -46,20 +46,18 @@ _SCALE = re.compile(r"(?P<attention>.+/self_attention)/per_dim_scale/per_dim_sca
 
 
 def videoprism(config: ViViTConfig) -> list[Row]:
-    """Their names for the parameters of a video encoder, its layers stacked (`x_layers`) or one by one (`x_layers_0`).
+    """Returns the rows of a video encoder, its layers stacked (`x_layers`) or separate (`x_layers_0`); they read only.
 
-    The rows read and do not write: VideoPrism's code has no place for what was folded.
-
-    Raises:
-      ValueError: the config computes something else than VideoPrism does; every field that does is named.
+    ValueError with the fields by which the config differs from VideoPrism.
     """
-    other = [f"{name}={getattr(config, name)!r}, not {value!r}" for name, value in RELEASED.items()
+    differences = [f"{name}={getattr(config, name)!r}, not {value!r}" for name, value in RELEASED.items()
              if getattr(config, name) != value]  # fmt: skip
-    if other or config.tubelet_size[0] != 1:
-        other += [f"tubelet_size={config.tubelet_size}, not one frame"] * (config.tubelet_size[0] != 1)
+    if config.tubelet_size[0] != 1:
+        differences.append(f"tubelet_size={config.tubelet_size}, not one frame")
+    if differences:
         raise ValueError(
-            f"VideoPrism's encoders are another model than this config's ({'; '.join(other)}): to start such a model "
-            "from their weights use config.init_from or convert.initialise"
+            f"VideoPrism's encoders are another model than this config's ({'; '.join(differences)}): to start such a "
+            "model from their weights use config.init_from or convert.initialise"
         )
     _, h, w = config.tubelet_size
     rows = [
@@ -87,16 +85,8 @@ def videoprism(config: ViViTConfig) -> list[Row]:
     return rows
 
 
-def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTConfig:
-    """The video encoder that shapes under their names belong to, for the clips that it was trained on, without a head.
-
-    Patches are squares of RGB pixels, n_h x n_w of them by a hint, the wanted model's grid, or a square.
-
-    Raises:
-      ValueError: a leaf without which the model cannot be known, patches that are no squares, or norms that ViViT's
-        block does not have.
-    """
-    del facts
+def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViTConfig:
+    """Returns the config of the video encoder with these shapes, without a head; patches are squares of RGB pixels."""
     norms = [name for name in shapes if re.search(r"(spatial|temporal)_encoder/.*/(pre|post)_layer_norm/", name)]
     if norms:
         raise ValueError(
@@ -127,12 +117,10 @@ def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTCon
 
 
 def fold(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Their leaves, with what takes two of them at once folded in when they are read; nothing is read here.
+    """Folds the range of pixels and `per_dim_scale` into other leaves, lazily, and strips `vision_encoder/`.
 
-    * Pixels: theirs are u in [0, 1], ours v = 2 u - 1, and K u + b = (K / 2) v + (b + K 1 / 2), K 1 the sum over the
-      pixels of a patch.
-    * `per_dim_scale` p: their queries are q softplus(p) / (softplus(0) sqrt(head_dim)), ours q / sqrt(head_dim).
-    * `vision_encoder/` in front of a name is taken away.
+    * Pixels: u in [0, 1] there, v = 2 u - 1 here; K u + b = (K / 2) v + (b + K 1 / 2), K 1 the sum over a patch.
+    * `per_dim_scale` p: queries are q softplus(p) / (softplus(0) sqrt(head_dim)) there, q / sqrt(head_dim) here.
     """
     leaves = {name.removeprefix("vision_encoder/"): leaf for name, leaf in leaves.items()}
     folded = dict(leaves)
@@ -155,7 +143,7 @@ def fold(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _derived(leaf: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:
-    """A leaf whose numbers are changed, in float64, when it is read; float32 or wider."""
+    """Returns a leaf that applies `change` in float64 when it is read; float32 or wider."""
     dtype = np.promote_types(leaf.dtype, np.float32)
     return dataclasses.replace(leaf, dtype=dtype, read=lambda: change(_wide(leaf.read())).astype(dtype))
 
@@ -165,7 +153,7 @@ def _wide(x: np.ndarray) -> np.ndarray:
 
 
 def _scales(scale: tuple[int, ...], query: tuple[int, ...]) -> bool:
-    """Whether a `per_dim_scale` [(layers,) head_dim] is that of a query's array [(layers, ...) heads, head_dim]."""
+    """Whether a `per_dim_scale` [(layers,) head_dim] fits a query's array [(layers, ...) heads, head_dim]."""
     return len(scale) in (1, 2) and scale[-1:] == query[-1:] and scale[:-1] == query[: len(scale) - 1]
 
 
@@ -179,15 +167,15 @@ def _scaled(scale: Any) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _layers(shapes: Shapes, part: str) -> tuple[int, str, bool]:
-    """(layers of an encoder, the name of all or of the first, whether they are stacked)."""
+    """Returns (layers of an encoder, name of all of them or of the first, whether they are stacked)."""
     stack = _STACK.format(part=part)
     if any(name.startswith(f"{stack}/x_layers/") for name in shapes):
         return shape_of(shapes, f"{stack}/x_layers/layer_norm/scale", 2)[0], f"{stack}/x_layers", True
     return count_layers(shapes, rf"{stack}/x_layers_(?P<layer>\d+)/"), f"{stack}/x_layers_0", False
 
 
-def _read(theirs: str, ours: str, load: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> Row:
-    return row(theirs, ours, Transform(load=lambda x: [load(x)], save=_refuse))
+def _read(name: str, ours: str, load: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> Row:
+    return row(name, ours, Transform(load=lambda x: [load(x)], save=_refuse))
 
 
 def _refuse(arrays: Leaves) -> np.ndarray:
@@ -197,11 +185,11 @@ def _refuse(arrays: Leaves) -> np.ndarray:
     )
 
 
-def _norm(theirs: str, ours: str) -> list[Row]:
+def _norm(name: str, ours: str) -> list[Row]:
     def plus_one(x: np.ndarray) -> np.ndarray:
         return x.astype(np.promote_types(x.dtype, np.float32)) + 1
 
-    return [_read(f"{theirs}/scale", f"{ours}/scale", plus_one), _read(f"{theirs}/bias", f"{ours}/bias")]
+    return [_read(f"{name}/scale", f"{ours}/scale", plus_one), _read(f"{name}/bias", f"{ours}/bias")]
 
 
 def _output(x: np.ndarray) -> np.ndarray:
@@ -210,7 +198,7 @@ def _output(x: np.ndarray) -> np.ndarray:
 
 
 def _patches(h: int, w: int, channels: int) -> Callable[[np.ndarray], np.ndarray]:
-    """[h w C, d], the pixels of a patch row by row, channels last -> [h, w, C, d]."""
+    """Returns the conversion of [h w C, d], pixels row by row, channels last, to [h, w, C, d]."""
     size = h * w * channels
     return lambda x: x.reshape(h, w, channels, -1) if x.ndim == 2 and x.shape[0] == size else x
 

@@ -1,5 +1,5 @@
-"""Image ViTs in Flax's names: vision_transformer and AugReg (`MlpBlock_3`), and big_vision (`MlpBlock_0`), whose layers
-come one by one or, from a scan, stacked."""
+"""Names of image ViTs in Flax: vision_transformer and AugReg (`MlpBlock_3`), big_vision (`MlpBlock_0`; layers separate
+or, from a scan, stacked)."""
 
 from __future__ import annotations
 
@@ -37,13 +37,10 @@ _BIG_VISION = {
 
 
 def vit_npz(config: ViViTConfig) -> list[Row]:
-    """Their names for the parameters of an image ViT (one frame).
+    """Returns the rows of an image ViT.
 
-    vision_transformer adds the positions after the class token is in front, as we do; big_vision before, so that the
-    class token has no position: its slot is then zero.
-
-    Raises:
-      ValueError: the config is a video model's.
+    vision_transformer prepends the class token before it adds the positions, as we do; big_vision after, so the token's
+    slot is zero.
     """
     require_image_model(config, "vit_npz (vision_transformer, AugReg, big_vision)")
     layers = "encoder/layers"
@@ -71,12 +68,8 @@ def _positions(config: ViViTConfig) -> Any:
     return slotted(config.grid[1] * config.grid[2] + 1) if token else SEQUENCE
 
 
-def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTConfig:
-    """The image model that shapes under their names belong to; eps 1e-6 and the tanh GELU, as their code has them.
-
-    Raises:
-      ValueError: a leaf without which the model cannot be known, or positions that are not a square without a hint.
-    """
+def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViTConfig:
+    """Returns the config of the image model with these shapes; eps 1e-6 and the tanh GELU, as in the public code."""
     h, w, channels, d = shape_of(shapes, "embedding/kernel", 4)
     stacked = any(name.startswith("Transformer/encoderblock/") for name in shapes)
     block = "Transformer/encoderblock" + ("" if stacked else "_0")
@@ -84,14 +77,12 @@ def describe(shapes: Shapes, facts: Mapping[str, Any], hints: Hints) -> ViViTCon
     attention, mlp = (next(name for name, ours in names.items() if ours == part) for part in ("attention", "mlp"))
     query = shape_of(shapes, f"{block}/{attention}/query/kernel", 3 + stacked)
     token = "cls" in shapes
-    slots = 0  # of the tokens of the image
     if "Transformer/posembed_input/pos_embedding" in shapes:
-        slots = shape_of(shapes, "Transformer/posembed_input/pos_embedding", 3)[1] - token
+        tokens = shape_of(shapes, "Transformer/posembed_input/pos_embedding", 3)[1] - token
     else:
-        slots = shape_of(shapes, "pos_embedding", 3)[1]
-    grid = space_grid(slots, hints)
+        tokens = shape_of(shapes, "pos_embedding", 3)[1]
     return image_config(
-        grid,
+        space_grid(tokens, hints),
         (h, w),
         hidden_size=d,
         num_heads=query[-2],
@@ -114,7 +105,7 @@ FORMAT = Format(
         TRAINING_STATE,
         Dropped(
             r"MAPHead_0/",
-            "the attention that pools its tokens has no place in ViViT, which averages them or takes a class token",
+            "ViViT has no attention that pools its tokens: it averages them or takes a class token",
             harmless=False,
         ),
     ),
