@@ -159,7 +159,7 @@ def test_bad_inputs_are_rejected():
     params = random_params(config, dtype=np.float32)
     apply = lambda video, **kw: ViViT(config).apply({"params": params}, video, **kw)  # noqa: E731
     good = jnp.zeros((1, *config.video_shape))
-    with pytest.raises(ValueError, match=r"shape \(1, 3, 8, 12, 3\), the config wants \(batch, 4, 8, 12, 3\)"):
+    with pytest.raises(ValueError, match=r"shape \(1, 3, 8, 12, 3\), the config needs \(batch, 4, 8, 12, 3\)"):
         apply(good[:, :3])
     with pytest.raises(ValueError, match=r"uint8.*x / 127.5 - 1"):
         apply(good.astype(jnp.uint8))

@@ -57,9 +57,7 @@ def summed_in(compute: str, gradient: str) -> Callable[..., jax.Array]:
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
     def product(inputs: jax.Array, kernel: jax.Array, contracted: int) -> jax.Array:
-        numbers = (_last(inputs, contracted), tuple(range(contracted)))
-        kernel = kernel.astype(compute)
-        return jax.lax.dot_general(inputs, kernel, (numbers, ((), ())), preferred_element_type=jnp.float32)
+        return jnp.tensordot(inputs, kernel.astype(compute), contracted, preferred_element_type=jnp.float32)
 
     def forward(inputs: jax.Array, kernel: jax.Array, contracted: int) -> tuple[jax.Array, Any]:
         return product(inputs, kernel, contracted), (inputs, kernel)
@@ -67,15 +65,10 @@ def summed_in(compute: str, gradient: str) -> Callable[..., jax.Array]:
     def backward(contracted: int, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
         inputs, kernel = residuals
         cotangent = cotangent.astype(compute)  # loses nothing: it comes from the cast of the output to `compute`
-        outputs = kernel.ndim - contracted
-        numbers = (_last(cotangent, outputs), tuple(range(contracted, kernel.ndim)))
-        inputs_gradient = jax.lax.dot_general(
-            cotangent, kernel.astype(compute), (numbers, ((), ())), preferred_element_type=inputs.dtype
-        )
-        rows = tuple(range(inputs.ndim - contracted))
-        kernel_gradient = jax.lax.dot_general(
-            inputs, cotangent, ((rows, rows), ((), ())), preferred_element_type=jnp.dtype(gradient)
-        )
+        outputs, rows = _last(kernel.ndim, kernel.ndim - contracted), tuple(range(inputs.ndim - contracted))
+        axes = (_last(cotangent.ndim, len(outputs)), outputs)
+        inputs_gradient = jnp.tensordot(cotangent, kernel.astype(compute), axes, preferred_element_type=inputs.dtype)
+        kernel_gradient = jnp.tensordot(inputs, cotangent, (rows, rows), preferred_element_type=gradient)
         return inputs_gradient, kernel_gradient.astype(kernel.dtype)
 
     product.defvjp(forward, backward)
@@ -83,15 +76,14 @@ def summed_in(compute: str, gradient: str) -> Callable[..., jax.Array]:
     def dot_general(
         inputs: jax.Array, kernel: jax.Array, dimension_numbers: DimensionNumbers, precision: Any = None
     ) -> jax.Array:
-        (input_axes, kernel_axes), batch = dimension_numbers
-        contracted = len(kernel_axes)
-        expected = (_last(inputs, contracted), tuple(range(contracted)))
-        if precision is not None or batch != ((), ()) or (tuple(input_axes), tuple(kernel_axes)) != expected:
+        contracted = len(dimension_numbers[0][1])
+        expected = ((_last(inputs.ndim, contracted), tuple(range(contracted))), ((), ()))
+        if precision is not None or jax.tree.map(int, dimension_numbers) != expected:
             raise ValueError(f"not the product of a dense layer: {dimension_numbers=}, {precision=}")
         return product(inputs, kernel, contracted)
 
     return dot_general
 
 
-def _last(x: jax.Array, count: int) -> tuple[int, ...]:
-    return tuple(range(x.ndim - count, x.ndim))
+def _last(ndim: int, count: int) -> tuple[int, ...]:
+    return tuple(range(ndim - count, ndim))
