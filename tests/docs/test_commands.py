@@ -1,8 +1,10 @@
 """Every command of the documentation is valid: programs parse it, launch scripts accept it in a dry run."""
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.conftest import REPOSITORY
+from vivit_jax.data import build
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 # Programs of others, whose command lines are not ours to check.
@@ -132,3 +135,40 @@ def test_no_command_is_left_unchecked():
     checked = {"python", "pip", "python3.12", "sbatch", ".venv/bin/pip"} | FOREIGN
     unknown = {c.words[0] for c in COMMANDS if not c.words[0].startswith("launch/")} - checked
     assert not unknown
+
+
+# Makes the embedded job small.
+SMALL = [
+    "--config.num_steps=2", "--config.batch_size=8", "--config.optimizer.warmup_epochs=0.",
+    "--config.evaluation.every_epochs=0.", "--config.evaluation.batch_size=8", "--config.model.hidden_size=12",
+    "--config.model.num_heads=2", "--config.model.mlp_dim=16", "--config.compilation_cache=off",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_documented_programs_run(tmp_path):
+    """Commands on the embedded data set do their work; the others end in an error that names what is missing."""
+    build.prepare("moving_digits", tmp_path / "data", train=32, validation=16, progress=False)
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    videos = sorted((tmp_path / "data" / "moving_digits" / "videos").rglob("*.mp4"))
+    for name, video in zip(("clip.mp4", "another.webm"), videos, strict=False):
+        shutil.copy(video, tmp_path / name)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": ""}
+    succeeded = set()
+    for command in COMMANDS:
+        if not (command.whole and command.words[:2] == ("python", "-m") and command.words[2].startswith("vivit_jax")):
+            continue
+        words = [re.sub(r"^--config=(CONFIG|FILE)$", "--config=configs/moving_digits.py", w) for w in command.words[1:]]
+        embedded = "--config=configs/moving_digits.py" in words
+        if embedded and command.words[2] in ("vivit_jax.main", "vivit_jax.probe"):
+            words += SMALL
+        done = subprocess.run(
+            [sys.executable, *words], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300
+        )
+        assert "Traceback" not in done.stderr, f"{command}: {done.stderr[-2000:]}"
+        if done.returncode == 0:
+            succeeded.add((command.words[2], embedded))
+        else:
+            assert done.returncode == 1, f"{command}: {done.stderr[-2000:]}"
+            assert "error: " in done.stderr, command
+    assert {("vivit_jax.main", True), ("vivit_jax.predict", False), ("vivit_jax.convert", False)} <= succeeded
