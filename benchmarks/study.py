@@ -148,7 +148,7 @@ CONCLUSIONS = "## What we make of it"
 TIMED = ("model1", "model2", "model3", "model4", "average_pool")
 
 
-def compare(results: Sequence[plan.Finished], first: str, second: str, metric: str) -> int | None:
+def compare(results: Sequence[plan.Result], first: str, second: str, metric: str) -> int | None:
     """1 where `first` is ahead of `second` by more than two standard errors of the difference, -1 behind, 0 neither.
 
     None with fewer than two seeds of either, which have no spread.
@@ -161,7 +161,7 @@ def compare(results: Sequence[plan.Finished], first: str, second: str, metric: s
     return 0 if abs(difference) <= 2 * error else int(math.copysign(1, difference))
 
 
-def agreement(results: Sequence[plan.Finished], question: Question, metric: str) -> str:
+def agreement(results: Sequence[plan.Result], question: Question, metric: str) -> str:
     """What the pairs of rows say of the paper's ordering, as a sentence."""
     published = {row: value for row, (_, value) in question.rows.items() if value is not None}
     counts: dict[str, list[str]] = collections.defaultdict(list)
@@ -183,7 +183,7 @@ def agreement(results: Sequence[plan.Finished], question: Question, metric: str)
     return text
 
 
-def table(results: Sequence[plan.Finished], question: Question) -> list[str]:
+def table(results: Sequence[plan.Result], question: Question) -> list[str]:
     """The rows of a question as Markdown lines: accuracies in percent, mean ± standard deviation over the seeds."""
     lines = [
         "| | verb | noun | action | published | parameters | MFLOPs | seeds |",
@@ -193,7 +193,7 @@ def table(results: Sequence[plan.Finished], question: Question) -> list[str]:
         runs = [found for found in results if found.row == row]
         cells = [label]
         for head in ("verb", "noun", "action"):
-            value = sweep_table.mean_and_spread(runs, row, f"{head}/top1")
+            value = sweep_table.mean_and_deviation(runs, row, f"{head}/top1")
             spread = "" if value is None or value[1] is None else f" ± {100 * value[1]:.1f}"
             cells.append("" if value is None else f"{100 * value[0]:.1f}{spread}")
         cells.append("" if published is None else f"{published:.1f}")
@@ -276,7 +276,7 @@ def times_table(times: Mapping[str, Sequence[float]]) -> list[str]:
     return lines
 
 
-def plot(results: Sequence[plan.Finished], question: Question, by_views: Mapping, path: epath.Path) -> None:
+def plot(results: Sequence[plan.Result], question: Question, by_views: Mapping, path: epath.Path) -> None:
     """A question's rows: verb, noun and action with their standard deviations; Figure 9 against the views too."""
     figure, panels = plots.plt.subplots(
         1, 2 if by_views else 1, figsize=(10 if by_views else 7, 0.9 + 0.55 * len(question.rows)), layout="constrained",
@@ -284,7 +284,7 @@ def plot(results: Sequence[plan.Finished], question: Question, by_views: Mapping
     )  # fmt: skip
     axes = panels[0, 0]
     for place, head in enumerate(("verb", "noun", "action")):
-        values = [sweep_table.mean_and_spread(results, row, f"{head}/top1") for row in question.rows]
+        values = [sweep_table.mean_and_deviation(results, row, f"{head}/top1") for row in question.rows]
         known = [(i, *value) for i, value in enumerate(values) if value is not None]
         if known:
             at, means, spreads = zip(*known, strict=True)
@@ -307,8 +307,8 @@ def plot(results: Sequence[plan.Finished], question: Question, by_views: Mapping
     plots.save(figure, path)
 
 
-def recorded(path: str) -> dict[tuple[str, int], plan.Finished]:
-    """{(row, seed): run} of a file that `sweep_table.as_csv` wrote, failures left out."""
+def recorded(path: str) -> dict[tuple[str, int], plan.Result]:
+    """{(row, seed): run} of a file that `sweep_table.to_csv` wrote, failures left out."""
     runs = {}
     for line in csv.DictReader(io.StringIO(epath.Path(path).read_text())):
         row, seed, parameters, gflops, failure = (
@@ -316,11 +316,11 @@ def recorded(path: str) -> dict[tuple[str, int], plan.Finished]:
         )
         if not failure:
             metrics = {name: float(value) for name, value in line.items() if value}
-            runs[row, int(seed)] = plan.Finished(row, int(seed), metrics, int(parameters), float(gflops))
+            runs[row, int(seed)] = plan.Result(row, int(seed), metrics, int(parameters), float(gflops))
     return runs
 
 
-def document(runs: Sequence[plan.Run], results: Sequence[plan.Finished], times: Mapping, folder: epath.Path) -> str:
+def document(runs: Sequence[plan.Run], results: Sequence[plan.Result], times: Mapping, folder: epath.Path) -> str:
     """The text of docs/study.md; its plots go to `folder`."""
     done = [found for found in results if not found.failure]
     seeds = sorted({found.seed for found in done})
@@ -353,15 +353,15 @@ def main() -> None:
     logs.configure_logging()
     module = plan.load_sweep(CONFIG)
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    runs = plan.plan(module, options.workdir, seeds=seeds, changes=plan.parse_changes(options.set))
+    runs = plan.plan(module, options.workdir, seeds=seeds, overrides=plan.parse_overrides(options.set))
     times_file = epath.Path(options.workdir) / "step_times.json"
     if options.report_only:
         known = recorded(options.recorded) if options.recorded else {}
-        found = [plan.finished(run) or known.get((run.row, run.seed)) for run in runs]
+        found = [plan.load_result(run) or known.get((run.row, run.seed)) for run in runs]
         results = [result for result in found if result is not None]
     else:
         results = []
-        for found in __main__.carry_out(runs):
+        for found in __main__.run_all(runs):
             results.append(found)
             sweep_table.write(results, options.workdir, "study")
         times_file.write_text(json.dumps(step_times(runs, options.repeats)))
@@ -372,7 +372,7 @@ def main() -> None:
     # What was made of the numbers by people stays.
     kept = out.read_text().partition(CONCLUSIONS)[1:] if out.exists() else ()
     out.write_text("\n".join([document(runs, results, times, folder), "".join(kept)]))
-    (folder / "runs.csv").write_text(sweep_table.as_csv(results))
+    (folder / "runs.csv").write_text(sweep_table.to_csv(results))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from vivit_jax.config.files import load_module
 
 CONFIG = str(REPOSITORY / "configs" / "k400_vivit_l.py")
 RECIPES = sorted((REPOSITORY / "configs").glob("*_vivit_*.py"))
-PAPER = sorted((REPOSITORY / "configs" / "paper").glob("*.py"))
+PAPER = sorted((REPOSITORY / "configs" / "paper").glob("[!_]*.py"))
 
 
 @pytest.fixture

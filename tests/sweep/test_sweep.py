@@ -1,4 +1,4 @@
-"""Sweeps: which runs there are, which are done already, and the table they end in. Training itself is stood in for."""
+"""Sweeps: planned runs, skipped runs, failures and the table. Training is replaced by a stub."""
 
 import csv
 import io
@@ -43,7 +43,7 @@ def module(tmp_path):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Runs "trained", in order. Each reaches its seed in percent; a run with a batch of 8 breaks off."""
+    """Records trained runs. Each reaches its seed in percent of accuracy; runs with batch size 8 fail."""
     done = []
 
     def train(experiment, workdir):
@@ -59,8 +59,8 @@ def trained(monkeypatch):
     return done
 
 
-def test_every_row_comes_with_every_seed_and_starts_from_what_another_left(module, tmp_path):
-    runs = plan.plan(module, tmp_path / "s", seeds=[3, 4], changes={"batch_size": 16})
+def test_plan_has_every_row_with_every_seed(module, tmp_path):
+    runs = plan.plan(module, tmp_path / "s", seeds=[3, 4], overrides={"batch_size": 16})
     assert [(run.row, run.seed) for run in runs] == [
         ("images", 3), ("video", 3), ("whole", 3), ("images", 4), ("video", 4), ("whole", 4),
     ]  # fmt: skip
@@ -72,39 +72,39 @@ def test_every_row_comes_with_every_seed_and_starts_from_what_another_left(modul
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("overrides", "message"),
     [
         ({"optimizer.learning_rte": 1}, r"row images: optimizer.learning_rte=1: .*learning_rate"),
         ({"batch_size": 0}, "config.batch_size=0 must be at least 1"),
         ({"batch_size": "many"}, "row images: batch_size='many'"),
     ],
 )
-def test_a_change_that_fits_no_config_is_refused(module, tmp_path, changes, says):
-    with pytest.raises(ConfigError, match=says):
-        plan.plan(module, tmp_path, changes=changes)
+def test_invalid_overrides_are_rejected(module, tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        plan.plan(module, tmp_path, overrides=overrides)
 
 
-def test_what_is_done_is_not_done_again_and_a_failure_stops_no_other_run(module, tmp_path, trained):
+def test_finished_runs_are_skipped_and_failures_do_not_stop(module, tmp_path, trained):
     runs = plan.plan(module, tmp_path, seeds=[1, 2])
-    found = list(__main__.carry_out(runs))
+    results = list(__main__.run_all(runs))
     assert trained == [("images", 1), ("video", 1), ("images", 2), ("video", 2)]
-    assert [bool(run.failure) for run in found] == [False, False, True] * 2
-    assert "the training loss is nan" in found[2].failure
-    assert found[0].parameters > 5e6
-    assert found[0].gflops > 0
+    assert [bool(run.failure) for run in results] == [False, False, True] * 2
+    assert "the training loss is nan" in results[2].failure
+    assert results[0].parameters > 5e6
+    assert results[0].gflops > 0
 
     again = plan.plan(module, tmp_path, seeds=[1, 2, 3], rows="images|video")
-    assert [plan.finished(run) for run in again[:4]] == [found[0], found[1], found[3], found[4]]
-    list(__main__.carry_out(again))
+    assert [plan.load_result(run) for run in again[:4]] == [results[0], results[1], results[3], results[4]]
+    list(__main__.run_all(again))
     assert trained[4:] == [("images", 3), ("video", 3)]
-    other = plan.plan(module, tmp_path, seeds=[1], rows="video", changes={"num_epochs": 2.0, "data.prefetch": 9})
+    other = plan.plan(module, tmp_path, seeds=[1], rows="video", overrides={"num_epochs": 2.0, "data.prefetch": 9})
     with pytest.raises(ConfigError, match=r"another config \(num_epochs: 30.0 -> 2.0\)"):
-        list(__main__.carry_out(other))
+        list(__main__.run_all(other))
 
 
-def test_the_table_has_mean_and_standard_deviation_over_the_seeds(module, tmp_path, trained):
+def test_table_has_mean_and_deviation_over_seeds(module, tmp_path, trained):
     runs = plan.plan(module, tmp_path, seeds=[20, 30, 70])
-    results = list(__main__.carry_out(runs))
+    results = list(__main__.run_all(runs))
     spread = statistics.stdev([20, 30, 70])
     lines = table.markdown(results).splitlines()
     assert lines[0] == "| row | verb/top1 | parameters | GFLOPs | runs |"
@@ -120,23 +120,23 @@ def test_the_table_has_mean_and_standard_deviation_over_the_seeds(module, tmp_pa
     assert (tmp_path / "tables" / "rows.png").stat().st_size > 1000
 
 
-def test_values_on_the_command_line_are_literals_or_texts():
-    changes = plan.parse_changes(["a.b=1e-3", "c=(2, 14)", "d=adamw", "e=None"])
-    assert changes == {"a.b": 1e-3, "c": (2, 14), "d": "adamw", "e": None}
+def test_overrides_are_literals_or_strings():
+    overrides = plan.parse_overrides(["a.b=1e-3", "c=(2, 14)", "d=adamw", "e=None"])
+    assert overrides == {"a.b": 1e-3, "c": (2, 14), "d": "adamw", "e": None}
     with pytest.raises(ConfigError, match="--set=a must be FIELD=VALUE"):
-        plan.parse_changes(["a"])
+        plan.parse_overrides(["a"])
 
 
-def test_a_config_file_without_a_sweep_is_told_what_to_add(tmp_path):
+def test_config_without_sweep_is_rejected(tmp_path):
     (tmp_path / "plain.py").write_text("def get_config(): ...")
     with pytest.raises(ConfigError, match=r"plain.py has no sweep\(\)"):
         plan.load_sweep(tmp_path / "plain.py")
 
 
 @pytest.mark.parametrize(
-    "file", ["study.py", *(f"paper/{path.name}" for path in (REPOSITORY / "configs" / "paper").glob("*.py"))]
+    "file", ["study.py", *(f"paper/{path.name}" for path in (REPOSITORY / "configs" / "paper").glob("[!_]*.py"))]
 )
-def test_every_table_of_the_paper_and_the_study_can_be_run_as_a_sweep(file, tmp_path):
+def test_paper_tables_and_study_are_sweeps(file, tmp_path):
     module = plan.load_sweep(REPOSITORY / "configs" / file)
     runs = plan.plan(module, tmp_path, seeds=[0])
     assert {run.row for run in runs} == set(getattr(module, "ROWS", module.sweep()))

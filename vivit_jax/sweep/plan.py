@@ -1,4 +1,4 @@
-"""The runs of a sweep: configs of its rows, folders, what is finished."""
+"""The runs of a sweep: their configs, folders and stored results."""
 
 from __future__ import annotations
 
@@ -14,26 +14,17 @@ import ml_collections
 from etils import epath
 
 from vivit_jax.config.experiment import ConfigError, Experiment
-from vivit_jax.config.fields import differences
+from vivit_jax.config.fields import differences, flat
 from vivit_jax.config.files import load_module
 
 DONE_FILE = "row.json"
-
-
-# What a run's numbers do not depend on, or what is written into the config on the way.
-_FREE = ("data.threads", "data.prefetch", "data.cache", "data.cache_gb", "data.dir", "compilation_cache")
+# Fields that a run's results do not depend on.
+IGNORED_FIELDS = ("data.threads", "data.prefetch", "data.cache", "data.cache_gb", "data.dir", "compilation_cache")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of a sweep.
-
-    Attributes:
-      row: its row in the table.
-      seed: of the run.
-      experiment: all that it does.
-      workdir: where.
-    """
+    """One row of a sweep with one seed."""
 
     row: str
     seed: int
@@ -42,10 +33,12 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Finished:
-    """What a run left: `metrics` by name, `parameters` and `gflops` (10^9 multiply-adds a clip, forward) of its model.
+class Result:
+    """The result of a run. A failed run has only a `failure`, the error's text.
 
-    `failure` holds the reason, and the rest is empty, where it ended in an error.
+    Attributes:
+      metrics: {name: value}.
+      parameters, gflops: of the model; 10^9 multiply-adds of one clip's forward pass.
     """
 
     row: str
@@ -72,104 +65,103 @@ def plan(
     module: ModuleType,
     workdir: epath.PathLike,
     *,
-    seeds: Sequence[int] | None = None,
+    seeds: Sequence[int] = (),
     rows: str = "",
-    changes: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> list[Run]:
-    """The runs of a sweep, in their order: all rows with the first seed, then all with the second, and so on.
+    """Returns the runs of a sweep: all rows with the first seed, then all with the second, and so on.
 
     Args:
-      module: a config file's, from `load_sweep`.
-      workdir: the folder of the sweep.
-      seeds: None for the seed of each config.
-      rows: regular expression that the names of the rows taken begin with; '' for all.
-      changes: {dotted field: value} laid over every row.
+      module: from `load_sweep`.
+      workdir: folder of the sweep.
+      seeds: none: the seed of each config.
+      rows: regular expression for the beginning of the rows' names; '' for all.
+      overrides: {dotted field: value} for every row.
 
     Raises:
-      ConfigError: a row's config cannot be run, no row is left, or a row's name is no name of a folder.
+      ConfigError: an invalid config, no matching row, or a row's name that is no folder name.
     """
-    configs = module.sweep()
+    workdir, configs = epath.Path(workdir), module.sweep()
     chosen = [row for row in configs if re.match(rows, row)]
     if not chosen:
-        raise ConfigError(f"--rows={rows} leaves none of the rows {', '.join(configs)}")
+        raise ConfigError(f"--rows={rows} matches none of the rows {', '.join(configs)}")
+    if invalid := [row for row in chosen if not re.fullmatch(r"[\w.+-]+", row)]:
+        raise ConfigError(f"row {invalid[0]!r} names a folder: use letters, digits and _ . + - only")
     runs = []
     for seed in seeds or [None]:
         for row in chosen:
-            if not re.fullmatch(r"[\w.+-]+", row):
-                raise ConfigError(f"row {row!r} must be a name of letters, digits and _ . + -, for its folder's sake")
-            config = _laid_over(
-                module, row, configs[row], {**(changes or {}), **({} if seed is None else {"seed": seed})}
-            )
-            used = config.seed
-            _fill_in(config, {"{workdir}": str(workdir), "{seed}": str(used)})
-            if config.compilation_cache == "workdir":  # rows share programs, so they share what is compiled
-                config.compilation_cache = str(epath.Path(workdir) / "compilation_cache")
-            runs.append(Run(row, used, Experiment.from_config(config), epath.Path(workdir) / row / f"seed_{used}"))
+            config, fields = configs[row], dict(overrides or {}) | ({} if seed is None else {"seed": seed})
+            if not isinstance(config, ml_collections.ConfigDict):
+                config, fields = module.get_config(), {**config, **fields}
+            config = _apply_overrides(row, config, fields)
+            _fill_placeholders(config, {"{workdir}": str(workdir), "{seed}": str(config.seed)})
+            if config.compilation_cache == "workdir":  # rows share compiled programs
+                config.compilation_cache = str(workdir / "compilation_cache")
+            runs.append(Run(row, config.seed, Experiment.from_config(config), workdir / row / f"seed_{config.seed}"))
     return runs
 
 
-def _laid_over(module: ModuleType, row: str, config: Any, changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    if not isinstance(config, ml_collections.ConfigDict):
-        changes, config = {**config, **changes}, module.get_config()
-    config = ml_collections.ConfigDict(config).unlock()
-    for field, value in changes.items():
-        group, _, name = field.rpartition(".")
+def _apply_overrides(
+    row: str, config: ml_collections.ConfigDict, overrides: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict(config).lock()  # locked: an unknown field is an error, with the nearest name
+    for field, value in overrides.items():
         try:
-            section = config
-            for part in group.split(".") if group else ():
-                section = section[part]
-            section[name]  # a field that does not exist is an error, with the nearest name
-            section[name] = tuple(value) if isinstance(value, list) else value
+            config.update_from_flattened_dict({field: tuple(value) if isinstance(value, list) else value})
         except (AttributeError, KeyError, TypeError) as error:
             raise ConfigError(f"row {row}: {field}={value!r}: {error}") from error
     return config
 
 
-def _fill_in(section: ml_collections.ConfigDict, words: Mapping[str, str]) -> None:
-    for name, value in list(section.items()):
-        if isinstance(value, ml_collections.ConfigDict):
-            _fill_in(value, words)
-        elif isinstance(value, str):
-            for word, text in words.items():
-                value = value.replace(word, text)
-            section[name] = value
+def _fill_placeholders(config: ml_collections.ConfigDict, values: Mapping[str, str]) -> None:
+    for field, text in flat(config.to_dict()).items():
+        if isinstance(text, str) and any(placeholder in text for placeholder in values):
+            for placeholder, value in values.items():
+                text = text.replace(placeholder, value)
+            config.update_from_flattened_dict({field: text})
 
 
-def finished(run: Run) -> Finished | None:
-    """What the run left when it was done; None while it is not.
+def load_result(run: Run) -> Result | None:
+    """Returns the stored result of a finished run, None for an unfinished one.
 
     Raises:
-      ConfigError: what lies in its folder was made with another config; the message says in what they differ.
+      ConfigError: the run in this folder had another config; the message lists the differences.
     """
     path = run.workdir / DONE_FILE
     if not path.exists():
         return None
     stored = json.loads(path.read_text())
     try:
-        before = Experiment.from_config(stored.pop("config"))  # fields that are newer than the run get their defaults
+        before = Experiment.from_config(stored.pop("config"))  # newer fields get their defaults
     except ConfigError as error:
-        raise ConfigError(f"{path} holds a config that cannot be run any more: {error}") from error
-    if changed := differences(before.to_dict(), run.experiment.to_dict(), without=_FREE):
+        raise ConfigError(f"{path} holds a config that is not valid any more: {error}") from error
+    if changed := differences(before.to_dict(), run.experiment.to_dict(), without=IGNORED_FIELDS):
         raise ConfigError(
             f"{run.workdir} holds a finished run with another config ({'; '.join(changed[:6])}); remove that folder "
-            "to do it again, or give another --workdir"
+            "to repeat the run, or give another --workdir"
         )
-    return Finished(**stored)
+    return Result(**stored)
 
 
-def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
-    """FIELD=VALUE texts as {field: value}; a value is a Python literal, or else a text.
+def save_result(run: Run, result: Result) -> None:
+    """Marks a run as finished."""
+    record = dataclasses.asdict(result) | {"config": run.experiment.to_dict()}
+    (run.workdir / DONE_FILE).write_text(json.dumps(record, indent=2))
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
+    """Parses FIELD=VALUE texts; a value is a Python literal, else a string.
 
     Raises:
       ConfigError: a text without '='.
     """
-    changes = {}
+    overrides = {}
     for text in texts:
         field, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set={text} must be FIELD=VALUE, as in --set=optimizer.learning_rate=0.1")
         try:
-            changes[field] = ast.literal_eval(value)
+            overrides[field] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            changes[field] = value
-    return changes
+            overrides[field] = value
+    return overrides

@@ -1,106 +1,88 @@
-"""The finished runs of a sweep as a table (Markdown, CSV) and a plot: one row each, mean and spread over the seeds."""
+"""The results of a sweep as a table (Markdown, CSV) and a plot: a row each, mean and deviation over the seeds."""
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-import jax
 from etils import epath
 
-from vivit_jax.utils import plots
-
-if TYPE_CHECKING:
-    from vivit_jax.sweep.plan import Finished
+from vivit_jax.sweep.plan import Result
+from vivit_jax.utils import plots, tables
 
 FOLDER = "tables"
 
 
-def columns(results: Sequence[Finished], metrics: Sequence[str] = ()) -> list[str]:
-    """The metrics that a table shows: those asked for; else each `top1`; else all that any run has.
+def columns(results: Sequence[Result], metrics: Sequence[str] = ()) -> list[str]:
+    """Returns the metrics to show: the given ones, else every `top1`, else all.
 
     Raises:
-      ValueError: a metric asked for that no finished run has.
+      ValueError: no finished run has a given metric.
     """
-    there = list(dict.fromkeys(name for found in results for name in found.metrics))
-    if there and (unknown := set(metrics) - set(there)):
-        raise ValueError(f"no run has the metrics {', '.join(sorted(unknown))}; there are {', '.join(there)}")
-    return list(metrics) or [name for name in there if name.endswith("top1")] or there
+    available = list(dict.fromkeys(name for result in results for name in result.metrics))
+    if available and (unknown := set(metrics) - set(available)):
+        raise ValueError(f"no run has the metrics {', '.join(sorted(unknown))}; there are {', '.join(available)}")
+    return list(metrics) or [name for name in available if name.endswith("top1")] or available
 
 
-def mean_and_spread(results: Sequence[Finished], row: str, metric: str) -> tuple[float, float | None] | None:
-    """Mean and sample standard deviation of a metric over a row's seeds; no spread of one; None where none is done."""
-    values = [found.metrics[metric] for found in results if found.row == row and metric in found.metrics]
+def mean_and_deviation(results: Sequence[Result], row: str, metric: str) -> tuple[float, float | None] | None:
+    """Returns mean and standard deviation (None for one seed) of a metric over a row's seeds; None for no run."""
+    values = [result.metrics[metric] for result in results if result.row == row and metric in result.metrics]
     if not values:
         return None
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def rows_of(results: Sequence[Finished]) -> list[str]:
-    """The rows, in the order in which they first came."""
-    return list(dict.fromkeys(found.row for found in results))
+def format_cell(value: tuple[float, float | None] | None, scale: float = 100, digits: int = 1) -> str:
+    """Returns 'MEAN ± DEVIATION', by default in percent."""
+    return "" if value is None else " ± ".join(f"{scale * x:.{digits}f}" for x in value if x is not None)
 
 
-def markdown(results: Sequence[Finished], metrics: Sequence[str] = ()) -> str:
-    """The table: a row's metrics as percentages where they are rates (loss: as it is), mean ± standard deviation."""
+def markdown(results: Sequence[Result], metrics: Sequence[str] = ()) -> str:
+    """Returns the table; rates are percentages, losses are unscaled."""
     shown = columns(results, metrics)
-    head = ["row", *shown, "parameters", "GFLOPs", "runs"]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for row in rows_of(results):
-        runs = [found for found in results if found.row == row]
-        done = [found for found in runs if not found.failure]
-        cells = [row, *(_cell(mean_and_spread(results, row, name), name) for name in shown)]
+    rows = []
+    for row in dict.fromkeys(result.row for result in results):
+        done = [result for result in results if result.row == row and not result.failure]
+        failed = sum(result.row == row for result in results) - len(done)
+        cells = [row]
+        for name in shown:
+            scale, digits = (1, 3) if name.endswith("loss") else (100, 1)
+            cells.append(format_cell(mean_and_deviation(results, row, name), scale, digits))
         cells += [f"{done[0].parameters:,}", f"{done[0].gflops:.3g}"] if done else ["", ""]
-        cells += [str(len(done)) + (f" ({len(runs) - len(done)} failed)" if len(done) < len(runs) else "")]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([*cells, f"{len(done)} ({failed} failed)" if failed else len(done)])
+    return tables.to_markdown(["row", *shown, "parameters", "GFLOPs", "runs"], rows) + "\n"
 
 
-def _cell(value: tuple[float, float | None] | None, name: str) -> str:
-    if value is None:
-        return ""
-    mean, spread = value
-    scale, digits = (1, 3) if name.endswith("loss") else (100, 1)
-    return f"{scale * mean:.{digits}f}" + ("" if spread is None else f" ± {scale * spread:.{digits}f}")
+def to_csv(results: Sequence[Result]) -> str:
+    """Returns one line for each run, with all its metrics."""
+    names = sorted({name for result in results for name in result.metrics})
+    rows = [
+        [r.row, r.seed, *(r.metrics.get(name, "") for name in names), r.parameters, r.gflops, r.failure or ""]
+        for r in results
+    ]
+    return tables.to_csv(["row", "seed", *names, "parameters", "gflops", "failure"], rows)
 
 
-def as_csv(results: Sequence[Finished]) -> str:
-    """Every run by itself, with all its metrics, as they were measured."""
-    names = sorted({name for found in results for name in found.metrics})
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["row", "seed", *names, "parameters", "gflops", "failure"])
-    for found in results:
-        values = [found.metrics.get(name, "") for name in names]
-        writer.writerow([found.row, found.seed, *values, found.parameters, found.gflops, found.failure or ""])
-    return file.getvalue()
-
-
-def write(results: Sequence[Finished], workdir: epath.PathLike, name: str, metrics: Sequence[str] = ()) -> None:
-    """Leaves `tables/NAME.md`, `.csv` and `.png` in the sweep's folder; from process 0 alone."""
-    if jax.process_index() != 0:
-        return
+def write(results: Sequence[Result], workdir: epath.PathLike, name: str, metrics: Sequence[str] = ()) -> None:
+    """Writes `tables/NAME.md`, `.csv` and `.png` into the sweep's folder."""
     folder = epath.Path(workdir) / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text(markdown(results, metrics))
-    (folder / f"{name}.csv").write_text(as_csv(results))
+    (folder / f"{name}.csv").write_text(to_csv(results))
     if shown := columns(results, metrics):
         plots.save(_bars(results, shown, name), folder / f"{name}.png")
 
 
-def _bars(results: Sequence[Finished], metrics: Sequence[str], title: str) -> plots.plt.Figure:
-    """A group of bars for each row, a bar for each metric, lines for the standard deviation over the seeds."""
-    rows, height = rows_of(results), 0.8 / len(metrics)
+def _bars(results: Sequence[Result], metrics: Sequence[str], title: str) -> plots.plt.Figure:
+    """Draws a group of bars for each row, a bar for each metric, error bars for the deviation over the seeds."""
+    rows, height = list(dict.fromkeys(result.row for result in results)), 0.8 / len(metrics)
     figure, axes = plots.plt.subplots(figsize=(8, 1.2 + 0.22 * len(rows) * (1 + len(metrics))), layout="constrained")
-    for place, metric in enumerate(metrics):
-        known = [(i, mean_and_spread(results, row, metric)) for i, row in enumerate(rows)]
-        known = [(i, *value) for i, value in known if value is not None]
-        at, means, spreads = (list(values) for values in zip(*known, strict=True))
-        at = [i + (place - (len(metrics) - 1) / 2) * height for i in at]
-        axes.barh(at, means, height * 0.9, xerr=[spread or 0.0 for spread in spreads], label=metric, capsize=2)
+    for i, metric in enumerate(metrics):
+        values = [(y, mean_and_deviation(results, row, metric)) for y, row in enumerate(rows)]
+        bars = [(y + (i - (len(metrics) - 1) / 2) * height, *value) for y, value in values if value is not None]
+        positions, means, deviations = zip(*bars, strict=True)
+        axes.barh(positions, means, height * 0.9, xerr=[x or 0.0 for x in deviations], label=metric, capsize=2)
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
