@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     from vivit_jax.utils import logs
 
     logs.configure_logging()
-    with distributed.ending_together():
+    with distributed.synchronized_exit():
         try:
             distributed.initialise(_DISTRIBUTED.value, _COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
             run = experiment.Experiment.from_config(_CONFIG.value)
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
 
                 chosen = {"which": _WHICH.value, "weights": _WEIGHTS.value}
                 summary = evaluate(run, _WORKDIR.value, _CHECKPOINT.value, **chosen).summary()
-                if distributed.first():
+                if distributed.is_primary():
                     print(summary)
         except distributed.Preempted as stop:
             logging.warning("%s", stop)

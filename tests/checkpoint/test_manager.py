@@ -1,4 +1,4 @@
-"""Checkpoints on disk: what is kept, what is verified, what happens to a damaged one."""
+"""Checkpoints on disk: retention, verification, quarantine of damaged ones."""
 
 import math
 
@@ -39,23 +39,23 @@ def saved(root, steps, metrics=None, **options):
     return checkpoints
 
 
-def test_every_leaf_comes_back_to_the_bit_on_another_layout_with_its_meta(tmp_path):
+def test_restore_on_another_mesh_is_exact(tmp_path):
     saved(tmp_path / "c", [5]).close()
-    restored, meta = Checkpoints(tmp_path / "c").restore(abstract(fsdp=-1))
+    restored, metadata = Checkpoints(tmp_path / "c").restore(abstract(fsdp=-1))
     kernel = restored.params["head"]["kernel"]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(100, 4)}
     jax.tree.map(np.testing.assert_array_equal, restored, state(5))
-    assert (meta["step"], meta["config"]) == (5, {"seed": 3})
+    assert (metadata["step"], metadata["config"]) == (5, {"seed": 3})
     assert Checkpoints(tmp_path / "empty").restore(abstract()) is None
 
 
-def test_the_newest_and_the_best_stay_and_nan_is_never_best(tmp_path):
+def test_newest_and_best_are_kept_and_nan_is_never_best(tmp_path):
     checkpoints = saved(tmp_path / "c", [1, 2, 3, 4, 5], {1: 0.2, 2: 0.9, 3: math.nan, 4: 0.5})
     assert checkpoints.steps() == [2, 5]
     assert (checkpoints.best(), checkpoints.latest()) == (2, 5)
     checkpoints.close()
     no_metric = saved(tmp_path / "d", [1, 2], {1: math.nan})
-    assert no_metric.best() == 2  # nothing to choose by: the newest
+    assert no_metric.best() == 2  # no step has the metric: the newest
 
 
 def flip_a_bit(folder):
@@ -69,23 +69,23 @@ def flip_a_bit(folder):
     data.write_bytes(bytes(raw))
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path):
+def test_damaged_checkpoint_is_quarantined(tmp_path):
     root = tmp_path / "run" / "checkpoints"
     saved(root, [1, 2], {1: 0.9, 2: 0.5}).close()
     flip_a_bit(root / "2")
     with pytest.raises(CheckpointError, match="2"):
         Checkpoints(root, read_only=True).restore(abstract(), step=2)
     checkpoints = Checkpoints(root)
-    restored, meta = checkpoints.restore(abstract())
-    assert (int(restored.step), meta["step"]) == (1, 1)
+    restored, metadata = checkpoints.restore(abstract())
+    assert (int(restored.step), metadata["step"]) == (1, 1)
     assert (tmp_path / "run" / "damaged" / "checkpoints-2").is_dir()
-    # The run goes on and may save that step again.
+    # The run may save that step again.
     checkpoints.save(2, state(2), {}, None)
     checkpoints.wait()
     assert checkpoints.steps() == [1, 2]
 
 
-def test_checksums_see_any_bit_and_not_the_layout():
+def test_checksums_detect_any_bit_and_ignore_the_sharding():
     tree = state(1).params
     before = checkpointing.checksums(tree)
     mesh = sharding.make_mesh()
@@ -99,7 +99,7 @@ def test_checksums_see_any_bit_and_not_the_layout():
     assert checkpointing.checksums({"head": {"kernel": jnp.asarray(raw)}})["head/kernel"] != before["head/kernel"]
 
 
-def test_parameters_alone_and_a_checkpoint_of_another_model(tmp_path):
+def test_restore_params_and_refusal_of_another_model(tmp_path):
     saved(tmp_path / "checkpoints", [7]).close()
     root, step = checkpointing.locate(tmp_path)
     assert (root, step) == (tmp_path / "checkpoints", None)
@@ -111,12 +111,12 @@ def test_parameters_alone_and_a_checkpoint_of_another_model(tmp_path):
             checkpoints.restore_params(abstract(width=6).params, 7)
         with pytest.raises(CheckpointError, match="holds another model"):
             checkpoints.restore(abstract(width=6))
-    assert (tmp_path / "checkpoints" / "7").is_dir()  # another model is no damage: nothing was moved
+    assert (tmp_path / "checkpoints" / "7").is_dir()  # not damaged: nothing is moved
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         checkpointing.locate(tmp_path / "nowhere")
 
 
-def test_two_runs_cannot_share_a_workdir(tmp_path):
+def test_workdir_is_locked(tmp_path):
     def use():
         with checkpointing.lock(tmp_path / "run"):
             pass
@@ -126,7 +126,7 @@ def test_two_runs_cannot_share_a_workdir(tmp_path):
     use()
 
 
-def test_an_average_begins_with_the_parameters_of_a_checkpoint_that_has_none(tmp_path):
+def test_missing_ema_starts_from_the_restored_parameters(tmp_path):
     saved(tmp_path / "checkpoints", [7]).close()
     averaged = abstract(make=lambda: TrainState.create(state(0).params, OPTIMIZER, ema_decay=0.9))
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
@@ -146,7 +146,7 @@ def test_an_average_begins_with_the_parameters_of_a_checkpoint_that_has_none(tmp
         assert without.ema is None
 
 
-def test_another_optimizer_is_no_damage(tmp_path):
+def test_another_optimizer_is_refused_but_not_quarantined(tmp_path):
     root = tmp_path / "run" / "checkpoints"
     saved(root, [1]).close()
     other = abstract(make=lambda: TrainState.create(state(0).params, optax.sgd(0.1, momentum=0.9)))

@@ -1,4 +1,4 @@
-"""Who starts as which process, by what launchers say; two real processes that find each other and end together."""
+"""Start-up from flags and launcher variables; two real processes that connect and end together."""
 
 import re
 import socket
@@ -10,7 +10,6 @@ import time
 import pytest
 
 from tests.conftest import REPOSITORY
-from vivit_jax import distributed
 from vivit_jax.distributed import DistributedError, Start, initialize, plan
 
 SLURM = {
@@ -33,15 +32,15 @@ def no_accelerators(monkeypatch):
     monkeypatch.setattr(initialize.glob, "glob", lambda pattern: [])
 
 
-def test_one_machine_starts_nothing_unless_asked():
+def test_single_machine_starts_nothing_unless_asked():
     assert plan({}) is None
     assert plan({}, "off") is None
     alone = plan({}, "on")
-    assert (alone.num_processes, alone.process_id, alone.surroundings) == (1, 0, "alone")
+    assert (alone.num_processes, alone.process_id, alone.launcher) == (1, 0, "single")
     assert re.fullmatch(r"localhost:\d+", alone.coordinator_address)
 
 
-def test_flags_win_over_variables_and_together_they_are_enough():
+def test_flags_override_variables():
     variables = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "0"}
     assert plan(variables) == Start("a:1", 4, 0)
     assert plan(variables, process_id=3) == Start("a:1", 4, 3)
@@ -60,12 +59,12 @@ def test_flags_win_over_variables_and_together_they_are_enough():
         ({"mode": "maybe"}, "choose one of auto, on, off"),
     ],
 )
-def test_what_is_half_given_is_refused(given, says):
+def test_incomplete_settings_are_refused(given, says):
     with pytest.raises(DistributedError, match=says):
         plan({}, **given)
 
 
-def test_a_variable_that_is_no_number_is_refused():
+def test_variable_that_is_not_a_number_is_refused():
     with pytest.raises(DistributedError, match=r"process_id='first' .from JAX_PROCESS_ID. must be a whole number"):
         plan({"JAX_PROCESS_ID": "first"})
 
@@ -83,28 +82,28 @@ def test_a_variable_that_is_no_number_is_refused():
         ({"SLURM_GPUS_ON_NODE": "", "CUDA_VISIBLE_DEVICES": ""}, None),
     ],
 )
-def test_slurm_is_left_to_jax_but_for_the_gpus(change, gpus):
-    assert plan(SLURM | change) == Start(local_device_ids=gpus, surroundings="slurm")
+def test_slurm_gpus_of_each_process(change, gpus):
+    assert plan(SLURM | change) == Start(local_device_ids=gpus, launcher="slurm")
 
 
-def test_gpus_that_cannot_be_shared_evenly_are_refused():
+def test_gpus_that_do_not_divide_are_refused():
     with pytest.raises(DistributedError, match="3 processes on this machine cannot share 8 GPUs evenly"):
         plan(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3(x2)"})
 
 
-def test_a_slurm_step_of_one_task_and_a_job_without_srun_run_alone():
+def test_slurm_with_one_task_or_without_srun_is_single_process():
     assert plan(SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) is None
     without_srun = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"}
     assert plan(without_srun) is None
 
 
-def test_open_mpi_tells_all_but_newer_ones_the_address():
+def test_open_mpi_5_needs_the_coordinator_address():
     world = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2"}
     old = plan(world | {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911"})
-    assert old == Start(None, 4, 2, surroundings="ompi")
-    with pytest.raises(DistributedError, match=r"do not say where process 0 is.*--coordinator_address"):
+    assert old == Start(None, 4, 2, launcher="ompi")
+    with pytest.raises(DistributedError, match=r"do not publish the address of process 0.*--coordinator_address"):
         plan(world)
-    assert plan(world, coordinator_address="h:1") == Start("h:1", 4, 2, surroundings="ompi")
+    assert plan(world, coordinator_address="h:1") == Start("h:1", 4, 2, launcher="ompi")
     assert plan({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}) is None
 
 
@@ -143,15 +142,15 @@ def two_processes(body, timeout=120):
     return [(child.returncode, *texts, seconds) for child, texts in zip(children, found, strict=True)]
 
 
-def test_two_processes_add_up_and_only_the_first_speaks():
+def test_two_processes_compute_together_and_only_primary_logs():
     ended = two_processes(
         """
         import time
-        with distributed.ending_together():
+        with distributed.synchronized_exit():
             assert distributed.initialise("auto", "localhost:PORT", 2, me)
             from jax.experimental import multihost_utils
             both = multihost_utils.process_allgather(jnp.array([jax.process_index() + 1]))
-            if distributed.first():
+            if distributed.is_primary():
                 time.sleep(2)  # the other must wait for what the first still has to do
             logging.info("an ordinary line")
             logging.warning("a warning")
@@ -167,11 +166,11 @@ def test_two_processes_add_up_and_only_the_first_speaks():
     assert "process 1: a warning" in ended[1][2]
 
 
-def test_a_process_that_fails_takes_the_others_with_it_and_says_why():
+def test_failing_process_ends_the_others_and_prints_why():
     ended = two_processes(
         """
         distributed.HEARTBEAT_SECONDS = 4
-        with distributed.ending_together():
+        with distributed.synchronized_exit():
             distributed.initialise("on", "localhost:PORT", 2, me)
             if me == 1:
                 raise OSError("disk full")
@@ -186,15 +185,15 @@ def test_a_process_that_fails_takes_the_others_with_it_and_says_why():
     assert seconds < 90  # instead of jax's 300
 
 
-def test_a_failing_process_does_not_wait_for_what_waits_for_the_others():
+def test_failing_process_does_not_wait_for_the_others():
     ended = two_processes(
         """
         distributed.HEARTBEAT_SECONDS = 4
         import time
-        with distributed.ending_together():
+        with distributed.synchronized_exit():
             distributed.initialise("on", "localhost:PORT", 2, me)
             try:
-                with distributed.limited_unwinding(0.5):
+                with distributed.exit_deadline(0.5):
                     if me == 1:
                         raise ValueError("a bad batch")
                     time.sleep(600)
@@ -205,31 +204,3 @@ def test_a_failing_process_does_not_wait_for_what_waits_for_the_others():
     assert ended[1][0] == 1
     assert "ValueError: a bad batch" in ended[1][2]
     assert ended[0][0] not in (0, None)
-
-
-def test_the_watchdog_ends_a_process_whose_steps_stopped_and_shows_where():
-    program = textwrap.dedent(
-        """
-        import sys, time
-        from vivit_jax.distributed import watchdog
-        with watchdog(0):
-            pass
-        with watchdog(0.6) as dog:
-            time.sleep(1.2)  # compiling: the watch begins with the first step
-            for _ in range(4):
-                dog.step()
-                time.sleep(0.2)
-            with dog.paused():
-                time.sleep(1.2)
-            print("alive", flush=True)
-            def stalled_collective():
-                time.sleep(60)
-            stalled_collective()
-        """
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert "alive" in done.stdout
-    assert "in stalled_collective" in done.stderr
-    with pytest.raises(ValueError, match="step_timeout_seconds=-1 must be at least 0"):
-        distributed.watchdog(-1)

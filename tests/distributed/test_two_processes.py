@@ -1,4 +1,4 @@
-"""A run by one process, and one that is broken off and taken up by two: the same numbers."""
+"""A run of one process, and one that is interrupted and resumed by two: the same numbers."""
 
 import json
 import socket
@@ -17,7 +17,7 @@ STOP = 4  # of 6 steps; the last checkpoint is that of step 3, in the middle of 
 
 
 def run(data_dir, workdir, processes, mesh, stop_after=0):
-    """What the processes found, which must be the same in each; None for a run that was to break off."""
+    """The results, which must be the same in each process; None for a run that is interrupted."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -41,15 +41,15 @@ def run(data_dir, workdir, processes, mesh, stop_after=0):
 
 
 @pytest.mark.slow
-def test_one_process_and_two_are_the_same_run_on_any_mesh(tmp_path):
+def test_one_and_two_processes_give_the_same_run_on_any_mesh(tmp_path):
     data = tmp_path / "data"
     build.prepare("moving_digits", data, progress=False, train=20, validation=13)
     whole = run(data, tmp_path / "whole", 1, {"data": 8})
     assert whole["videos"] == 13
     assert whole["evaluated"] == pytest.approx(whole["trained"])
 
-    # Begun by one process, taken up by two, and evaluated by one again, each time with another part of the state on
-    # each device: FSDP across the processes, then frames and heads split within each.
+    # Started by one process, resumed by two and evaluated by one again, each time with another sharding of the state:
+    # FSDP across the processes, frames and heads split within each.
     run(data, tmp_path / "w", 1, {"fsdp": 8}, stop_after=STOP)
     two = run(data, tmp_path / "w", 2, {"fsdp": 2, "tensor": 2, "sequence": 2})
     assert two["videos"] == 13

@@ -1,4 +1,4 @@
-"""Training from the weights of others, by `config.init_from`; the command line of convert."""
+"""Training from pretrained weights (`config.init_from`); the command line of convert."""
 
 import json
 import subprocess
@@ -17,6 +17,7 @@ from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.evaluation import evaluate
 from vivit_jax.models import ViViTConfig
 from vivit_jax.train import initialize
+from vivit_jax.train.setup import inherit_model_fields
 
 HEADS = {"verb": 8, "noun": 10}
 FIELDS = {"hidden_size": 24, "num_layers": 2, "mlp_dim": 32, "num_heads": 3, "tubelet_size": (1, 14, 14)}
@@ -32,7 +33,7 @@ def image_vit(tmp_path_factory):
     return folder
 
 
-def test_a_run_starts_from_weights_goes_on_without_them_and_is_evaluated(data_dir, image_vit, tmp_path):
+def test_run_from_pretrained_weights_resumes_without_them(data_dir, image_vit, tmp_path):
     run = experiment(data_dir, num_steps=1, optimizer__warmup_epochs=0.0, init_from__path=str(image_vit))
     found = train.train(run, tmp_path / "w")
     report = (tmp_path / "w" / initialize.INIT_REPORT).read_text()
@@ -52,7 +53,7 @@ def test_a_run_starts_from_weights_goes_on_without_them_and_is_evaluated(data_di
     # Its classes are told from others by their names.
     _, stored = convert.load_model(tmp_path / "w")
     with checkpointing.Checkpoints(tmp_path / "w" / "checkpoints", read_only=True) as checkpoints:
-        names = checkpoints.recorded()["class_names"]
+        names = checkpoints.latest_metadata()["class_names"]
     ours = {"verb": names["verb"][::-1], "noun": [f"other {name}" for name in names["noun"]]}
     made = convert.initialise(tmp_path / "w", wanted, convert.InitFrom(embedding="random"), class_names=ours).params
     assert stored["head_noun"]["kernel"].any()
@@ -60,9 +61,9 @@ def test_a_run_starts_from_weights_goes_on_without_them_and_is_evaluated(data_di
     np.testing.assert_array_equal(made["head_verb"]["kernel"], stored["head_verb"]["kernel"][:, ::-1])
 
 
-def test_the_first_state_is_what_initialise_says(data_dir, image_vit, tmp_path):
+def test_first_state_holds_the_pretrained_weights(data_dir, image_vit, tmp_path):
     run = experiment(data_dir, init_from__path=str(image_vit))
-    run = initialize.inherit_model_fields(run, HEADS, None)
+    run = inherit_model_fields(run, HEADS, None)
     mesh = sharding.make_mesh()
     program = run.train_program(HEADS, mesh, total_steps=6, steps_per_epoch=2)
     model = program.model
@@ -79,16 +80,16 @@ def test_the_first_state_is_what_initialise_says(data_dir, image_vit, tmp_path):
         np.testing.assert_array_equal(fresh[name], leaf)
 
 
-def test_a_contradiction_is_refused(data_dir, image_vit):
+def test_config_that_contradicts_the_weights_is_refused(data_dir, image_vit):
     run = experiment(data_dir, init_from__path=str(image_vit), model__activation="gelu_tanh")
     with pytest.raises(ConfigError, match=r"model\.activation='gelu_tanh', but the weights in .* with 'gelu'"):
-        initialize.inherit_model_fields(run, HEADS, None)
+        inherit_model_fields(run, HEADS, None)
     with pytest.raises(ConfigError, match=r"init_from\.head='old' is not known; choose one of match, reinit, keep"):
         experiment(data_dir, init_from__head="old")
     with pytest.raises(FileNotFoundError, match="no weights at nowhere"):
-        initialize.inherit_model_fields(experiment(data_dir, init_from__path="nowhere"), HEADS, None)
+        inherit_model_fields(experiment(data_dir, init_from__path="nowhere"), HEADS, None)
     recorded = Experiment.from_config({"model": {"activation": "gelu"}}).to_dict()
-    assert initialize.inherit_model_fields(run, HEADS, {"config": recorded}).model["activation"] == "gelu_tanh"
+    assert inherit_model_fields(run, HEADS, {"config": recorded}).model["activation"] == "gelu_tanh"
 
 
 def command(*arguments):
@@ -97,7 +98,7 @@ def command(*arguments):
     )
 
 
-def test_command_line(image_vit, tmp_path):
+def test_convert_command_line(image_vit, tmp_path):
     shown = command(f"--from={image_vit}")
     assert shown.returncode == 0, shown.stderr
     assert "huggingface weights in a container of kind safetensors" in shown.stdout

@@ -1,4 +1,4 @@
-"""When a run is evaluated, by which metric it is judged, and when it ends early."""
+"""When a run is evaluated, by which metric steps are compared, and when it ends early."""
 
 import contextlib
 import math
@@ -10,7 +10,8 @@ import pytest
 from vivit_jax.checkpoint import score
 from vivit_jax.config.experiment import ConfigError, Experiment, default_config
 from vivit_jax.evaluation import evaluate
-from vivit_jax.train.periodic_evaluation import EarlyStop, Evaluations, check_metric
+from vivit_jax.train.periodic_evaluation import EarlyStop, PeriodicEvaluation
+from vivit_jax.train.setup import check_best_metric
 
 
 def experiment(**fields):
@@ -19,14 +20,14 @@ def experiment(**fields):
     return Experiment.from_config(config)
 
 
-def test_a_loss_is_better_where_it_is_lower_and_nan_is_never_best():
+def test_lower_loss_is_better_and_nan_is_never_best():
     assert score({"top1": 0.4}, "top1") > score({"top1": 0.3}, "top1")
     assert score({"ema/verb/loss": 0.3}, "ema/verb/loss") > score({"ema/verb/loss": 0.4}, "ema/verb/loss")
     for metrics in ({"loss": math.nan}, {}, None):
         assert score(metrics, "loss") == -math.inf
 
 
-def test_early_stop_counts_evaluations_without_improvement_across_a_restart():
+def test_early_stop_count_survives_a_restart():
     stop = EarlyStop("loss", patience=2)
     for step, loss, over in ((1, 3.0, False), (2, 2.0, False), (3, 2.0, False)):
         stop.update(step, {"loss": loss})
@@ -42,7 +43,7 @@ def test_early_stop_counts_evaluations_without_improvement_across_a_restart():
     assert not EarlyStop("top1", 2, again.record).over  # another metric: its evaluations were not counted
 
 
-def test_steps_are_compared_on_the_same_videos_and_the_last_is_reported_on_all(tmp_path, monkeypatch):
+def test_last_evaluation_is_on_all_videos_others_on_the_same(tmp_path, monkeypatch):
     """An evaluator that finds more on all videos than on five of them, whatever the weights."""
 
     def make(videos):
@@ -55,27 +56,30 @@ def test_steps_are_compared_on_the_same_videos_and_the_last_is_reported_on_all(t
     monkeypatch.setattr(evaluate, "write_result", write := mock.Mock())
     run = experiment(**{"evaluation.num_videos": 5, "checkpoint.best_metric": "verb/top1"})
     split = types.SimpleNamespace(num_videos=40, class_names={})
-    evaluations = Evaluations(run, make, tmp_path, split, mock.Mock(), progress)
+    setup = types.SimpleNamespace(experiment=run, eval_set=split, eval_interval=1, total_steps=2)
+    evaluation = PeriodicEvaluation(setup, tmp_path, mock.Mock(), progress, make_evaluator=make)
     state = types.SimpleNamespace(params=None, ema=None)
-    assert evaluations(1, state) == {"verb/top1": 0.25}
+    evaluation.run(1, state)
+    assert evaluation.metrics == {"verb/top1": 0.25}
     assert not write.called
-    assert evaluations(2, state, last=True) == {"verb/top1": 0.25}, "what decides over the best"
-    assert evaluations.early_stop.record["step"] == 1
-    assert evaluations.whole == {"verb/top1": 0.5}
+    evaluation.run(2, state)
+    assert evaluation.metrics == {"verb/top1": 0.25}, "what selects the best checkpoint"
+    assert evaluation.early_stop.record["step"] == 1
+    assert evaluation.final_metrics == {"verb/top1": 0.5}
     (_, written, *_), _ = write.call_args
     assert written.scalars == {"verb/top1": 0.5}
 
 
-def test_any_metric_may_be_the_one_that_counts_and_others_are_refused():
+def test_best_metric_must_be_measured():
     heads = {"verb": 8, "noun": 10}
     for name in ("verb/loss", "action/top1", "noun/mean_class_accuracy"):
-        check_metric(experiment(**{"checkpoint.best_metric": name}), heads)
-    check_metric(experiment(**{"checkpoint.best_metric": "ema/loss", "optimizer.ema_decay": 0.9}), {"label": 8})
+        check_best_metric(experiment(**{"checkpoint.best_metric": name}), heads)
+    check_best_metric(experiment(**{"checkpoint.best_metric": "ema/loss", "optimizer.ema_decay": 0.9}), {"label": 8})
     with pytest.raises(ConfigError, match=r"no weights are averaged.*choose one of .*verb/loss"):
-        check_metric(experiment(**{"checkpoint.best_metric": "ema/verb/top1"}), heads)
+        check_best_metric(experiment(**{"checkpoint.best_metric": "ema/verb/top1"}), heads)
 
 
-def test_when_a_run_is_evaluated():
+def test_evaluation_interval_from_epochs_or_steps():
     steps = {"every_epochs": 0.5, "every_steps": 7}
     assert experiment(**{"evaluation.every_epochs": 0.5}).evaluation.interval(101.0) == 50
     assert experiment(**{f"evaluation.{k}": v for k, v in steps.items()}).evaluation.interval(101.0) == 7
@@ -87,7 +91,7 @@ def test_when_a_run_is_evaluated():
         experiment(**{"evaluation.num_videos": 0})
 
 
-def test_a_profile_is_of_steps_that_can_be():
+def test_profile_steps_are_first_and_last():
     assert experiment(**{"profile.steps": "100:105"}).profile.range == (100, 105)
     assert experiment().profile.range is None
     for wrong in ("5:3", "0:2", "7", "a:b"):

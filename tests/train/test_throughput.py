@@ -1,4 +1,4 @@
-"""What a run says of its steps: speed, utilisation, averages without the skipped steps, a profile."""
+"""Throughput and averaged training metrics."""
 
 import jax.numpy as jnp
 import pytest
@@ -16,15 +16,17 @@ class Clock:
         return self.now
 
 
-def test_speed_counts_steps_between_readings_and_leaves_pauses_out():
+def test_throughput_between_readings_excludes_pauses():
     clock = Clock()
     speed = throughput.Throughput(clips=8, devices=4, flops=40.0, peak=5.0, clock=clock)
     assert speed.read(1) == {}
-    speed.start(1)
+    speed.after_step(1)
     for step, wait in ((2, 0.5), (3, 1.5), (4, 9.0)):
-        with speed.waiting(step):
-            clock.now += wait
+        speed.before_batch(step)
+        clock.now += wait
+        speed.before_step(step, None)
         clock.now += 1.0
+        speed.after_step(step)
         if step == 3:
             with speed.paused():
                 clock.now += 50.0
@@ -40,12 +42,12 @@ def test_speed_counts_steps_between_readings_and_leaves_pauses_out():
     )
     assert speed.read(4)["data_wait_seconds"] == 9.0
     unknown = throughput.Throughput(8, 4, 40.0, None, clock)
-    unknown.start(0)
+    unknown.after_step(0)
     clock.now += 1
     assert "model_flop_utilisation" not in unknown.read(1)
 
 
-def test_model_flops_are_nearly_the_compiler_s_count_of_the_step():
+def test_model_flops_are_close_to_the_compilers_count():
     fields = {"hidden_size": 48, "num_layers": 2, "num_heads": 3, "mlp_dim": 192, "num_frames": 4, "image_size": 32}
     config = ViViTConfig(**fields, tubelet_size=(2, 8, 8), attention="spatiotemporal", num_classes=5)
     schedule = learning_rate_schedule(OptimizerConfig(warmup_epochs=0), total_steps=9, steps_per_epoch=1)
@@ -67,12 +69,12 @@ def test_model_flops_are_nearly_the_compiler_s_count_of_the_step():
         ("cpu", None),
     ],
 )
-def test_peaks_are_found_by_the_kind_of_device(kind, peak):
+def test_peak_flops_by_device_kind(kind, peak):
     assert throughput.peak_flops(kind) == peak
 
 
-class Kept:
-    """Stands in for the writer and for the progress."""
+class Recorder:
+    """Stands in for the writer and the progress."""
 
     def __init__(self):
         self.written, self.shown = {}, {}
@@ -84,17 +86,14 @@ class Kept:
         self.shown[step] = dict(values)
 
 
-def test_a_skipped_step_does_not_spoil_the_averages_and_is_counted():
-    kept = Kept()
-    window = train_metrics.TrainingWindow(kept, kept, throughput.Throughput(8, 1, 1.0))
+def test_skipped_steps_are_counted_but_not_averaged():
+    kept = Recorder()
+    window = train_metrics.TrainMetrics(kept, kept, throughput.Throughput(8, 1, 1.0), every_steps=2)
     steps = [(2.0, 0.0, 0.3), (jnp.nan, 1.0, 0.2), (4.0, 0.0, 0.1)]
     for step, (loss, skipped, rate) in enumerate(steps, start=1):
         metrics = {"loss": loss, "loss/verb": loss / 2, "skipped": skipped, "learning_rate": rate}
-        window.add(step, {name: jnp.float32(value) for name, value in metrics.items()})
-        if step == 2:
-            window.close()
-    window.close()
-    window.flush()
+        window.after_step(step, None, {name: jnp.float32(value) for name, value in metrics.items()})
+    window.close(failed=False)
     assert kept.written[2]["train/loss"] == 2.0
     assert kept.written[2]["train/skipped"] == 1.0
     assert kept.written[2]["train/learning_rate"] == pytest.approx(0.2)

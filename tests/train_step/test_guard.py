@@ -1,4 +1,4 @@
-"""The guard: a run with a step that must not count, against the run without it."""
+"""The guard: a run with steps that must be skipped, against the run without them."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,11 @@ import pytest
 
 from vivit_jax import optim, sharding
 from vivit_jax.train_step import TrainState, make_train_step
-from vivit_jax.train_step.guard import GuardConfig, GuardState, judge
+from vivit_jax.train_step.guard import GuardConfig, GuardState, check_step
 
 
 def model(variables, video, train, rngs=None):
-    """Mean colour of the clip -> three classes; a clip that is all 255 makes the logits no number."""
+    """Mean colour of the clip -> three classes; a clip that is all 255 makes the logits NaN."""
     features = video.mean(axis=(1, 2, 3))
     broken = jnp.where(features.min(-1, keepdims=True) >= 1.0, jnp.nan, 0.0)
     return features @ variables["params"]["kernel"] + broken
@@ -31,7 +31,7 @@ def bits(tree):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_a_step_that_is_no_number_changes_nothing_to_the_bit_and_the_next_one_goes_on(devices):
+def test_nan_step_changes_nothing_to_the_bit(devices):
     config = optim.OptimizerConfig(name="adamw", warmup_epochs=0, weight_decay=0.1)
     schedule = optim.learning_rate_schedule(config, total_steps=9, steps_per_epoch=1)
     optimizer = optim.make_optimizer(config, schedule)
@@ -59,28 +59,28 @@ def test_a_step_that_is_no_number_changes_nothing_to_the_bit_and_the_next_one_go
         assert bits(getattr(state, tree)) == bits(getattr(without, tree)), tree
     assert [m["skipped"] for m in seen] == [0, 0, 1, 1, 0]
     assert [m["skipped_in_a_row"] for m in seen] == [0, 0, 1, 2, 0]
-    assert (int(state.step), int(state.guard.skipped), int(state.guard.in_a_row)) == (5, 2, 0)
+    assert (int(state.step), int(state.guard.skipped), int(state.guard.consecutive_skips)) == (5, 2, 0)
     assert np.isnan(seen[2]["loss"])
     assert seen[2]["update_norm"] == 0
     assert seen[4]["learning_rate"] == expected[2]["learning_rate"]  # the schedule waits, as the optimizer's own does
 
 
-def test_a_spike_is_measured_against_the_average_of_the_accepted_steps_once_there_are_enough():
+def test_spikes_are_relative_to_the_average_of_accepted_steps():
     config = GuardConfig(spike_factor=3.0, spike_warmup=4)
     state, average, count = GuardState.create(), 0.0, 0
     norms = [1.0, 50.0, 2.0, 1.0, 30.0, 80.0, 1.5, np.inf, 2.0]
     for norm in norms:
         limit = 3 * average / (1 - 0.99**count) if count >= 4 else np.inf
-        accept, state = jax.jit(judge, static_argnums=0)(config, state, 1.0, jnp.float32(norm))
+        accept, state = jax.jit(check_step, static_argnums=0)(config, state, 1.0, jnp.float32(norm))
         assert bool(accept) == (norm <= limit and np.isfinite(norm)), norm
         if accept:
             average, count = 0.99 * average + 0.01 * norm, count + 1
     assert float(state.norm_average) == pytest.approx(average, rel=1e-6)
     # The average of 1, 50, 2 and 1 lets 30 pass and not 80.
-    assert (int(state.accepted), int(state.skipped), int(state.in_a_row)) == (7, 2, 0)
+    assert (int(state.accepted), int(state.skipped), int(state.consecutive_skips)) == (7, 2, 0)
     off = GuardConfig()
-    assert bool(judge(off, state, 1.0, jnp.float32(1e9))[0])
-    assert not bool(judge(off, state, jnp.nan, jnp.float32(1.0))[0])
+    assert bool(check_step(off, state, 1.0, jnp.float32(1e9))[0])
+    assert not bool(check_step(off, state, jnp.nan, jnp.float32(1.0))[0])
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,6 @@ def test_a_spike_is_measured_against_the_average_of_the_accepted_steps_once_ther
         ({"spike_warmup": 0}, "spike_warmup=0 must be at least 1"),
     ],
 )
-def test_bad_limits_are_named(fields, says):
+def test_guard_config_out_of_range_is_refused(fields, says):
     with pytest.raises(ValueError, match=says):
         GuardConfig(**fields)

@@ -4,11 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vivit_jax.train_step.losses import LossConfig, cross_entropy, example_losses, hits, masked_mean, one_hot_targets
+from vivit_jax.train_step.losses import (
+    LossConfig,
+    cross_entropy,
+    example_losses,
+    masked_mean,
+    one_hot_targets,
+    top1_correct,
+)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_softmax_cross_entropy_is_the_formula_and_padding_does_not_count(smoothing):
+def test_softmax_cross_entropy_is_the_formula_without_padding(smoothing):
     rng = np.random.default_rng(1)
     logits, labels, mask = rng.normal(size=(5, 4)), rng.integers(0, 4, 5), np.array([1, 1, 0, 1, 0.0])
     target = np.eye(4)[labels] * (1 - smoothing) + smoothing / 4
@@ -20,7 +27,7 @@ def test_softmax_cross_entropy_is_the_formula_and_padding_does_not_count(smoothi
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_sigmoid_cross_entropy_sums_one_decision_a_class_for_several_labels_or_one(smoothing):
+def test_sigmoid_cross_entropy_sums_over_classes(smoothing):
     rng = np.random.default_rng(2)
     logits, many = rng.normal(size=(5, 4)) * 3, rng.integers(0, 2, (5, 4))
     single = rng.integers(0, 4, 5)
@@ -32,21 +39,21 @@ def test_sigmoid_cross_entropy_sums_one_decision_a_class_for_several_labels_or_o
         np.testing.assert_allclose(example_losses(jnp.asarray(logits), targets, "sigmoid"), expected, rtol=2e-6)
 
 
-def test_right_is_the_label_or_one_of_the_labels():
+def test_top1_correct_accepts_any_of_the_labels():
     logits = jnp.array([[0, 2, 1.0], [0, 2, 1], [5, 2, 1], [5, 2, 1]])
-    np.testing.assert_array_equal(hits(logits, jnp.array([1, 2, 0, 1])), [True, False, True, False])
+    np.testing.assert_array_equal(top1_correct(logits, jnp.array([1, 2, 0, 1])), [True, False, True, False])
     several = jnp.array([[1, 1, 0.0], [1, 0, 1], [1, 1, 1], [0, 0, 0]])
-    np.testing.assert_array_equal(hits(logits, several), [True, False, True, False])
+    np.testing.assert_array_equal(top1_correct(logits, several), [True, False, True, False])
 
 
-def test_the_means_of_parts_add_up_to_that_of_the_whole_whatever_is_masked_where():
+def test_microbatch_means_add_up_to_the_mean_of_the_batch():
     rng = np.random.default_rng(3)
     values, mask = jnp.asarray(rng.normal(size=8)), jnp.array([1, 0, 0, 0, 1, 1, 1, 1.0])
     parts = sum(masked_mean(values[at::4], mask[at::4], mask.sum()) for at in range(4))
     assert float(parts) == pytest.approx(float(masked_mean(values, mask)), rel=1e-6)
 
 
-def test_weights_are_by_head_and_not_normalised_and_bad_settings_are_named():
+def test_head_weights_and_their_errors():
     assert LossConfig().weights(["verb", "noun"]) == {"verb": 1.0, "noun": 1.0}
     assert LossConfig(head_weights={"noun": 0.25}).weights(["verb", "noun"]) == {"verb": 1.0, "noun": 0.25}
     for make, says in (
@@ -54,7 +61,7 @@ def test_weights_are_by_head_and_not_normalised_and_bad_settings_are_named():
         (lambda: LossConfig(head_weights={"verb": -1.0}), r"head_weights.verb=-1.0 must be at least 0"),
         (lambda: LossConfig(head_weights={"action": 1.0}).weights(["verb"]), "names action; the heads are verb"),
         (lambda: LossConfig(head_weights={"verb": 0.0}).weights(["verb"]), "leaves nothing to train"),
-        (lambda: one_hot_targets(jnp.zeros((2, 3)), jnp.zeros((2, 4))), "as many classes"),
+        (lambda: one_hot_targets(jnp.zeros((2, 3)), jnp.zeros((2, 4))), "number of classes must be the same"),
     ):
         with pytest.raises(ValueError, match=says):
             make()

@@ -37,7 +37,7 @@ def fresh(optimizer):
     return TrainState.create({"kernel": jnp.ones((3, 3)) * jnp.arange(3.0)}, optimizer)
 
 
-def test_pixels_become_minus_one_to_one():
+def test_normalise_maps_pixels_to_minus_one_to_one():
     np.testing.assert_array_equal(normalise(np.array([0, 255], np.uint8)), [-1.0, 1.0])
     assert normalise(np.array([128], np.uint8)).dtype == jnp.float32
 
@@ -45,7 +45,7 @@ def test_pixels_become_minus_one_to_one():
 def test_padding_changes_neither_loss_nor_parameters():
     optimizer = optax.sgd(0.1)
     # Without randomness: padding rows would draw from the same key.
-    step = make_train_step(certain, optimizer, lambda s: 0.1)
+    step = make_train_step(linear_without_dropout, optimizer, lambda s: 0.1)
     batch, padded = batch_of(4), batch_of(6)
     padded["video"][:4], padded["label"]["label"][:4] = batch["video"], batch["label"]["label"]
     padded["mask"][4:] = 0
@@ -54,7 +54,7 @@ def test_padding_changes_neither_loss_nor_parameters():
     np.testing.assert_allclose(m1["loss"], m2["loss"], rtol=1e-6)
 
 
-def test_eight_devices_give_the_numbers_of_one_and_randomness_follows_seed_and_step_alone():
+def test_eight_devices_match_one_and_keys_depend_on_the_seed():
     optimizer = optax.sgd(0.1, momentum=0.9)
     batches = [batch_of(16, seed) for seed in range(3)]
     results = []
@@ -75,7 +75,7 @@ def test_eight_devices_give_the_numbers_of_one_and_randomness_follows_seed_and_s
     assert not np.allclose(other.params["kernel"], same.params["kernel"])
 
 
-def test_several_heads_add_up():
+def test_losses_of_heads_add_up():
     two = lambda v, x, train, rngs=None: {"verb": linear(v, x, False), "noun": 2 * linear(v, x, False)}  # noqa: E731
     batch = batch_of(4)
     batch["label"] = {"verb": batch["label"]["label"], "noun": batch["label"]["label"]}
@@ -86,7 +86,7 @@ def test_several_heads_add_up():
         make_train_step(two, optimizer, lambda s: 0.1)(fresh(optimizer), batch_of(4))
 
 
-def certain(variables, video, train, rngs=None):
+def linear_without_dropout(variables, video, train, rngs=None):
     """`linear` without randomness."""
     return linear(variables, video, False)
 
@@ -108,12 +108,12 @@ def deep_batch(size, seed=0):
     batch, rng = batch_of(size, seed), np.random.default_rng(seed)
     several = rng.integers(0, 2, (size, 5)).astype(np.float32)
     batch["label"] = {"noun": several, "verb": batch["label"]["label"]}
-    batch["mask"][[0, 4]] = 0  # both in the same part of four: parts do not weigh the same
+    batch["mask"][[0, 4]] = 0  # both in the same of four microbatches, so their weights differ
     return batch
 
 
 @pytest.mark.parametrize("augment", [AugmentConfig(), AugmentConfig(mixup=0.5, cutmix=0.5, mix_per_example=True)])
-def test_a_batch_in_parts_is_the_batch_and_its_pixels_stay_where_they_are(augment):
+def test_accumulation_matches_whole_batch_without_moving_pixels(augment):
     optimizer = optim.make_optimizer(optim.OptimizerConfig(name="adamw", frozen="^head_verb"), lambda s: 0.1)
     mesh, results = sharding.make_mesh(devices=jax.devices()[:4]), []
     for parts in (1, 4):
@@ -131,13 +131,13 @@ def test_a_batch_in_parts_is_the_batch_and_its_pixels_stay_where_they_are(augmen
             state = jax.device_put(TrainState.create(deep_params(), optimizer), sharding.replicated(mesh))
             batch = sharding.place_batch(deep_batch(16), mesh, 16)
             compiled = step.lower(state, batch).compile()
-            travels = [
+            transfers = [
                 line
                 for line in compiled.as_text().splitlines()
                 if any(f" {op}(" in line for op in ("all-gather", "all-to-all", "collective-permute"))
                 and ("u8[" in line or "4,4,3]" in line)
             ]
-            assert not travels
+            assert not transfers
             for _ in range(2):
                 state, metrics = compiled(state, batch)
         results.append((state, metrics))
@@ -145,13 +145,13 @@ def test_a_batch_in_parts_is_the_batch_and_its_pixels_stay_where_they_are(augmen
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
 
 
-def test_parts_draw_their_own_dropout_and_a_batch_that_does_not_divide_is_refused():
+def test_microbatches_have_their_own_dropout_and_must_divide():
     optimizer, batch = optax.sgd(0.1), batch_of(4)
     for name in ("video", "mask"):
         batch[name][2:] = batch[name][:2]
     batch["label"]["label"][2:] = batch["label"]["label"][:2]
     step = make_train_step(linear, optimizer, lambda s: 0.1, accumulate_steps=2)
-    # Part 0 has the rows 0 and 2, part 1 the rows 1 and 3: all the same clip here, but not the same masks.
+    # Microbatch 0 has rows 0 and 2, microbatch 1 rows 1 and 3: the same clip everywhere, but other dropout masks.
     batch = {**batch, "video": batch["video"][[0, 0, 0, 0]], "label": {"label": batch["label"]["label"][[0, 0, 0, 0]]}}
     half = {name: jax.tree.map(lambda x: x[:2], values) for name, values in batch.items()}
     whole, _ = step(fresh(optimizer), batch)
@@ -161,7 +161,7 @@ def test_parts_draw_their_own_dropout_and_a_batch_that_does_not_divide_is_refuse
         step(fresh(optimizer), batch_of(5))
 
 
-def test_weighted_heads_with_one_and_several_labels_are_the_formulas():
+def test_weighted_single_and_multi_label_heads():
     batch, params = deep_batch(6), deep_params()
     step = make_train_step(deep, optax.sgd(0.1), lambda s: 0.1, loss=LossConfig("sigmoid", {"noun": 0.25}))
     _, metrics = step(TrainState.create(params, optax.sgd(0.1)), batch)
@@ -177,24 +177,26 @@ def test_weighted_heads_with_one_and_several_labels_are_the_formulas():
     assert float(metrics["loss"]) == pytest.approx(
         0.25 * float(metrics["loss/noun"]) + float(metrics["loss/verb"]), rel=1e-6
     )
-    with pytest.raises(ValueError, match=r"the head 'noun' has several labels a clip; set loss.name='sigmoid'"):
+    with pytest.raises(ValueError, match=r"the head 'noun' has several labels per clip; set loss.name='sigmoid'"):
         make_train_step(deep, optax.sgd(0.1), lambda s: 0.1)(TrainState.create(params, optax.sgd(0.1)), batch)
 
 
 def gradient_of_linear(kernel, batch):
-    """Of softmax cross-entropy of `certain`, written out."""
+    """Of softmax cross-entropy of `linear_without_dropout`, written out."""
     features = (batch["video"] / 127.5 - 1).mean(axis=(1, 2, 3))
     exp = np.exp(features @ kernel)
     return features.T @ (exp / exp.sum(-1, keepdims=True) - np.eye(3)[batch["label"]["label"]]) / len(features)
 
 
-def test_sam_takes_the_gradient_at_the_worst_place_nearby_and_reports_the_loss_of_where_it_is():
+def test_sam_uses_gradients_at_the_perturbed_parameters():
     optimizer, batch, rho = optax.sgd(1.0), batch_of(5), 0.3
     kernel = np.asarray(fresh(optimizer).params["kernel"], np.float64)
     first = gradient_of_linear(kernel, batch)
     second = gradient_of_linear(kernel + rho * first / np.linalg.norm(first), batch)
-    sharp, metrics = make_train_step(certain, optimizer, lambda s: 1.0, sam_rho=rho)(fresh(optimizer), batch)
-    _, plain = make_train_step(certain, optimizer, lambda s: 1.0)(fresh(optimizer), batch)
+    sharp, metrics = make_train_step(linear_without_dropout, optimizer, lambda s: 1.0, sam_rho=rho)(
+        fresh(optimizer), batch
+    )
+    _, plain = make_train_step(linear_without_dropout, optimizer, lambda s: 1.0)(fresh(optimizer), batch)
     np.testing.assert_allclose(sharp.params["kernel"], kernel - second, rtol=1e-5, atol=1e-6)
     assert not np.allclose(first, second, rtol=1e-3)
     assert float(metrics["loss"]) == float(plain["loss"])
@@ -205,10 +207,10 @@ def test_sam_takes_the_gradient_at_the_worst_place_nearby_and_reports_the_loss_o
     np.testing.assert_allclose(*(state.params["kernel"] for state in with_dropout), atol=1e-5)
 
 
-def test_the_moving_average_is_the_formula_and_lives_beside_what_is_trained():
+def test_ema_is_the_formula():
     optimizer = optax.sgd(0.5)
     state = TrainState.create({"kernel": jnp.ones((3, 3)) * jnp.arange(3.0)}, optimizer, ema_decay=0.3)
-    step = jax.jit(make_train_step(certain, optimizer, lambda s: 0.5, ema_decay=0.3), donate_argnums=0)
+    step = jax.jit(make_train_step(linear_without_dropout, optimizer, lambda s: 0.5, ema_decay=0.3), donate_argnums=0)
     average = np.asarray(state.params["kernel"])
     for n in range(6):
         state, _ = step(state, batch_of(4, n))
@@ -219,12 +221,12 @@ def test_the_moving_average_is_the_formula_and_lives_beside_what_is_trained():
         step(fresh(optimizer), batch_of(4))
 
 
-def test_frozen_parts_are_unchanged_to_the_bit_and_not_even_differentiated():
+def test_frozen_parameters_stay_and_are_not_differentiated():
     params = deep_params()
     params["body"]["kernel"] = params["body"]["kernel"].at[0, 0].set(-0.0)
 
     def model(variables, video, train, rngs=None):
-        # The gradient of a square root at 0 is no number: it would be seen if it were taken.
+        # The gradient of a square root at 0 is NaN: it would show if it were computed.
         bad = jnp.sqrt(jnp.abs(variables["params"]["body"]["kernel"][0, 0]))
         return {head: logits + bad for head, logits in deep(variables, video, train).items()}
 
@@ -251,7 +253,7 @@ def test_frozen_parts_are_unchanged_to_the_bit_and_not_even_differentiated():
     assert float(metrics["gradient_norm"]) == pytest.approx(np.hypot(*gradients[1:]), rel=1e-5)
 
 
-def test_views_are_averaged_as_logits():
+def test_eval_step_averages_logits_of_views():
     rng = np.random.default_rng(0)
     video = rng.integers(0, 256, (2, 3, 2, 4, 4, 3), dtype=np.uint8)
     params = {"kernel": jnp.asarray(rng.normal(size=(3, 3)), jnp.float32)}
@@ -261,10 +263,10 @@ def test_views_are_averaged_as_logits():
     assert set(as_heads({"a": 1})) == {"a"}
 
 
-@pytest.mark.parametrize("room", ["models", "train_step", "augment", "augment.rand_augment", "optim", "sharding"])
-def test_rooms_of_jax_alone_import_no_tensorflow(room):
+@pytest.mark.parametrize("package", ["models", "train_step", "augment", "augment.rand_augment", "optim", "sharding"])
+def test_light_packages_import_no_tensorflow(package):
     code = (
-        f"import sys, vivit_jax.{room}; "
+        f"import sys, vivit_jax.{package}; "
         "print([m for m in ('tensorflow', 'clu', 'tensorflow_datasets', 'ml_collections', 'av') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,12 +1,20 @@
 """Checkpoints of a run: Orbax steps with checksums; verified on restore, damaged ones quarantined."""
 
-from vivit_jax.checkpoint.integrity import CheckpointError, OtherModelError, check_against, checksums
+from vivit_jax.checkpoint.integrity import (
+    CheckpointError,
+    OtherModelError,
+    check_params,
+    checksums,
+    order_sensitive_checksums,
+)
 from vivit_jax.checkpoint.manager import (
     FOLDER,
     META,
     OPTIONAL,
+    QUARANTINE_DIR,
     STATE,
     Checkpoints,
+    latest_metadata,
     locate,
     lock,
     score,
@@ -16,13 +24,16 @@ __all__ = [
     "FOLDER",
     "META",
     "OPTIONAL",
+    "QUARANTINE_DIR",
     "STATE",
     "CheckpointError",
     "Checkpoints",
     "OtherModelError",
-    "check_against",
+    "check_params",
     "checksums",
+    "latest_metadata",
     "locate",
     "lock",
+    "order_sensitive_checksums",
     "score",
 ]

@@ -1,8 +1,9 @@
-"""Whether a checkpoint is sound, and whether it is of this model: checksums of every leaf, names and shapes."""
+"""Verification of checkpoints: checksums of all arrays; names and shapes against those of the model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,70 +13,97 @@ from vivit_jax.utils.trees import path_name
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be found, read, verified, or that belongs to another model."""
+    """A checkpoint cannot be found, read or verified, or belongs to another model."""
 
 
 class OtherModelError(CheckpointError):
-    """A sound checkpoint whose parameters are not this model's: nothing to set aside, the user must choose."""
+    """A valid checkpoint whose parameters are not this model's; it is not quarantined, the user must decide."""
+
+
+def _words(leaf: jax.Array) -> jax.Array:
+    """Returns the bits of a leaf as uint32, in its shape; 8-byte numbers become two words in a last dimension."""
+    if leaf.dtype == jnp.bool_:
+        leaf = leaf.astype(jnp.uint8)
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[leaf.dtype.itemsize]
+    return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
 
 
 @jax.jit
 def _leaf_sum(leaf: jax.Array) -> jax.Array:
-    """Sum modulo 2^32 of a leaf's bits: the same for any layout on devices, changed by any single flipped bit."""
-    if leaf.dtype == jnp.bool_:
-        leaf = leaf.astype(jnp.uint8)
-    words = jax.lax.bitcast_convert_type(
-        leaf, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[leaf.dtype.itemsize]
-    )
-    return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
+    return jnp.sum(_words(leaf), dtype=jnp.uint32)
+
+
+@jax.jit
+def _leaf_digest(leaf: jax.Array) -> jax.Array:
+    """Returns the sum modulo 2^32 of a leaf's words, each times an odd number that depends on its position."""
+    words = _words(leaf)
+    position = jnp.zeros(words.shape, jnp.uint32)
+    for axis in range(words.ndim):
+        stride = math.prod(words.shape[axis + 1 :]) % 2**32
+        position += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride)
+    # Multiplicative hashing (Knuth, The Art of Computer Programming, 6.4); odd, so that no bit of a word is lost.
+    return jnp.sum(words * ((2 * position + 1) * jnp.uint32(2654435761)), dtype=jnp.uint32)
 
 
 def checksums(tree: Any) -> dict[str, int]:
-    """{leaf path: sum modulo 2^32 of its bits}, independent of sharding and device count."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    sums = [(path_name(path), _leaf_sum(leaf)) for path, leaf in leaves]
-    return {name: int(value) for name, value in sums}
+    """Returns {path of a leaf: sum modulo 2^32 of its words}.
+
+    Independent of sharding and device count; any single flipped bit changes it.
+    """
+    return _for_each_leaf(_leaf_sum, tree)
 
 
-def check_against(params: Any, stored: Mapping[str, Any], where: str) -> None:
-    """Raises OtherModelError unless two trees have the same leaves and shapes; lists what differs.
+def order_sensitive_checksums(tree: Any) -> dict[str, int]:
+    """Returns {path of a leaf: 32-bit digest}, as `checksums`, but changed too when numbers swap their positions.
+
+    It tells apart two ways to read the same weights (e.g. a transposed kernel).
+    """
+    return _for_each_leaf(_leaf_digest, tree)
+
+
+def _for_each_leaf(digest: Callable[[jax.Array], jax.Array], tree: Any) -> dict[str, int]:
+    digests = [(path_name(path), digest(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    return {name: int(value) for name, value in digests}  # fetched only when all are dispatched
+
+
+def check_params(params: Any, stored: Mapping[str, Any], where: str) -> None:
+    """Raises OtherModelError, listing the differences, unless two trees have the same leaves and shapes.
 
     Args:
       params: the model's parameters (arrays or ShapeDtypeStructs), nested dicts.
-      stored: the checkpoint's, likewise.
-      where: named in the error.
+      stored: the checkpoint's.
+      where: path for the error.
     """
-    wrong = _differences(params, stored, "model")
-    if wrong:
+    if differences := _differences(params, stored, "model"):
         raise OtherModelError(
-            f"{where} holds another model:\n  {_shown(wrong)}\nUse the config it was trained with, or another workdir."
+            f"{where} holds another model:\n  {_shorten(differences)}\nUse the config it was trained with, or another "
+            "workdir."
         )
 
 
 def check_optimizer(opt_state: Any, stored: Any, where: str) -> None:
-    """Raises OtherModelError unless two optimizers keep the same state; arguments as those of `check_against`."""
-    wrong = _differences(opt_state, stored, "optimizer")
-    if wrong:
+    """Raises OtherModelError unless two optimizers keep the same state; arguments as those of `check_params`."""
+    if differences := _differences(opt_state, stored, "optimizer"):
         raise OtherModelError(
-            f"{where} holds the state of another optimizer:\n  {_shown(wrong)}\nTraining goes on with the optimizer it "
-            "began with; to change it, start another run from these weights (config.init_from.path)."
+            f"{where} holds the state of another optimizer:\n  {_shorten(differences)}\nTraining resumes with the "
+            "optimizer it began with; to change it, start another run from these weights (config.init_from.path)."
         )
 
 
-def _differences(ours: Any, theirs: Any, what: str) -> list[str]:
-    """A line for each leaf that two trees do not have in common."""
-    ours, theirs = (
+def _differences(expected: Any, stored: Any, what: str) -> list[str]:
+    """Returns a line for each leaf that two trees do not have in common."""
+    expected, stored = (
         {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(tree) if hasattr(x, "shape")}
-        for tree in (ours, theirs)
+        for tree in (expected, stored)
     )
-    wrong = [
-        f"{n}: {what} {ours[n]}, checkpoint {theirs[n]}"
-        for n in sorted(ours.keys() & theirs.keys())
-        if ours[n] != theirs[n]
+    lines = [
+        f"{name}: {what} {expected[name]}, checkpoint {stored[name]}"
+        for name in sorted(expected.keys() & stored.keys())
+        if expected[name] != stored[name]
     ]
-    wrong += [f"{n}: missing in the checkpoint" for n in sorted(ours.keys() - theirs.keys())]
-    return wrong + [f"{n}: not in this {what}" for n in sorted(theirs.keys() - ours.keys())]
+    lines += [f"{name}: missing in the checkpoint" for name in sorted(expected.keys() - stored.keys())]
+    return lines + [f"{name}: not in this {what}" for name in sorted(stored.keys() - expected.keys())]
 
 
-def _shown(lines: list[str]) -> str:
+def _shorten(lines: list[str]) -> str:
     return "\n  ".join(lines[:12]) + (f"\n  and {len(lines) - 12} more" if len(lines) > 12 else "")

@@ -1,14 +1,15 @@
-"""Orbax checkpoints: save, restore, restore the parameters alone; verified, with a way back.
+"""Orbax checkpoints of a run: save, restore, restore parameters alone; verified, with fallback to an older step.
 
-One step on disk holds two items. `state`: parameters, their average where it is on, optimizer state, step, what the
-guard counts. `meta`, JSON: the resolved config, the
-position in the data, class names, the metrics, and a checksum of every leaf, because Orbax restores flipped bits in
-silence. A step whose checksum is wrong is set aside, loudly, and the one before it is used.
+One step on disk holds two items. `state`: parameters, their EMA, optimizer state, step, guard. `meta`, JSON: the
+resolved config, heads and class names, identity of the data, metrics, and a checksum of every array, because Orbax
+restores flipped bits silently. A step with a wrong checksum is quarantined with an error in the log, and the step
+before it is used.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,36 +19,24 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from vivit_jax.checkpoint.integrity import CheckpointError, OtherModelError, check_against, check_optimizer, checksums
+from vivit_jax.checkpoint.integrity import CheckpointError, OtherModelError, check_optimizer, check_params, checksums
 from vivit_jax.utils import storage
 
-__all__ = [
-    "CheckpointError",
-    "Checkpoints",
-    "OtherModelError",
-    "check_against",
-    "checksums",
-    "locate",
-    "lock",
-    "score",
-]
-
 FOLDER = "checkpoints"  # inside a run's workdir
-SET_ASIDE = "damaged"
+QUARANTINE_DIR = "damaged"  # beside the folder of steps
 STATE, META = "state", "meta"
-TREES = ("params", "ema")  # parameters that a step may hold
-OPTIONAL = ("ema", "guard")  # of the state; checkpoints may lack them
+TREES = ("params", "ema")  # sets of parameters that a step may hold
+OPTIONAL = ("ema", "guard")  # parts of the state that checkpoints may lack
+# Guard fields of checkpoints of version 0.1.0 -> today's name.
+RENAMED_GUARD_FIELDS = {"in_a_row": "consecutive_skips"}
 
 
 def score(metrics: Mapping[str, Any] | None, name: str) -> float:
-    """How good an evaluation is by one of its metrics, higher is better: a loss has its sign changed.
+    """Returns the value of a metric such that higher is better (losses are negated); -inf where absent or NaN.
 
     Args:
-      metrics: of the evaluation; None for none.
-      name: in them, as `top1`, `verb/loss` or `ema/top1`.
-
-    Returns:
-      -inf where there is no such metric, or it is not a number.
+      metrics: of an evaluation, or None.
+      name: of the metric, e.g. `top1`, `verb/loss` or `ema/top1`.
     """
     value = float((metrics or {}).get(name, math.nan))
     if math.isnan(value):
@@ -56,13 +45,12 @@ def score(metrics: Mapping[str, Any] | None, name: str) -> float:
 
 
 def _absolute(path: epath.PathLike) -> epath.Path:
-    """Orbax finds nothing by a relative path, and says nothing. A URI is absolute; `resolve` would put it into this
-    process's folder."""
+    """Orbax silently finds nothing under a relative path. URIs stay as they are; `resolve` would prepend the folder."""
     return epath.Path(storage.absolute(path))
 
 
 def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
-    """A run's workdir, its `checkpoints` folder or one step in it -> (the folder of steps, the step or None).
+    """Finds checkpoints: a workdir, its `checkpoints` folder or one step -> (folder of steps, step or None).
 
     Raises:
       CheckpointError: there is no checkpoint.
@@ -79,15 +67,24 @@ def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
     )
 
 
+def latest_metadata(workdir: epath.PathLike) -> dict[str, Any] | None:
+    """Returns the metadata of a run's newest readable checkpoint, or None; writes nothing."""
+    root = _absolute(workdir) / FOLDER
+    if not root.is_dir():
+        return None
+    with Checkpoints(root, read_only=True) as checkpoints:
+        return checkpoints.latest_metadata()
+
+
 class Checkpoints:
-    """The checkpoints of one run: the newest and the best are kept.
+    """The checkpoints of one run; keeps the newest and the best.
 
     Args:
-      root: folder of the steps, made where it is absent.
-      keep_latest: how many of the newest steps stay, at least 1.
-      keep_best: how many of the best stay; a step without the metric, or with NaN, is never best.
+      root: folder of the steps; created unless `read_only`.
+      keep_latest: number of newest steps to keep, at least 1.
+      keep_best: number of best steps to keep; a step without the metric, or with NaN, is never best.
       best_metric: name of the metric, see `score`.
-      read_only: nothing is written or cleaned up.
+      read_only: write and clean up nothing.
     """
 
     def __init__(
@@ -101,7 +98,7 @@ class Checkpoints:
     ):
         self.root, self.best_metric = _absolute(root), best_metric
         policies = ocp.checkpoint_managers
-        # `best_fn` with `max_to_keep` would delete the newest step: say what to keep instead.
+        # `best_fn` with `max_to_keep` would delete the newest step; a preservation policy does not.
         self._options = ocp.CheckpointManagerOptions(
             create=not read_only,
             read_only=read_only,
@@ -141,77 +138,79 @@ class Checkpoints:
         return score(metrics, self.best_metric)
 
     def steps(self) -> list[int]:
-        """Steps on disk, rising."""
+        """Returns the steps on disk, ascending."""
         return sorted(self._manager.all_steps())
 
     def latest(self) -> int | None:
-        """The newest step, or None."""
+        """Returns the newest step, or None."""
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The step with the best `best_metric`; the newest one where no step has the metric; None without steps."""
+        """Returns the step with the best `best_metric`; the newest if no step has the metric; None without steps."""
         step = self._manager.best_step()
         if step is not None and self._score(self._manager.metrics(step)) > -math.inf:
             return step
         return self.latest()
 
-    def save(self, step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
-        """Writes one step in the background; the state may be donated to the next step at once.
+    def save(
+        self, step: int, state: Any, metadata: Mapping[str, Any], metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Writes one step in the background; the state may be donated at once.
 
         Args:
-          step: its number. One that is on disk already stays as it is.
+          step: its number. A step that is already on disk stays as it is.
           state: tree of arrays.
-          meta: JSON-safe; the checksums are added here.
+          metadata: JSON-safe; step, metrics and checksums are added here.
           metrics: of this step's evaluation, for `best`.
 
         Raises:
-          OSError, ValueError: what the write of this step, or of the one before it, ended in (e.g. a full disk).
+          OSError, ValueError: writing this step, or the one before it, failed (e.g. a full disk).
         """
         if step in self.steps():
             return
-        meta = dict(meta) | {"step": int(step), "checksums": checksums(state), "metrics": dict(metrics or {})}
+        added = {"step": int(step), "checksums": checksums(state), "metrics": dict(metrics or {})}
+        metadata = {**metadata, **added}
         values = {name: float(value) for name, value in metrics.items()} if metrics else None
         try:
             self._manager.save(
                 step,
-                args=ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state), META: ocp.args.JsonSave(meta)}),
+                args=ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state), META: ocp.args.JsonSave(metadata)}),
                 metrics=values,
             )
         except BaseException:
-            self._open()  # a manager whose save failed is of no more use
+            self._open()  # a manager whose save failed cannot be used again
             raise
 
     def reached_preemption(self, step: int) -> bool:
-        """Whether all processes are to save `step` and leave, since one was told to; only under `jax.distributed`."""
+        """Returns whether all processes should save `step` and stop (SIGTERM to any); only under `jax.distributed`."""
         return jax.distributed.is_initialized() and self._manager.reached_preemption(step)
 
-    def recorded(self) -> dict[str, Any] | None:
-        """The JSON item of the newest step that has a readable one, or None."""
+    def latest_metadata(self) -> dict[str, Any] | None:
+        """Returns the metadata of the newest step that has a readable one, or None."""
         for step in reversed(self.steps()):
             with contextlib.suppress(CheckpointError):
-                return self.meta(step)
+                return self.metadata(step)
         return None
 
-    def meta(self, step: int) -> dict[str, Any]:
-        """The JSON item of a step."""
+    def metadata(self, step: int) -> dict[str, Any]:
+        """Returns the JSON item of a step."""
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**{META: ocp.args.JsonRestore()}))[META]
         except Exception as error:
             raise CheckpointError(f"{self.root / str(step)} has no readable {META}: {error}") from error
 
     def restore(self, abstract: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
-        """The state and meta of a step, each leaf with the dtype and sharding of `abstract`, checksums verified.
+        """Restores the newest valid checkpoint, or a given step: each array verified, with dtype and sharding given.
 
         Args:
-          abstract: tree of `jax.ShapeDtypeStruct` with shardings, of the whole state.
-          step: None: the newest that is sound. Damaged ones are moved to `damaged/` beside the steps, with an error
-            in the log.
+          abstract: the whole state as `jax.ShapeDtypeStruct`s with shardings.
+          step: None: the newest valid one; damaged steps are quarantined in `damaged/` beside the folder of steps.
 
         Returns:
-          (state, meta), or None where there is no step at all.
+          (state, metadata), or None where there is no step at all. Parts that the checkpoint lacks are None.
 
         Raises:
-          CheckpointError: the step asked for is damaged; none is sound; or it is of another model.
+          CheckpointError: the given step is damaged, no step is valid, or it is of another model.
         """
         if step is not None:
             return self._restore(abstract, step)
@@ -223,64 +222,71 @@ class Checkpoints:
                 raise
             except CheckpointError as error:
                 failed.append(f"{candidate}: {error}")
-                self._set_aside(candidate, error)
+                self._quarantine(candidate, error)
         if failed:
-            raise CheckpointError(f"no sound checkpoint in {self.root}:\n  " + "\n  ".join(failed))
+            raise CheckpointError(f"no valid checkpoint in {self.root}:\n  " + "\n  ".join(failed))
         return None
 
     def _stored(self, step: int) -> Any:
-        """Shapes of what a step holds; empty where its own description cannot be read."""
+        """Returns the shapes of what a step holds."""
         try:
             return self._manager.item_metadata(step)[STATE].tree
         except Exception as error:
             raise CheckpointError(f"{self.root / str(step)} has no readable description: {error}") from error
 
     def _restore(self, abstract: Any, step: int) -> tuple[Any, dict[str, Any]]:
-        meta = self.meta(step)
-        where = self.root / str(step)
-        stored = self._stored(step)
+        metadata, where, stored = self.metadata(step), self.root / str(step), self._stored(step)
         if "opt_state" not in stored:
             raise OtherModelError(
                 f"{where} holds parameters alone: it can be evaluated, or start another run with "
-                f"--config.init_from.path={self.root.parent}, but training cannot go on from it"
+                f"--config.init_from.path={self.root.parent}, but training cannot resume from it"
             )
-        check_against(abstract.params, stored["params"], str(where))
+        check_params(abstract.params, stored["params"], str(where))
         check_optimizer(abstract.opt_state, stored["opt_state"], str(where))
-        # What a checkpoint may lack (an average that was off, a guard that is newer) comes back as None.
+        # Parts that the checkpoint lacks (the EMA was off, it is older than the guard) come back as None.
         absent = [name for name in OPTIONAL if getattr(abstract, name, None) is not None and not stored.get(name)]
-        state = self._read(step, abstract.replace(**dict.fromkeys(absent)) if absent else abstract)
-        self._verify(state, meta, where)
-        return state, meta
+        wanted = abstract.replace(**dict.fromkeys(absent))
+        # Fields that were renamed since are read and verified under the old name.
+        renamed = {old: new for old, new in RENAMED_GUARD_FIELDS.items() if old in (stored.get("guard") or {})}
+        if renamed and wanted.guard is not None:
+            guard = {field.name: getattr(wanted.guard, field.name) for field in dataclasses.fields(wanted.guard)}
+            wanted = wanted.replace(guard=guard | {old: guard.pop(new) for old, new in renamed.items()})
+        state = self._read(step, wanted)
+        self._verify(state, metadata, where)
+        if isinstance(state.guard, dict):
+            guard = {renamed.get(name, name): leaf for name, leaf in state.guard.items()}
+            state = state.replace(guard=abstract.guard.replace(**guard))
+        return state, metadata
 
     def restore_params(self, abstract: Any, step: int, tree: str = "params") -> Any:
-        """The parameters of a step without the optimizer's state, with `abstract`'s dtypes and shardings; verified.
+        """Restores the parameters of a step without the optimizer's state, with `abstract`'s dtypes and shardings.
 
         Args:
           abstract: parameters as `jax.ShapeDtypeStruct`s with shardings.
           step: on disk.
-          tree: 'params', or 'ema' for their average over the steps.
+          tree: 'params' or 'ema'.
 
         Raises:
-          CheckpointError: unreadable, damaged, of another model, or without an average.
+          CheckpointError: unreadable, damaged, of another model, or without an EMA.
         """
         if tree not in TREES:
             raise ValueError(f"tree={tree!r} must be one of {', '.join(TREES)}")
-        meta, where, stored = self.meta(step), self.root / str(step), self._stored(step)
+        metadata, where, stored = self.metadata(step), self.root / str(step), self._stored(step)
         if not stored.get(tree):
             raise CheckpointError(
                 f"{where} holds no averaged weights: the run was trained without config.optimizer.ema_decay"
             )
-        check_against(abstract, stored[tree], str(where))
+        check_params(abstract, stored[tree], str(where))
         restored = self._read(step, {tree: abstract})
-        self._verify(restored, meta, where)
+        self._verify(restored, metadata, where)
         return restored[tree]
 
     def _read(self, step: int, wanted: Any) -> Any:
-        """The part of a step's state that `wanted` names, with its dtypes and shardings."""
+        """Reads the part of a step's state that `wanted` names, with its dtypes and shardings."""
         args = ocp.args.PyTreeRestore(
             wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
         )
-        # A manager keeps the handler of its first restore: each reading gets one of its own.
+        # A manager keeps the handler of its first restore, so each read gets a new manager.
         with ocp.CheckpointManager(
             self.root,
             options=ocp.CheckpointManagerOptions(read_only=True, create=False),
@@ -292,40 +298,41 @@ class Checkpoints:
                 raise CheckpointError(f"{self.root / str(step)} cannot be read: {error}") from error
 
     @staticmethod
-    def _verify(tree: Any, meta: Mapping[str, Any], where: epath.Path) -> None:
-        wrong = [name for name, value in checksums(tree).items() if meta["checksums"].get(name) != value]
-        if wrong:
+    def _verify(tree: Any, metadata: Mapping[str, Any], where: epath.Path) -> None:
+        mismatches = [name for name, value in checksums(tree).items() if metadata["checksums"].get(name) != value]
+        if mismatches:
             raise CheckpointError(
-                f"{where}: the checksums of {len(wrong)} arrays are not those that were saved "
-                f"({', '.join(wrong[:4])}{', ...' if len(wrong) > 4 else ''}); the files were altered after writing"
+                f"{where}: the checksums of {len(mismatches)} arrays are not those that were saved "
+                f"({', '.join(mismatches[:4])}{', ...' if len(mismatches) > 4 else ''}); the files were altered after "
+                "writing"
             )
 
-    def _set_aside(self, step: int, error: Exception) -> None:
-        aside = self.root.parent / SET_ASIDE / f"{self.root.name}-{step}"
-        logging.error("Checkpoint %d is damaged and set aside in %s; trying the one before. %s", step, aside, error)
+    def _quarantine(self, step: int, error: Exception) -> None:
+        target = self.root.parent / QUARANTINE_DIR / f"{self.root.name}-{step}"
+        logging.error("Checkpoint %d is damaged and moved to %s; trying the one before. %s", step, target, error)
         if self._options.read_only:
             return
         if jax.process_index() == 0:
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            if aside.exists():
-                aside.rmtree()
-            (self.root / str(step)).rename(aside)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                target.rmtree()
+            (self.root / str(step)).rename(target)
         self._manager.reload()
 
     def wait(self) -> None:
-        """Returns when everything saved so far is on disk; raises what went wrong in the background."""
+        """Waits until everything saved so far is on disk; raises errors of the background writes."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the last save and lets go of the folder."""
+        """Waits for the last save and closes the folder."""
         self._manager.close()
 
 
 @contextlib.contextmanager
 def lock(workdir: epath.PathLike) -> Iterator[None]:
-    """Keeps two runs out of one workdir (Orbax has no lock of its own). A lock ends with its process, however it ends.
+    """Locks a workdir against a second run (Orbax has no lock). The lock ends with the process, however it ends.
 
-    Cloud paths (gs://) have no file locks and are left alone.
+    Cloud paths (gs://) have no file locks and are not locked.
 
     Raises:
       CheckpointError: another process holds the folder.

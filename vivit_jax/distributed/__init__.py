@@ -4,11 +4,10 @@ from vivit_jax.distributed.initialize import HEARTBEAT_SECONDS, DistributedError
 from vivit_jax.distributed.shutdown import (
     PREEMPTED_EXIT_CODE,
     Preempted,
-    ending_together,
-    first,
-    limited_unwinding,
+    exit_deadline,
+    is_primary,
+    synchronized_exit,
 )
-from vivit_jax.distributed.watchdog import watchdog
 
 __all__ = [
     "HEARTBEAT_SECONDS",
@@ -16,10 +15,9 @@ __all__ = [
     "DistributedError",
     "Preempted",
     "Start",
-    "ending_together",
-    "first",
+    "exit_deadline",
     "initialise",
-    "limited_unwinding",
+    "is_primary",
     "plan",
-    "watchdog",
+    "synchronized_exit",
 ]

@@ -1,7 +1,7 @@
-"""Several processes as one program: how they find each other, and how they end together.
+"""Start of a run of several processes: `jax.distributed.initialize` with clear errors and the right GPUs.
 
-On a TPU slice, under Slurm and under Open MPI the surroundings say who is who; elsewhere the flags of `vivit_jax.main`
-do, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. One machine needs none of it.
+On TPU slices, under Slurm and under Open MPI jax detects the other processes; elsewhere the flags of `vivit_jax.main`
+name them, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. A single machine needs nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from absl import logging
 
 MODES = ("auto", "on", "off")
 
-# jax waits 100 and 300 s by default: with these, the survivors of a failed process end within a minute. They are not
-# shorter because a live migration or a disk that swaps may hold a healthy machine up for several seconds.
+# jax waits 100 and 300 s by default; with these, the survivors of a failed process end within a minute. Not shorter:
+# a live migration or a swapping disk may stall a healthy machine for several seconds.
 HEARTBEAT_SECONDS = 30
 SHUTDOWN_SECONDS = 60
 
@@ -35,25 +35,25 @@ _SLURM_STEP = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PRO
 
 
 class DistributedError(ValueError):
-    """Processes that cannot find each other: something is half given, contradicts itself, or nobody answers."""
+    """The processes cannot find each other: incomplete or contradictory settings, or no answer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What `jax.distributed.initialize` is given; None for what jax finds out by itself.
+    """Arguments of `jax.distributed.initialize`; None for what jax detects.
 
     Attributes:
       coordinator_address: 'host:port' of process 0.
-      num_processes, process_id: how many, and which one this is.
-      local_device_ids: the GPUs of this process among those that it can see.
-      surroundings: 'given', 'slurm', 'ompi', 'tpu' or 'alone'.
+      num_processes, process_id: the number of processes, and of this one.
+      local_device_ids: the GPUs of this process, as indices into the visible ones.
+      launcher: 'given' (by flags or variables), 'slurm', 'ompi', 'tpu' or 'single' (process).
     """
 
     coordinator_address: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
     local_device_ids: tuple[int, ...] | None = None
-    surroundings: str = "given"
+    launcher: str = "given"
 
 
 def initialise(
@@ -62,12 +62,12 @@ def initialise(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> bool:
-    """Joins the processes of a run. Call it before anything touches a device.
+    """Connects the processes of a run. Call it before anything uses a device.
 
     Args:
-      mode: 'auto': where several processes are given or found; 'on': also for a single process, so that SIGTERM saves
-        the step before the run ends; 'off': never.
-      coordinator_address: 'host:port' of process 0; all three of these, or none where the surroundings say.
+      mode: 'auto': if several processes are given or detected; 'on': also for a single process, so that jax's own
+        handler saves the step on SIGTERM; 'off': never.
+      coordinator_address: 'host:port' of process 0; give all three, or none where the launcher is detected.
       num_processes: at least 1.
       process_id: in [0, num_processes).
 
@@ -75,7 +75,7 @@ def initialise(
       Whether `jax.distributed` is initialised.
 
     Raises:
-      DistributedError: something is half given or wrong, or the processes did not find each other in 300 s.
+      DistributedError: incomplete or wrong settings, or the processes did not find each other within 300 s.
     """
     start = plan(os.environ, mode, coordinator_address, num_processes, process_id)
     if start is None:
@@ -83,15 +83,15 @@ def initialise(
     try:
         _connect(start)
     except ValueError as error:
-        if start != Start(surroundings="tpu"):
-            raise DistributedError(f"jax.distributed could not be started ({start.surroundings}): {error}") from error
-        # libtpu is installed, but this is no TPU: jax found no cluster around it.
+        if start != Start(launcher="tpu"):
+            raise DistributedError(f"jax.distributed could not be started ({start.launcher}): {error}") from error
+        # libtpu is installed, but this is no TPU: jax detected no cluster.
         if mode == "auto":
             return False
-        start = _alone()
+        start = _single_process()
         _connect(start)
-    _quieten(jax.process_index())
-    logging.info("Process %d of %d (%s).", jax.process_index(), jax.process_count(), start.surroundings)
+    _silence_non_primary(jax.process_index())
+    logging.info("Process %d of %d (%s).", jax.process_index(), jax.process_count(), start.launcher)
     return True
 
 
@@ -120,7 +120,7 @@ def plan(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> Start | None:
-    """How `initialise` starts `jax.distributed`, from its arguments and the environment's variables; None: not at all.
+    """Returns how `initialise` starts `jax.distributed`, from its arguments and the environment; None: not at all.
 
     Raises:
       DistributedError: as `initialise`.
@@ -137,47 +137,47 @@ def plan(
     for name in ("num_processes", "process_id"):
         if name in given:
             given[name] = _whole_number(name, given[name])
-    around = _surroundings(environment)
-    if around == "ompi":
+    launcher = _detect_launcher(environment)
+    if launcher == "ompi":
         given.setdefault("num_processes", int(environment["OMPI_COMM_WORLD_SIZE"]))
         given.setdefault("process_id", int(environment["OMPI_COMM_WORLD_RANK"]))
         if "OMPI_MCA_orte_hnp_uri" not in environment and given["num_processes"] > 1:
-            _check(given, "Open MPI 5 and newer do not say where process 0 is")
+            _check(given, "Open MPI 5 and newer do not publish the address of process 0")
     if not given:
-        if around == "slurm" and int(environment["SLURM_NTASKS"]) == 1 and mode == "auto":
+        if launcher == "slurm" and int(environment["SLURM_NTASKS"]) == 1 and mode == "auto":
             return None
-        if around is not None:
-            return Start(local_device_ids=_local_devices(environment, around), surroundings=around)
+        if launcher is not None:
+            return Start(local_device_ids=_local_devices(environment, launcher), launcher=launcher)
         if int(environment.get("SLURM_NTASKS", 1)) > 1:
             logging.warning(
                 "Slurm gave this job %s tasks, but this process was not started by srun and runs alone; "
                 "start it as launch/slurm.sbatch does.",
                 environment["SLURM_NTASKS"],
             )
-        return _alone() if mode == "on" else None
-    if around == "ompi" and given["num_processes"] == 1 and mode == "auto" and not flags:
+        return _single_process() if mode == "on" else None
+    if launcher == "ompi" and given["num_processes"] == 1 and mode == "auto" and not flags:
         return None
-    if around is None:
-        _check(given, "no Slurm, Open MPI or TPU slice was found that would tell the rest")
+    if launcher is None:
+        _check(given, "no Slurm, Open MPI or TPU slice was detected that would supply the rest")
     _check(given, None)
-    return Start(**given, local_device_ids=_local_devices(environment, around), surroundings=around or "given")
+    return Start(**given, local_device_ids=_local_devices(environment, launcher), launcher=launcher or "given")
 
 
 def _check(given: Mapping[str, object], needs_all: str | None) -> None:
-    """Raises DistributedError for values out of range, and where `needs_all` says why none may be missing."""
+    """Raises DistributedError for values out of range and, with `needs_all` as the reason, for missing ones."""
     missing = [name for name in _VARIABLES if name not in given]
     if needs_all is not None and missing:
         raise DistributedError(
             f"{' and '.join(sorted(given))} given without {' and '.join(missing)}, and {needs_all}: give "
             + ", ".join(f"--{name} (or {_VARIABLES[name]})" for name in missing)
         )
-    address, count, which = (given.get(name) for name in _VARIABLES)
+    address, count, process = (given.get(name) for name in _VARIABLES)
     if address is not None and not re.fullmatch(r".+:\d{1,5}", str(address)):
         raise DistributedError(f"coordinator_address={address!r} must be host:port, such as 10.0.0.2:8476")
     if count is not None and count < 1:
         raise DistributedError(f"num_processes={count} must be at least 1")
-    if which is not None and (which < 0 or (count is not None and which >= count)):
-        raise DistributedError(f"process_id={which} must lie in [0, num_processes={count})")
+    if process is not None and (process < 0 or (count is not None and process >= count)):
+        raise DistributedError(f"process_id={process} must lie in [0, num_processes={count})")
 
 
 def _whole_number(name: str, value: object) -> int:
@@ -187,8 +187,8 @@ def _whole_number(name: str, value: object) -> int:
         raise DistributedError(f"{name}={value!r} (from {_VARIABLES[name]}) must be a whole number") from None
 
 
-def _surroundings(environment: Mapping[str, str]) -> str | None:
-    """Which launcher started this process, if one that jax can ask about the others did."""
+def _detect_launcher(environment: Mapping[str, str]) -> str | None:
+    """Returns the launcher that started this process, among those that jax can query, or None."""
     if all(name in environment for name in _SLURM_STEP):
         return "slurm"
     if "OMPI_COMM_WORLD_SIZE" in environment:
@@ -198,18 +198,18 @@ def _surroundings(environment: Mapping[str, str]) -> str | None:
     return None
 
 
-def _local_devices(environment: Mapping[str, str], around: str | None) -> tuple[int, ...] | None:
-    """The GPUs of this process, as indices into those that it can see; None: jax's own choice.
+def _local_devices(environment: Mapping[str, str], launcher: str | None) -> tuple[int, ...] | None:
+    """Returns the GPUs of this process, as indices into the visible ones; None: jax's choice.
 
-    Under Slurm and Open MPI jax takes one GPU a process, numbered by the process's place on its machine. That leaves
-    seven of eight idle with one process a machine, and names one that cannot be seen where the launcher bound each
-    process to its own.
+    Under Slurm and Open MPI jax gives each process one GPU, numbered by its rank on the machine. With one process per
+    machine that leaves seven of eight idle; where the launcher bound each process to its own GPU, that index is not
+    visible.
     """
-    if around == "slurm":
+    if launcher == "slurm":
         rank = int(environment["SLURM_LOCALID"])
         tasks = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE") or "1"
         size = _tasks_of_node(tasks, int(environment.get("SLURM_NODEID", 0)))
-    elif around == "ompi":
+    elif launcher == "ompi":
         rank = int(environment.get("OMPI_COMM_WORLD_LOCAL_RANK", 0))
         size = int(environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1))
     else:
@@ -223,7 +223,7 @@ def _local_devices(environment: Mapping[str, str], around: str | None) -> tuple[
     if seen == 0:
         return None
     if size == 1 or seen < total or seen < size:
-        return tuple(range(seen))  # its own: all that it sees
+        return tuple(range(seen))  # bound by the launcher, or alone on the machine: all visible ones
     if seen % size:
         raise DistributedError(
             f"{size} processes on this machine cannot share {seen} GPUs evenly: start a number of processes that "
@@ -234,7 +234,7 @@ def _local_devices(environment: Mapping[str, str], around: str | None) -> tuple[
 
 
 def _tasks_of_node(tasks_per_node: str, node: int) -> int:
-    """Slurm's '4(x2),1' for node 1 -> 4."""
+    """Returns the tasks on a node from Slurm's list: '4(x2),1', node 1 -> 4."""
     counts: list[int] = []
     for part in tasks_per_node.split(","):
         count, _, times = part.partition("(x")
@@ -242,15 +242,15 @@ def _tasks_of_node(tasks_per_node: str, node: int) -> int:
     return counts[min(node, len(counts) - 1)]
 
 
-def _alone() -> Start:
+def _single_process() -> Start:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    return Start(f"localhost:{port}", 1, 0, surroundings="alone")
+    return Start(f"localhost:{port}", 1, 0, launcher="single")
 
 
-def _quieten(process: int) -> None:
-    """Of processes other than 0 the log shows warnings only, with the process's number; `--verbosity=1` shows all."""
+def _silence_non_primary(process: int) -> None:
+    """Limits the log of processes other than 0 to warnings, with the process number; `--verbosity=1` shows all."""
     if process == 0:
         return
     logging.get_absl_handler().setFormatter(

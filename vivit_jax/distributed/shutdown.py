@@ -12,69 +12,69 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
-# A run that was asked to stop, and saved: the same command goes on. EX_TEMPFAIL of sysexits.h.
+# The run was asked to stop and has saved; the same command resumes it. EX_TEMPFAIL of sysexits.h.
 PREEMPTED_EXIT_CODE = 75
 
 
 class Preempted(SystemExit):
-    """A run that was told to stop (SIGTERM) and has saved its step; the process ends with `PREEMPTED_EXIT_CODE`."""
+    """The run was asked to stop (SIGTERM) and has saved its step; the process exits with `PREEMPTED_EXIT_CODE`."""
 
     def __init__(self, step: int):
         super().__init__(PREEMPTED_EXIT_CODE)
         self.step = step
 
     def __str__(self) -> str:
-        return f"stopped on request; step {self.step} is saved, and the same command goes on from there"
+        return f"stopped on request; step {self.step} is saved, and the same command resumes from there"
 
 
 @contextlib.contextmanager
-def ending_together() -> Iterator[None]:
-    """Around the whole work of a process: the processes of a run end together.
+def synchronized_exit() -> Iterator[None]:
+    """Surrounds the whole work of a process, so that the processes of a run end together.
 
-    Where the work is done, each waits until all are (the first may still write a report). Where it fails in one of
-    several processes, that one says why and is gone at once by `os._exit`: an ordinary exit would wait for the others,
-    which wait for it. They notice within `HEARTBEAT_SECONDS`. A process that is alone ends as any program.
+    On success each process waits for all others (process 0 may still write a report). On failure in one of several
+    processes, that one prints the error and ends at once by `os._exit`: an ordinary exit would wait for the others,
+    which wait for it. They notice within `HEARTBEAT_SECONDS`. A single process ends as any program.
     """
     try:
         yield
-        if _several():
-            multihost_utils.sync_global_devices("vivit_jax.distributed.ending_together")
+        if _multi_process():
+            multihost_utils.sync_global_devices("vivit_jax.distributed.synchronized_exit")
     except BaseException as error:
-        if not _several():
+        if not _multi_process():
             raise
-        code = _say(error)
+        code = _print_error(error)
         if code in (0, PREEMPTED_EXIT_CODE):
-            raise  # all of them stop, at the same step
+            raise  # all processes stop at the same step
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
 @contextlib.contextmanager
-def limited_unwinding(seconds: float = 60.0) -> Iterator[None]:
-    """Around the part of the work in which a failing process must not wait for the others for ever.
+def exit_deadline(seconds: float = 60.0) -> Iterator[None]:
+    """Limits how long the clean-up after an exception may take, in a run of several processes.
 
-    When an exception leaves it, and there are several processes, what is cleaned up further out (a checkpoint that is
-    being written, say) has so many seconds; after them the exception is printed and the process is gone.
+    When an exception leaves the context, the clean-up further out (which may wait for the other processes, e.g. to
+    finish a checkpoint) has so many seconds; then the exception is printed and the process ends.
     """
     try:
         yield
     except BaseException as error:
-        if _several() and not isinstance(error, Preempted):
-            timer = threading.Timer(seconds, _leave, args=(error,))
+        if _multi_process() and not isinstance(error, Preempted):
+            timer = threading.Timer(seconds, _exit_process, args=(error,))
             timer.daemon = True
             timer.start()
         raise
 
 
-def _leave(error: BaseException) -> None:
-    code = _say(error)
+def _exit_process(error: BaseException) -> None:
+    code = _print_error(error)
     sys.stderr.flush()
     os._exit(code)
 
 
-def _say(error: BaseException) -> int:
-    """Prints what ended the process, as Python would, and gives its exit code."""
+def _print_error(error: BaseException) -> int:
+    """Prints an uncaught exception as Python would; returns the exit code."""
     if isinstance(error, SystemExit):
         if error.code is None or isinstance(error.code, int):
             return error.code or 0
@@ -84,10 +84,10 @@ def _say(error: BaseException) -> int:
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
-def first() -> bool:
-    """Whether this is the process that speaks and writes for all: number 0, or the only one."""
-    return not _several() or jax.process_index() == 0
+def is_primary() -> bool:
+    """Returns whether this process prints and writes for all: number 0, or the only one."""
+    return not _multi_process() or jax.process_index() == 0
 
 
-def _several() -> bool:
+def _multi_process() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1

@@ -39,11 +39,11 @@ def restore_for_inference(
     root, step = checkpointing.locate(checkpoint)
     with checkpointing.Checkpoints(root, read_only=True) as checkpoints:
         newest = step if step is not None else checkpoints.latest()
-        experiment = Experiment.from_config(checkpoints.meta(newest)["config"])
+        experiment = Experiment.from_config(checkpoints.metadata(newest)["config"])
         checkpoints.best_metric = experiment.checkpoint.best_metric
         if step is None:
             step = checkpoints.best() if which == "best" else newest
-        meta = checkpoints.meta(step)
+        meta = checkpoints.metadata(step)
         model = ViViT(experiment.model_config(meta["heads"]))
         abstract = abstract_params(model.config)
         abstract = sharding.abstract_like(abstract, sharding.state_sharding(mesh, {"params": abstract})["params"])
@@ -81,7 +81,7 @@ def evaluate(
         split = open_eval_set(data, meta["class_names"] if data.mixture else None)
         wanted = experiment.model_config(split.heads)
         sharding.check_model(mesh, wanted)
-        checkpointing.check_against(abstract_params(wanted), params, str(path))
+        checkpointing.check_params(abstract_params(wanted), params, str(path))
         # The parameters fit; what does not show in them (frames, dropout, scan) is the config's to say, but for the
         # activation and the like, which a config leaves open: those are the checkpoint's.
         model = ViViT(wanted)

@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
 
     values = flags.FLAGS
     logs.configure_logging()
-    with distributed.ending_together():
+    with distributed.synchronized_exit():
         try:
             distributed.initialise()
             settings = settings_of(values)

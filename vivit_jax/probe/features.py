@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import math
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from vivit_jax import sharding
+from vivit_jax.checkpoint import order_sensitive_checksums
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data import pipeline
 from vivit_jax.data.records.split import RecordSplit
@@ -27,7 +27,6 @@ from vivit_jax.models import ViViT, ViViTConfig
 from vivit_jax.probe.config import ProbeConfig
 from vivit_jax.train_step import normalise
 from vivit_jax.utils import storage
-from vivit_jax.utils.trees import path_name
 
 FOLDER = "features"
 _FORMAT = 1  # of the files, and of how features are made: another one makes old files void
@@ -118,7 +117,7 @@ class Extractor:
         del fields["num_classes"]
         self._key = {
             "format": _FORMAT,
-            "weights": digests(params),
+            "weights": order_sensitive_checksums(params),
             "model": fields,
             "clips": dataclasses.asdict(spec),
             "views": self._views,
@@ -191,30 +190,6 @@ class Extractor:
                                             batches.num_batches)  # fmt: skip
         keep(waiting)
         return Features(values, readable)
-
-
-@jax.jit
-def _digest(leaf: jax.Array) -> jax.Array:
-    """Sum modulo 2^32 of a leaf's bits, each word times an odd number of its own place.
-
-    The same for any layout on devices. Unlike the plain sum by which checkpoints are verified, it changes where numbers
-    change places, as between two ways to read the same weights.
-    """
-    kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[leaf.dtype.itemsize]
-    words = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
-    place = jnp.zeros(leaf.shape, jnp.uint32)
-    for axis in range(leaf.ndim):
-        stride = math.prod(leaf.shape[axis + 1 :]) % 2**32
-        place += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * jnp.uint32(stride)
-    # A multiplicative hash (Knuth, The Art of Computer Programming, 6.4); odd, so that no bit of a word is lost.
-    return jnp.sum(words * ((2 * place + 1) * jnp.uint32(2654435761)), dtype=jnp.uint32)
-
-
-def digests(params: Any) -> dict[str, int]:
-    """{leaf path: 32-bit digest of its shape's numbers and their order}, independent of sharding."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    sums = [(path_name(path), _digest(leaf)) for path, leaf in leaves]
-    return {name: int(value) for name, value in sums}
 
 
 def fingerprint(split: RecordSplit) -> str:

@@ -15,6 +15,7 @@ from vivit_jax.config.experiment import Experiment
 from vivit_jax.evaluation import evaluate
 from vivit_jax.models import ViViT, abstract_params
 from vivit_jax.train import initialize
+from vivit_jax.train.setup import inherit_model_fields
 
 
 def restore(
@@ -43,7 +44,7 @@ def restore(
         return model, params, str(path)
     # Without heads: features come before them.
     options = dataclasses.replace(experiment.init_from, path=str(checkpoint), head="reinit")
-    experiment = initialize.inherit_model_fields(dataclasses.replace(experiment, init_from=options), {}, None)
+    experiment = inherit_model_fields(dataclasses.replace(experiment, init_from=options), {}, None)
     config = experiment.model_config({})
     sharding.check_model(mesh, config)
     made = convert.initialise(options.path, config, options, seed=experiment.seed)

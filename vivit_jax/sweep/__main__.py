@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logs.configure_logging()
     options = flags.FLAGS
-    with distributed.ending_together():
+    with distributed.synchronized_exit():
         results: list[Result] = []
         try:
             distributed.initialise()

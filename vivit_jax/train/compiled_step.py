@@ -1,4 +1,4 @@
-"""The training step compiled ahead: kept for the next start, its memory told, advice where it does not fit."""
+"""Ahead-of-time compilation of the train step: compilation cache, memory report, advice when out of memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from absl import logging
 from etils import epath
-from jax.experimental.compilation_cache import compilation_cache
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from vivit_jax.config.experiment import Experiment
 
@@ -19,49 +19,48 @@ CACHE_FOLDER = "compilation_cache"  # inside a run's workdir
 
 
 class OutOfDeviceMemory(MemoryError):
-    """A program that needs more memory than a device has; the message says what takes less."""
+    """A program needs more memory than a device has; the message says what reduces it."""
 
 
 @contextlib.contextmanager
-def cached(choice: str, workdir: epath.PathLike) -> Iterator[None]:
-    """Keeps what is compiled inside on disk, and takes from there what an earlier start compiled.
+def compilation_cache(choice: str, workdir: epath.PathLike) -> Iterator[None]:
+    """Uses jax's persistent compilation cache inside the context.
 
-    jax's persistent cache; a program that takes less than a second to compile is not kept, but for
-    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS.
+    Programs that compile in less than a second are not cached; JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS changes that.
 
     Args:
       choice: 'workdir': the workdir's `compilation_cache/`, unless JAX_COMPILATION_CACHE_DIR names a folder; 'off'; or
         a folder.
       workdir: of the run.
     """
-    before = jax.config.jax_compilation_cache_dir
+    previous = jax.config.jax_compilation_cache_dir
     if choice == "off":
         folder = None
     elif choice == "workdir":
         folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(epath.Path(workdir) / CACHE_FOLDER)
     else:
         folder = choice
-    if folder == before:
+    if folder == previous:
         yield
         return
     _use(folder)
     try:
         yield
     finally:
-        _use(before)
+        _use(previous)
 
 
 def _use(folder: str | None) -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
-    compilation_cache.reset_cache()  # which is opened once, with the folder of that moment
+    jax_cache.reset_cache()  # jax opens it only once, with the folder of that moment
 
 
-class AheadOfTime:
-    """A jitted training step that is compiled with its first call, once, and says what memory it takes.
+class CompiledStep:
+    """Compiles a train step with its first call, and logs the memory it takes.
 
     Args:
-      step: of `jax.jit`, `(state, batch) -> (state, metrics)`.
-      experiment: for the advice.
+      step: jitted `(state, batch) -> (state, metrics)`.
+      experiment: the whole config, for the advice.
     """
 
     def __init__(self, step: Any, experiment: Experiment):
@@ -69,52 +68,52 @@ class AheadOfTime:
         self._compiled: Any = None
 
     def __call__(self, state: Any, batch: Any) -> Any:
-        """One step; the first call returns when it is done on the devices.
+        """Dispatches one step; the first call waits for the devices.
 
         Raises:
-          OutOfDeviceMemory: with the first call: the step does not fit, as the compiler or the devices say.
+          OutOfDeviceMemory: on the first call, where the compiler or the devices report that the step does not fit.
         """
         if self._compiled is not None:
             return self._compiled(state, batch)
         began = time.perf_counter()
-        with advised("the training step", training_advice(self._experiment)):
+        with oom_advice("the train step", training_advice(self._experiment)):
             self._compiled = self._step.lower(state, batch).compile()
             logging.info(
-                "The training step, compiled in %.1f s, takes on each device %s.",
+                "The train step, compiled in %.1f s, takes on each device %s.",
                 time.perf_counter() - began,
-                memory_in_words(self._compiled.memory_analysis(), jax.default_backend(), _limit()),
+                format_memory(self._compiled.memory_analysis(), jax.default_backend(), _limit()),
             )
             return jax.block_until_ready(self._compiled(state, batch))
 
 
 def peak_bytes(memory: Any, platform: str) -> int:
-    """Bytes of a device that are in use at a program's worst moment, the program's own code included.
+    """Returns the peak memory of a program on each device in bytes, its code included.
 
-    On TPU it is the compiler's `peak_memory_in_bytes`. Other backends leave the temporaries out of that figure, so
-    theirs is an upper bound: arguments, results and temporaries added up, as if all were in use at once.
+    On TPU it is the compiler's `peak_memory_in_bytes`. Other backends leave the temporaries out of it, so theirs is an
+    upper bound: the sum of arguments, results and temporaries.
 
     Args:
-      memory: of `memory_analysis()`.
+      memory: from `memory_analysis()`.
       platform: of the device: 'tpu', 'gpu' or 'cpu'.
     """
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     peak, code = memory.peak_memory_in_bytes, memory.generated_code_size_in_bytes
-    if platform == "tpu" and peak >= arguments:  # less than what is there before it runs: not told
+    if platform == "tpu" and peak >= arguments:  # less than the arguments: not reported
         return peak + code
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes  # donated buffers are not counted twice
     return max(arguments + temporary + results, peak) + code
 
 
-def memory_in_words(memory: Any, platform: str, limit: int | None = None) -> str:
-    """What the compiler says of a program's memory, in words.
+def format_memory(memory: Any, platform: str, limit: int | None = None) -> str:
+    """Formats the compiler's memory analysis of a program for the log.
 
     Args:
-      memory: of `memory_analysis()`; None where a backend does not tell.
+      memory: from `memory_analysis()`; None where a backend does not report it.
       platform: of the devices: 'tpu', 'gpu' or 'cpu'.
-      limit: bytes that there are.
+      limit: bytes available on a device.
     """
     if memory is None:
-        return "an amount of memory that this backend does not tell"
+        return "an amount of memory that this backend does not report"
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     of = f" of {_size(limit)}" if limit else ""
     return (
@@ -124,15 +123,12 @@ def memory_in_words(memory: Any, platform: str, limit: int | None = None) -> str
 
 
 @contextlib.contextmanager
-def advised(what: str, advice: Sequence[str]) -> Iterator[None]:
-    """Turns XLA's error of too little memory into advice.
+def oom_advice(what: str, advice: Sequence[str]) -> Iterator[None]:
+    """Turns XLA's out-of-memory error into an `OutOfDeviceMemory` with advice.
 
     Args:
-      what: is compiled or runs inside, for the message.
-      advice: what takes less memory, a line each.
-
-    Raises:
-      OutOfDeviceMemory: what runs inside does not fit.
+      what: compiles or runs inside, for the message.
+      advice: what takes less memory, one line each.
     """
     try:
         yield
@@ -150,7 +146,12 @@ def advised(what: str, advice: Sequence[str]) -> Iterator[None]:
 
 
 def training_advice(experiment: Experiment, devices: int | None = None) -> list[str]:
-    """What makes a training step smaller and is not done yet, the cheapest first; for so many devices, or all here."""
+    """Returns what would reduce the memory of the train step and is not set yet, cheapest first.
+
+    Args:
+      experiment: the whole config.
+      devices: number of devices; default, all.
+    """
     devices = devices or jax.device_count()
     model, mesh, size = experiment.model, experiment.mesh, experiment.batch_size
     accumulate = getattr(experiment.optimizer, "accumulate_steps", 1)
@@ -158,14 +159,14 @@ def training_advice(experiment: Experiment, devices: int | None = None) -> list[
     if model.get("dtype") in (None, "float32"):
         lines.append("config.model.dtype=bfloat16: half of the activations' bytes")
     if model.get("remat") != "full":
-        lines.append("config.model.remat=full: a layer's inputs are kept and the rest is computed again (a third more)")
+        lines.append("config.model.remat=full: keep the inputs of each layer, recompute the rest (a third more work)")
     if not model.get("scan_layers"):
-        lines.append("config.model.scan_layers=True: with remat, so that memory is taken for one layer at a time")
-    ways = max(1, devices // max(1, mesh["tensor"] * mesh["sequence"]))
-    if size // accumulate > ways:
+        lines.append("config.model.scan_layers=True: with remat, activations of one layer at a time")
+    batch_shards = max(1, devices // max(1, mesh["tensor"] * mesh["sequence"]))
+    if size // accumulate > batch_shards:
         lines.append(
-            f"config.optimizer.accumulate_steps={2 * accumulate}: the same batch of {size} in more parts, or "
-            f"config.batch_size={max(ways, size // 2 // ways * ways)}"
+            f"config.optimizer.accumulate_steps={2 * accumulate}: the same batch of {size} in smaller microbatches, or "
+            f"config.batch_size={max(batch_shards, size // 2 // batch_shards * batch_shards)}"
         )
     if devices > 1 and mesh["fsdp"] == 1:
         lines.append("config.mesh.data=1 --config.mesh.fsdp=-1: parameters and optimizer state split over the devices")
@@ -175,12 +176,12 @@ def training_advice(experiment: Experiment, devices: int | None = None) -> list[
 
 
 def evaluation_advice(experiment: Experiment) -> list[str]:
-    """What makes an evaluation smaller."""
+    """Returns what would reduce the memory of an evaluation."""
     return [f"config.evaluation.batch_size below {experiment.evaluation.batch_size}, or config.model.dtype=bfloat16"]
 
 
 def _limit() -> int | None:
-    """Bytes that a program may take on a device; None where the backend does not tell."""
+    """Returns the memory available on a device in bytes; None where the backend does not report it."""
     stats = jax.local_devices()[0].memory_stats()
     return (stats or {}).get("bytes_limit")
 

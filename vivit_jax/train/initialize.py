@@ -1,4 +1,4 @@
-"""What comes before the first step: the data, the first or the restored state, what is told of both."""
+"""The state before the first step: restored, from pretrained weights or random; the start-up log."""
 
 from __future__ import annotations
 
@@ -13,81 +13,36 @@ from etils import epath
 
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import convert
-from vivit_jax.config.experiment import ConfigError, Experiment
+from vivit_jax.config.experiment import Experiment
 from vivit_jax.config.fields import differences
 from vivit_jax.config.renamed import upgrade
+from vivit_jax.train.setup import TrainSetup
 from vivit_jax.train_step import TrainProgram, TrainState
 
 CONFIG_FILE = "config.json"
 INIT_REPORT = "init_report.txt"
 
 
-def open_checkpoints(experiment: Experiment, workdir: epath.PathLike, **options: Any) -> checkpointing.Checkpoints:
-    """The checkpoints of a run's workdir, kept as its config says."""
-    return checkpointing.Checkpoints(
-        epath.Path(workdir) / checkpointing.FOLDER,
-        keep_latest=experiment.checkpoint.keep_latest,
-        keep_best=experiment.checkpoint.keep_best,
-        best_metric=experiment.checkpoint.best_metric,
-        **options,
-    )
-
-
-def inherit_model_fields(
-    experiment: Experiment, heads: Mapping[str, int], checkpoint_metadata: Mapping[str, Any] | None
-) -> Experiment:
-    """Returns the experiment with the model fields that its pretrained weights, or its own checkpoints, determine.
-
-    Args:
-      experiment: its model may leave activation, epsilon, biases and the pre-logits layer open.
-      heads: {head: classes}.
-      checkpoint_metadata: of the run's newest checkpoint; a resumed run no longer needs its pretrained weights.
-
-    Raises:
-      ConfigError: the config asks for another value than that of the weights.
-      FileNotFoundError, ValueError: the weights cannot be read, or belong to a model that cannot be converted.
-    """
-    if checkpoint_metadata is not None:
-        return experiment.following(checkpoint_metadata["config"]["model"])
-    if experiment.init_from.path is None:
-        return experiment
-    inherited = convert.model_for(experiment.init_from.path, experiment.model_config(heads), experiment.init_from)
-    for name in convert.INHERITED_FIELDS:
-        configured = experiment.model.get(name)
-        if configured is not None and configured != getattr(inherited, name):
-            raise ConfigError(
-                f"config.model.{name}={configured!r}, but the weights in {experiment.init_from.path} were trained with "
-                f"{getattr(inherited, name)!r}; leave it unset to use theirs"
-            )
-    return experiment.following(inherited.to_dict())
-
-
 def init_or_restore(
-    experiment: Experiment,
-    program: TrainProgram,
-    checkpoints: checkpointing.Checkpoints,
-    workdir: epath.Path,
-    class_names: Mapping[str, Sequence[str]],
+    setup: TrainSetup, checkpoints: checkpointing.Checkpoints, workdir: epath.Path
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """Returns the state that training starts from, and the metadata of the checkpoint it came from (or None).
 
     Args:
-      experiment: the whole config.
-      program: of the run.
+      setup: of the run.
       checkpoints: of the run.
       workdir: gets `init_report.txt` where the run starts from pretrained weights.
-      class_names: {head: names by class id} of the training data.
     """
     # 1. Resume from the newest valid checkpoint of this run.
-    restored = checkpoints.restore(program.state)
+    restored = checkpoints.restore(setup.program.state)
     if restored is not None:
         state, metadata = restored
-        return fill_missing_state(program, state), metadata
-    # 2. Else start from pretrained weights, if the config names any.
-    if experiment.init_from.path is not None:
-        return init_from_weights(experiment, program, workdir, class_names), None
+        return fill_missing_state(setup.program, state), metadata
+    # 2. Else start from the pretrained weights of the config.
+    if setup.experiment.init_from.path is not None:
+        return init_from_weights(setup.experiment, setup.program, workdir, setup.train_set.class_names), None
     # 3. Else start from random parameters.
-    return program.init_state(experiment.seed), None
+    return setup.program.init_state(setup.experiment.seed), None
 
 
 def init_from_weights(
@@ -143,28 +98,30 @@ def fill_missing_state(program: TrainProgram, state: TrainState) -> TrainState:
     return state.replace(**jax.jit(create, out_shardings=shardings)(state.params))
 
 
-def log_start(
-    workdir: epath.Path,
-    record: Mapping[str, Any],
-    params: Any,
-    first_step: int,
-    total_steps: int,
-    restored: Mapping[str, Any] | None,
-) -> None:
-    """Logs what is about to be trained, writes `config.json`, and says in what a resumed run differs from itself."""
-    logging.info("Parameters:\n%s", parameter_overview.get_parameter_overview(params, include_stats=False))
-    logging.info("Steps %d to %d on %d devices.", first_step, total_steps, jax.device_count())
+def log_start(setup: TrainSetup, state: TrainState, restored: Mapping[str, Any] | None, workdir: epath.Path) -> None:
+    """Logs what will be trained, writes `config.json`, and warns of what changed since the restored checkpoint.
+
+    Args:
+      setup: of the run.
+      state: that training starts from.
+      restored: metadata of its checkpoint, or None.
+      workdir: of the run.
+    """
+    metadata = setup.checkpoint_metadata
+    overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    logging.info("Parameters:\n%s", overview)
+    logging.info("Steps %d to %d on %d devices.", int(state.step), setup.total_steps, jax.device_count())
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / CONFIG_FILE).write_text(json.dumps(record["config"], indent=2))
+        (workdir / CONFIG_FILE).write_text(json.dumps(metadata["config"], indent=2))
     if restored is None:
         return
-    if changed := differences(upgrade(restored["config"], record["config"]), record["config"]):
-        logging.warning("The config is not the one that the checkpoint was trained with: %s", "; ".join(changed))
-    if restored["data"] != record["data"]:
+    if changed := differences(upgrade(restored["config"], metadata["config"]), metadata["config"]):
+        logging.warning("The config differs from that of the checkpoint: %s", "; ".join(changed))
+    if restored["data"] != metadata["data"]:
         logging.warning(
-            "The data or their order changed since the checkpoint (%s -> %s): the run goes on, but is not the "
+            "The data or their order changed since the checkpoint (%s -> %s): the run continues, but is not the "
             "uninterrupted one.",
             restored["data"],
-            record["data"],
+            metadata["data"],
         )

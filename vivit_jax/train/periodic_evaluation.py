@@ -1,4 +1,4 @@
-"""Evaluations in the course of a run: raw and averaged weights, on a part of the videos or all; when to stop early."""
+"""Evaluation during training: parameters and EMA, on part of the videos or all; early stopping."""
 
 from __future__ import annotations
 
@@ -12,43 +12,20 @@ from clu import metric_writers
 from etils import epath
 
 from vivit_jax import checkpoint as checkpointing
-from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.evaluation import evaluate
 from vivit_jax.evaluation.evaluator import Evaluator
-from vivit_jax.evaluation.metrics import accuracy_names, scalar_name
 from vivit_jax.train import compiled_step
+from vivit_jax.train.setup import EMA, TrainSetup
 from vivit_jax.utils import logs, plots
-
-EMA = "ema/"  # in front of the metrics of the averaged weights
-
-
-def check_metric(experiment: Experiment, heads: Mapping[str, int], multi_label: frozenset[str] = frozenset()) -> None:
-    """Raises ConfigError unless the evaluation measures `checkpoint.best_metric`.
-
-    Args:
-      experiment: the run.
-      heads: {head: classes} of what is evaluated.
-      multi_label: heads with several labels at once.
-    """
-    known = accuracy_names(heads, multi_label) + [scalar_name(head, "loss", heads) for head in heads]
-    if experiment.optimizer.ema_decay:
-        known += [EMA + name for name in known]
-    name = experiment.checkpoint.best_metric
-    if name not in known:
-        averaged = " (config.optimizer.ema_decay is off, so no weights are averaged)" if name.startswith(EMA) else ""
-        raise ConfigError(
-            f"checkpoint.best_metric={name!r} is not measured on {experiment.data.name}{averaged}; "
-            f"choose one of {', '.join(known)}"
-        )
 
 
 class EarlyStop:
-    """Counts the evaluations since the best one; its record goes into each checkpoint, so that it outlives a restart.
+    """Counts the evaluations since the best one; saved in each checkpoint, so that the count survives a restart.
 
     Args:
       metric: `checkpoint.best_metric`.
-      patience: evaluations in a row without improvement after which a run is over; 0: never.
-      record: `record` of the checkpoint that the run goes on from; of another metric it counts for nothing.
+      patience: evaluations in a row without improvement after which the run ends; 0: never.
+      record: `record` from the restored checkpoint; ignored if it is of another metric.
     """
 
     def __init__(self, metric: str, patience: int, record: Mapping[str, Any] | None = None):
@@ -57,7 +34,7 @@ class EarlyStop:
         self._best, self._step, self._since = (record.get(name) for name in ("best", "step", "since"))
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One more evaluation. A metric that is not a number is no improvement."""
+        """Counts one more evaluation. NaN is no improvement."""
         value = checkpointing.score(metrics, self._metric)
         best = checkpointing.score({self._metric: self._best} if self._best is not None else None, self._metric)
         if value > best:
@@ -67,12 +44,12 @@ class EarlyStop:
 
     @property
     def over(self) -> bool:
-        """Whether the run is to end."""
+        """Whether the run should end."""
         return 0 < self._patience <= (self._since or 0)
 
     @property
     def record(self) -> dict[str, Any]:
-        """JSON-safe."""
+        """What a checkpoint stores, JSON-safe."""
         return {"metric": self._metric, "best": self._best, "step": self._step, "since": self._since}
 
     def __str__(self) -> str:
@@ -80,100 +57,126 @@ class EarlyStop:
         return f"{self._since} evaluations in a row brought no improvement (best: {best})"
 
 
-class Evaluations:
-    """Evaluates a run's state; the numbers go to the log, the pictures to TensorBoard.
+class PeriodicEvaluation:
+    """Evaluates a run's state at intervals, logs the metrics and decides on early stopping.
 
     Args:
-      experiment: the run.
-      make: `(videos or None) -> Evaluator`.
-      workdir: gets `evaluation.json` and the like of the last evaluation.
-      split: what is evaluated, for its name and its classes.
-      writer: gets `eval/NAME`, and `eval/seconds`.
+      setup: of the run.
+      workdir: gets `evaluation.json` and pictures of the run's last evaluation.
+      writer: receives `eval/NAME` and `eval/seconds`.
       progress: shows the summary.
-      record: of the `EarlyStop` in the checkpoint that the run goes on from.
+      restored: metadata of the checkpoint that the run resumes from, or None.
+      make_evaluator: `(number of videos, or None for all) -> Evaluator`; default: `setup.make_evaluator`.
 
     Attributes:
-      early_stop: what is known of improvement.
-      whole: the metrics of the run's last evaluation, on all videos; empty before it.
+      metrics: of the newest evaluation, always on the same videos, so that steps can be compared; EMA with `ema/` in
+        front.
+      full_metrics: of the run's last evaluation, on all videos; empty before it.
+      early_stop: the count of evaluations without improvement.
     """
 
     def __init__(
         self,
-        experiment: Experiment,
-        make: Callable[[int | None], Evaluator],
+        setup: TrainSetup,
         workdir: epath.PathLike,
-        split: Any,
         writer: metric_writers.MetricWriter,
         progress: logs.Progress,
-        record: Mapping[str, Any] | None = None,
+        restored: Mapping[str, Any] | None = None,
+        make_evaluator: Callable[[int | None], Evaluator] | None = None,
     ):
-        self._experiment, self._make, self._workdir, self._split = experiment, make, epath.Path(workdir), split
-        self._writer, self._progress = writer, progress
-        metric, videos = experiment.checkpoint.best_metric, experiment.evaluation.num_videos
-        self.early_stop = EarlyStop(metric, experiment.evaluation.patience, record)
-        # A part that is all of it is not evaluated twice at the end.
-        self._part = videos if videos is not None and videos < split.num_videos else None
-        self.whole: dict[str, float] = {}
+        self._experiment, self._split, self._setup = setup.experiment, setup.eval_set, setup
+        self._workdir, self._writer, self._progress = epath.Path(workdir), writer, progress
+        self._make_evaluator = make_evaluator or setup.make_evaluator
+        self._restored = dict(restored or {})
+        options = self._experiment.evaluation
+        best_metric = self._experiment.checkpoint.best_metric
+        self.early_stop = EarlyStop(best_metric, options.patience, self._restored.get("early_stop"))
+        self.metrics: dict[str, float] = self._restored.get("metrics", {})
+        self.full_metrics: dict[str, float] = {}
+        # A part that is all of the split is not evaluated twice at the end.
+        part = options.num_videos
+        self._num_videos = part if part is not None and part < self._split.num_videos else None
         self._evaluators: dict[int | None, Evaluator] = {}
 
     @property
-    def over(self) -> bool:
-        """Whether the run is to end, for want of improvement."""
+    def should_stop(self) -> bool:
+        """Whether the run should end early."""
         return self.early_stop.over
 
-    def __call__(self, step: int, state: Any, last: bool = False) -> dict[str, float]:
-        """Evaluates the parameters of a state and, where it holds one, their average.
+    @property
+    def checkpoint_metadata(self) -> dict[str, Any]:
+        """What a checkpoint stores of the evaluations, beside the metrics."""
+        return {"early_stop": self.early_stop.record, "whole": self.full_metrics}
+
+    @property
+    def final_metrics(self) -> dict[str, float]:
+        """The metrics that the run returns: on all videos where its last evaluation is done."""
+        return self.full_metrics or self.metrics
+
+    def due(self, step: int) -> bool:
+        """Returns whether to evaluate after this step."""
+        every = self._setup.eval_interval
+        return step == self._setup.total_steps or (every > 0 and step % every == 0)
+
+    def resume(self, step: int, state: Any) -> bool:
+        """Evaluates the restored state if the run was stopped before it could; returns whether the run is finished."""
+        if not self._restored:
+            return False
+        last = step >= self._setup.total_steps
+        if self.metrics and (last or self.should_stop):
+            self.full_metrics = self._restored.get("whole") or {}
+            return True
+        if not self.metrics and (last or self.due(step)):
+            self.run(step, state)
+        return False
+
+    def run(self, step: int, state: Any) -> None:
+        """Evaluates the parameters of a state and, where it has one, their EMA.
+
+        The run's last evaluation, planned or by early stopping, is on all videos too; it stays in the workdir.
 
         Args:
           step: of the state.
           state: a `TrainState`.
-          last: of the run: then it is evaluated on all videos too, which stays in the workdir and in `whole`. So it is
-            where this evaluation ends the run early.
-
-        Returns:
-          The metrics by name, those of the average with `ema/` in front: always on the same videos, a part or all of
-          them, so that steps can be compared.
         """
-        result = whole = self._run(step, state, self._part)
+        last = step >= self._setup.total_steps
+        result = full_result = self._evaluate(step, state, self._num_videos)
+        self.metrics = result.scalars
         self.early_stop.update(step, result.scalars)
-        if self.over and not last:
+        if self.should_stop and not last:
             self._progress.write(f"step {step}: the run ends early, {self.early_stop}")
-        if self.over or last:
-            if self._part is not None:
-                whole = self._run(step, state, None)
-            self.whole = whole.scalars
-            where = self._workdir / checkpointing.FOLDER / str(step)
+        if self.should_stop or last:
+            if self._num_videos is not None:
+                full_result = self._evaluate(step, state, None)
+            self.full_metrics = full_result.scalars
+            checkpoint = self._workdir / checkpointing.FOLDER / str(step)
             evaluate.write_result(
-                self._workdir, whole, where, self._experiment.data.eval_split, self._split.class_names
+                self._workdir, full_result, checkpoint, self._experiment.data.eval_split, self._split.class_names
             )
-        return result.scalars
 
-    def _run(self, step: int, state: Any, videos: int | None) -> evaluate.Result:
-        """One evaluation on so many videos, logged."""
-        evaluator = self._evaluator(videos)
+    def _evaluate(self, step: int, state: Any, num_videos: int | None) -> evaluate.Result:
+        """Evaluates and logs; the result holds the metrics of the EMA too."""
+        if num_videos not in self._evaluators:
+            self._evaluators[num_videos] = self._make_evaluator(num_videos)
+        evaluator = self._evaluators[num_videos]
         advice = compiled_step.evaluation_advice(self._experiment)
-        with self._progress.report.timed("evaluation"), compiled_step.advised("the evaluation", advice):
+        with self._progress.report.timed("evaluation"), compiled_step.oom_advice("the evaluation", advice):
             began = time.perf_counter()
-            result, both = evaluator(state.params), {}
+            result, ema_scalars = evaluator(state.params), {}
             if state.ema is not None:
-                averaged = evaluator(state.ema)
-                both = {EMA + name: value for name, value in averaged.scalars.items()}
-                self._progress.write(f"step {step}, averaged weights: {averaged.summary()}")
+                ema_result = evaluator(state.ema)
+                ema_scalars = {EMA + name: value for name, value in ema_result.scalars.items()}
+                self._progress.write(f"step {step}, averaged parameters: {ema_result.summary()}")
             seconds = time.perf_counter() - began
         self._progress.write(f"step {step}: {result.summary()}")
-        result = dataclasses.replace(result, scalars=result.scalars | both)
-        numbers = result.scalars | {"seconds": seconds}
-        self._writer.write_scalars(step, {f"eval/{name}": value for name, value in numbers.items()})
+        result = dataclasses.replace(result, scalars=result.scalars | ema_scalars)
+        scalars = result.scalars | {"seconds": seconds}
+        self._writer.write_scalars(step, {f"eval/{name}": value for name, value in scalars.items()})
         self._show_confusion(step, result)
         return result
 
-    def _evaluator(self, videos: int | None) -> Evaluator:
-        if videos not in self._evaluators:
-            self._evaluators[videos] = self._make(videos)
-        return self._evaluators[videos]
-
     def _show_confusion(self, step: int, result: evaluate.Result) -> None:
-        """The confusion matrices as images in TensorBoard."""
+        """Writes the confusion matrices as images for TensorBoard."""
         for head, matrix in result.confusion.items() if jax.process_index() == 0 else ():
             figure = plots.confusion_matrix(matrix, self._split.class_names[head], f"{head}, step {step}")
             self._writer.write_images(step, {f"eval/confusion_{head}": plots.to_array(figure)[None]})
@@ -181,7 +184,7 @@ class Evaluations:
 
 
 def write_curves(workdir: epath.PathLike) -> None:
-    """The training curves of all of a run so far, as PNG in `workdir/pictures`."""
+    """Plots the training curves of the run so far to `workdir/pictures`."""
     workdir = epath.Path(workdir)
     if jax.process_index() == 0:
         series = logs.read_metrics(workdir / logs.METRICS_FILE)

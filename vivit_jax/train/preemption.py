@@ -1,7 +1,7 @@
-"""A run that is told to stop: it saves the step that it is at, and the same command goes on from there.
+"""Stopping a run on request (SIGTERM): it saves its step, and the same command resumes from there.
 
-Several processes, and any run that `jax.distributed` knows of, agree on the step by its preemption service (Orbax's
-`reached_preemption`). A single process listens to SIGTERM itself.
+Under `jax.distributed` the processes agree on the step by its preemption service (Orbax's `reached_preemption`). A
+single process without it handles SIGTERM itself.
 """
 
 from __future__ import annotations
@@ -19,38 +19,34 @@ from vivit_jax.checkpoint import Checkpoints
 
 
 class Preemption:
-    """Whether the run is to stop at a step, the same answer in every process.
-
-    Args:
-      checkpoints: the run's.
-    """
+    """Reports whether the run should stop at a step; the same answer in every process."""
 
     def __init__(self, checkpoints: Checkpoints):
         self._checkpoints = checkpoints
-        self._told = False
+        self._requested = False
 
     def reached(self, step: int) -> bool:
-        """Whether to save `step` and leave; call it after every step."""
-        return self._told or self._checkpoints.reached_preemption(step)
+        """Returns whether to save `step` and stop; call it after every step."""
+        return self._requested or self._checkpoints.reached_preemption(step)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Preemption]:
-        """Inside, SIGTERM asks for the stop instead of ending the process.
+        """Inside, SIGTERM requests the stop instead of ending the process.
 
-        Under `jax.distributed` nothing is installed: its own handler tells the other processes, and Python's would take
-        its place. Nor outside the main thread, where Python takes no handlers.
+        Installs nothing under `jax.distributed`, whose own handler it would replace, and outside the main thread, where
+        Python accepts no handlers.
         """
         if jax.distributed.is_initialized() or threading.current_thread() is not threading.main_thread():
             yield self
             return
 
-        def told(number: int, frame: FrameType | None) -> None:
+        def request_stop(number: int, frame: FrameType | None) -> None:
             del number, frame
-            self._told = True
+            self._requested = True
             logging.warning("SIGTERM: the run saves its next step and stops.")
 
-        before = signal.signal(signal.SIGTERM, told)
+        previous = signal.signal(signal.SIGTERM, request_stop)
         try:
             yield self
         finally:
-            signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, previous if previous is not None else signal.SIG_DFL)

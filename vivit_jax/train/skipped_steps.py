@@ -1,4 +1,4 @@
-"""The host's part of the guard: every skipped step is told of with its examples; too many in a row end the run."""
+"""Host-side handling of skipped steps: log and record them, end the run after too many in a row."""
 
 from __future__ import annotations
 
@@ -17,120 +17,138 @@ from jax.experimental import multihost_utils
 
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax.data.selection.training_set import TrainingSet
+from vivit_jax.train.hooks import Hook
 from vivit_jax.utils import storage
 
 FAILED_FOLDER = "failed_step"
 SKIPPED_FILE = "skipped_steps.jsonl"
-MOST_NAMED = 12  # clips in a line of the log; the file has all
+MAX_LOGGED_CLIPS = 12  # in a line of the log; the file has all
 
 
 class TooManySkippedSteps(FloatingPointError):
-    """So many steps in a row were not usable that the run cannot go on; what it takes to repeat one is on disk."""
+    """Too many steps in a row were skipped to continue; `failed_step/` holds what repeats the last one."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Step:
-    """A step under way: its number, its metrics on the device, its batch on the host."""
+class _DispatchedStep:
+    """A step whose metrics may still be computed on the devices; its batch is on the host."""
 
     number: int
     metrics: Mapping[str, Any]
     batch: Mapping[str, Any]
 
 
-class SkippedSteps:
-    """Looks at the flag of every step, one step late, so that the device does not wait for the host.
+class SkippedSteps(Hook):
+    """Checks the `skipped` flag of every step, one step late, so that the devices do not wait for the host.
 
-    After a skipped step it looks at once, until a step is taken again: while steps are skipped nothing changes the
-    parameters, so that the state at hand is the one before the step that is told of.
+    After a skipped step it checks at once, until a step is taken again: skipped steps leave the parameters unchanged,
+    so the current state is the one before the step that is reported.
 
     Args:
-      most: of the guard, `max_consecutive`: steps in a row after which the run ends.
-      training: for the clips' names.
-      workdir: gets `skipped_steps.jsonl`, and in the end `failed_step/`.
-      record: the JSON item of the run's checkpoints.
+      max_consecutive: of the guard: skipped steps in a row that end the run.
+      train_set: names the clips.
+      workdir: gets `skipped_steps.jsonl` and, at the end, `failed_step/`.
+      metadata: of the run's checkpoints.
     """
 
-    def __init__(self, most: int, training: TrainingSet, workdir: epath.PathLike, record: Mapping[str, Any]):
-        self._most, self._training, self._workdir, self._record = most, training, epath.Path(workdir), record
-        self._waiting: _Step | None = None
-        self._watchful = True  # until a step is taken: a run may go on from amidst skipped ones
+    def __init__(
+        self, max_consecutive: int, train_set: TrainingSet, workdir: epath.PathLike, metadata: Mapping[str, Any]
+    ):
+        self._max_consecutive, self._train_set = max_consecutive, train_set
+        self._workdir, self._metadata = epath.Path(workdir), metadata
+        self._unchecked: _DispatchedStep | None = None
+        self._check_immediately = True  # the restored run may be inside a streak of skipped steps
 
-    def add(self, step: int, metrics: Mapping[str, Any], batch: Mapping[str, Any], state: Any) -> None:
-        """One more step, dispatched.
+    def after_step(self, step: int, state: Any, metrics: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
+        """Checks the step before, or this one too after a skipped step.
 
         Args:
-          step: its number, counted from 1.
-          metrics: of the step, on the device: `skipped`, `skipped_in_a_row`, `loss`, `gradient_norm`.
-          batch: this process's rows, NumPy.
-          state: after the step, on the device.
+          step: number of the newest step.
+          state: after it.
+          metrics: of it: `skipped`, `skipped_in_a_row`, `loss`, `gradient_norm`.
+          batch: of it.
 
         Raises:
-          TooManySkippedSteps: `most` in a row were skipped.
+          TooManySkippedSteps: `max_consecutive` in a row were skipped.
         """
-        before, self._waiting = self._waiting, _Step(step, metrics, batch)
-        if before is not None:
-            self._look(before, state)
-        if self._watchful:
-            self.flush(state)
+        previous, self._unchecked = self._unchecked, _DispatchedStep(step, metrics, batch)
+        if previous is not None:
+            self._check(previous, state)
+        if self._check_immediately:
+            self.flush(step, state)
 
-    def flush(self, state: Any) -> None:
-        """Looks at the newest step, waiting for the device; raises as `add`."""
-        last, self._waiting = self._waiting, None
-        if last is not None:
-            self._look(last, state)
+    def flush(self, step: int, state: Any) -> None:
+        """Checks the newest step, waiting for the devices; raises as `after_step`."""
+        newest, self._unchecked = self._unchecked, None
+        if newest is not None:
+            self._check(newest, state)
 
-    def _look(self, step: _Step, state: Any) -> None:
+    def _check(self, step: _DispatchedStep, state: Any) -> None:
         if not float(step.metrics["skipped"]):
-            self._watchful = self._most == 1  # the first one ends the run: it must not be noticed a step late
+            # Where one skipped step ends the run, it must not be noticed a step late.
+            self._check_immediately = self._max_consecutive == 1
             return
-        self._watchful = True
-        in_a_row = int(step.metrics["skipped_in_a_row"])
+        self._check_immediately = True
+        line = self._report(step)
+        if line["in_a_row"] >= self._max_consecutive:
+            folder = self._save_failed_step(step, line, state)
+            loss, norm = float(step.metrics["loss"]), float(step.metrics["gradient_norm"])
+            raise TooManySkippedSteps(
+                f"{line['in_a_row']} steps in a row were skipped, the last of them step {step.number} (loss {loss:g}, "
+                f"gradient norm {norm:g}). What repeats it is in {folder}: the state before it, batch, examples and "
+                "config. Lower optimizer.learning_rate, warm up for longer, clip (optimizer.clip_norm) or look at the "
+                "clips; the same command resumes from the last checkpoint"
+            )
+
+    def _report(self, step: _DispatchedStep) -> dict[str, Any]:
+        """Logs a skipped step and appends it to `skipped_steps.jsonl`; returns the line as a dict."""
+        consecutive = int(step.metrics["skipped_in_a_row"])
         loss, norm = float(step.metrics["loss"]), float(step.metrics["gradient_norm"])
-        places = np.asarray(step.batch["index"])
+        indices = np.asarray(step.batch["index"])
         if jax.process_count() > 1:
-            places = multihost_utils.process_allgather(places, tiled=True)
-        places = sorted({int(place) for place in places.ravel() if place >= 0})
-        names = [self._training.locate(place) for place in places]
-        shown = ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if names[MOST_NAMED:] else "")
+            indices = multihost_utils.process_allgather(indices, tiled=True)
+        indices = sorted({int(index) for index in indices.ravel() if index >= 0})
+        names = [self._train_set.locate(index) for index in indices]
+        omitted = len(names) - MAX_LOGGED_CLIPS
         logging.warning(
-            "Step %d was skipped (%d in a row), parameters and optimizer state are as before: loss %g, gradient norm "
+            "Step %d was skipped (%d in a row), parameters and optimizer state are unchanged: loss %g, gradient norm "
             "%g; clips: %s",
-            step.number, in_a_row, loss, norm, shown,
+            step.number, consecutive, loss, norm,
+            ", ".join(names[:MAX_LOGGED_CLIPS]) + (f" and {omitted} more" if omitted > 0 else ""),
         )  # fmt: skip
-        line = {"step": step.number, "in_a_row": in_a_row, "loss": _json(loss), "gradient_norm": _json(norm)}
-        line |= {"index": places, "videos": names}
+        line = {
+            "step": step.number,
+            "in_a_row": consecutive,
+            "loss": _finite_or_none(loss),
+            "gradient_norm": _finite_or_none(norm),
+            "index": indices,
+            "videos": names,
+        }
         if jax.process_index() == 0:
             self._workdir.mkdir(parents=True, exist_ok=True)
             with (self._workdir / SKIPPED_FILE).open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        if in_a_row >= self._most:
-            folder = self._leave(step, line, state)
-            raise TooManySkippedSteps(
-                f"{in_a_row} steps in a row could not be taken, the last of them step {step.number} (loss {loss:g}, "
-                f"gradient norm {norm:g}). What repeats it is in {folder}: the state before it, batch, examples and "
-                "config. Lower optimizer.learning_rate, warm up for longer, clip (optimizer.clip_norm) or look at the "
-                "clips; the same command goes on from the last checkpoint"
-            )
+        return line
 
-    def _leave(self, step: _Step, line: Mapping[str, Any], state: Any) -> epath.Path:
-        """Leaves in `failed_step/` what repeats the step; returns the folder."""
+    def _save_failed_step(self, step: _DispatchedStep, line: Mapping[str, Any], state: Any) -> epath.Path:
+        """Writes to `failed_step/` what repeats the step; returns the folder."""
         folder = self._workdir / FAILED_FOLDER
         if jax.process_index() == 0 and folder.exists():
-            folder.rmtree()  # of another failure
+            folder.rmtree()  # of an earlier failure
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("vivit_jax.skipped")
         folder.mkdir(parents=True, exist_ok=True)
-        # The parameters are those before the step; its number, from which its random key follows, is put back to it.
-        before = state.replace(step=state.step - (int(state.step) - step.number + 1))
+        # The parameters are those before the step. Its random key follows from the step number: set that back too.
+        state_before = state.replace(step=state.step - (int(state.step) - step.number + 1))
         with checkpointing.Checkpoints(folder / checkpointing.FOLDER) as checkpoints:
-            checkpoints.save(step.number - 1, before, self._record)
-        # By way of the disk: archives are not written in one go, as a bucket needs it.
+            checkpoints.save(step.number - 1, state_before, self._metadata)
+        # Through a local file: np.savez seeks, which files in a bucket do not allow.
         with storage.written(folder / f"batch_{jax.process_index()}.npz") as partial, open(partial, "wb") as file:
             np.savez(file, **traverse_util.flatten_dict(dict(step.batch), sep="/"))
         if jax.process_index() == 0:
-            (folder / "step.json").write_text(json.dumps(dict(line) | {"config": self._record["config"]}, indent=1))
+            (folder / "step.json").write_text(json.dumps(dict(line) | {"config": self._metadata["config"]}, indent=1))
         return folder
 
 
-def _json(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None

@@ -1,18 +1,20 @@
-"""How fast a run is: steps and clips a second, model FLOP utilisation, time waited for data."""
+"""Throughput of a run: steps and clips per second, model FLOP utilisation, time spent waiting for data."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
 from vivit_jax.models import ViViTConfig
 from vivit_jax.models.flops import matrix_products
+from vivit_jax.train.hooks import Hook
 
-# Peak FLOP/s of one jax device in dense bfloat16 matrix products, by the beginning of its `device_kind`; the first that
-# fits counts. TPU v2 and v3: 46 and 123 TFLOP/s a chip (Jouppi et al., "Ten Lessons From Three Generations Shaped
+# Peak FLOP/s of one jax device in dense bfloat16 matrix products, by the prefix of its `device_kind`; the first match
+# counts. TPU v2 and v3: 46 and 123 TFLOP/s a chip (Jouppi et al., "Ten Lessons From Three Generations Shaped
 # Google's TPUv4i", ISCA 2021, table 1), of which a device is one of two cores; later ones are chips
 # (cloud.google.com/tpu/docs, "system architecture"). GPUs: NVIDIA's data sheets, without sparsity; V100 and T4, which
 # lack bfloat16, in half precision.
@@ -42,7 +44,7 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
 
 
 def peak_flops(kind: str) -> float | None:
-    """Peak FLOP/s of a device in bfloat16; None for one that is not in `PEAK_FLOPS`, as a CPU.
+    """Returns the peak FLOP/s of a device in bfloat16; None for one that is not in `PEAK_FLOPS`, such as a CPU.
 
     Args:
       kind: `jax.Device.device_kind`.
@@ -51,11 +53,11 @@ def peak_flops(kind: str) -> float | None:
 
 
 def model_flops(config: ViViTConfig, clips: int) -> float:
-    """FLOPs that a training step needs: 6 for each multiply-add of the forward pass's matrix products.
+    """Returns the FLOPs of a training step: 6 for each multiply-add of the forward pass's matrix products.
 
-    2 forward, twice as many backward, as model FLOP utilisation is defined (PaLM, arXiv:2204.02311, appendix B): what
-    the matrix products take by the architecture alone. What `remat` computes again, frozen parts, a second pass (SAM)
-    and the optimizer do not count.
+    2 forward and 4 backward, by the definition of model FLOP utilisation (PaLM, arXiv:2204.02311, appendix B): the
+    architecture's matrix products alone. Recomputation (`remat`), frozen parts, SAM's second pass and the optimizer do
+    not change it.
 
     Args:
       config: the architecture.
@@ -64,15 +66,15 @@ def model_flops(config: ViViTConfig, clips: int) -> float:
     return 6.0 * clips * sum(matrix_products(config).values())
 
 
-class Throughput:
-    """Measures the training steps between two readings; evaluations and the like are taken out by `paused`.
+class Throughput(Hook):
+    """Measures the training steps between two readings, without evaluations and the like (`paused`).
 
     Args:
       clips: in the global batch.
       devices: of all processes.
       flops: of a step, all devices together.
-      peak: FLOP/s of one device at its best; None: no utilisation is told.
-      clock: seconds.
+      peak: FLOP/s of one device; None: unknown, no utilisation is reported.
+      clock: returns seconds.
     """
 
     def __init__(
@@ -84,62 +86,62 @@ class Throughput:
         clock: Callable[[], float] = time.perf_counter,
     ):
         self._clips, self._devices, self._flops, self._peak, self._clock = clips, devices, flops, peak, clock
-        self._since: tuple[int, float] | None = None
-        self._waited: dict[int, float] = {}
+        self._measured_since: tuple[int, float] | None = None  # (step, time)
+        self._wait_began = 0.0
+        self._waits: dict[int, float] = {}  # seconds by step
 
-    def start(self, step: int) -> None:
-        """The time of the steps after `step` begins now: call it when `step` is done on the devices."""
-        self._since = (step, self._clock())
+    def before_batch(self, step: int) -> None:
+        self._wait_began = self._clock()
 
-    @contextlib.contextmanager
-    def waiting(self, step: int) -> Iterator[None]:
-        """Around taking the batch of a step."""
-        began = self._clock()
-        yield
-        self._waited[step] = self._clock() - began
+    def before_step(self, step: int, state: Any) -> None:
+        self._waits[step] = self._clock() - self._wait_began
+
+    def after_step(self, step: int, *_: Any) -> None:
+        """Starts the measurement after the first step, which compiles and is done when this is called."""
+        if self._measured_since is None:
+            self._measured_since = (step, self._clock())
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is no training, when no step is under way on the devices."""
         began = self._clock()
         yield
-        if self._since is not None:
-            self._since = (self._since[0], self._since[1] + self._clock() - began)
+        if self._measured_since is not None:
+            step, since = self._measured_since
+            self._measured_since = (step, since + self._clock() - began)
 
     def read(self, step: int) -> dict[str, float]:
-        """What was measured since the last reading, and begins anew; call it when `step` is done on the devices.
+        """Returns what was measured since the last reading; call it when `step` is done on the devices.
 
         Returns:
-          `steps_per_second`, `clips_per_second`, `clips_per_second_per_device`, `data_wait_seconds` (for a step, that
+          `steps_per_second`, `clips_per_second`, `clips_per_second_per_device`, `data_wait_seconds` (per step, in which
           the host waited for its batch), `model_flop_utilisation` in [0, 1] where the devices' peak is known. Empty
           where no step was measured.
         """
         now = self._clock()
-        waited = [self._waited.pop(number) for number in sorted(self._waited) if number <= step]
-        before, self._since = self._since, (step, now)
-        if before is None or step <= before[0] or now <= before[1]:
+        waits = [self._waits.pop(number) for number in sorted(self._waits) if number <= step]
+        previous, self._measured_since = self._measured_since, (step, now)
+        if previous is None or step <= previous[0] or now <= previous[1]:
             return {}
-        steps = step - before[0]
-        speed = steps / (now - before[1])
-        found = {
+        steps = step - previous[0]
+        speed = steps / (now - previous[1])
+        values = {
             "steps_per_second": speed,
             "clips_per_second": speed * self._clips,
             "clips_per_second_per_device": speed * self._clips / self._devices,
-            "data_wait_seconds": sum(waited[-steps:]) / steps,
+            "data_wait_seconds": sum(waits[-steps:]) / steps,
         }
         if self._peak is not None:
-            found["model_flop_utilisation"] = speed * self._flops / (self._devices * self._peak)
-        return found
+            values["model_flop_utilisation"] = speed * self._flops / (self._devices * self._peak)
+        return values
 
 
 def of_run(config: ViViTConfig, clips: int, peak: float | None = None) -> Throughput:
-    """The measurement of a run on all devices.
+    """Returns the `Throughput` of a run on all devices.
 
     Args:
       config: the model.
       clips: in the global batch.
-      peak: FLOP/s of one device; None: as `PEAK_FLOPS` has it.
+      peak: FLOP/s of one device; None: from `PEAK_FLOPS`.
     """
-    device = jax.devices()[0]
-    peak = peak if peak is not None else peak_flops(device.device_kind)
+    peak = peak if peak is not None else peak_flops(jax.devices()[0].device_kind)
     return Throughput(clips, jax.device_count(), model_flops(config, clips), peak)

@@ -1,4 +1,4 @@
-"""What a run tells of its training steps, without making the devices wait: averages over windows, and a profile."""
+"""Training metrics averaged over windows of steps, fetched asynchronously."""
 
 from __future__ import annotations
 
@@ -10,52 +10,64 @@ import jax.numpy as jnp
 from clu import metric_writers
 from clu import metrics as clu_metrics
 
+from vivit_jax.train.hooks import Hook
 from vivit_jax.train.throughput import Throughput
 from vivit_jax.utils import logs
 
-# Of a step, not of its examples: the newest value is told, and what counts steps is added up.
-_NEWEST = ("learning_rate", "skipped_in_a_row")
+_LATEST = ("learning_rate", "skipped_in_a_row")  # per-step values: the latest is logged; counters are summed
 SKIPPED = "skipped"
 
 
-class TrainingWindow:
-    """Averages of the training metrics over some steps, as a clu collection on the device.
+class TrainMetrics(Hook):
+    """Logs the training metrics, averaged on the devices over windows of steps (a clu collection).
 
-    A step that the guard skipped is left out of the averages, whose numbers it would spoil; how many were is told as
-    `skipped`. A window is fetched only when the step after it has been dispatched, so that the device never waits for
-    the log.
+    Steps that the guard skipped are left out of the averages, which their values would spoil; their number is logged as
+    `skipped`. A window is fetched only when the next step has been dispatched, so that the devices never wait for the
+    log.
 
     Args:
-      writer: gets `train/NAME`.
+      writer: receives `train/NAME`.
       progress: shows them.
-      throughput: is read with each window.
+      throughput: read with each window.
+      every_steps: length of a window.
     """
 
-    def __init__(self, writer: metric_writers.MetricWriter, progress: logs.Progress, throughput: Throughput):
+    def __init__(
+        self,
+        writer: metric_writers.MetricWriter,
+        progress: logs.Progress,
+        throughput: Throughput,
+        every_steps: int = 1,
+    ):
         self._writer, self._progress, self._throughput = writer, progress, throughput
-        self._open: tuple[int, Any] | None = None
-        self._closed: tuple[int, Any] | None = None
+        self._every_steps = every_steps
+        self._open: tuple[int, Any] | None = None  # (newest step, collection)
+        self._complete: tuple[int, Any] | None = None
         self._merge: Callable[..., Any] | None = None
 
-    def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """The metrics of one more step, still on the device."""
+    def after_step(self, step: int, state: Any, metrics: Mapping[str, jax.Array], *_: Any) -> None:
+        """Adds a step to the open window, and writes the window that the step before completed."""
         if self._merge is None:
             self._merge = _merger(metrics)
         self._open = (step, self._merge(self._open[1] if self._open else None, dict(metrics)))
         self._write()
+        if step % self._every_steps == 0:
+            self._complete, self._open = self._open, None
 
-    def close(self) -> None:
-        """Ends the window at the newest step; it is written once the next step is under way, or by `flush`."""
-        self._closed, self._open = self._open, None
-
-    def flush(self) -> None:
-        """Writes a closed window, waiting for the device."""
+    def flush(self, *_: Any) -> None:
         self._write()
 
+    def close(self, failed: bool) -> None:
+        """Writes the last window, even if it is shorter than the others."""
+        if not failed:
+            self._write()
+            self._complete, self._open = self._open, None
+            self._write()
+
     def _write(self) -> None:
-        if self._closed is None:
+        if self._complete is None:
             return
-        (step, window), self._closed = self._closed, None
+        (step, window), self._complete = self._complete, None
         values = {name.replace("__", "/"): float(value) for name, value in window.compute().items()}
         speed = self._throughput.read(step)
         self._writer.write_scalars(step, {f"train/{name}": value for name, value in (values | speed).items()})
@@ -63,9 +75,9 @@ class TrainingWindow:
 
 
 def _merger(metrics: Mapping[str, Any]) -> Callable[..., Any]:
-    """`(window or None, metrics of a step) -> window`, compiled."""
-    kinds = {name.replace("/", "__"): _kind(name) for name in metrics}
-    collection = clu_metrics.Collection.create(**kinds)
+    """Returns `(window or None, metrics of a step) -> window`, jitted."""
+    types = {name.replace("/", "__"): _metric_type(name) for name in metrics}
+    collection = clu_metrics.Collection.create(**types)
 
     def merge(old: Any, new: Mapping[str, jax.Array]) -> Any:
         update = collection.single_from_model_output(**new)
@@ -74,21 +86,21 @@ def _merger(metrics: Mapping[str, Any]) -> Callable[..., Any]:
     return jax.jit(merge)
 
 
-def _kind(name: str) -> type[clu_metrics.Metric]:
-    if name.startswith(_NEWEST):
+def _metric_type(name: str) -> type[clu_metrics.Metric]:
+    if name.startswith(_LATEST):
         return clu_metrics.LastValue.from_output(name)
     if name == SKIPPED:
         return _Sum.from_output(name)
 
-    def taken(**metrics: jax.Array) -> dict[str, jax.Array]:
+    def unskipped(**metrics: jax.Array) -> dict[str, jax.Array]:
         value = metrics[name]
         return {"values": value[None], "mask": 1.0 - metrics.get(SKIPPED, jnp.zeros_like(value))[None]}
 
-    return clu_metrics.Average.from_fun(taken)
+    return clu_metrics.Average.from_fun(unskipped)
 
 
 class _Sum(clu_metrics.Average):
-    """The sum over steps."""
+    """Sum over steps."""
 
     def compute(self) -> Any:
         return self.total

@@ -1,8 +1,4 @@
-"""Gradients of a loss: of what is trained alone, of a batch in parts, at the worst place nearby.
-
-All of it is about one function, `Loss`: the loss of some rows of the batch, such that the losses of the parts of a
-batch add up to that of the whole.
-"""
+"""Gradients of a loss: of the trained parameters only, in microbatches, at SAM's perturbed parameters."""
 
 from __future__ import annotations
 
@@ -15,68 +11,80 @@ import optax
 
 from vivit_jax import sharding
 
-# (parameters, rows of the batch, random key) -> (scalar, tree of scalars); over disjoint rows both add up.
+# (parameters, rows of the batch, random key) -> (loss, tree of scalars); sums over microbatches give the whole batch's.
 Loss = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
-_PARTS = 2  # folded into the step's key: each part draws from a stream of its own
+_MICROBATCH_STREAM = 2  # folded into the step's key, to give each microbatch its own random stream
 
 
 def loss_and_gradients(
-    loss_fn: Loss, params: Any, trained: Any, batch: Any, key: jax.Array, *, parts: int = 1, sam_rho: float = 0.0
+    loss_fn: Loss,
+    params: Any,
+    trained: Any,
+    batch: Any,
+    key: jax.Array,
+    *,
+    accumulate_steps: int = 1,
+    sam_rho: float = 0.0,
 ) -> tuple[jax.Array, Any, Any]:
-    """The loss of a batch and its gradients.
+    """Returns the loss of a batch and its gradients.
 
     Args:
       loss_fn: see `Loss`.
       params: parameters.
-      trained: a tree of bools like `params`; the rest is a constant, and no backward pass is spent on it.
+      trained: a tree of bools like `params`; the others are constants without a backward pass.
       batch: a tree of arrays [B, ...].
-      key: for what is random in the loss. One part gets it as it is; of several, each a key of its own.
-      parts: how many the batch is taken in, one after another, so that activations are kept for one of them at a time.
-      sam_rho: rho of sharpness-aware minimisation, at least 0, see `ascend`; both passes draw the same.
+      key: random key of the step; with several microbatches, each gets its own.
+      accumulate_steps: number of microbatches, computed one after another to keep the activations of one at a time.
+      sam_rho: rho of sharpness-aware minimisation, at least 0, see `sam_perturb`; both passes use the same keys.
 
     Returns:
-      (loss, the tree of scalars, gradients like `params`: 0 where it is not trained). With SAM the loss and the scalars
-      are those of the parameters as they are, and the gradients those of the place nearby.
+      (loss, tree of scalars, gradients like `params`, 0 where not trained). With SAM, loss and scalars are those of
+      `params`, the gradients those at the perturbed parameters.
 
     Raises:
-      ValueError: the batch does not divide into the parts.
+      ValueError: the batch does not divide into the microbatches.
     """
     leaves, structure = jax.tree.flatten(params)
-    learns = jax.tree.leaves(trained)
+    is_trainable = jax.tree.leaves(trained)
 
-    def whole(some: list[jax.Array]) -> Any:
-        some = iter(some)
-        return jax.tree.unflatten(structure, [next(some) if t else x for t, x in zip(learns, leaves, strict=True)])
+    def merge(trainable: list[jax.Array]) -> Any:
+        """Returns all parameters, from the trainable ones."""
+        remaining = iter(trainable)
+        return jax.tree.unflatten(
+            structure, [next(remaining) if t else x for t, x in zip(is_trainable, leaves, strict=True)]
+        )
 
-    differentiate = jax.value_and_grad(lambda some, rows, key: loss_fn(whole(some), rows, key), has_aux=True)
+    differentiate = jax.value_and_grad(lambda trainable, rows, key: loss_fn(merge(trainable), rows, key), has_aux=True)
 
-    def of_batch(some: list[jax.Array]) -> Any:
-        if parts == 1:
-            return differentiate(some, batch, key)
-        keys = jax.vmap(lambda part: jax.random.fold_in(jax.random.fold_in(key, _PARTS), part))(jnp.arange(parts))
-        rows = split_rows(batch, parts)
-        shapes = jax.eval_shape(differentiate, some, *jax.tree.map(lambda x: x[0], (rows, keys)))
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    def batch_gradients(trainable: list[jax.Array]) -> Any:
+        """Returns ((loss, scalars), gradients) of the whole batch, accumulated over its microbatches."""
+        if accumulate_steps == 1:
+            return differentiate(trainable, batch, key)
+        stream = jax.random.fold_in(key, _MICROBATCH_STREAM)
+        keys = jax.vmap(lambda number: jax.random.fold_in(stream, number))(jnp.arange(accumulate_steps))
+        microbatches = split_rows(batch, accumulate_steps)
+        shapes = jax.eval_shape(differentiate, trainable, *jax.tree.map(lambda x: x[0], (microbatches, keys)))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-        def add(total: Any, part: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, differentiate(some, *part)), None
+        def accumulate(total: Any, microbatch: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, differentiate(trainable, *microbatch)), None
 
-        return jax.lax.scan(add, nothing, (rows, keys))[0]
+        return jax.lax.scan(accumulate, zeros, (microbatches, keys))[0]
 
-    some = [x for t, x in zip(learns, leaves, strict=True) if t]
-    (loss, scalars), gradients = of_batch(some)
+    trainable = [x for t, x in zip(is_trainable, leaves, strict=True) if t]
+    (loss, scalars), gradients = batch_gradients(trainable)
     if sam_rho:
-        _, gradients = of_batch(ascend(some, gradients, sam_rho))
+        _, gradients = batch_gradients(sam_perturb(trainable, gradients, sam_rho))
     gradients = iter(gradients)
-    filled = [next(gradients) if t else jnp.zeros_like(x) for t, x in zip(learns, leaves, strict=True)]
+    filled = [next(gradients) if t else jnp.zeros_like(x) for t, x in zip(is_trainable, leaves, strict=True)]
     return loss, scalars, jax.tree.unflatten(structure, filled)
 
 
 def split_rows(batch: Any, parts: int) -> Any:
-    """A batch in parts: [B, ...] -> [parts, B / parts, ...]; part j has the rows j, j + parts, j + 2 parts and so on.
+    """Splits a batch: [B, ...] -> [parts, B / parts, ...]; part j has the rows j, j + parts, j + 2 parts, ...
 
-    Strided, because the devices of a mesh hold consecutive rows: so each device finds its share of every part among its
-    own, and no pixels travel (where each device's rows divide by the parts).
+    Strided, because each device of a mesh holds consecutive rows: if their number divides by `parts`, every device
+    already holds its rows of each part, and no pixels are sent.
 
     Raises:
       ValueError: the batch does not divide.
@@ -91,15 +99,15 @@ def split_rows(batch: Any, parts: int) -> Any:
     return jax.tree.map(split, batch)
 
 
-def ascend(params: Any, gradients: Any, rho: float) -> Any:
-    """The place nearby where the loss is worst, to first order: w + rho g / ||g||.
+def sam_perturb(params: Any, gradients: Any, rho: float) -> Any:
+    """Returns the parameters within radius rho with the highest loss, to first order: w + rho g / ||g||.
 
-    Sharpness-aware minimisation (arXiv:2010.01412, equation 2 with p = 2). The norm is that of the global gradient of
-    what is trained (scenic takes one for each device's share of the batch).
+    Sharpness-aware minimisation (arXiv:2010.01412, equation 2 with p = 2), with the norm of the global gradient of the
+    trained parameters (scenic uses that of each device's gradient).
 
     Args:
       params: parameters.
-      gradients: like `params`. Where all are 0, the place is `params` itself.
+      gradients: like `params`; if all are 0, `params` are returned.
       rho: radius, > 0.
     """
     norm = optax.tree.norm(gradients)

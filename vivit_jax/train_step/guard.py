@@ -1,7 +1,7 @@
-"""The guard of the training step: a step whose loss or gradient is no number, or whose gradient is far too large, is
-skipped. What it would have changed stays as it was, to the bit, and the skip is counted.
+"""Device side of the guard: skips steps whose loss or gradient is not finite, or whose gradient norm spikes.
 
-(`optax.apply_if_finite` gives up after some failures in a row and lets the next NaN into the parameters.)
+A skipped step leaves parameters and optimizer state unchanged, to the bit, and is counted. (`optax.apply_if_finite`
+gives up after some failures in a row and lets the next NaN into the parameters.)
 """
 
 from __future__ import annotations
@@ -14,22 +14,20 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-AVERAGE_DECAY = 0.99  # of the running average of gradient norms: it looks back over about a hundred steps
+from vivit_jax.utils.checks import at_least
+
+AVERAGE_DECAY = 0.99  # of the running average of gradient norms, over about a hundred steps
 
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
-    """When a step is skipped, and when the run gives up. A step that is not finite is always skipped.
+    """When a step is skipped, and when the run ends. A step that is not finite is always skipped.
 
     Attributes:
-      spike_factor: a step whose gradient norm is more than so many times the running average of the accepted steps' is
-        skipped too; 0 turns that off, else greater than 1.
-      max_consecutive: so many skipped steps in a row end the run (the loop's business); at least 1.
-      spike_warmup: accepted steps before the first is judged by `spike_factor`: the average must know something, and
-        norms change fast at the start of a run; at least 1.
-
-    Raises:
-      ValueError: a field out of its range.
+      spike_factor: also skip steps whose gradient norm exceeds this multiple of the running average over the accepted
+        steps; greater than 1, or 0 for off.
+      max_consecutive: skipped steps in a row that end the run (checked by the train loop); at least 1.
+      spike_warmup: accepted steps before `spike_factor` applies, since norms change fast at the start; at least 1.
     """
 
     spike_factor: float = 0.0
@@ -42,67 +40,62 @@ class GuardConfig:
                 f"guard.spike_factor={self.spike_factor} must be 0, for off, or greater than 1: the limit is so many "
                 "times the average gradient norm"
             )
-        for field in ("max_consecutive", "spike_warmup"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"guard.{field}={getattr(self, field)} must be at least 1")
+        at_least("guard", self, max_consecutive=1, spike_warmup=1)
 
 
 @flax.struct.dataclass
 class GuardState:
-    """What the guard remembers from step to step, in the checkpoint with all the rest.
+    """Counters of the guard, saved in checkpoints.
 
     Attributes:
       skipped: int32 scalar, steps skipped so far in the run.
-      in_a_row: int32 scalar, how many of them since the last accepted step.
-      accepted: int32 scalar, steps that were not skipped.
-      norm_average: float32 scalar, the running average of the accepted steps' gradient norms, begun at 0 (so that it
-        is to be divided by 1 - AVERAGE_DECAY^accepted, as Adam's moments are).
+      consecutive_skips: int32 scalar, steps skipped since the last accepted one.
+      accepted: int32 scalar, steps not skipped.
+      norm_average: float32 scalar, running average of the accepted steps' gradient norms, starting at 0 (divide it by
+        1 - AVERAGE_DECAY^accepted, as Adam's moments).
     """
 
     skipped: jax.Array
-    in_a_row: jax.Array
+    consecutive_skips: jax.Array
     accepted: jax.Array
     norm_average: jax.Array
 
     @classmethod
     def create(cls) -> GuardState:
-        """Before the first step."""
+        """Returns the state before the first step."""
         return cls(*(jnp.zeros((), dtype) for dtype in (jnp.int32, jnp.int32, jnp.int32, jnp.float32)))
 
 
-def judge(
+def check_step(
     config: GuardConfig, state: GuardState, loss: jax.Array, gradient_norm: jax.Array
 ) -> tuple[jax.Array, GuardState]:
-    """Whether this step may change anything, and what the guard remembers of it.
+    """Returns whether a step is accepted (bool scalar), and the guard's state after it.
 
     Args:
       config: the limits.
       state: before this step.
       loss: scalar.
       gradient_norm: scalar, global norm of the gradient, at least 0.
-
-    Returns:
-      (bool scalar: the step is accepted; the state after it).
     """
     accept = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
     if config.spike_factor:
-        seen = 1 - AVERAGE_DECAY ** state.accepted.astype(jnp.float32)
-        # Multiplied out: no division by 0 before the first accepted step.
-        spikes = gradient_norm * seen > config.spike_factor * state.norm_average
+        bias_correction = 1 - AVERAGE_DECAY ** state.accepted.astype(jnp.float32)
+        # Multiplied out, to avoid a division by 0 before the first accepted step.
+        spikes = gradient_norm * bias_correction > config.spike_factor * state.norm_average
         accept &= ~(spikes & (state.accepted >= config.spike_warmup))
     skip = (~accept).astype(jnp.int32)
     average = AVERAGE_DECAY * state.norm_average + (1 - AVERAGE_DECAY) * gradient_norm.astype(jnp.float32)
     return accept, GuardState(
         skipped=state.skipped + skip,
-        in_a_row=(state.in_a_row + 1) * skip,
+        consecutive_skips=(state.consecutive_skips + 1) * skip,
         accepted=state.accepted + 1 - skip,
         norm_average=jnp.where(accept, average, state.norm_average),
     )
 
 
-def choose(accept: jax.Array, new: Any, old: Any) -> Any:
-    """The tree `new` where the step is accepted, else `old`, bit for bit, whatever NaN `new` holds.
+def select_tree(accept: jax.Array, new: Any, old: Any) -> Any:
+    """Returns the tree `new` if the step is accepted, else `old`, to the bit, whatever NaN `new` holds.
 
-    A select of each element and no branch: on any mesh, and with donated buffers, it is part of the update's own loop.
+    Selects each element instead of branching, so that XLA fuses it with the update, on any mesh, with donated buffers.
     """
     return jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, old)

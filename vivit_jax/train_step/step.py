@@ -1,7 +1,7 @@
-"""The state of training and the two pure steps: values in, values out.
+"""The train state and the two pure steps, train and eval.
 
-Nothing here knows which model it trains (`apply_fn` is given), where the data come from, or on how many devices it is:
-under `jax.jit` over a mesh the sums below are sums over the global batch.
+The steps do not depend on the model (`apply_fn`), the data or the number of devices: under `jax.jit` over a mesh the
+sums below are sums over the global batch.
 """
 
 from __future__ import annotations
@@ -17,46 +17,31 @@ import optax
 from vivit_jax.augment import AugmentConfig, augment_pixels, mix_clips, step_keys, swap_pairs
 from vivit_jax.optim import Optimizer
 from vivit_jax.train_step.gradients import loss_and_gradients
-from vivit_jax.train_step.guard import GuardConfig, GuardState, choose, judge
+from vivit_jax.train_step.guard import GuardConfig, GuardState, check_step, select_tree
 from vivit_jax.train_step.losses import (
     LossConfig,
     check_labels,
-    cross_entropy,
     example_losses,
-    hits,
     masked_mean,
     one_hot_targets,
+    top1_correct,
 )
-
-__all__ = [
-    "SINGLE_HEAD",
-    "TrainState",
-    "as_heads",
-    "check_heads",
-    "cross_entropy",
-    "make_eval_step",
-    "make_train_step",
-    "masked_mean",
-    "normalise",
-    "one_hot_targets",
-    "step_key",
-]
 
 Batch = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
-SINGLE_HEAD = "label"  # the name of the only head of a data set with one
+SINGLE_HEAD = "label"  # name of the head of a data set with only one
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that changes from step to step, and so all that a checkpoint must hold.
+    """Everything that changes from step to step; a checkpoint holds all of it.
 
     Attributes:
-      step: int32 scalar, steps taken, skipped ones too.
+      step: int32 scalar, steps done, including skipped ones.
       params: the model's parameters, float32.
       opt_state: optax's state.
-      ema: exponential moving average of `params`, a tree like it; None where it is off.
-      guard: what the guard remembers.
+      ema: exponential moving average (EMA) of `params`, a tree like it; None where it is off.
+      guard: counters of the guard.
     """
 
     step: jax.Array
@@ -69,29 +54,29 @@ class TrainState:
     def create(
         cls, params: Any, optimizer: optax.GradientTransformation | Optimizer, ema_decay: float = 0.0
     ) -> TrainState:
-        """The state before the first step; the average begins at the parameters."""
+        """Returns the state before the first step; the EMA starts at the parameters."""
         return cls(
             step=jnp.zeros((), jnp.int32),
             params=params,
             opt_state=optimizer.init(params),
-            # Copied: buffers are donated to the step, and none twice.
+            # A copy: the train step donates all buffers, and each can be donated only once.
             ema=jax.tree.map(jnp.copy, params) if ema_decay else None,
             guard=GuardState.create(),
         )
 
 
 def normalise(video: jax.Array) -> jax.Array:
-    """Pixels in [0, 255], uint8 or float, to float32 in [-1, 1]: x / 127.5 - 1. Any shape."""
+    """Maps pixels in [0, 255], uint8 or float, any shape, to float32 in [-1, 1]: x / 127.5 - 1."""
     return video.astype(jnp.float32) / 127.5 - 1.0
 
 
 def as_heads(logits: Any) -> dict[str, jax.Array]:
-    """Logits as {head: [B, C]}, whether the model has one head (an array) or names several (a mapping)."""
+    """Returns logits as {head: [B, C]}; a model with one head returns an array, with several a mapping."""
     return dict(logits) if isinstance(logits, Mapping) else {SINGLE_HEAD: logits}
 
 
 def step_key(seed: int, step: jax.Array) -> jax.Array:
-    """The random key of one step: a function of seed and step alone, so that a resumed run draws what it would have."""
+    """Returns the random key of a step. It depends on seed and step alone, so a resumed run draws the same."""
     return jax.random.fold_in(jax.random.key(seed), step)
 
 
@@ -110,39 +95,39 @@ def make_train_step(
     sam_rho: float = 0.0,
     norms_by_part: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """One optimizer step as a pure function `(state, batch) -> (state, metrics)`, ready for `jax.jit`.
+    """Makes the train step: a pure function `(state, batch) -> (state, metrics)`, ready for `jax.jit`.
 
     Args:
       apply_fn: `(variables, video, train=..., rngs=...) -> logits`; `video` float32 [B, T, H, W, 3] in [-1, 1], logits
         [B, C] or {head: [B, C]}.
-      optimizer: from `optim.make_optimizer`; or any optax transformation, and then all parameters are trained.
-      schedule: step -> learning rate, for the metrics only (the optimizer holds its own).
+      optimizer: from `optim.make_optimizer`, or any optax transformation, which trains all parameters.
+      schedule: step -> learning rate, for the metrics only (the optimizer has its own).
       seed: of dropout, stochastic depth and augmentation.
       label_smoothing: e in [0, 1), training loss only.
-      loss: softmax or sigmoid, and the weights of the heads; None: softmax, all weights 1.
-      augment: photometric augmentation, mixup and cutmix; None or all off: the frames as they are.
-      guard: when a step is skipped, see `GuardConfig`; None: where loss or gradient is not finite.
-      accumulate_steps: parts that the batch is taken in, for memory. The step is that of the whole batch, to rounding,
-        but for dropout and stochastic depth, which draw anew for each part.
-      ema_decay: d of the moving average of the parameters, see `moving_average`; 0 turns it off.
-      sam_rho: rho of sharpness-aware minimisation, see `gradients.ascend`; 0 turns it off.
-      norms_by_part: the norms also for each top-level module of the model.
+      loss: softmax or sigmoid, and head weights; None: softmax, all weights 1.
+      augment: augmentation on the device; None: off.
+      guard: when a step is skipped; None: if loss or gradient is not finite.
+      accumulate_steps: accumulation steps: microbatches that the batch is split into, to save memory. Up to rounding
+        the step is that of the whole batch, except that each microbatch has its own dropout and stochastic depth.
+      ema_decay: d of the EMA of the parameters, see `update_ema`; 0: off.
+      sam_rho: rho of sharpness-aware minimisation, see `gradients.sam_perturb`; 0: off.
+      norms_by_part: log norms also for each top-level module of the model.
 
     Returns:
-      The step. `batch`: `video` uint8 [B, T, H, W, 3], `label` {head: int32 [B], or under the sigmoid loss also float
-      [B, C], 1 for each of a clip's labels}, `mask` [B]. Metrics, all float32 scalars:
+      The train step. `batch`: `video` uint8 [B, T, H, W, 3], `label` {head: int32 [B], or with the
+      sigmoid loss float [B, C], 1 for each label of a clip}, `mask` [B]. Metrics, all float32 scalars:
 
-      * `loss`, the weighted sum over the heads, and `accuracy`; with several heads `loss/HEAD` (before weighting) and
-        `accuracy/HEAD`. Right is a clip whose highest logit is its label, or one of its labels; under mixup and cutmix,
-        the label with the larger share in the mixture.
-      * `learning_rate`, and `learning_rate/head` where it differs. Skipped steps do not move the schedule.
-      * `gradient_norm` (before clipping, of what is trained), `parameter_norm`, `update_norm`; with `norms_by_part`
+      * `loss`, the weighted sum over the heads, and top-1 `accuracy`; with several heads `loss/HEAD` (unweighted) and
+        `accuracy/HEAD`. The highest logit must belong to the label, or one of the labels; with mixup and cutmix, to the
+        label with the larger share.
+      * `learning_rate`, and `learning_rate/head` where it differs. Skipped steps do not advance the schedule.
+      * `gradient_norm` (before clipping, trained parameters), `parameter_norm`, `update_norm`; with `norms_by_part`
         also `gradient_norm/MODULE` and so on.
-      * `skipped`, 1 where the guard skipped this step, else 0, and `skipped_in_a_row`. A skipped step's loss and
-        gradient norm are reported as they are, NaN or not.
+      * `skipped`, 1 if the guard skipped this step, else 0, and `skipped_in_a_row`. A skipped step's loss and gradient
+        norm are reported as they are, NaN or not.
 
-      Raises ValueError, when it is traced: model and data differ in heads, the batch does not divide into its parts, or
-      the state has a moving average where the step keeps none, or the other way round.
+      Tracing it raises ValueError if model and data differ in heads, the batch does not divide into microbatches, or
+      only one of state and step has an EMA.
     """
     augment, loss, guard = augment or AugmentConfig(), loss or LossConfig(), guard or GuardConfig()
     head_rate = getattr(optimizer, "head_learning_rate", 1.0)
@@ -150,34 +135,41 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if (state.ema is None) == bool(ema_decay):
             raise ValueError(f"ema_decay={ema_decay} in the step, but not in the state: TrainState.create takes it too")
-        key, total = step_key(seed, state.step), jnp.sum(batch["mask"])
-        trained = optimizer.trained(state.params) if isinstance(optimizer, Optimizer) else _all(state.params)
+        key, num_clips = step_key(seed, state.step), jnp.sum(batch["mask"])
+        trained = optimizer.trained(state.params) if isinstance(optimizer, Optimizer) else _all_true(state.params)
 
         def loss_fn(params: Any, rows: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
             video = rows["video"] if augment.mixes else normalise(rows["video"])
             logits = as_heads(apply_fn({"params": params}, video, train=True, rngs={"dropout": key}))
-            return _loss(logits, rows, total, loss, label_smoothing)
+            return _loss(logits, rows, num_clips, loss, label_smoothing)
 
-        rows = _augmented(key, batch, augment)
+        # Augmentation, loss and gradients, in microbatches.
+        rows = _augment(key, batch, augment)
         value, metrics, gradients = loss_and_gradients(
-            loss_fn, state.params, trained, rows, key, parts=accumulate_steps, sam_rho=sam_rho
+            loss_fn, state.params, trained, rows, key, accumulate_steps=accumulate_steps, sam_rho=sam_rho
         )
-        accept, guard_state = judge(guard, state.guard, value, optax.tree.norm(gradients))
+
+        # Update, unless the guard skips the step.
+        accept, guard_state = check_step(guard, state.guard, value, optax.tree.norm(gradients))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        # Kept and not moved by 0: that would turn a -0.0 into 0.0, and a mean of equal numbers rounds.
-        params = _pick(trained, choose(accept, optax.apply_updates(state.params, updates), state.params), state.params)
+        # Untrained leaves and skipped steps keep the old values: adding 0 would turn -0.0 into 0.0, and an EMA of equal
+        # numbers rounds.
+        params = _select_trained(
+            trained, select_tree(accept, optax.apply_updates(state.params, updates), state.params), state.params
+        )
         ema = state.ema
         if ema_decay:
-            average = moving_average(ema, params, ema_decay, state.guard.accepted)
-            ema = _pick(trained, choose(accept, average, ema), ema)
+            updated = update_ema(ema, params, ema_decay, state.guard.accepted)
+            ema = _select_trained(trained, select_tree(accept, updated, ema), ema)
 
+        # Metrics.
         rate = jnp.asarray(schedule(state.step - state.guard.skipped), jnp.float32)
         norms = _norms("update_norm", updates, norms_by_part)
         metrics |= {
             "loss": value,
             "learning_rate": rate,
             "skipped": 1.0 - accept,
-            "skipped_in_a_row": guard_state.in_a_row,
+            "skipped_in_a_row": guard_state.consecutive_skips,
         }
         metrics |= {"learning_rate/head": head_rate * rate} if head_rate != 1 else {}
         metrics |= {name: jnp.where(accept, norm, 0.0) for name, norm in norms.items()}
@@ -185,7 +177,7 @@ def make_train_step(
         return TrainState(
             step=state.step + 1,
             params=params,
-            opt_state=choose(accept, opt_state, state.opt_state),
+            opt_state=select_tree(accept, opt_state, state.opt_state),
             ema=ema,
             guard=guard_state,
         ), {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
@@ -193,27 +185,27 @@ def make_train_step(
     return train_step
 
 
-def moving_average(average: Any, params: Any, decay: float, updates: jax.Array) -> Any:
-    """The exponential moving average of the parameters, one step on: d average + (1 - d) params.
+def update_ema(ema: Any, params: Any, decay: float, updates: jax.Array) -> Any:
+    """Returns the exponential moving average after one step: d ema + (1 - d) params.
 
-    It begins at the first parameters, and so that these are soon forgotten, d = min(decay, (1 + n) / (10 + n)) at the
-    n-th update: the warm-up of TensorFlow's `ExponentialMovingAverage` with `num_updates`.
+    It starts at the initial parameters; so that they fade quickly, d = min(decay, (1 + n) / (10 + n)) at the n-th
+    update: the warm-up of TensorFlow's `ExponentialMovingAverage` with `num_updates`.
 
     Args:
-      average: before, a tree like `params`.
+      ema: before, a tree like `params`.
       params: after the update.
       decay: in [0, 1).
-      updates: scalar n, how many there were before this one.
+      updates: scalar n, number of updates before this one.
     """
     decay = jnp.minimum(decay, (1.0 + updates) / (10.0 + updates))
-    return optax.incremental_update(params, average, 1.0 - decay)
+    return optax.incremental_update(params, ema, 1.0 - decay)
 
 
 def make_eval_step(apply_fn: Callable[..., Any]) -> Callable[[Any, Batch], dict[str, jax.Array]]:
-    """Logits of V views of each video, averaged (section 4.1, multi-view evaluation), as `(params, batch) -> logits`.
+    """Makes the multi-view evaluation step (section 4.1): `(params, batch) -> {head: float32 [B, C]}`.
 
-    `batch["video"]` is uint8 [B, V, T, H, W, 3]. The views go through the model one after another, so that memory does
-    not grow with their number. Returns {head: float32 [B, C]}.
+    The logits are averages over the V views of `batch["video"]`, uint8 [B, V, T, H, W, 3]. The views go through the
+    model one after another, so memory does not grow with V.
     """
 
     def eval_step(params: Any, batch: Batch) -> dict[str, jax.Array]:
@@ -227,7 +219,7 @@ def make_eval_step(apply_fn: Callable[..., Any]) -> Callable[[Any, Batch], dict[
 
 
 def check_heads(logits: Mapping[str, jax.Array], labels: Mapping[str, Any]) -> None:
-    """Raises ValueError unless model and data name the same heads."""
+    """Raises ValueError unless model and data have the same heads."""
     if set(logits) != set(labels):
         raise ValueError(
             f"the model has the heads {sorted(logits)}, the data set the labels {sorted(labels)}; "
@@ -235,9 +227,9 @@ def check_heads(logits: Mapping[str, jax.Array], labels: Mapping[str, Any]) -> N
         )
 
 
-def _augmented(key: jax.Array, batch: Batch, augment: AugmentConfig) -> Batch:
-    """The batch as the loss takes it: `video` augmented, in [0, 255], or mixed, in [-1, 1]; then also `partner`, the
-    labels of each clip's partner, and `share` [B], that of its own."""
+def _augment(key: jax.Array, batch: Batch, augment: AugmentConfig) -> Batch:
+    """Returns the augmented batch: `video` in [0, 255], or with mixup and cutmix in [-1, 1]; then also `partner`, the
+    labels of the clip mixed in, and `share` [B], the share of the clip itself."""
     rows = {name: batch[name] for name in ("video", "label", "mask")}
     if augment.enabled:
         pixels_key, mixing_key = step_keys(key)
@@ -249,40 +241,39 @@ def _augmented(key: jax.Array, batch: Batch, augment: AugmentConfig) -> Batch:
 
 
 def _loss(
-    logits: Metrics, rows: Batch, total: jax.Array, config: LossConfig, smoothing: float
+    logits: Metrics, rows: Batch, num_clips: jax.Array, config: LossConfig, smoothing: float
 ) -> tuple[jax.Array, Metrics]:
-    """The share of some rows in the loss and the metrics of a batch whose mask adds up to `total`."""
+    """Returns what some rows contribute to loss and metrics of a batch whose mask sums up to `num_clips`."""
     labels, mask = rows["label"], rows["mask"]
     check_heads(logits, labels)
     weights = config.weights(labels)
-    losses, right = {}, {}
+    losses, accuracies = {}, {}
     for head, label in labels.items():
         check_labels(head, label, config.name)
-        targets, loudest = one_hot_targets(logits[head], label, smoothing), label
+        targets, dominant_label = one_hot_targets(logits[head], label, smoothing), label
         if "share" in rows:
             share, partner = rows["share"], rows["partner"][head]
-            others = one_hot_targets(logits[head], partner, smoothing)
-            targets = share[:, None] * targets + (1 - share[:, None]) * others
-            loudest = jnp.where(share.reshape(-1, *[1] * (label.ndim - 1)) >= 0.5, label, partner)
-        losses[head] = masked_mean(example_losses(logits[head], targets, config.name), mask, total)
-        right[head] = masked_mean(hits(logits[head], loudest), mask, total)
+            partner_targets = one_hot_targets(logits[head], partner, smoothing)
+            targets = share[:, None] * targets + (1 - share[:, None]) * partner_targets
+            dominant_label = jnp.where(share.reshape(-1, *[1] * (label.ndim - 1)) >= 0.5, label, partner)
+        losses[head] = masked_mean(example_losses(logits[head], targets, config.name), mask, num_clips)
+        accuracies[head] = masked_mean(top1_correct(logits[head], dominant_label), mask, num_clips)
     value = sum(weights[head] * losses[head] for head in losses)
     if len(losses) == 1:
-        return value, {"accuracy": next(iter(right.values()))}
-    return value, {f"loss/{h}": v for h, v in losses.items()} | {f"accuracy/{h}": v for h, v in right.items()}
+        return value, {"accuracy": next(iter(accuracies.values()))}
+    return value, {f"loss/{h}": v for h, v in losses.items()} | {f"accuracy/{h}": v for h, v in accuracies.items()}
 
 
 def _norms(name: str, tree: Any, by_part: bool) -> Metrics:
-    """The global norm of a tree, and of each of its top-level modules where asked."""
+    """Returns the global norm of a tree and, with `by_part`, of each of its top-level modules."""
     parts = {f"{name}/{part}": optax.tree.norm(leaves) for part, leaves in tree.items()} if by_part else {}
     return {name: optax.tree.norm(tree)} | parts
 
 
-def _all(params: Any) -> Any:
-    """All is trained."""
+def _all_true(params: Any) -> Any:
     return jax.tree.map(lambda _: True, params)
 
 
-def _pick(trained: Any, new: Any, old: Any) -> Any:
-    """The leaves of `new` that are trained, the others of `old`."""
+def _select_trained(trained: Any, new: Any, old: Any) -> Any:
+    """Returns the trained leaves of `new`, and the others of `old`."""
     return jax.tree.map(lambda t, a, b: a if t else b, trained, new, old)

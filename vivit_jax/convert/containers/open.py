@@ -210,10 +210,10 @@ def _open_run(path: epath.Path) -> Container | None:
         if step is None:
             if not checkpoints.steps():
                 return None
-            run = (checkpoints.recorded() or {}).get("config", {})
+            run = (checkpoints.latest_metadata() or {}).get("config", {})
             checkpoints.best_metric = run.get("checkpoint", {}).get("best_metric", checkpoints.best_metric)
             step = checkpoints.best()
-        checkpoint_metadata = checkpoints.meta(step)
+        checkpoint_metadata = checkpoints.metadata(step)
     state, where = root / str(step) / checkpointing.STATE, str(root / str(step))
     checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
 

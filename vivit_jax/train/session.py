@@ -1,0 +1,71 @@
+"""What surrounds a training run: lock, mesh, compilation cache, checkpoints, logs; closed in order, also on errors."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import jax
+from clu import metric_writers
+from etils import epath
+
+from vivit_jax import checkpoint as checkpointing
+from vivit_jax import distributed
+from vivit_jax.train import compiled_step
+from vivit_jax.train.setup import TrainSetup
+from vivit_jax.utils import logs
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """The open resources of a run.
+
+    Attributes:
+      checkpoints: of the run.
+      writer: of metrics, to TensorBoard and `metrics.jsonl`.
+      stack: closes what was opened, last in first out.
+    """
+
+    checkpoints: checkpointing.Checkpoints
+    writer: metric_writers.MetricWriter
+    stack: contextlib.ExitStack
+
+    def closing(self, resource: T) -> T:
+        """Registers a resource whose `close` the end of the session calls; returns it."""
+        self.stack.callback(resource.close)
+        return resource
+
+    def enter(self, context: Any) -> Any:
+        """Enters a context that ends with the session; returns its value."""
+        return self.stack.enter_context(context)
+
+
+@contextlib.contextmanager
+def open_session(setup: TrainSetup, workdir: epath.PathLike) -> Iterator[Session]:
+    """Opens a run's workdir and devices. What was saved and logged is kept when an exception ends the session.
+
+    Raises:
+      CheckpointError: another run uses the workdir.
+    """
+    options = setup.experiment.checkpoint
+    with (
+        checkpointing.lock(workdir),
+        jax.set_mesh(setup.mesh),
+        compiled_step.compilation_cache(setup.experiment.compilation_cache, workdir),
+        contextlib.ExitStack() as stack,
+        distributed.exit_deadline(),  # for what the stack closes after an exception
+    ):
+        checkpoints = checkpointing.Checkpoints(
+            epath.Path(workdir) / checkpointing.FOLDER,
+            keep_latest=options.keep_latest,
+            keep_best=options.keep_best,
+            best_metric=options.best_metric,
+        )
+        stack.callback(checkpoints.close)
+        writer = logs.make_writer(workdir)
+        stack.callback(writer.close)
+        yield Session(checkpoints, writer, stack)

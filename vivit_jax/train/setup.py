@@ -1,0 +1,174 @@
+"""Everything that a run derives from its config and data before the first step; config errors show here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+
+from vivit_jax import checkpoint as checkpointing
+from vivit_jax import convert, sharding
+from vivit_jax.config.experiment import ConfigError, Experiment
+from vivit_jax.data import pipeline
+from vivit_jax.data.open import open_data
+from vivit_jax.data.records.split import RecordSplit
+from vivit_jax.data.selection.sampling import ClipSpec
+from vivit_jax.data.selection.training_set import TrainingSet
+from vivit_jax.evaluation.evaluator import Evaluator
+from vivit_jax.evaluation.metrics import accuracy_names, scalar_name
+from vivit_jax.train_step import TrainProgram
+
+EMA = "ema/"  # prefix of the metrics of the averaged parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSetup:
+    """A run before its first step. Nothing is compiled or allocated on the devices yet.
+
+    Attributes:
+      experiment: the whole config, with the model fields that pretrained weights or checkpoints determine.
+      mesh: over all devices.
+      train_set, eval_set: the data.
+      clip_spec: how clips are cut from videos.
+      program: model, schedule, optimizer, abstract state and jitted train step.
+      total_steps: of the run.
+      eval_interval: steps between two evaluations; 0: only at the end.
+      checkpoint_metadata: what every checkpoint stores beside the state: config, heads, class names, data.
+    """
+
+    experiment: Experiment
+    mesh: Mesh
+    train_set: TrainingSet
+    eval_set: RecordSplit
+    clip_spec: ClipSpec
+    program: TrainProgram
+    total_steps: int
+    eval_interval: int
+    checkpoint_metadata: Mapping[str, Any]
+
+    def train_batches(self, start_step: int) -> Any:
+        """Returns the endless training stream after `start_step` steps, this process's rows."""
+        batch_size = self.experiment.batch_size
+        batches = pipeline.train_batches(
+            self.train_set,
+            self.clip_spec,
+            batch_size=batch_size,
+            seed=self.experiment.seed,
+            start_step=start_step,
+            rows=sharding.process_rows(self.mesh, batch_size),
+            options=self.experiment.data,
+        )
+        logging.info("Training on %s. Clips: %s", self.train_set, batches.description)
+        return batches
+
+    def make_evaluator(self, num_videos: int | None) -> Evaluator:
+        """Returns the evaluation on so many videos of `eval_set`, None for all."""
+        return Evaluator(
+            self.program.model, self.mesh, self.experiment, self.eval_set, self.clip_spec, videos=num_videos
+        )
+
+
+def set_up(experiment: Experiment, workdir: epath.PathLike) -> TrainSetup:
+    """Builds the `TrainSetup` of a run; reads, but does not write, its workdir.
+
+    Raises:
+      ConfigError, ValueError: settings that are wrong or do not fit together, the devices or the data.
+      FileNotFoundError: the data set is not there.
+    """
+    # Devices.
+    mesh = sharding.make_mesh(experiment.mesh)
+    accumulate_steps = experiment.optimizer.accumulate_steps
+    sharding.check_batch_size(mesh, experiment.batch_size, "batch_size")
+    if accumulate_steps > 1:
+        microbatch = experiment.batch_size // accumulate_steps
+        sharding.check_batch_size(mesh, microbatch, "batch_size / optimizer.accumulate_steps")
+    sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
+
+    # Data.
+    train_set, eval_set = open_data(experiment.data)
+    check_best_metric(experiment, eval_set.heads, eval_set.multi_label)
+    experiment.loss.weights(train_set.heads)  # raises for heads that do not exist
+    total_steps = experiment.total_steps(train_set.num_videos)
+    steps_per_epoch = experiment.steps_per_epoch(train_set.num_videos)
+
+    # Model, schedule, optimizer, train step.
+    experiment = inherit_model_fields(experiment, train_set.heads, checkpointing.latest_metadata(workdir))
+    program = experiment.train_program(train_set.heads, mesh, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    clip_spec = experiment.clip_spec(program.model.config)
+    checkpoint_metadata = {
+        "config": experiment.to_dict(),
+        "heads": dict(train_set.heads),
+        "class_names": {head: list(names) for head, names in train_set.class_names.items()},
+        "multi_label": sorted(train_set.multi_label),
+        "data": {
+            "dataset": experiment.data.name,
+            "examples": train_set.num_videos,
+            "order": train_set.fingerprint(experiment.seed, clip_spec),
+        },
+    }
+    return TrainSetup(
+        experiment=experiment,
+        mesh=mesh,
+        train_set=train_set,
+        eval_set=eval_set,
+        clip_spec=clip_spec,
+        program=program,
+        total_steps=total_steps,
+        eval_interval=experiment.evaluation.interval(steps_per_epoch),
+        checkpoint_metadata=checkpoint_metadata,
+    )
+
+
+def inherit_model_fields(
+    experiment: Experiment, heads: Mapping[str, int], checkpoint_metadata: Mapping[str, Any] | None
+) -> Experiment:
+    """Returns the experiment with the model fields that its pretrained weights, or its own checkpoints, determine.
+
+    Args:
+      experiment: its model may leave activation, epsilon, biases and the pre-logits layer open.
+      heads: {head: classes}.
+      checkpoint_metadata: of the run's newest checkpoint; a resumed run no longer needs its pretrained weights.
+
+    Raises:
+      ConfigError: the config asks for another value than that of the weights.
+      FileNotFoundError, ValueError: the weights cannot be read, or belong to a model that cannot be converted.
+    """
+    if checkpoint_metadata is not None:
+        return experiment.following(checkpoint_metadata["config"]["model"])
+    if experiment.init_from.path is None:
+        return experiment
+    inherited = convert.model_for(experiment.init_from.path, experiment.model_config(heads), experiment.init_from)
+    for name in convert.INHERITED_FIELDS:
+        configured = experiment.model.get(name)
+        if configured is not None and configured != getattr(inherited, name):
+            raise ConfigError(
+                f"config.model.{name}={configured!r}, but the weights in {experiment.init_from.path} were trained with "
+                f"{getattr(inherited, name)!r}; leave it unset to use theirs"
+            )
+    return experiment.following(inherited.to_dict())
+
+
+def check_best_metric(
+    experiment: Experiment, heads: Mapping[str, int], multi_label: frozenset[str] = frozenset()
+) -> None:
+    """Raises ConfigError unless the evaluation measures `checkpoint.best_metric`.
+
+    Args:
+      experiment: the whole config.
+      heads: {head: classes} of the evaluated data set.
+      multi_label: its multi-label heads.
+    """
+    measured = accuracy_names(heads, multi_label) + [scalar_name(head, "loss", heads) for head in heads]
+    if experiment.optimizer.ema_decay:
+        measured += [EMA + name for name in measured]
+    name = experiment.checkpoint.best_metric
+    if name not in measured:
+        no_ema = " (config.optimizer.ema_decay is off, so no weights are averaged)" if name.startswith(EMA) else ""
+        raise ConfigError(
+            f"checkpoint.best_metric={name!r} is not measured on {experiment.data.name}{no_ema}; "
+            f"choose one of {', '.join(measured)}"
+        )
