@@ -18,6 +18,7 @@ from tests.helpers.small_models import MODELS, small_config
 from vivit_jax.config.experiment import Experiment, default_config
 from vivit_jax.cost import figures, forward_count, matrix_products, paper, render, report, train_count
 from vivit_jax.models import ViViT, ViViTConfig, abstract_params, count_parameters
+from vivit_jax.train_step import build_train_program
 
 SGD = optax.sgd(0.1, momentum=0.9)
 
@@ -125,10 +126,13 @@ def test_training_step_costs_three_forward_passes_plus_remat():
 
 
 def test_temporaries_are_reported_by_the_compiler():
-    config = small_config(num_layers=4, scan_layers=True)
-    inference, training = report.compiled_temporaries(config, SGD)
+    def temporaries(**fields):
+        model = ViViT(small_config(num_layers=4, scan_layers=True, **fields))
+        return report.compiled_temporaries(build_train_program(model, SGD, optax.constant_schedule(0.1)))
+
+    inference, training = temporaries()
     assert 0 < inference < training
-    assert report.compiled_temporaries(dataclasses.replace(config, remat="full"), SGD)[1] < training
+    assert temporaries(remat="full")[1] < training
 
 
 @pytest.mark.parametrize(("optimizer", "copies"), [("sgd", 1), ("adamw", 2)])

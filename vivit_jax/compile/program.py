@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vivit_jax import optim, sharding
+from vivit_jax import sharding
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.cost.counts import abstract_batch, train_count
 from vivit_jax.models import ViViT, abstract_params
-from vivit_jax.train_step import TrainState, make_eval_step, make_train_step
+from vivit_jax.train_step import make_eval_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,49 +57,29 @@ class Target:
 
     def lower_train(self, clips: int) -> Any:
         """Lowers the training step with `clips` clips per batch shard."""
-        experiment = self.experiment
-        model = ViViT(experiment.model_config(self.heads))
-        # Neither the length of the run nor the schedule's shape makes a difference to memory.
-        schedule = optim.learning_rate_schedule(
-            experiment.optimizer, total_steps=10**9, steps_per_epoch=1e3, batch_size=experiment.batch_size
-        )
-        optimizer = optim.make_optimizer(experiment.optimizer, schedule)
-        state = jax.eval_shape(
-            lambda params: TrainState.create(params, optimizer, experiment.optimizer.ema_decay),
-            abstract_params(model.config),
-        )
-        shardings = sharding.state_sharding(self.mesh, state)
-        step = jax.jit(
-            make_train_step(model.apply, optimizer, schedule, **experiment.step_options()),
-            donate_argnums=0,
-            out_shardings=(shardings, sharding.replicated(self.mesh)),
-        )
+        program = self.experiment.train_program(self.heads, self.mesh)
         with jax.set_mesh(self.mesh):
-            return step.lower(_placed(state, shardings), self._batch(model, clips * self.batch_shards))
+            return program.step.lower(program.state, self._batch(program.model, clips * self.batch_shards))
 
     def lower_eval(self, videos: int) -> Any:
         """Lowers the evaluation step with `videos` videos per batch shard, all views."""
         model = ViViT(self.experiment.model_config(self.heads))
         params = abstract_params(model.config)
-        params = _placed(params, sharding.state_sharding(self.mesh, {"params": params})["params"])
+        shardings = sharding.state_sharding(self.mesh, {"params": params})["params"]
         batch = self._batch(model, videos * self.batch_shards)
         video, views = batch["video"], self.experiment.evaluation.views
         shape = (video.shape[0], views, *video.shape[1:])
         batch = {**batch, "video": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=video.sharding)}
         step = jax.jit(make_eval_step(model.apply), out_shardings=sharding.replicated(self.mesh))
         with jax.set_mesh(self.mesh):
-            return step.lower(params, batch)
+            return step.lower(sharding.abstract_like(params, shardings), batch)
 
     def multiply_adds(self, clips: int) -> float:
         """Returns the multiply-adds of a training step on all devices, by XLA's count of the unrolled program."""
-        optimizer = optim.make_optimizer(self.experiment.optimizer, lambda step: 0.1)
-        each, update = train_count(self.experiment.model_config(self.heads), optimizer)
-        return each * clips * self.batch_shards + update
+        program = self.experiment.train_program(self.heads, None)
+        per_clip, per_step = train_count(program.model.config, program.optimizer)
+        return per_clip * clips * self.batch_shards + per_step
 
     def _batch(self, model: ViViT, clips: int) -> Mapping[str, Any]:
         batch = abstract_batch(model.config, clips)
-        return _placed(batch, jax.tree.map(lambda _: sharding.batch_sharding(self.mesh), batch))
-
-
-def _placed(tree: Any, shardings: Any) -> Any:
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+        return sharding.abstract_like(batch, jax.tree.map(lambda _: sharding.batch_sharding(self.mesh), batch))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from vivit_jax.models import ViViT, ViViTConfig, abstract_params
-from vivit_jax.train_step import SINGLE_HEAD, TrainState, make_train_step
+from vivit_jax.train_step import SINGLE_HEAD, TrainState, build_train_program
 
 
 @functools.lru_cache(maxsize=256)
@@ -60,10 +60,9 @@ def train_count(
     if not config.heads:
         raise ValueError("num_classes=None leaves no head to train; give the number of classes")
     config = _countable(config)
-    step = make_train_step(
-        ViViT(config).apply, optimizer, optax.constant_schedule(0.1), label_smoothing=label_smoothing
-    )
-    state = abstract_state(config, optimizer)
+    schedule = optax.constant_schedule(0.1)
+    program = build_train_program(ViViT(config), optimizer, schedule, label_smoothing=label_smoothing)
+    state = program.state
 
     def per_step(state: TrainState, gradients: Any) -> Any:
         """The update and the norms among the metrics, which do not grow with the batch."""
@@ -72,12 +71,7 @@ def train_count(
         return optax.apply_updates(state.params, updates), opt_state, norms
 
     update = _flops(per_step, state, state.params) / 2
-    return _flops(step, state, abstract_batch(config, 1)) / 2 - update, update
-
-
-def abstract_state(config: ViViTConfig, optimizer: optax.GradientTransformation) -> TrainState:
-    """Returns the training state as `jax.ShapeDtypeStruct`s."""
-    return jax.eval_shape(lambda params: TrainState.create(params, optimizer), abstract_params(config))
+    return _flops(program.step, state, abstract_batch(config, 1)) / 2 - update, update
 
 
 def abstract_batch(config: ViViTConfig, clips: int) -> Mapping[str, Any]:

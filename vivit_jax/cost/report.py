@@ -7,16 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import optax
 
-from vivit_jax import optim
 from vivit_jax.config.experiment import Experiment
-from vivit_jax.cost.counts import abstract_batch, abstract_state, forward_count, parameters_by_part, train_count
+from vivit_jax.cost.counts import abstract_batch, forward_count, parameters_by_part, train_count
 from vivit_jax.cost.render import Table
 from vivit_jax.data import build, catalog
-from vivit_jax.models import ViViT, ViViTConfig
 from vivit_jax.models.flops import matrix_products
-from vivit_jax.train_step import make_train_step, normalise
+from vivit_jax.train_step import TrainProgram, normalise
 
 HEADER = ("quantity", "value", "unit", "remark")
 Log = Callable[[str], None]
@@ -35,9 +32,10 @@ def tables_of(experiment: Experiment, *, compiled: bool = True, log: Log = lambd
       ConfigError: an invalid model.
     """
     data = experiment.data
-    config = experiment.model_config(catalog.of_records(data.name, build.records_folder(data.name, data.dir)).heads)
-    # The schedule has no influence on the shapes of the state; its length depends on the data.
-    optimizer = optim.make_optimizer(experiment.optimizer, optax.constant_schedule(experiment.optimizer.learning_rate))
+    program = experiment.train_program(
+        catalog.of_records(data.name, build.records_folder(data.name, data.dir)).heads, mesh=None
+    )
+    config = program.model.config
     heads = ", ".join(f"{name or 'classes'} {classes}" for name, classes in config.heads)
     video, grid = (" x ".join(map(str, shape)) for shape in ((config.num_frames, *config.image_shape), config.grid))
     title = f"{config.name} {config.attention}, {video}, {grid} tokens, {heads}"
@@ -46,16 +44,16 @@ def tables_of(experiment: Experiment, *, compiled: bool = True, log: Log = lambd
     parts["all"] = sum(parts.values())
     rows = tuple((part, f"{count:,}", "parameters", "") for part, count in parts.items())
     log("multiply-adds of the forward pass and of a training step (traced, not compiled)")
-    operations = _multiply_adds(experiment, config, optimizer)
+    operations = _multiply_adds(experiment, program)
     log("memory" + (": compiling the forward pass and the training step of one clip" if compiled else ""))
-    with jax.enable_x64(config.dtype == "float64" or jax.config.jax_enable_x64):
-        memory = _memory(experiment, config, optimizer, compiled)
+    memory = _memory(experiment, program, compiled)
     return [Table("parameters", f"Parameters: {title}", HEADER, rows), operations, memory]
 
 
-def _multiply_adds(experiment: Experiment, config: ViViTConfig, optimizer: optax.GradientTransformation) -> Table:
+def _multiply_adds(experiment: Experiment, program: TrainProgram) -> Table:
+    config = program.model.config
     products, forward = matrix_products(config), forward_count(config)
-    clip, step = train_count(config, optimizer, label_smoothing=experiment.label_smoothing)
+    clip, step = train_count(config, program.optimizer, label_smoothing=experiment.label_smoothing)
     matrix = sum(products.values())
     remarks = [f"{clip / forward:.2f} times the forward pass"]
     if config.remat != "none":
@@ -77,11 +75,9 @@ def _multiply_adds(experiment: Experiment, config: ViViTConfig, optimizer: optax
     return Table("multiply_adds", "Multiply-adds", HEADER, rows)
 
 
-def _memory(
-    experiment: Experiment, config: ViViTConfig, optimizer: optax.GradientTransformation, compiled: bool
-) -> Table:
-    state = abstract_state(config, optimizer)
-    parameters, optimizer_state = _tree_bytes(state.params), _tree_bytes(state.opt_state)
+def _memory(experiment: Experiment, program: TrainProgram, compiled: bool) -> Table:
+    config = program.model.config
+    parameters, optimizer_state = (_tree_bytes(tree) for tree in (program.state.params, program.state.opt_state))
     quantities = [
         ("parameters", parameters, config.param_dtype),
         ("gradients", parameters, config.param_dtype),
@@ -89,7 +85,7 @@ def _memory(
         ("pixels, one clip", math.prod(config.video_shape), "uint8"),
     ]
     if compiled:
-        inference, training = compiled_temporaries(config, optimizer)
+        inference, training = compiled_temporaries(program)
         device = f"by the compiler, {jax.default_backend()}"
         settings = f"dtype={config.dtype!r}, remat={config.remat!r}, attention_backend={config.attention_backend!r}"
         quantities += [
@@ -106,12 +102,8 @@ def _memory(
     return Table("memory", "Memory", HEADER, rows, (note,))
 
 
-def compiled_temporaries(config: ViViTConfig, optimizer: optax.GradientTransformation) -> tuple[int, int]:
+def compiled_temporaries(program: TrainProgram) -> tuple[int, int]:
     """Compiles for this machine's default device and returns the bytes of temporaries for one clip.
-
-    Args:
-      config: the architecture, with a head.
-      optimizer: optax transformation.
 
     Returns:
       (inference; training step, where they hold activations, gradients and updates).
@@ -119,11 +111,10 @@ def compiled_temporaries(config: ViViTConfig, optimizer: optax.GradientTransform
     Raises:
       RuntimeError: the backend does not report memory.
     """
-    model, state, batch = ViViT(config), abstract_state(config, optimizer), abstract_batch(config, 1)
-    forward = jax.jit(lambda params, video: model.apply({"params": params}, normalise(video)))
-    step = jax.jit(make_train_step(model.apply, optimizer, optax.constant_schedule(0.1)), donate_argnums=0)
-    programs = [forward.lower(state.params, batch["video"]), step.lower(state, batch)]
-    analyses = [program.compile().memory_analysis() for program in programs]
+    state, batch = program.state, abstract_batch(program.model.config, 1)
+    forward = jax.jit(lambda params, video: program.model.apply({"params": params}, normalise(video)))
+    lowered = [forward.lower(state.params, batch["video"]), program.step.lower(state, batch)]
+    analyses = [computation.compile().memory_analysis() for computation in lowered]
     if None in analyses:
         raise RuntimeError(f"the backend {jax.default_backend()} does not report the memory of its programs")
     inference, training = (analysis.temp_size_in_bytes for analysis in analyses)

@@ -1,0 +1,42 @@
+"""The steps of a config lowered and compiled for the mesh of a slice, with virtual CPU devices in its place."""
+
+import jax
+import pytest
+
+from vivit_jax.compile import report, slices
+from vivit_jax.compile.ahead import compile_ahead
+from vivit_jax.compile.program import Target
+from vivit_jax.config.experiment import Experiment, default_config
+
+
+@pytest.fixture(scope="module")
+def target():
+    config = default_config()
+    config.data.name, config.batch_size, config.evaluation.batch_size = "kinetics400", 8, 4
+    config.model.update({"name": "ViViT-Ti/16x2", "num_layers": 1, "num_frames": 4, "image_size": 32})
+    config.mesh.update({"data": 4, "fsdp": 2})
+    return Target.on(Experiment.from_config(config), {"label": 5}, jax.devices()[:8])
+
+
+def test_train_step_reports_memory_and_gradient_traffic(target):
+    assert (target.batch_shards, target.clips_per_shard(16)) == (8, 2)
+    compiled = compile_ahead(target.lower_train(1), target.mesh)
+    assert compiled.fits
+    assert compiled.peak >= compiled.argument
+    # Gradients are summed over both axes of the batch.
+    assert {"data", "fsdp"} <= {axis for one in compiled.traffic for axis in one.axis.split("+")}
+    lines = report.summarize(compiled, slices.parse("v3-8"))
+    assert lines[0].startswith("memory")
+    assert lines[-1].startswith("compiled")
+    assert target.multiply_adds(2) == pytest.approx(2 * target.multiply_adds(1), rel=0.3)
+
+
+def test_evaluation_step_is_lowered_for_the_mesh(target):
+    lowered = target.lower_eval(1)
+    assert lowered.in_tree.num_leaves > 3
+    assert "8x" in lowered.as_text()
+
+
+def test_a_batch_that_does_not_divide_is_rejected(target):
+    with pytest.raises(ValueError, match="batch_size=9 is not divided by the 8 devices"):
+        target.clips_per_shard(9)
