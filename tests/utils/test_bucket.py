@@ -79,7 +79,7 @@ def test_what_orbax_lacks_for_a_bucket_is_said(server, monkeypatch):
 @pytest.mark.parametrize("kind", written_weights.KINDS)
 def test_weights_are_read_from_a_bucket(server, tmp_path, kind):
     here = written_weights.write(kind, tmp_path / "weights")
-    storage.put(here, there := "gs://bucket/weights")
+    storage.copy(here, there := "gs://bucket/weights")
     with open_container(there) as weights:
         for name, array in written_weights.FLAT.items():
             np.testing.assert_array_equal(weights.leaves[name].read(), array)

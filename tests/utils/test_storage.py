@@ -128,7 +128,7 @@ def test_videos_of_ones_own_in_a_bucket(ram, tmp_path):
     videos = storage.path(f"{ram}/own")
     for name, frames in (("train/a/x.mp4", 20), ("train/b/deep/y.mp4", 24), ("val/a/z.mp4", 18)):
         (videos / name).parent.mkdir(parents=True, exist_ok=True)
-        storage.put(numbered_video(tmp_path / "v.mp4", frames, height=32, width=32), videos / name)
+        storage.copy(numbered_video(tmp_path / "v.mp4", frames, height=32, width=32), videos / name)
     folder = build.build(
         "mine", videos, None, f"{ram}/data", build.BuildOptions(num_workers=0, progress=False, kind="folder")
     )
@@ -150,7 +150,7 @@ def test_videos_of_ones_own_in_a_bucket(ram, tmp_path):
 def test_videos_are_decoded_from_a_bucket(ram, tmp_path):
     path = numbered_video(tmp_path / "v.mp4", 12)
     place = storage.path(f"{ram}/v.mp4")
-    storage.put(path, place)
+    storage.copy(path, place)
     np.testing.assert_array_equal(decode.read_video(place).frames, decode.read_video(path).frames)
     spec = sampling.ClipSpec(4, (48, 48))
     np.testing.assert_array_equal(pipeline.views_from_file(f"{ram}/v.mp4", spec), pipeline.views_from_file(path, spec))
@@ -166,7 +166,7 @@ def test_records_of_dmvr_in_a_bucket(ram, tmp_path):
     place = storage.path(f"{ram}/dmvr")
     place.mkdir()
     for path in write_shards(tmp_path, "train", records, shards=1):
-        storage.put(path, place / path.name)
+        storage.copy(path, place / path.name)
     index_main([f"{ram}/dmvr", f"--out={tmp_path}/out"])
     split = open_split(tmp_path / "out", "train")
     assert split.shard_paths == [f"{ram}/dmvr/train-00000-of-00001"]
@@ -184,5 +184,5 @@ def test_google_cloud_storage_goes_the_same_way():
     assert str(storage.under("gs://bucket", "gs://other/x")) == "gs://other/x"
     assert str(storage.under("gs://bucket", "/on/disk.mp4")) == "/on/disk.mp4"
     assert str(build.records_folder("kinetics400", "gs://bucket/data")) == "gs://bucket/data/kinetics400/1.0.0"
-    with pytest.raises(ValueError, match=r"ftp://x/y: .* is no kind of storage that is known here; gs://"):
+    with pytest.raises(ValueError, match=r"ftp://x/y: .* is not a known kind of storage; use gs://"):
         storage.path("ftp://x/y")

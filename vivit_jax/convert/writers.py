@@ -80,7 +80,7 @@ def write(
         if not storage.is_remote(path):
             shutil.move(written, path)
         else:
-            (storage.put_tree if written.is_dir() else storage.put)(written, path)
+            storage.copy(written, path)
 
 
 def _check_expressible(flat: Arrays, format: str, config: ViViTConfig, metadata: Mapping[str, Any]) -> None:

@@ -283,7 +283,7 @@ def custom(name: str, kind: str, short_side: int = 256, label_separator: str | N
     )
 
 
-def of_records(name: str, folder: storage.Place) -> DatasetInfo:
+def of_records(name: str, folder: storage.PathLike) -> DatasetInfo:
     """Describes the data set whose records are in `folder` (DATA_DIR/NAME/VERSION).
 
     This is the entry of the catalog, or for another name a description with the heads of the records; with the short

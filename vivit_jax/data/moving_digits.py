@@ -202,7 +202,7 @@ def _shifted(texture: np.ndarray, shift: np.ndarray) -> np.ndarray:
     return image + fx * (np.roll(image, 1, axis=1) - image)
 
 
-def write_video(path: storage.Place, frames: np.ndarray, fps: int) -> None:
+def write_video(path: storage.PathLike, frames: np.ndarray, fps: int) -> None:
     """Writes uint8 frames [T, H, W, 3] as an H.264 MP4; an interrupted call leaves no file."""
     import av
 
@@ -223,7 +223,7 @@ def write_clip(task: tuple[str, Clip, np.ndarray]) -> None:
 
 
 def generate(
-    out: storage.Place,
+    out: storage.PathLike,
     train: int = NUM_TRAIN,
     validation: int = NUM_VALIDATION,
     seed: int = SEED,

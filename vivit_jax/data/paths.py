@@ -10,6 +10,6 @@ CLASS_NAMES_FILE = "class_names.json"  # head -> name of each class id
 REJECTS_FILE = "rejects.csv"  # rows or records that cannot be used, with the reason
 
 
-def records_folder(name: str, data_dir: storage.Place) -> storage.AnyPath:
+def records_folder(name: str, data_dir: storage.PathLike) -> storage.AnyPath:
     """Returns the folder of the records of data set `name`: `data_dir/NAME/1.0.0`."""
     return storage.path(data_dir) / name / VERSION

@@ -71,7 +71,7 @@ class Report:
             self.problems.append(Problem(shard, record, byte, reason))
 
 
-def verify(folder: storage.Place, threads: int | None = None, progress: bool = True) -> list[Report]:
+def verify(folder: storage.PathLike, threads: int | None = None, progress: bool = True) -> list[Report]:
     """Verifies all splits of a folder.
 
     Memory: each thread reads one record at a time (twice, as read and parsed) and decodes its frames one by one.

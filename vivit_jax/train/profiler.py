@@ -54,6 +54,6 @@ class Profiler(Hook):
             written, self._trace_folder = self._trace_folder, None
             jax.profiler.stop_trace()
             if storage.is_remote(self._folder):
-                storage.put_tree(written, self._folder)
+                storage.copy(written, self._folder)
                 shutil.rmtree(written)
             logging.info("A profile is in %s; to see it: tensorboard --logdir=%s", self._folder, self._folder.parent)

@@ -26,7 +26,7 @@ READERS: Mapping[str, Callable[[catalog.DatasetInfo, storage.AnyPath], Annotatio
 )
 
 
-def read(dataset: catalog.DatasetInfo, folder: storage.Place) -> Annotations:
+def read(dataset: catalog.DatasetInfo, folder: storage.PathLike) -> Annotations:
     """Reads the annotations of every split whose file is in `folder`, and logs the notes as warnings.
 
     Args:

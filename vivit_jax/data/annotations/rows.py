@@ -58,7 +58,7 @@ class Annotations:
 
 
 def missing_message(
-    dataset: catalog.DatasetInfo, videos: storage.Place | None = None, annotations: storage.Place | None = None
+    dataset: catalog.DatasetInfo, videos: storage.PathLike | None = None, annotations: storage.PathLike | None = None
 ) -> str:
     """Returns the error text for missing data: the folders searched, their expected content, how to get it."""
     kind = dataset.annotation_format

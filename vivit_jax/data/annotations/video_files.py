@@ -12,7 +12,7 @@ from vivit_jax.utils import storage
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".ts", ".mpg", ".mpeg")
 
 
-def list_videos(folder: storage.Place) -> Iterator[str]:
+def list_videos(folder: storage.PathLike) -> Iterator[str]:
     """Yields the paths of the videos (by their suffix) in `folder`, sorted, then those of each folder below it.
 
     Links are followed, hidden files and folders are skipped. A folder that does not exist has no videos.
@@ -59,7 +59,7 @@ class VideoFiles:
       MissingDataError: the folder does not exist or has no video (unless a CSV may name files elsewhere).
     """
 
-    def __init__(self, dataset: catalog.DatasetInfo, folder: storage.Place):
+    def __init__(self, dataset: catalog.DatasetInfo, folder: storage.PathLike):
         self.folder, self._dataset = storage.path(folder), dataset
         # Name without folders and suffix -> files of that name.
         self._files: dict[str, list[str]] = {}

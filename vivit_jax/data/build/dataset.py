@@ -12,9 +12,9 @@ from vivit_jax.utils import storage
 
 def build(
     name: str,
-    videos: storage.Place,
-    annotation_folder: storage.Place | None,
-    out: storage.Place,
+    videos: storage.PathLike,
+    annotation_folder: storage.PathLike | None,
+    out: storage.PathLike,
     options: BuildOptions | None = None,
 ) -> storage.AnyPath:
     """Builds the records of data set `name` in `out/NAME/1.0.0`, unless they exist, and returns that folder.
@@ -87,7 +87,7 @@ def _some(value) -> str:
 
 
 def prepare(
-    name: str, data_dir: storage.Place, num_workers: int | None = None, progress: bool = True, **generator: int
+    name: str, data_dir: storage.PathLike, num_workers: int | None = None, progress: bool = True, **generator: int
 ) -> storage.AnyPath:
     """Returns the folder of the records of data set `name`, and builds them first if they are absent.
 

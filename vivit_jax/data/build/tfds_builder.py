@@ -14,6 +14,7 @@ shards are renamed there, and `summary.json` comes last.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -24,6 +25,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+
+from etils import epath
 
 from vivit_jax.data import annotations, catalog
 from vivit_jax.data.build import shards
@@ -48,9 +51,9 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
     def __init__(
         self,
         dataset: catalog.DatasetInfo,
-        videos: storage.Place,
-        annotation_folder: storage.Place,
-        data_dir: storage.Place,
+        videos: storage.PathLike,
+        annotation_folder: storage.PathLike,
+        data_dir: storage.PathLike,
         encode_options: encode.EncodeOptions,
         options: BuildOptions,
     ):
@@ -100,7 +103,8 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
         finally:
             if self._scratch:
                 shutil.rmtree(self._scratch, ignore_errors=True)
-        storage.remove_tree(self._staging)
+        with contextlib.suppress(OSError):
+            epath.Path(self._staging).rmtree(missing_ok=True)
         return self._final
 
     def _publish(self) -> None:
@@ -118,10 +122,10 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
         for name in set(storage.names(self._final)) - kept:
             if name.startswith(f"{self.name}-"):
                 (self._final / name).unlink()
-        storage.move(moves)
+        storage.in_parallel(lambda move: move[0].replace(move[1]), moves)
         others = {file.name for file in local.iterdir()} - kept
         for name in sorted(others, key=lambda name: name == SUMMARY_FILE):
-            storage.put(local / name, self._final / name)
+            storage.copy(local / name, self._final / name)
 
     def _all_shards(self) -> list[shards.Shard]:
         return list(itertools.chain.from_iterable(self._shards.values()))

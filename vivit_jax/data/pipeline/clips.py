@@ -153,7 +153,7 @@ def views_from_frames(
 
 
 def views_from_file(
-    path: storage.Place,
+    path: storage.PathLike,
     spec: ClipSpec,
     temporal_views: int = 1,
     spatial_views: int = 1,

@@ -79,8 +79,8 @@ def index_folder(flags: argparse.Namespace) -> Iterator[str]:
 
 
 def scan(
-    folder: storage.Place,
-    out: storage.Place | None = None,
+    folder: storage.PathLike,
+    out: storage.PathLike | None = None,
     splits: Mapping[str, str] | None = None,
     heads: Sequence[dmvr_labels.Head] = (dmvr_labels.DEFAULT,),
     class_names: Mapping[str, Sequence[str]] | None = None,
@@ -259,7 +259,7 @@ def _rate(found: Mapping[str, np.ndarray], count: int) -> float:
     return float("nan")
 
 
-def _resolved(place: storage.Place) -> storage.AnyPath:
+def _resolved(place: storage.PathLike) -> storage.AnyPath:
     """The one path of a folder, links followed; of a bucket as it is."""
     found = storage.path(place)
     return found if storage.is_remote(found) else found.resolve()

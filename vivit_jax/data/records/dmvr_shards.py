@@ -23,7 +23,7 @@ _SPLITS = {
 }
 
 
-def find_shards(folder: storage.Place, patterns: Mapping[str, str] | None = None) -> dict[str, list[str]]:
+def find_shards(folder: storage.PathLike, patterns: Mapping[str, str] | None = None) -> dict[str, list[str]]:
     """Split -> names of its shards in order, relative to `folder`.
 
     A split is called after the word for one in the shards' name ("val" is "validation"); where two sets of shards have

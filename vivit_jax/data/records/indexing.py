@@ -24,7 +24,7 @@ class VideoEntry:
     labels: Mapping[str, int | Sequence[int]]
 
 
-def record_positions(path: storage.Place) -> np.ndarray:
+def record_positions(path: storage.PathLike) -> np.ndarray:
     """Offset, length and checksum of every record of a TFRecord file: int64 [records, 3]; the data is skipped.
 
     Raises:
@@ -47,7 +47,7 @@ def record_positions(path: storage.Place) -> np.ndarray:
 
 
 def assemble(
-    folder: storage.Place,
+    folder: storage.PathLike,
     split: str,
     videos: Sequence[Sequence[VideoEntry]],
     class_names: Mapping[str, Sequence[str]],

@@ -149,7 +149,7 @@ def videos(path: Path, heads: Iterable[str]) -> Iterator[VideoEntry]:
         raise ValueError(f"{path}: the last video has {seen} of {expected} chunks")
 
 
-def scan(folder: storage.Place) -> list[RecordSplit]:
+def scan(folder: storage.PathLike) -> list[RecordSplit]:
     """The index of every split of chunk records in `folder`, by reading all of them (all bytes are read and checked).
 
     Raises:

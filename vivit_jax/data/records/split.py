@@ -142,7 +142,7 @@ class RecordSplit:
         return path
 
 
-def open_split(folder: storage.Place, split: str) -> RecordSplit:
+def open_split(folder: storage.PathLike, split: str) -> RecordSplit:
     """The index of `split` of the records in `folder`.
 
     That the shards are those that were indexed is told by their sizes alone; `vivit_jax.data.verify` reads them.
@@ -220,7 +220,7 @@ def _why_no_index(folder: storage.AnyPath, split: str) -> str:
     )
 
 
-def load_class_names(folder: storage.Place) -> dict[str, list[str]]:
+def load_class_names(folder: storage.PathLike) -> dict[str, list[str]]:
     """`class_names.json` of a folder of records: head -> name of each class id.
 
     Raises:
@@ -242,7 +242,7 @@ def load_class_names(folder: storage.Place) -> dict[str, list[str]]:
     return names
 
 
-def list_shards(folder: storage.Place) -> dict[str, list[str]]:
+def list_shards(folder: storage.PathLike) -> dict[str, list[str]]:
     """Split -> names of its shards in order.
 
     Raises:
@@ -261,7 +261,7 @@ def list_shards(folder: storage.Place) -> dict[str, list[str]]:
     return {split: [shards[i] for i in sorted(shards)] for split, shards in found.items()}
 
 
-def save_class_names(folder: storage.Place, class_names: Mapping[str, Sequence[str]]) -> None:
+def save_class_names(folder: storage.PathLike, class_names: Mapping[str, Sequence[str]]) -> None:
     """Writes `class_names.json`: head -> list of names."""
     text = json.dumps({head: list(names) for head, names in class_names.items()}, indent=1, ensure_ascii=False)
     storage.write(storage.path(folder) / CLASS_NAMES_FILE, text)

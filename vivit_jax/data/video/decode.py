@@ -137,7 +137,7 @@ def frame_rate(times: Sequence[float], stated: float) -> tuple[float, bool]:
 
 
 def iterate_frames(
-    path: storage.Place, start: float | None = None, end: float | None = None, short_side: int | None = None
+    path: storage.PathLike, start: float | None = None, end: float | None = None, short_side: int | None = None
 ) -> Iterator[Frame]:
     """Frames of a file's first video stream that is not a cover picture, in order of display.
 
@@ -189,7 +189,7 @@ def _iterate(path, file, start, end, short_side) -> Iterator[Frame]:
 
 
 def read_video(
-    path: storage.Place, start: float | None = None, end: float | None = None, short_side: int | None = None
+    path: storage.PathLike, start: float | None = None, end: float | None = None, short_side: int | None = None
 ) -> Video:
     """A whole video, or its frames from `start` to `end` seconds, in memory; arguments as `iterate_frames`.
 
