@@ -98,7 +98,7 @@ def test_records_in_a_bucket_are_indexed_anew_and_verified(here, there):
         with pytest.raises(BadIndexError, match="the copy is not complete"):
             open_split(folder, "train")
         shard.unlink()
-        with pytest.raises(NoRecordsError, match="1 of 1 shards are gone, first ram://bucket/data"):
+        with pytest.raises(NoRecordsError, match="1 of 1 shards are missing, first ram://bucket/data"):
             open_split(folder, "train")
     finally:
         shard.write_bytes(sound)
