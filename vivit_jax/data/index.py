@@ -1,83 +1,141 @@
-"""Indexes the records in a folder by reading them: `python -m vivit_jax.data.index DIR`."""
+"""Command `python -m vivit_jax.data.index DIR`: rebuilds the index of the records in a folder by reading them.
+
+python -m vivit_jax.data.index DIR                  records of vivit_jax, or of DMVR or Scenic with one label
+python -m vivit_jax.data.index DIR --out=DIR2       the index goes to DIR2
+python -m vivit_jax.data.index DIR --head=noun=clip/label/index:0:300 --head=verb=clip/label/index:300:97
+                                                    EPIC-Kitchens, with labels concatenated as Scenic does
+"""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vivit_jax.data.records import dmvr, reader, scan
-from vivit_jax.data.records.dmvr_shards import find_shards
+from vivit_jax.data.records.dmvr_labels import DEFAULT, Head
 from vivit_jax.data.records.split import NoRecordsError
 from vivit_jax.utils import storage
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    flags = parser().parse_args(arguments)
+    flags = _parser().parse_args(sys.argv[1:] if argv is None else list(argv))
     try:
-        if is_sequence(flags):
-            for line in dmvr.index_folder(flags):
-                print(line)
+        splits = parse_splits(flags.split)
+        if not _holds_sequences(flags, splits):
+            for split in scan.scan(flags.folder):
+                print(f"{split.save()}: {split.num_videos} videos, {len(split.chunk_offset)} records")
             return
-        for split in scan.scan(flags.folder):
-            print(f"{split.save()}: {split.num_videos} videos, {len(split.chunk_offset)} records")
+        heads = [parse_head(text) for text in flags.head] or [DEFAULT]
+        class_names = read_class_names(flags.class_names, heads)
+        for line in dmvr.index_folder(flags.folder, flags.out, splits, heads, class_names, flags.labels):
+            print(line)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
 
 
-def parser() -> argparse.ArgumentParser:
-    """Flags of `python -m vivit_jax.data.index`."""
-    flags = argparse.ArgumentParser(
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
         prog="python -m vivit_jax.data.index",
-        description="Makes the index of the records in a folder anew, by reading them. The flags are for records of "
-        "DMVR and Scenic; those that vivit_jax wrote tell all by themselves.",
+        description="Rebuilds the index of the records in a folder by reading them. All flags are for records of DMVR "
+        "and Scenic; those of vivit_jax need none.",
     )
-    flags.add_argument("folder", metavar="DIR", help="the folder of the records")
-    flags.add_argument("--out", help="folder for the index where DIR cannot be written to; names the shards absolutely")
-    flags.add_argument(
+    parser.add_argument("folder", metavar="DIR", help="folder of the records")
+    parser.add_argument("--out", help="folder for the index, if DIR is read-only; it then names the shards absolutely")
+    parser.add_argument(
         "--split", action="append", default=[], metavar="NAME=GLOB",
-        help="shards of a split, where their names do not tell; several times for several splits",
+        help="shards of a split, if their names do not tell; repeat for several splits",
     )  # fmt: skip
-    flags.add_argument(
+    parser.add_argument(
         "--head", action="append", default=[], metavar="NAME=FEATURE[:FIRST:COUNT]",
-        help="where the class of a head is: an integer or bytes feature of the context; with FIRST and COUNT the one "
-        "value among FIRST to FIRST + COUNT - 1, less FIRST. Default: label=clip/label/index",
+        help="where the class of a head is: an integer or bytes feature of the context; with FIRST and COUNT, the one "
+        "value among FIRST to FIRST + COUNT - 1, minus FIRST. Default: label=clip/label/index",
     )  # fmt: skip
-    flags.add_argument(
+    parser.add_argument(
         "--class_names", action="append", default=[], metavar="[HEAD=]FILE",
-        help="names in the order of the class ids: .json, .csv with columns id and key, or text with a name a line",
+        help="class names in the order of the ids: .json, .csv with columns id and key, or text with a name per line",
     )  # fmt: skip
-    flags.add_argument(
+    parser.add_argument(
         "--labels", choices=("auto", "index", "text"), default="auto",
         help="what decides the class: the number in the record, or its text (ids are then those of the sorted names, "
         "or of --class_names). Default: the number where there is one",
     )  # fmt: skip
-    return flags
+    return parser
 
 
-def is_sequence(flags: argparse.Namespace) -> bool:
-    """Whether the records in `flags.folder` are sequences; False where they are chunks.
-
-    Raises:
-      NoRecordsError: no shards there.
-      ValueError: records that are neither, or flags for sequences where there are chunks.
-    """
-    shards = find_shards(flags.folder, dmvr.parse_splits(flags))
-    example = dmvr.first_record([storage.path(flags.folder) / name for names in shards.values() for name in names])
+def _holds_sequences(flags: argparse.Namespace, splits: Mapping[str, str] | None) -> bool:
+    """Returns whether the records in `flags.folder` are sequences (True) or chunks (False)."""
+    example = dmvr.first_record(flags.folder, splits)
     if example is None:
         raise NoRecordsError(f"{flags.folder}: the shards hold no records that can be read")
     if reader.SEQUENCE_FRAMES in example.feature_lists.feature_list:
         return True
-    if {"frames", "chunk"} <= set(example.context.feature):
-        given = [name for name in ("out", "split", "head", "class_names") if getattr(flags, name)]
-        if given:
-            raise ValueError(f"{flags.folder} holds records of vivit_jax: --{given[0]} is only for those of DMVR")
-        return False
+    features = example.context.feature
+    if not {"frames", "chunk"} <= set(features):
+        raise ValueError(
+            f"{flags.folder}: the records are neither chunks of vivit_jax nor tf.train.SequenceExamples with a feature "
+            f"list {reader.SEQUENCE_FRAMES!r}; they hold {', '.join(sorted(features)) or 'no features'}"
+        )
+    given = [name for name in ("out", "split", "head", "class_names") if getattr(flags, name)]
+    if given:
+        raise ValueError(f"{flags.folder} holds records of vivit_jax: --{given[0]} is only for those of DMVR")
+    return False
+
+
+def parse_splits(flags: Sequence[str]) -> dict[str, str] | None:
+    """Parses `--split=NAME=GLOB` flags; None if there are none."""
+    patterns = dict(text.partition("=")[::2] for text in flags)
+    for name, pattern in patterns.items():
+        if not name.replace("_", "").isalnum() or not pattern:
+            raise ValueError(f"--split={name}={pattern}: it must be NAME=GLOB, as in --split=train=train-*-of-*")
+    return patterns or None
+
+
+def parse_head(text: str) -> Head:
+    """Parses a `--head=NAME=FEATURE[:FIRST:COUNT]` flag."""
+    name, _, rest = text.partition("=")
+    feature, *numbers = rest.split(":")
+    if name.isidentifier() and feature:
+        if not numbers:
+            return Head(name, feature)
+        if len(numbers) == 2 and all(number.isdecimal() for number in numbers) and int(numbers[1]) > 0:
+            return Head(name, feature, int(numbers[0]), int(numbers[1]))
     raise ValueError(
-        f"{flags.folder}: the records are neither chunks of vivit_jax nor tf.train.SequenceExamples with a feature "
-        f"list {reader.SEQUENCE_FRAMES!r}; they hold {', '.join(sorted(example.context.feature)) or 'no features'}"
+        f"--head={text}: it must be NAME=FEATURE or NAME=FEATURE:FIRST:COUNT, as in --head=verb=clip/label/index:300:97"
     )
+
+
+def read_class_names(flags: Sequence[str], heads: Sequence[Head]) -> dict[str, list[str]]:
+    """Reads the files of `--class_names=[HEAD=]FILE` flags: {head: names in the order of the class ids}."""
+    names = {}
+    counts = {head.name: head.count for head in heads}
+    for flag in flags:
+        head, _, file = flag.rpartition("=")
+        head = head or (heads[0].name if len(heads) == 1 else "")
+        path = storage.path(file)
+        if head not in counts:
+            raise ValueError(f"--class_names={flag}: give HEAD=FILE with a head of {', '.join(counts)}")
+        if not path.is_file():
+            raise ValueError(f"--class_names={flag}: no file {path}")
+        text = path.read_bytes().decode("utf-8-sig")
+        if path.suffix == ".json":
+            loaded = json.loads(text)
+            names[head] = loaded.get(head) if isinstance(loaded, dict) else loaded
+        elif path.suffix == ".csv":
+            key_of = {row.get("id"): row.get("key") for row in csv.DictReader(io.StringIO(text, newline=""))}
+            names[head] = [key_of.get(str(number)) for number in range(len(key_of))]
+        else:
+            names[head] = [line.strip() for line in text.splitlines() if line.strip()]
+        if not names[head] or not all(isinstance(name, str) for name in names[head]):
+            raise ValueError(f"--class_names={flag}: no list of names for head {head!r} in it, in the order of the ids")
+        if counts[head] is not None and len(names[head]) != counts[head]:
+            raise ValueError(
+                f"--class_names={flag}: {len(names[head])} names, but --head gives {head!r} {counts[head]} classes"
+            )
+    return names
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 from vivit_jax.data.index import main as index_main
 from vivit_jax.data.records.split import BadIndexError, NoRecordsError, open_split
 
-ANEW = r"make the index anew: python -m vivit_jax\.data\.index"
+ANEW = r"rebuild the index: python -m vivit_jax\.data\.index"
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_stale_or_unreadable(copy):
     with pytest.raises(BadIndexError, match=rf"{len(whole) - 1:,} bytes, {len(whole):,} when .*{ANEW}"):
         open_split(copy, "train")
     shard.unlink()
-    with pytest.raises(NoRecordsError, match=f"1 of . shards are gone, first .*{ANEW}"):
+    with pytest.raises(NoRecordsError, match=f"1 of . shards are missing, first .*{ANEW}"):
         open_split(copy, "train")
     shard.write_bytes(whole)
     sound = path.read_bytes()
@@ -50,7 +50,7 @@ def test_stale_or_unreadable(copy):
         open_split(copy, "train")
     path.write_bytes(sound)
     change(path, format=np.array(99))
-    with pytest.raises(BadIndexError, match=r"of format 99, this version reads up to 3: update it"):
+    with pytest.raises(BadIndexError, match=r"has format 99, this version reads up to 3: update it"):
         open_split(copy, "train")
     path.write_bytes(sound)
     change(path, format=None, form=None)

@@ -1,10 +1,11 @@
-"""Making an index: from what a build has just written, or from the records alone."""
+"""Assembles the index of a split, from what a build has just written or from the records alone."""
 
 from __future__ import annotations
 
 import dataclasses
 import struct
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,27 +15,26 @@ from vivit_jax.utils import storage
 
 @dataclasses.dataclass(frozen=True)
 class VideoEntry:
-    """What the index says of one video; `labels`: head -> class id, or the ids of a head with several at once."""
+    """Index entry of one video; `labels`: head -> class id, or the ids of a multi-label head."""
 
     video_id: str
     num_frames: int
     fps: float
     height: int
     width: int
-    labels: Mapping[str, int | Sequence[int]]
+    labels: Mapping[str, Any]
 
 
 def record_positions(path: storage.PathLike) -> np.ndarray:
-    """Offset, length and checksum of every record of a TFRecord file: int64 [records, 3]; the data is skipped.
+    """Returns offset, length and checksum of every record of a TFRecord file: int64 [records, 3]. Skips the data.
 
     Raises:
       ValueError: the file ends inside a record.
     """
     positions = []
-    # Of a bucket all of it is fetched: to skip the data of each record would be a request each.
-    with storage.local(path) as here, open(here, "rb") as file:
-        size = storage.size(here)
-        offset = 0
+    # A file in a bucket is copied whole: skipping the data of each record would cost a request each.
+    with storage.local(path) as local_file, open(local_file, "rb") as file:
+        size, offset = storage.size(local_file), 0
         while offset < size:
             head = file.read(12)
             length = struct.unpack("<Q", head[:8])[0] if len(head) == 12 else size
@@ -46,6 +46,12 @@ def record_positions(path: storage.PathLike) -> np.ndarray:
     return np.array(positions, np.int64).reshape(-1, 3)
 
 
+def video_arrays(videos: Sequence[VideoEntry]) -> dict[str, np.ndarray]:
+    """Returns the fields of `RecordSplit` that describe the videos, without labels."""
+    types = {"video_id": str, "num_frames": np.int32, "fps": np.float32, "height": np.int32, "width": np.int32}
+    return {name: np.array([getattr(video, name) for video in videos], dtype) for name, dtype in types.items()}
+
+
 def assemble(
     folder: storage.PathLike,
     split: str,
@@ -54,15 +60,15 @@ def assemble(
     shards: Sequence[str] | None = None,
     positions: Sequence[np.ndarray] | None = None,
 ) -> RecordSplit:
-    """The index of a split from what was written.
+    """Assembles the index of a split of chunk records.
 
     Args:
-      folder: of the records.
-      split: its name.
-      videos: those of each shard, in order.
+      folder: folder of the records.
+      split: name of the split.
+      videos: videos of each shard, in order.
       class_names: head -> name of each class id.
       shards: file names; None for those in `folder`.
-      positions: of each shard, as of `record_positions`; None to read them.
+      positions: `record_positions` of each shard; None to read them.
 
     Raises:
       ValueError: the shards do not hold as many records as the videos need, or a head has one label in some videos and
@@ -70,45 +76,40 @@ def assemble(
     """
     folder = storage.path(folder)
     shards = list_shards(folder)[split] if shards is None else shards
-    chunks, chunk_shard, flat = [], [], [video for shard in videos for video in shard]
-    for number, (shard, entries) in enumerate(zip(shards, videos, strict=True)):
-        places = record_positions(folder / shard) if positions is None else positions[number]
+    if positions is None:
+        positions = [record_positions(folder / shard) for shard in shards]
+    for shard, entries, of_shard in zip(shards, videos, positions, strict=True):
         expected = sum(-(-entry.num_frames // CHUNK_FRAMES) for entry in entries)
-        if len(places) != expected:
-            raise ValueError(f"{folder / shard}: {len(places)} records, {expected} expected")
-        chunks.append(places)
-        chunk_shard.append(np.full(len(places), number, np.int64))
-    every = np.concatenate(chunks) if chunks else np.zeros((0, 3), np.int64)
-    num_frames = np.array([video.num_frames for video in flat], np.int32)
-    num_chunks = -(-num_frames.astype(np.int64) // CHUNK_FRAMES)
+        if len(of_shard) != expected:
+            raise ValueError(f"{folder / shard}: {len(of_shard)} records, {expected} expected")
+    chunks = np.concatenate([np.zeros((0, 3), np.int64), *positions])
+    all_videos = [video for entries in videos for video in entries]
+    arrays = video_arrays(all_videos)
+    num_chunks = -(-arrays["num_frames"].astype(np.int64) // CHUNK_FRAMES)
     return RecordSplit(
         folder=folder,
         name=split,
         shards=list(shards),
-        video_id=np.array([video.video_id for video in flat], dtype=str),
-        num_frames=num_frames,
-        fps=np.array([video.fps for video in flat], np.float32),
-        height=np.array([video.height for video in flat], np.int32),
-        width=np.array([video.width for video in flat], np.int32),
-        labels={head: _label_array(head, [video.labels[head] for video in flat]) for head in class_names},
-        first_chunk=np.concatenate([[0], np.cumsum(num_chunks)[:-1]]).astype(np.int64)[: len(flat)],
+        **arrays,
+        labels={head: _label_array(head, [video.labels[head] for video in all_videos]) for head in class_names},
+        first_chunk=np.concatenate([[0], np.cumsum(num_chunks)[:-1]]).astype(np.int64)[: len(all_videos)],
         num_chunks=num_chunks,
-        chunk_shard=np.concatenate(chunk_shard) if chunk_shard else np.zeros(0, np.int64),
-        chunk_offset=every[:, 0],
-        chunk_length=every[:, 1],
-        chunk_checksum=every[:, 2].astype(np.uint32),
+        chunk_shard=np.repeat(np.arange(len(shards), dtype=np.int64), [len(of_shard) for of_shard in positions]),
+        chunk_offset=chunks[:, 0],
+        chunk_length=chunks[:, 1],
+        chunk_checksum=chunks[:, 2].astype(np.uint32),
         class_names=class_names,
     )
 
 
 def _label_array(head: str, labels: Sequence[int | Sequence[int]]) -> np.ndarray:
-    """The labels of a head as `RecordSplit.labels` has them."""
-    several = [not isinstance(of_video, int) for of_video in labels]
-    if not any(several):
+    """Returns the labels of a head in the form of `RecordSplit.labels`."""
+    multiple = [not isinstance(label, int) for label in labels]
+    if not any(multiple):
         return np.array(labels, np.int32)
-    if not all(several):
+    if not all(multiple):
         raise ValueError(f"head {head!r} has one label in some videos and several in others: build the records again")
     result = np.full((len(labels), max(1, max(map(len, labels)))), -1, np.int32)
-    for row, of_video in zip(result, labels, strict=True):
-        row[: len(of_video)] = sorted(of_video)
+    for row, ids in zip(result, labels, strict=True):
+        row[: len(ids)] = sorted(ids)
     return result

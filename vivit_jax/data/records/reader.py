@@ -1,6 +1,6 @@
 """Reads frames from records in TensorFlow's graph: only the records that hold them, only the pixels of a window.
 
-No Python runs in the graph: on this stack an exception beside a `py_function` hangs the process instead of ending it.
+The graph calls no Python: on this stack an exception next to a `py_function` hangs the process instead of ending it.
 """
 
 from __future__ import annotations
@@ -12,24 +12,18 @@ from vivit_jax.data.records.split import SEQUENCE, RecordSplit
 
 # Feature list of the frames in a sequence (MediaSequence's name, which DMVR and Scenic share).
 SEQUENCE_FRAMES = "image/encoded"
-
-
-# Pixels a side of a JPEG's block where chroma has half the resolution: the largest that is usual.
+# Side in pixels of a JPEG block where chroma has half the resolution: the largest in use.
 _BLOCK = 16
-
-
-# A frame uint8 [h, w, 3] -> the frame as it is wanted. Each is finished while it is still in the processor's cache, at
-# half the cost of taking all frames of a clip through one step after the other.
+# Processes a frame uint8 [h, w, 3], e.g. resizes it. Frames are finished one by one while in the processor's cache, at
+# half the cost of processing all frames of a clip step by step.
 Finish = Callable[[tf.Tensor], tf.Tensor]
-
-
 # (video, frame numbers [K], window or None, finish or None) -> uint8 [K, h, w, 3]; a window is int32 [4]: top, left,
 # height, width.
 Reader = Callable[..., tf.Tensor]
 
 
 def record_reader(split: RecordSplit) -> Reader:
-    """Reads frames from the shards: only the records that hold them, only the pixels of the window."""
+    """Returns a reader of frames from the shards of a split."""
     shards = tf.constant(split.shard_paths)
     first = tf.constant(split.first_chunk)
     shard, offset = tf.constant(split.chunk_shard), tf.constant(split.chunk_offset)
@@ -38,7 +32,7 @@ def record_reader(split: RecordSplit) -> Reader:
     def read(video, frames, window=None, finish=None):
         low, high = tf.reduce_min(frames) // size, tf.reduce_max(frames) // size
         chunk = first[video] + low
-        # One pass from the first chunk needed to the last: a video's chunks lie one behind the other. A sequence is one
+        # One pass from the first needed chunk to the last: the chunks of a video are consecutive. A sequence is one
         # chunk with all frames of its video.
         count = high - low + 1
         chunks = records_from(shards[shard[chunk]], offset[chunk]).take(count)
@@ -49,7 +43,7 @@ def record_reader(split: RecordSplit) -> Reader:
 
 
 def records_from(path: tf.Tensor, offset: tf.Tensor) -> tf.data.Dataset:
-    """The records of one shard from the one that begins at byte `offset` on; each checked against its checksum."""
+    """Returns the records of a shard from byte `offset` on; verifies their checksums."""
     variant = tf.raw_ops.TFRecordDatasetV2(
         filenames=path[None],
         compression_type="",
@@ -60,35 +54,30 @@ def records_from(path: tf.Tensor, offset: tf.Tensor) -> tf.data.Dataset:
 
 
 def jpegs_of(form: str, records: tf.Tensor) -> tf.Tensor:
-    """The JPEGs of a video's serialised records, one behind the other: string [frames].
+    """Returns the JPEGs in consecutive records of a video: string [frames].
 
     Args:
-      form: "chunks": records [C], consecutive; or "sequence": records [1].
+      form: "chunks": records [C]; "sequence": records [1].
     """
     if form == SEQUENCE:
-        feature = tf.io.FixedLenSequenceFeature([], tf.string)
-        return tf.io.parse_single_sequence_example(records[0], sequence_features={SEQUENCE_FRAMES: feature})[1][
-            SEQUENCE_FRAMES
-        ]
+        features = {SEQUENCE_FRAMES: tf.io.FixedLenSequenceFeature([], tf.string)}
+        return tf.io.parse_single_sequence_example(records[0], sequence_features=features)[1][SEQUENCE_FRAMES]
     return tf.io.parse_example(records, {"frames": tf.io.RaggedFeature(tf.string)})["frames"].flat_values
 
 
 def decode_frames(jpegs: tf.Tensor, window: tf.Tensor | None, finish: Finish | None = None) -> tf.Tensor:
-    """JPEG bytes [K] -> uint8 [K, h, w, 3], all of each frame or only `window`; each finished, if asked.
-
-    The pixels of a window are those that the whole frame has there.
-    """
+    """Decodes JPEGs [K] to uint8 [K, h, w, 3]: whole frames, or the window with the same pixels as the whole frame."""
     if window is not None:
-        # Chroma is stored at half the resolution and interpolated: at the edge of what is decoded a neighbour is
-        # missing, so that a column more is decoded on both sides. To the left the decoder begins at a block in any
-        # case; asked for all of it, it spares a copy.
+        # Chroma is stored at half the resolution and interpolated, so a column at the edge of what is decoded lacks a
+        # neighbour: one more column is decoded on both sides. To the left the decoder starts at a block anyway; asked
+        # for the whole block, it saves a copy.
         top, left, height, width = tf.unstack(window)
         before = tf.where(left > 0, (left - 1) % _BLOCK + 1, 0)
         columns = tf.image.extract_jpeg_shape(jpegs[0])[1]
         beyond = tf.clip_by_value(columns - (left + width), 0, 1)
         window = tf.stack([top, left - before, height, before + width + beyond])
 
-    def one(jpeg):
+    def decode(jpeg):
         if window is None:
             frame = tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")
         else:
@@ -96,18 +85,11 @@ def decode_frames(jpegs: tf.Tensor, window: tf.Tensor | None, finish: Finish | N
             frame = frame[:, before : before + width]
         return frame if finish is None else finish(frame)
 
-    return _each(one, jpegs)
-
-
-def _each(function: Callable[[tf.Tensor], tf.Tensor], items: tf.Tensor) -> tf.Tensor:
-    # One after the other: the cores have other clips to work on.
-    return tf.map_fn(
-        function, items, parallel_iterations=1, fn_output_signature=tf.TensorSpec([None, None, 3], tf.uint8)
-    )
+    return _map_frames(decode, jpegs)
 
 
 def memory_reader(frames: tf.Tensor) -> Reader:
-    """Reads frames that lie in memory: uint8 [T, H, W, 3], of one video (the number of the video is ignored)."""
+    """Returns a reader of frames in memory, uint8 [T, H, W, 3], of one video; it ignores the video's number."""
 
     def read(video, numbers, window=None, finish=None):
         del video
@@ -117,7 +99,14 @@ def memory_reader(frames: tf.Tensor) -> Reader:
 
 
 def cut(images: tf.Tensor, window: tf.Tensor | None, finish: Finish | None = None) -> tf.Tensor:
-    """The window (top, left, height, width) of images [K, H, W, C], each finished where `finish` is given."""
+    """Cuts the window (top, left, height, width) out of images [K, H, W, C], and finishes each if asked."""
     if window is not None:
         images = images[:, window[0] : window[0] + window[2], window[1] : window[1] + window[3]]
-    return images if finish is None else _each(finish, images)
+    return images if finish is None else _map_frames(finish, images)
+
+
+def _map_frames(function: Callable[[tf.Tensor], tf.Tensor], items: tf.Tensor) -> tf.Tensor:
+    # One after the other: the cores have other clips to work on.
+    return tf.map_fn(
+        function, items, parallel_iterations=1, fn_output_signature=tf.TensorSpec([None, None, 3], tf.uint8)
+    )

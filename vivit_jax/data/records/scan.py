@@ -1,4 +1,4 @@
-"""Every record of a split, one after another: for making an index, and for verifying it."""
+"""Reads every record of a split, one after another: to make an index, and to verify it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vivit_jax.data.records.indexing import VideoEntry, assemble, record_positio
 from vivit_jax.data.records.split import CHUNK_FRAMES, NoRecordsError, RecordSplit, list_shards, load_class_names
 from vivit_jax.utils import storage
 
-# What a record says, as `function` of `mapped` made it; or, as text, why it could not be read.
+# What `function` of `mapped` returned for a record, or the reason why the record cannot be read.
 Result = dict[str, Any] | str
 
 
@@ -27,19 +27,14 @@ def mapped(
     form: str,
     threads: int | None = None,
 ) -> Iterator[tuple[int, Result]]:
-    """What `function` makes of each record, in order: (number, dict of NumPy values) or (number, why there is none).
-
-    Each thread reads one record at a time; what `function` makes of it is held until its turn comes.
+    """Applies `function` to each record, in order: yields (number, dict of NumPy values), or (number, reason).
 
     Args:
       shards: paths.
-      shard, offset: int64 [records], number of the shard of each record and first byte in it.
-      function: of the serialised record, in the graph.
-      form: of the records, "chunks" or "sequence".
-      threads: None for one a core.
-
-    Raises:
-      ValueError: fewer than one thread.
+      shard, offset: int64 [records], shard number of each record and its first byte there.
+      function: graph function of the serialised record.
+      form: form of the records, "chunks" or "sequence".
+      threads: records read in parallel; None for one per core.
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; it must be at least 1")
@@ -54,22 +49,22 @@ def mapped(
         return number, function(read(number))
 
     threads = threads or workers.default_workers()
-    total = len(offset)
-    dataset = tf.data.Dataset.range(total).map(load, threads, deterministic=True).ignore_errors()
+    dataset = tf.data.Dataset.range(len(offset)).map(load, threads, deterministic=True).ignore_errors()
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
-    due = 0
-    for number, found in dataset.with_options(options).as_numpy_iterator():
-        for broken in range(due, number):
-            yield broken, _reason(read, function, form, broken)
-        yield int(number), found
-        due = int(number) + 1
-    for broken in range(due, total):
-        yield broken, _reason(read, function, form, broken)
+    # Numbers missing from the results are those of records that failed.
+    expected = 0
+    for number, result in dataset.with_options(options).as_numpy_iterator():
+        for broken in range(expected, number):
+            yield broken, _find_reason(read, function, form, broken)
+        yield int(number), result
+        expected = int(number) + 1
+    for broken in range(expected, len(offset)):
+        yield broken, _find_reason(read, function, form, broken)
 
 
-def _reason(read: Callable, function: Callable, form: str, number: int) -> str:
-    """Why a record cannot be read: once more, where an error can be caught, and frame by frame."""
+def _find_reason(read: Callable, function: Callable, form: str, number: int) -> str:
+    """Reads a broken record again, where errors can be caught, and frame by frame."""
     try:
         record = read(tf.constant(number, tf.int64))
         reason = _broken_frame(record, form)
@@ -78,7 +73,7 @@ def _reason(read: Callable, function: Callable, form: str, number: int) -> str:
     except tf.errors.DataLossError:
         return "corrupted: its checksum does not fit"
     except tf.errors.OpError as error:
-        return _text(error)
+        return _message(error)
     return reason or "could not be read at first, but could the second time: is the disk failing?"
 
 
@@ -91,66 +86,19 @@ def _broken_frame(record: tf.Tensor, form: str) -> str | None:
         try:
             tf.io.decode_jpeg(jpeg, channels=3)
         except tf.errors.OpError as error:
-            return f"frame {number} is no readable JPEG: {_text(error)}"
+            return f"frame {number} is no readable JPEG: {_message(error)}"
     return None
 
 
-def _text(error: tf.errors.OpError) -> str:
+def _message(error: tf.errors.OpError) -> str:
     """TensorFlow's message without the names of its nodes."""
     lines = [line.split("}} ", 1)[-1].split(" [Op:", 1)[0].strip() for line in error.message.splitlines()]
     kept = [line for line in lines if line and not line.startswith("[[")]
     return " ".join(dict.fromkeys(kept))[:300] or type(error).__name__
 
 
-def _labels(features: Mapping[str, Any], head: str) -> int | tuple[int, ...]:
-    """Of a head with one label its id; of one with several at once, which the records call otherwise, all."""
-    if f"labels/{head}" in features:
-        return tuple(features[f"labels/{head}"].int64_list.value)
-    return features[f"label/{head}"].int64_list.value[0]
-
-
-def videos(path: Path, heads: Iterable[str]) -> Iterator[VideoEntry]:
-    """The videos of a shard of chunk records.
-
-    Args:
-      path: of the shard.
-      heads: of the labels.
-
-    Raises:
-      ValueError: records that are not chunks of videos in order, or broken ones.
-    """
-    seen = expected = 0
-    entry, number = None, -1
-    try:
-        for number, data in enumerate(tf.compat.v1.io.tf_record_iterator(str(path))):
-            features = tf.train.Example.FromString(data).features.feature
-            chunk = features["chunk"].int64_list.value[0]
-            if chunk == 0:
-                if seen != expected:
-                    raise ValueError(f"{path}: record {number} begins a video before the one before it is complete")
-                entry = VideoEntry(
-                    video_id=features["video_id"].bytes_list.value[0].decode(),
-                    num_frames=features["num_frames"].int64_list.value[0],
-                    fps=features["fps"].float_list.value[0],
-                    height=features["height"].int64_list.value[0],
-                    width=features["width"].int64_list.value[0],
-                    labels={head: _labels(features, head) for head in heads},
-                )
-                seen, expected = 0, -(-entry.num_frames // CHUNK_FRAMES)
-                yield entry
-            if chunk != seen or entry is None:
-                raise ValueError(f"{path}: record {number} is chunk {chunk} of its video, {seen} was expected")
-            seen += 1
-    except tf.errors.DataLossError:
-        raise ValueError(f"{path}: record {number + 1} is corrupted: its checksum does not fit") from None
-    except IndexError:
-        raise ValueError(f"{path}: record {number} is no chunk of a video: a feature is missing or empty") from None
-    if seen != expected:
-        raise ValueError(f"{path}: the last video has {seen} of {expected} chunks")
-
-
 def scan(folder: storage.PathLike) -> list[RecordSplit]:
-    """The index of every split of chunk records in `folder`, by reading all of them (all bytes are read and checked).
+    """Makes the index of every split of chunk records in `folder`, by reading and verifying all bytes.
 
     Raises:
       NoRecordsError: no shards, or no class names.
@@ -170,3 +118,46 @@ def scan(folder: storage.PathLike) -> list[RecordSplit]:
                 positions.append(record_positions(local_file))
         splits.append(assemble(folder, split, entries, names, files, positions))
     return splits
+
+
+def videos(path: Path, heads: Iterable[str]) -> Iterator[VideoEntry]:
+    """Yields the videos of a shard of chunk records, with the labels of `heads`.
+
+    Raises:
+      ValueError: records that are not chunks of videos in order, or broken ones.
+    """
+    chunks_read = num_chunks = 0
+    entry, number = None, -1
+    try:
+        for number, data in enumerate(tf.compat.v1.io.tf_record_iterator(str(path))):
+            features = tf.train.Example.FromString(data).features.feature
+            chunk = features["chunk"].int64_list.value[0]
+            if chunk == 0:
+                if chunks_read != num_chunks:
+                    raise ValueError(f"{path}: record {number} begins a video before the one before it is complete")
+                entry = VideoEntry(
+                    video_id=features["video_id"].bytes_list.value[0].decode(),
+                    num_frames=features["num_frames"].int64_list.value[0],
+                    fps=features["fps"].float_list.value[0],
+                    height=features["height"].int64_list.value[0],
+                    width=features["width"].int64_list.value[0],
+                    labels={head: _label(features, head) for head in heads},
+                )
+                chunks_read, num_chunks = 0, -(-entry.num_frames // CHUNK_FRAMES)
+                yield entry
+            if chunk != chunks_read or entry is None:
+                raise ValueError(f"{path}: record {number} is chunk {chunk} of its video, {chunks_read} was expected")
+            chunks_read += 1
+    except tf.errors.DataLossError:
+        raise ValueError(f"{path}: record {number + 1} is corrupted: its checksum does not fit") from None
+    except IndexError:
+        raise ValueError(f"{path}: record {number} is no chunk of a video: a feature is missing or empty") from None
+    if chunks_read != num_chunks:
+        raise ValueError(f"{path}: the last video has {chunks_read} of {num_chunks} chunks")
+
+
+def _label(features: Mapping[str, Any], head: str) -> int | tuple[int, ...]:
+    """Returns the class id of a head, or all ids of a multi-label head, whose feature has another name."""
+    if f"labels/{head}" in features:
+        return tuple(features[f"labels/{head}"].int64_list.value)
+    return features[f"label/{head}"].int64_list.value[0]

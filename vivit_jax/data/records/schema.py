@@ -1,4 +1,4 @@
-"""The features of a chunk record, and its deterministic serialisation."""
+"""Features of a chunk record, and their deterministic serialisation."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import tensorflow_datasets as tfds  # isort: skip: after `host_tf`, which sets T
 
 
 def features(class_names: Mapping[str, Sequence[str]], multi_label: Collection[str] = ()) -> tfds.features.FeaturesDict:
-    """What one record holds: a chunk of consecutive frames and the facts of its video.
+    """Returns the features of a record: a chunk of consecutive frames and the facts of its video.
 
     Args:
       class_names: head -> name of each class id.
-      multi_label: heads with several labels at once. Their feature has another name, so that the records tell.
+      multi_label: multi-label heads. Their feature has another name, so that the records show which they are.
     """
     labels = {head: tfds.features.ClassLabel(names=_unique(names)) for head, names in class_names.items()}
-    one = {head: label for head, label in labels.items() if head not in multi_label}
-    several = {head: tfds.features.Sequence(label) for head, label in labels.items() if head in multi_label}
+    single = {head: label for head, label in labels.items() if head not in multi_label}
+    multiple = {head: tfds.features.Sequence(label) for head, label in labels.items() if head in multi_label}
     return tfds.features.FeaturesDict(
         {
             "video_id": tfds.features.Text(),
@@ -30,8 +30,8 @@ def features(class_names: Mapping[str, Sequence[str]], multi_label: Collection[s
             "fps": tf.float32,
             "height": tf.int64,
             "width": tf.int64,
-            **({"label": one} if one else {}),
-            **({"labels": several} if several else {}),
+            **({"label": single} if single else {}),
+            **({"labels": multiple} if multiple else {}),
             "frames": tfds.features.Sequence(tfds.features.Image(encoding_format="jpeg")),
         }
     )
@@ -40,20 +40,20 @@ def features(class_names: Mapping[str, Sequence[str]], multi_label: Collection[s
 def serialiser(
     class_names: Mapping[str, Sequence[str]], multi_label: Collection[str] = ()
 ) -> Callable[[Mapping[str, Any]], bytes]:
-    """The function that makes a record's bytes, the same in every process, of an example of `features(...)`."""
+    """Returns the function that serialises an example of `features(...)`, to the same bytes in every process."""
     form = features(class_names, multi_label)
     serializer = tfds.core.example_serializer.ExampleSerializer(form.get_serialized_info())
 
     def serialise(example: Mapping[str, Any]) -> bytes:
         data = serializer.serialize_example(form.encode_example(example))
-        # TFDS leaves the order of the features to protobuf, which hashes them by a seed of the process.
+        # TFDS leaves the order of the features to protobuf, which hashes them with a seed of the process.
         return tf.train.Example.FromString(data).SerializeToString(deterministic=True)
 
     return serialise
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """TFDS wants class names to differ; some data sets name two classes alike, and they stay two."""
+    """Makes class names unique, as TFDS requires; in some data sets two classes have the same name."""
     seen: Counter = Counter()
     result = []
     for name in names:

@@ -1,13 +1,11 @@
-"""Where every record lies: one small `.npz` per split, so that any clip can be read without reading what is before it.
+"""The index of a split: where each record is, so that any clip can be read without reading what precedes it.
 
 A record is a chunk of up to 16 consecutive frames of one video, as JPEG bytes in a `tf.train.Example`, in TFRecord
-shards (framing of a record: 8 bytes length, 4 bytes checksum of the length, the data, 4 bytes masked CRC-32C of the
-data, all little-endian). All chunks of a video lie one behind the other in one shard.
+shards (per record: 8 bytes length, 4 bytes checksum of the length, the data, 4 bytes masked CRC-32C of the data, all
+little-endian). The chunks of a video are consecutive in one shard. Each split has an index file, `index_{split}.npz`.
 
-    python -m vivit_jax.data.index DIR      makes the index of the records in DIR anew, by reading them
-
-Records of others, one `tf.train.SequenceExample` for a whole video as Scenic and DMVR keep them, are indexed by the
-same command and read where they lie; `--help` lists the flags for their splits and labels (module `dmvr`).
+Records of Scenic and DMVR, one `tf.train.SequenceExample` per video, are indexed by the same command and read in place
+(module `dmvr`).
 """
 
 from __future__ import annotations
@@ -21,31 +19,31 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vivit_jax.data.paths import CLASS_NAMES_FILE, REJECTS_FILE, SUMMARY_FILE
+from vivit_jax.data.paths import CLASS_NAMES_FILE
 from vivit_jax.utils import storage
 
 CHUNK_FRAMES = 16
-# Forms of a record: a chunk of a video in an Example, or all of it in a SequenceExample.
+# Forms of a record: a chunk of a video in an Example, or a whole video in a SequenceExample.
 CHUNKS, SEQUENCE = "chunks", "sequence"
 _VIDEO_FIELDS = ("video_id", "num_frames", "fps", "height", "width", "first_chunk", "num_chunks")
 _CHUNK_FIELDS = ("chunk_shard", "chunk_offset", "chunk_length", "chunk_checksum")
 _SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<shard>\d{5})-of-(?P<count>\d{5})$")
-# Of the index files. Those of format 1 had no `form` and are read as chunks; in format 3 a head may have several
-# labels, and without such a head format 2 is written, which older versions read.
-_FORMAT, _ONE_LABEL_FORMAT = 3, 2
-_ANEW = "make the index anew: python -m vivit_jax.data.index"
+# Formats of the index file. 1 has no `form`: chunks. 3 allows multi-label heads; without one, 2 is written, which older
+# versions read.
+_FORMAT, _SINGLE_LABEL_FORMAT = 3, 2
+_REBUILD = "rebuild the index: python -m vivit_jax.data.index"
 
 
 class NoRecordsError(FileNotFoundError):
-    """There are no records (or no index) where they were looked for; the message names the folder and the way out."""
+    """Records or an index are missing; the message names the folder and the way out."""
 
 
 class EmptySplitError(ValueError):
-    """A split without a single video."""
+    """A split without a video."""
 
 
 class BadIndexError(ValueError):
-    """An index that cannot be read, or that is not that of the shards beside it; the message says the way out."""
+    """An index that cannot be read, or that does not match the shards; the message names the way out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,21 +51,19 @@ class RecordSplit:
     """One split of a data set on disk: N videos in C chunks.
 
     Attributes:
-      folder: where the index is, and the shards unless their names are absolute.
-      name: of the split.
+      folder: folder of the index, and of the shards unless their names are absolute.
       shards: file names of the shards.
-      video_id: [N] names of the videos (one name may come several times: segments of one long video).
-      num_frames, height, width: int32 [N]; sizes are those of the stored frames, in pixels.
-      fps: float32 [N], frames per second of the source; NaN where records of others do not tell.
-      labels: head -> int32 [N], class ids; of a head with several labels at once int32 [N, L], the ids of each video in
-        rising order, filled up with -1 to the L of the video with the most.
-      first_chunk, num_chunks: int64 [N], place in the chunk arrays.
-      chunk_shard, chunk_offset, chunk_length: int64 [C]: number of the shard, first byte of the record in it, bytes of
-        the record's data.
+      video_id: [N]; an id may occur several times, for segments of one long video.
+      num_frames, height, width: int32 [N], of the stored frames.
+      fps: float32 [N], frames per second of the source; NaN where unknown.
+      labels: head -> int32 [N], class ids; for a multi-label head int32 [N, L], the ids of each video in rising order,
+        padded with -1.
+      first_chunk, num_chunks: int64 [N], the video's entries in the chunk arrays.
+      chunk_shard, chunk_offset, chunk_length: int64 [C], shard number, first byte of the record, bytes of its data.
       chunk_checksum: uint32 [C], masked CRC-32C of the data, as in the shard.
       class_names: head -> name of each class id.
-      chunk_frames: frames in each chunk but a video's last; of sequences, at least those of the longest video.
-      form: "chunks", or "sequence": each record is a whole video, and records that hold no usable one belong to none.
+      chunk_frames: frames in each chunk but the last of a video; for sequences, at least those of the longest video.
+      form: "chunks", or "sequence": each record is a whole video, and unusable records belong to no video.
     """
 
     folder: storage.AnyPath
@@ -100,7 +96,7 @@ class RecordSplit:
 
     @property
     def multi_label(self) -> frozenset[str]:
-        """Heads of which a video may have several labels at once, or none."""
+        """Multi-label heads."""
         return frozenset(head for head, ids in self.labels.items() if ids.ndim == 2)
 
     @property
@@ -109,18 +105,18 @@ class RecordSplit:
 
     @property
     def record_bytes(self) -> int:
-        """Bytes of all records of the split."""
+        """Size of all records of the split."""
         return int(self.chunk_length.sum())
 
     @property
     def shard_bytes(self) -> np.ndarray:
-        """int64 [shards]: size of each shard, which is where its last record ends."""
+        """int64 [shards], size of each shard, which is where its last record ends."""
         sizes = np.zeros(len(self.shards), np.int64)
         np.maximum.at(sizes, self.chunk_shard, self.chunk_offset + self.chunk_length + 16)
         return sizes
 
     def class_counts(self) -> dict[str, dict[str, int]]:
-        """Head -> name of each class that some video has -> number of its videos."""
+        """Returns {head: {name of each class with videos: number of videos}}."""
         return {
             head: {
                 self.class_names[head][i]: int(count)
@@ -135,56 +131,58 @@ class RecordSplit:
         arrays = {field: getattr(self, field) for field in _VIDEO_FIELDS + _CHUNK_FIELDS}
         arrays |= {f"label_{head}": values for head, values in self.labels.items()}
         arrays |= {"shards": np.array(list(self.shards), dtype=str), "chunk_frames": np.array(self.chunk_frames)}
-        number = _FORMAT if self.multi_label else _ONE_LABEL_FORMAT
-        arrays |= {"form": np.array(self.form), "format": np.array(number)}
+        version = _FORMAT if self.multi_label else _SINGLE_LABEL_FORMAT
+        arrays |= {"form": np.array(self.form), "format": np.array(version)}
         with storage.written(path) as partial, open(partial, "wb") as file:
             np.savez(file, **arrays)
         return path
 
 
 def open_split(folder: storage.PathLike, split: str) -> RecordSplit:
-    """The index of `split` of the records in `folder`.
+    """Opens the index of a split.
 
-    That the shards are those that were indexed is told by their sizes alone; `vivit_jax.data.verify` reads them.
+    Shards are compared with the index by size only; `vivit_jax.data.verify` reads them.
 
     Raises:
-      NoRecordsError: no index there, or shards are gone (the message says how to make the records or the index).
-      BadIndexError: the index is unreadable or of a newer version, or shards have another size than when it was made.
+      NoRecordsError: no index, or shards are missing (the message says how to make the records or the index).
+      BadIndexError: the index is unreadable or of a newer version, or shards have another size than indexed.
       EmptySplitError: the split has no videos.
     """
     folder = storage.path(folder)
     path = folder / f"index_{split}.npz"
     if not path.is_file():
-        raise NoRecordsError(_why_no_index(folder, split))
-    result = _load(path, split)
-    if result.num_videos == 0:
-        raise EmptySplitError(f"{folder}: split {split!r} has no videos; see {REJECTS_FILE} and {SUMMARY_FILE} there")
-    found = storage.sizes(result.shard_paths)
-    missing = [shard for shard, size in zip(result.shard_paths, found, strict=True) if size is None]
+        raise NoRecordsError(_explain_missing_index(folder, split))
+    opened = _load(path, split)
+    if opened.num_videos == 0:
+        raise EmptySplitError(f"{folder}: split {split!r} has no videos; see rejects.csv and summary.json there")
+    shard_paths, expected_sizes = opened.shard_paths, opened.shard_bytes.tolist()
+    sizes = storage.sizes(shard_paths)
+    missing = [shard for shard, size in zip(shard_paths, sizes, strict=True) if size is None]
     if missing:
         raise NoRecordsError(
-            f"{folder}: {len(missing)} of {len(result.shards)} shards are gone, first {missing[0]}; put them back, or "
-            f"{_ANEW} DIR"
+            f"{folder}: {len(missing)} of {len(shard_paths)} shards are missing, first {missing[0]}; put them back, or "
+            f"{_REBUILD} DIR"
         )
-    for shard, size, expected in zip(result.shard_paths, found, result.shard_bytes.tolist(), strict=True):
+    for shard, size, expected in zip(shard_paths, sizes, expected_sizes, strict=True):
         if size != expected:
             raise BadIndexError(
                 f"{shard} has {size:,} bytes, {expected:,} when {path} was made: the copy is not "
-                f"complete, or the records were made anew since. Copy it again, or {_ANEW} {folder}"
+                f"complete, or the records have been rebuilt since. Copy it again, or {_REBUILD} {folder}"
             )
-    return result
+    return opened
 
 
 def _load(path: storage.AnyPath, split: str) -> RecordSplit:
     names = load_class_names(path.parent)
     try:
-        # All arrays are wanted, and to seek in a file of a bucket costs a request each time.
+        # Read whole: seeking in a file in a bucket costs a request each time.
         with np.load(io.BytesIO(path.read_bytes())) as stored:
             arrays = {key: stored[key] for key in stored.files}
-        number = int(arrays.get("format", 1))
-        if number > _FORMAT:
+        version = int(arrays.get("format", 1))
+        if version > _FORMAT:
             raise BadIndexError(
-                f"{path} is of format {number}, this version reads up to {_FORMAT}: update it, or {_ANEW} {path.parent}"
+                f"{path} has format {version}, this version reads up to {_FORMAT}: update it, or {_REBUILD} "
+                f"{path.parent}"
             )
         return RecordSplit(
             folder=path.parent,
@@ -196,35 +194,33 @@ def _load(path: storage.AnyPath, split: str) -> RecordSplit:
             form=str(arrays.get("form", CHUNKS)),
             **{field: arrays[field] for field in _VIDEO_FIELDS + _CHUNK_FIELDS},
         )
+    except BadIndexError:
+        raise
     except KeyError as error:
-        raise BadIndexError(f"{path}: holds no array {error}; {_ANEW} {path.parent}") from None
-    except (zipfile.BadZipFile, OSError, EOFError, TypeError) as error:
-        raise BadIndexError(f"{path}: unreadable ({error}); {_ANEW} {path.parent}") from None
-    except ValueError as error:
-        if isinstance(error, BadIndexError):
-            raise
-        raise BadIndexError(f"{path}: unreadable ({error}); {_ANEW} {path.parent}") from None
+        raise BadIndexError(f"{path}: holds no array {error}; {_REBUILD} {path.parent}") from None
+    except (zipfile.BadZipFile, OSError, EOFError, TypeError, ValueError) as error:
+        raise BadIndexError(f"{path}: unreadable ({error}); {_REBUILD} {path.parent}") from None
 
 
-def _why_no_index(folder: storage.AnyPath, split: str) -> str:
+def _explain_missing_index(folder: storage.AnyPath, split: str) -> str:
     shards = list_shards(folder)
     if split in shards:
         return f"{folder}: records of split {split!r} but no index; make it: python -m vivit_jax.data.index {folder}"
-    there = sorted(p.stem.removeprefix("index_") for p in folder.glob("index_*.npz")) or sorted(shards)
-    if there:
-        return f"{folder}: no split {split!r}; there are {', '.join(there)}"
+    splits = sorted(path.stem.removeprefix("index_") for path in folder.glob("index_*.npz")) or sorted(shards)
+    if splits:
+        return f"{folder}: no split {split!r}; there are {', '.join(splits)}"
     return (
         f"no records in {folder}; make them: "
         "python -m vivit_jax.data.build --dataset=NAME --videos=DIR --annotations=DIR --out=DIR"
-        f"\nor, where they are of DMVR or Scenic, index them: python -m vivit_jax.data.index {folder}"
+        f"\nor, for records of DMVR or Scenic, index them: python -m vivit_jax.data.index {folder}"
     )
 
 
 def load_class_names(folder: storage.PathLike) -> dict[str, list[str]]:
-    """`class_names.json` of a folder of records: head -> name of each class id.
+    """Loads `class_names.json` of a folder of records: {head: name of each class id}.
 
     Raises:
-      NoRecordsError: it is not there.
+      NoRecordsError: the file is missing.
       BadIndexError: it does not hold a list of names for each head.
     """
     path = storage.path(folder) / CLASS_NAMES_FILE
@@ -242,26 +238,25 @@ def load_class_names(folder: storage.PathLike) -> dict[str, list[str]]:
     return names
 
 
-def list_shards(folder: storage.PathLike) -> dict[str, list[str]]:
-    """Split -> names of its shards in order.
-
-    Raises:
-      NoRecordsError: a split of which some shards are missing.
-    """
-    found: dict[str, dict[int, str]] = {}
-    counts: dict[str, int] = {}
-    for name in storage.names(folder):
-        match = _SHARD.match(name)
-        if match:
-            found.setdefault(match["split"], {})[int(match["shard"])] = name
-            counts[match["split"]] = int(match["count"])
-    for split, shards in found.items():
-        if sorted(shards) != list(range(counts[split])):
-            raise NoRecordsError(f"{folder}: split {split!r} has {len(shards)} of {counts[split]} shards")
-    return {split: [shards[i] for i in sorted(shards)] for split, shards in found.items()}
-
-
 def save_class_names(folder: storage.PathLike, class_names: Mapping[str, Sequence[str]]) -> None:
     """Writes `class_names.json`: head -> list of names."""
     text = json.dumps({head: list(names) for head, names in class_names.items()}, indent=1, ensure_ascii=False)
     storage.write(storage.path(folder) / CLASS_NAMES_FILE, text)
+
+
+def list_shards(folder: storage.PathLike) -> dict[str, list[str]]:
+    """Lists the shards of each split in order: {split: names}.
+
+    Raises:
+      NoRecordsError: some shards of a split are missing.
+    """
+    shards: dict[str, dict[int, str]] = {}
+    counts: dict[str, int] = {}
+    for name in storage.names(folder):
+        if match := _SHARD.match(name):
+            shards.setdefault(match["split"], {})[int(match["shard"])] = name
+            counts[match["split"]] = int(match["count"])
+    for split, names in shards.items():
+        if sorted(names) != list(range(counts[split])):
+            raise NoRecordsError(f"{folder}: split {split!r} has {len(names)} of {counts[split]} shards")
+    return {split: [names[i] for i in sorted(names)] for split, names in shards.items()}
