@@ -1,16 +1,15 @@
-"""tf.data service: other machines make the clips, in the same exact order.
+"""tf.data service: other machines make the training clips, in the same exact order.
 
-    python -m vivit_jax.data.service --port=5050 --host=host1          (on host1; so on host2)
+    python -m vivit_jax.data.service --port=5050 --host=host1          (on host1; likewise on host2)
 
-and in the config of the run `data.service_address = "grpc://host1:5050,grpc://host2:5050"`. All machines see
-the records under the same path.
+and in the config of the run `data.service_address = "grpc://host1:5050,grpc://host2:5050"`. All machines must see the
+records under the same path.
 
-How the order is kept: machine i of W, by its place in the config, makes the clips i, i + W, i + 2 W, ... of a process's
-stream, and the reader takes from the machines in turn. Each machine is a service by itself, a dispatcher with one
-worker: with several workers behind one dispatcher, no mode of the service keeps an order (`OFF` hands out every clip
-once a worker, `DYNAMIC`, `DATA` and `HINT` what is ready, and even coordinated reads take the workers in an order of
-their own). The price is that the slowest machine sets the pace, and one that dies holds up the stream until the run is
-started again.
+Machine i of W, in the order of the config, makes the clips i, i + W, i + 2 W, ... of a process's stream, and the reader
+takes from the machines in turn. Each machine is a service by itself, a dispatcher with one worker: with several workers
+behind one dispatcher, no mode of the service keeps an order (`OFF` returns every clip once per worker; `DYNAMIC`,
+`DATA` and `HINT` return what is ready; coordinated reads have an order of workers of their own). So the slowest machine
+sets the pace, and one that dies stops the stream until the run is restarted.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ _ADDRESS = re.compile(r"grpc://(?P<host>[^:/,]+|\[[^\]]+\]):(?P<port>\d+)")
 
 
 class ServiceError(ValueError):
-    """The service cannot be used: no address, the same one twice, nobody there."""
+    """The service cannot be used: a malformed or duplicate address, or no service there."""
 
 
 class Server:
     """A dispatcher and its worker, in threads of this process, until `stop`.
 
     Args:
-      port: to be reached at; 0 for any free one.
-      host: name by which the machines that train reach this one.
-      worker_port: that the clips come from; 0 for any free one.
+      port: port of the dispatcher; 0 for any free one.
+      host: name by which the training machines reach this one.
+      worker_port: port that serves the clips; 0 for any free one.
 
     Attributes:
       address: "grpc://host:port", for the config.
@@ -45,29 +44,30 @@ class Server:
         service = tf.data.experimental.service
         self._dispatcher = service.DispatchServer(service.DispatcherConfig(port=port))
         port = self._dispatcher.target.rpartition(":")[2]
-        self._worker = service.WorkerServer(
-            service.WorkerConfig(
-                dispatcher_address=f"localhost:{port}", worker_address=f"{host}:%port%", port=worker_port
-            )
-        )
+        config = service.WorkerConfig(f"localhost:{port}", worker_address=f"{host}:%port%", port=worker_port)
+        self._worker = service.WorkerServer(config)
         self.address = f"grpc://{host}:{port}"
 
     def join(self) -> None:
-        """Waits for ever."""
+        """Blocks until the process ends."""
         self._dispatcher.join()
 
     def stop(self) -> None:
-        """Ends it; whoever reads from it gets an error."""
-        # What TensorFlow has for its own tests; the servers also end when they are collected.
+        """Stops the service; readers get an error."""
+        # TensorFlow has this for its own tests; the servers also stop when they are garbage-collected.
         self._worker._stop()
         self._dispatcher._stop()
 
 
-def addresses_of(text: str, seconds: float = 10.0) -> list[str]:
-    """The addresses in "grpc://host:port,grpc://host:port", where somebody listens. TensorFlow would wait for hours.
+def addresses_of(text: str, timeout: float = 10.0) -> list[str]:
+    """Splits "grpc://host:port,grpc://host:port" into addresses, and checks each; TensorFlow would wait for hours.
+
+    Args:
+      text: value of `data.service_address`.
+      timeout: seconds to wait for a connection.
 
     Raises:
-      ServiceError: an address of another form, one that comes twice, or one where nobody listens.
+      ServiceError: a malformed or duplicate address, or no service there.
     """
     addresses = [part.strip() for part in text.split(",")]
     if len(set(addresses)) != len(addresses):
@@ -79,7 +79,7 @@ def addresses_of(text: str, seconds: float = 10.0) -> list[str]:
                 f"data.service_address: {address!r} is not of the form grpc://host:port (several: with commas)"
             )
         try:
-            socket.create_connection((match["host"].strip("[]"), int(match["port"])), timeout=seconds).close()
+            socket.create_connection((match["host"].strip("[]"), int(match["port"])), timeout).close()
         except OSError as error:
             raise ServiceError(
                 f"no tf.data service at {address} ({error}); start it there: "
@@ -91,20 +91,20 @@ def addresses_of(text: str, seconds: float = 10.0) -> list[str]:
 def distribute(
     positions: tf.data.Dataset, make: Callable[[tf.data.Dataset], tf.data.Dataset], addresses: Sequence[str]
 ) -> tf.data.Dataset:
-    """`make(positions)`, made by the machines of a service, in the order that it has without them.
+    """Returns `make(positions)`, computed by the machines of a service, in the same order.
 
     Args:
-      positions: endless.
-      make: maps each element of a data set to one; must not depend on what was before.
-      addresses: of the machines. Each process of a run makes jobs of its own there, for its own rows.
+      positions: endless data set.
+      make: maps each element to one, independently of earlier ones.
+      addresses: addresses of the machines. Each process of a run creates its own jobs there, for its own rows.
     """
     service = tf.data.experimental.service
+    # No compression: of pixels it would cost more than it saves.
     parts = [
-        make(positions.shard(len(addresses), place)).apply(
-            # Without compression: of pixels it would cost more than it saves.
+        make(positions.shard(len(addresses), i)).apply(
             service.distribute(processing_mode=service.ShardingPolicy.OFF, service=address, compression=None)
         )
-        for place, address in enumerate(addresses)
+        for i, address in enumerate(addresses)
     ]
     turns = tf.data.Dataset.range(len(parts)).repeat()
     return tf.data.Dataset.choose_from_datasets(parts, turns, stop_on_empty_dataset=True)
@@ -112,9 +112,9 @@ def distribute(
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, required=True, help="to be reached at; 0 for any free one")
+    parser.add_argument("--port", type=int, required=True, help="port of the service; 0 for any free one")
     parser.add_argument("--host", default=socket.getfqdn(), help="name by which others reach this machine")
-    parser.add_argument("--worker_port", type=int, default=0, help="that the clips come from; default: any free one")
+    parser.add_argument("--worker_port", type=int, default=0, help="port that serves the clips; default: any free one")
     flags = parser.parse_args(argv)
     server = Server(flags.port, flags.host, flags.worker_port)
     print(f"making clips; data.service_address={server.address}", flush=True)

@@ -115,7 +115,7 @@ def test_selections(records):
     found = subset.apply({"t": split}, subset.Subset(classes=("dog", "cat")))["t"]
     assert found.video_id.tolist() == ["a.mp4", "c.mp4"]
     assert found.labels["tags"].tolist() == [[1, 3, -1], [0, 1, 2]]
-    with pytest.raises(subset.SubsetError, match="several labels of 'tags' at once"):
+    with pytest.raises(subset.SubsetError, match="head 'tags' of t is multi-label"):
         subset.apply({"t": split}, subset.Subset(per_class=1))
 
 

@@ -352,15 +352,15 @@ def test_broken_records_are_masked_and_counted(train, validation, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_frames": 0}, "num_frames is 0; it must be at least 1"),
-        ({"stride": 0}, "stride is 0"),
-        ({"image_size": (64,)}, r"image_size is \(64,\); it must be \(height, width\)"),
-        ({"short_side": 32}, r"short_side is 32, smaller than the crop \(64, 64\)"),
+        ({"num_frames": 0}, "num_frames=0 must be at least 1"),
+        ({"stride": 0}, "stride=0"),
+        ({"image_size": (64,)}, r"image_size=\(64,\) must be \(height, width\)"),
+        ({"short_side": 32}, r"short_side=32 is smaller than the crop \(64, 64\)"),
         ({"scale_jitter": (1.2, 0.9)}, "low <= high"),
-        ({"flip_probability": 1.5}, "flip_probability is 1.5; it is a probability"),
-        ({"clips_per_video": 0}, "clips_per_video is 0"),
-        ({"sampling": "dense"}, "sampling is 'dense'; choose one of random_start, segments"),
-        ({"sampling": "segments"}, "stride is 2, but sampling='segments'"),
+        ({"flip_probability": 1.5}, r"flip_probability=1.5 must lie in \[0, 1\]"),
+        ({"clips_per_video": 0}, "clips_per_video=0"),
+        ({"sampling": "dense"}, "sampling='dense' is not known; choose one of random_start, segments"),
+        ({"sampling": "segments"}, "stride=2, but sampling='segments'"),
     ],
 )
 def test_errors_of_the_spec(change, message):

@@ -152,5 +152,5 @@ def test_flips_swap_multi_label_targets(training):
 
 
 def test_flip_labels_has_two_values():
-    with pytest.raises(ValueError, match="flip_labels is 'mirror'; choose one of keep, swap"):
+    with pytest.raises(ValueError, match="flip_labels='mirror' is not known; choose one of keep, swap"):
         dataclasses.replace(SPEC, flip_labels="mirror")

@@ -97,7 +97,7 @@ def test_batches_of_a_mixture(train, other):
         low, high = options.get("rows", (0, 12))
         for key in ("video", "index", "mask"):
             np.testing.assert_array_equal(batch[key], whole[5][key][low:high])
-    assert mixed.fingerprint(4, PLAIN) != training_set.TrainingSet.of(train).fingerprint(4, PLAIN)
+    assert mixed.fingerprint(4, PLAIN) != training_set.TrainingSet.from_split(train).fingerprint(4, PLAIN)
 
 
 def ids(split):
@@ -159,7 +159,7 @@ def test_the_videos_of_a_subset_are_those_of_the_split(train):
         np.testing.assert_array_equal(batch["label"]["verb"], everything["label"]["verb"][places])
     assert part.record_bytes < train.record_bytes / 3
     whole, smaller = (
-        training_set.TrainingSet.of(train),
+        training_set.TrainingSet.from_split(train),
         training_set.training_set({"d": train}, "d", subset=Subset(fraction=0.2)),
     )
     assert "a fraction of 0.2" in str(smaller)

@@ -134,7 +134,7 @@ def train_batches(
             "must be in one batch"
         )
     addresses = service.addresses_of(options.service_address) if options.service_address is not None else []
-    train_set = TrainingSet.of(train_set)
+    train_set = TrainingSet.from_split(train_set)
     threads = options.threads or workers.default_workers()
     videos = _Videos(train_set.splits, options, threads)
     labels = _LabelTables(train_set.splits)

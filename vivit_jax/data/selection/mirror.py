@@ -1,17 +1,16 @@
-"""Which class a video belongs to when left and right are exchanged: for flips that swap labels.
+"""Class of the mirror image of a video, for flips that swap labels.
 
-The rule, by the names of the classes:
+By class name:
 
-* A name names a direction if one of its words is in `WORDS`: left, leftward(s), leftmost, clockwise and their opposites
-  (counterclockwise may be written counter-clockwise, anticlockwise or anti-clockwise). Words are what stands between
-  anything but letters and digits, whatever their case: "move-left", but not "leftover" or "upright".
-* Its mirror image is the class whose name is the same with every such word replaced by its opposite. So "Pushing
-  something from left to right" and "Pushing something from right to left" are each other's.
-* A class that names a direction, and of whose mirror image there is no class or more than one, has none (`NONE`): its
-  videos must not be flipped.
-* A class that names none is its own mirror image.
+* A name has a direction if one of its words is in `WORDS`: left, leftward(s), leftmost, clockwise and their opposites
+  (counterclockwise may be written counter-clockwise, anticlockwise or anti-clockwise). Words are separated by anything
+  but letters and digits, and case does not matter: "move-left", but not "leftover" or "upright".
+* Its mirror image is the class with the same name and every such word replaced by its opposite, as for "Pushing
+  something from left to right" and "Pushing something from right to left".
+* If there is no such class, or more than one, there is none (`NONE`): videos of the class must not be flipped.
+* A class without a direction is its own mirror image.
 
-What the names do not tell, a data set states (`catalog.DatasetInfo.mirrored`), and that goes before the rule.
+Facts that the names do not show are stated by the data set (`catalog.DatasetFacts.mirrored`) and take precedence.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ _ONE_WORD = re.compile(r"\b(?:counter|anti)[\W_]?clockwise\b")
 
 
 def classes(names: Sequence[str], declared: Mapping[str, str | None] | None = None) -> np.ndarray:
-    """The class of the mirror image of each class.
+    """Returns the class of the mirror image of each class.
 
     Args:
-      names: of the C classes of a head.
-      declared: class -> class of its mirror image, None for none; goes before the rule. Classes that are not in `names`
-        are no matter, unless they are the mirror image of one that is: that has none.
+      names: names of the C classes of a head.
+      declared: class -> class of its mirror image (None: none), which takes precedence. Entries for classes that are
+        not in `names` are ignored; a mirror image that is not in `names` is none.
 
     Returns:
-      int32 [C], class ids; `NONE` for a class whose mirror image belongs to none.
+      int32 [C], class ids or `NONE`.
     """
     declared = declared or {}
     ids: dict[tuple[str, ...], list[int]] = {}
@@ -53,13 +52,13 @@ def classes(names: Sequence[str], declared: Mapping[str, str | None] | None = No
     for number, name in enumerate(names):
         words = _words(name)
         if name in declared:
-            other = declared[name]
-            found = [] if other is None else ids.get(_words(other), [])
+            words = () if declared[name] is None else _words(declared[name])
         elif any(word in WORDS for word in words):
-            found = ids.get(tuple(WORDS.get(word, word) for word in words), [])
+            words = tuple(WORDS.get(word, word) for word in words)
         else:
             continue
-        result[number] = found[0] if len(found) == 1 else NONE
+        candidates = ids.get(words, []) if words else []
+        result[number] = candidates[0] if len(candidates) == 1 else NONE
     return result
 
 
@@ -69,42 +68,47 @@ def _words(name: str) -> tuple[str, ...]:
 
 
 def may_flip(labels: Mapping[str, np.ndarray], mirrors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Videos all of whose classes have a mirror image: bool [N].
+    """Returns the videos all of whose classes have a mirror image: bool [N].
 
     Args:
-      labels: head -> class ids, int32 [N], or [N, L] with -1 where there is none; as of `RecordSplit`.
-      mirrors: head -> what `classes` returns.
+      labels: head -> class ids, as in `RecordSplit`.
+      mirrors: head -> result of `classes`.
     """
     result = np.ones(len(next(iter(labels.values()))), bool)
     for head, ids in labels.items():
-        lacks = (mirrors[head][ids] == NONE) & (ids >= 0)
-        result &= ~(lacks.any(axis=1) if ids.ndim == 2 else lacks)
+        without = (mirrors[head][ids] == NONE) & (ids >= 0)
+        result &= ~(without.any(axis=1) if ids.ndim == 2 else without)
     return result
 
 
-def describe(class_names: Mapping[str, Sequence[str]], mirrors: Mapping[str, np.ndarray], kept: int | None) -> str:
-    """What flips do to labels, in words; "" where no class names a direction.
+def describe(
+    class_names: Mapping[str, Sequence[str]], mirrors: Mapping[str, np.ndarray], never_flipped: int | None
+) -> str:
+    """Describes the effect of flips on labels for the log; "" if no class name has a direction.
 
     Args:
       class_names: head -> names.
-      mirrors: head -> what `classes` returns.
-      kept: videos that are never flipped; None where flips keep all labels.
+      mirrors: head -> result of `classes`.
+      never_flipped: number of videos that are never flipped; None if flips keep all labels.
     """
-    every = [(class_names[head][own], own, other) for head, ids in mirrors.items() for own, other in enumerate(ids)]
-    named = [name for name, own, other in every if own != other]
-    lonely = [name for name, _, other in every if other == NONE]
-    if not named:
+    pairs = [(class_names[head][i], i, image) for head, ids in mirrors.items() for i, image in enumerate(ids)]
+    directed = [name for name, i, image in pairs if i != image]
+    without = [name for name, _, image in pairs if image == NONE]
+    if not directed:
         return ""
-    if kept is None:
+    if never_flipped is None:
         return (
-            f"flips keep the labels of {len(named)} classes that name a direction ({_some(named)}): "
+            f"flips keep the labels of {len(directed)} classes that name a direction ({_first(directed)}): "
             "flip_labels='swap' swaps them"
         )
-    text = f"flips swap the labels of {len(named) - len(lonely)} classes"
-    if not lonely:
+    text = f"flips swap the labels of {len(directed) - len(without)} classes"
+    if not without:
         return text
-    return f"{text}; {kept} videos are never flipped, as there is no class for the mirror image of {_some(lonely)}"
+    return (
+        f"{text}; {never_flipped} videos are never flipped, as there is no class for the mirror image of "
+        f"{_first(without)}"
+    )
 
 
-def _some(names: Sequence[str]) -> str:
+def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,14 +1,14 @@
 """Which frames and which pixels of a video make a clip: index arithmetic, no pixels.
 
-Every function takes plain numbers, NumPy arrays or TensorFlow tensors, since it uses nothing but arithmetic operators
-and the handful of functions in `ops`; randomness comes in as uniform draws. The same code therefore runs in the graph
-of the pipeline and in NumPy, where the tests check it.
+Every function takes numbers, NumPy arrays or TensorFlow tensors: it uses arithmetic operators and the few functions in
+`ops`. Randomness comes in as uniform draws. So the same code runs in the graph of the pipeline and in NumPy, where the
+tests check it.
 
 Frames and test views follow the reference (scenic at 4a38d47): the start of a training clip is uniform over those that
 fit; n test clips start at `linspace(0, T - T_clip * stride, n)`; a video that is too short loops; height and width are
 scaled by independent factors before a random crop; test crops are left, centre and right along the longer side (paper,
-section 4.1 and appendix). The other choice of frames, one from each of T equal segments, is that of Temporal Segment
-Networks (Wang et al., 2016, arXiv:1608.00859).
+section 4.1 and appendix). Alternatively, one frame from each of T equal segments, as in Temporal Segment Networks (Wang
+et al., 2016, arXiv:1608.00859).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
-# The functions besides operators that the arithmetic needs. `pipeline` has the same table for TensorFlow.
+from vivit_jax.utils.checks import at_least, one_of, within
+
+# The functions that the arithmetic needs besides operators. `pipeline.clips` has the same table for TensorFlow.
 NUMPY = types.SimpleNamespace(
     minimum=np.minimum,
     maximum=np.maximum,
@@ -29,32 +31,28 @@ NUMPY = types.SimpleNamespace(
     arange=lambda n: np.arange(n, dtype=np.int64),
 )
 
-
 SAMPLING = ("random_start", "segments")
 FLIP_LABELS = ("keep", "swap")
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipSpec:
-    """What a clip is: the frames and pixels of a video that the model is given.
+    """The frames and pixels of a video that make a clip.
 
     Attributes:
       num_frames: T, frames of a clip.
-      stride: distance between them, in frames of the video.
       image_size: (height, width) of the crop in pixels.
-      short_side: the frame's short side is resized to this many pixels before cropping; None leaves it as stored.
-      scale_jitter: (low, high); height and width are then scaled by independent uniform factors. Training only.
-      random_crop: crop at a uniformly random place; otherwise in the middle. Training only.
+      stride: distance between frames of the clip, in frames of the video.
+      short_side: pixels of the short side after resizing, before cropping; None: as stored.
+      scale_jitter: (low, high); height and width are scaled by independent uniform factors. Training only.
+      random_crop: crop at a uniformly random position, else in the centre. Training only.
       flip_probability: probability of a left-right flip. Training only.
-      flip_labels: `keep`: a flipped clip keeps its labels, as published. `swap`: it gets those of its mirror image, and
-        a clip with a class whose mirror image is none is not flipped (module `mirror`).
       sampling: `random_start`: T frames `stride` apart. `segments`: one frame from each of T equal segments of the
-        video, at random in training, in the middle in evaluation; it has no stride.
-      clips_per_video: clips of one video, each with its own random choices, side by side in a batch (repeated
-        augmentation, Hoffer et al., 2020, arXiv:1901.09335). Training only.
-
-    Raises:
-      ValueError: a field outside its range; the message names it.
+        video, at random in training, in the middle in evaluation; without stride.
+      clips_per_video: clips of one video, each with its own random choices, adjacent in a batch (repeated augmentation,
+        Hoffer et al., 2020, arXiv:1901.09335). Training only.
+      flip_labels: `keep`: a flipped clip keeps its labels, as published. `swap`: it gets those of its mirror image, and
+        clips of a class without a mirror image are not flipped (module `mirror`).
     """
 
     num_frames: int
@@ -70,30 +68,23 @@ class ClipSpec:
 
     def __post_init__(self):
         if len(tuple(self.image_size)) != 2 or min(self.image_size) < 1:
-            raise ValueError(f"image_size is {self.image_size}; it must be (height, width), both at least 1 pixel")
+            raise ValueError(f"image_size={self.image_size} must be (height, width), both at least 1 pixel")
         object.__setattr__(self, "image_size", tuple(int(x) for x in self.image_size))
-        for name in ("num_frames", "stride", "clips_per_video"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        at_least("", self, num_frames=1, stride=1, clips_per_video=1)
+        within("", self, "[0, 1]", "flip_probability")
+        one_of("", self, flip_labels=FLIP_LABELS, sampling=SAMPLING)
         if self.short_side is not None and self.short_side < min(self.image_size):
             raise ValueError(
-                f"short_side is {self.short_side}, smaller than the crop {self.image_size}: "
+                f"short_side={self.short_side} is smaller than the crop {self.image_size}: "
                 f"raise it to {min(self.image_size)} or more, or make image_size smaller"
             )
         jitter = self.scale_jitter
         pair = isinstance(jitter, (tuple, list)) and len(jitter) == 2
         if jitter is not None and not (pair and 0 < jitter[0] <= jitter[1]):
-            raise ValueError(f"scale_jitter is {self.scale_jitter}; it must be (low, high) with 0 < low <= high")
-        if not 0 <= self.flip_probability <= 1:
-            raise ValueError(f"flip_probability is {self.flip_probability}; it is a probability, 0 to 1")
-        if self.flip_labels not in FLIP_LABELS:
-            raise ValueError(f"flip_labels is {self.flip_labels!r}; choose one of {', '.join(FLIP_LABELS)}")
-        if self.sampling not in SAMPLING:
-            raise ValueError(f"sampling is {self.sampling!r}; choose one of {', '.join(SAMPLING)}")
+            raise ValueError(f"scale_jitter={jitter} must be (low, high) with 0 < low <= high")
         if self.sampling == "segments" and self.stride != 1:
             raise ValueError(
-                f"stride is {self.stride}, but sampling='segments' spreads the frames over the whole video and has no "
-                "stride: leave it at 1"
+                f"stride={self.stride}, but sampling='segments' spreads the frames over the whole video: leave it at 1"
             )
 
 
@@ -108,11 +99,12 @@ class Box:
 
 
 def train_frames(num_frames, clip_frames: int, stride: int, draw, ops=NUMPY):
-    """Frame numbers of a training clip: int64 [clip_frames], start uniform over the starts that fit.
+    """Returns the frame numbers of a training clip: int64 [clip_frames].
+
+    The start is uniform over those that fit; the clip spans `clip_frames * stride` frames, as in the reference.
 
     Args:
-      num_frames: of the video, >= 1.
-      clip_frames, stride: the clip spans `clip_frames * stride` frames (the reference counts the last stride too).
+      num_frames: frames of the video, >= 1.
       draw: uniform in [0, 1).
     """
     choices = ops.maximum(num_frames - clip_frames * stride, 0) + 1
@@ -121,31 +113,31 @@ def train_frames(num_frames, clip_frames: int, stride: int, draw, ops=NUMPY):
 
 
 def segment_frames(num_frames, clip_frames: int, draws, ops=NUMPY):
-    """One frame from each of `clip_frames` equal segments of a video: int64 [clip_frames], never falling.
+    """Returns one frame number from each of `clip_frames` equal segments of a video: int64 [clip_frames].
 
     Frame i is `floor((i + draws[i]) * num_frames / clip_frames)`; a video shorter than the clip repeats frames.
 
     Args:
-      num_frames: of the video, >= 1.
-      draws: uniforms in [0, 1), [clip_frames]: the place within each segment.
+      num_frames: frames of the video, >= 1.
+      draws: [clip_frames], uniform in [0, 1): position within each segment.
     """
-    place = (ops.to_float(ops.arange(clip_frames)) + draws) * ops.to_float(num_frames) / clip_frames
-    return ops.minimum(ops.to_int(place), num_frames - 1)
+    frame = (ops.to_float(ops.arange(clip_frames)) + draws) * ops.to_float(num_frames) / clip_frames
+    return ops.minimum(ops.to_int(frame), num_frames - 1)
 
 
 def segment_view_frames(num_frames, clip_frames: int, clips: int, clip, ops=NUMPY):
-    """Frame numbers of test clip `clip` of `clips` where training takes `segment_frames`: int64 [clip_frames].
+    """Returns the frame numbers of test clip `clip` of `clips` for models trained on segments: int64 [clip_frames].
 
-    Each segment is cut into `clips` parts, and clip v takes the middle of part v: with one clip, of the segment.
-    In integers: `floor((i + (v + 1/2) / clips) * num_frames / clip_frames)`.
+    Each segment is divided into `clips` parts, and clip v takes the middle of part v, in integers:
+    `floor((i + (v + 1/2) / clips) * num_frames / clip_frames)`.
     """
     return _middle_of_part(num_frames, clips * clip_frames, ops.arange(clip_frames) * clips + clip)
 
 
 def view_frames(num_frames, clip_frames: int, stride: int, clips: int, clip, ops=NUMPY):
-    """Frame numbers of test clip number `clip` of `clips`, evenly spread over the video: int64 [clip_frames].
+    """Returns the frame numbers of test clip `clip` of `clips`, evenly spread over the video: int64 [clip_frames].
 
-    The start is `int(linspace(0, max(0, T - T_clip * stride), clips)[clip])`, in integers: libraries agree on those.
+    The start is `int(linspace(0, max(0, T - T_clip * stride), clips)[clip])`, computed in integers.
     """
     last = ops.maximum(num_frames - clip_frames * stride, 0)
     start = _evenly_spaced(last, clips, clip)
@@ -173,29 +165,26 @@ def select_views(total: int, count: int, sampling: str = "random_start") -> tupl
 
 
 def clip_frames_of_view(num_frames, spec: ClipSpec, clips: int, clip, ops=NUMPY):
-    """Frame numbers of test clip `clip` of `clips` as `spec.sampling` chooses them: int64 [spec.num_frames]."""
+    """Returns the frame numbers of test clip `clip` of `clips` by `spec.sampling`: int64 [spec.num_frames]."""
     if spec.sampling == "segments":
         return segment_view_frames(num_frames, spec.num_frames, clips, clip, ops)
     return view_frames(num_frames, spec.num_frames, spec.stride, clips, clip, ops)
 
 
 def repeated_views(num_frames, height, width, spec: ClipSpec, temporal: int, spatial: int) -> np.ndarray:
-    """Videos of which two test views are the same: bool [N]. They have too few frames for that many clips, or too few
-    pixels for that many crops.
+    """Returns the videos with two equal test views: bool [N]. They have too few frames or pixels for that many views.
 
     Args:
-      num_frames, height, width: int [N], of the videos as stored.
-      spec: of the clips.
-      temporal, spatial: test clips, and crops of each.
+      num_frames, height, width: int [N], size of the stored videos.
+      spec: clip parameters.
+      temporal, spatial: number of test clips, and of crops of each.
     """
     frames, height, width = (np.asarray(x, np.int64) for x in (num_frames, height, width))
     result = np.zeros(len(frames), bool)
-    # Views only move forwards: where two are the same, two neighbours are.
-    before = None
-    for i in range(temporal):
-        now = clip_frames_of_view(frames[:, None], spec, temporal, i)
-        result |= False if before is None else (before == now).all(axis=1)
-        before = now
+    # Views only move forwards: if two are equal, two neighbours are.
+    views = [clip_frames_of_view(frames[:, None], spec, temporal, i) for i in range(temporal)]
+    for view, other in itertools.pairwise(views):
+        result |= (view == other).all(axis=1)
     size = resized(height, width, spec.short_side, *spec.image_size)
     boxes = [view_crop(*size, *spec.image_size, spatial, i) for i in range(spatial)]
     for box, other in itertools.pairwise(boxes):
@@ -204,7 +193,7 @@ def repeated_views(num_frames, height, width, spec: ClipSpec, temporal: int, spa
 
 
 def _scale(height, width, short_side: int | None, crop_height: int, crop_width: int, ops):
-    """Factor that makes the short side `short_side` (None: 1), or greater, so that the crop fits into the frame."""
+    """Returns the factor that makes the short side `short_side` (None: 1), or more, so that the crop fits the frame."""
     h, w = ops.to_float(height), ops.to_float(width)
     scale = ops.to_float(1) if short_side is None else short_side / ops.minimum(h, w)
     return ops.maximum(scale, ops.maximum(crop_height / h, crop_width / w))
@@ -221,38 +210,35 @@ def train_window(
     draws,
     ops=NUMPY,
 ) -> Box:
-    """The part of a stored frame that becomes the training clip, once it is resized to the crop's size.
+    """Returns the window of a stored frame that, resized to the crop's size, is the frame of a training clip.
 
-    It is the part that would remain if the frame were resized (short side to `short_side`, then height and width by
-    independent factors) and cropped, to within half a stored pixel, and is all of the frame that need be decoded.
+    It is what would remain, to within half a stored pixel, if the frame were resized (short side to `short_side`, then
+    height and width by independent factors) and cropped; the rest of the frame is never decoded.
 
     Args:
-      height, width: of the frame as stored, int64.
-      short_side: None leaves the frame's scale. Frames smaller than the crop are enlarged until it fits.
-      crop_height, crop_width: pixels of the crop.
-      jitter: (low, high): height and width are scaled by independent factors, uniform between them; None for none.
-      random: the place is uniform over all; otherwise central.
+      height, width: size of the stored frame, int64.
+      short_side: None keeps the scale. Frames smaller than the crop are enlarged until it fits.
+      crop_height, crop_width: size of the crop.
+      jitter: (low, high) of the independent factors of height and width; None for none.
+      random: crop at a uniformly random position, else in the centre.
       draws: four uniforms in [0, 1): height factor, width factor, top, left.
     """
     scale = _scale(height, width, short_side, crop_height, crop_width, ops)
     box = []
-    for size, crop, factor, place in (
+    for size, crop, factor, position in (
         (height, crop_height, draws[0], draws[2]),
         (width, crop_width, draws[1], draws[3]),
     ):
-        along = scale if jitter is None else scale * (jitter[0] + (jitter[1] - jitter[0]) * factor)
-        window = ops.minimum(ops.maximum(ops.to_int(crop / along + 0.5), 1), size)
+        axis_scale = scale if jitter is None else scale * (jitter[0] + (jitter[1] - jitter[0]) * factor)
+        window = ops.minimum(ops.maximum(ops.to_int(crop / axis_scale + 0.5), 1), size)
         free = size - window
-        start = ops.minimum(ops.to_int(place * ops.to_float(free + 1)), free) if random else free // 2
+        start = ops.minimum(ops.to_int(position * ops.to_float(free + 1)), free) if random else free // 2
         box.append((start, window))
     return Box(box[0][0], box[1][0], box[0][1], box[1][1])
 
 
 def resized(height, width, short_side: int | None, crop_height: int, crop_width: int, ops=NUMPY):
-    """(height, width) of a frame whose short side is made `short_side` (None: left as it is), int64.
-
-    Never smaller than the crop: a frame that is too small is enlarged until the crop fits into it.
-    """
+    """Returns (height, width), int64, of a frame resized to `short_side` (None: as stored), or more to fit the crop."""
     scale = _scale(height, width, short_side, crop_height, crop_width, ops)
     return (
         ops.maximum(ops.to_int(ops.to_float(height) * scale + 0.5), crop_height),
@@ -261,14 +247,14 @@ def resized(height, width, short_side: int | None, crop_height: int, crop_width:
 
 
 def view_crop(height, width, crop_height: int, crop_width: int, crops: int, crop: int, ops=NUMPY) -> Box:
-    """Test crop number `crop` of `crops` in a resized frame: evenly along the longer side, central along the other.
+    """Returns test crop `crop` of `crops` of a resized frame: evenly along the longer side, centred along the other.
 
-    One crop is central; three are left, centre, right (landscape frames) or top, centre, bottom (portrait ones).
+    One crop is central; three are left, centre, right (landscape frames) or top, centre, bottom (portrait frames).
     """
     down, across = height - crop_height, width - crop_width
     if crops == 1:
         return Box(down // 2, across // 2, crop_height, crop_width)
-    # 1 where the frame is upright: arithmetic instead of a branch, for tensors.
+    # 1 if the frame is upright, else 0: arithmetic instead of a branch, for tensors.
     upright = ops.minimum(ops.maximum(height - width, 0), 1)
     along, middle = 2 * crop, crops - 1
     top = (down * (upright * along + (1 - upright) * middle)) // (2 * middle)

@@ -1,4 +1,4 @@
-"""What is trained on: one data set or a weighted mixture of several, whole or in part, with one set of classes."""
+"""The training set: one data set or a weighted mixture of several, whole or in part, with one set of classes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from vivit_jax.data.selection.subset import UNKNOWN_CLASSES, Subset
 
 
 class MixtureError(ValueError):
-    """Data sets that cannot be mixed; the message names the classes or heads in the way, and what can be done."""
+    """Data sets that cannot be mixed; the message names the classes or heads, and the way out."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSet:
-    """The videos that are trained on: splits one behind the other, so that each video has one number.
+    """Concatenated splits, in which each video has one number.
 
     Attributes:
-      names: of the data sets.
-      splits: one of each, with the same class names.
-      weights: each data set gets this share of the clips, in proportion.
-      dropped: name -> videos left out because the heads have no such class.
-      subset: what was selected of each split.
+      names: names of the data sets.
+      splits: their splits, with the same class names.
+      weights: share of the clips of each data set, as a ratio.
+      dropped: data set -> number of videos left out because the heads do not have their class.
+      subset: selection that was applied to each split.
       mirrored: head -> class -> class of its mirror image, where the data set states it; see `mirror`.
     """
 
@@ -41,8 +41,8 @@ class TrainingSet:
     mirrored: Mapping[str, Mapping[str, str | None]] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, split: RecordSplit | TrainingSet) -> TrainingSet:
-        """A split by itself; a TrainingSet as it is."""
+    def from_split(cls, split: RecordSplit | TrainingSet) -> TrainingSet:
+        """Returns the training set of a single split; a TrainingSet as it is."""
         return split if isinstance(split, cls) else cls((split.name,), (split,))
 
     @property
@@ -60,29 +60,26 @@ class TrainingSet:
 
     @property
     def multi_label(self) -> frozenset[str]:
-        """Heads with several labels at once."""
+        """Multi-label heads."""
         return self.splits[0].multi_label
 
     def mirror_classes(self) -> dict[str, np.ndarray]:
-        """Head -> class of the mirror image of each class: int32 [classes], -1 where there is none."""
+        """Returns {head: class of the mirror image of each class, int32 [classes], -1 where there is none}."""
         return {head: mirror.classes(names, self.mirrored.get(head)) for head, names in self.class_names.items()}
 
     def order(self, seed: int, spec: ClipSpec) -> Order:
-        """The order in which the videos come."""
+        """Returns the order of the videos."""
         sizes = tuple(split.num_videos for split in self.splits)
         return Order(sizes, seed, block_slots(self.weights), spec.clips_per_video)
 
     def fingerprint(self, seed: int, spec: ClipSpec) -> str:
-        """16 hex digits for a checkpoint: another order, or other videos in it, give others."""
-        chosen = [name for split in self.splits for name in split.video_id.tolist()] if self._is_selection else ()
-        return self.order(seed, spec).fingerprint(chosen)
-
-    @property
-    def _is_selection(self) -> bool:
-        return len(self.splits) > 1 or bool(self.subset)
+        """Returns 16 hex digits for a checkpoint, which identify the order and the videos in it."""
+        selected = len(self.splits) > 1 or bool(self.subset)
+        videos = [name for split in self.splits for name in split.video_id.tolist()] if selected else ()
+        return self.order(seed, spec).fingerprint(videos)
 
     def locate(self, number: int) -> str:
-        """The name of a video by its number (`index` in the batches), with its data set where there are several."""
+        """Returns the name of a video by its number (`index` in the batches), in a mixture with its data set."""
         for name, split in zip(self.names, self.splits, strict=True):
             if number < split.num_videos:
                 return f"{name}/{split.video_id[number]}" if len(self.splits) > 1 else str(split.video_id[number])
@@ -91,15 +88,15 @@ class TrainingSet:
 
     def __str__(self) -> str:
         slots = block_slots(self.weights)
-        lines = []
+        parts = []
         for name, split, share in zip(self.names, self.splits, slots, strict=True):
             text = f"{name} {split.name}: {split.num_videos} videos"
             if len(slots) > 1:
                 text += f", {share} of {sum(slots)} clips"
             if self.dropped.get(name):
                 text += f", {self.dropped[name]} more left out: no such class in the heads"
-            lines.append(text)
-        return "; ".join(lines) + (f" (selected: {self.subset})" if self.subset else "")
+            parts.append(text)
+        return "; ".join(parts) + (f" (selected: {self.subset})" if self.subset else "")
 
 
 def training_set(
@@ -112,124 +109,141 @@ def training_set(
 ) -> TrainingSet:
     """Makes the training set from opened splits.
 
-    Classes are the same where their names are, but for case, and `_` or `-` for a space.
+    Classes are matched by name, ignoring case and the difference between `_`, `-` and a space.
 
     Args:
-      splits: the training split of each data set that takes part.
-      main: the data set whose heads and class ids the model has, the one evaluated.
-      weights: of the data sets in `splits`; None for one data set.
-      unknown_classes: what becomes of a class that `main` does not have. 'error': an error with the list; 'drop': the
-        videos that have it (be it among others) are left out, and counted; 'union': the heads get it, behind the
-        classes of `main`, by name.
-      subset: what is selected of each split.
-      main_split: any split of `main`, for its classes, where `main` itself is not in `splits`.
+      splits: data set -> training split.
+      main: data set whose heads and class ids the model has; the one that is evaluated.
+      weights: data set -> weight; None for one data set.
+      unknown_classes: what to do with a class that `main` does not have. 'error': raise an error with the list; 'drop':
+        leave out the videos that have it, and count them; 'union': add it to the heads, after the classes of `main`,
+        sorted by name.
+      subset: selection to apply to each split.
+      main_split: any split of `main`, for its classes, if `main` is not in `splits`.
 
     Raises:
-      MixtureError: other heads, heads with one label here and several at once there, or classes that `main` does not
+      MixtureError: different heads, heads that are multi-label in one data set only, or classes that `main` does not
         have.
       SubsetError: see `subset.apply`.
       ValueError: weights that are not greater than 0.
     """
     names = sorted(splits)  # not the order of a mapping that went through JSON and the command line
-    weighted = tuple(float((weights or {}).get(name, 1.0)) for name in names)
-    block_slots(weighted)
+    ordered_weights = tuple(float((weights or {}).get(name, 1.0)) for name in names)
+    block_slots(ordered_weights)
     reference = splits.get(main, main_split)
     if reference is None:
         raise MixtureError(f"{main} is not among {', '.join(names)}, so its classes are unknown")
     if unknown_classes not in UNKNOWN_CLASSES:
         raise ValueError(f"unknown_classes is {unknown_classes!r}; choose one of {', '.join(UNKNOWN_CLASSES)}")
     for name in names:
-        if set(splits[name].class_names) != set(reference.class_names):
-            raise MixtureError(
-                f"{name} has the heads {', '.join(splits[name].class_names)}, {main} has "
-                f"{', '.join(reference.class_names)}: only data sets with the same heads can be mixed"
-            )
-        if splits[name].num_videos and splits[name].multi_label != reference.multi_label:
-            several = ", ".join(sorted(splits[name].multi_label ^ reference.multi_label))
-            raise MixtureError(
-                f"head {several}: in one of {name} and {main} a video has several labels at once, in the other one, "
-                "which says nothing of the other classes; build both in the same form"
-            )
-    class_names = {head: list(known) for head, known in reference.class_names.items()}
-    missing = {name: _missing(splits[name], class_names) for name in names}
+        _check_heads(name, splits[name], main, reference)
+
+    # Classes of the heads, and videos of classes that they do not have.
+    class_names = _merged_class_names({name: splits[name] for name in names}, main, reference, unknown_classes)
+    relabelled = {name: relabel(splits[name], class_names) for name in names}
+    dropped = {name: splits[name].num_videos - relabelled[name].num_videos for name in names}
+    for name in names:
+        if not relabelled[name].num_videos:
+            raise MixtureError(f"{name} has no video of a class that {main} has")
+    selected = subsets.apply(relabelled, subset or Subset())
+
+    mirrored = {}
+    for name in sorted(names, key=lambda name: name == main):  # `main` takes precedence
+        for head, pairs in (catalog.DATASETS[name].mirrored if name in catalog.DATASETS else {}).items():
+            mirrored[head] = mirrored.get(head, {}) | dict(pairs)
+    return TrainingSet(
+        tuple(names), tuple(selected[n] for n in names), ordered_weights, dropped, subset or Subset(), mirrored
+    )
+
+
+def _check_heads(name: str, split: RecordSplit, main: str, reference: RecordSplit) -> None:
+    if set(split.class_names) != set(reference.class_names):
+        raise MixtureError(
+            f"{name} has the heads {', '.join(split.class_names)}, {main} has {', '.join(reference.class_names)}: only "
+            "data sets with the same heads can be mixed"
+        )
+    if split.num_videos and split.multi_label != reference.multi_label:
+        heads = ", ".join(sorted(split.multi_label ^ reference.multi_label))
+        raise MixtureError(
+            f"head {heads} is multi-label in one of {name} and {main}, and has one label per video in the other, which "
+            "says nothing about the other classes; build both in the same form"
+        )
+
+
+def _merged_class_names(
+    splits: Mapping[str, RecordSplit], main: str, reference: RecordSplit, unknown_classes: str
+) -> dict[str, list[str]]:
+    """Returns {head: class names} of the model; handles classes that `main` does not have."""
+    class_names = {head: list(names) for head, names in reference.class_names.items()}
+    missing = {name: _missing_classes(split, class_names) for name, split in splits.items()}
     if unknown_classes == "union":
-        for head, known in class_names.items():
+        for head, names in class_names.items():
             added: dict[str, str] = {}
-            for name in names:
-                added |= {_key(label): label for label in missing[name].get(head, ()) if _key(label) not in added}
-            known.extend(sorted(added.values()))
-    elif unknown_classes == "error" and any(any(heads.values()) for heads in missing.values()):
+            for of_heads in missing.values():
+                added |= {_key(label): label for label in of_heads.get(head, ()) if _key(label) not in added}
+            names.extend(sorted(added.values()))
+    elif unknown_classes == "error" and any(any(of_heads.values()) for of_heads in missing.values()):
         lines = [
             f"{name} has {len(labels)} classes that head {head!r} of {main} does not: {', '.join(labels)}"
-            for name, heads in missing.items()
-            for head, labels in heads.items()
+            for name, of_heads in missing.items()
+            for head, labels in of_heads.items()
             if labels
         ]
         raise MixtureError("\n".join([*lines, "drop their videos (unknown_classes='drop') or add them ('union')"]))
-    relabelled, dropped = {}, {}
-    for name in names:
-        relabelled[name] = relabel(splits[name], class_names)
-        dropped[name] = splits[name].num_videos - relabelled[name].num_videos
-        if not relabelled[name].num_videos:
-            raise MixtureError(f"{name} has no video of a class that {main} has")
-    chosen = subsets.apply(relabelled, subset or Subset())
-    mirrored = {}
-    for name in sorted(names, key=lambda name: name == main):  # what `main` states goes before the others
-        for head, pairs in (catalog.DATASETS[name].mirrored if name in catalog.DATASETS else {}).items():
-            mirrored[head] = mirrored.get(head, {}) | dict(pairs)
-    return TrainingSet(tuple(names), tuple(chosen[n] for n in names), weighted, dropped, subset or Subset(), mirrored)
+    return class_names
 
 
-def evaluation_split(
-    split: RecordSplit, class_names: Mapping[str, Sequence[str]], subset: Subset | None = None
-) -> RecordSplit:
-    """What of a split is evaluated: with the classes of a model, the classes of a subset.
-
-    Args:
-      split: to be evaluated.
-      class_names: of the model's heads; may be more than the split's, of a mixture.
-      subset: only its classes count.
-
-    Raises:
-      MixtureError: the split has videos of classes that the model does not have.
-      SubsetError: no video of the subset's classes.
-    """
-    found = relabel(split, class_names)
-    if found.num_videos != split.num_videos:
-        raise MixtureError(
-            f"{split.num_videos - found.num_videos} of {split.num_videos} videos of {split.folder}, {split.name}, are "
-            "of classes that the model does not have: evaluate it on the data set that it was trained for"
-        )
-    return subsets.apply({split.name: found}, (subset or Subset()).for_evaluation())[split.name]
-
-
-def relabel(split: RecordSplit, class_names: Mapping[str, Sequence[str]]) -> RecordSplit:
-    """The split with its labels as ids of `class_names`; videos of a class that is not among them are left out."""
-    if {head: list(names) for head, names in split.class_names.items()} == dict(class_names):
-        return split
-    labels, known = {}, np.ones(split.num_videos, bool)
-    for head, names in class_names.items():
-        ids = {_key(name): i for i, name in reversed(list(enumerate(names)))}
-        exact = {name: i for i, name in enumerate(names)}
-        table = [exact.get(name, ids.get(_key(name), -1)) for name in split.class_names[head]]
-        # Behind the classes, where the -1 of a head with several labels at once points: what fills the rows up.
-        labels[head] = np.asarray([*table, -1], np.int32)[split.labels[head]]
-        unknown = (labels[head] < 0) & (split.labels[head] >= 0)
-        known &= ~(unknown.any(axis=1) if head in split.multi_label else unknown)
-        if head in split.multi_label:  # ids rise, and the filling is behind them
-            labels[head] = np.sort(labels[head].astype(np.uint32), axis=1).astype(np.int32)
-    changed = dataclasses.replace(split, labels=labels, class_names={h: list(n) for h, n in class_names.items()})
-    return changed if known.all() else subsets.take(changed, np.flatnonzero(known))
-
-
-def _missing(split: RecordSplit, class_names: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Head -> names of the split's classes, of which it has videos, that `class_names` does not have."""
+def _missing_classes(split: RecordSplit, class_names: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Returns {head: classes with videos in the split that `class_names` does not have}."""
     result = {}
     for head, names in split.class_names.items():
         known = {_key(name) for name in class_names[head]}
         used = np.unique(split.labels[head])
         result[head] = [names[i] for i in used if i >= 0 and _key(names[i]) not in known]
     return result
+
+
+def evaluation_split(
+    split: RecordSplit, class_names: Mapping[str, Sequence[str]], subset: Subset | None = None
+) -> RecordSplit:
+    """Returns a split as it is evaluated: with the class ids of a model, and the classes of a subset.
+
+    Args:
+      split: split to evaluate.
+      class_names: class names of the model's heads; may be more than the split's, after training on a mixture.
+      subset: only its classes are used.
+
+    Raises:
+      MixtureError: the split has videos of classes that the model does not have.
+      SubsetError: no video of the subset's classes.
+    """
+    relabelled = relabel(split, class_names)
+    if relabelled.num_videos != split.num_videos:
+        raise MixtureError(
+            f"{split.num_videos - relabelled.num_videos} of {split.num_videos} videos of {split.folder}, {split.name}, "
+            "are of classes that the model does not have: evaluate it on the data set that it was trained for"
+        )
+    return subsets.apply({split.name: relabelled}, (subset or Subset()).for_evaluation())[split.name]
+
+
+def relabel(split: RecordSplit, class_names: Mapping[str, Sequence[str]]) -> RecordSplit:
+    """Returns a split with labels as ids of `class_names`, without the videos of other classes."""
+    if {head: list(names) for head, names in split.class_names.items()} == dict(class_names):
+        return split
+    labels, known = {}, np.ones(split.num_videos, bool)
+    for head, names in class_names.items():
+        # An exact match first, else the first name with the same key.
+        exact = {name: i for i, name in enumerate(names)}
+        by_key = {_key(name): i for i, name in reversed(list(enumerate(names)))}
+        new_ids = [exact.get(name, by_key.get(_key(name), -1)) for name in split.class_names[head]]
+        # One entry more, for the padding (-1) of multi-label rows.
+        labels[head] = np.asarray([*new_ids, -1], np.int32)[split.labels[head]]
+        unknown = (labels[head] < 0) & (split.labels[head] >= 0)
+        known &= ~(unknown.any(axis=1) if head in split.multi_label else unknown)
+        if head in split.multi_label:  # rising ids, then padding
+            labels[head] = np.sort(labels[head].astype(np.uint32), axis=1).astype(np.int32)
+    changed = dataclasses.replace(split, labels=labels, class_names={h: list(n) for h, n in class_names.items()})
+    return changed if known.all() else subsets.take(changed, np.flatnonzero(known))
 
 
 def _key(name: str) -> str:
