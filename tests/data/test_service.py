@@ -1,9 +1,9 @@
-"""tf.data service: two machines, here on loopback, give the batches that one process gives."""
+"""tf.data service: two servers on this machine give the same batches as one process."""
 
 import numpy as np
 import pytest
 
-from tests.data.pipeline.test_batches import VARIED, assert_same, take
+from tests.helpers.batches import VARIED, assert_same, take
 from vivit_jax.data import pipeline, service
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf
@@ -19,7 +19,7 @@ def machines():
 
 
 @pytest.mark.parametrize(("step", "rows"), [(0, None), (900_000, (3, 8))])
-def test_two_machines_give_the_same_batches(tiny_records, machines, step, rows):
+def test_two_machines_give_equal_batches(tiny_records, machines, step, rows):
     train = open_split(tiny_records, "train")
     arguments = {"batch_size": 10, "seed": 3, "start_step": step, "rows": rows}
     expected = take(pipeline.train_batches(train, VARIED, **arguments), 4)
@@ -31,7 +31,7 @@ def test_two_machines_give_the_same_batches(tiny_records, machines, step, rows):
         assert_same(first, second)
 
 
-def test_two_workers_at_one_address_are_noticed(tiny_records):
+def test_two_workers_at_one_address_are_an_error(tiny_records):
     """They would hand out every clip twice."""
     train = open_split(tiny_records, "train")
     server = service.Server()
@@ -52,13 +52,13 @@ def test_two_workers_at_one_address_are_noticed(tiny_records):
         ("grpc://a:1,grpc://a:1", "names a machine twice"),
     ],
 )
-def test_an_address_without_a_service_is_an_error_at_once(tiny_records, address, says):
+def test_address_without_service_is_an_error(tiny_records, address, says):
     train = open_split(tiny_records, "train")
     with pytest.raises(service.ServiceError, match=says):
         pipeline.train_batches(train, VARIED, 8, seed=0, options=PipelineOptions(service_address=address))
 
 
-def test_batches_out_of_order_are_noticed(tiny_records):
+def test_out_of_order_batches_are_an_error(tiny_records):
     train = open_split(tiny_records, "train")
     batches = pipeline.train_batches(train, VARIED, 8, seed=0)
     batches.step = 1  # as if batch 0 had been taken
@@ -66,7 +66,7 @@ def test_batches_out_of_order_are_noticed(tiny_records):
         next(batches)
 
 
-def test_positions_are_not_handed_on(tiny_records):
+def test_batches_have_no_position(tiny_records):
     train = open_split(tiny_records, "train")
     (batch,) = take(pipeline.train_batches(train, VARIED, 8, seed=0), 1)
     assert set(batch) == {"video", "label", "mask", "index"}

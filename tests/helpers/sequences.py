@@ -1,4 +1,4 @@
-"""Records as DMVR's generator writes them, of frames whose numbers can be read back."""
+"""Records as written by DMVR's generator, of frames that show their number."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ def jpeg(image: np.ndarray) -> bytes:
 
 
 def numbered_frames(numbers: Sequence[int], height: int = 64, width: int = 96) -> list[bytes]:
-    """JPEGs that show their numbers in the central square."""
+    """Returns JPEGs that show their numbers in the central square."""
     side, frames = min(height, width), []
     for number in numbers:
         frame = np.full((height, width, 3), 128, np.uint8)
@@ -25,7 +25,7 @@ def numbered_frames(numbers: Sequence[int], height: int = 64, width: int = 96) -
 
 
 def sequence(frames: Sequence[bytes], times: Sequence[int] = (), **context) -> bytes:
-    """A serialised SequenceExample; context features by name, "__" for "/"."""
+    """Returns a serialised SequenceExample; context features by name, "__" for "/"."""
     example = tf.train.SequenceExample()
     for name, value in context.items():
         feature = example.context.feature[name.replace("__", "/")]
@@ -40,7 +40,7 @@ def sequence(frames: Sequence[bytes], times: Sequence[int] = (), **context) -> b
 
 
 def write_shards(folder: Path, base: str, records: Sequence[bytes], shards: int = 2, pattern="{}-{:05d}-of-{:05d}"):
-    """Round robin, as DMVR's generator does it; returns the paths."""
+    """Writes records round robin, as DMVR's generator does; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / pattern.format(base, i, shards) for i in range(shards)]
     for i, path in enumerate(paths):

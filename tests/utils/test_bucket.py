@@ -1,4 +1,4 @@
-"""A run whose workdir is in a bucket: the same numbers as on a disk; broken off, taken up, evaluated, converted."""
+"""A run with its workdir in a bucket: interrupted, resumed, evaluated, converted, with the numbers of a local run."""
 
 import json
 import sys
@@ -43,11 +43,11 @@ def metrics(server, data_dir):
     return train.train(run, RUN)
 
 
-def test_the_numbers_are_those_of_a_disk(metrics, data_dir, tmp_path):
+def test_metrics_equal_local_run(metrics, data_dir, tmp_path):
     assert metrics == pytest.approx(train.train(experiment(data_dir), tmp_path / "w"), abs=1e-6)
 
 
-def test_all_of_the_run_is_in_the_bucket(metrics, server):
+def test_whole_run_is_in_bucket(metrics, server):
     found = storage.names(RUN)
     for name in ("checkpoints", "compilation_cache", "config.json", "metrics.jsonl", "pictures", "report.html"):
         assert name in found
@@ -60,7 +60,7 @@ def test_all_of_the_run_is_in_the_bucket(metrics, server):
     assert [step for step, _ in series["train/loss"]] == [2, 4, 6], "lines of both starts"
 
 
-def test_the_best_is_evaluated_and_read_by_others(metrics, data_dir):
+def test_best_checkpoint_is_evaluated_and_loaded(metrics, data_dir):
     result = evaluate.evaluate(experiment(data_dir), RUN)
     assert result.scalars["verb/top1"] == pytest.approx(metrics["verb/top1"], abs=1e-6)
     assert json.loads(epath.Path(f"{RUN}/evaluation.json").read_text())["metrics"]
@@ -69,7 +69,7 @@ def test_the_best_is_evaluated_and_read_by_others(metrics, data_dir):
     jax.tree.map(np.testing.assert_array_equal, read, jax.device_get(params))
 
 
-def test_what_orbax_lacks_for_a_bucket_is_said(server, monkeypatch):
+def test_missing_gcs_extra_is_an_error(server, monkeypatch):
     monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
     monkeypatch.delattr(sys.modules["google.cloud"], "storage", raising=False)
     with pytest.raises(checkpointing.CheckpointError, match=r"gs://other/run.*pip install 'vivit_jax\[gcs\]'"):
@@ -77,7 +77,7 @@ def test_what_orbax_lacks_for_a_bucket_is_said(server, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", written_weights.KINDS)
-def test_weights_are_read_from_a_bucket(server, tmp_path, kind):
+def test_weights_are_read_from_bucket(server, tmp_path, kind):
     here = written_weights.write(kind, tmp_path / "weights")
     storage.copy(here, there := "gs://bucket/weights")
     with open_container(there) as weights:
@@ -86,7 +86,7 @@ def test_weights_are_read_from_a_bucket(server, tmp_path, kind):
 
 
 @pytest.mark.parametrize("format", ["scenic", "huggingface", "orbax"])
-def test_weights_are_written_to_a_bucket(server, tmp_path, format):
+def test_weights_are_written_to_bucket(server, tmp_path, format):
     config = small_config(attention="spatiotemporal")
     params = random_params(config, dtype=np.float32)
     for place in (tmp_path / format, f"gs://bucket/written/{format}"):
@@ -96,7 +96,7 @@ def test_weights_are_written_to_a_bucket(server, tmp_path, format):
         convert.save_params(params, f"gs://bucket/written/{format}", format, config)
 
 
-def test_a_damaged_step_is_set_aside_and_the_one_before_is_used(metrics, data_dir, monkeypatch):
+def test_damaged_step_is_quarantined(metrics, data_dir, monkeypatch):
     monkeypatch.setattr(checkpointing.Checkpoints, "_verify", _damaged_at(STEPS, checkpointing.Checkpoints._verify))
     train.train(experiment(data_dir, checkpoint__keep_latest=2), RUN)
     assert storage.names("gs://bucket/run/damaged") == ["checkpoints-6"]

@@ -1,4 +1,4 @@
-"""The data room in a bucket: TensorFlow's in-memory file system (ram://) behind the interface that gs:// has.
+"""Data sets in a bucket: TensorFlow's in-memory file system (ram://) behind the interface of gs://.
 
 `etils.epath` does not know ram://; the fixture tells it, so that the very class and the very file system calls (epath's
 for TensorFlow) run that run for gs://. It lives in one process: so do these builds (no workers). What a bucket does
@@ -53,7 +53,7 @@ def there(ram):
     return f"{ram}/data"
 
 
-def test_a_data_set_made_in_a_bucket_is_that_made_on_a_disk(here, there):
+def test_build_in_bucket_equals_local_build(here, there):
     ours, theirs = (build.records_folder("moving_digits", folder) for folder in (here, there))
     assert str(theirs) == "ram://bucket/data/moving_digits/1.0.0"
     assert storage.names(theirs) == storage.names(ours)
@@ -66,7 +66,7 @@ def test_a_data_set_made_in_a_bucket_is_that_made_on_a_disk(here, there):
     assert storage.names(f"{there}/moving_digits/videos") == storage.names(f"{here}/moving_digits/videos")
 
 
-def test_batches_from_a_bucket_are_those_from_a_disk(here, there):
+def test_batches_from_bucket_equal_local_batches(here, there):
     options = PipelineOptions(threads=1)
     for name, make in (
         ("train", lambda split: pipeline.train_batches(split, SPEC, 5, 1, options=options)),
@@ -82,7 +82,7 @@ def test_batches_from_a_bucket_are_those_from_a_disk(here, there):
             assert theirs["mask"].max() == 1
 
 
-def test_records_in_a_bucket_are_indexed_anew_and_verified(here, there):
+def test_bucket_records_are_scanned_and_verified(here, there):
     folder = build.records_folder("moving_digits", there)
     for split in scan.scan(folder):
         written = open_split(folder, split.name)
@@ -104,7 +104,7 @@ def test_records_in_a_bucket_are_indexed_anew_and_verified(here, there):
         shard.write_bytes(sound)
 
 
-def test_an_interrupted_build_in_a_bucket_goes_on(there, monkeypatch):
+def test_interrupted_bucket_build_continues(there, monkeypatch):
     files = (f"{there}/moving_digits/videos", f"{there}/moving_digits/annotations", "ram://bucket/again")
 
     def make():
@@ -124,7 +124,7 @@ def test_an_interrupted_build_in_a_bucket_goes_on(there, monkeypatch):
     assert len(list_shards(folder)["train"]) == 1
 
 
-def test_videos_of_ones_own_in_a_bucket(ram, tmp_path):
+def test_custom_data_set_in_bucket(ram, tmp_path):
     videos = storage.path(f"{ram}/own")
     for name, frames in (("train/a/x.mp4", 20), ("train/b/deep/y.mp4", 24), ("val/a/z.mp4", 18)):
         (videos / name).parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ def test_videos_of_ones_own_in_a_bucket(ram, tmp_path):
     assert "nowhere.mp4,,,no such video" in (folder / "rejects.csv").read_text()
 
 
-def test_videos_are_decoded_from_a_bucket(ram, tmp_path):
+def test_videos_are_decoded_from_bucket(ram, tmp_path):
     path = numbered_video(tmp_path / "v.mp4", 12)
     place = storage.path(f"{ram}/v.mp4")
     storage.copy(path, place)
@@ -161,7 +161,7 @@ def test_videos_are_decoded_from_a_bucket(ram, tmp_path):
             next(decode.iterate_frames(f"{ram}/{name}"))
 
 
-def test_records_of_dmvr_in_a_bucket(ram, tmp_path):
+def test_dmvr_records_in_bucket(ram, tmp_path):
     records = [sequence(numbered_frames(range(4 * i, 4 * i + 4)), clip__label__index=i) for i in range(3)]
     place = storage.path(f"{ram}/dmvr")
     place.mkdir()
@@ -174,7 +174,7 @@ def test_records_of_dmvr_in_a_bucket(ram, tmp_path):
     assert batch["mask"].tolist() == [1, 1, 1]
 
 
-def test_google_cloud_storage_goes_the_same_way():
+def test_gs_paths_use_epath():
     """Without asking it for anything: what a gs:// path becomes, and that it never becomes one of this disk."""
     path = storage.path("gs://bucket/folder") / "file.mp4"
     assert isinstance(path, epath.Path)

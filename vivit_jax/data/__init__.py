@@ -1,4 +1,4 @@
-"""Videos in, batches out: annotations -> records of JPEG chunks -> index -> batches of NumPy arrays.
+"""Data sets: annotations -> records of JPEG chunks -> index -> batches of NumPy arrays.
 
-Nothing is imported here: `decode`, `annotations`, `catalog` and `index` need no TensorFlow, and stay light.
+Imports nothing: `annotations`, `catalog`, `video` and `records.split` need no TensorFlow, and stay light.
 """

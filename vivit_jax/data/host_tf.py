@@ -1,6 +1,6 @@
-"""TensorFlow as this package uses it: on the host's CPU, feeding frames. `tf` is imported from here.
+"""TensorFlow as this package uses it, on the host's CPU to feed frames. Import `tf` from here.
 
-The accelerators belong to JAX: without the line below TensorFlow would reserve all memory of every GPU it sees.
+The accelerators belong to JAX: without the line below, TensorFlow would reserve all memory of every GPU it sees.
 """
 
 import ctypes
@@ -8,7 +8,7 @@ import functools
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Announces itself on stderr at every start, and speeds up nothing that is done here.
+# oneDNN prints a message on stderr at every start, and does not speed up this pipeline.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import tensorflow as tf
@@ -17,19 +17,19 @@ tf.config.set_visible_devices([], "GPU")
 
 __all__ = ["keep_freed_memory", "tf"]
 
-# Of glibc's malloc.h. The limits are what an `int` holds, or less: batches beyond them are rare.
+# Options of glibc's malloc.h, and their limits: the largest `int`, or less.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _TRIM_BYTES, _MMAP_BYTES = 2**31 - 1, 1 << 30
 
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Tells the C library to keep the memory of freed frames and batches for the next ones: True where it will.
+    """Makes the C library keep the memory of freed frames and batches for the next ones; returns whether it will.
 
-    By default glibc hands every block of more than 128 KiB to 32 MiB back to the kernel, and a batch, a clip, often a
-    single frame is one: each then begins with thousands of page faults, an eighth of a clip's whole time
+    By default glibc returns every block of more than 128 KiB to 32 MiB to the kernel, and a batch, a clip, often a
+    single frame is one: each then begins with thousands of page faults, an eighth of a clip's time
     (`benchmarks/data.py --allocator=system` measures without). The process keeps up to 2 GiB of freed memory instead.
-    A choice of the user's own (the variables MALLOC_*, GLIBC_TUNABLES) is left alone, as is any other C library.
+    The user's own settings (variables MALLOC_*, GLIBC_TUNABLES) and other C libraries are left alone.
     """
     chosen = [name for name in os.environ if name.startswith("MALLOC_")]
     if chosen or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):

@@ -6,10 +6,9 @@ and in the config of the run `data.service_address = "grpc://host1:5050,grpc://h
 records under the same path.
 
 Machine i of W, in the order of the config, makes the clips i, i + W, i + 2 W, ... of a process's stream, and the reader
-takes from the machines in turn. Each machine is a service by itself, a dispatcher with one worker: with several workers
-behind one dispatcher, no mode of the service keeps an order (`OFF` returns every clip once per worker; `DYNAMIC`,
-`DATA` and `HINT` return what is ready; coordinated reads have an order of workers of their own). So the slowest machine
-sets the pace, and one that dies stops the stream until the run is restarted.
+takes from the machines in turn. Each machine is a dispatcher with one worker: with several workers behind one
+dispatcher, no mode of the service keeps an order. So the slowest machine sets the pace, and one that dies stops the
+stream until the run is restarted.
 """
 
 from __future__ import annotations
@@ -31,13 +30,8 @@ class ServiceError(ValueError):
 class Server:
     """A dispatcher and its worker, in threads of this process, until `stop`.
 
-    Args:
-      port: port of the dispatcher; 0 for any free one.
-      host: name by which the training machines reach this one.
-      worker_port: port that serves the clips; 0 for any free one.
-
-    Attributes:
-      address: "grpc://host:port", for the config.
+    `host` is the name by which the training machines reach this one; ports are 0 for any free one. The attribute
+    `address` is "grpc://host:port", for the config.
     """
 
     def __init__(self, port: int = 0, host: str = "localhost", worker_port: int = 0):
@@ -62,12 +56,8 @@ class Server:
 def addresses_of(text: str, timeout: float = 10.0) -> list[str]:
     """Splits "grpc://host:port,grpc://host:port" into addresses, and checks each; TensorFlow would wait for hours.
 
-    Args:
-      text: value of `data.service_address`.
-      timeout: seconds to wait for a connection.
-
     Raises:
-      ServiceError: a malformed or duplicate address, or no service there.
+      ServiceError: a malformed or duplicate address, or no connection within `timeout` seconds.
     """
     addresses = [part.strip() for part in text.split(",")]
     if len(set(addresses)) != len(addresses):
@@ -93,10 +83,8 @@ def distribute(
 ) -> tf.data.Dataset:
     """Returns `make(positions)`, computed by the machines of a service, in the same order.
 
-    Args:
-      positions: endless data set.
-      make: maps each element to one, independently of earlier ones.
-      addresses: addresses of the machines. Each process of a run creates its own jobs there, for its own rows.
+    `positions` is endless, and `make` maps each element to one, independently of earlier ones. Each process of a run
+    creates its own jobs at the addresses, for its own rows.
     """
     service = tf.data.experimental.service
     # No compression: of pixels it would cost more than it saves.

@@ -140,7 +140,7 @@ def test_one_label_and_several_do_not_mix(records, videos, tmp_path):
         "single", videos, table, tmp_path, build.BuildOptions(num_workers=0, progress=False, kind="csv")
     )
     splits = {"tagged": open_split(records, "train"), "single": open_split(single, "train")}
-    with pytest.raises(training_set.MixtureError, match="head tags: in one of single and tagged"):
+    with pytest.raises(training_set.MixtureError, match="head tags is multi-label in one of single and tagged"):
         training_set.training_set(splits, "tagged", unknown_classes="union")
 
 

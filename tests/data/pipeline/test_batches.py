@@ -1,4 +1,4 @@
-"""pipeline.py: order, resumption, slices, pixels, broken records."""
+"""Batches: order, resumption, rows of processes, pixels, broken records."""
 
 import dataclasses
 import io
@@ -11,6 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from tests.data.conftest import numbered_video, read_number
+from tests.helpers.batches import PLAIN, VARIED, assert_same, take
 from vivit_jax.data import build, moving_digits, pipeline
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf
@@ -19,11 +20,6 @@ from vivit_jax.data.records import reader, scan
 from vivit_jax.data.records.split import open_split
 from vivit_jax.data.selection import order, sampling
 from vivit_jax.data.video import decode
-
-PLAIN = pipeline.ClipSpec(8, (64, 64), stride=2)
-VARIED = pipeline.ClipSpec(
-    8, (48, 56), stride=3, short_side=60, scale_jitter=(0.9, 1.33), random_crop=True, flip_probability=0.5
-)
 
 
 @pytest.fixture(scope="module")
@@ -57,20 +53,7 @@ def numbered(tmp_path_factory):
     return open_split(records, "train")
 
 
-def take(batches, count):
-    with batches:
-        return [next(batches) for _ in range(count)]
-
-
-def assert_same(first, second):
-    assert first["label"].keys() == second["label"].keys()
-    for key in ("video", "mask", "index"):
-        np.testing.assert_array_equal(first[key], second[key])
-    for head, values in first["label"].items():
-        np.testing.assert_array_equal(values, second["label"][head])
-
-
-def test_contract(train):
+def test_batch_types_and_shapes(train):
     (batch,) = take(pipeline.train_batches(train, PLAIN, 4, seed=0), 1)
     assert set(batch) == {"video", "label", "mask", "index"}
     assert (batch["video"].dtype, batch["video"].shape) == (np.uint8, (4, 8, 64, 64, 3))
@@ -82,7 +65,7 @@ def test_contract(train):
         np.testing.assert_array_equal(values, train.labels[head][batch["index"]])
 
 
-def test_every_video_once_an_epoch_though_the_batch_does_not_divide(train):
+def test_every_video_once_per_epoch_with_odd_batch_size(train):
     seen = np.concatenate([batch["index"] for batch in take(pipeline.train_batches(train, PLAIN, 10, seed=5), 15)])
     epochs = seen[:144].reshape(3, 48)
     for epoch in epochs:
@@ -94,14 +77,14 @@ def test_every_video_once_an_epoch_though_the_batch_does_not_divide(train):
 
 
 @pytest.mark.parametrize("start", [1, 7])
-def test_resumed_in_mid_epoch_is_uninterrupted(train, start):
+def test_resume_mid_epoch_matches_uninterrupted_stream(train, start):
     whole = take(pipeline.train_batches(train, VARIED, 10, seed=1), start + 3)
     rest = take(pipeline.train_batches(train, VARIED, 10, seed=1, start_step=start), 3)
     for first, second in zip(whole[start:], rest, strict=True):
         assert_same(first, second)
 
 
-def test_far_start_is_arithmetic(train):
+def test_far_start(train):
     batches = pipeline.train_batches(train, PLAIN, 10, seed=1, start_step=900_000)
     batch = next(batches)
     assert batches.step == 900_001
@@ -114,7 +97,7 @@ def test_far_start_is_arithmetic(train):
 
 
 @pytest.mark.parametrize("processes", [2, 8])
-def test_slices_of_all_processes_are_the_batch(train, validation, processes):
+def test_process_rows_make_up_the_batch(train, validation, processes):
     share = 16 // processes
     rows = [(i * share, (i + 1) * share) for i in range(processes)]
     stream = partial(pipeline.train_batches, train, VARIED, 16, seed=2, start_step=2)
@@ -136,7 +119,7 @@ def test_slices_of_all_processes_are_the_batch(train, validation, processes):
 
 
 @pytest.mark.parametrize("cache_gb", [2, 6 / 1024])
-def test_cached_is_the_same(train, cache_gb):
+def test_cache_gives_equal_batches(train, cache_gb):
     """Decoded frames take 18 MB, the records 2: with the smaller limit the records are kept."""
     for spec in (PLAIN, VARIED):
         expected = take(pipeline.train_batches(train, spec, 16, seed=0), 2)
@@ -148,7 +131,7 @@ def test_cached_is_the_same(train, cache_gb):
         pipeline.train_batches(train, PLAIN, 16, seed=0, options=PipelineOptions(cache=True, cache_gb=1e-6))
 
 
-def test_evaluation_counts_every_video_once(validation):
+def test_evaluation_sees_every_video_once(validation):
     batches = pipeline.eval_batches(validation, PLAIN, 6, temporal_views=3, spatial_views=2)
     assert batches.num_batches == 3
     got = list(batches)
@@ -163,7 +146,7 @@ def test_evaluation_counts_every_video_once(validation):
     assert batches.corrupt == 0
 
 
-def test_frames_are_the_right_ones(numbered):
+def test_clips_hold_the_expected_frames(numbered):
     """Frame numbers drawn into the clips come back: random starts with stride, looped where the video is short."""
     spec = pipeline.ClipSpec(6, (64, 96), stride=3)
     starts = {}
@@ -186,7 +169,7 @@ def test_frames_are_the_right_ones(numbered):
             assert [read_number(frame) for frame in clip] == expected.tolist()
 
 
-def test_segments_and_several_clips_of_a_video(numbered):
+def test_segments_and_repeated_augmentation(numbered):
     """Frame numbers drawn into the clips: one from each sixth of the video, another one in each clip of it."""
     spec = pipeline.ClipSpec(6, (64, 96), sampling="segments", clips_per_video=2)
     seen = {}
@@ -229,7 +212,7 @@ def test_three_crops_of_a_landscape_video(numbered):
             np.testing.assert_array_equal(batch["video"][2, clip * 3 + crop, 0], full[clip, :, left : left + 64])
 
 
-def test_views_from_frames_are_those_of_evaluation(numbered):
+def test_views_from_frames_match_eval_batches(numbered):
     spec = pipeline.ClipSpec(4, (40, 40), stride=5, short_side=48)
     (batch,) = pipeline.eval_batches(numbered, spec, 4, temporal_views=3, spatial_views=3)
     for video in range(4):
@@ -248,7 +231,7 @@ def planes_of(frames):
 
 
 @pytest.mark.parametrize(("stored", "target"), [((40, 50), (56, 64)), ((64, 64), (50, 60)), ((90, 120), (45, 40))])
-def test_resize_against_an_interpolation_oracle(stored, target):
+def test_resize_matches_interpolation_oracle(stored, target):
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (2, *stored, 3), dtype=np.uint8)
     got = clips.resized(partial(reader.cut, tf.constant(frames), None), stored, target).numpy().astype(float)
@@ -270,7 +253,7 @@ def test_resize_against_an_interpolation_oracle(stored, target):
 
 
 @pytest.mark.parametrize("form", [{"subsampling": x} for x in range(3)] + [{"progressive": True}, {"mode": "L"}])
-def test_a_window_is_that_of_the_whole_frame(form):
+def test_decoded_window_equals_whole_frame(form):
     """To the bit, at all places within a block and at the edges, whatever the chroma's resolution."""
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (93, 141, 3), dtype=np.uint8)).convert(form.pop("mode", "RGB"))
@@ -287,7 +270,7 @@ def test_a_window_is_that_of_the_whole_frame(form):
         np.testing.assert_array_equal(got, whole[:, top : top + height, left : left + width])
 
 
-def test_random_crop_and_flip_of_given_draws():
+def test_crop_and_flip_of_given_draws():
     """Where no resizing is asked for, a clip is an exact cut of the frames, mirrored where the draw says so."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (20, 60, 80, 3), dtype=np.uint8)
@@ -363,12 +346,12 @@ def test_broken_records_are_masked_and_counted(train, validation, tmp_path):
         ({"sampling": "segments"}, "stride=2, but sampling='segments'"),
     ],
 )
-def test_errors_of_the_spec(change, message):
+def test_clip_spec_errors(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(PLAIN, **change)
 
 
-def test_errors_of_the_arguments(train):
+def test_argument_errors(train):
     for arguments, message in (
         ({"batch_size": 0, "seed": 0}, "batch_size is 0"),
         ({"batch_size": 8, "seed": 0, "rows": (4, 9)}, r"rows \(4, 9\) are not rows of a batch of 8"),
@@ -383,7 +366,7 @@ def test_errors_of_the_arguments(train):
         pipeline.eval_batches(train, PLAIN, 8, 0, 3)
 
 
-def test_a_file_too_long_for_memory_gives_the_same_views(tmp_path):
+def test_long_file_gives_equal_views(tmp_path):
     [clip] = moving_digits.plan(1, 1)[:1]
     path = tmp_path / "clip.mp4"
     moving_digits.write_video(path, moving_digits.render(clip, np.eye(8) * 16), clip.fps)

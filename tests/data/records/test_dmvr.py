@@ -1,4 +1,4 @@
-"""dmvr.py, dmvr_labels.py, dmvr_shards.py: records of DMVR and Scenic, indexed in place and trained on unchanged."""
+"""Records of DMVR and Scenic: indexed in place, read unchanged."""
 
 import csv
 import dataclasses
@@ -19,7 +19,7 @@ from vivit_jax.data.records.split import open_split
 from vivit_jax.data.selection import sampling
 
 NAMES = ["archery", "bowling", "catching"]
-# First number shown, frames, height, width, class: the number tells video and frame.
+# First number shown, frames, height, width, class; the number identifies video and frame.
 VIDEOS = [(0, 7, 64, 96, 2), (10, 40, 64, 96, 0), (60, 60, 96, 64, 1), (130, 16, 64, 96, 2), (150, 33, 80, 64, 0)]
 SPEC = pipeline.ClipSpec(6, (64, 64), stride=3, short_side=64)
 
@@ -57,7 +57,7 @@ def numbers_of(clip):
     return [read_number(frame) for frame in clip]
 
 
-def test_index_in_place(folder):
+def test_index_describes_videos(folder):
     split = open_split(folder, "train")
     assert split.form == "sequence"
     assert split.shards == [f"kinetics400-train-0000{i}-of-00002" for i in range(2)]
@@ -76,7 +76,7 @@ def test_index_in_place(folder):
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_batches_are_the_right_frames(folder, cache):
+def test_batches_hold_the_indexed_frames(folder, cache):
     split = open_split(folder, "train")
     firsts = {f"/videos/{first}.mp4": first for first, *_ in VIDEOS}
     seen, options = set(), PipelineOptions(cache=cache)
@@ -100,7 +100,7 @@ def test_batches_are_the_right_frames(folder, cache):
             assert numbers_of(clip) == (first + sampling.view_frames(length, 6, 3, 3, i)).tolist()
 
 
-def test_the_same_jpegs_as_chunks_and_as_sequences_give_the_same_clips(tiny_records, tmp_path):
+def test_chunks_and_sequences_give_equal_clips(tiny_records, tmp_path):
     chunks = open_split(tiny_records, "validation")
     stored = list(tf.data.TFRecordDataset(chunks.shard_paths).as_numpy_iterator())
     features = [tf.train.Example.FromString(record).features.feature for record in stored]
@@ -129,7 +129,7 @@ def test_the_same_jpegs_as_chunks_and_as_sequences_give_the_same_clips(tiny_reco
         np.testing.assert_array_equal(first["label"]["verb"], second["label"]["label"])
 
 
-def test_another_folder_for_the_index(folder, tmp_path):
+def test_index_in_another_folder(folder, tmp_path):
     run(folder, f"--out={tmp_path / 'index'}", "--split=train=*-train-*", "--split=held_out=*-val-*")
     split = open_split(tmp_path / "index", "held_out")
     assert split.shard_paths == [str(folder.resolve() / "kinetics400-val-00000-of-00001")]
@@ -137,7 +137,7 @@ def test_another_folder_for_the_index(folder, tmp_path):
         assert next(batches)["mask"].tolist() == [1, 1]
 
 
-def test_epic_labels_of_scenic(tmp_path, capsys):
+def test_concatenated_epic_labels(tmp_path, capsys):
     """[noun, 300 + verb] in one feature."""
     frames = numbered_frames(range(3))
     write_shards(tmp_path, "train", [sequence(frames, clip__label__index=[7, 396]),
@@ -155,7 +155,7 @@ def test_epic_labels_of_scenic(tmp_path, capsys):
         run(tmp_path, "--head=verb=x:1")
 
 
-def test_heads_in_features_of_their_own_and_texts_alone(tmp_path):
+def test_heads_in_separate_features_and_text_only(tmp_path):
     frames = numbered_frames(range(2))
     write_shards(
         tmp_path,
@@ -172,7 +172,7 @@ def test_heads_in_features_of_their_own_and_texts_alone(tmp_path):
         run(tmp_path)
 
 
-def test_classes_numbered_anew_in_every_run(tmp_path):
+def test_class_numbers_that_differ_between_files(tmp_path):
     """DMVR's generator numbers classes in the order of a set: training and test do not agree."""
     frames = numbered_frames(range(2))
     for base, numbers in (("train", [0, 1]), ("test", [1, 0])):
@@ -192,7 +192,7 @@ def test_classes_numbered_anew_in_every_run(tmp_path):
         assert (split.class_names["label"], split.labels["label"].tolist()) == (["climb", "jump"], [1, 0])
 
 
-def test_records_that_cannot_be_used_are_listed(tmp_path, capsys):
+def test_unusable_records_are_listed(tmp_path, capsys):
     frames = numbered_frames(range(200, 204))
     grey = [jpeg(np.full((64, 96, 1), 30 * i, np.uint8)) for i in range(4)]
     broken = {
@@ -237,7 +237,7 @@ def test_records_that_cannot_be_used_are_listed(tmp_path, capsys):
     assert np.abs(batch["video"][0, 0, 1].astype(int) - 30).max() <= 4, "grey frames become RGB"
 
 
-def test_frames_of_another_size_than_indexed_do_not_end_a_cached_stream(folder):
+def test_cache_masks_frames_of_unexpected_size(folder):
     split = open_split(folder, "train")
     same = np.full(5, 64, np.int32), np.full(5, 96, np.int32)
     wrong = (split.height != same[0]) | (split.width != same[1])
@@ -247,7 +247,7 @@ def test_frames_of_another_size_than_indexed_do_not_end_a_cached_stream(folder):
 
 
 @pytest.mark.parametrize("part", ["length", "checksum of the length", "data", "checksum of the data"])
-def test_a_record_that_broke_after_indexing_is_found_masked_and_counted(tmp_path, part):
+def test_records_corrupted_after_indexing_are_masked(tmp_path, part):
     path = write_shards(tmp_path, "train", records(), 1)[0]
     run(tmp_path)
     split = open_split(tmp_path, "train")
@@ -275,13 +275,13 @@ def test_a_record_that_broke_after_indexing_is_found_masked_and_counted(tmp_path
         (["mine-00000-of-00001.tfrecord", "val.tfrecord", "notes.txt"], {"mine", "validation"}),
     ],
 )
-def test_names_of_shards(tmp_path, names, splits):
+def test_splits_from_shard_names(tmp_path, names, splits):
     for name in names:
         (tmp_path / name).write_bytes(b"")
     assert set(find_shards(tmp_path)) == splits
 
 
-def test_errors(folder, tmp_path, tiny_records):
+def test_command_errors(folder, tmp_path, tiny_records):
     with pytest.raises(SystemExit, match="no records in"):
         run(tmp_path)
     (tmp_path / "train-00001-of-00003").write_bytes(b"")

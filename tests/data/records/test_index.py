@@ -1,4 +1,4 @@
-"""index.py: an index that is not that of the shards beside it, or cannot be read, is refused with the way out."""
+"""The index file: stale or unreadable ones are errors that name the way out."""
 
 import shutil
 
@@ -8,7 +8,7 @@ import pytest
 from vivit_jax.data.index import main as index_main
 from vivit_jax.data.records.split import BadIndexError, NoRecordsError, open_split
 
-ANEW = r"rebuild the index: python -m vivit_jax\.data\.index"
+REBUILD = r"rebuild the index: python -m vivit_jax\.data\.index"
 
 
 @pytest.fixture
@@ -22,31 +22,31 @@ def change(path, **arrays):
     np.savez(path, **{key: value for key, value in (kept | arrays).items() if value is not None})
 
 
-def test_sizes_of_the_shards_follow_from_the_index(tiny_records):
+def test_shard_sizes_follow_from_index(tiny_records):
     for name in ("train", "validation"):
         split = open_split(tiny_records, name)
         assert split.shard_bytes.tolist() == [(tiny_records / shard).stat().st_size for shard in split.shards]
 
 
-def test_stale_or_unreadable(copy):
+def test_stale_or_unreadable_index_errors(copy):
     path = copy / "index_train.npz"
     shard = copy / open_split(copy, "train").shards[0]
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1])
-    with pytest.raises(BadIndexError, match=rf"{len(whole) - 1:,} bytes, {len(whole):,} when .*{ANEW}"):
+    with pytest.raises(BadIndexError, match=rf"{len(whole) - 1:,} bytes, {len(whole):,} when .*{REBUILD}"):
         open_split(copy, "train")
     shard.unlink()
-    with pytest.raises(NoRecordsError, match=f"1 of . shards are missing, first .*{ANEW}"):
+    with pytest.raises(NoRecordsError, match=f"1 of . shards are missing, first .*{REBUILD}"):
         open_split(copy, "train")
     shard.write_bytes(whole)
     sound = path.read_bytes()
     for broken, message in ((sound[: len(sound) // 2], "unreadable"), (b"", "unreadable"), (b"text", "unreadable")):
         path.write_bytes(broken)
-        with pytest.raises(BadIndexError, match=f"index_train.npz: {message}.*{ANEW}"):
+        with pytest.raises(BadIndexError, match=f"index_train.npz: {message}.*{REBUILD}"):
             open_split(copy, "train")
     path.write_bytes(sound)
     change(path, num_frames=None)
-    with pytest.raises(BadIndexError, match=f"holds no array .*num_frames.*{ANEW}"):
+    with pytest.raises(BadIndexError, match=f"holds no array .*num_frames.*{REBUILD}"):
         open_split(copy, "train")
     path.write_bytes(sound)
     change(path, format=np.array(99))
@@ -64,7 +64,7 @@ def test_stale_or_unreadable(copy):
         open_split(copy, "train")
 
 
-def test_made_anew(copy, capsys):
+def test_command_rebuilds_index(copy, capsys):
     before = open_split(copy, "train")
     (copy / "index_train.npz").unlink()
     index_main([str(copy)])

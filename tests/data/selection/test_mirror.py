@@ -1,4 +1,4 @@
-"""Flips that swap labels: the rule by names, what a data set states, flipped clips against the motions they show."""
+"""Flips that swap labels: mirror classes by name and by declaration, and the motions that flipped clips show."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ SOMETHING = [
 SPEC = sampling.ClipSpec(16, (48, 48), random_crop=True, scale_jitter=(0.9, 1.33), flip_probability=0.5)
 
 
-def test_names_tell_which_class_is_the_mirror_image():
+def test_mirror_class_from_names():
     assert mirror.classes(SOMETHING).tolist() == [1, 0, 3, 2, 4, 5]
     assert mirror.classes(["spin Clockwise", "spin anti-clockwise", "spin"]).tolist() == [1, 0, 2]
     assert mirror.classes(["turn_counter_clockwise", "turn_clockwise", "leftover", "rightly"]).tolist() == [1, 0, 2, 3]
@@ -30,13 +30,13 @@ def test_names_tell_which_class_is_the_mirror_image():
     assert mirror.classes(["go left", "go right", "go_right"]).tolist() == [-1, 0, 0], "two candidates are none"
 
 
-def test_what_a_data_set_states_goes_before_its_names():
+def test_declared_mirror_classes_take_precedence():
     names = ["left jab", "right jab", "wave", "salute"]
     stated = {"left jab": "left jab", "wave": "salute", "salute": None}
     assert mirror.classes(names, stated).tolist() == [0, 0, 3, mirror.NONE]
 
 
-def test_the_catalog_states_no_class_that_is_not_there():
+def test_catalog_mirror_classes_exist():
     stated = catalog.get("moving_digits").mirrored
     assert set(stated) == {"verb"}
     assert {*stated["verb"], *stated["verb"].values()} <= set(moving_digits.VERBS)
@@ -45,7 +45,7 @@ def test_the_catalog_states_no_class_that_is_not_there():
 
 
 @pytest.mark.parametrize("verb", range(len(moving_digits.VERBS)))
-def test_drawn_motions_are_what_the_map_says(verb):
+def test_mirrored_motions_match_mirror_classes(verb):
     """The path of a verb, mirrored, has the direction (or sense of rotation, or growth) of the path of its image."""
     names = moving_digits.VERBS
     image = mirror.classes(names, catalog.get("moving_digits").mirrored["verb"])[verb]
@@ -85,7 +85,7 @@ def first_batch(training, **changes):
         )
 
 
-def test_swapped_labels_are_those_of_the_flipped_clips_and_nothing_else_changes(training):
+def test_swap_changes_labels_of_flipped_clips_only(training):
     straight, keep = first_batch(training, flip_probability=0.0), first_batch(training)
     swap = first_batch(training, flip_labels="swap")
     np.testing.assert_array_equal(swap["video"], keep["video"], err_msg="the same frames, crops and flips")
@@ -102,7 +102,7 @@ def test_swapped_labels_are_those_of_the_flipped_clips_and_nothing_else_changes(
     assert "flips" not in straight["log"]
 
 
-def test_flipped_clips_show_the_motion_of_their_label(training):
+def test_flipped_clips_show_motion_of_their_label(training):
     """The brightest pixels of the frames are the digit: it moves to the side that the label says, flipped or not."""
     batch = first_batch(training, flip_labels="swap", scale_jitter=None)
     checked = 0
@@ -119,7 +119,7 @@ def test_flipped_clips_show_the_motion_of_their_label(training):
     assert checked >= 8
 
 
-def test_a_class_without_a_mirror_image_is_not_flipped(training):
+def test_class_without_mirror_image_is_not_flipped(training):
     """One that has lost its counterpart: its clips stay as they are, the others are flipped as before."""
     names = list(training.class_names["verb"])
     names[1] = "move-sideways"  # what was move-right
@@ -151,6 +151,6 @@ def test_flips_swap_multi_label_targets(training):
     np.testing.assert_array_equal(batch["label"]["label"], expected[batch["index"] % 4])
 
 
-def test_flip_labels_has_two_values():
+def test_unknown_flip_labels_is_an_error():
     with pytest.raises(ValueError, match="flip_labels='mirror' is not known; choose one of keep, swap"):
         dataclasses.replace(SPEC, flip_labels="mirror")

@@ -1,4 +1,4 @@
-"""order.py against the same arithmetic written out one position at a time."""
+"""Order of the training stream against the same arithmetic written out position by position."""
 
 import collections
 
@@ -24,7 +24,7 @@ def permutation(made, place, epoch):
     ("weights", "slots"),
     [((1,), (1,)), ((3, 1), (3, 1)), ((0.5, 0.25, 0.25), (2, 1, 1)), ((2, 1), (2, 1)), ((np.pi, 1), (759, 241))],
 )
-def test_slots_have_the_ratio_of_the_weights(weights, slots):
+def test_slots_have_ratio_of_weights(weights, slots):
     found = block_slots(weights)
     assert sum(found) <= 1000
     np.testing.assert_allclose(np.array(found) / sum(found), np.array(weights) / sum(weights), atol=1e-3)
@@ -34,12 +34,12 @@ def test_slots_have_the_ratio_of_the_weights(weights, slots):
 @pytest.mark.parametrize(
     ("weights", "says"), [((1, 0), "greater than 0"), ((1, 1e-5), "less than a 1000th"), ((), "0")]
 )
-def test_weights_that_cannot_be_are_refused(weights, says):
+def test_invalid_weights_are_errors(weights, says):
     with pytest.raises(ValueError, match=says):
         block_slots(weights)
 
 
-def test_one_data_set_is_a_permutation_an_epoch():
+def test_each_epoch_is_a_permutation():
     made = Order((37,), 5)
     positions, videos = stream(made, 8)
     assert positions.tolist() == list(range(1000))
@@ -48,12 +48,12 @@ def test_one_data_set_is_a_permutation_an_epoch():
     assert sorted(videos[:37]) == list(range(37))
 
 
-def test_clips_of_a_video_lie_side_by_side():
+def test_clips_of_a_video_are_adjacent():
     once, thrice = stream(Order((37,), 5), 8, count=300)[1], stream(Order((37,), 5, clips=3), 12, count=900)[1]
     assert thrice.tolist() == np.repeat(once, 3).tolist()
 
 
-def test_a_mixture_keeps_its_shares_and_the_epochs_of_each():
+def test_mixture_keeps_shares_and_epochs():
     made = Order((10, 7, 50), 3, (3, 1, 2), clips=2)
     positions, videos = stream(made, 12, count=12 * 200)
     assert positions.tolist() == list(range(12 * 200))
@@ -71,7 +71,7 @@ def test_a_mixture_keeps_its_shares_and_the_epochs_of_each():
 
 
 @pytest.mark.parametrize("made", [Order((37,), 1, clips=2), Order((10, 7, 50), 1, (3, 1, 2), clips=2)])
-def test_any_start_and_any_rows_are_a_part_of_the_whole(made):
+def test_any_start_and_rows_match_whole_stream(made):
     whole = dict(zip(*stream(made, 16, count=3000), strict=True))
     for first, rows in ((16, (0, 16)), (16 * 101, (0, 16)), (32, (5, 6)), (32, (8, 16))):
         positions, videos = stream(made, 16, first, rows, count=100)
@@ -81,7 +81,7 @@ def test_any_start_and_any_rows_are_a_part_of_the_whole(made):
 
 
 @pytest.mark.parametrize("made", [Order((240_480,), 0), Order((240_480, 5_000), 0, (3, 1))])
-def test_a_late_start_makes_no_more_permutations_than_an_early_one(made, monkeypatch):
+def test_late_start_costs_no_more_permutations(made, monkeypatch):
     """Counted, eagerly: what is done before the first position is known does not grow with the step."""
     calls = collections.Counter()
     real = order.make_permutation
@@ -99,7 +99,7 @@ def test_a_late_start_makes_no_more_permutations_than_an_early_one(made, monkeyp
         assert all(count <= 2 for count in calls.values()), (step, calls)
 
 
-def test_the_fingerprint_tells_orders_apart():
+def test_fingerprint_identifies_order():
     kinds = [Order((48,), 0), Order((49,), 0), Order((48,), 1), Order((48,), 0, clips=2), Order((48, 5), 0, (1, 1))]
     kinds += [Order((48, 5), 0, (2, 1)), Order((48, 6), 0, (1, 1))]
     prints = [made.fingerprint() for made in kinds] + [kinds[0].fingerprint(["a"]), kinds[0].fingerprint(["b"])]

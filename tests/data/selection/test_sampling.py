@@ -1,4 +1,4 @@
-"""sampling.py against what it states, in NumPy, and NumPy against TensorFlow."""
+"""Sampling arithmetic in NumPy, and TensorFlow against NumPy."""
 
 from fractions import Fraction
 
@@ -10,7 +10,7 @@ from vivit_jax.data.pipeline import clips
 from vivit_jax.data.selection import sampling
 
 
-def test_training_starts_are_uniform_over_those_that_fit():
+def test_training_starts_are_uniform():
     draws = (np.arange(4000) + 0.5) / 4000
     starts = [sampling.train_frames(40, 16, 2, draw)[0] for draw in draws]
     values, counts = np.unique(starts, return_counts=True)
@@ -27,7 +27,7 @@ def test_short_videos_loop():
 @pytest.mark.parametrize(
     ("frames", "clip", "stride", "count"), [(250, 32, 2, 4), (64, 32, 2, 4), (67, 32, 2, 3), (300, 16, 4, 1)]
 )
-def test_test_clips_are_the_integer_part_of_a_linspace(frames, clip, stride, count):
+def test_test_clips_match_linspace(frames, clip, stride, count):
     last = max(0, frames - clip * stride)
     for i in range(count):
         start = int(Fraction(last) * i / max(count - 1, 1))
@@ -36,7 +36,7 @@ def test_test_clips_are_the_integer_part_of_a_linspace(frames, clip, stride, cou
         assert got[0] == int(np.linspace(0, last, count)[i])
 
 
-def test_segments_take_one_frame_each():
+def test_one_frame_per_segment():
     rng = np.random.default_rng(0)
     for frames in (1, 5, 8, 37, 240):
         edges = [Fraction(frames * i, 8) for i in range(9)]
@@ -51,7 +51,7 @@ def test_segments_take_one_frame_each():
     assert counts.tolist() == [400] * 10
 
 
-def test_segments_in_evaluation_are_centres():
+def test_evaluation_takes_segment_centres():
     assert sampling.segment_view_frames(80, 8, 1, 0).tolist() == [5, 15, 25, 35, 45, 55, 65, 75]
     assert sampling.segment_view_frames(3, 8, 1, 0).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
     views = [sampling.segment_view_frames(96, 8, 4, i).tolist() for i in range(4)]
@@ -59,7 +59,7 @@ def test_segments_in_evaluation_are_centres():
     assert sorted(np.ravel(views)) == np.ravel(np.transpose(views)).tolist(), "evenly through the video, by turns"
 
 
-def test_views_that_are_the_same_are_counted():
+def test_repeated_views_are_counted():
     spec = sampling.ClipSpec(8, (64, 64), stride=4)
     frames, size = np.array([20, 32, 34, 35, 100]), np.full(5, 64)
     found = sampling.repeated_views(frames, size, size * 2, spec, 4, 1)
@@ -116,7 +116,7 @@ def test_training_windows():
     assert (box.top, box.left, box.height, box.width) == (72, 114, 112, 112)
 
 
-def test_tensorflow_computes_the_same():
+def test_tensorflow_matches_numpy():
     rng = np.random.default_rng(1)
     i64 = lambda x: tf.constant(x, tf.int64)  # noqa: E731
     for _ in range(50):
@@ -157,7 +157,7 @@ def test_tensorflow_computes_the_same():
             np.testing.assert_array_equal(np.asarray(expected), np.asarray(got))
 
 
-def test_selected_views_are_those_of_fewer_views():
+def test_selected_views_match_smaller_evaluation():
     assert [sampling.select_views(7, n) for n in (1, 2, 3, 4)] == [(0,), (0, 6), (0, 3, 6), (0, 2, 4, 6)]
     assert sampling.select_views(5, 5) == (0, 1, 2, 3, 4)
     assert [sampling.select_views(6, n, "segments") for n in (1, 2, 3)] == [(3,), (1, 4), (1, 3, 5)]

@@ -1,4 +1,4 @@
-"""mixture.py and subset.py: which videos take part, with which class ids; and batches made of several data sets."""
+"""Mixtures and subsets: selected videos, class ids, and batches of several data sets."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.data.pipeline.test_batches import PLAIN, take
+from tests.helpers.batches import PLAIN, take
 from vivit_jax.data import pipeline
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.records.split import CLASS_NAMES_FILE, open_split
@@ -43,7 +43,7 @@ def verbs_of(split):
     return [split.class_names["verb"][i].lower().replace("_", " ") for i in split.labels["verb"]]
 
 
-def test_a_class_that_the_heads_do_not_have(train, other):
+def test_unknown_classes_error_drop_union(train, other):
     splits = {"digits": train, "other": other}
     juggled = verbs_of(other).count("juggle")
     assert 0 < juggled < 16
@@ -69,7 +69,7 @@ def test_a_class_that_the_heads_do_not_have(train, other):
         )
 
 
-def test_batches_of_a_mixture(train, other):
+def test_mixture_batches(train, other):
     mixed = training_set.training_set({"digits": train, "other": other}, "digits", {"digits": 2, "other": 1}, "union")
     spec = dataclasses.replace(PLAIN, stride=4)
     whole = take(pipeline.train_batches(mixed, spec, 12, seed=4), 8)
@@ -104,7 +104,7 @@ def ids(split):
     return set(split.video_id.tolist())
 
 
-def test_fractions_and_numbers_a_class_are_nested(train):
+def test_fractions_and_per_class_are_nested(train):
     def chosen(**fields):
         return subset.apply({"d": train}, Subset(**fields))["d"]
 
@@ -118,7 +118,7 @@ def test_fractions_and_numbers_a_class_are_nested(train):
     assert chosen(fraction=1e-6).num_videos == 1
 
 
-def test_classes_and_lists(train, tmp_path):
+def test_subset_by_class_and_list(train, tmp_path):
     verbs = train.class_names["verb"][:2]
     found = subset.apply({"d": train}, Subset(classes=verbs))["d"]
     assert found.num_videos == np.isin(train.labels["verb"], [0, 1]).sum()
@@ -148,7 +148,7 @@ def test_classes_and_lists(train, tmp_path):
             Subset(**fields)
 
 
-def test_the_videos_of_a_subset_are_those_of_the_split(train):
+def test_subset_videos_match_split(train):
     """Pixels and labels of a part, from disk and from memory, are those of the whole."""
     (everything,) = pipeline.eval_batches(train, PLAIN, 48)
     part = subset.apply({"d": train}, Subset(fraction=0.2))["d"]

@@ -139,11 +139,7 @@ def views_from_frames(
 ) -> np.ndarray:
     """Makes the test views of a video in memory, as `eval_batches` does.
 
-    Args:
-      frames: uint8 [T, H, W, 3], RGB, T >= 1.
-
-    Returns:
-      uint8 [V, spec.num_frames, h, w, 3], temporal-major.
+    Takes uint8 [T, H, W, 3], RGB, T >= 1; returns uint8 [V, spec.num_frames, h, w, 3], temporal-major.
     """
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
@@ -162,11 +158,8 @@ def views_from_file(
 ) -> np.ndarray:
     """Makes the test views of a video file, decoded as by a build and cut as by `eval_batches`.
 
-    Args:
-      path: video file.
-      spec, temporal_views, spatial_views: as in `views_from_frames`.
-      short_side: of the data set's records; larger frames are shrunk to it.
-      memory_limit: bytes of frames to hold. A larger video is decoded twice, and only the frames of the views are kept.
+    Larger frames are shrunk to `short_side`, that of the data set's records. A video with more than `memory_limit`
+    bytes of frames is decoded twice, and only the frames of the views are kept.
 
     Returns:
       uint8 [V, spec.num_frames, h, w, 3], temporal-major.

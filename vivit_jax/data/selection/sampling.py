@@ -102,10 +102,7 @@ def train_frames(num_frames, clip_frames: int, stride: int, draw, ops=NUMPY):
     """Returns the frame numbers of a training clip: int64 [clip_frames].
 
     The start is uniform over those that fit; the clip spans `clip_frames * stride` frames, as in the reference.
-
-    Args:
-      num_frames: frames of the video, >= 1.
-      draw: uniform in [0, 1).
+    `draw` is uniform in [0, 1).
     """
     choices = ops.maximum(num_frames - clip_frames * stride, 0) + 1
     start = ops.minimum(ops.to_int(draw * ops.to_float(choices)), choices - 1)
@@ -116,10 +113,7 @@ def segment_frames(num_frames, clip_frames: int, draws, ops=NUMPY):
     """Returns one frame number from each of `clip_frames` equal segments of a video: int64 [clip_frames].
 
     Frame i is `floor((i + draws[i]) * num_frames / clip_frames)`; a video shorter than the clip repeats frames.
-
-    Args:
-      num_frames: frames of the video, >= 1.
-      draws: [clip_frames], uniform in [0, 1): position within each segment.
+    `draws` [clip_frames], uniform in [0, 1), are the positions within the segments.
     """
     frame = (ops.to_float(ops.arange(clip_frames)) + draws) * ops.to_float(num_frames) / clip_frames
     return ops.minimum(ops.to_int(frame), num_frames - 1)
@@ -174,10 +168,7 @@ def clip_frames_of_view(num_frames, spec: ClipSpec, clips: int, clip, ops=NUMPY)
 def repeated_views(num_frames, height, width, spec: ClipSpec, temporal: int, spatial: int) -> np.ndarray:
     """Returns the videos with two equal test views: bool [N]. They have too few frames or pixels for that many views.
 
-    Args:
-      num_frames, height, width: int [N], size of the stored videos.
-      spec: clip parameters.
-      temporal, spatial: number of test clips, and of crops of each.
+    `num_frames`, `height`, `width`: int [N], of the stored videos; `temporal` test clips with `spatial` crops each.
     """
     frames, height, width = (np.asarray(x, np.int64) for x in (num_frames, height, width))
     result = np.zeros(len(frames), bool)
@@ -218,8 +209,7 @@ def train_window(
     Args:
       height, width: size of the stored frame, int64.
       short_side: None keeps the scale. Frames smaller than the crop are enlarged until it fits.
-      crop_height, crop_width: size of the crop.
-      jitter: (low, high) of the independent factors of height and width; None for none.
+      jitter: (low, high) of the factors; None for none.
       random: crop at a uniformly random position, else in the centre.
       draws: four uniforms in [0, 1): height factor, width factor, top, left.
     """
