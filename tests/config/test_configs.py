@@ -9,26 +9,24 @@ import json
 import numpy as np
 import pytest
 from absl import flags
-from ml_collections import config_flags
 
 from tests.conftest import REPOSITORY
 from vivit_jax import optim
 from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.config.files import load_module
-from vivit_jax.config.recipes import RECIPES, RowError, published, set_crop
+from vivit_jax.config.flags import define_config
+from vivit_jax.config.recipes import RECIPES, published, set_crop
 from vivit_jax.data import catalog
 from vivit_jax.models import count_parameters
 
 FOLDER = REPOSITORY / "configs"
-PAPER = sorted(path.relative_to(REPOSITORY).as_posix() for path in FOLDER.rglob("*/*.py"))
-FILES = sorted(path.relative_to(REPOSITORY).as_posix() for path in FOLDER.glob("*.py")) + PAPER
+PAPER = sorted(path.relative_to(REPOSITORY).as_posix() for path in FOLDER.glob("paper/[!_]*.py"))
+FILES = sorted(path.relative_to(REPOSITORY).as_posix() for path in FOLDER.glob("[!_]*.py")) + PAPER
 GOLDEN_FILE = REPOSITORY / "tests" / "config" / "golden_parameter_counts.json"
 GOLDEN = json.loads(GOLDEN_FILE.read_text())
 DOCS_FILE = REPOSITORY / "docs" / "configs.md"
-WRITE_GOLDEN = 'python -c "from tests.test_configs import write_golden; write_golden()"'
-WRITE_DOCS = 'python -c "from tests.test_configs import write_docs; write_docs()"'
-# ml_collections loads config files by a method that Python calls deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+WRITE_GOLDEN = 'python -c "from tests.config.test_configs import write_golden; write_golden()"'
+WRITE_DOCS = 'python -c "from tests.config.test_configs import write_docs; write_docs()"'
 
 
 @functools.cache
@@ -268,7 +266,7 @@ def parse(*arguments):
     """The config that the flags of the command line make, as `vivit_jax.main` defines them."""
     values = flags.FlagValues()
     argv = ["main", *arguments]
-    holder = config_flags.DEFINE_config_file("config", None, "", values, lock_config=True, sys_argv=argv)
+    holder = define_config("", values, argv)
     values(argv)
     return holder.value
 
@@ -299,7 +297,7 @@ def test_a_row_that_is_not_there_is_answered_with_all(file, row):
     assert "Traceback" not in text
     assert ("there is no row 'model5'" if row == ":model5" else "a row is needed") in text
     assert all(f"  {name} " in text for name in rows(file))
-    with pytest.raises(RowError):
+    with pytest.raises(ConfigError):
         load(file).get_config(row.removeprefix(":"))
 
 

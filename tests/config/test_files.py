@@ -1,10 +1,12 @@
 """Loading config files by their path."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.conftest import REPOSITORY
 from vivit_jax.config.experiment import ConfigError
-from vivit_jax.config.files import expand_rows, load_config, load_module
+from vivit_jax.config.files import expand_rows, find_config, load_config, load_module
 
 CONFIG = str(REPOSITORY / "configs" / "k400_vivit_l.py")
 
@@ -22,5 +24,33 @@ def test_expand_rows_lists_every_row():
 
 
 def test_a_missing_file_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"absent\.py does not exist"):
+    with pytest.raises(ConfigError, match=r"there is no config .*absent\.py"):
         load_module(tmp_path / "absent.py")
+
+
+def test_packaged_configs_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config("moving_digits") == REPOSITORY / "configs" / "moving_digits.py"
+    assert load_config("paper/table2:model3").model.attention == "factorised_self_attention"
+    (tmp_path / "moving_digits").write_text("")
+    assert find_config("moving_digits") == Path("moving_digits")  # an existing path wins
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("k400_vivit_xl", r"did you mean k400_vivit_l\?"),
+        ("configs/moving_digits.py", r"did you mean moving_digits\?"),
+        ("zzz", "known: epic100_vivit_l_fe, k400_vivit_b, "),
+    ],
+)
+def test_an_unknown_name_is_answered_with_near_ones(name, hint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"there is no config {name}; {hint}"):
+        find_config(name)
+
+
+def test_a_file_without_get_config_is_an_error(tmp_path):
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ConfigError, match=r"empty\.py: .* has no attribute 'get_config'"):
+        load_config(str(tmp_path / "empty.py"))

@@ -121,10 +121,10 @@ class Experiment:
           ConfigError: an unknown or missing field or a value out of range, with the way out.
         """
         known = plain(default_config())
-        config = upgrade(plain(config), known)
-        check_fields(config, known)
-        filled = merge(known, config)
         try:
+            config = upgrade(plain(config), known)
+            check_fields(config, known)
+            filled = merge(known, config)
             return cls(
                 **{
                     name: _SECTIONS.get(name, lambda **fields: fields)(**value) if isinstance(value, dict) else value

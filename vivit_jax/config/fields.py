@@ -1,4 +1,7 @@
-"""Frozen dataclasses as ConfigDicts and back: typed fields with defaults, checked names, JSON-safe values."""
+"""Frozen dataclasses as ConfigDicts and back: typed fields with defaults, checked names, JSON-safe values.
+
+Fields are named by dotted paths, 'optimizer.learning_rate'.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,17 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import ml_collections
 from flax import traverse_util
 from ml_collections import config_dict
 
-# Groups whose names are the user's own; those who read them know which there are (axes, data sets, heads).
-FREE_GROUPS = ("config.mesh", "config.data.mixture", "config.loss.head_weights")
+from vivit_jax.config import renamed
+
+# Sections that take any field names: mesh axes, data sets, heads.
+OPEN_SECTIONS = ("mesh", "data.mixture", "loss.head_weights")
 
 
 class ConfigError(ValueError):
@@ -22,7 +27,7 @@ class ConfigError(ValueError):
 
 
 def section(cls: type, without: tuple[str, ...] = (), all_optional: bool = False) -> ml_collections.ConfigDict:
-    """A dataclass's fields as a ConfigDict; those that default to None, or all, as placeholders of their type.
+    """Returns the fields of a dataclass as a ConfigDict; those that default to None are placeholders of their type.
 
     Args:
       cls: a dataclass.
@@ -39,22 +44,22 @@ def section(cls: type, without: tuple[str, ...] = (), all_optional: bool = False
         elif isinstance(default, Mapping):
             result[field.name] = ml_collections.ConfigDict(default)
         elif all_optional or default is None or default is dataclasses.MISSING:
-            result[field.name] = config_dict.placeholder(_concrete(hints[field.name]))
+            result[field.name] = config_dict.placeholder(_flag_type(hints[field.name]))
         else:
             result[field.name] = default
     return result
 
 
-def _concrete(hint: Any) -> type:
-    """The type to parse a flag with: `int | None` -> int, `tuple[int, int]` -> tuple, `int | tuple[...]` -> object."""
+def _flag_type(hint: Any) -> type:
+    """Returns the type of a flag: `int | None` -> int, `tuple[int, int]` -> tuple, `int | tuple[...]` -> object."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         options = [a for a in typing.get_args(hint) if a is not type(None)]
-        return _concrete(options[0]) if len(options) == 1 else object
+        return _flag_type(options[0]) if len(options) == 1 else object
     return typing.get_origin(hint) or hint
 
 
 def plain(value: Any) -> Any:
-    """Nested mappings as dicts, tuples as lists: what JSON gives back."""
+    """Returns nested mappings as dicts and tuples as lists, as JSON has them."""
     if isinstance(value, ml_collections.ConfigDict):
         value = value.to_dict()
     if isinstance(value, Mapping):
@@ -63,47 +68,74 @@ def plain(value: Any) -> Any:
 
 
 def tuples(value: Any) -> Any:
-    """Lists as tuples, nested ones too: what a frozen dataclass wants of JSON."""
+    """Returns nested lists as tuples, for frozen dataclasses."""
     return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
 
-def merge(known: Mapping[str, Any], given: Mapping[str, Any], where: str = "config") -> dict[str, Any]:
-    """`known` with the values of `given`, which has no other fields. Groups of free names are taken whole."""
+def paths(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (path, value) of every section and field, a section before its fields; open sections are not entered."""
+    for name, value in tree.items():
+        yield f"{prefix}{name}", value
+        if isinstance(value, Mapping) and f"{prefix}{name}" not in OPEN_SECTIONS:
+            yield from paths(value, f"{prefix}{name}.")
+
+
+def merge(known: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns `known` with the values of `given`, whose fields all exist; open sections are replaced as a whole."""
     return {
-        key: merge(value, given.get(key, {}), f"{where}.{key}")
-        if isinstance(value, dict) and f"{where}.{key}" not in FREE_GROUPS
-        else given.get(key, value)
-        for key, value in known.items()
+        name: merge(value, given.get(name, {}), f"{prefix}{name}.")
+        if isinstance(value, Mapping) and f"{prefix}{name}" not in OPEN_SECTIONS
+        else given.get(name, value)
+        for name, value in known.items()
     }
 
 
-def check_fields(given: Mapping[str, Any], known: Mapping[str, Any], where: str = "config") -> None:
-    """Checks that every field of `given` exists, groups and all.
+def check_fields(given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Checks that every section and field of `given` exists in `known`.
 
     Raises:
-      ConfigError: one that does not, with the nearest name; a value where a group belongs.
+      ConfigError: one does not exist (see `check_exists`), or a value stands where a section belongs.
     """
-    if where in FREE_GROUPS:
+    fields = dict(paths(known))
+    for name, value in paths(given):
+        check_exists(name, fields)
+        if isinstance(fields[name], Mapping) and not isinstance(value, Mapping):
+            raise ConfigError(f"config.{name}={value!r} must be a section with the fields {', '.join(fields[name])}")
+
+
+def check_exists(name: str, known: Mapping[str, Any]) -> None:
+    """Checks that the path `name` is one of `known`, the `paths` of a config.
+
+    Raises:
+      ConfigError: it is not; the message has the new name of a renamed field, or the nearest names.
+    """
+    if name in known:
         return
-    for name, value in given.items():
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {where}.{close[0]}?" if close else f"known: {', '.join(sorted(known))}"
-            raise ConfigError(f"{where}.{name} does not exist; {hint}")
-        if isinstance(known[name], Mapping):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{where}.{name}={value!r} must be a group of fields: {', '.join(known[name])}")
-            check_fields(value, known[name], f"{where}.{name}")
+    if name in renamed.FIELDS:
+        raise ConfigError(f"config.{name} is now called config.{renamed.FIELDS[name]}")
+    parent, _, leaf = name.rpartition(".")
+    if parent in OPEN_SECTIONS:
+        whole = f"--config.{parent}=\"{{'{leaf}': VALUE}}\""
+        raise ConfigError(f"config.{name} cannot be set alone; config.{parent} takes any names, as a whole: {whole}")
+    leaves = {other: other.rpartition(".")[2] for other in known}
+    siblings = [other for other in known if other == f"{parent}.{leaves[other]}".lstrip(".")]
+    suggestions = [other for other in known if leaves[other] == leaf]
+    suggestions = suggestions or difflib.get_close_matches(name, siblings or known, n=1)
+    if suggestions:
+        hint = f"did you mean config.{' or config.'.join(suggestions)}?"
+    else:
+        hint = f"fields of {f'config.{parent}'.rstrip('.')}: {', '.join(leaves[other] for other in siblings or known)}"
+    raise ConfigError(f"config.{name} does not exist; {hint}")
 
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """{'group.field': value} of the nested dicts of a config; an empty group is a value."""
+    """Returns {path: value} of the nested dicts of a config; an empty section is a value."""
     leaves = traverse_util.flatten_dict(dict(tree), sep=".", keep_empty_nodes=True)
     return {name: {} if value is traverse_util.empty_node else value for name, value in leaves.items()}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], without: Collection[str] = ()) -> list[str]:
-    """'group.field: BEFORE -> NOW' of each field in which two configs differ, but for the fields of `without`."""
+    """Returns 'path: BEFORE -> NOW' of each field in which two configs differ, except the paths in `without`."""
     was, is_ = flat(before), flat(now)
     names = [name for name in sorted(was | is_) if name not in without and was.get(name) != is_.get(name)]
     return [f"{name}: {was.get(name)} -> {is_.get(name)}" for name in names]

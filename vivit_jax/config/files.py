@@ -1,7 +1,9 @@
-"""Loading of config files by their path."""
+"""Config files: found by path or by name, loaded as modules."""
 
 from __future__ import annotations
 
+import difflib
+import importlib.resources
 import importlib.util
 import os
 from pathlib import Path
@@ -11,16 +13,46 @@ import ml_collections
 
 from vivit_jax.config.fields import ConfigError
 
+_PACKAGE = "vivit_jax.configs"  # the repository's configs/, as the wheel installs it
 
-def load_module(path: str | os.PathLike) -> ModuleType:
-    """Loads a config file as a module: `get_config()`, and where it has them `ROWS`, `SLICES`, `sweep()`.
+
+def find_config(name: str | os.PathLike) -> Path:
+    """Returns the file of a config: a path, or the name of a packaged config (`k400_vivit_l`, `paper/table2`).
+
+    Raises:
+      ConfigError: there is no such file; the message has the nearest names.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    folder = _packaged_folder()
+    packaged = {
+        file.relative_to(folder).with_suffix("").as_posix(): file
+        for file in sorted(folder.rglob("*.py"))
+        if not file.name.startswith("_")
+    }
+    if str(name) in packaged:
+        return packaged[str(name)]
+    known = [*packaged, *(f"configs/{other}.py" for other in packaged if (Path("configs") / f"{other}.py").is_file())]
+    close = difflib.get_close_matches(str(name), known, n=1) or difflib.get_close_matches(path.stem, packaged, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(packaged)}"
+    raise ConfigError(f"there is no config {name}; {hint}")
+
+
+def _packaged_folder() -> Path:
+    if importlib.util.find_spec(_PACKAGE):
+        return Path(str(importlib.resources.files(_PACKAGE)))
+    return Path(__file__).parents[2] / "configs"  # beside the package, in a source checkout
+
+
+def load_module(name: str | os.PathLike) -> ModuleType:
+    """Loads a config file (a path or a name) as a module: `get_config()`, and where it has them `ROWS`, `SLICES`,
+    `sweep()`.
 
     Raises:
       ConfigError: there is no such file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"config file {path} does not exist")
+    path = find_config(name)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -28,14 +60,20 @@ def load_module(path: str | os.PathLike) -> ModuleType:
 
 
 def load_config(name: str) -> ml_collections.ConfigDict:
-    """Loads the config of FILE or FILE:ROW, as `--config` does.
+    """Loads the config of NAME or NAME:ROW, as `--config` does; NAME as in `find_config`.
 
     Raises:
-      ConfigError: there is no such file.
+      ConfigError: there is no such file or row, the file has no `get_config()`, or sets a field that does not exist.
     """
     file, _, row = name.partition(":")
-    get_config = load_module(file).get_config
-    return get_config(row) if row else get_config()
+    module = load_module(file)
+    try:
+        config = module.get_config(row) if row else module.get_config()
+    except (AttributeError, KeyError) as error:  # no get_config(), or a field that a locked ConfigDict does not have
+        raise ConfigError(f"{file}: {error}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(f"{file}: get_config() must return a ConfigDict")
+    return config
 
 
 def expand_rows(name: str) -> list[str]:

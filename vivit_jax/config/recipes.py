@@ -106,15 +106,6 @@ MODELS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 
-class RowError(ConfigError):
-    """A config string that names no row of its file."""
-
-    def __init__(self, message: str):
-        # The flag parser of ml_collections makes an error that it caught anew, with the traceback in front. Users are
-        # told which flag it was; what they need is the rest.
-        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
-
-
 def check_row(row: str, rows: Mapping[str, str]) -> None:
     """Checks the config string of a config file, what stands after the colon of `--config=FILE:ROW`.
 
@@ -123,13 +114,13 @@ def check_row(row: str, rows: Mapping[str, str]) -> None:
       rows: the file's rows, name -> what it is.
 
     Raises:
-      RowError: no such row; the message lists all.
+      ConfigError: no such row; the message lists all.
     """
     if row not in rows:
         width = max(map(len, rows))
         listed = "\n".join(f"  {name:{width}}  {text}" for name, text in rows.items())
         problem = f"there is no row {row!r}" if row else "a row is needed"
-        raise RowError(f"{problem}; put one of these after the file's name and a colon, FILE.py:ROW\n{listed}")
+        raise ConfigError(f"{problem}; put one of these after the file's name and a colon, FILE.py:ROW\n{listed}")
 
 
 def published(dataset: str, model: str, attention: str, **fields: Any) -> ml_collections.ConfigDict:

@@ -9,8 +9,6 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from vivit_jax.config.fields import ConfigError
-
 # old name -> new name, both in the same group
 FIELDS: Mapping[str, str] = {
     "augment.colour_jitter": "augment.colour_jitter_probability",
@@ -43,7 +41,7 @@ def upgrade(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
       defaults: every current field with its default.
 
     Raises:
-      ConfigError: a field is given under both names, with different values.
+      ValueError: a field is given under both names, with different values.
     """
     config = copy.deepcopy(dict(config))
     for old, new in FIELDS.items():
@@ -53,7 +51,7 @@ def upgrade(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
         value = group.pop(name)
         # A config file that starts from `default_config()` has the new name with its default, too.
         if group.get(new_name, value) not in (value, _group(defaults, new)[new_name]):
-            raise ConfigError(f"config.{old} is now called config.{new}; give the new name only")
+            raise ValueError(f"config.{old} is now called config.{new}; give the new name only")
         group[new_name] = value
     for field, values in VALUES.items():
         group, name = _group(config, field), field.rpartition(".")[2]
