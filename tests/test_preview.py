@@ -1,4 +1,4 @@
-"""The preview shows the very pixels that a step of the run gives to the model, with the labels that it is taught."""
+"""Preview: exactly the pixels and labels of a training step."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ from vivit_jax.train_step import TrainState, make_train_step
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Five clips a batch, so that the last has no partner."""
+    """Five clips per batch, so that the last has no partner."""
     folder = tmp_path_factory.mktemp("data")
     build.prepare("moving_digits", folder, progress=False, train=12, validation=8)
     config = config_file("moving_digits")
@@ -33,33 +33,33 @@ def run(tmp_path_factory):
     return Experiment.from_config(config)
 
 
-def test_it_is_what_the_model_sees_in_that_step(run):
-    found = preview.preview(run, clips=3, step=2)
-    training, _ = open_data(run.data)
-    spec = run.clip_spec(run.model_config(training.heads))
-    with pipeline.train_batches(training, spec, batch_size=5, seed=run.seed, start_step=2) as batches:
+def test_preview_shows_the_input_of_that_training_step(run):
+    clips = preview.preview(run, clips=3, step=2)
+    train_set, _ = open_data(run.data)
+    spec = run.clip_spec(run.model_config(train_set.heads))
+    with pipeline.train_batches(train_set, spec, batch_size=5, seed=run.seed, start_step=2) as batches:
         batch = next(batches)
-    seen = []
+    inputs = []
 
     def model(variables, video, train, rngs):
-        jax.debug.callback(lambda pixels: seen.append(np.array(pixels)), video)
-        return {head: jnp.zeros((5, classes)) + variables["params"] for head, classes in training.heads.items()}
+        jax.debug.callback(lambda pixels: inputs.append(np.array(pixels)), video)
+        return {head: jnp.zeros((5, classes)) + variables["params"] for head, classes in train_set.heads.items()}
 
     optimizer = optax.sgd(0.0)
     state = TrainState.create(jnp.zeros(()), optimizer).replace(step=jnp.asarray(2, jnp.int32))
     step = make_train_step(model, optimizer, lambda s: 0.1, seed=run.seed, augment=run.augment)
     jax.jit(step)(state, batch)
     jax.effects_barrier()
-    np.testing.assert_array_equal(found.before, batch["video"][:3])
-    np.testing.assert_allclose(found.after, (seen[0][:3] + 1) * 127.5, atol=0.51)
-    assert (found.after != found.before).any()
+    np.testing.assert_array_equal(clips.before, batch["video"][:3])
+    np.testing.assert_allclose(clips.after, (inputs[0][:3] + 1) * 127.5, atol=0.51)
+    assert (clips.after != clips.before).any()
     for clip in range(3):
-        names = [training.class_names[head][batch["label"][head][clip]] for head in ("verb", "noun")]
-        assert found.labels[clip] == "verb: {}, noun: {}".format(*names)
-        assert all(name in found.mixed[clip] for name in names)
+        names = [train_set.class_names[head][batch["label"][head][clip]] for head in ("verb", "noun")]
+        assert clips.captions_before[clip] == "verb: {}, noun: {}".format(*names)
+        assert all(name in clips.captions_after[clip] for name in names)
 
 
-def test_captions_name_the_shares_of_both_clips_and_padding():
+def test_captions_name_both_clips_shares_and_padding():
     labels = {
         "verb": np.array([0, 1, 2, 2, 1]),
         "label": np.array([[1, 0], [1, 1], [0, 0], [0, 1], [1, 0]], np.float32),
@@ -76,22 +76,22 @@ def test_captions_name_the_shares_of_both_clips_and_padding():
     assert preview.captions(labels, np.ones(5), names)[0] == "verb: open, door"
 
 
-def test_pictures_hold_every_clip_before_and_after(run, tmp_path):
-    found = preview.preview(run, clips=9)
-    assert found.before.shape == found.after.shape == (5, 4, 28, 28, 3)
+def test_pictures_show_every_clip_before_and_after(run, tmp_path):
+    clips = preview.preview(run, clips=9)
+    assert clips.before.shape == clips.after.shape == (5, 4, 28, 28, 3)
     title = preview.describe(run, 0)
     assert title == "moving_digits, step 0; grayscale_probability=0.5, erase_probability=0.7, mixup=2.0"
-    with Image.open(preview.write(found, tmp_path / "new" / "clips.gif", title, stride=2)) as gif:
+    with Image.open(preview.write(clips, tmp_path / "new" / "clips.gif", title, stride=2)) as gif:
         assert (gif.n_frames, gif.info["duration"]) == (4, 80)
-    sheet = np.asarray(Image.open(preview.write(found, tmp_path / "clips.png", title)).convert("RGB"))
+    sheet = np.asarray(Image.open(preview.write(clips, tmp_path / "clips.png", title)).convert("RGB"))
     assert sheet.shape[0] > sheet.shape[1]  # ten rows
     with pytest.raises(ValueError, match=r"clips\.jpg must end in \.png or \.gif"):
-        preview.write(found, tmp_path / "clips.jpg", title)
-    with pytest.raises(ValueError, match=r"clips=0, step=0: there must be at least 1 clip"):
+        preview.write(clips, tmp_path / "clips.jpg", title)
+    with pytest.raises(ValueError, match=r"clips=0, step=0: clips must be at least 1"):
         preview.preview(run, clips=0)
 
 
-def test_the_command_writes_the_file_and_prints_its_name(run, tmp_path):
+def test_command_writes_the_file_and_prints_its_name(run, tmp_path):
     out = tmp_path / "clips.png"
     command = [
         sys.executable, "-m", "vivit_jax.preview", "--config=configs/moving_digits.py", f"--out={out}", "--clips=2",

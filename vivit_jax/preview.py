@@ -1,29 +1,28 @@
-"""What the model will see: the first clips of a run, before and after augmentation on the device, as a picture.
+"""Draws the first clips of a training batch before and after augmentation on the device.
 
     python -m vivit_jax.preview --config=configs/moving_digits.py --out=clips.png
     python -m vivit_jax.preview --config=configs/moving_digits.py --out=clips.gif --config.augment.cutmix=1.0 --step=100
 
-The clips are those of that step of the run, to the pixel: the same input pipeline, the same draws. A .png shows frames
-side by side, a .gif moves.
+The clips are exactly those of that training step: the same input pipeline, the same random draws. A .png shows frames
+side by side, a .gif is animated.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
-import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
-from ml_collections import config_flags
 from PIL import Image
 
 from vivit_jax.augment import AugmentConfig, augment_pixels, mix_clips, step_keys, swap_pairs
+from vivit_jax.config import flags as command_line
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data import pipeline
 from vivit_jax.data.open import open_data
@@ -32,9 +31,9 @@ from vivit_jax.utils import plots
 from vivit_jax.utils.logs import configure_logging
 
 SUFFIXES = (".png", ".gif")
-MOST_FRAMES = 8  # of a clip in a contact sheet
-MOST_COLUMNS = 6  # clips side by side in an animation
-SOURCE_FPS = 25.0  # an animation plays as if the videos had this rate, which Kinetics' mostly have
+MAX_FRAMES = 8  # of a clip in a contact sheet
+MAX_COLUMNS = 6  # clips side by side in an animation
+SOURCE_FPS = 25.0  # assumed frame rate of the videos, for the speed of an animation; most of Kinetics has it
 _GAP = 2  # white pixels between frames
 _INCHES = 1.35  # height of a frame in the picture
 
@@ -44,61 +43,62 @@ class Preview:
     """Clips before and after augmentation on the device.
 
     Attributes:
-      before: uint8 [N, T, H, W, 3], as the input pipeline hands them over, cropped and flipped.
-      after: uint8 [N, T, H, W, 3], what the model sees, but for the scaling to [-1, 1].
-      labels: N captions of `before`.
-      mixed: N captions of `after`: the classes with their shares where clips are mixed.
+      before: uint8 [N, T, H, W, 3], from the input pipeline, cropped and flipped.
+      after: uint8 [N, T, H, W, 3], the model's input before it is scaled to [-1, 1].
+      captions_before, captions_after: N captions; of mixed clips, the classes and their shares.
     """
 
     before: np.ndarray
     after: np.ndarray
-    labels: list[str]
-    mixed: list[str]
+    captions_before: list[str]
+    captions_after: list[str]
 
 
 def preview(experiment: Experiment, clips: int = 4, step: int = 0) -> Preview:
-    """The first clips of a training batch, as they come and as the model sees them.
+    """Returns the first clips of a training batch, before and after augmentation.
 
     Args:
       experiment: the run.
-      clips: N, at least 1; as many as a batch has, if it has fewer.
-      step: of the run, from 0 on.
+      clips: N, at least 1; at most the batch size is taken.
+      step: step of the run, from 0.
 
     Raises:
-      FileNotFoundError: the data set is not there; the message says what belongs where.
-      ConfigError, ValueError: what the config gets wrong, clips or step out of range.
+      FileNotFoundError: the data set is missing; the message says what belongs where.
+      ConfigError, ValueError: the config is not valid, clips or step is out of range.
     """
     if clips < 1 or step < 0:
-        raise ValueError(f"clips={clips}, step={step}: there must be at least 1 clip, and the first step is 0")
-    training, _ = open_data(experiment.data)
-    spec = experiment.clip_spec(experiment.model_config(training.heads))
+        raise ValueError(f"clips={clips}, step={step}: clips must be at least 1, step at least 0")
+    train_set, _ = open_data(experiment.data)
+    spec = experiment.clip_spec(experiment.model_config(train_set.heads))
     clips = min(clips, experiment.batch_size)
     with pipeline.train_batches(
-        training,
+        train_set,
         spec,
         batch_size=experiment.batch_size,
         seed=experiment.seed,
         start_step=step,
-        rows=(0, min(clips + clips % 2, experiment.batch_size)),  # whole pairs: partners are neighbours
+        rows=(0, min(clips + clips % 2, experiment.batch_size)),  # whole pairs: mixup and cutmix mix neighbours
         options=dataclasses.replace(experiment.data, cache=False, prefetch=1),
     ) as batches:
         batch = next(batches)
-    seen, shares = see(batch, experiment.augment, experiment.seed, step)
-    before = captions(batch["label"], batch["mask"], training.class_names)
-    after = captions(batch["label"], batch["mask"], training.class_names, shares)
-    return Preview(np.array(batch["video"][:clips]), seen[:clips], before[:clips], after[:clips])
+    augmented, shares = apply_augmentation(batch, experiment.augment, experiment.seed, step)
+    before = captions(batch["label"], batch["mask"], train_set.class_names)
+    after = captions(batch["label"], batch["mask"], train_set.class_names, shares)
+    return Preview(np.array(batch["video"][:clips]), augmented[:clips], before[:clips], after[:clips])
 
 
-def see(batch: Mapping[str, Any], config: AugmentConfig, seed: int, step: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """What the model sees of the first clips of a global batch in a step.
+def apply_augmentation(
+    batch: Mapping[str, Any], config: AugmentConfig, seed: int, step: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Augments clips with the random draws of a training step.
 
     Args:
-      batch: `video` uint8 [B, T, H, W, 3], `mask` [B]; its first clips, an even number of them or all.
-      config: of augmentation.
+      batch: `video` uint8 [B, T, H, W, 3] and `mask` [B]: the first clips of a global batch, an even number or all.
+      config: the augmentation.
       seed, step: of the run.
 
     Returns:
-      (uint8 [B, T, H, W, 3], float32 [B], the share of each clip's own label; None where clips are not mixed).
+      (uint8 [B, T, H, W, 3], float32 [B], the share of each clip's own label, or None where clips are not mixed).
     """
 
     def program(key: jax.Array, video: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array | None]:
@@ -115,13 +115,13 @@ def captions(
     class_names: Mapping[str, Sequence[str]],
     shares: np.ndarray | None = None,
 ) -> list[str]:
-    """The labels of each clip in words.
+    """Returns the labels of each clip as text.
 
     Args:
-      labels: {head: int [B], or float [B, C], 1 for each label that holds}.
+      labels: {head: int [B], or multi-label float [B, C] of 0 and 1}.
       mask: [B], 0 where a record could not be read.
       class_names: {head: C names}.
-      shares: [B] of the clip's own label in its mixture; the rest is its partner's.
+      shares: [B], share of the clip's own label; the rest is its partner's. None: clips are not mixed.
     """
     shares = np.ones(len(mask)) if shares is None else shares
     partners = np.asarray(swap_pairs(np.arange(len(mask))))
@@ -132,37 +132,43 @@ def captions(
             return " & ".join(names[i] for i in np.flatnonzero(label)) or "no label"
         return names[int(label)]
 
-    def words(head: str, clip: int) -> str:
+    def caption(head: str, clip: int) -> str:
         own, other = name(head, clip), name(head, partners[clip])
         if shares[clip] == 1 or own == other:
             return own
         return f"{shares[clip]:.0%} {own} + {1 - shares[clip]:.0%} {other}"
 
     return [
-        ", ".join(words(head, clip) if head == SINGLE_HEAD else f"{head}: {words(head, clip)}" for head in labels)
+        ", ".join(caption(head, clip) if head == SINGLE_HEAD else f"{head}: {caption(head, clip)}" for head in labels)
         if mask[clip]
         else "padding: the record cannot be read"
         for clip in range(len(mask))
     ]
 
 
-def contact_sheet(found: Preview, title: str) -> plots.plt.Figure:
-    """Up to eight frames of each clip side by side, before augmentation and, below, after it."""
-    clips, frames, height, width, _ = found.before.shape
-    shown = np.linspace(0, frames - 1, min(MOST_FRAMES, frames)).round().astype(int)
-    wide = max(_INCHES * len(shown) * width / height, 6.0)
+def contact_sheet(clips: Preview, title: str) -> plots.plt.Figure:
+    """Draws up to eight frames of each clip side by side, before augmentation and, below, after it."""
+    num_clips, num_frames, height, width, _ = clips.before.shape
+    frames = np.linspace(0, num_frames - 1, min(MAX_FRAMES, num_frames)).round().astype(int)
+    figure_width = max(_INCHES * len(frames) * width / height, 6.0)
     figure, rows = plots.plt.subplots(
-        2 * clips, 1, figsize=(wide, (_INCHES + 0.25) * 2 * clips + 0.4), layout="constrained"
+        2 * num_clips, 1, figsize=(figure_width, (_INCHES + 0.25) * 2 * num_clips + 0.4), layout="constrained"
     )
-    for clip in range(clips):
-        pairs = ((found.before, "before", found.labels), (found.after, "after", found.mixed))
-        for axes, (video, when, words) in zip(rows[2 * clip : 2 * clip + 2], pairs, strict=True):
-            axes.imshow(_strip(video[clip, shown]), interpolation="nearest")
-            axes.set_title(f"{clip} {when}: {words[clip]}", fontsize=8, loc="left")
+    for clip, panels in enumerate(rows.reshape(num_clips, 2)):
+        for axes, (when, video, caption) in zip(panels, _before_and_after(clips, clip), strict=True):
+            axes.imshow(_strip(video[frames]), interpolation="nearest")
+            axes.set_title(f"{clip} {when}: {caption}", fontsize=8, loc="left")
             axes.set_axis_off()
-    title = textwrap.fill(f"{title}; frames {', '.join(map(str, shown))} of each clip", int(13 * wide))
+    title = textwrap.fill(f"{title}; frames {', '.join(map(str, frames))} of each clip", int(13 * figure_width))
     figure.suptitle(title, fontsize=9)
     return figure
+
+
+def _before_and_after(clips: Preview, clip: int) -> tuple[tuple[str, np.ndarray, str], ...]:
+    return (
+        ("before", clips.before[clip], clips.captions_before[clip]),
+        ("after", clips.after[clip], clips.captions_after[clip]),
+    )
 
 
 def _strip(frames: np.ndarray) -> np.ndarray:
@@ -171,55 +177,55 @@ def _strip(frames: np.ndarray) -> np.ndarray:
     return np.concatenate(list(padded), axis=1)[:, :-_GAP]
 
 
-def animation(found: Preview, title: str) -> list[np.ndarray]:
-    """The clips side by side, before augmentation and, below, after it: T pictures, uint8 [H, W, 3]."""
-    clips, frames = found.before.shape[:2]
-    columns = min(clips, MOST_COLUMNS)
-    rows = 2 * -(-clips // columns)
+def animation(clips: Preview, title: str) -> list[np.ndarray]:
+    """Draws the clips side by side, before augmentation and, below, after it: T pictures, uint8 [H, W, 3]."""
+    num_clips, num_frames = clips.before.shape[:2]
+    columns = min(num_clips, MAX_COLUMNS)
+    rows = 2 * -(-num_clips // columns)
     width = max(1.9 * columns, 4.0)
     figure, panels = plots.plt.subplots(
         rows, columns, figsize=(width, 2.4 * rows + 0.4), layout="constrained", squeeze=False, dpi=100
     )
     for axes in panels.flat:
         axes.set_axis_off()
-    pictures = []
-    for clip in range(clips):
+    images = []
+    for clip in range(num_clips):
         row, column = 2 * (clip // columns), clip % columns
-        pairs = ((found.before, "before", found.labels), (found.after, "after", found.mixed))
-        for axes, (video, when, words) in zip(panels[row : row + 2, column], pairs, strict=True):
-            pictures.append((axes.imshow(video[clip, 0], interpolation="nearest"), video[clip]))
-            axes.set_title(textwrap.fill(f"{when}: {words[clip]}", 30), fontsize=7)
+        pairs = zip(panels[row : row + 2, column], _before_and_after(clips, clip), strict=True)
+        for axes, (when, video, caption) in pairs:
+            images.append((axes.imshow(video[0], interpolation="nearest"), video))
+            axes.set_title(textwrap.fill(f"{when}: {caption}", 30), fontsize=7)
     figure.suptitle(textwrap.fill(title, int(13 * width)), fontsize=9)
-    drawn = []
-    for frame in range(frames):
-        for picture, clip in pictures:
-            picture.set_data(clip[frame])
-        drawn.append(plots.to_array(figure))
+    pictures = []
+    for frame in range(num_frames):
+        for image, video in images:
+            image.set_data(video[frame])
+        pictures.append(plots.to_array(figure))
     plots.close(figure)
-    return drawn
+    return pictures
 
 
-def write(found: Preview, out: epath.PathLike, title: str, stride: int = 1) -> epath.Path:
+def write(clips: Preview, out: epath.PathLike, title: str, stride: int = 1) -> epath.Path:
     """Writes a contact sheet (.png) or an animation (.gif).
 
     Args:
-      found: the clips.
-      out: file name, whose ending decides.
+      clips: from `preview`.
+      out: the file; its suffix decides.
       title: above the picture.
-      stride: frames of the video from one of the clip to the next, for the speed of the animation.
+      stride: frames of the video between two frames of a clip, for the speed of the animation.
 
     Raises:
-      ValueError: another ending.
+      ValueError: another suffix.
     """
     out = _checked(out)
     if out.suffix.lower() == ".png":
-        return plots.save(contact_sheet(found, title), out)
-    first, *rest = (Image.fromarray(picture) for picture in animation(found, title))
-    file = io.BytesIO()
-    milliseconds = max(20, round(1000 * stride / SOURCE_FPS))  # viewers slow down what is faster
-    first.save(file, format="GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
+        return plots.save(contact_sheet(clips, title), out)
+    first, *rest = (Image.fromarray(picture) for picture in animation(clips, title))
+    gif = io.BytesIO()
+    milliseconds = max(20, round(1000 * stride / SOURCE_FPS))  # viewers slow down shorter frames
+    first.save(gif, format="GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(file.getvalue())
+    out.write_bytes(gif.getvalue())
     return out
 
 
@@ -231,47 +237,35 @@ def _checked(out: epath.PathLike) -> epath.Path:
 
 
 def describe(experiment: Experiment, step: int) -> str:
-    """The title of the picture: data set, step, and the augmentation that is on."""
+    """Returns the title of the picture: data set, step, and the augmentation that is on."""
     config, default = experiment.augment, AugmentConfig()
     fields = [field.name for field in dataclasses.fields(config)]
-    on = [f"{name}={getattr(config, name)}" for name in fields if getattr(config, name) != getattr(default, name)]
-    text = (
-        f"{experiment.data.name}, step {step}; {', '.join(on) if config.enabled else 'no augmentation on the device'}"
-    )
-    return "\n".join(textwrap.wrap(text, 110))
+    changed = [f"{name}={getattr(config, name)}" for name in fields if getattr(config, name) != getattr(default, name)]
+    augmentation = ", ".join(changed) if config.enabled else "no augmentation on the device"
+    return "\n".join(textwrap.wrap(f"{experiment.data.name}, step {step}; {augmentation}", 110))
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     values = flags.FLAGS
     configure_logging()
-    try:
+    with command_line.exit_on(ValueError, OSError):
         out = _checked(values.out)
-        run = Experiment.from_config(values.config)
-        found = preview(run, values.clips, values.step)
-        print(write(found, out, describe(run, values.step), run.input["stride"]))
-    except (ValueError, OSError) as error:
-        logging.debug("Where it came from:", exc_info=True)  # shown with --verbosity=1
-        sys.exit(f"error: {error}\n(--verbosity=1 shows where it came from)")
+        experiment = Experiment.from_config(values.config)
+        clips = preview(experiment, values.clips, values.step)
+        print(write(clips, out, describe(experiment, values.step), experiment.input["stride"]))
 
 
-def run() -> None:
-    """Entry point."""
-    # Defined here, so that this module can be imported beside others whose flags have the same names.
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "Config file; any field can be overridden, e.g. --config.augment.erase_probability=0.5.",
-        lock_config=True,
+def define_flags() -> None:
+    """Defines the flags of the program; not on import, since other programs have flags of the same names."""
+    command_line.define_config(
+        "Config: a file, or the name of a packaged config. Any field can be overridden, e.g. "
+        "--config.augment.erase_probability=0.5."
     )
     flags.DEFINE_string("out", None, "Picture to write: .png, a contact sheet, or .gif, an animation.")
     flags.DEFINE_integer("clips", 4, "How many clips.", lower_bound=1)
     flags.DEFINE_integer("step", 0, "The step of the run whose batch is shown.", lower_bound=0)
-    flags.mark_flags_as_required(["config", "out"])
-    logging.set_verbosity(logging.WARNING)  # the picture is the output
-    app.run(main)
 
 
 if __name__ == "__main__":
-    run()
+    define_flags()
+    command_line.run(main, required=("config", "out"), verbosity=logging.WARNING)

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import sys
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 
 from vivit_jax.compile import slices
 from vivit_jax.config import flags as command_line
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; any field can be overridden.", lock_config=True)
+_CONFIG = command_line.define_config("Config: a file or a packaged config's name; any field can be overridden.")
 _SLICE = flags.DEFINE_string(
     "slice", None, "TPU slice, by name (v3-32, v5e-16, ...) or by its chips (v3:4x4); several slices: 2xv5e-16."
 )
@@ -57,8 +56,6 @@ def dataset_heads(name: str, pairs: list[str]) -> dict[str, int]:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     slices.without_a_tpu()
     from vivit_jax.compile import report
     from vivit_jax.compile.program import Target
@@ -80,11 +77,5 @@ def main(argv: list[str]) -> None:
     sys.exit(0 if all(fits) else 1)
 
 
-def run() -> None:
-    """Entry point."""
-    logging.set_verbosity(logging.WARNING)
-    command_line.run(main, required=("config", "slice"))
-
-
 if __name__ == "__main__":
-    run()
+    command_line.run(main, required=("config", "slice"), verbosity=logging.WARNING)

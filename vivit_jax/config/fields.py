@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import ml_collections
-from flax import traverse_util
 from ml_collections import config_dict
 
 from vivit_jax.config import renamed
@@ -130,8 +129,13 @@ def check_exists(name: str, known: Mapping[str, Any]) -> None:
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Returns {path: value} of the nested dicts of a config; an empty section is a value."""
-    leaves = traverse_util.flatten_dict(dict(tree), sep=".", keep_empty_nodes=True)
-    return {name: {} if value is traverse_util.empty_node else value for name, value in leaves.items()}
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= {f"{name}.{path}": leaf for path, leaf in flat(value).items()}
+        else:
+            leaves[name] = value
+    return leaves
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], without: Collection[str] = ()) -> list[str]:

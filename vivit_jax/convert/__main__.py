@@ -11,15 +11,15 @@ Without --config the model stays the same. With it the weights are fitted to the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import flax.traverse_util
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 
+from vivit_jax.config import flags as command_line
 from vivit_jax.config.init_from import InitFrom
 from vivit_jax.convert import FORMATS, describe_model, initialise, save_params
 from vivit_jax.convert.source import OpenedWeights, open_weights
@@ -29,7 +29,7 @@ from vivit_jax.models import ViViTConfig, count_parameters
 _FROM = flags.DEFINE_string("from", None, "A file or folder of weights; its format is auto-detected.")
 _TO = flags.DEFINE_string("to", None, "Path to write, which must not exist. Without it, --from is described.")
 _FORMAT = flags.DEFINE_enum("format", None, [f for f in FORMATS if f != "videoprism"], "Format of --to.")
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Fit the weights to this config's model.", lock_config=True)
+_CONFIG = command_line.define_config("Fit the weights to this config's model.")
 _SOURCE_FORMAT = flags.DEFINE_enum("source_format", None, list(FORMATS), "Format of --from; default: auto-detected.")
 _PREFIX = flags.DEFINE_string("prefix", None, "Read only names in --from with this prefix.")
 _GRID = flags.DEFINE_list("grid", None, "n_t,n_h,n_w of the model in --from, where its positions allow several grids.")
@@ -105,20 +105,16 @@ def describe(weights: OpenedWeights, config: ViViTConfig) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Entry point."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     from vivit_jax.checkpoint import CheckpointError
 
-    logging.set_verbosity(logging.ERROR)  # Orbax logs every file
-    try:
-        print(convert())
-    except BrokenPipeError:
-        sys.exit(0)  # the reader of the output, such as `head`, has closed it
-    except (ValueError, OSError, CheckpointError) as error:
-        sys.exit(f"error: {error}")
+    with command_line.exit_on(ValueError, OSError, CheckpointError), contextlib.suppress(BrokenPipeError):
+        print(convert())  # the reader of the output, such as `head`, may close it
+
+
+def run() -> None:
+    """Runs the program."""
+    command_line.run(main, required=("from",), verbosity=logging.ERROR)  # below that, Orbax logs every file
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("from")
-    app.run(main)
+    run()

@@ -6,10 +6,7 @@ python -m vivit_jax.probe --checkpoint=vit_b16.safetensors --config=configs/k400
 
 from __future__ import annotations
 
-import sys
-
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags
 
 from vivit_jax.config import flags as command_line
 from vivit_jax.probe.config import FEATURES, UNSEEN, ProbeConfig, parse_views
@@ -19,13 +16,10 @@ _DEFAULT = ProbeConfig()
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Adds the flags of the program to `values`."""
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "Config file: its data set, clips and batch size; for weights of others its model too. Any field can be "
+    command_line.define_config(
+        "Config of data set, clips and batch size; for weights in other formats, of the model too. Any field can be "
         "overridden, e.g. --config.data.dir=DIR.",
-        lock_config=True,
-        flag_values=values,
+        values,
     )
     flags.DEFINE_string(
         "checkpoint", None, "A run, one step of it, or weights of others in any known format.", flag_values=values
@@ -88,8 +82,6 @@ def settings_of(values: flags.FlagValues) -> ProbeConfig:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     from vivit_jax import checkpoint as checkpointing
     from vivit_jax import convert, distributed
     from vivit_jax.config.experiment import Experiment
@@ -98,25 +90,16 @@ def main(argv: list[str]) -> None:
 
     values = flags.FLAGS
     logs.configure_logging()
-    with distributed.synchronized_exit():
-        try:
-            distributed.initialise()
-            settings = settings_of(values)
-            run = Experiment.from_config(values.config)
-            result = probe(run, values.checkpoint, values.workdir, settings, which=values.which)
-            if result is not None:
-                print(table(result))
-        except (ValueError, OSError, checkpointing.CheckpointError, convert.ConversionError) as error:
-            logging.debug("Where it came from:", exc_info=True)  # shown with --verbosity=1
-            sys.exit(f"error: {error}\n(--verbosity=1 shows where it came from)")
-
-
-def run() -> None:
-    """Entry point."""
-    define_flags()
-    logging.set_verbosity(logging.INFO)
-    command_line.run(main, required=("config", "checkpoint", "workdir"))
+    errors = (ValueError, OSError, checkpointing.CheckpointError, convert.ConversionError)
+    with distributed.synchronized_exit(), command_line.exit_on(*errors):
+        distributed.initialise()
+        settings = settings_of(values)
+        run = Experiment.from_config(values.config)
+        result = probe(run, values.checkpoint, values.workdir, settings, which=values.which)
+        if result is not None:
+            print(table(result))
 
 
 if __name__ == "__main__":
-    run()
+    define_flags()
+    command_line.run(main, required=("config", "checkpoint", "workdir"))

@@ -19,9 +19,10 @@ import time
 from collections.abc import Iterator, Sequence
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 
+from vivit_jax.config import flags as command_line
 from vivit_jax.sweep.plan import Result, Run, load_result, load_sweep, parse_overrides, plan, save_result
 
 
@@ -65,13 +66,11 @@ def main(argv: list[str]) -> None:
     from vivit_jax.sweep import table
     from vivit_jax.utils import logs
 
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logs.configure_logging()
     options = flags.FLAGS
     with distributed.synchronized_exit():
         results: list[Result] = []
-        try:
+        with command_line.exit_on(ValueError, OSError, CheckpointError):
             distributed.initialise()
             module, seeds = load_sweep(options.config), [int(seed) for seed in options.seeds]
             overrides = parse_overrides(options.set)
@@ -80,8 +79,6 @@ def main(argv: list[str]) -> None:
                 results.append(result)
                 if jax.process_index() == 0:  # after every run, so that intermediate results are visible
                     table.write(results, options.workdir, epath.Path(options.config).stem, options.metrics)
-        except (ValueError, OSError, CheckpointError) as error:
-            sys.exit(f"error: {error}")
         if jax.process_index() == 0:
             print(table.markdown(results, options.metrics))
         if failures := [f"failed: {r.row}, seed {r.seed}: {r.failure}" for r in results if r.failure]:
@@ -89,12 +86,10 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("config", None, "Config file with sweep().")
+    flags.DEFINE_string("config", None, "Config with sweep(): a file, or the name of a packaged config.")
     flags.DEFINE_string("workdir", None, "Folder of the sweep, for its runs and tables.")
     flags.DEFINE_list("seeds", [], "Comma-separated seeds; each row runs with each. Default: the config's seed.")
     flags.DEFINE_string("rows", "", "Only rows whose name begins with this regular expression.")
     flags.DEFINE_multi_string("set", [], "FIELD=VALUE, an override for every row; may be repeated.")
     flags.DEFINE_list("metrics", [], "Columns of the table. Default: every top1, else all metrics.")
-    flags.mark_flags_as_required(["config", "workdir"])
-    logging.set_verbosity(logging.INFO)
-    app.run(main)
+    command_line.run(main, required=("config", "workdir"))
