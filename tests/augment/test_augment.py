@@ -292,13 +292,8 @@ def test_augmented_step_on_eight_devices_matches_one():
         ({"rand_augment_magnitude": float("inf")}, r"augment\.rand_augment_magnitude=inf must lie in \[0, inf\)"),
         ({"mixup": -0.1}, r"augment\.mixup=-0\.1 must lie in \[0, inf\)"),
         ({"cutmix": float("inf")}, r"augment\.cutmix=inf must lie in \[0, inf\)"),
-        ({"switch_probability": 2.0}, r"augment\.switch_probability=2\.0 must lie in \[0, 1\]"),
         ({"rand_augment_ops": "all"}, r"augment\.rand_augment_ops='all' .* choose one of paper, video"),
         ({"erase_probability": -1.0}, r"augment\.erase_probability=-1\.0 must lie in \[0, 1\]"),
-        ({"erase_area": (0.0, 0.1)}, r"augment\.erase_area=\(0\.0, 0\.1\) must be \(low, high\)"),
-        ({"erase_aspect": 1.5}, r"augment\.erase_aspect=1\.5 must lie in \(0, 1\]"),
-        ({"erase_count": 0}, r"augment\.erase_count=0 must be at least 1"),
-        ({"erase_fill": "grey"}, r"augment\.erase_fill='grey' .* choose one of zero, mean, noise"),
     ],
 )
 def test_values_out_of_range_are_rejected(fields, message):
@@ -312,7 +307,7 @@ def test_values_out_of_range_are_rejected(fields, message):
 
 def test_config_section_round_trip():
     config = default_config()
-    config.augment.update(mixup=0.1, erase_area=(0.1, 0.2))
+    config.augment.update(mixup=0.1, erase_probability=0.2)
     experiment = Experiment.from_config(config)
-    assert experiment.augment == AugmentConfig(mixup=0.1, erase_area=(0.1, 0.2))
+    assert experiment.augment == AugmentConfig(mixup=0.1, erase_probability=0.2)
     assert Experiment.from_config(experiment.to_dict()) == experiment

@@ -2,6 +2,7 @@
 
 import pytest
 
+from vivit_jax.augment import AugmentConfig
 from vivit_jax.config import renamed
 from vivit_jax.config.experiment import ConfigError, Experiment, default_config
 from vivit_jax.config.fields import flat, plain
@@ -34,8 +35,16 @@ def test_old_names_and_values_are_read():
     assert Experiment.from_config(OLD) == Experiment.from_config(NOW)
 
 
+def test_removed_fields_are_dropped_if_they_have_their_constant():
+    augment = {"erase_probability": 0.5, "erase_count": 1, "erase_area": [0.02, 0.4]}
+    assert Experiment.from_config({"augment": augment}).augment == AugmentConfig(erase_probability=0.5)
+    with pytest.raises(ConfigError, match=r"config\.augment\.erase_count=3 is no longer a field: it is always 1"):
+        Experiment.from_config({"augment": augment | {"erase_count": 3}})
+
+
 def test_every_new_name_exists():
     assert {*renamed.FIELDS.values(), *renamed.VALUES} <= set(flat(plain(default_config())))
+    assert not set(renamed.REMOVED) & set(flat(plain(default_config())))
 
 
 def test_old_config_file_on_top_of_the_defaults():

@@ -91,9 +91,5 @@ def augment_pixels(key: jax.Array, video: jax.Array, config: AugmentConfig) -> j
             clip_keys(jax.random.fold_in(key, _ERASING), batch_size),
             video,
             probability=config.erase_probability,
-            area=config.erase_area,
-            aspect=config.erase_aspect,
-            count=config.erase_count,
-            fill=config.erase_fill,
         )
     return video

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from vivit_jax.augment.erasing import FILLS
 from vivit_jax.augment.rand_augment import OPERATION_SETS
-from vivit_jax.utils.checks import at_least, one_of, whole, within
+from vivit_jax.utils.checks import one_of, whole, within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,16 +25,10 @@ class AugmentConfig:
       rand_augment_magnitude: strength of all operations, at least 0; see `rand_augment.operations`.
       rand_augment_ops: 'paper', the paper's twelve operations, which move no pixels; 'video' adds rotation, shears and
         translations. For classes that depend on left and right or up and down, choose a small magnitude.
-      erase_probability: in [0, 1], of erasing boxes of a clip (random erasing, arXiv:1708.04896).
-      erase_area: (low, high), the share of the frame that all boxes together cover, 0 < low <= high < 1.
-      erase_aspect: a box's height over width lies between this and its inverse, in (0, 1]; 1 for squares.
-      erase_count: boxes per clip, at least 1.
-      erase_fill: content of a box: 'zero', black; 'mean', the clip's mean colour; 'noise', a random value for each
-        pixel and channel, the same in all frames.
+      erase_probability: in [0, 1], of filling a box of a clip with noise (random erasing, arXiv:1708.04896).
       mixup: alpha of lambda ~ Beta(alpha, alpha), the weight of a clip in its mixture; 0 turns mixup off.
       cutmix: alpha of lambda ~ Beta(alpha, alpha), the share of the frame that the box of the other clip leaves
-        (arXiv:1905.04899); 0 turns cutmix off.
-      switch_probability: in [0, 1], of cutmix if both are on.
+        (arXiv:1905.04899); 0 turns cutmix off. If mixup is on too, one of the two is drawn.
       mix_per_example: draw lambda, the box and the choice between the two for each clip instead of once per batch (as
         published).
 
@@ -49,26 +42,16 @@ class AugmentConfig:
     rand_augment_magnitude: float = 10.0
     rand_augment_ops: str = "paper"
     erase_probability: float = 0.0
-    erase_area: tuple[float, float] = (0.02, 0.4)
-    erase_aspect: float = 0.3
-    erase_count: int = 1
-    erase_fill: str = "noise"
     mixup: float = 0.0
     cutmix: float = 0.0
-    switch_probability: float = 0.5
     mix_per_example: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "erase_area", tuple(self.erase_area))  # JSON gives a list
-        probabilities = ("colour_jitter", "grayscale", "erase", "switch")
+        probabilities = ("colour_jitter", "grayscale", "erase")
         within("augment", self, "[0, 1]", *(f"{name}_probability" for name in probabilities))
         within("augment", self, "[0, inf)", "rand_augment_layers", "rand_augment_magnitude", "mixup", "cutmix")
-        within("augment", self, "(0, 1]", "erase_aspect", hint="its inverse is the other end")
-        at_least("augment", self, erase_count=1)
-        whole("augment", self, "rand_augment_layers", "erase_count")
-        one_of("augment", self, rand_augment_ops=OPERATION_SETS, erase_fill=FILLS)
-        if len(self.erase_area) != 2 or not 0 < self.erase_area[0] <= self.erase_area[1] < 1:
-            raise ValueError(f"augment.erase_area={self.erase_area} must be (low, high) with 0 < low <= high < 1")
+        whole("augment", self, "rand_augment_layers")
+        one_of("augment", self, rand_augment_ops=OPERATION_SETS)
 
     @property
     def enabled(self) -> bool:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from vivit_jax.augment.draws import box
 
 FILLS = ("zero", "mean", "noise")
+AREA, ASPECT = (0.02, 0.4), 0.3  # as published
 # Boxes drawn, of which the first that fits into the frame is used. The published algorithm draws until one fits, which
 # a compiled program cannot; with its settings one draw in 30 does not fit, so ten in a row practically never.
 ATTEMPTS = 10
@@ -18,8 +19,8 @@ def erase(
     video: jax.Array,
     *,
     probability: float,
-    area: tuple[float, float],
-    aspect: float,
+    area: tuple[float, float] = AREA,
+    aspect: float = ASPECT,
     count: int = 1,
     fill: str = "noise",
 ) -> jax.Array:
@@ -70,8 +71,8 @@ def erase_boxes(
     Args:
       key: of the clip.
       size: (H, W) of the frame.
-      area: (low, high), the share of the frame for all boxes together, which may overlap; (0.02, 0.4) in the paper.
-      aspect: the ratio lies in [aspect, 1 / aspect]; 0.3 in the paper.
+      area: (low, high), the share of the frame for all boxes together, which may overlap.
+      aspect: the ratio lies in [aspect, 1 / aspect].
       count: number of boxes.
 
     Returns:

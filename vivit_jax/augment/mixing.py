@@ -22,7 +22,7 @@ def mix_clips(
       key: of this step.
       video: float [B, T, H, W, 3], any range.
       mask: [B], 0 on padding.
-      config: `mixup`, `cutmix`, `switch_probability`, `mix_per_example`.
+      config: `mixup`, `cutmix`, `mix_per_example`.
 
     Returns:
       (mixed video; float32 [B] in [0, 1], the weight of each clip's own label for `mix`: lambda for mixup, for cutmix
@@ -38,7 +38,7 @@ def mix_clips(
         """Draws the weight of the clip itself in each pixel, [H, W], and in the label, []."""
         choice_key, lambda_key, box_key = jax.random.split(key, 3)
         if config.mixup and config.cutmix:
-            cuts = jax.random.bernoulli(choice_key, config.switch_probability)
+            cuts = jax.random.bernoulli(choice_key, 0.5)
             alpha = jnp.where(cuts, config.cutmix, config.mixup)
         else:
             cuts, alpha = jnp.asarray(bool(config.cutmix)), config.cutmix or config.mixup

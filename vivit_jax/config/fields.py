@@ -112,6 +112,8 @@ def check_exists(name: str, known: Mapping[str, Any]) -> None:
         return
     if name in renamed.FIELDS:
         raise ConfigError(f"config.{name} is now called config.{renamed.FIELDS[name]}")
+    if name in renamed.REMOVED:
+        raise ConfigError(f"config.{name} is no longer a field: it is always {renamed.REMOVED[name]!r}")
     parent, _, leaf = name.rpartition(".")
     if parent in OPEN_SECTIONS:
         whole = f"--config.{parent}=\"{{'{leaf}': VALUE}}\""

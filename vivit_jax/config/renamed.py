@@ -32,6 +32,15 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     "init_from.pre_logits": {"follow": "load"},
 }
 
+# fields that no longer exist: name -> the value that they always have now
+REMOVED: Mapping[str, Any] = {
+    "augment.erase_area": [0.02, 0.4],
+    "augment.erase_aspect": 0.3,
+    "augment.erase_count": 1,
+    "augment.erase_fill": "noise",
+    "augment.switch_probability": 0.5,
+}
+
 
 def upgrade(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the nested dict `config` with the current names and values; it may hold both old and current ones.
@@ -41,7 +50,8 @@ def upgrade(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
       defaults: every current field with its default.
 
     Raises:
-      ValueError: a field is given under both names, with different values.
+      ValueError: a field is given under both names with different values, or a removed one with another value than
+        the one it always has now.
     """
     config = copy.deepcopy(dict(config))
     for old, new in FIELDS.items():
@@ -57,6 +67,10 @@ def upgrade(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
         group, name = _group(config, field), field.rpartition(".")[2]
         if isinstance(group.get(name), str):
             group[name] = values.get(group[name], group[name])
+    for field, constant in REMOVED.items():
+        value = _group(config, field).pop(field.rpartition(".")[2], constant)
+        if value != constant:
+            raise ValueError(f"config.{field}={value!r} is no longer a field: it is always {constant!r}")
     return config
 
 
