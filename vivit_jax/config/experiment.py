@@ -1,8 +1,8 @@
-"""Every field of a config, with its default and its check: one experiment, from the command line to the checkpoint.
+"""The config of a run: every field with its default and its checks.
 
-`ml_collections.ConfigDict` is what users write and override; it stops here. `default_config()` gives a ConfigDict that
-holds every field, so that each can be overridden on the command line; `Experiment.from_config` turns it into frozen
-dataclasses, naming every field that does not exist; `Experiment.to_dict` is what a checkpoint keeps.
+Users write and override an `ml_collections.ConfigDict`. `default_config` returns one with every field, so that each can
+be overridden on the command line. `Experiment.from_config` converts it to frozen dataclasses, which the rest of the
+package takes; `Experiment.to_dict` is stored in checkpoints.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vivit_jax.optim import OptimizerConfig
 from vivit_jax.train_step import TrainProgram, build_train_program
 from vivit_jax.train_step.guard import GuardConfig
 from vivit_jax.train_step.losses import LossConfig
-from vivit_jax.utils.checks import at_least
+from vivit_jax.utils.checks import at_least, within
 
 __all__ = [
     "CheckpointConfig",
@@ -40,37 +40,31 @@ __all__ = [
     "default_config",
 ]
 
-MESH_AXES = ("data", "fsdp", "tensor", "sequence")  # as `sharding.AXES`, which a config file need not import
-CACHES = ("workdir", "off")
-
-# Fields of ClipSpec that the model decides.
-_OF_THE_MODEL = ("num_frames", "image_size")
+# Fields of ClipSpec that the model determines.
+_MODEL_FIELDS = ("num_frames", "image_size")
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A whole run.
+    """The complete, checked settings of a run.
 
     Attributes:
-      model: fields of `ViViTConfig`, and `name` ('ViViT-B/16x2'), which gives those that are None.
-      input: fields of `ClipSpec` but frames and size, which are the model's.
-      data, augment, init_from, loss, optimizer, guard, evaluation, checkpoint, profile: as their classes say.
-      mesh: {axis: devices along it}, axes `data`, `fsdp`, `tensor` and `sequence`; -1 for all that are left, which is
-        what `data` has where no other axis has it.
+      model: fields of `ViViTConfig`, and `name` ('ViViT-B/16x2'), from which fields that are None are derived.
+      input: fields of `ClipSpec` without the number of frames and the image size, which the model determines.
+      mesh: {mesh axis: number of devices}, see `sharding.make_mesh`; -1: all remaining devices.
       batch_size: clips in a global batch, over all devices.
-      num_epochs: passes over the training videos, a fraction allowed; `num_steps`, where given, wins. A pass takes
-        `input.clips_per_video` clips of each; of a mixture, it is as many videos as all its data sets have.
-      num_steps: optimizer steps of the run, or None.
+      num_epochs: passes over the training videos; may be a fraction. A pass takes `input.clips_per_video` clips of each
+        video; a pass over a mixture takes as many videos as all its data sets have.
+      num_steps: optimizer steps of the run; replaces `num_epochs`.
       label_smoothing: in [0, 1); training loss only.
-      log_every_steps: training metrics are averaged over so many steps and written.
-      norms_by_part: also log the norms of gradients, parameters and updates of each part of the model.
-      peak_flops: FLOP/s of one device at its best, for the model FLOP utilisation; None: as `telemetry.PEAK_FLOPS` has
-        it for the device.
-      compilation_cache: where compiled programs are kept for the next start: 'workdir' (its `compilation_cache/`, or
-        the folder that JAX_COMPILATION_CACHE_DIR names), a folder, or 'off'.
-      step_timeout_seconds: a step that takes longer ends the process with a trace of where it hung; 0: it may take as
-        long as it likes. The first step, which compiles, and evaluations are not timed.
-      seed: of initialisation, order, crops, augmentation, dropout.
+      log_every_steps: steps over which training metrics are averaged before they are logged.
+      norms_by_part: also log the norms of gradients, parameters and updates of each module of the model.
+      peak_flops: peak FLOP/s of one device, for the model FLOP utilisation; None: known for common devices.
+      compilation_cache: folder of the compilation cache: 'workdir' (`compilation_cache/` in it, or the folder of
+        JAX_COMPILATION_CACHE_DIR), a path, or 'off'.
+      step_timeout_seconds: a step that takes longer ends the process with a stack trace; 0: no limit. The first step,
+        which compiles, and evaluations are not limited.
+      seed: of initialisation, data order, crops, augmentation and dropout.
     """
 
     model: Mapping[str, Any]
@@ -98,71 +92,57 @@ class Experiment:
 
     def __post_init__(self) -> None:
         at_least("config", self, batch_size=1, num_steps=1, log_every_steps=1, step_timeout_seconds=0, seed=0)
-        if self.peak_flops is not None and not self.peak_flops > 0:
-            raise ValueError(f"config.peak_flops={self.peak_flops} must be greater than 0: FLOP/s of one device")
+        within("config", self, "(0, inf)", "peak_flops", "num_epochs")
+        within("config", self, "[0, 1)", "label_smoothing")
         if not self.compilation_cache:
-            raise ValueError(f"config.compilation_cache='' must be {' or '.join(map(repr, CACHES))} or a folder")
-        # Axes that are not named have the sizes that `sharding.make_mesh` gives them: one mesh, one way to write it.
-        others = dict.fromkeys(MESH_AXES, 1) | {"data": 1 if -1 in self.mesh.values() else -1}
-        object.__setattr__(self, "mesh", others | dict(self.mesh))
-        if self.num_epochs <= 0:
-            raise ValueError(f"config.num_epochs={self.num_epochs} must be greater than 0")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"config.label_smoothing={self.label_smoothing} must lie in [0, 1)")
+            raise ValueError("config.compilation_cache='' must be 'workdir', 'off' or a folder")
+        object.__setattr__(self, "mesh", sharding.complete_axes(self.mesh))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Experiment:
         """Checks a config and freezes it.
 
         Args:
-          config: a ConfigDict, or the dict of `to_dict`.
+          config: a ConfigDict or the dict of `to_dict`; fields that it does not have get their defaults.
 
         Raises:
-          ConfigError: an unknown or missing field or a value out of range, with the way out.
+          ConfigError: a field that does not exist, or a value out of range.
         """
         known = plain(default_config())
         try:
             config = upgrade(plain(config), known)
             check_fields(config, known)
-            filled = merge(known, config)
-            return cls(
-                **{
-                    name: _SECTIONS.get(name, lambda **fields: fields)(**value) if isinstance(value, dict) else value
-                    for name, value in filled.items()
-                }
-            )
+            fields = merge(known, config)
+            return cls(**fields | {name: section_type(**fields[name]) for name, section_type in _SECTIONS.items()})
         except (TypeError, ValueError) as error:
             raise ConfigError(str(error)) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-safe; `from_config` takes it back."""
+        """Returns a dict that JSON can hold; the inverse of `from_config`."""
         return plain(dataclasses.asdict(self))
 
     def model_config(self, heads: Mapping[str, int]) -> ViViTConfig:
-        """The model for a data set's heads, {head: classes}; no head for {}.
+        """Returns the model's config for a data set's heads, {head: classes}; no head for {}.
 
         Raises:
-          ConfigError: what `ViViTConfig` does not take.
+          ConfigError: `ViViTConfig` rejects a field.
         """
         fields = {k: tuples(v) for k, v in self.model.items() if v is not None}
         name = fields.pop("name", None)
-        classes = next(iter(heads.values())) if list(heads) == ["label"] else tuple(heads.items()) or None
+        fields["num_classes"] = heads["label"] if list(heads) == ["label"] else tuple(heads.items()) or None
         try:
-            if name:
-                return ViViTConfig.from_name(name, num_classes=classes, **fields)
-            return ViViTConfig(num_classes=classes, **fields)
+            return ViViTConfig.from_name(name, **fields) if name else ViViTConfig(**fields)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"config.model: {error}") from error
 
     def following(self, model: Mapping[str, Any]) -> Experiment:
-        """Fills `INHERITED_FIELDS` and the pre-logits layer, where the config leaves them open, from the fields `model`
-        of a `ViViTConfig`."""
-        names = (*INHERITED_FIELDS, "representation_size")
-        taken = {n: model[n] for n in names if self.model.get(n) is None and model.get(n) is not None}
-        return dataclasses.replace(self, model={**self.model, **taken})
+        """Copies `INHERITED_FIELDS` and the pre-logits layer from `model`, the fields of a `ViViTConfig`, where this
+        config leaves them None."""
+        names = [name for name in (*INHERITED_FIELDS, "representation_size") if self.model.get(name) is None]
+        return dataclasses.replace(self, model={**self.model, **{name: model.get(name) for name in names}})
 
     def clip_spec(self, model: ViViTConfig) -> ClipSpec:
-        """How clips are cut for this model."""
+        """Returns how clips are cut from videos for this model."""
         try:
             fields = {k: tuples(v) for k, v in self.input.items()}
             return ClipSpec(num_frames=model.num_frames, image_size=model.image_shape, **fields)
@@ -170,7 +150,7 @@ class Experiment:
             raise ConfigError(f"config.input: {error}") from error
 
     def step_options(self) -> dict[str, Any]:
-        """What `train_step.make_train_step` wants to know of the config, as its keyword arguments."""
+        """Returns the keyword arguments of `train_step.make_train_step` that the config holds."""
         return {
             "seed": self.seed,
             "label_smoothing": self.label_smoothing,
@@ -212,11 +192,11 @@ class Experiment:
         return build_train_program(model, optimizer, schedule, mesh, **self.step_options())
 
     def steps_per_epoch(self, videos: int) -> float:
-        """Optimizer steps of a pass over so many training videos."""
+        """Returns the optimizer steps of a pass over this many training videos."""
         return videos * self.input["clips_per_video"] / self.batch_size
 
     def total_steps(self, videos: int) -> int:
-        """Optimizer steps of the run over so many training videos; at least 1."""
+        """Returns the optimizer steps of the run on this many training videos; at least 1."""
         if self.num_steps is not None:
             return self.num_steps
         return max(1, int(self.num_epochs * videos * self.input["clips_per_video"] / self.batch_size))
@@ -236,13 +216,13 @@ _SECTIONS = {
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """Every field with its default; config files start from it. Fields without one are typed placeholders."""
+    """Returns every field with its default (None is a typed placeholder); config files start from it."""
     config = section(Experiment, without=("model", "input", "mesh", *_SECTIONS))
-    config.mesh = ml_collections.ConfigDict(dict.fromkeys(MESH_AXES, 1) | {"data": -1})
+    config.mesh = ml_collections.ConfigDict(sharding.complete_axes({}))
     model = section(ViViTConfig, without=("num_classes",), all_optional=True)
     model["name"] = config_dict.placeholder(str)
     config.model = model
-    config.input = section(ClipSpec, without=_OF_THE_MODEL)
-    for name, settings in _SECTIONS.items():
-        config[name] = section(settings)
+    config.input = section(ClipSpec, without=_MODEL_FIELDS)
+    for name, section_type in _SECTIONS.items():
+        config[name] = section(section_type)
     return config

@@ -17,6 +17,11 @@ AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH = ("data", "fsdp")
 
 
+def complete_axes(axes: Mapping[str, int]) -> dict[str, int]:
+    """Adds the sizes of absent axes: 1, and -1 ("all that remain") for `data` unless another axis has it."""
+    return dict.fromkeys(AXES, 1) | {"data": 1 if -1 in axes.values() else -1} | dict(axes)
+
+
 def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Makes the mesh over all devices, with all four axes.
 
@@ -37,7 +42,7 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
     axes = dict(axes or {})
     if unknown := set(axes) - set(AXES):
         raise ValueError(f"mesh axes {sorted(unknown)} are not known; known: {', '.join(AXES)}")
-    sizes = dict.fromkeys(AXES, 1) | {"data": 1 if -1 in axes.values() else -1} | axes
+    sizes = complete_axes(axes)
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise ValueError(f"mesh={axes}: sizes must be positive, and at most one can be -1")
