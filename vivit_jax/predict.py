@@ -1,9 +1,9 @@
-"""Video files in, ranked labels out, and what the model looked at.
+"""Ranks the labels of video files with a trained model, and draws its attention.
 
     python -m vivit_jax.predict --workdir=runs/moving_digits clip.mp4 other.webm
     python -m vivit_jax.predict --workdir=runs/moving_digits --pictures=out --json clip.mp4
 
-The checkpoint alone is enough: it holds the config and the class names.
+Needs only the checkpoint, which contains the config and the class names.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from etils import epath
 
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import sharding
-from vivit_jax.config.experiment import ConfigError, DataConfig, Experiment
+from vivit_jax.config import flags as command_line
+from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.data import build, catalog, pipeline
 from vivit_jax.data.video import decode
-from vivit_jax.evaluation import evaluate, metrics
+from vivit_jax.evaluation import evaluate, metrics, predictions
 from vivit_jax.models import ViViTConfig
 from vivit_jax.train_step import make_eval_step, normalise
 from vivit_jax.utils import logs, plots
@@ -36,10 +37,10 @@ class Prediction:
 
     Attributes:
       path: the file.
-      ranked: {head: [(label, probability in [0, 1]), ...]}, the most probable first; with the heads verb and noun, an
-        `action` too, "verb noun", by the product of the two.
-      views: uint8 [V, T, H, W, 3], what the model saw.
-      attention: float32 [n_t, n_h, n_w] over the first view, summing to 1.
+      ranked: {head: [(label, probability), ...]}, the most probable first. With the heads verb and noun also `action`,
+        "verb noun", by the product of both probabilities.
+      views: uint8 [V, T, H, W, 3], the model's input.
+      attention: float32 [n_t, n_h, n_w] of the first view, see `attention_map`.
     """
 
     path: str
@@ -49,16 +50,16 @@ class Prediction:
 
 
 class Predictor:
-    """A restored model, ready for files.
+    """A restored model that predicts the labels of video files.
 
     Args:
       checkpoint: a workdir, a folder of steps, or one step.
-      temporal_views, spatial_views: default, those of the checkpoint's config.
-      weights: 'params', or 'ema' for their average, of a run that kept one.
+      temporal_views, spatial_views: None: as in the checkpoint's config.
+      weights: 'params' or 'ema'.
 
     Raises:
-      CheckpointError: none there, or damaged.
-      ConfigError: views out of range.
+      CheckpointError: no checkpoint, or a damaged one.
+      ConfigError: the number of views is out of range.
     """
 
     def __init__(
@@ -69,54 +70,50 @@ class Predictor:
         spatial_views: int | None = None,
         weights: str = "params",
     ):
-        # One file at a time: one device is enough, wherever the model was trained.
+        # Files are processed one at a time, so one device is enough.
         mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
-        self.model, self._params, meta, self.path = evaluate.restore_for_inference(checkpoint, mesh, weights=weights)
-        config = meta["config"]
-        for field, value in (("temporal_views", temporal_views), ("spatial_views", spatial_views)):
-            if value is not None:
-                config["evaluation"][field] = value
-        experiment = Experiment.from_config(config)
-        self._views = experiment.evaluation
-        self._short_side = _short_side(experiment.data)
-        self._spec = experiment.clip_spec(self.model.config)
-        self.class_names: dict[str, list[str]] = meta["class_names"]
-        self.multi_label = frozenset(meta.get("multi_label", ()))
-        self.loss = experiment.loss.name
+        self.model, self._params, metadata, self.path = evaluate.restore_for_inference(
+            checkpoint, mesh, weights=weights
+        )
+        config = metadata["config"]
+        views = {"temporal_views": temporal_views, "spatial_views": spatial_views}
+        config["evaluation"] |= {field: value for field, value in views.items() if value is not None}
+        self._experiment = Experiment.from_config(config)
+        self._spec = self._experiment.clip_spec(self.model.config)
+        self.class_names: dict[str, list[str]] = metadata["class_names"]
+        self.multi_label = frozenset(metadata.get("multi_label", ()))
         self._logits = jax.jit(make_eval_step(self.model.apply))
         self._attention = jax.jit(
             lambda params, video: attention_map(self.model.apply, self.model.config, params, video)
         )
 
     def __call__(self, path: epath.PathLike, top: int = 5) -> Prediction:
-        """Decodes a file, cuts its views, ranks the labels.
+        """Decodes a file, cuts its views and ranks the labels.
 
         Args:
-          path: a video file of any codec that FFmpeg reads; one shorter than a clip is looped.
-          top: labels to rank, per head.
+          path: a video file that FFmpeg can decode; one shorter than a clip is looped.
+          top: labels per head.
 
         Raises:
-          VideoError: the file is not a video, or broken.
+          VideoError: the file is not a video, or damaged.
         """
+        evaluation = self._experiment.evaluation
         views = pipeline.views_from_file(
-            path, self._spec, self._views.temporal_views, self._views.spatial_views, self._short_side
+            path, self._spec, evaluation.temporal_views, evaluation.spatial_views, self._short_side
         )
         logits = jax.device_get(self._logits(self._params, {"video": views[None]}))
-        attention = np.asarray(self._attention(self._params, views[:1]))
-        return Prediction(
-            str(path),
-            rank({h: logits[h][0] for h in self.class_names}, self.class_names, top, self.multi_label, self.loss),
-            views,
-            attention,
-        )
+        logits = {head: logits[head][0] for head in self.class_names}
+        ranked = rank(logits, self.class_names, top, self.multi_label, self._experiment.loss.name)
+        return Prediction(str(path), ranked, views, np.asarray(self._attention(self._params, views[:1])))
 
-
-def _short_side(data: DataConfig) -> int:
-    """Short side of the frames that the model was trained on: of the records, or else the catalog's."""
-    try:
-        return catalog.of_records(data.name, build.records_folder(data.name, data.dir)).short_side
-    except ValueError:  # one's own data, and the records are elsewhere
-        return catalog.DatasetInfo.short_side
+    @property
+    def _short_side(self) -> int:
+        """Short side of the stored frames that the model was trained on."""
+        data = self._experiment.data
+        try:
+            return catalog.of_records(data.name, build.records_folder(data.name, data.dir)).short_side
+        except ValueError:  # a custom data set whose records are on another machine
+            return catalog.DatasetInfo.short_side
 
 
 def rank(
@@ -126,38 +123,39 @@ def rank(
     multi_label: Collection[str] = (),
     loss: str = "softmax",
 ) -> dict[str, list[tuple[str, float]]]:
-    """The most probable labels of each head, and of the pairs of verb and noun.
+    """Returns {head: [(label, probability), ...]}, the `top` most probable labels of each head and of the actions.
 
     Args:
       logits: {head: [C]}.
       class_names: {head: C names}.
-      top: how many, or as many as there are.
-      multi_label: heads of several labels at once, whose probabilities are each by themselves (sigmoid).
-      loss: 'softmax' or 'sigmoid', what the heads were trained with; with the latter all are as those.
+      top: labels per head, or all if there are fewer.
+      multi_label: multi-label heads.
+      loss: 'softmax' or 'sigmoid', `loss.name` of the training.
     """
-    names = {head: list(class_names[head]) for head in logits}
-    scores = {
-        head: np.asarray((jax.nn.sigmoid if head in multi_label or loss == "sigmoid" else jax.nn.softmax)(values))
+    probabilities = {
+        head: np.asarray(predictions.class_probabilities(values, head in multi_label, loss))
         for head, values in logits.items()
     }
-    if {"verb", "noun"} <= set(logits) - set(multi_label):
-        pairs = metrics.pair_scores(logits["verb"][None], logits["noun"][None])[0]
-        scores[metrics.ACTION] = np.exp(np.asarray(pairs))
-        names[metrics.ACTION] = [f"{verb} {noun}" for verb in names["verb"] for noun in names["noun"]]
-    order = {head: np.argsort(-values, kind="stable")[:top] for head, values in scores.items()}
-    return {head: [(names[head][i], float(scores[head][i])) for i in order[head]] for head in scores}
+    if metrics.has_action({head: len(values) for head, values in logits.items()}, multi_label):
+        pair_scores = metrics.pair_scores(*(logits[head][None] for head in metrics.PAIR))[0]
+        probabilities[metrics.ACTION] = np.exp(np.asarray(pair_scores))
+    order = {head: np.argsort(-values, kind="stable")[:top] for head, values in probabilities.items()}
+    return {
+        head: [(predictions.class_name(i, head, class_names), float(probabilities[head][i])) for i in order[head]]
+        for head in probabilities
+    }
 
 
 def attention_map(apply_fn: Callable[..., Any], config: ViViTConfig, params: Any, video: jax.Array) -> jax.Array:
-    """Where the last layer looks, as weights over the token grid.
+    """Returns the attention weights of the last layer over the token grid.
 
-    With a class token: its row of the attention weights, averaged over the heads. Without: the weight that a token
-    gets, averaged over all queries. Factorised models: the product of what falls on the frame and on the place in it.
+    With a class token: its row of the weights, averaged over the heads. Without: the weight of each token, averaged
+    over all queries. Factorised models: the product of the weight in time and the weight in space.
 
     Args:
-      apply_fn: the model's.
-      config: the model's.
-      params: its parameters.
+      apply_fn: `apply` of the model.
+      config: of the model.
+      params: of the model.
       video: uint8 [1, T, H, W, 3].
 
     Returns:
@@ -197,7 +195,7 @@ def attention_map(apply_fn: Callable[..., Any], config: ViViTConfig, params: Any
 
 
 def describe(prediction: Prediction) -> str:
-    """The ranking as text, a block a file."""
+    """Returns the ranking of a file as text."""
     lines = [prediction.path]
     for head, ranked in prediction.ranked.items():
         lines += [f"  {head}"] * (len(prediction.ranked) > 1)
@@ -206,48 +204,47 @@ def describe(prediction: Prediction) -> str:
 
 
 def main(argv: list[str]) -> None:
-    paths = argv[1:]
-    if not paths:
+    files, options = argv[1:], flags.FLAGS
+    if not files:
         raise app.UsageError("name at least one video file")
     logs.configure_logging()
-    try:
-        views = {"temporal_views": flags.FLAGS.temporal_views, "spatial_views": flags.FLAGS.spatial_views}
-        predictor = Predictor(flags.FLAGS.workdir, **views, weights=flags.FLAGS.weights)
-    except (checkpointing.CheckpointError, ConfigError) as error:
-        sys.exit(f"error: {error}")
+    with command_line.exit_on(checkpointing.CheckpointError, ConfigError):
+        predictor = Predictor(
+            options.workdir,
+            temporal_views=options.temporal_views,
+            spatial_views=options.spatial_views,
+            weights=options.weights,
+        )
     failed = 0
-    for path in paths:
+    for file in files:
         try:
-            found = predictor(path, flags.FLAGS.top)
+            prediction = predictor(file, options.top)
         except decode.VideoError as error:
             print(f"error: {error}", file=sys.stderr)
             failed += 1
             continue
-        if flags.FLAGS.json:
-            print(json.dumps({"file": found.path, "labels": found.ranked}), flush=True)
+        if options.json:
+            print(json.dumps({"file": prediction.path, "labels": prediction.ranked}), flush=True)
         else:
-            print(describe(found), flush=True)
-        if flags.FLAGS.pictures:
-            name = f"prediction_{epath.Path(path).stem}.png"
-            figure = plots.prediction(found.views[0], found.attention, found.ranked, epath.Path(path).name)
-            plots.save(figure, epath.Path(flags.FLAGS.pictures) / name)
+            print(describe(prediction), flush=True)
+        if options.pictures:
+            path = epath.Path(file)
+            figure = plots.prediction(prediction.views[0], prediction.attention, prediction.ranked, path.name)
+            plots.save(figure, epath.Path(options.pictures) / f"prediction_{path.stem}.png")
     if failed:
-        sys.exit(f"{failed} of {len(paths)} files could not be read")
+        sys.exit(f"{failed} of {len(files)} files could not be read")
 
 
 def run() -> None:
-    """Entry point."""
-    # Defined here, so that this module can be imported beside others whose flags have the same names.
-    flags.DEFINE_string("workdir", None, "Run to take the best checkpoint from; or one step's folder.")
-    flags.DEFINE_integer("top", 5, "How many labels to show.", lower_bound=1)
-    flags.DEFINE_integer("temporal_views", None, "Clips over the length; default, the config's.", lower_bound=1)
-    flags.DEFINE_integer("spatial_views", None, "Crops of each clip, 1 to 3; default, the config's.")
-    flags.DEFINE_enum("weights", "params", ["params", "ema"], "The parameters, or their average.")
+    """Defines the flags (not on import, since other programs have flags of the same names) and runs the program."""
+    flags.DEFINE_string("workdir", None, "A run, whose best checkpoint is used, or the folder of one step.")
+    flags.DEFINE_integer("top", 5, "Number of labels to print.", lower_bound=1)
+    flags.DEFINE_integer("temporal_views", None, "Clips over the video's length. Default: the config's.", lower_bound=1)
+    flags.DEFINE_integer("spatial_views", None, "Crops of each clip, 1 to 3. Default: the config's.")
+    flags.DEFINE_enum("weights", "params", ["params", "ema"], "The parameters, or their EMA.")
     flags.DEFINE_string("pictures", None, "Folder for a PNG of each file: frames, attention, labels.")
-    flags.DEFINE_bool("json", False, "One JSON object a line instead of text.")
-    flags.mark_flag_as_required("workdir")
-    logging.set_verbosity(logging.WARNING)  # the labels are the output
-    app.run(main)
+    flags.DEFINE_bool("json", False, "Print one JSON object per line.")
+    command_line.run(main, required=("workdir",), verbosity=logging.WARNING, positional=True)
 
 
 if __name__ == "__main__":

@@ -115,9 +115,14 @@ def of_batch(
     return {"index": index, "mask": mask, "heads": heads}
 
 
+def class_probabilities(logits: jax.Array, multi_label: bool, loss: str) -> jax.Array:
+    """Returns probabilities of [..., C] logits: sigmoid for a multi-label head or the sigmoid loss, else softmax."""
+    return jax.nn.sigmoid(logits) if multi_label or loss == "sigmoid" else jax.nn.softmax(logits)
+
+
 def _of_head(logits: jax.Array, labels: jax.Array, loss: str) -> dict[str, jax.Array]:
     several = labels.ndim == 2
-    probabilities = jax.nn.sigmoid(logits) if several or loss == "sigmoid" else jax.nn.softmax(logits)
+    probabilities = class_probabilities(logits, several, loss)
     _, top = jax.lax.top_k(logits, min(TOP, logits.shape[-1]))
     if several:
         present = labels > 0
@@ -160,7 +165,7 @@ def write(path: epath.PathLike, predictions: Predictions, class_names: Mapping[s
             ]
             if predictions.counted[row]:
                 ranked = [
-                    (_name(number, head, class_names), _short(probability))
+                    (class_name(number, head, class_names), _short(probability))
                     for number, probability in zip(found.top[row], found.probabilities[row], strict=True)
                 ]
                 line += [
@@ -192,7 +197,8 @@ def read(path: epath.PathLike) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _name(number: int, head: str, class_names: Mapping[str, Sequence[str]]) -> str:
+def class_name(number: int, head: str, class_names: Mapping[str, Sequence[str]]) -> str:
+    """Returns the name of a class id, of an action "verb noun"."""
     if head in class_names:
         return str(class_names[head][number])
     first, second = (class_names[part] for part in metrics.PAIR)
@@ -201,7 +207,7 @@ def _name(number: int, head: str, class_names: Mapping[str, Sequence[str]]) -> s
 
 def _truth(truth: np.ndarray, head: str, class_names: Mapping[str, Sequence[str]]) -> str:
     numbers = np.flatnonzero(truth) if np.ndim(truth) else [int(truth)]
-    return SEVERAL.join(_name(number, head, class_names) for number in numbers)
+    return SEVERAL.join(class_name(number, head, class_names) for number in numbers)
 
 
 def _short(value: float) -> str:
