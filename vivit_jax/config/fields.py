@@ -118,14 +118,16 @@ def check_exists(name: str, known: Mapping[str, Any]) -> None:
     if parent in OPEN_SECTIONS:
         whole = f"--config.{parent}=\"{{'{leaf}': VALUE}}\""
         raise ConfigError(f"config.{name} cannot be set alone; config.{parent} takes any names, as a whole: {whole}")
-    leaves = {other: other.rpartition(".")[2] for other in known}
-    siblings = [other for other in known if other == f"{parent}.{leaves[other]}".lstrip(".")]
-    suggestions = [other for other in known if leaves[other] == leaf]
-    suggestions = suggestions or difflib.get_close_matches(name, siblings or known, n=1)
-    if suggestions:
-        hint = f"did you mean config.{' or config.'.join(suggestions)}?"
+    siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == parent]
+    section_name = f"config.{parent}".rstrip(".")
+    if elsewhere := [f"config.{other}" for other in known if other.rpartition(".")[2] == leaf]:
+        hint = f"did you mean {' or '.join(elsewhere)}?"
+    elif close := difflib.get_close_matches(leaf, siblings, n=1):
+        hint = f"did you mean {section_name}.{close[0]}?"
+    elif not siblings and (close := difflib.get_close_matches(name, known, n=1)):
+        hint = f"did you mean config.{close[0]}?"
     else:
-        hint = f"fields of {f'config.{parent}'.rstrip('.')}: {', '.join(leaves[other] for other in siblings or known)}"
+        hint = f"fields of {section_name if siblings else 'config'}: {', '.join(siblings or known)}"
     raise ConfigError(f"config.{name} does not exist; {hint}")
 
 
