@@ -1,1 +1,1 @@
-"""Config files; `--config=NAME` finds them by name once the package is installed."""
+"""Config files; `--config=NAME` finds them by name from any folder."""

@@ -3,13 +3,12 @@
     python -m vivit_jax.main --config=configs/epic100_vivit_l_fe.py --workdir=gs://BUCKET/epic100_vivit_l_fe \\
         --config.init_from.path=gs://BUCKET/k400_vivit_l_fe --config.init_from.temporal_encoder=random
 
-The weights are those of a run on Kinetics-400 (Table 4, second row). The released Kinetics model has 24 temporal
-layers and this one 4, so that encoder starts at random; a Kinetics run of four layers lends its own if the flag is
-left out. Without a path the run starts from scratch.
-Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold it, docs/tpu.md how. The mesh must divide the
-batch of 64.
-Published: 43.6 action top-1 with 4 x 1 views (the released model), scored on the product of the verb's and the noun's
-softmax.
+Initialised from a run on Kinetics-400 (Table 4, second row). The released Kinetics model has 24 temporal layers, this
+one has 4, so its temporal encoder is initialised at random (`init_from.temporal_encoder`); a Kinetics run with 4 layers
+needs no such flag.
+Hardware: a Cloud TPU slice of `SLICES` (docs/tpu.md); the paper used TPU v3.
+Published: 43.6 action top-1 with 4 x 1 views (the released model); actions are scored by the product of the softmax of
+verb and noun.
 """
 
 from vivit_jax.config import recipes

@@ -3,9 +3,8 @@
     python -m vivit_jax.main --config=configs/k400_vivit_b.py --workdir=gs://BUCKET/k400_vivit_b \\
         --config.init_from.path=VIT_B_16
 
-VIT_B_16 holds the weights of a ViT-B/16 trained on ImageNet-21k; without it the run starts from scratch.
-Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold it, docs/tpu.md how. The mesh must divide the
-batch of 64.
+Initialised from a ViT-B/16 trained on ImageNet-21k.
+Hardware: a Cloud TPU slice of `SLICES` (docs/tpu.md); the paper used TPU v3.
 Published: 79.9 top-1 with 4 x 3 views (the released model); 80.0 (Table 2).
 """
 

@@ -3,11 +3,10 @@
     python -m vivit_jax.main --config=configs/k400_vivit_b_fe.py --workdir=gs://BUCKET/k400_vivit_b_fe \\
         --config.init_from.path=VIT_B_16
 
-VIT_B_16 holds the weights of a ViT-B/16 trained on ImageNet-21k; without it the run starts from scratch.
-Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold it, docs/tpu.md how. The mesh must divide the
-batch of 64.
-Published: 78.4 top-1 with 4 x 3 views (the released model); 78.8 (Table 2). The released configuration trains at half
-the learning rate of the appendix; `configs/paper/table2.py:model2` keeps the appendix's.
+Initialised from a ViT-B/16 trained on ImageNet-21k.
+Hardware: a Cloud TPU slice of `SLICES` (docs/tpu.md); the paper used TPU v3.
+Published: 78.4 top-1 with 4 x 3 views (the released model); 78.8 (Table 2). The released configuration has half the
+learning rate of the appendix; `configs/paper/table2.py:model2` has the appendix's.
 """
 
 from vivit_jax.config import recipes

@@ -5,11 +5,9 @@
     python -m vivit_jax.main --config=configs/k400_vivit_h.py:14x2 --workdir=gs://BUCKET/k400_vivit_h_14 \\
         --config.init_from.path=VIT_H_14
 
-VIT_H holds the weights of a ViT-H; without it the run starts from scratch. The paper writes ViViT-H/16x2, but ViT-H's
-own family of checkpoints has patches of 14 x 14: for those take the row 14x2, 16 x 16 patches a frame instead of 14 x
-14.
-Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold it, docs/tpu.md how. The mesh must divide the
-batch of 64.
+Initialised from a ViT-H trained on JFT. The paper writes ViViT-H/16x2, but the published ViT-H checkpoints have patches
+of 14 x 14 pixels: use the row 14x2 for them (16 x 16 patches per frame instead of 14 x 14).
+Hardware: a Cloud TPU slice of `SLICES` (docs/tpu.md); the paper used TPU v3.
 Published: 84.8 / 95.8 top-1 / top-5 with 4 x 3 views (Table 6).
 """
 

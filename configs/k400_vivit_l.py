@@ -5,12 +5,10 @@
     python -m vivit_jax.main --config=configs/k400_vivit_l.py:320 --workdir=gs://BUCKET/k400_vivit_l_320 \\
         --config.init_from.path=VIT_L_16
 
-VIT_L_16 holds the weights of a ViT-L/16, trained on ImageNet-21k, or on JFT for the rows that say so. Without it the
-run starts from scratch.
-The data are not ours to give: see docs/data.md for what to fetch. Without them the command says what it looked for.
-For crops of 320 the paper does not say how frames are resized: here in proportion, short side 366.
-Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold it, docs/tpu.md how. Crops of 320 fit fewer,
-v3-32 among them. The mesh must divide the batch of 64.
+Initialised from a ViT-L/16 trained on ImageNet-21k, or on JFT for the rows that say so.
+The paper does not say how frames are resized for crops of 320 pixels: here in proportion, to a short side of 366.
+These crops fit on fewer slices, v3-32 among them.
+Hardware: a Cloud TPU slice of `SLICES` (docs/tpu.md); the paper used TPU v3.
 Published: 80.6 / 94.7 top-1 / top-5 with 4 x 3 views, initialised from ImageNet-21k (Table 6).
 """
 

@@ -3,10 +3,9 @@
     python -m vivit_jax.main --config=configs/k400_vivit_l_fe.py --workdir=gs://BUCKET/k400_vivit_l_fe \\
         --config.init_from.path=VIT_L_16
 
-VIT_L_16 holds the weights of a ViT-L/16 trained on ImageNet-21k; without it the run starts from scratch.
-Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold it, docs/tpu.md how. The mesh must divide the
-batch of 64.
-Published: 80.3 top-1 with 4 x 3 views (the released model). It has 24 temporal layers, where the paper's Model 2 has
+Initialised from a ViT-L/16 trained on ImageNet-21k.
+Hardware: a Cloud TPU slice of `SLICES` (docs/tpu.md); the paper used TPU v3.
+Published: 80.3 top-1 with 4 x 3 views (the released model), which has 24 temporal layers; the paper's Model 2 has
 4.
 """
 

@@ -3,10 +3,9 @@
     python -m vivit_jax.main --config=configs/k600_vivit_h.py --workdir=gs://BUCKET/k600_vivit_h \\
         --config.init_from.path=VIT_H
 
-VIT_H holds the weights of a ViT-H; without it the run starts from scratch. The paper writes ViViT-H/16x2, but ViT-H's
-own family of checkpoints has patches of 14 x 14: for those take the row 14x2.
-Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold it, docs/tpu.md how. The mesh must divide the
-batch of 64.
+Initialised from a ViT-H trained on JFT. The paper writes ViViT-H/16x2, but the published ViT-H checkpoints have patches
+of 14 x 14 pixels: use the row 14x2 for them.
+Hardware: a Cloud TPU slice of `SLICES` (docs/tpu.md); the paper used TPU v3.
 Published: 85.8 / 96.5 top-1 / top-5 with 4 x 3 views (Table 6).
 """
 

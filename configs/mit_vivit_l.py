@@ -3,12 +3,11 @@
     python -m vivit_jax.main --config=configs/mit_vivit_l.py --workdir=gs://BUCKET/mit_vivit_l \\
         --config.init_from.path=VIT_L_16
 
-VIT_L_16 holds the weights of a ViT-L/16 trained on ImageNet-21k; without it the run starts from scratch.
-Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold it, docs/tpu.md how. The mesh must divide the
-batch of 64.
-Published: a row of Table 6, whose figure is not recorded here. Open, and chosen here: Model 1, since the paper takes
-Model 2 for small data sets; the views, 4 x 3 as for Kinetics; greyscale with probability 0.1, which goes with colour
-jitter in the published Kinetics configurations.
+Initialised from a ViT-L/16 trained on ImageNet-21k.
+Hardware: a Cloud TPU slice of `SLICES` (docs/tpu.md); the paper used TPU v3.
+Published: a row of Table 6, whose value is not recorded here. The paper leaves open, and this config chooses: Model 1
+(the paper uses Model 2 for small data sets), 4 x 3 views as for Kinetics, and greyscale with probability 0.1, as in the
+released Kinetics configurations.
 """
 
 from vivit_jax.config import recipes

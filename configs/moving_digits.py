@@ -1,4 +1,4 @@
-"""A small Model 2 on the embedded data set, 8 motions (verb) of handwritten digits (noun); what the quickstart runs.
+"""A small Model 2 on the embedded data set: 8 motions (verb) of handwritten digits (noun). The quickstart's config.
 
     python -m vivit_jax.main --config=configs/moving_digits.py --workdir=runs/moving_digits
 

@@ -3,14 +3,12 @@
     python -m vivit_jax.main --config=configs/ssv2_vivit_l_fe.py --workdir=gs://BUCKET/ssv2_vivit_l_fe \\
         --config.init_from.path=gs://BUCKET/k400_vivit_l_fe --config.init_from.temporal_encoder=random
 
-The paper's tables leave open what this one starts from; the command takes a run on Kinetics-400, as for
-EPIC-Kitchens. Its 24 temporal layers do not fit the 4 here, so that encoder starts at random. Without a path the run
-starts from scratch.
-Labels such as "pushing something from left to right" name directions, which a flip turns into another label. The
-published recipe flips all the same, and so does this; --config.input.flip_probability=0.0 turns it off.
-Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold it, docs/tpu.md how. The mesh must divide the
-batch of 64.
-Published: a row of Table 6, whose figure is not recorded here; 4 x 3 views.
+The paper leaves the initialisation open; here it is a run on Kinetics-400, as for EPIC-Kitchens. That run has 24
+temporal layers, this model 4, so the temporal encoder is initialised at random.
+A flip changes labels such as "pushing something from left to right". The published recipe flips nevertheless, and so
+does this config; --config.input.flip_probability=0.0 turns it off, --config.input.flip_labels=swap swaps the labels.
+Hardware: a Cloud TPU slice of `SLICES` (docs/tpu.md); the paper used TPU v3.
+Published: a row of Table 6, whose value is not recorded here; 4 x 3 views.
 """
 
 from vivit_jax.config import recipes

@@ -1,11 +1,11 @@
-"""The study: the questions of Tables 1 to 4 and of Figures 8 and 9, asked of the embedded data set.
+"""The study: the experiments of Tables 1 to 4 and of Figures 8 and 9 on the embedded data set.
 
     python benchmarks/study.py --workdir=runs/study --seeds=0,1,2
     python -m vivit_jax.sweep --config=configs/study.py --workdir=runs/study --rows='model[12]$'
     python -m vivit_jax.main --config=configs/study.py --workdir=runs/study_model1
 
-The first runs all rows and writes docs/study.md, the second some of the rows, the third Model 1 alone. All models are
-small, of one width (96) and one depth (3 layers; Model 2: 3 + 2), and see the same videos eight times.
+`benchmarks/study.py` runs all rows and writes docs/study.md; `--rows` selects some. All models have width 96 and 3
+layers (Model 2: 3 + 2), and train for eight epochs on the same videos.
 Hardware: two CPU cores, about two hours for all rows with three seeds (estimated: 81 runs of 75 to 90 s).
 Expected on the held-out videos: docs/study.md.
 """

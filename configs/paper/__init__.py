@@ -1,1 +1,1 @@
-"""Configs of the paper's tables and figures; each file has a row for each of theirs (`sweep`)."""
+"""Configs of the paper's tables and figures, one file each, with their rows."""

@@ -4,11 +4,10 @@
         --config.init_from.path=VIT_S_16
     python -m vivit_jax.cost --only=figure7
 
-VIT_S_16 holds the weights of the image model of the same size; without it the run starts from scratch.
-Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold every row, docs/tpu_paper.md how. The cores of
-another slice must divide the batch of 64.
-Published: a figure, whose points are not recorded here; those of B and L are also in Tables 2 and 5. The rows are all
-backbones of section 4.1, whether the figure shows them or not. The last command counts the cost.
+Initialised from the image model of the same size.
+Hardware: a Cloud TPU slice of `SLICES` (docs/tpu_paper.md); the paper used TPU v3.
+Published: a figure, whose values are not recorded here; those of B and L are in Tables 2 and 5. The rows are all
+backbones of section 4.1. `vivit_jax.cost` prints the cost.
 """
 
 from vivit_jax.config import recipes

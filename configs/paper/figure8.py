@@ -4,12 +4,11 @@
         --config.init_from.path=VIT_B_16
     python -m vivit_jax.cost --only=figure8
 
-VIT_B_16 holds the weights of a ViT-B/16 trained on ImageNet-21k; without it the run starts from scratch.
-Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold every row, docs/tpu_paper.md how. The cores of
-another slice must divide the batch of 64.
-Published: a figure, whose points are not recorded here; tubelets of 2 frames are Table 2's rows. Open, and chosen
-here: the lengths, 2 to 16 frames (16, 8, 4 and 2 temporal tokens), and the backbone, Table 2's. The last command
-counts the cost.
+Initialised from a ViT-B/16 trained on ImageNet-21k.
+Hardware: a Cloud TPU slice of `SLICES` (docs/tpu_paper.md); the paper used TPU v3.
+Published: a figure, whose values are not recorded here; tubelets of 2 frames are Table 2's rows. The paper leaves open,
+and this config chooses: the lengths, 2 to 16 frames (16, 8, 4 and 2 temporal tokens), and the backbone, Table 2's.
+`vivit_jax.cost` prints the cost.
 """
 
 from vivit_jax.config import recipes

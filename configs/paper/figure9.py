@@ -1,4 +1,4 @@
-"""Figure 9, frames in at a constant number of tokens: the tubelet grows with the clip (Kinetics-400).
+"""Figure 9, longer clips at a constant number of tokens: the tubelet grows with the clip (Kinetics-400).
 
     python -m vivit_jax.main --config=configs/paper/figure9.py:frames64 --workdir=gs://BUCKET/figure9_frames64 \\
         --config.init_from.path=VIT_L_16
@@ -6,14 +6,12 @@
         --mode=eval --config.evaluation.temporal_views=3
     python -m vivit_jax.cost --only=figure9
 
-The first command trains, the second gives a point of the curve, for each number of temporal views, the third counts
-the tokens. VIT_L_16 holds the weights of a ViT-L/16 trained on ImageNet-21k; without it the run starts from scratch.
-Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold every row, docs/tpu_paper.md how. The cores of
-another slice must divide the batch of 64.
-Published: a figure, whose points are not recorded here: a Kinetics video has 250 frames, and accuracy saturates once
-the views together see them all. At stride 2 that takes 4 views of 32 frames, 2 of 64 or 1 of 128, which are the rows'
-own.
-Open, and chosen here: the lengths, and the model, ViViT-L, Model 2, with 4 temporal layers.
+Evaluations with different numbers of temporal views give the points of a curve; `vivit_jax.cost` prints the number of
+tokens. Initialised from a ViT-L/16 trained on ImageNet-21k.
+Hardware: a Cloud TPU slice of `SLICES` (docs/tpu_paper.md); the paper used TPU v3.
+Published: a figure, whose values are not recorded here: accuracy saturates once the views cover all 250 frames of a
+Kinetics video. At stride 2 that takes 4 views of 32 frames, 2 of 64 or 1 of 128, the defaults of the rows. The paper
+leaves open, and this config chooses: the lengths, and the model, ViViT-L, Model 2, with 4 temporal layers.
 """
 
 from vivit_jax.config import recipes

@@ -1,15 +1,13 @@
-"""Table 1, input encoding: uniform frame sampling against three starts of the tubelet embedding (Model 1, ViViT-B).
+"""Table 1, input encoding: uniform frame sampling, and three initialisations of tubelet embedding (Model 1, ViViT-B).
 
     python -m vivit_jax.main --config=configs/paper/table1.py:central_frame --workdir=gs://BUCKET/table1_central \\
         --config.init_from.path=VIT_B_16
 
-VIT_B_16 holds the weights of a ViT-B/16 trained on ImageNet-21k, for every row: the rows differ in how the patch
-embedding of the image model becomes that of the video model. Without a path all tubelet rows are one and the same,
-from scratch.
-Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold every row, docs/tpu_paper.md how. The cores of
-another slice must divide the batch of 64.
-Published: Kinetics-400 top-1, 78.5 / 73.2 / 77.6 / 79.2 in the order of the rows. Open, and chosen here: frame
-sampling takes one frame in two, which makes as many tokens as the tubelets do; 4 x 3 views.
+Initialised from a ViT-B/16 trained on ImageNet-21k: the rows differ in how the patch embedding of the image model
+becomes that of the video model. From scratch all tubelet rows are the same.
+Hardware: a Cloud TPU slice of `SLICES` (docs/tpu_paper.md); the paper used TPU v3.
+Published: Kinetics-400 top-1, 78.5 / 73.2 / 77.6 / 79.2 in the order of the rows. The paper leaves open,
+and this config chooses: frame sampling takes every second frame, for as many tokens as with tubelets; 4 x 3 views.
 """
 
 from vivit_jax.config import recipes

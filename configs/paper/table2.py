@@ -6,14 +6,13 @@
         --config.init_from.path=gs://BUCKET/table2_model3
     python -m vivit_jax.cost --only=table2
 
-VIT_B_16 holds the weights of a ViT-B/16 trained on ImageNet-21k. The EPIC rows start from the Kinetics run of the
-same model (Table 4, second row); without a path a run starts from scratch.
-Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold every row, docs/tpu_paper.md how. The cores of
-another slice must divide the batch of 64.
+Initialised from a ViT-B/16 trained on ImageNet-21k; the EPIC rows from the Kinetics run of the same model (Table 4,
+second row).
+Hardware: a Cloud TPU slice of `SLICES` (docs/tpu_paper.md); the paper used TPU v3.
 Published: top-1 on Kinetics-400 and action top-1 on EPIC-Kitchens, with the parameters and multiply-adds beside each
-row. The 100.7 M parameters of Model 2 are not reproduced: four full temporal layers make 115.1 M, which is what the
-released configuration builds. The last command counts both columns. The EPIC rows take the whole of the appendix's
-recipe: Model 2's figure is the last of Table 4.
+row. The 100.7 M parameters of Model 2 are not reproduced: with four temporal layers it has 115.1 M, as the released
+configuration. `vivit_jax.cost` prints both columns. The EPIC rows use the full recipe of the appendix: Model 2's value
+is the last of Table 4.
 """
 
 from vivit_jax.config import recipes

@@ -3,11 +3,9 @@
     python -m vivit_jax.main --config=configs/paper/table3.py:layers8 --workdir=gs://BUCKET/table3_layers8 \\
         --config.init_from.path=VIT_B_16
 
-VIT_B_16 holds the weights of a ViT-B/16 trained on ImageNet-21k; the temporal encoder starts at random. Without a
-path all starts from scratch.
-Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold every row, docs/tpu_paper.md how. The cores of
-another slice must divide the batch of 64.
-Published: top-1 75.8, 78.6, 78.8, 78.8, 78.9. No temporal layer is the average-pool baseline of Table 2.
+Initialised from a ViT-B/16 trained on ImageNet-21k; the temporal encoder is initialised at random.
+Hardware: a Cloud TPU slice of `SLICES` (docs/tpu_paper.md); the paper used TPU v3.
+Published: top-1 75.8, 78.6, 78.8, 78.8, 78.9. Without temporal layers it is the average-pool baseline of Table 2.
 """
 
 from vivit_jax.config import recipes

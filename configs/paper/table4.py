@@ -5,16 +5,13 @@
     python -m vivit_jax.main --config=configs/paper/table4.py:mixup --workdir=gs://BUCKET/table4_mixup \\
         --config.init_from.path=gs://BUCKET/table2_model2
 
-VIT_B_16 holds the weights of a ViT-B/16 trained on ImageNet-21k, for the first row; the others start from a run of
-Model 2 on Kinetics-400 (configs/paper/table2.py:model2). Without a path a row starts from scratch, and the first two
-are the same.
-Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold every row, docs/tpu_paper.md how. The cores of
-another slice must divide the batch of 64.
+The first row is initialised from a ViT-B/16 trained on ImageNet-21k, the others from a run of Model 2 on Kinetics-400
+(configs/paper/table2.py:model2). From scratch the first two are the same.
+Hardware: a Cloud TPU slice of `SLICES` (docs/tpu_paper.md); the paper used TPU v3.
 Published: action top-1 38.4, 39.6, 40.2, 41.1, 43.1, 43.7 with 4 x 1 views; the last is Model 2 of Table 2. The
-strengths are those of the appendix. The table begins with colour jitter and takes nothing away, while the appendix
-has none for EPIC-Kitchens. These rows follow the table, with Kinetics' probabilities; the appendix's recipe is
-configs/paper/table2.py:model2_epic100, or this with --config.augment.colour_jitter_probability=0
---config.augment.grayscale_probability=0.
+strengths are those of the appendix. The table adds to colour jitter row by row, but the appendix has no colour jitter
+for EPIC-Kitchens. These rows follow the table, with the probabilities of Kinetics; the appendix's recipe is
+configs/paper/table2.py:model2_epic100.
 """
 
 from vivit_jax.config import recipes

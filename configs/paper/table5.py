@@ -4,11 +4,10 @@
         --config.init_from.path=VIT_L_16
     python -m vivit_jax.cost --only=table5
 
-VIT_L_16 holds the weights of a ViT-L/16 trained on ImageNet-21k; without it the run starts from scratch.
-Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold every row, docs/tpu_paper.md how. The cores of
-another slice must divide the batch of 64.
-Published: top-1, multiply-adds and milliseconds on TPU v3 beside each row. Open, and chosen here: how frames are
-resized for the larger crops, in proportion (short sides 256, 329, 366). The last command counts the multiply-adds.
+Initialised from a ViT-L/16 trained on ImageNet-21k.
+Hardware: a Cloud TPU slice of `SLICES` (docs/tpu_paper.md); the paper used TPU v3.
+Published: top-1, multiply-adds and milliseconds on TPU v3 beside each row. The paper does not say how frames are
+resized for larger crops: here in proportion (short sides 256, 329, 366). `vivit_jax.cost` prints the multiply-adds.
 """
 
 from vivit_jax.config import recipes

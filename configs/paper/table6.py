@@ -1,19 +1,17 @@
-"""Table 6, against the state of the art: our rows on the five data sets.
+"""Table 6, comparison with the state of the art: the rows of ViViT on the five data sets.
 
     python -m vivit_jax.main --config=configs/paper/table6.py:k400_l --workdir=gs://BUCKET/table6_k400_l \\
         --config.init_from.path=VIT_L_16
     python -m vivit_jax.main --config=configs/paper/table6.py:epic100_l_fe --workdir=gs://BUCKET/table6_epic100 \\
         --config.init_from.path=gs://BUCKET/k400_vivit_l_fe --config.init_from.temporal_encoder=random
 
-What a row starts from is part of it: a ViT-L/16 trained on ImageNet-21k, or where the row says so a ViT-L or ViT-H
-trained on JFT; for EPIC-Kitchens a run of Model 2 on Kinetics-400. Without a path it starts from scratch, and a JFT
-row is the row without.
-The recipes one by one, with what is open in each: configs/k400_vivit_l.py, k400_vivit_h.py, k600_vivit_l.py,
-k600_vivit_h.py, mit_vivit_l.py, epic100_vivit_l_fe.py, ssv2_vivit_l_fe.py.
-Hardware: Cloud TPU v3 as in the paper; `SLICES` names slices that hold every row, docs/tpu_paper.md how. The cores of
-another slice must divide the batch of 64.
+Initialised from a ViT-L/16 trained on ImageNet-21k, or from a ViT-L or ViT-H trained on JFT where the row says so; for
+EPIC-Kitchens from a run of Model 2 on Kinetics-400. From scratch, the rows with and without JFT are the same. Each
+recipe also has a file of its own: configs/k400_vivit_l.py, k400_vivit_h.py, k600_vivit_l.py, k600_vivit_h.py,
+mit_vivit_l.py, epic100_vivit_l_fe.py, ssv2_vivit_l_fe.py.
+Hardware: a Cloud TPU slice of `SLICES` (docs/tpu_paper.md); the paper used TPU v3.
 Published: top-1 / top-5 with 4 x 3 views beside each row. For Moments in Time, EPIC-Kitchens (4 x 1 views) and
-Something-Something the table's figures are not recorded here; the released EPIC model reaches 43.6 action top-1.
+Something-Something the values are not recorded here; the released EPIC model reaches 43.6 action top-1.
 """
 
 from vivit_jax.config import recipes

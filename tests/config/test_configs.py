@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -238,28 +239,32 @@ def test_docstring_says_how_on_what_and_how_well(file):
 
 
 def overview():
-    """What docs/configs.md must hold: a section a file, its docstring and its rows as a table."""
+    """Returns the section "All configs" of docs/configs.md: each file's docstring, and its rows as a table."""
     sections = []
     for file in FILES:
         doc = ast.get_docstring(ast.parse((REPOSITORY / file).read_text()))
+        # Commands are in the files; the hardware of most is described once.
+        doc = "\n".join(line for line in doc.splitlines() if not line.startswith("    "))
+        doc = re.sub(r"\nHardware: a Cloud TPU slice of `SLICES`[^;]*; the paper used TPU v3\.\s", "\n", doc)
+        doc = re.sub(r"\n{3,}", "\n\n", doc)
         for label in ("Hardware: ", "Published: "):
             doc = doc.replace(f"\n{label}", f"\n\n{label}")
         lines = [f"### `{file}`", "", doc]
         if rows(file):
-            lines += ["", "| `--config=` | |", "|---|---|"]
-            lines += [f"| `{file}:{row}` | {text} |" for row, text in rows(file).items()]
+            lines += ["", "| row | |", "|---|---|"]
+            lines += [f"| `:{row}` | {text} |" for row, text in rows(file).items()]
         sections.append("\n".join(lines))
     return "\n\n".join(sections) + "\n"
 
 
 def write_docs():
-    """Writes the overview at the end of docs/configs.md anew."""
-    head = DOCS_FILE.read_text().partition("\n## ")[0]
+    """Updates the section "All configs" of docs/configs.md."""
+    head = DOCS_FILE.read_text().partition("\n## All configs\n")[0]
     DOCS_FILE.write_text(f"{head}\n## All configs\n\n{overview()}")
 
 
 def test_docs_list_every_config():
-    assert DOCS_FILE.read_text().endswith(f"## All configs\n\n{overview()}"), f"to write it anew: {WRITE_DOCS}"
+    assert DOCS_FILE.read_text().endswith(f"## All configs\n\n{overview()}"), f"to update it: {WRITE_DOCS}"
 
 
 def parse(*arguments):
