@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run on a TPU slice (or several) of a GKE cluster: the manifest of a JobSet, and its submission. docs/launch.md.
+# Runs vivit_jax.main on one or several TPU slices of a GKE cluster, as a JobSet. See docs/launch.md.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/shell.sh
@@ -7,29 +7,29 @@ source "$root/launch/shell.sh"
 
 usage() {
   cat <<'TEXT'
-usage: launch/gke.sh COMMAND --name=NAME [OPTIONS] [-- ARGUMENTS OF vivit_jax.main]
+usage: launch/gke.sh COMMAND --name=NAME [OPTIONS] [-- arguments of vivit_jax.main]
 
 Commands
-  image     build the container (launch/Dockerfile) and push it: --image=REGION-docker.pkg.dev/PROJECT/REPOSITORY/vivit_jax
+  image     build and push the container (launch/Dockerfile): --image=REGION-docker.pkg.dev/PROJECT/REPOSITORY/vivit_jax
   manifest  print the JobSet
-  submit    give the JobSet to the cluster that kubectl talks to
-  xpk       print the same as a command of xpk, which also makes clusters: --cluster=NAME
-  logs      follow the first worker
-  delete    remove the JobSet
+  submit    apply the JobSet to the current cluster of kubectl
+  xpk       print an equivalent xpk command: --cluster=NAME
+  logs      follow the log of the first worker
+  delete    delete the JobSet
 
 Options
-  --name=NAME        of the JobSet
+  --name=NAME        name of the JobSet
   --type=TYPE        v4-16, v5e-16, v5p-16, v6e-16, ...
-  --image=IMAGE      the container
-  --slices=N         default 1. Each is a slice of that type; a run over several crosses the data-centre network
-  --spot             on Spot nodes: a preempted slice restarts the JobSet, and the run resumes
-  --restarts=N       how often the JobSet is restarted, default 20
-  --account=NAME     Kubernetes service account that may use the bucket, default `default`
-  --cluster=CLUSTER  for xpk
-  --dry-run          print the commands, run nothing
-  --help             this
+  --image=IMAGE      container image
+  --slices=N         number of slices of that type, default 1; several are connected by the data-centre network
+  --spot             use Spot nodes: after a preemption the JobSet restarts and the run resumes
+  --restarts=N       maximum restarts of the JobSet, default 20
+  --account=NAME     Kubernetes service account with access to the bucket, default `default`
+  --cluster=CLUSTER  cluster, for xpk
+  --dry-run          print the commands without running them
+  --help             show this help
 
-The cluster needs JobSet (kubernetes-sigs/jobset) and a node pool of that type for each slice.
+The cluster needs JobSet (kubernetes-sigs/jobset) and a node pool of the type for each slice.
 TEXT
 }
 
@@ -39,70 +39,46 @@ job=()
 parse() {
   while [ $# -gt 0 ]; do
     case "$1" in
-      --name=*) name=${1#*=} ;;
-      --type=*) type=${1#*=} ;;
-      --image=*) image=${1#*=} ;;
-      --slices=*) slices=${1#*=} ;;
+      --name=* | --type=* | --image=* | --slices=* | --restarts=* | --account=* | --cluster=*) set_option "$1" ;;
       --spot) spot=1 ;;
-      --restarts=*) restarts=${1#*=} ;;
-      --account=*) account=${1#*=} ;;
-      --cluster=*) cluster=${1#*=} ;;
       --dry-run) dry_run=1 ;;
       -h | --help) usage; exit 0 ;;
       --) shift; job=("$@"); return 0 ;;
-      *) refuse "unknown argument $1 (arguments of vivit_jax.main stand after --)" ;;
+      *) refuse "unknown argument $1 (arguments of vivit_jax.main go after --)" ;;
     esac
     shift
   done
 }
 
 check() {
-  local number word
-  case "$action" in
-    image) ;;
-    *)
-      # 40: the names of pods add to it, and may have 63.
-      [[ "$name" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
-        refuse "--name='$name' must be 1 to 40 lower-case letters, digits and hyphens, a letter first"
-      ;;
-  esac
-  case "$action" in
-    image | manifest | submit | xpk)
-      [[ "$image" =~ ^[a-z0-9][a-z0-9./:_@-]*$ ]] || refuse "--image='$image' must be a container image, such as europe-west4-docker.pkg.dev/PROJECT/REPOSITORY/vivit_jax:1"
-      ;;
-  esac
-  case "$action" in
-    manifest | submit | xpk)
-      for number in "slices=$slices" "restarts=$restarts"; do
-        [[ "${number#*=}" =~ ^[0-9]+$ ]] || refuse "--$number must be a whole number"
-      done
-      [ "$slices" -ge 1 ] || refuse "--slices=$slices must be at least 1"
-      [ ${#job[@]} -gt 0 ] || refuse "$action needs arguments of vivit_jax.main after --: ... -- --config=configs/k400_vivit_l.py --workdir=gs://BUCKET/RUN"
-      for word in "${job[@]}"; do
-        case "$word" in
-          --workdir=gs://*) ;;
-          --workdir=*) refuse "$word would be gone with the container: give --workdir=gs://BUCKET/RUN" ;;
-        esac
-      done
-      shape
-      [ "$slices" = 1 ] || [ "$nodes" -gt 1 ] || refuse "--slices=$slices of $type: several slices must be of several hosts each"
-      ;;
-  esac
-  case "$action" in xpk) [ -n "$cluster" ] || refuse "xpk needs --cluster=NAME" ;; esac
+  # Pod names append to the name and are limited to 63 characters.
+  [ "$action" = image ] || [[ "$name" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
+    refuse "--name='$name' must be 1 to 40 lower-case letters, digits and hyphens, starting with a letter"
+  case "$action" in logs | delete) return ;; esac
+  [[ "$image" =~ ^[a-z0-9][a-z0-9./:_@-]*$ ]] ||
+    refuse "--image='$image' must be a container image, such as europe-west4-docker.pkg.dev/PROJECT/REPOSITORY/vivit_jax:1"
+  [ "$action" != image ] || return 0
+  check_numbers "slices=$slices" "restarts=$restarts"
+  [ "$slices" -ge 1 ] || refuse "--slices=$slices must be at least 1"
+  [ ${#job[@]} -gt 0 ] || refuse "$action needs arguments of vivit_jax.main after --: ... -- --config=configs/k400_vivit_l.py --workdir=gs://BUCKET/RUN"
+  check_workdir "is lost with the container" "${job[@]}"
+  set_topology
+  [ "$slices" = 1 ] || [ "$nodes" -gt 1 ] || refuse "--slices=$slices of $type: several slices need several hosts each"
+  [ "$action" != xpk ] || [ -n "$cluster" ] || refuse "xpk needs --cluster=NAME"
 }
 
-# The slice as GKE names it: node label, topology, nodes, chips of a node
+# Sets GKE's node label and topology, the number of nodes, and the chips of a node
 # (cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus).
-shape() {
+set_topology() {
   local generation=${type%-*} size=${type##*-}
-  [[ "$type" =~ ^[a-z0-9]+-[0-9]+$ ]] || refuse "--type='$type' must be such as v5e-16"
+  [[ "$type" =~ ^[a-z0-9]+-[0-9]+$ ]] || refuse "--type='$type' must have the form v5e-16"
   xpk_type=$type
   case "$generation" in
     v5e | v5litepod) accelerator=tpu-v5-lite-podslice xpk_type=v5litepod-$size ;;
     v6e) accelerator=tpu-v6e-slice ;;
     v4) accelerator=tpu-v4-podslice ;;
     v5p) accelerator=tpu-v5p-slice ;;
-    *) refuse "--type=$type: GKE has v4, v5e, v5p and v6e here; v2 and v3 by launch/tpu_vm.sh" ;;
+    *) refuse "--type=$type: GKE offers v4, v5e, v5p and v6e; use launch/tpu_vm.sh for v2 and v3" ;;
   esac
   case "$generation" in
     v5e | v5litepod | v6e)
@@ -122,13 +98,13 @@ shape() {
       esac
       ;;
   esac
-  # Hosts have 4 chips; up to 8 of v5e and v6e are one host.
+  # A host has 4 chips; slices of up to 8 chips of v5e and v6e are one host.
   chips_of_node=4
   case "$generation" in v5e | v5litepod | v6e) [ "$chips" -gt 8 ] || chips_of_node=$chips ;; esac
   nodes=$((chips / chips_of_node))
 }
 
-# A word as YAML takes it in any case: double-quoted.
+# A word as a double-quoted YAML string.
 yaml() { printf '"%s"' "$(printf '%s' "$1" | sed 's/\\/\\\\/g; s/"/\\"/g')"; }
 
 manifest() {
@@ -146,10 +122,10 @@ kind: JobSet
 metadata:
   name: $name
   annotations:
-    # A slice for each job of the set.
+    # One slice for each job of the set.
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:
-  # All pods start again together, as one that fails or is preempted ends the others; the run resumes from its workdir.
+  # A failed or preempted pod ends the others, so all restart together; the run resumes from its workdir.
   failurePolicy: {maxRestarts: $restarts}
   replicatedJobs:
     - name: slice
@@ -165,7 +141,7 @@ spec:
               hostNetwork: true
               dnsPolicy: ClusterFirstWithHostNet
               serviceAccountName: $account
-              # Time to save the step after SIGTERM.
+              # Time to save a checkpoint after SIGTERM.
               terminationGracePeriodSeconds: 60
               nodeSelector:
                 cloud.google.com/gke-tpu-accelerator: $accelerator
@@ -173,7 +149,7 @@ spec:
               containers:
                 - name: vivit-jax
                   image: $image
-                  # exec: the run itself gets SIGTERM. GKE tells jax who is who.
+                  # No shell in between: the program itself gets SIGTERM. jax reads its process number from GKE's variables.
                   command: ["python", "-m", "vivit_jax.main"]
                   args:
 YAML
@@ -198,7 +174,7 @@ submit() {
     return 0
   fi
   manifest | kubectl apply --filename=- ||
-    die "kubectl refused it, see above. 'no matches for kind JobSet': install JobSet; a forbidden one: ask for the role Kubernetes Engine Developer (roles/container.developer)"
+    die "kubectl failed, see above. 'no matches for kind JobSet': install JobSet. 'forbidden': you need the role Kubernetes Engine Developer (roles/container.developer)"
 }
 
 xpk() {

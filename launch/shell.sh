@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sourced by the launch scripts: messages, shell quoting, and commands that --dry-run prints instead of running.
+# Sourced by the launch scripts: messages, checks of flags, shell quoting, and --dry-run.
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -8,11 +8,38 @@ die() {
   exit 1
 }
 
-# Wrong usage: exit code 2, as of main.
+# Wrong usage: exit code 2, as in vivit_jax.main.
 refuse() {
   say "error: $*"
-  say "--help shows what is taken."
+  say "--help lists the options."
   exit 2
+}
+
+# set_option --NAME=VALUE: sets the variable NAME, with _ for -.
+set_option() {
+  local option=${1%%=*}
+  option=${option#--}
+  printf -v "${option//-/_}" '%s' "${1#*=}"
+}
+
+# check_numbers FLAG=VALUE...: every value must be a whole number.
+check_numbers() {
+  local pair
+  for pair in "$@"; do
+    [[ "${pair#*=}" =~ ^[0-9]+$ ]] || refuse "--$pair must be a whole number"
+  done
+}
+
+# check_workdir PROBLEM ARGUMENT...: a --workdir among the arguments must be on gs://.
+check_workdir() {
+  local problem=$1 word
+  shift
+  for word in "$@"; do
+    case "$word" in
+      --workdir=gs://*) ;;
+      --workdir=*) refuse "$word $problem: give --workdir=gs://BUCKET/RUN" ;;
+    esac
+  done
 }
 
 # The arguments as one line that a shell reads back as the same arguments.
@@ -27,14 +54,10 @@ quoted() {
   printf '%s\n' "$line"
 }
 
-# A command that changes something: run, or with --dry-run printed.
+# Runs a command; with --dry-run prints it instead.
 perform() {
-  if [ "${dry_run:-0}" = 1 ]; then
-    quoted "$@"
-  else
-    "$@"
-  fi
+  if [ "${dry_run:-0}" = 1 ]; then quoted "$@"; else "$@"; fi
 }
 
-# VIVIT_JAX_SLEEP stands in for sleep where time should not pass, as in the tests.
+# Tests replace `sleep` through VIVIT_JAX_SLEEP.
 pause() { "${VIVIT_JAX_SLEEP:-sleep}" "$1"; }

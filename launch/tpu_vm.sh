@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Cloud TPU VM from creation to the fetched checkpoint, by gcloud. docs/launch.md shows its use.
+# Runs vivit_jax.main on a Cloud TPU VM slice, from creation to the copied checkpoint, with gcloud. See docs/launch.md.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/shell.sh
@@ -11,39 +11,39 @@ source "$root/launch/tpu/steps.sh"
 
 usage() {
   cat <<'TEXT'
-usage: launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE [OPTIONS] [-- WHAT TO RUN]
+usage: launch/tpu_vm.sh COMMAND --name=NAME --zone=ZONE [OPTIONS] [-- command to run]
 
 Commands
   up       create, push, setup, run
-  watch    up, and then again whatever is missing: a preempted TPU is made anew, and the run resumes. Until it has ended
-  create   ask for the TPU and wait until it is ready
+  watch    like up, then restart until the run has succeeded: recreates a preempted TPU, and the run resumes
+  create   request the TPU and wait until it is ready
   push     copy the code to every worker
-  setup    Python 3.12 and the package on every worker; again after setup.py has changed
-  run      start what stands after -- on every worker, detached (arguments that begin with -- go to vivit_jax.main)
-  stop     ask the run to save its step and end
+  setup    install Python 3.12 and the package on every worker; repeat it after setup.py has changed
+  run      start the command after -- on every worker, detached (arguments that begin with -- go to vivit_jax.main)
+  stop     stop the run after it has saved a checkpoint
   tail     follow the run's output on one worker
-  status   the TPU and the run, in a word each
+  status   print the state of the TPU and of the run
   fetch    copy the run's folder from its bucket: --workdir=gs://... --to=FOLDER
-  delete   give the TPU back
+  delete   delete the TPU
 
 Options
-  --name=NAME          of the TPU and of the request for it
+  --name=NAME          name of the TPU and of its request
   --zone=ZONE          such as us-central2-b
-  --project=PROJECT    default: gcloud's
+  --project=PROJECT    default: gcloud's project
   --type=TYPE          v2-8, v3-32, v4-64, v5e-16 (gcloud's v5litepod-16), v5p-8, v6e-8, ...; with create, up, watch
-  --spot | --reserved  cheaper, but may be taken away at any time | from your reservation. Default: on demand
-  --no-queue           create the VM at once or fail, instead of queueing; give it to every command of this TPU
-  --runtime=VERSION    default: by the type
-  --extras=EXTRAS      of the package, default [all,tpu]
-  --worker=N           whose output `tail` follows, default 0; --lines=N of what there is already, default 100
-  --poll=SECONDS       between two looks, default 60
+  --spot | --reserved  cheaper, but can be preempted | from your reservation. Default: on demand
+  --no-queue           create the VM directly instead of queueing; give it to every command of this TPU
+  --runtime=VERSION    runtime version, default by the type
+  --extras=EXTRAS      extras of the package, default [all,tpu]
+  --worker=N           worker that `tail` follows, default 0; --lines=N earlier lines, default 100
+  --poll=SECONDS       interval between checks, default 60
   --patience=SECONDS   longest wait for capacity, default 86400
-  --restarts=N         how often `watch` starts a failed command again, default 3; preemptions do not count
+  --restarts=N         how often `watch` restarts a failed command, default 3; preemptions do not count
   --track=alpha|beta   use `gcloud alpha` or `gcloud beta`
-  --create-option=X    one more argument for gcloud's create, as --create-option=--network=NAME; several allowed
-  --ssh-option=X       one more argument for gcloud's ssh and scp, as --ssh-option=--internal-ip; several allowed
-  --dry-run            print the commands, run nothing
-  --help               this
+  --create-option=X    extra argument of gcloud's create, as --create-option=--network=NAME; may be repeated
+  --ssh-option=X       extra argument of gcloud's ssh and scp, as --ssh-option=--internal-ip; may be repeated
+  --dry-run            print the commands without running them
+  --help               show this help
 TEXT
 }
 
@@ -54,63 +54,47 @@ create_options=() ssh_options=() job=()
 parse() {
   while [ $# -gt 0 ]; do
     case "$1" in
-      --name=*) name=${1#*=} ;;
-      --zone=*) zone=${1#*=} ;;
-      --project=*) project=${1#*=} ;;
-      --type=*) type=${1#*=} ;;
-      --spot) set_market spot ;;
-      --reserved) set_market reserved ;;
+      --name=* | --zone=* | --project=* | --type=* | --runtime=* | --extras=* | --workdir=* | --to=*) set_option "$1" ;;
+      --worker=* | --lines=* | --poll=* | --patience=* | --restarts=* | --track=*) set_option "$1" ;;
+      --spot | --reserved)
+        [ -z "$market" ] || [ "--$market" = "$1" ] || refuse "--spot and --reserved exclude each other"
+        market=${1#--}
+        ;;
       --no-queue) queue=0 ;;
-      --runtime=*) runtime=${1#*=} ;;
-      --extras=*) extras=${1#*=} ;;
-      --worker=*) worker=${1#*=} ;;
-      --lines=*) lines=${1#*=} ;;
-      --poll=*) poll=${1#*=} ;;
-      --patience=*) patience=${1#*=} ;;
-      --restarts=*) restarts=${1#*=} ;;
-      --track=*) track=${1#*=} ;;
       --create-option=*) create_options+=("${1#*=}") ;;
       --ssh-option=*) ssh_options+=("${1#*=}") ;;
-      --workdir=*) workdir=${1#*=} ;;
-      --to=*) to=${1#*=} ;;
       --dry-run) dry_run=1 ;;
       -h | --help) usage; exit 0 ;;
       --) shift; job=("$@"); return 0 ;;
       --name | --zone | --project | --type | --workdir | --to) refuse "write $1=VALUE" ;;
-      *) refuse "unknown argument $1 (what is to run stands after --)" ;;
+      *) refuse "unknown argument $1 (the command to run goes after --)" ;;
     esac
     shift
   done
 }
 
-set_market() {
-  [ -z "$market" ] || [ "$market" = "$1" ] || refuse "--spot and --reserved exclude each other"
-  market=$1
-}
-
 check() {
-  local number
   [[ "$name" =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
-    refuse "--name='$name' must be 1 to 63 lower-case letters, digits and hyphens, a letter first"
-  [[ "$zone" =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || refuse "--zone='$zone' must be a zone such as us-central2-b (a region has no letter at its end)"
-  for number in "worker=$worker" "poll=$poll" "patience=$patience" "restarts=$restarts" "lines=$lines"; do
-    [[ "${number#*=}" =~ ^[0-9]+$ ]] || refuse "--$number must be a whole number"
-  done
+    refuse "--name='$name' must be 1 to 63 lower-case letters, digits and hyphens, starting with a letter"
+  [[ "$zone" =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || refuse "--zone='$zone' must be a zone such as us-central2-b (with a letter at the end, unlike a region)"
+  check_numbers "worker=$worker" "poll=$poll" "patience=$patience" "restarts=$restarts" "lines=$lines"
   case "$track" in ga | alpha | beta) ;; *) refuse "--track=$track must be ga, alpha or beta" ;; esac
   case "$action" in create | up | watch) [ -n "$type" ] || refuse "$action needs --type, such as --type=v5e-16" ;; esac
   case "$action" in
-    run | up | watch) [ ${#job[@]} -gt 0 ] || refuse "$action needs what to run, after --: ... -- --config=configs/k400_vivit_l.py --workdir=gs://BUCKET/RUN" ;;
+    run | up | watch) [ ${#job[@]} -gt 0 ] || refuse "$action needs the command to run after --: ... -- --config=configs/k400_vivit_l.py --workdir=gs://BUCKET/RUN" ;;
     fetch)
       [[ "$workdir" =~ ^gs://[a-z0-9] ]] || refuse "fetch needs --workdir=gs://BUCKET/RUN, not '$workdir'"
       [ -n "$to" ] || to=runs/$(basename "$workdir")
       ;;
   esac
+  gcloud_type=""
   [ -z "$type" ] || check_type
-  gcloud_type=${gcloud_type:-}
-  check_job
+  # Arguments alone are those of vivit_jax.main.
+  case "${job[0]:-}" in --*) job=(python -m vivit_jax.main "${job[@]}") ;; esac
+  check_workdir "is on the disk of each worker and lost with the VM" ${job[@]+"${job[@]}"}
 }
 
-# The type's generation and size; gcloud's name of it; its runtime version (cloud.google.com/tpu/docs/runtimes).
+# Checks --type; sets gcloud's name of the type and the runtime version (cloud.google.com/tpu/docs/runtimes).
 check_type() {
   local generation=${type%-*} size=${type##*-} sizes version
   case "$generation" in
@@ -127,25 +111,10 @@ check_type() {
   if [ -n "$sizes" ]; then
     [[ " $sizes " == *" $size "* ]] || refuse "--type=$type: there is no slice of $size; choose one of $sizes"
   else
-    [ $((size % 8)) = 0 ] && [ "$size" -ge 8 ] || refuse "--type=$type: the number counts cores, 2 a chip and 8 a host, and must be a multiple of 8"
+    [ $((size % 8)) = 0 ] && [ "$size" -ge 8 ] || refuse "--type=$type: the number counts cores (2 per chip, 8 per host) and must be a multiple of 8"
   fi
   gcloud_type=$generation-$size
   runtime=${runtime:-$version}
-}
-
-# What is to run; on a machine that may vanish, or on several, its results must not stay there.
-check_job() {
-  [ ${#job[@]} -gt 0 ] || return 0
-  case "${job[0]}" in
-    --*) job=(python -m vivit_jax.main "${job[@]}") ;;
-  esac
-  local word
-  for word in "${job[@]}"; do
-    case "$word" in
-      --workdir=gs://*) ;;
-      --workdir=*) refuse "$word would stay on the TPU VM, where each worker has a disk of its own, gone with the VM: give --workdir=gs://BUCKET/RUN" ;;
-    esac
-  done
 }
 
 action=${1:---help}
@@ -157,10 +126,9 @@ case "$action" in
 esac
 parse "$@"
 check
-[ "$dry_run" = 1 ] || command -v gcloud >/dev/null || die "there is no gcloud here: https://cloud.google.com/sdk/docs/install"
-settings_done
+[ "$dry_run" = 1 ] || command -v gcloud >/dev/null || die "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
+prepare_gcloud
 case "$action" in
-  up) create; push; setup; start_job ;;
   run) start_job ;;
   stop) stop_job ;;
   tail) tail_log ;;

@@ -1,27 +1,24 @@
 #!/usr/bin/env bash
-# Sourced by launch/tpu_vm.sh: calls of gcloud, and what its errors mean.
-# Uses the settings of tpu_vm.sh: name, zone, project, track, queue, dry_run, poll, ssh_options.
+# Sourced by launch/tpu_vm.sh: gcloud commands, and advice for their errors.
+# Uses the options of tpu_vm.sh: name, zone, project, track, queue, dry_run, poll, ssh_options.
 # shellcheck disable=SC2154
 
-# gcloud's part of the command line; filled by settings_done.
-tpus=()
-where=()
-scratch=""
-errors=""
-
-settings_done() {
+# Sets the parts of gcloud commands, and the file that keeps the last error.
+prepare_gcloud() {
   tpus=(gcloud)
   [ "$track" = ga ] || tpus+=("$track")
   tpus+=(compute tpus)
   where=("--zone=$zone")
   [ -z "$project" ] || where+=("--project=$project")
+  describe_request=("${tpus[@]}" queued-resources describe "$name" "${where[@]}" "--format=value(state.state)")
+  describe_vm=("${tpus[@]}" tpu-vm describe "$name" "${where[@]}" "--format=value(state)")
   scratch=$(mktemp -d)
+  trap 'rm -rf "$scratch"' EXIT
   errors=$scratch/errors
   : >"$errors"
-  trap 'rm -rf "$scratch"' EXIT
 }
 
-# Runs (or prints) a command; its standard error is shown and kept in $errors for `trouble`.
+# Runs (or prints) a command; its standard error is shown, and kept in $errors for `error_kind`.
 attempt() {
   if [ "$dry_run" = 1 ]; then
     quoted "$@"
@@ -30,14 +27,14 @@ attempt() {
   { "$@" 2>&1 1>&3 | tee "$errors" >&2; } 3>&1
 }
 
-# A question about the state of things: standard output only; its error goes to $errors.
-ask() { "$@" 2>"$errors"; }
+# Runs a query; its standard error goes to $errors only.
+query() { "$@" 2>"$errors"; }
 
-# The kind of the last error. Capacity goes before quota: both are RESOURCE_EXHAUSTED.
-trouble() {
+# Prints the kind of the last error. Capacity precedes quota: both are RESOURCE_EXHAUSTED.
+error_kind() {
   local kind pattern
   while IFS='|' read -r kind pattern; do
-    if grep -Eiq -- "$pattern" "${1:-$errors}"; then
+    if grep -Eiq -- "$pattern" "$errors"; then
       printf '%s\n' "$kind"
       return 0
     fi
@@ -55,23 +52,24 @@ TABLE
   echo unknown
 }
 
-# What to do about an error of that kind.
-remedy() {
-  case "$1" in
-    capacity) echo "the zone has no free $type${market:+ ($market)}: wait (a queued request keeps its place), try another zone or a smaller slice" ;;
-    quota) echo "your quota for $type${market:+ ($market)} in $zone is used up or zero; waiting does not help. Delete what you do not need, or ask for more: Console > IAM & Admin > Quotas, service 'Cloud TPU API'. Spot, on-demand and each generation have quotas of their own" ;;
+# Prints what to do about an error of kind $1, by default the last one.
+advice() {
+  case "${1:-$(error_kind)}" in
+    capacity) echo "the zone has no free $type${market:+ ($market)}: wait (a queued request keeps its place), or try another zone or a smaller slice" ;;
+    quota) echo "your quota for $type${market:+ ($market)} in $zone is used up or zero; waiting does not help. Delete unused TPUs, or request more: Console > IAM & Admin > Quotas, service 'Cloud TPU API'. Spot, on-demand and each generation have separate quotas" ;;
     login) echo "gcloud is not logged in: run 'gcloud auth login', and 'gcloud config set project PROJECT' or give --project" ;;
-    disabled) echo "the Cloud TPU API is off in this project: run 'gcloud services enable tpu.googleapis.com'" ;;
-    permission) echo "this account may not do that in project ${project:-of gcloud config}: it needs the roles TPU Admin (roles/tpu.admin) and Service Account User (roles/iam.serviceAccountUser); for the bucket, the VM's service account needs Storage Object Admin" ;;
-    exists) echo "$name exists already in $zone: 'status' shows it, 'delete' removes it" ;;
-    missing) echo "gcloud did not find it: check --name, --zone and --project ('gcloud compute tpus queued-resources list --zone=$zone'); the runtime version $runtime and the type $gcloud_type must be offered in the zone ('gcloud compute tpus accelerator-types list --zone=$zone')" ;;
-    invalid) echo "gcloud refused the request: the zone may not offer $gcloud_type ('gcloud compute tpus accelerator-types list --zone=$zone'), or an option is wrong" ;;
-    transient) echo "Google Cloud did not answer as it should; try again in some minutes" ;;
+    disabled) echo "the Cloud TPU API is disabled in this project: run 'gcloud services enable tpu.googleapis.com'" ;;
+    permission) echo "this account lacks a permission in project ${project:-of gcloud config}: it needs the roles TPU Admin (roles/tpu.admin) and Service Account User (roles/iam.serviceAccountUser); for the bucket, the VM's service account needs Storage Object Admin" ;;
+    exists) echo "$name already exists in $zone: 'status' shows it, 'delete' deletes it" ;;
+    missing) echo "gcloud did not find it: check --name, --zone and --project ('gcloud compute tpus queued-resources list --zone=$zone'); the zone must offer the runtime version $runtime and the type $gcloud_type ('gcloud compute tpus accelerator-types list --zone=$zone')" ;;
+    invalid) echo "gcloud rejected the request: the zone may not offer $gcloud_type ('gcloud compute tpus accelerator-types list --zone=$zone'), or an option is wrong" ;;
+    transient) echo "a temporary error of Google Cloud; try again in some minutes" ;;
     *) echo "gcloud failed, see its message above" ;;
   esac
 }
 
-create_command() {
+# Sets `command` to the request for the TPU.
+set_create_command() {
   if [ "$queue" = 1 ]; then
     command=("${tpus[@]}" queued-resources create "$name" "${where[@]}" "--node-id=$name"
       "--accelerator-type=$gcloud_type" "--runtime-version=$runtime")
@@ -82,20 +80,18 @@ create_command() {
   command+=(${create_options[@]+"${create_options[@]}"})
 }
 
-# The TPU in one word: absent, waiting, ready, preempted, failed, unknown (gcloud did not answer). With a
-# request that failed, $errors holds its reason.
+# Prints the state of the TPU: absent, waiting, ready, preempted, failed (reason in $errors), unknown (no answer).
 tpu_state() {
-  local request="" node
+  local state gone=absent
   if [ "$queue" = 1 ]; then
-    request=$(ask "${tpus[@]}" queued-resources describe "$name" "${where[@]}" "--format=value(state.state)") || {
-      case "$(trouble)" in missing) echo absent ;; *) echo unknown ;; esac
+    if ! state=$(query "${describe_request[@]}"); then
+      if [ "$(error_kind)" = missing ]; then echo absent; else echo unknown; fi
       return 0
-    }
-    case "$request" in
-      ACTIVE) ;;
+    fi
+    case "$state" in
+      ACTIVE) gone=preempted ;; # the request is granted: the VM's own state follows
       FAILED)
-        ask "${tpus[@]}" queued-resources describe "$name" "${where[@]}" "--format=value(state.failedData.error.message)" \
-          >"$errors.reason" || true
+        query "${describe_request[@]/state.state/state.failedData.error.message}" >"$errors.reason" || true
         mv "$errors.reason" "$errors"
         echo failed
         return 0
@@ -105,14 +101,11 @@ tpu_state() {
       *) echo unknown; return 0 ;;
     esac
   fi
-  node=$(ask "${tpus[@]}" tpu-vm describe "$name" "${where[@]}" "--format=value(state)") || {
-    case "$(trouble)" in
-      missing) if [ "$queue" = 1 ]; then echo preempted; else echo absent; fi ;;
-      *) echo unknown ;;
-    esac
+  if ! state=$(query "${describe_vm[@]}"); then
+    if [ "$(error_kind)" = missing ]; then echo "$gone"; else echo unknown; fi
     return 0
-  }
-  case "$node" in
+  fi
+  case "$state" in
     READY) echo ready ;;
     CREATING | STARTING | RESTARTING | REIMAGING | REPAIRING) echo waiting ;;
     PREEMPTED | TERMINATED | STOPPED | STOPPING | DELETING | HIDING | HIDDEN) echo preempted ;;
@@ -120,13 +113,19 @@ tpu_state() {
   esac
 }
 
-# A command on workers ("all", or a number), by ssh.
-on_workers() {
-  attempt "${tpus[@]}" tpu-vm ssh "$name" "${where[@]}" "--worker=$1" --quiet \
-    ${ssh_options[@]+"${ssh_options[@]}"} "--command=$2"
+# Sets `command` to ssh on workers $1 ("all", or a number) with shell command $2.
+set_ssh_command() {
+  command=("${tpus[@]}" tpu-vm ssh "$name" "${where[@]}" "--worker=$1" --quiet
+    ${ssh_options[@]+"${ssh_options[@]}"} "--command=$2")
 }
 
-# The same, patiently: a new machine takes a while until it answers ssh (exit code 255).
+on_workers() {
+  local command
+  set_ssh_command "$1" "$2"
+  attempt "${command[@]}"
+}
+
+# Like on_workers, but retries while a new VM does not answer ssh yet (exit code 255).
 on_new_workers() {
   local tries=0 status
   while :; do
@@ -134,7 +133,7 @@ on_new_workers() {
     on_workers "$1" "$2" || status=$?
     [ "$status" = 255 ] || return "$status"
     tries=$((tries + 1))
-    [ "$tries" -lt 10 ] || die "no ssh to $name after $tries tries. Is port 22 open to you (firewall rule 'default-allow-ssh'), and has the VM an address that you reach? Else give --ssh-option=--tunnel-through-iap with --track=alpha, or --ssh-option=--internal-ip"
+    [ "$tries" -lt 10 ] || die "no ssh to $name after $tries tries. Is port 22 open (firewall rule 'default-allow-ssh'), and can you reach the VM's address? Otherwise give --ssh-option=--tunnel-through-iap with --track=alpha, or --ssh-option=--internal-ip"
     say "no answer by ssh yet; trying again"
     pause 15
   done

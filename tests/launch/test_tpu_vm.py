@@ -1,4 +1,4 @@
-"""launch/tpu_vm.sh against a gcloud that notes what it is asked and answers as Google's would."""
+"""launch/tpu_vm.sh with a fake gcloud that answers like the real one."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ JOB = ("--", "--config=configs/k400_vivit_l.py", "--workdir=gs://b/k400")
 QUEUED = "queued-resources describe .*state.state"
 NODE = "tpu-vm describe"
 STATE = "worker.sh state"
-# As gcloud prints them (the first: github.com/hashicorp/terraform-provider-google/issues/21243).
+# Errors as gcloud prints them (the first: github.com/hashicorp/terraform-provider-google/issues/21243).
 NO_CAPACITY = (
     1,
     'ERROR: {"code": 8, "message": "There is no more capacity in the zone \\"us-central2-b\\"; try another"}',
@@ -37,7 +37,7 @@ def gcloud(fake):
 
 
 def verbs(calls):
-    """The calls, told in a word each."""
+    """Returns a word for each call."""
     words = {
         "queued-resources create": "create",
         "tpu-vm create": "create now",
@@ -55,24 +55,24 @@ def verbs(calls):
         "tail -n": "log",
         "storage rsync": "fetch",
     }
-    told = [next((v for w, v in words.items() if w in " ".join(call)), " ".join(call)) for call in calls]
-    return [word for word in told if word != "?"]
+    names = [next((v for w, v in words.items() if w in " ".join(call)), " ".join(call)) for call in calls]
+    return [word for word in names if word != "?"]
 
 
-def test_up_creates_copies_sets_up_and_starts_with_these_very_commands(gcloud):
+def test_up_runs_exactly_these_commands(gcloud):
     gcloud.answer(QUEUED, "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE")
     gcloud.answer(NODE, "READY")
     done = gcloud.run(SCRIPT, "up", *SPOT, "--project=p", *JOB, "--config.model.num_frames=8")
     assert done.returncode == 0, done.stderr
     assert verbs(gcloud.calls) == ["create", "copy", "unpack", "setup", "start"]
-    place, tpus = ["--zone=us-central2-b", "--project=p"], ["gcloud", "compute", "tpus"]
+    where, tpus = ["--zone=us-central2-b", "--project=p"], ["gcloud", "compute", "tpus"]
     assert gcloud.calls[0] == [
-        *tpus, "queued-resources", "create", "k400", *place, "--node-id=k400", "--accelerator-type=v5litepod-16",
+        *tpus, "queued-resources", "create", "k400", *where, "--node-id=k400", "--accelerator-type=v5litepod-16",
         "--runtime-version=v2-alpha-tpuv5-lite", "--spot",
     ]  # fmt: skip
-    assert gcloud.calls[1] == [*tpus, "queued-resources", "describe", "k400", *place, "--format=value(state.state)"]
+    assert gcloud.calls[1] == [*tpus, "queued-resources", "describe", "k400", *where, "--format=value(state.state)"]
     start = gcloud.calls[-1]
-    assert start[:-1] == [*tpus, "tpu-vm", "ssh", "k400", *place, "--worker=all", "--quiet"]
+    assert start[:-1] == [*tpus, "tpu-vm", "ssh", "k400", *where, "--worker=all", "--quiet"]
     command = shlex.split(start[-1].removeprefix("--command="))
     assert command[:3] == ["bash", "vivit_jax/launch/tpu/worker.sh", "start"]
     assert command[3:] == ["python", "-m", "vivit_jax.main", *JOB[1:], "--config.model.num_frames=8"]
@@ -92,7 +92,7 @@ def test_up_creates_copies_sets_up_and_starts_with_these_very_commands(gcloud):
         ),
     ],
 )
-def test_each_way_of_asking_for_a_tpu(gcloud, options, asked):
+def test_create_command_of_each_kind_of_request(gcloud, options, asked):
     gcloud.answer(QUEUED, "ACTIVE")
     gcloud.answer(NODE, "READY")
     done = gcloud.run(SCRIPT, "create", *WHERE, *options)
@@ -100,7 +100,7 @@ def test_each_way_of_asking_for_a_tpu(gcloud, options, asked):
     assert re.search(asked, " ".join(gcloud.calls[0])), gcloud.calls[0]
 
 
-def test_a_dry_run_prints_what_would_be_asked_and_asks_nothing(gcloud):
+def test_dry_run_prints_the_commands_of_a_real_run(gcloud):
     dry = gcloud.run(SCRIPT, "up", *SPOT, "--dry-run", *JOB, "--config.input.scale_jitter=(0.9, 1.3)")
     assert dry.returncode == 0, dry.stderr
     assert gcloud.calls == []
@@ -112,8 +112,8 @@ def test_a_dry_run_prints_what_would_be_asked_and_asks_nothing(gcloud):
     assert printed == asked
 
 
-def test_what_is_copied_is_what_git_sees_and_no_more(gcloud, tmp_path):
-    # The stand-in keeps nothing: the archive is made by the very command that the dry run prints.
+def test_push_archives_the_files_that_git_lists(gcloud, tmp_path):
+    # The fake gcloud copies nothing, so the test runs the archive command that the dry run prints.
     dry = gcloud.run(SCRIPT, "push", *WHERE, "--dry-run")
     pack = shlex.split(dry.stdout.splitlines()[0])
     pack[-1] = str(tmp_path / "code.tar.gz")
@@ -124,7 +124,7 @@ def test_what_is_copied_is_what_git_sees_and_no_more(gcloud, tmp_path):
     assert not [n for n in names if n.startswith((".git/", "data/", "runs/")) or "__pycache__" in n]
 
 
-def test_watch_makes_a_preempted_tpu_anew_and_the_same_command_resumes(gcloud):
+def test_watch_recreates_a_preempted_tpu_and_resumes(gcloud):
     gcloud.answer(QUEUED, NOT_FOUND, "ACTIVE", "ACTIVE", "ACTIVE", "SUSPENDED", "ACTIVE")
     gcloud.answer(NODE, "READY")
     gcloud.answer(
@@ -138,10 +138,10 @@ def test_watch_makes_a_preempted_tpu_anew_and_the_same_command_resumes(gcloud):
     ]  # fmt: skip
     starts = [call for call in gcloud.calls if "worker.sh start" in call[-1]]
     assert starts[0] == starts[1]
-    assert "preempted; making it anew" in done.stderr
+    assert "preempted; creating it again" in done.stderr
 
 
-def test_watch_starts_a_failed_run_again_only_so_often(gcloud):
+def test_watch_limits_the_restarts_of_a_failed_run(gcloud):
     gcloud.answer(QUEUED, "ACTIVE")
     gcloud.answer(NODE, "READY")
     gcloud.answer(STATE, "job: none", "job: running\njob: exit 1")
@@ -154,7 +154,7 @@ def test_watch_starts_a_failed_run_again_only_so_often(gcloud):
     assert "has failed 3 times (exit code 1)" in done.stderr
 
 
-def test_watch_does_not_count_a_preemption_that_looks_like_a_failure(gcloud):
+def test_watch_does_not_count_preemptions_as_failures(gcloud):
     gcloud.answer(QUEUED, "ACTIVE", "SUSPENDING", "SUSPENDING", "ACTIVE")
     gcloud.answer(NODE, "READY")
     gcloud.answer(STATE, "job: exit 1", "job: none", "job: exit 0")
@@ -163,7 +163,7 @@ def test_watch_does_not_count_a_preemption_that_looks_like_a_failure(gcloud):
     assert verbs(gcloud.calls)[:3] == ["state", "delete", "create"]
 
 
-def test_wrong_usage_is_not_tried_again(gcloud):
+def test_watch_does_not_restart_after_wrong_usage(gcloud):
     gcloud.answer(QUEUED, "ACTIVE")
     gcloud.answer(NODE, "READY")
     gcloud.answer(STATE, "job: exit 2")
@@ -173,7 +173,7 @@ def test_wrong_usage_is_not_tried_again(gcloud):
     assert "wrong usage" in done.stderr
 
 
-def test_no_capacity_is_waited_for_with_patience(gcloud):
+def test_create_waits_for_capacity_up_to_patience(gcloud):
     gcloud.answer("tpu-vm create", NO_CAPACITY, NO_CAPACITY, "")
     gcloud.answer(NODE, "READY")
     done = gcloud.run(SCRIPT, "create", *SPOT, "--no-queue")
@@ -188,7 +188,7 @@ def test_no_capacity_is_waited_for_with_patience(gcloud):
     assert "try another zone or a smaller slice" in done.stderr
 
 
-def test_a_queued_request_that_failed_for_capacity_is_made_anew_and_one_over_quota_is_not(gcloud):
+def test_failed_request_is_repeated_for_capacity_not_for_quota(gcloud):
     gcloud.answer("failedData", "There is no more capacity in the zone")
     gcloud.answer(QUEUED, "FAILED", "ACTIVE")
     gcloud.answer(NODE, "READY")
@@ -203,9 +203,9 @@ def test_a_queued_request_that_failed_for_capacity_is_made_anew_and_one_over_quo
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "message"),
     [
-        (QUOTA, "waiting does not help. Delete what you do not need, or ask for more"),
+        (QUOTA, "waiting does not help. Delete unused TPUs, or request more"),
         (PERMISSION, "roles/tpu.admin"),
         ((1, "ERROR: (gcloud) You do not currently have an active account selected."), "gcloud auth login"),
         ((1, "ERROR: Cloud TPU API has not been used in project 1 before or it is disabled"), "services enable tpu"),
@@ -213,17 +213,17 @@ def test_a_queued_request_that_failed_for_capacity_is_made_anew_and_one_over_quo
         ((1, "ERROR: something else"), "gcloud failed, see its message above"),
     ],
 )
-def test_errors_that_waiting_cannot_mend_end_at_once_with_what_to_do(gcloud, error, says):
+def test_permanent_errors_end_at_once_with_advice(gcloud, error, message):
     gcloud.answer("queued-resources create", error)
     gcloud.answer(QUEUED, NOT_FOUND)
     done = gcloud.run(SCRIPT, "watch", *SPOT, *JOB)
     assert done.returncode == 1
-    assert error[1] in done.stderr  # gcloud's own words are not hidden
-    assert says in done.stderr
+    assert error[1] in done.stderr  # gcloud's own message is shown
+    assert message in done.stderr
     assert verbs(gcloud.calls).count("create") == 1
 
 
-def test_a_reservation_without_room_ends_and_a_short_disturbance_does_not(gcloud):
+def test_full_reservation_ends_and_temporary_error_is_retried(gcloud):
     reserved = (*WHERE, "--type=v4-8", "--reserved")
     gcloud.answer("create", (1, "ERROR: Insufficient reserved capacity. Contact customer support"))
     done = gcloud.run(SCRIPT, "create", *reserved)
@@ -235,7 +235,7 @@ def test_a_reservation_without_room_ends_and_a_short_disturbance_does_not(gcloud
     assert gcloud.run(SCRIPT, "create", *reserved).returncode == 0
 
 
-def test_what_exists_is_used_and_what_is_gone_is_deleted_already(gcloud):
+def test_create_uses_and_delete_ignores_existing_state(gcloud):
     gcloud.answer("queued-resources create", EXISTS)
     gcloud.answer(QUEUED, "ACTIVE")
     gcloud.answer(NODE, "READY")
@@ -245,7 +245,7 @@ def test_what_exists_is_used_and_what_is_gone_is_deleted_already(gcloud):
     assert gcloud.calls[-1][-3:] == ["--zone=us-central2-b", "--force", "--quiet"]
 
 
-def test_ssh_is_given_time_on_a_new_machine_and_not_for_ever(gcloud):
+def test_ssh_to_a_new_vm_is_retried_a_limited_time(gcloud):
     gcloud.answer("worker.sh setup", (255, "ssh: connect to host 10.0.0.2 port 22: Connection refused"), "")
     assert gcloud.run(SCRIPT, "setup", *WHERE).returncode == 0
     assert verbs(gcloud.calls) == ["setup", "setup"]
@@ -271,7 +271,7 @@ def test_status_tail_stop_and_fetch(gcloud):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["create", "--name=K400", "--zone=us-central2-b", "--type=v4-8"], "--name='K400' must be 1 to 63 lower-case"),
         (["create", "--name=k", "--zone=us-central2", "--type=v4-8"], "must be a zone such as us-central2-b"),
@@ -281,20 +281,20 @@ def test_status_tail_stop_and_fetch(gcloud):
         (["create", *WHERE, "--type=v9-8"], "--type=v9-8 is unknown"),
         (["create", *WHERE, "--type=tpu7x-8"], "GKE only"),
         (["create", *WHERE, "--type=v4-8", "--spot", "--reserved"], "exclude each other"),
-        (["run", *WHERE], "run needs what to run, after --"),
+        (["run", *WHERE], "run needs the command to run after --"),
         (
             ["run", *WHERE, "--", "--config=c.py", "--workdir=runs/x"],
-            "gone with the VM: give --workdir=gs://BUCKET/RUN",
+            "lost with the VM: give --workdir=gs://BUCKET/RUN",
         ),
         (["fetch", *WHERE, "--workdir=runs/x"], "fetch needs --workdir=gs://"),
         (["tail", *WHERE, "--worker=all"], "--worker=all must be a whole number"),
         (["create", "--name", "k"], "write --name=VALUE"),
         (["begin", *WHERE], "unknown command begin"),
-        (["run", *WHERE, "--config=c.py"], "what is to run stands after --"),
+        (["run", *WHERE, "--config=c.py"], "the command to run goes after --"),
     ],
 )
-def test_wrong_values_are_refused_before_anything_is_asked(gcloud, arguments, says):
+def test_wrong_values_are_rejected_before_any_call(gcloud, arguments, message):
     done = gcloud.run(SCRIPT, *arguments)
     assert done.returncode == 2
-    assert says in done.stderr
+    assert message in done.stderr
     assert gcloud.calls == []

@@ -1,4 +1,4 @@
-"""launch/tpu/worker.sh as a worker runs it, with real processes; and the copied code as it is unpacked there."""
+"""launch/tpu/worker.sh with real processes, and unpacking of the copied code."""
 
 import os
 import shlex
@@ -24,7 +24,7 @@ def worker(tmp_path):
 
 
 def ended(worker, state, seconds=10):
-    """Waits for a state."""
+    """Waits for a state of the job."""
     until = time.monotonic() + seconds
     while worker("state").stdout.strip() != state:
         assert time.monotonic() < until, worker("state").stdout
@@ -32,22 +32,22 @@ def ended(worker, state, seconds=10):
     return True
 
 
-def test_a_command_runs_detached_and_its_output_and_exit_code_are_kept(worker, tmp_path):
+def test_start_keeps_output_and_exit_code(worker, tmp_path):
     assert worker("state").stdout == "job: none\n"
     assert worker("start", "bash", "-c", 'echo "a b: $1"; exit 3', "x", "c  d").stdout == "job: started\n"
     assert ended(worker, "job: exit 3")
     log = (tmp_path / "vivit_jax_job" / "log").read_text()
-    assert "a b: c  d\n" in log  # the words of the command arrive as they were
-    assert "bash -c" in log  # what was run stands above its output
+    assert "a b: c  d\n" in log  # arguments arrive unchanged
+    assert "bash -c" in log  # the command precedes its output
 
 
-def test_one_command_at_a_time_and_stop_asks_before_it_kills(worker, tmp_path):
+def test_one_command_at_a_time_and_stop_terminates_then_kills(worker, tmp_path):
     saved = tmp_path / "saved"
     worker("start", "bash", "-c", f"trap 'touch {saved}; exit 75' TERM; echo up; while :; do sleep 0.05; done")
     assert ended(worker, "job: running")
-    refused = worker("start", "true")
-    assert refused.returncode == 3
-    assert "is running here already" in refused.stderr
+    rejected = worker("start", "true")
+    assert rejected.returncode == 3
+    assert "is already running" in rejected.stderr
     while "up" not in (tmp_path / "vivit_jax_job" / "log").read_text().split():
         time.sleep(0.05)
     worker("stop")
@@ -59,14 +59,14 @@ def test_one_command_at_a_time_and_stop_asks_before_it_kills(worker, tmp_path):
     assert ended(worker, "job: exit 137")
 
 
-def test_a_command_that_vanished_counts_as_killed(worker, tmp_path):
+def test_a_command_without_exit_code_counts_as_killed(worker, tmp_path):
     job = tmp_path / "vivit_jax_job"
     job.mkdir()
     (job / "pid").write_text("999999999\n")  # as after a restart of the machine
     assert worker("state").stdout == "job: exit 137\n"
 
 
-def test_a_push_replaces_code_and_removes_what_is_gone_but_leaves_what_a_run_wrote(tmp_path):
+def test_push_deletes_removed_files_and_keeps_run_output(tmp_path):
     shown = subprocess.run(
         ["launch/tpu_vm.sh", "push", "--name=k", "--zone=us-central2-b", "--dry-run"],
         cwd=REPOSITORY, capture_output=True, text=True, check=True,
