@@ -28,7 +28,8 @@ from etils import epath
 
 from vivit_jax import optim
 from vivit_jax.data.moving_digits import VERBS
-from vivit_jax.evaluation import evaluate, predictions
+from vivit_jax.evaluation import predictions
+from vivit_jax.evaluation.results import RESULT_FILE
 from vivit_jax.models import ViViT
 from vivit_jax.sweep import __main__, plan
 from vivit_jax.sweep import table as sweep_table
@@ -226,7 +227,7 @@ def views(runs: Sequence[plan.Run], rows: Sequence[str]) -> dict[str, list[tuple
     """{row: [(temporal views, mean verb top-1)]}, from the `evaluation.json` of the runs."""
     found: dict[str, dict[int, list[float]]] = {row: collections.defaultdict(list) for row in rows}
     for run in runs:
-        path = run.workdir / evaluate.RESULT_FILE
+        path = run.workdir / RESULT_FILE
         if run.row in found and path.exists():
             for part in json.loads(path.read_text()).get("by_temporal_views", []):
                 found[run.row][part["temporal_views"]].append(part["metrics"]["verb/top1"])

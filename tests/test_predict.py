@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 from tests.conftest import REPOSITORY
+from vivit_jax.evaluation.predictions import rank_labels
 from vivit_jax.models import ViViT, ViViTConfig
-from vivit_jax.predict import attention_map, rank
+from vivit_jax.predict import attention_map
 from vivit_jax.train_step import normalise
 
 
 def test_pairs_are_ranked_by_the_product_of_the_softmaxes():
     logits = {"verb": np.array([0.0, 2.0, 1.0]), "noun": np.array([3.0, 0.0])}
     names = {"verb": ["open", "close", "cut"], "noun": ["door", "box"]}
-    ranked = rank(logits, names, top=2)
+    ranked = rank_labels(logits, names, 2)
     verb = np.exp(logits["verb"]) / np.exp(logits["verb"]).sum()
     noun = np.exp(logits["noun"]) / np.exp(logits["noun"]).sum()
     assert [label for label, _ in ranked["verb"]] == ["close", "cut"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,7 +25,8 @@ from vivit_jax.config import flags as command_line
 from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.data import build, catalog, pipeline
 from vivit_jax.data.video import decode
-from vivit_jax.evaluation import evaluate, metrics, predictions
+from vivit_jax.evaluation import evaluate
+from vivit_jax.evaluation.predictions import rank_labels
 from vivit_jax.models import ViViTConfig
 from vivit_jax.train_step import make_eval_step, normalise
 from vivit_jax.utils import logs, plots
@@ -103,7 +104,7 @@ class Predictor:
         )
         logits = jax.device_get(self._logits(self._params, {"video": views[None]}))
         logits = {head: logits[head][0] for head in self.class_names}
-        ranked = rank(logits, self.class_names, top, self.multi_label, self._experiment.loss.name)
+        ranked = rank_labels(logits, self.class_names, top, self.multi_label, self._experiment.loss.name)
         return Prediction(str(path), ranked, views, np.asarray(self._attention(self._params, views[:1])))
 
     @property
@@ -114,36 +115,6 @@ class Predictor:
             return catalog.of_records(data.name, build.records_folder(data.name, data.dir)).short_side
         except ValueError:  # a custom data set whose records are on another machine
             return catalog.DatasetInfo.short_side
-
-
-def rank(
-    logits: Mapping[str, np.ndarray],
-    class_names: Mapping[str, Sequence[str]],
-    top: int,
-    multi_label: Collection[str] = (),
-    loss: str = "softmax",
-) -> dict[str, list[tuple[str, float]]]:
-    """Returns {head: [(label, probability), ...]}, the `top` most probable labels of each head and of the actions.
-
-    Args:
-      logits: {head: [C]}.
-      class_names: {head: C names}.
-      top: labels per head, or all if there are fewer.
-      multi_label: multi-label heads.
-      loss: 'softmax' or 'sigmoid', `loss.name` of the training.
-    """
-    probabilities = {
-        head: np.asarray(predictions.class_probabilities(values, head in multi_label, loss))
-        for head, values in logits.items()
-    }
-    if metrics.has_action({head: len(values) for head, values in logits.items()}, multi_label):
-        pair_scores = metrics.pair_scores(*(logits[head][None] for head in metrics.PAIR))[0]
-        probabilities[metrics.ACTION] = np.exp(np.asarray(pair_scores))
-    order = {head: np.argsort(-values, kind="stable")[:top] for head, values in probabilities.items()}
-    return {
-        head: [(predictions.class_name(i, head, class_names), float(probabilities[head][i])) for i in order[head]]
-        for head in probabilities
-    }
 
 
 def attention_map(apply_fn: Callable[..., Any], config: ViViTConfig, params: Any, video: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What an evaluation tells of each video and of fewer views, against NumPy on the logits of single views."""
+"""Evaluation against NumPy on the logits of single views: predictions, fewer views, files."""
 
 import dataclasses
 import json
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tests.helpers.experiment import experiment
-from vivit_jax import predict, sharding
+from vivit_jax import sharding
 from vivit_jax.data import build, pipeline
 from vivit_jax.data.records.split import open_split
-from vivit_jax.evaluation import evaluate, metrics, predictions
+from vivit_jax.evaluation import metrics, predictions, results
 from vivit_jax.evaluation.evaluator import Evaluator, spread_indices
 from vivit_jax.models import ViViT
 
@@ -20,18 +20,18 @@ VIDEOS, VIEWS = 13, (3, 2)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """(the Result of the whole split, an Evaluator for other options, parameters, {head: logits [V, N, C]}, split)."""
+def evaluation(tmp_path_factory):
+    """(Result of the whole split, maker of Evaluators, (mesh, parameters), {head: logits [V, N, C]}, split)."""
     folder = tmp_path_factory.mktemp("data")
     build.prepare("moving_digits", folder, progress=False, train=8, validation=VIDEOS)
     views = {"evaluation__temporal_views": VIEWS[0], "evaluation__spatial_views": VIEWS[1]}
     run = experiment(folder, model__num_layers=1, **views)
     split = open_split(build.records_folder("moving_digits", folder), "validation")
     model = ViViT(run.model_config(split.heads))
-    spec = dataclasses.replace(run.clip_spec(model.config), stride=1)  # short clips: the views differ
+    spec = dataclasses.replace(run.clip_spec(model.config), stride=1)  # short clips, so that the views differ
     params = model.init(jax.random.key(0), jnp.zeros((1, *model.config.video_shape)))["params"]
     leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(0)  # the heads start at zero, which would tie all classes
+    rng = np.random.default_rng(0)  # heads are initialized to zero, which would tie all classes
     params = tree.unflatten([leaf + 0.2 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
 
     mesh = sharding.make_mesh()
@@ -53,17 +53,17 @@ def softmax(logits):
     return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
 
 
-def test_each_video_has_the_ranking_probability_and_loss_of_its_averaged_logits(made):
-    result, _, _, logits, split = made
-    found = result.predictions
-    np.testing.assert_array_equal(found.index, np.arange(VIDEOS))
-    assert found.video.tolist() == split.video_id.tolist()
-    assert found.counted.all()
-    assert list(found.heads) == ["verb", "noun", "action"]
+def test_predictions_are_those_of_the_averaged_logits(evaluation):
+    result, _, _, logits, split = evaluation
+    table = result.predictions
+    np.testing.assert_array_equal(table.index, np.arange(VIDEOS))
+    assert table.video.tolist() == split.video_id.tolist()
+    assert table.counted.all()
+    assert list(table.heads) == ["verb", "noun", "action"]
     shares = {head: softmax(values.mean(0)) for head, values in logits.items()}
     shares["action"] = (shares["verb"][:, :, None] * shares["noun"][:, None, :]).reshape(VIDEOS, -1)
     truths = dict(split.labels) | {"action": split.labels["verb"] * 10 + split.labels["noun"]}
-    for head, rows in found.heads.items():
+    for head, rows in table.heads.items():
         order = np.argsort(-shares[head], axis=1, kind="stable")
         of_truth = shares[head][np.arange(VIDEOS), truths[head]]
         np.testing.assert_array_equal(rows.truth, truths[head])
@@ -75,11 +75,11 @@ def test_each_video_has_the_ranking_probability_and_loss_of_its_averaged_logits(
         lowest, highest = (1 + (shares[head] > (1 + sign * 1e-5) * of_truth[:, None]).sum(1) for sign in (1, -1))
         assert ((lowest <= rows.rank) & (rows.rank <= highest)).all()
         assert result.scalars[f"{head}/top1"] == pytest.approx(np.mean(rows.rank == 1))
-    np.testing.assert_allclose(found.loss, found.heads["verb"].loss + found.heads["noun"].loss)
+    np.testing.assert_allclose(table.loss, table.heads["verb"].loss + table.heads["noun"].loss)
 
 
-def test_fewer_views_are_the_mean_of_those_that_such_an_evaluation_takes_and_all_are_the_full_metric(made):
-    result, _, _, logits, split = made
+def test_metrics_by_number_of_views(evaluation):
+    result, _, _, logits, split = evaluation
     assert [row.view_indices for row in result.by_views] == [(0,), (0, 2), (0, 1, 2)]
     for row in result.by_views:
         views = [t * VIEWS[1] + s for t in row.view_indices for s in range(VIEWS[1])]
@@ -90,11 +90,11 @@ def test_fewer_views_are_the_mean_of_those_that_such_an_evaluation_takes_and_all
             assert row.scalars[f"{head}/loss"] == pytest.approx(-np.log(own).mean(), rel=1e-5)
     last = result.by_views[-1].scalars
     assert last == {name: value for name, value in result.scalars.items() if name in last}
-    assert len({row.scalars["verb/loss"] for row in result.by_views}) == 3  # the views were not all the same
+    assert len({row.scalars["verb/loss"] for row in result.by_views}) == 3  # the views differ
 
 
-def test_a_subset_is_spread_over_the_split_and_finds_of_each_video_what_the_whole_finds(made):
-    whole, evaluator, (mesh, params), _, _ = made
+def test_evaluation_of_a_subset(evaluation):
+    whole, evaluator, (mesh, params), _, _ = evaluation
     with jax.set_mesh(mesh):
         part = evaluator(videos=5, by_views=False)(params)
     assert (part.counted, part.split_size, part.by_views) == (5, VIDEOS, ())
@@ -105,17 +105,17 @@ def test_a_subset_is_spread_over_the_split_and_finds_of_each_video_what_the_whol
         evaluator(videos=0)
 
 
-def test_a_spread_has_one_of_each_stretch_and_every_class_where_classes_take_turns():
-    places = spread_indices(1003, 100)
+def test_spread_indices_cover_stretches_and_classes():
+    indices = spread_indices(1003, 100)
     stretches = [(i * 1003 // 100, (i + 1) * 1003 // 100) for i in range(100)]
-    assert all(low <= place < high for place, (low, high) in zip(places, stretches, strict=True))
+    assert all(low <= index < high for index, (low, high) in zip(indices, stretches, strict=True))
     assert set(spread_indices(1000, 100) % 10) == set(range(10))
     np.testing.assert_array_equal(spread_indices(4, 9), np.arange(4))
 
 
-def test_the_files_of_an_evaluation_say_what_it_found(made, tmp_path):
-    result, _, _, _, split = made
-    evaluate.write_result(tmp_path, result, "CHECKPOINT", "validation", split.class_names)
+def test_files_contain_the_result(evaluation, tmp_path):
+    result, _, _, _, split = evaluation
+    results.write_result(tmp_path, result, "CHECKPOINT", "validation", split.class_names)
     rows = list(predictions.read(tmp_path / "predictions.csv"))
     assert [(row["index"], row["head"]) for row in rows[:4]] == [(0, "verb"), (0, "noun"), (0, "action"), (1, "verb")]
     for row in rows:
@@ -139,30 +139,32 @@ def test_the_files_of_an_evaluation_say_what_it_found(made, tmp_path):
     assert all(row["accuracy"] is None for row in written["classes"]["verb"] if not row["videos"])
 
 
-def test_under_the_sigmoid_loss_a_single_label_has_its_loss_and_probability():
-    """Each class is a decision of its own: -log sigmoid(z) of the label, -log(1 - sigmoid(z)) of the others."""
+def test_sigmoid_loss_of_a_single_label_head():
+    """Each class is an independent decision: -log sigmoid(z) of the label, -log(1 - sigmoid(z)) of the others."""
     logits = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0]], np.float32)
-    labels, mask, places = np.array([0, 2]), np.ones(2), np.arange(2)
+    labels, mask, index = np.array([0, 2]), np.ones(2), np.arange(2)
     sigmoid = 1 / (1 + np.exp(-logits.astype(np.float64)))
     expected = -np.log(np.where(np.eye(3)[labels] > 0, sigmoid, 1 - sigmoid)).sum(-1)
-    given = {"mask": mask, "index": places, "loss": "sigmoid"}
-    found = predictions.of_batch({"label": logits}, {"label": labels}, **given)["heads"]["label"]
+    targets = {"mask": mask, "index": index, "loss": "sigmoid"}
+    found = predictions.of_batch({"label": logits}, {"label": labels}, **targets)["heads"]["label"]
     np.testing.assert_allclose(found["loss"], expected, rtol=1e-6)
     np.testing.assert_allclose(found["truth_probability"], sigmoid[np.arange(2), labels], rtol=1e-6)
     kind = metrics.collection({"label": 3}, loss="sigmoid")
-    counted = kind.single_from_model_output(logits={"label": logits}, labels={"label": labels}, mask=mask, index=places)
+    counted = kind.single_from_model_output(logits={"label": logits}, labels={"label": labels}, mask=mask, index=index)
     assert metrics.summarise(counted.compute(), {"label": 3})[0]["loss"] == pytest.approx(expected.mean(), rel=1e-6)
-    ranked = predict.rank({"label": logits[0]}, {"label": "abc"}, 3, loss="sigmoid")
+    ranked = predictions.rank_labels({"label": logits[0]}, {"label": "abc"}, 3, loss="sigmoid")
     assert ranked["label"] == [(name, pytest.approx(sigmoid[0, i])) for i, name in ((0, "a"), (2, "c"), (1, "b"))]
 
 
-def test_several_labels_padding_and_broken_videos_in_the_table(tmp_path):
+def test_predictions_of_multi_label_padding_and_broken_videos(tmp_path):
     logits = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0], [9.0, 9.0, 9.0], [1.0, 0.0, -1.0]], np.float32)
     labels = np.array([[0, 1, 1], [0, 0, 0], [1, 1, 1], [1, 0, 0]], np.float32)
     batch = predictions.of_batch(
         {"label": logits}, {"label": labels}, np.array([1.0, 1.0, 0.0, 0.0]), np.array([2, 0, -1, 1]), {"label"}
     )
-    table = predictions.Predictions.join([jax.device_get(batch)], np.array(["a", "b", "c"]), ["label"])
+    table = predictions.Predictions.from_arrays(
+        predictions.sort_by_index([jax.device_get(batch)]), np.array(["a", "b", "c"]), ["label"]
+    )
     assert (table.index.tolist(), table.video.tolist()) == ([0, 1, 2], ["a", "b", "c"])
     assert table.counted.tolist() == [True, False, True]
     found = table.heads["label"]

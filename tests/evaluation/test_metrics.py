@@ -1,4 +1,4 @@
-"""Metrics against sklearn and NumPy; merges of any batches give the numbers of the whole."""
+"""Metrics against scikit-learn and NumPy; merged batches give the metrics of the whole."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,7 @@ def part(whole, rows):
     return {k: {h: v[rows] for h, v in x.items()} if isinstance(x, dict) else x[rows] for k, x in whole.items()}
 
 
-def test_merged_batches_with_padding_give_sklearns_numbers_for_the_whole():
+def test_merged_padded_batches_match_sklearn():
     whole = outputs(100)
     padded = part(whole, slice(90, 110))
     junk = outputs(10, seed=1)
@@ -51,7 +51,7 @@ def test_merged_batches_with_padding_give_sklearns_numbers_for_the_whole():
             balanced_accuracy_score(truth, scores.argmax(-1))
         )
 
-    # The action: both right at top-1; at top-5 the pair among the five highest products of the softmaxes.
+    # Action: top-1 needs both correct; top-5 the pair among the five highest products of the softmaxes.
     softmax = {h: np.exp(s) / np.exp(s).sum(-1, keepdims=True) for h, s in whole["logits"].items()}
     product = (softmax["verb"][:, :, None] * softmax["noun"][:, None, :]).reshape(100, -1)
     pair = whole["labels"]["verb"] * 10 + whole["labels"]["noun"]
@@ -61,7 +61,7 @@ def test_merged_batches_with_padding_give_sklearns_numbers_for_the_whole():
     )
 
 
-def test_one_head_has_plain_names_and_no_top5_among_five_classes():
+def test_single_head_of_five_classes_has_no_top5():
     kind = metrics.collection({"label": 5})
     found = kind.single_from_model_output(
         logits={"label": jnp.eye(5)}, labels={"label": jnp.arange(5)}, mask=jnp.ones(5), index=jnp.arange(5)
@@ -72,13 +72,13 @@ def test_one_head_has_plain_names_and_no_top5_among_five_classes():
     assert set(scalars) == {"top1", "loss", "mean_class_accuracy"}
 
 
-def test_ties_break_by_class_and_a_score_that_is_not_a_number_is_never_right():
+def test_rank_of_ties_and_nan():
     logits = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [jnp.nan, 0.0, 0.0], [0.0, jnp.nan, 1.0]])
     ahead = metrics.rank_of_true_class(logits, jnp.array([0, 1, 0, 2]))
     np.testing.assert_array_equal(ahead, [0, 1, 3, 1])
 
 
-def test_average_precision_is_the_sum_over_the_ranks_of_precision_times_the_gain_in_recall():
+def test_average_precision_matches_its_definition():
     rng = np.random.default_rng(3)
     truth = (rng.random((60, 6)) < 0.3).astype(float)
     truth[:, 4] = 0  # a class that no video has
@@ -101,12 +101,12 @@ def test_average_precision_is_the_sum_over_the_ranks_of_precision_times_the_gain
     )
 
 
-def test_a_score_that_is_not_a_number_ranks_its_video_last():
+def test_average_precision_ranks_nan_last():
     truth = np.array([[1], [0], [0]])
     assert metrics.average_precision(truth, np.array([[np.nan], [-1e30], [0.0]])) == pytest.approx([1 / 3])
 
 
-def test_a_head_of_several_labels_has_the_loss_of_its_sigmoids_and_no_top1():
+def test_multi_label_head_has_sigmoid_loss_and_no_top1():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(7, 4)).astype(np.float32), (rng.random((7, 4)) < 0.4).astype(np.float32)
     mask = np.array([1, 1, 0, 1, 1, 1, 0], np.float32)

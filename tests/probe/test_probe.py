@@ -1,4 +1,4 @@
-"""Probes of frozen features: k-NN and regression against scikit-learn, the cache, the whole way from a checkpoint."""
+"""Probes of frozen features: k-NN and regression against scikit-learn, the cache, the program."""
 
 import dataclasses
 import json
@@ -21,7 +21,6 @@ from tests.conftest import REPOSITORY
 from tests.helpers.experiment import experiment
 from tests.helpers.small_models import random_params
 from vivit_jax import convert, sharding
-from vivit_jax.checkpoint import order_sensitive_checksums
 from vivit_jax.data import build, pipeline
 from vivit_jax.data.records.split import open_split
 from vivit_jax.evaluation import metrics
@@ -31,7 +30,7 @@ from vivit_jax.probe.__main__ import define_flags, settings_of
 from vivit_jax.probe.scores import score
 
 HEADS = {"verb": 8, "noun": 10}
-# 40 videos do not show every pair of motion and digit, and the tests are not about that.
+# 40 videos do not contain every pair of motion and digit.
 QUICK = ProbeConfig(neighbours=(3, 7), inverse_penalties=(0.01,), temporal_views=2, unseen_classes="wrong")
 KNN = ProbeConfig(methods=("knn",), neighbours=(3,), unseen_classes="wrong")
 
@@ -54,7 +53,7 @@ def run(data_dir):
 
 
 def checkpoint(run, folder, seed=0):
-    """(a checkpoint of ours with random weights, its model, its parameters)."""
+    """Writes a checkpoint with random weights; returns (its folder, model, parameters)."""
     config = run.model_config(HEADS)
     params = random_params(config, seed=seed, dtype=np.float32)
     names = {head: [f"{head} {i}" for i in range(count)] for head, count in HEADS.items()}
@@ -69,25 +68,25 @@ def first(run, tmp_path_factory):
 
 @pytest.fixture
 def computed(monkeypatch):
-    """Names of the splits whose features were computed, and not taken from disk."""
+    """Names of the splits whose features were computed rather than read from disk."""
     seen, real = [], pipeline.eval_batches
 
-    def noting(split, *args, **kwargs):
+    def record(split, *args, **kwargs):
         seen.append(split.name)
         return real(split, *args, **kwargs)
 
-    monkeypatch.setattr(pipeline, "eval_batches", noting)
+    monkeypatch.setattr(pipeline, "eval_batches", record)
     return seen
 
 
 def clusters(rng, labels, classes, noise, width=12):
-    """Features that a plane separates: a random direction for each class, on scales from 0.001 to 1000."""
+    """Linearly separable features: a random centre for each class, on scales from 0.001 to 1000."""
     centres = rng.normal(size=(classes, width))
     made = centres[labels] + noise * rng.normal(size=(len(labels), width))
     return (made * np.logspace(-3, 3, width) + 5).astype(np.float32)
 
 
-def test_votes_of_neighbours_are_those_of_scikit_learn_by_cosine_distance():
+def test_votes_match_sklearn_by_cosine_distance():
     rng = np.random.default_rng(0)
     train, test = (rng.normal(size=(n, 6)).astype(np.float32) + 0.5 for n in (60, 17))
     labels = rng.integers(5, size=60)
@@ -106,7 +105,7 @@ def test_votes_of_neighbours_are_those_of_scikit_learn_by_cosine_distance():
         knn.votes(train, *given, test, neighbours=(10, 61))
 
 
-def test_scores_are_those_of_numpy_and_what_got_no_vote_is_never_right():
+def test_scores_match_numpy_and_need_a_vote():
     rng = np.random.default_rng(1)
     shares = {head: rng.dirichlet(np.ones(count), 50) for head, count in HEADS.items()}
     shares["verb"][:25, 3] = 0  # as where no neighbour is of a class
@@ -128,7 +127,7 @@ def test_scores_are_those_of_numpy_and_what_got_no_vote_is_never_right():
     assert alone == {"top1": 0.5, "top5": 0.5}
 
 
-def test_the_linear_probe_is_scikit_learn_s_search_over_the_same_held_out_part():
+def test_linear_probe_matches_sklearn_grid_search():
     rng = np.random.default_rng(2)
     labels = rng.integers(4, size=120)
     train, test = clusters(rng, labels, 5, noise=2.5), clusters(rng, labels[:30], 5, noise=2.5)
@@ -149,7 +148,7 @@ def test_the_linear_probe_is_scikit_learn_s_search_over_the_same_held_out_part()
     assert found.converged
 
 
-def test_separable_features_are_separated_and_noise_is_at_chance():
+def test_linear_probe_of_separable_features_and_of_noise():
     rng = np.random.default_rng(3)
     labels, test_labels = rng.integers(4, size=300), rng.integers(4, size=600)
     both = clusters(rng, np.concatenate([labels, test_labels]), 4, noise=0.1)
@@ -163,7 +162,7 @@ def test_separable_features_are_separated_and_noise_is_at_chance():
     assert accuracy(noise) == pytest.approx(0.25, abs=0.07)  # four standard deviations
 
 
-def test_several_labels_at_once_have_a_regression_each_and_average_precision():
+def test_linear_probe_of_a_multi_label_head():
     rng = np.random.default_rng(4)
     hidden = rng.normal(size=(300, 4)).astype(np.float32)
     labels = np.zeros((300, 5), np.uint8)  # of the fifth there is no example
@@ -178,7 +177,7 @@ def test_several_labels_at_once_have_a_regression_each_and_average_precision():
     np.testing.assert_allclose(fitted.probabilities[:, 1], each.predict_proba(x[200:])[:, 1], atol=1e-4)
 
 
-def test_what_cannot_be_fitted_is_said():
+def test_errors_of_linear_probe_and_settings():
     x = np.zeros((4, 2), np.float32)
     with pytest.raises(ValueError, match="4 training videos all have the same labels of head 'verb'"):
         linear.fit(x, np.full(4, 3), x, 8, ProbeConfig(), "verb")
@@ -205,7 +204,7 @@ def extractor(run, first, workdir, settings, params=None):
     return features.Extractor(model, placed, "W", mesh, run, run.clip_spec(model.config), settings, workdir)
 
 
-def test_features_are_the_mean_over_the_views_of_what_the_model_gives(run, first, split, tmp_path):
+def test_features_are_averaged_over_the_views(run, first, split, tmp_path):
     _, model, params = first
     (batch,) = pipeline.eval_batches(split, run.clip_spec(model.config), 13, temporal_views=2, spatial_views=1)
     apply = jax.jit(lambda view: model.apply({"params": params}, view, train=False, features=True))
@@ -228,7 +227,7 @@ def test_features_are_the_mean_over_the_views_of_what_the_model_gives(run, first
     np.testing.assert_allclose(features.mean_token(tokens, joint), [[0, 1 / 3, 1 / 3, 1 / 3]], rtol=1e-6)
 
 
-def test_features_are_computed_once_and_anew_where_weights_or_views_change(run, first, split, tmp_path, computed):
+def test_features_are_cached_by_weights_and_views(run, first, split, tmp_path, computed):
     folder, _, params = first
     result = probe(run, folder, tmp_path, QUICK)
     assert computed == ["train", "validation"]
@@ -268,7 +267,7 @@ def test_features_are_computed_once_and_anew_where_weights_or_views_change(run, 
         compute(params=jax.tree.map(lambda leaf: leaf * np.nan, params))
 
 
-def test_labels_are_those_of_the_index_one_or_several_at_once(split):
+def test_labels_of_single_and_multi_label_heads(split):
     which = np.arange(13) % 2 == 0
     found = features.labels_of(split, which)
     np.testing.assert_array_equal(found["verb"], split.labels["verb"][::2])
@@ -280,21 +279,7 @@ def test_labels_are_those_of_the_index_one_or_several_at_once(split):
     np.testing.assert_array_equal(features.labels_of(several, which)["verb"], expected)
 
 
-def test_the_digest_of_weights_knows_the_place_of_a_number_and_that_of_videos_their_records(split):
-    leaf = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    swapped = leaf.copy()
-    swapped[0, 1], swapped[1, 1] = leaf[1, 1], leaf[0, 1]
-    flipped = leaf.copy()
-    flipped.view(np.uint32)[1, 2, 3] ^= 1 << 31
-    found = [order_sensitive_checksums({"a": {"b": values}}) for values in (leaf, swapped, flipped, leaf.copy())]
-    assert list(found[0]) == ["a/b"]
-    assert found[0] == found[3]
-    assert len({one["a/b"] for one in found}) == 3
-    # By the definition: each word times an odd number of its place, modulo 2^32.
-    words = leaf.reshape(-1).view(np.uint32).astype(object)
-    expected = sum(int(word) * (2 * place + 1) * 2654435761 for place, word in enumerate(words)) % 2**32
-    assert found[0]["a/b"] == expected
-
+def test_fingerprint_depends_on_records_but_not_labels(split):
     checksums = split.chunk_checksum.copy()
     checksums[3] += 1
     changed = dataclasses.replace(split, chunk_checksum=checksums)
@@ -302,7 +287,7 @@ def test_the_digest_of_weights_knows_the_place_of_a_number_and_that_of_videos_th
     assert features.fingerprint(split) == features.fingerprint(dataclasses.replace(split, labels={}))
 
 
-def test_weights_of_others_are_fitted_to_the_config_s_model(run, tmp_path, data_dir):
+def test_pretrained_weights_are_fitted_to_the_model(run, tmp_path, data_dir):
     image = {"tokenizer": "uniform_frames", "num_frames": 1, "image_size": 56, "num_classes": 7}
     fields = {"hidden_size": 24, "num_layers": 1, "mlp_dim": 32, "num_heads": 3, "tubelet_size": (1, 14, 14)}
     config = ViViTConfig(**fields, **image, activation="gelu")
@@ -317,7 +302,7 @@ def test_weights_of_others_are_fitted_to_the_config_s_model(run, tmp_path, data_
         probe(run, tmp_path / "nothing", tmp_path / "w", KNN)
 
 
-def test_classes_without_a_training_video_single_classes_and_too_many_neighbours_are_refused(data_dir, first, tmp_path):
+def test_errors_before_features_are_computed(data_dir, first, tmp_path):
     folder, _, _ = first
     few = experiment(data_dir, model__num_layers=1, data__subset={"fraction": 0.1})
     with pytest.raises(ValueError, match="k-NN with k=20, but there are 4 training videos"):
@@ -330,7 +315,7 @@ def test_classes_without_a_training_video_single_classes_and_too_many_neighbours
     assert not (tmp_path / features.FOLDER).exists()  # all before anything was computed
 
 
-def test_the_command_writes_a_table_and_a_file(first, data_dir, tmp_path):
+def test_program_prints_a_table_and_writes_a_file(first, data_dir, tmp_path):
     folder, _, _ = first
     command = [
         sys.executable, "-m", "vivit_jax.probe", f"--checkpoint={folder}", "--config=configs/moving_digits.py",

@@ -1,4 +1,4 @@
-"""The report of a run made by hand: what its files say stands in it, and nothing in it is fetched from anywhere."""
+"""The report of a synthetic run: it shows what the files of the run contain, in one self-contained page."""
 
 import base64
 import html.parser
@@ -14,15 +14,15 @@ from tests.helpers.experiment import experiment
 from vivit_jax import report
 from vivit_jax.data import build, pipeline
 from vivit_jax.data.records.split import open_split
-from vivit_jax.evaluation import evaluate, predictions
+from vivit_jax.evaluation import predictions, results
 from vivit_jax.models import ViViTConfig
-from vivit_jax.report import figures, load, page
+from vivit_jax.report import figures, load
 
 VOID = {"meta", "link", "img", "br"}
 
 
 class Page(html.parser.HTMLParser):
-    """The text of a page, what it refers to, and whether its elements are closed in order."""
+    """The text, tags and references of a page; asserts that its elements are closed in order."""
 
     def __init__(self, text):
         super().__init__()
@@ -53,29 +53,29 @@ class Page(html.parser.HTMLParser):
             self.words.append(data)
 
 
-def leave_run(workdir, config, class_names, truth, video_id):
-    """The files of a finished run whose predictions are drawn at random, the video at place 0 right and surest."""
+def write_run(workdir, config, class_names, truth, video_id):
+    """Writes the files of a finished run with random predictions, those of video 0 correct and most confident."""
     workdir.mkdir()
     rng = np.random.default_rng(0)
     logits = {head: rng.normal(size=(len(video_id), len(names))) for head, names in class_names.items()}
     for head, values in logits.items():
         values[0] = 9.0 * (np.arange(len(class_names[head])) == truth[head][0])
-    places = np.arange(len(video_id))
+    indices = np.arange(len(video_id))
     batch = predictions.of_batch(
-        {h: v.astype(np.float32) for h, v in logits.items()}, truth, np.ones(len(video_id)), places
+        {h: v.astype(np.float32) for h, v in logits.items()}, truth, np.ones(len(video_id)), indices
     )
     batch = {k: {h: {f: np.asarray(x) for f, x in t.items()} for h, t in v.items()} if k == "heads" else np.asarray(v)
              for k, v in batch.items()}  # fmt: skip
-    table = predictions.Predictions.join([batch], video_id, list(class_names))
+    table = predictions.Predictions.from_arrays(predictions.sort_by_index([batch]), video_id, list(class_names))
     confusion = {h: np.zeros((len(n), len(n)), int) for h, n in class_names.items()}
     for head, matrix in confusion.items():
         np.add.at(matrix, (truth[head], logits[head].argmax(-1)), 1)
     top1 = {f"{h}/top1": float(np.mean(table.heads[h].rank == 1)) for h in class_names}
-    fewer = (evaluate.ViewAblation((0,), top1), evaluate.ViewAblation((0, 1), top1))
-    result = evaluate.Result(
-        top1, confusion, len(video_id), 0, (2, 1), 0, split_size=len(video_id), predictions=table, by_views=fewer
+    ablations = (results.ViewAblation((0,), top1), results.ViewAblation((0, 1), top1))
+    result = results.Result(
+        top1, confusion, len(video_id), 0, (2, 1), 0, split_size=len(video_id), predictions=table, by_views=ablations
     )
-    evaluate.write_result(workdir, result, workdir / "checkpoints" / "40", "validation", class_names)
+    results.write_result(workdir, result, workdir / "checkpoints" / "40", "validation", class_names)
     (workdir / "config.json").write_text(json.dumps(config))
     lines = [
         {"step": 20, "time": 1000.0, "train/loss": 3.25, "train/learning_rate": 0.5, "eval/verb/top1": 0.875},
@@ -99,11 +99,11 @@ def finished(tmp_path_factory):
     build.prepare("moving_digits", folder / "data", progress=False, train=8, validation=13)
     split = open_split(build.records_folder("moving_digits", folder / "data"), "validation")
     run = experiment(folder / "data", num_steps=40)
-    left = leave_run(folder / "run", run.to_dict(), split.class_names, split.labels, split.video_id)
-    return run, split, folder / "run", left, report.make(folder / "run").read_text()
+    written = write_run(folder / "run", run.to_dict(), split.class_names, split.labels, split.video_id)
+    return run, split, folder / "run", written, report.make(folder / "run").read_text()
 
 
-def test_the_page_is_whole_and_holds_all_that_it_shows(finished):
+def test_page_is_self_contained(finished):
     text = finished[-1]
     parsed = Page(text)
     assert parsed.references
@@ -114,14 +114,14 @@ def test_the_page_is_whole_and_holds_all_that_it_shows(finished):
     assert all(f'id="{anchor}"' in text for anchor in anchors)
 
 
-def test_the_numbers_on_the_page_are_those_of_the_files(finished):
+def test_page_shows_the_numbers_of_the_files(finished):
     run, split, _, (table, confusion, top1), text = finished
     shown = Page(text).text
     assert "steps 40 finished" in shown
-    assert "1 h 1 min" in shown  # 3665 s between the first line and the last
-    assert f"verb/top1 {top1['verb/top1']:.1%} 87.5% 20" in shown  # last, best, and when
-    assert "train/steps_per_second, on average 3.5" in shown
-    assert "eval/seconds, on average 2.5" in shown
+    assert "1 h 1 min" in shown  # 3665 s between the first and the last line
+    assert f"verb/top1 {top1['verb/top1']:.1%} 87.5% 20" in shown  # last, best, step of the best
+    assert "train/steps_per_second, mean 3.5" in shown
+    assert "eval/seconds, mean 2.5" in shown
     assert "train/skipped" not in shown
     assert "13 of 13 in validation, 2 × 1 views" in shown
     config = run.model_config(split.heads)
@@ -129,7 +129,7 @@ def test_the_numbers_on_the_page_are_those_of_the_files(finished):
     parameters = load.read_run(finished[2]).parameters()
     assert f"Parameters: {sum(parameters.values()):,}" in shown
     assert parameters["head_noun"] == config.hidden_size * 10 + 10
-    assert "model.hidden_size 24 None" in shown  # what differs from the defaults, beside them
+    assert "model.hidden_size 24 None" in shown  # changed value beside its default
     for head, matrix in confusion.items():
         rows = re.findall(r"<tr><th>([^<]*)</th>((?:<td class=\"[ a-z]*\"\s+style[^>]*>\d+</td>)+)</tr>", text)
         counts = {name: [int(n) for n in re.findall(r">(\d+)<", cells)] for name, cells in rows}
@@ -142,7 +142,7 @@ def test_the_numbers_on_the_page_are_those_of_the_files(finished):
     assert all(float(loss) == pytest.approx(table.loss[int(number)], rel=5e-3) for number, loss in cards)
 
 
-def test_a_clip_on_the_page_is_what_the_model_sees_of_that_video(finished):
+def test_clips_show_the_input_of_the_model(finished):
     run, split, _, _, text = finished
     pictures = re.findall(r'<img src="data:image/(?:webp|gif);base64,([^"]+)" alt="([^"]*)"', text)
     assert len(pictures) == 12
@@ -156,12 +156,12 @@ def test_a_clip_on_the_page_is_what_the_model_sees_of_that_video(finished):
         assert np.abs(np.asarray(animation.convert("RGB"), int) - frame).mean() < 12  # lossy
 
 
-def test_names_are_escaped_and_a_data_set_that_is_gone_is_said(finished, tmp_path):
+def test_names_are_escaped_and_missing_records_reported(finished, tmp_path):
     run = experiment(tmp_path / "nowhere")
     names = {"verb": ["<b>left</b>", 'say "x" & y', "up"], "noun": [f"thing {i}" for i in range(26)]}
     rng = np.random.default_rng(1)
     truth = {head: rng.integers(0, len(known), 9).astype(np.int32) for head, known in names.items()}
-    leave_run(tmp_path / "run", run.to_dict(), names, truth, np.array([f"<i>{i}</i>" for i in range(9)]))
+    write_run(tmp_path / "run", run.to_dict(), names, truth, np.array([f"<i>{i}</i>" for i in range(9)]))
     (tmp_path / "run" / "init_report.txt").write_text("kept <script>alert(1)</script>\n")
     text = report.make(tmp_path / "run").read_text()
     parsed = Page(text)
@@ -171,33 +171,33 @@ def test_names_are_escaped_and_a_data_set_that_is_gone_is_said(finished, tmp_pat
     assert 'say "x" & y' in parsed.text
     assert "kept <script>alert(1)</script>" in parsed.text
     assert re.search(r"The frames cannot be shown: .*nowhere", parsed.text)
-    assert len(re.findall(r"no\. \d", parsed.text)) == 10  # the cards are there without them
-    assert 'alt="confusion matrix of noun"' in text  # so many classes are a picture
+    assert len(re.findall(r"no\. \d", parsed.text)) == 10  # the cards are shown without frames
+    assert 'alt="confusion matrix of noun"' in text  # an image instead of a table of 26 classes
 
 
-def test_of_a_run_that_broke_off_early_there_is_what_there_is(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "time": 5.0, "train/loss": 2.0}\n{"step": 6, "ti')
+def test_report_of_an_interrupted_run(tmp_path):
+    lines = [json.dumps({"step": step, "time": time, "train/loss": 2.0}) for step, time in ((2, 5.0), (3, 64.6))]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "ti')
     text = report.make(tmp_path).read_text()
     assert "steps 3" in Page(text).text
+    assert "time 1 min 0 s" in Page(text).text  # 59.6 s
     assert not {"classes", "clips", "config"} & set(re.findall(r'<section id="(\w+)"', text))
 
 
-def test_a_report_that_fails_is_a_warning_and_no_run_is_an_error(tmp_path, monkeypatch, caplog):
+def test_failed_report_is_a_warning_at_the_end_of_a_run(tmp_path, monkeypatch, caplog):
     with pytest.raises(FileNotFoundError, match="no run in"):
         report.make(tmp_path)
     (tmp_path / "evaluation.json").write_text("{broken")
     with pytest.raises(ValueError, match=r"evaluation\.json is not JSON"):
         report.make(tmp_path)
-    warned = []
-    monkeypatch.setattr(report.logging, "warning", lambda text, *values: warned.append(text % values))
+    warnings = []
+    monkeypatch.setattr(report.logging, "warning", lambda text, *values: warnings.append(text % values))
     assert report.write(tmp_path) is None
-    assert "evaluation.json is not JSON" in warned[0]
+    assert "evaluation.json is not JSON" in warnings[0]
 
 
-def test_a_long_curve_is_drawn_by_the_means_of_its_stretches():
-    points = [(step, float(step % 2)) for step in range(8000)]
-    thin = figures.thinned(points)
-    assert len(thin) == 400
-    assert all(value == 0.5 for _, value in thin)
-    assert thin[-1][0] == 7999
-    assert page._duration(59.6) == "1 min 0 s"
+def test_long_curves_are_averaged_over_stretches():
+    points = figures.thin([(step, float(step % 2)) for step in range(8000)])
+    assert len(points) == 400
+    assert all(value == 0.5 for _, value in points)
+    assert points[-1][0] == 7999

@@ -9,7 +9,7 @@ from tests.helpers.experiment import experiment
 from vivit_jax import train
 from vivit_jax.data import build
 from vivit_jax.data.records.split import open_split
-from vivit_jax.evaluation import evaluate
+from vivit_jax.evaluation import evaluate, results
 
 
 def second_data_set(folder):
@@ -54,6 +54,6 @@ def test_a_run_on_a_mixture(tmp_path, monkeypatch):
     result = evaluate.evaluate(run, tmp_path / "w")
     assert result.confusion["verb"].shape == (9, 9), "the heads of the union"
     assert result.counted == 16, "a fraction is of the training videos"
-    written = json.loads((tmp_path / "w" / evaluate.RESULT_FILE).read_text())
+    written = json.loads((tmp_path / "w" / results.RESULT_FILE).read_text())
     assert written["repeated_views"] == result.repeated_views == 0
     assert written["metrics"] == result.scalars

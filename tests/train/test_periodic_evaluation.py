@@ -9,7 +9,7 @@ import pytest
 
 from vivit_jax.checkpoint import score
 from vivit_jax.config.experiment import ConfigError, Experiment, default_config
-from vivit_jax.evaluation import evaluate
+from vivit_jax.evaluation import results
 from vivit_jax.train.periodic_evaluation import EarlyStop, PeriodicEvaluation
 from vivit_jax.train.setup import check_best_metric
 
@@ -47,13 +47,13 @@ def test_last_evaluation_is_on_all_videos_others_on_the_same(tmp_path, monkeypat
     """An evaluator that finds more on all videos than on five of them, whatever the weights."""
 
     def make(videos):
-        found = evaluate.Result({"verb/top1": 0.25 if videos == 5 else 0.5}, {}, videos or 40, 0, (1, 1), 0)
+        found = results.Result({"verb/top1": 0.25 if videos == 5 else 0.5}, {}, videos or 40, 0, (1, 1), 0)
         return lambda params: found
 
     progress = types.SimpleNamespace(
         write=lambda text: None, report=types.SimpleNamespace(timed=lambda name: contextlib.nullcontext())
     )
-    monkeypatch.setattr(evaluate, "write_result", write := mock.Mock())
+    monkeypatch.setattr("vivit_jax.train.periodic_evaluation.write_result", write := mock.Mock())
     run = experiment(**{"evaluation.num_videos": 5, "checkpoint.best_metric": "verb/top1"})
     split = types.SimpleNamespace(num_videos=40, class_names={})
     setup = types.SimpleNamespace(experiment=run, eval_set=split, eval_interval=1, total_steps=2)

@@ -1,4 +1,4 @@
-"""Multi-view evaluation (section 4.1): V views of each video, logits averaged; each video of the split counted once."""
+"""Evaluation of a checkpoint (section 4.1): V views of each video, logits averaged."""
 
 from __future__ import annotations
 
@@ -13,28 +13,26 @@ from vivit_jax import sharding
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data.open import open_eval_set
 from vivit_jax.evaluation.evaluator import Evaluator
-from vivit_jax.evaluation.results import RESULT_FILE, Result, ViewAblation, write_result
+from vivit_jax.evaluation.results import Result, write_result
 from vivit_jax.models import ViViT, abstract_params
-
-__all__ = ["RESULT_FILE", "Evaluator", "Result", "ViewAblation", "evaluate", "restore_for_inference", "write_result"]
 
 
 def restore_for_inference(
     checkpoint: epath.PathLike, mesh: Any, *, which: str = "best", weights: str = "params"
 ) -> tuple[ViViT, Any, dict[str, Any], epath.Path]:
-    """Model and parameters of a checkpoint, from the checkpoint alone.
+    """Restores model and parameters from a checkpoint, which alone is enough.
 
     Args:
       checkpoint: a workdir, a folder of steps, or one step.
-      mesh: to place the parameters on.
-      which: 'best' or 'latest', where `checkpoint` is not one step.
-      weights: 'params', or 'ema' for their average over the steps.
+      mesh: where the parameters are placed.
+      which: 'best' or 'latest' step, where `checkpoint` is not one step.
+      weights: 'params', or 'ema' for the averaged parameters.
 
     Returns:
-      (model, parameters, meta, the step's path).
+      (model, parameters, metadata of the checkpoint, path of the step).
 
     Raises:
-      CheckpointError: none there, damaged, or without an average.
+      CheckpointError: there is none, it is damaged, or it has no averaged parameters.
     """
     root, step = checkpointing.locate(checkpoint)
     with checkpointing.Checkpoints(root, read_only=True) as checkpoints:
@@ -43,11 +41,11 @@ def restore_for_inference(
         checkpoints.best_metric = experiment.checkpoint.best_metric
         if step is None:
             step = checkpoints.best() if which == "best" else newest
-        meta = checkpoints.metadata(step)
-        model = ViViT(experiment.model_config(meta["heads"]))
+        metadata = checkpoints.metadata(step)
+        model = ViViT(experiment.model_config(metadata["heads"]))
         abstract = abstract_params(model.config)
         abstract = sharding.abstract_like(abstract, sharding.state_sharding(mesh, {"params": abstract})["params"])
-        return model, checkpoints.restore_params(abstract, step, weights), meta, root / str(step)
+        return model, checkpoints.restore_params(abstract, step, weights), metadata, root / str(step)
 
 
 def evaluate(
@@ -58,34 +56,33 @@ def evaluate(
     which: str = "best",
     weights: str = "params",
 ) -> Result:
-    """Evaluates a checkpoint on the config's evaluation split and writes what it found.
+    """Evaluates a checkpoint on the evaluation split of the config and writes the result.
 
     Args:
-      experiment: data, views and batch size; its model must be the checkpoint's.
-      workdir: of the run; gets `evaluation.json` and pictures.
+      experiment: data, views and batch size; its model must be that of the checkpoint.
+      workdir: of the run; receives `evaluation.json`, `predictions.csv` and pictures.
       checkpoint: another workdir or one step; default, `workdir`.
-      which: 'best' or 'latest'.
-      weights: 'params', or 'ema' for their average over the steps.
+      which, weights: as in `restore_for_inference`.
 
     Raises:
-      CheckpointError: no checkpoint, a damaged one, one of another model, or one without an average.
-      FileNotFoundError: the data set is not there; the message says what belongs where.
+      CheckpointError: the checkpoint is missing, damaged, of another model, or has no averaged parameters.
+      FileNotFoundError: the data set is missing; the message says what belongs where.
     """
-    workdir, data = epath.Path(workdir), experiment.data
-    mesh = sharding.make_mesh(experiment.mesh)
+    data, mesh = experiment.data, sharding.make_mesh(experiment.mesh)
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
     with jax.set_mesh(mesh):
-        stored, params, meta, path = restore_for_inference(checkpoint or workdir, mesh, which=which, weights=weights)
-        experiment = experiment.following(stored.config.to_dict())
-        # A mixture may have added classes to the heads; the checkpoint knows them.
-        split = open_eval_set(data, meta["class_names"] if data.mixture else None)
-        wanted = experiment.model_config(split.heads)
-        sharding.check_model(mesh, wanted)
-        checkpointing.check_params(abstract_params(wanted), params, str(path))
-        # The parameters fit; what does not show in them (frames, dropout, scan) is the config's to say, but for the
-        # activation and the like, which a config leaves open: those are the checkpoint's.
-        model = ViViT(wanted)
-        result = Evaluator(model, mesh, experiment, split, experiment.clip_spec(wanted))(params)
+        restored, params, metadata, path = restore_for_inference(
+            checkpoint or workdir, mesh, which=which, weights=weights
+        )
+        # Fields that do not show in the parameters (frames, dropout, scan) are the config's; those that a config may
+        # leave open (activation, ...) are inherited from the checkpoint.
+        experiment = experiment.following(restored.config.to_dict())
+        # A mixture may have added classes to the heads; the checkpoint has all their names.
+        split = open_eval_set(data, metadata["class_names"] if data.mixture else None)
+        config = experiment.model_config(split.heads)
+        sharding.check_model(mesh, config)
+        checkpointing.check_params(abstract_params(config), params, str(path))
+        result = Evaluator(ViViT(config), mesh, experiment, split, experiment.clip_spec(config))(params)
     logging.info("%s: %s", path, result.summary())
     write_result(workdir, result, path, data.eval_split, split.class_names, experiment.to_dict()["data"])
     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,29 +15,29 @@ from absl import logging
 from vivit_jax import sharding
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data import pipeline
-from vivit_jax.data.selection import subset as subsets
+from vivit_jax.data.pipeline.batches import Batches
+from vivit_jax.data.selection import subset
 from vivit_jax.data.selection.sampling import select_views
-from vivit_jax.evaluation import metrics
-from vivit_jax.evaluation import predictions as per_video
+from vivit_jax.evaluation import metrics, predictions
 from vivit_jax.evaluation.results import Result, ViewAblation
 from vivit_jax.models import ViViT
-from vivit_jax.train_step import make_eval_step
+from vivit_jax.train_step import as_heads, map_views
 
 
 class Evaluator:
-    """Evaluates parameters on a split, again and again, with one compiled program.
+    """Evaluates parameters on a split, any number of times, with one compiled program.
 
     Args:
-      model: whose parameters will be given.
-      mesh: the mesh that they live on; `jax.set_mesh(mesh)` must be in force when called.
+      model: of the parameters.
+      mesh: of the parameters; `jax.set_mesh(mesh)` must be active in calls.
       experiment: batch size and views.
       split: the records.
       spec: how clips are cut.
-      videos: how many videos to evaluate, spread over the split (`spread_indices`); None for all.
-      by_views: also find the accuracy for 1 to all temporal views, from the same logits.
+      videos: number of videos to evaluate, spread over the split (`spread_indices`); None for all.
+      by_views: also report the metrics for 1 to all temporal views, from the same logits.
 
     Raises:
-      ValueError: `videos` below 1.
+      ValueError: `videos` is below 1.
     """
 
     def __init__(
@@ -53,159 +53,163 @@ class Evaluator:
     ):
         if videos is not None and videos < 1:
             raise ValueError(f"videos={videos} must be at least 1, or None for all {split.num_videos} of {split.name}")
-        self._places = spread_indices(split.num_videos, videos)
-        self._whole = split
-        self._split = split if len(self._places) == split.num_videos else subsets.take(split, self._places)
-        self._mesh, self._spec = mesh, spec
-        self._batch_size = experiment.evaluation.batch_size
-        self._views = (experiment.evaluation.temporal_views, experiment.evaluation.spatial_views)
-        # The cache is for the training splits.
-        self._pipeline_options = dataclasses.replace(experiment.data, cache=False)
-        self._announced = False
-        self._multi_label, loss = split.multi_label, experiment.loss.name
-        temporal = self._views[0]
+        self._split_size, self._indices = split.num_videos, spread_indices(split.num_videos, videos)
+        self._split = split if len(self._indices) == split.num_videos else subset.take(split, self._indices)
+        self._mesh, self._spec, self._experiment = mesh, spec, experiment
+        self._views = temporal, spatial = experiment.evaluation.temporal_views, experiment.evaluation.spatial_views
+        self._log_pipeline = True
         counts = range(1, temporal + 1) if by_views else (temporal,)
-        self._which = [select_views(temporal, count, spec.sampling) for count in counts]
+        # The temporal views of each ablation; the last has all of them.
+        self._selections = [select_views(temporal, count, spec.sampling) for count in counts]
+        multi_label, loss = split.multi_label, experiment.loss.name
         collections = [
-            metrics.collection(split.heads, self._multi_label, loss=loss, confusion=which is self._which[-1])
-            for which in self._which
+            metrics.collection(split.heads, multi_label, loss=loss, confusion=selection is self._selections[-1])
+            for selection in self._selections
         ]
-        eval_step = make_eval_step(model.apply)
 
         def step(params: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-            # One view at a time, so that memory does not grow with their number.
-            views = jax.lax.map(
-                lambda video: eval_step(params, {"video": video[:, None]}), jnp.moveaxis(batch["video"], 1, 0)
-            )
-            given = {"labels": batch["label"], "mask": batch["mask"], "index": batch["index"]}
-            averaged = [average_views(views, which, self._views) for which in self._which]
-            found = per_video.of_batch(averaged[-1], multi_label=self._multi_label, loss=loss, **given)
-            scores = [{head: logits[head] for head in self._multi_label} for logits in averaged]
+            views = map_views(lambda view: as_heads(model.apply({"params": params}, view, train=False)), batch["video"])
+            targets = {"labels": batch["label"], "mask": batch["mask"], "index": batch["index"]}
+            averages = [average_views(views, selection, (temporal, spatial)) for selection in self._selections]
             updates = [
-                kind.single_from_model_output(logits=logits, **given)
-                for kind, logits in zip(collections, averaged, strict=True)
+                collection.single_from_model_output(logits=logits, **targets)
+                for collection, logits in zip(collections, averages, strict=True)
             ]
-            return {"updates": updates, "videos": found, "scores": scores}
+            # Average precision ranks all videos, so it needs the scores on the host.
+            scores = [{head: logits[head] for head in sorted(multi_label)} for logits in averages]
+            outputs = predictions.of_batch(averages[-1], multi_label=multi_label, loss=loss, **targets)
+            return outputs | {"scores": scores, "updates": updates}
 
         self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))
         self._merge = jax.jit(lambda old, new: [a.merge(b) for a, b in zip(old, new, strict=True)])
 
     def __call__(self, params: Any) -> Result:
-        """Runs over all the videos.
+        """Evaluates all the videos.
 
         Raises:
-          RuntimeError: a video was seen twice or not at all (a defect, not a user's error).
+          RuntimeError: a video was seen twice or not at all (a defect of the program).
         """
-        total, fetched, waiting = None, [], None
-        batches = pipeline.eval_batches(
-            self._split,
-            self._spec,
-            batch_size=self._batch_size,
-            temporal_views=self._views[0],
-            spatial_views=self._views[1],
-            rows=sharding.process_rows(self._mesh, self._batch_size),
-            options=self._pipeline_options,
-        )
-        if not self._announced:
-            logging.info(
-                "Evaluating on %s, %d videos: %s", self._split.name, self._split.num_videos, batches.description
-            )
-            self._announced = True
-        for batch in batches:
-            made = self._step(params, sharding.place_batch(batch, self._mesh, self._batch_size))
-            updates = made.pop("updates")
-            total = updates if total is None else self._merge(total, updates)
-            # Fetched while the next batch is under way, so that the device does not wait for the host.
-            fetched += [jax.device_get(waiting)] * (waiting is not None)
-            waiting = made
-        fetched.append(jax.device_get(waiting))
-        computed = [jax.device_get(update.compute()) for update in total]
+        # Run the model; metrics are merged on the device, predictions fetched.
+        batches = open_batches(self._split, self._spec, self._views, self._experiment, self._mesh)
+        if self._log_pipeline:
+            num_videos = self._split.num_videos
+            logging.info("Evaluating on %s, %d videos: %s", self._split.name, num_videos, batches.description)
+            self._log_pipeline = False
+        totals, fetched = None, []
+        batch_size = self._experiment.evaluation.batch_size
+        for outputs in run_batches(self._step, params, batches, self._mesh, batch_size):
+            updates = outputs.pop("updates")
+            totals = updates if totals is None else self._merge(totals, updates)
+            fetched.append(jax.device_get(outputs))
+        computed = [jax.device_get(total.compute()) for total in totals]
         count = [values.pop("count") for values in computed][-1]
+        counted, listed = int(count["counted"]), int(count["listed"])
+
+        # Order the predictions by video, and check that each was seen once.
         heads = self._split.heads
-        found = per_video.Predictions.join([part["videos"] for part in fetched], self._split.video_id, list(heads))
-        check_seen_once(found.index, int(count["listed"]), self._split.num_videos)
-        precision = [self._average_precision(fetched, found, number) for number in range(len(computed))]
-        summaries = [metrics.summarise(values, heads) for values in computed]
-        for (scalars, _), of_heads in zip(summaries, precision, strict=True):
-            for head, of_classes in of_heads.items():
+        arrays = predictions.sort_by_index(fetched)
+        table = predictions.Predictions.from_arrays(arrays, self._split.video_id, list(heads))
+        check_seen_once(table.index, listed, self._split.num_videos)
+
+        # Scalars and confusion matrices, for each selection of views.
+        ablations = []
+        for selection, values, scores in zip(self._selections, computed, arrays["scores"], strict=True):
+            scalars, confusion = metrics.summarise(values, heads)
+            average_precision = {}
+            for head, of_videos in scores.items():
+                truth = table.heads[head].truth[table.counted]
+                average_precision[head] = metrics.average_precision(truth, of_videos[table.counted])
                 name = metrics.scalar_name(head, metrics.MEAN_AVERAGE_PRECISION, heads)
-                scalars[name] = metrics.mean_over_present(of_classes)
-        scalars, confusion = summaries[-1]
-        by_views = tuple(
-            ViewAblation(which, {name: value for name, value in values.items() if "mean_class_accuracy" not in name})
-            for which, (values, _) in zip(self._which, summaries, strict=True)
-        )
-        counted = int(count["counted"])
+                scalars[name] = metrics.mean_over_present(average_precision[head])
+            without_mean = {name: value for name, value in scalars.items() if "mean_class_accuracy" not in name}
+            ablations.append(ViewAblation(selection, without_mean))
         return Result(
             scalars,
             confusion,
             counted,
-            int(count["listed"]) - counted,
+            listed - counted,
             self._views,
             batches.repeated_views,
-            split_size=self._whole.num_videos,
-            predictions=dataclasses.replace(found, index=self._places[found.index]),
-            by_views=by_views if len(by_views) > 1 else (),
-            average_precision=precision[-1],
+            split_size=self._split_size,
+            predictions=dataclasses.replace(table, index=self._indices[table.index]),
+            by_views=tuple(ablations) if len(ablations) > 1 else (),
+            average_precision=average_precision,
         )
 
-    def _average_precision(self, fetched: Any, found: per_video.Predictions, number: int) -> dict[str, np.ndarray]:
-        """{head with several labels: average precision of each class}, with the views of `self._which[number]`."""
-        order = np.argsort(np.concatenate([part["videos"]["index"] for part in fetched]), kind="stable")
-        order = order[-len(found.index) :]  # padding, whose index is -1, comes first
-        result = {}
-        for head in sorted(self._multi_label):
-            scores = np.concatenate([part["scores"][number][head] for part in fetched])[order]
-            result[head] = metrics.average_precision(found.heads[head].truth[found.counted], scores[found.counted])
-        return result
+
+def open_batches(split: Any, spec: Any, views: tuple[int, int], experiment: Experiment, mesh: Any) -> Batches:
+    """Opens the evaluation batches of this process; `views` is (temporal, spatial)."""
+    return pipeline.eval_batches(
+        split,
+        spec,
+        batch_size=experiment.evaluation.batch_size,
+        temporal_views=views[0],
+        spatial_views=views[1],
+        rows=sharding.process_rows(mesh, experiment.evaluation.batch_size),
+        options=dataclasses.replace(experiment.data, cache=False),  # the cache is for training sets
+    )
 
 
-def spread_indices(total: int, wanted: int | None) -> np.ndarray:
-    """Which videos of a split stand for all of it: one of each of `wanted` equal stretches, the same in every run.
+def run_batches(step: Callable[..., Any], params: Any, batches: Batches, mesh: Any, batch_size: int) -> Iterator[Any]:
+    """Yields `step(params, batch)` of each batch, after starting the next, so that the device need not wait."""
+    previous = None
+    for batch in batches:
+        outputs = step(params, sharding.place_batch(batch, mesh, batch_size))
+        if previous is not None:
+            yield previous
+        previous = outputs
+    if previous is not None:
+        yield previous
 
-    Where in its stretch a video lies follows the golden ratio (a low-discrepancy sequence): the first of each would
-    be all of one class in a split whose classes take turns.
+
+def spread_indices(total: int, number: int | None) -> np.ndarray:
+    """Selects videos that represent a split: one from each of `number` equal stretches, the same in every run.
+
+    The offset within the stretch follows the golden ratio (a low-discrepancy sequence): the first video of each would
+    always be of the same class in a split whose classes alternate.
 
     Args:
-      total: videos of the split.
-      wanted: how many; None, or more than there are: all.
+      total: number of videos in the split.
+      number: of videos to select; None, or more than `total`: all.
 
     Returns:
-      int64 [min(wanted, total)], rising places in [0, total).
+      int64 [min(number, total)], rising indices in [0, total).
     """
-    if wanted is None or wanted >= total:
+    if number is None or number >= total:
         return np.arange(total)
-    number = np.arange(wanted)
-    low, high = number * total // wanted, (number + 1) * total // wanted
-    share = (number + 1) * (math.sqrt(5) - 1) / 2 % 1
-    return low + (share * (high - low)).astype(np.int64)
+    stretch = np.arange(number)
+    low, high = stretch * total // number, (stretch + 1) * total // number
+    offset = (stretch + 1) * (math.sqrt(5) - 1) / 2 % 1
+    return low + (offset * (high - low)).astype(np.int64)
 
 
-def average_views(views: Mapping[str, jax.Array], which: Sequence[int], shape: tuple[int, int]) -> dict[str, jax.Array]:
-    """The mean of some views' logits.
+def average_views(
+    logits: Mapping[str, jax.Array], selection: Sequence[int], views: tuple[int, int]
+) -> dict[str, jax.Array]:
+    """Averages the logits of some temporal views, each with all its spatial views.
 
     Args:
-      views: {head: [V, B, C]}, V = temporal * spatial, temporal-major.
-      which: temporal views to take, each with all its spatial ones.
-      shape: (temporal, spatial).
+      logits: {head: [V, B, C]}, V = temporal * spatial, temporal-major.
+      selection: indices of temporal views.
+      views: (temporal, spatial).
 
     Returns:
       {head: [B, C]}.
     """
-    places = np.arange(shape[0] * shape[1]).reshape(shape)[list(which)].ravel()
-    return {head: jnp.mean(logits[places], axis=0) for head, logits in views.items()}
+    indices = np.arange(views[0] * views[1]).reshape(views)[list(selection)].ravel()
+    return {head: jnp.mean(values[indices], axis=0) for head, values in logits.items()}
 
 
 def check_seen_once(indices: np.ndarray, listed: int, expected: int) -> None:
-    """Raises RuntimeError unless the videos of a split were each seen exactly once.
+    """Raises RuntimeError unless each video of a split was seen exactly once.
 
     Args:
-      indices: places in the split that were seen, padding left out.
-      listed: videos seen by all processes together.
-      expected: videos in the split.
+      indices: of the videos seen, without padding.
+      listed: number of videos seen by all processes.
+      expected: number of videos in the split.
     """
-    if len(np.unique(indices)) != len(indices) or listed != expected:
+    repeated = len(indices) - len(np.unique(indices))
+    if repeated or listed != expected:
         raise RuntimeError(
-            f"evaluation saw {listed} videos of a split of {expected}, {len(indices) - len(np.unique(indices))} of "
-            "them twice; please report this"
+            f"evaluation saw {listed} videos of a split of {expected}, {repeated} of them twice; please report this"
         )

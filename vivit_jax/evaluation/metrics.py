@@ -1,7 +1,7 @@
-"""Metrics of a data set as clu collections: top-k, confusion, verb/noun/action; mean average precision.
+"""Metrics as clu collections: top-k accuracy, loss, confusion matrix, verb/noun/action; mean average precision.
 
-Each member of a collection is a sum over examples, so updates of any batches merge in any order, and padding (mask 0)
-adds nothing. Average precision ranks all videos at once, and so is computed on the host, from the scores of all.
+Each member of a collection is a sum over examples, so updates merge in any order, and padding (mask 0) adds nothing.
+Average precision ranks all videos, so it is computed on the host.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ MEAN_AVERAGE_PRECISION = "mean_average_precision"
 
 
 def rank_of_true_class(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """How many classes are ranked before the true one; the top-k prediction is right where this is below k.
+    """Returns the 0-based rank of the true class; a top-k prediction is correct where it is below k.
 
-    Ties are broken by class number, as `jax.lax.top_k` does; where a logit is NaN the true class counts as last.
+    Ties are broken by class id, as in `jax.lax.top_k`. A true class whose logit is NaN is ranked last.
 
     Args:
       logits: [B, C] float.
@@ -36,17 +36,17 @@ def rank_of_true_class(logits: jax.Array, labels: jax.Array) -> jax.Array:
       int32 [B] in [0, C).
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    number = jnp.arange(logits.shape[-1])
-    behind = (logits < own) | ((logits == own) & (number >= labels[:, None]))
+    ids = jnp.arange(logits.shape[-1])
+    behind = (logits < own) | ((logits == own) & (ids >= labels[:, None]))
     return jnp.sum(~behind, axis=-1, dtype=jnp.int32)
 
 
 def pair_scores(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Scores of all pairs of classes: log of the product of the two softmaxes.
+    """Returns the scores of all pairs of classes: log of the product of the two softmaxes.
 
-    So EPIC-Kitchens-100 scores actions (Damen et al., arXiv:2006.13256; `compute_action_scores` of its baseline for
-    action recognition, which looks at the pairs of the 100 highest verbs and nouns alone: the same five highest pairs).
-    Verb and noun count as independent, every pair of classes competes, and a prediction is right where both are.
+    EPIC-Kitchens-100 scores actions like this (Damen et al., arXiv:2006.13256; `compute_action_scores` of its baseline
+    keeps only pairs of the 100 highest verbs and nouns, which gives the same five highest pairs). Verb and noun are
+    treated as independent, and a prediction is correct where both are.
 
     Args:
       first: [B, C1] logits, e.g. of the verb.
@@ -60,9 +60,9 @@ def pair_scores(first: jax.Array, second: jax.Array) -> jax.Array:
 
 
 def _top_k(k: int, head: str | tuple[str, str]) -> type[clu_metrics.Metric]:
-    """Share of examples whose true class (of a head, or of a pair of heads) is among the k highest."""
+    """Returns the top-k accuracy of a head, or of a pair of heads."""
 
-    def right(*, logits: Mapping[str, Any], labels: Mapping[str, Any], mask: Any, **_: Any) -> dict[str, Any]:
+    def correct(*, logits: Mapping[str, Any], labels: Mapping[str, Any], mask: Any, **_: Any) -> dict[str, Any]:
         if isinstance(head, tuple):
             scores = pair_scores(logits[head[0]], logits[head[1]])
             truth = labels[head[0]] * logits[head[1]].shape[-1] + labels[head[1]]
@@ -70,16 +70,16 @@ def _top_k(k: int, head: str | tuple[str, str]) -> type[clu_metrics.Metric]:
             scores, truth = logits[head], labels[head]
         return {"values": (rank_of_true_class(scores, truth) < k).astype(jnp.float32), "mask": mask}
 
-    return clu_metrics.Average.from_fun(right)
+    return clu_metrics.Average.from_fun(correct)
 
 
 def losses(logits: jax.Array, labels: jax.Array, kind: str = "softmax") -> jax.Array:
-    """The loss of each example, without label smoothing.
+    """Returns the loss of each example, without label smoothing.
 
     Args:
       logits: [B, C] float.
-      labels: int [B]; or [B, C], 1 where a class is present, else 0, and then the loss is always 'sigmoid'.
-      kind: of `LossConfig`: 'softmax', cross-entropy; 'sigmoid', binary cross-entropy, summed over the classes.
+      labels: int [B]; or multi-label [B, C] of 0 and 1, for which the loss is always 'sigmoid'.
+      kind: 'softmax', cross-entropy; 'sigmoid', binary cross-entropy, summed over the classes.
 
     Returns:
       [B], in nats.
@@ -89,7 +89,7 @@ def losses(logits: jax.Array, labels: jax.Array, kind: str = "softmax") -> jax.A
 
 
 def _loss(head: str, kind: str) -> type[clu_metrics.Metric]:
-    """Mean of `losses` of a head."""
+    """Returns the mean of `losses` of a head."""
 
     def loss(*, logits: Mapping[str, Any], labels: Mapping[str, Any], mask: Any, **_: Any) -> dict[str, Any]:
         return {"values": losses(logits[head], labels[head], kind), "mask": mask}
@@ -98,7 +98,7 @@ def _loss(head: str, kind: str) -> type[clu_metrics.Metric]:
 
 
 def _confusion(head: str) -> type[clu_metrics.Metric]:
-    """Counts [C, C]: rows are the true classes, columns the predicted ones."""
+    """Returns counts [C, C], true classes in rows, predicted ones in columns."""
 
     @flax.struct.dataclass
     class Confusion(clu_metrics.Metric):
@@ -122,7 +122,7 @@ def _confusion(head: str) -> type[clu_metrics.Metric]:
 
 @flax.struct.dataclass
 class Count(clu_metrics.Metric):
-    """Number of examples: those that count, and all those that are not padding (unreadable ones included)."""
+    """Numbers of examples: `counted` in the metrics, and `listed` without padding, including unreadable ones."""
 
     counted: jax.Array
     listed: jax.Array
@@ -139,24 +139,24 @@ class Count(clu_metrics.Metric):
 
 
 def has_action(heads: Mapping[str, int], multi_label: Collection[str] = ()) -> bool:
-    """Whether pairs of verb and noun are scored: the data set has both, with one label each."""
+    """Returns whether pairs of verb and noun are scored: there are both heads, and neither is multi-label."""
     return set(PAIR) <= set(heads) and not set(PAIR) & set(multi_label)
 
 
 def collection(
     heads: Mapping[str, int], multi_label: Collection[str] = (), *, loss: str = "softmax", confusion: bool = True
 ) -> type[clu_metrics.Collection]:
-    """The clu collection for a data set's heads.
+    """Returns the clu collection for the heads of a data set.
 
     Args:
-      heads: {head: number of classes}. With the heads `verb` and `noun` there is an `action` too.
-      multi_label: heads whose videos have several labels at once. Here they have a loss; `average_precision` is theirs.
-      loss: its kind, as `losses` takes it.
-      confusion: with confusion matrices, from which `summarise` takes the mean class accuracy.
+      heads: {head: number of classes}; the heads `verb` and `noun` add an `action`.
+      multi_label: heads that only have a loss here; `average_precision` is their accuracy.
+      loss: its kind, see `losses`.
+      confusion: whether to count confusion matrices, which `summarise` needs for the mean class accuracy.
 
     Returns:
       A Collection class whose `single_from_model_output` takes `logits` {head: [B, C]}, `labels` {head: int32 [B], or
-      float [B, C]}, `mask` [B], `index` [B]. Top-5 is left out where there are no more than five classes.
+      float [B, C]}, `mask` [B], `index` [B]. Heads of five classes or fewer have no top-5.
     """
     members: dict[str, type[clu_metrics.Metric]] = {"count": Count}
     for head, classes in heads.items():
@@ -176,7 +176,7 @@ def collection(
 
 
 def accuracy_names(heads: Mapping[str, int], multi_label: Collection[str] = ()) -> list[str]:
-    """The metrics by which a checkpoint can be the best: those of an evaluation for which higher is better."""
+    """Returns the metrics for which higher is better; they can select the best checkpoint."""
     members = [name.partition("__") for name in collection(heads, multi_label).__annotations__]
     kinds = [(head, {"confusion": "mean_class_accuracy"}.get(what, what)) for head, _, what in members]
     kinds += [(head, MEAN_AVERAGE_PRECISION) for head in heads if head in multi_label]
@@ -184,20 +184,15 @@ def accuracy_names(heads: Mapping[str, int], multi_label: Collection[str] = ()) 
 
 
 def scalar_name(head: str, what: str, heads: Mapping[str, int]) -> str:
-    """`top1` for the only head, `verb/top1` where there are several."""
+    """Returns `top1` for a single head, `verb/top1` where there are several."""
     return f"{head}/{what}" if len(heads) > 1 else what
 
 
 def summarise(computed: Mapping[str, Any], heads: Mapping[str, int]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """What a collection computed, as named Python floats and confusion matrices.
+    """Converts the output of `Collection.compute()` to (scalars, {head: confusion matrix, int [C, C]}).
 
-    Args:
-      computed: of `Collection.compute()`.
-      heads: as given to `collection`.
-
-    Returns:
-      Scalars: `top1`, `top5`, `loss`, `mean_class_accuracy` for a single head; `verb/top1` and so on for several, and
-      `action/top1`. Accuracies lie in [0, 1]; NaN where no example counted. And {head: int [C, C]}.
+    Scalars are Python floats named by `scalar_name`: `top1`, `top5`, `loss`, `mean_class_accuracy`. Accuracies lie in
+    [0, 1]; NaN without an example.
     """
     scalars, confusion = {}, {}
     for name, value in computed.items():
@@ -211,35 +206,31 @@ def summarise(computed: Mapping[str, Any], heads: Mapping[str, int]) -> tuple[di
 
 
 def mean_class_accuracy(confusion: np.ndarray) -> float:
-    """Mean over the classes that occur of the share that was recognised; `confusion` int [C, C], rows the truth."""
+    """Returns the mean accuracy of the classes that occur in `confusion`, int [C, C] with true classes in rows."""
     total = confusion.sum(1)
     seen = total > 0
     return float(np.mean(np.diag(confusion)[seen] / total[seen])) if seen.any() else float("nan")
 
 
 def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Average precision of each class: the sum over the ranks n of (R_n - R_(n-1)) P_n, with P_n and R_n precision and
-    recall of the videos ranked n or higher; videos of the same score share a rank. No interpolation.
+    """Returns the average precision of each class (scikit-learn's definition, without interpolation).
 
     Args:
       truth: [N, C], 1 where the class is present in the video, else 0.
-      scores: [N, C], higher for the more probable; any monotone scale.
+      scores: [N, C], on any monotone scale; NaN ranks a video last.
 
     Returns:
-      float64 [C] in [0, 1]; NaN for a class that no video has. A score that is not a number ranks its video last.
+      float64 [C] in [0, 1]; NaN for a class without a video.
     """
     truth, largest = np.asarray(truth) > 0, np.finfo(np.float32).max
     scores = np.nan_to_num(scores, nan=-largest, posinf=largest, neginf=-largest)
     result = np.full(truth.shape[1], np.nan)
-    for number in np.flatnonzero(truth.any(axis=0)):
-        result[number] = average_precision_score(truth[:, number], scores[:, number])
+    for label in np.flatnonzero(truth.any(axis=0)):
+        result[label] = average_precision_score(truth[:, label], scores[:, label])
     return result
 
 
 def mean_over_present(of_classes: np.ndarray) -> float:
-    """Mean average precision: the macro mean of `average_precision` over the classes that some video has.
-
-    NaN where there is none.
-    """
+    """Returns the mean average precision over the classes with a video; NaN without any."""
     present = np.isfinite(of_classes)
     return float(np.mean(of_classes[present])) if present.any() else float("nan")

@@ -1,4 +1,4 @@
-"""What an evaluation found of each video: labels, the five classes ranked highest, loss; and as a table in a file."""
+"""Per-video predictions of an evaluation: labels, the five top-ranked classes, loss; written and read as CSV."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from vivit_jax.utils import tables
 
 TOP = 5
 FILE = "predictions.csv"
-# Between the labels of a video that has several, and between verb and noun of an action.
-SEVERAL, PAIRED = "; ", " "
+LABEL_SEPARATOR = "; "  # between the labels of a multi-label video
+ACTION_SEPARATOR = " "  # between verb and noun
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadPredictions:
-    """The videos as one head sees them, in the order of `Predictions.index`.
+    """The predictions of one head, in the order of `Predictions.index`.
 
     Attributes:
-      truth: int [N] class ids, or uint8 [N, C], 1 where a class is present, of a head with several labels at once. Of
-        an action, the id of the pair: verb * nouns + noun.
-      top: int [N, K], the K = 5 classes ranked highest (fewer where there are fewer), the highest first.
-      probabilities: float32 [N, K], of `top`, in [0, 1]: softmax; of several labels at once, sigmoid.
-      truth_probability: float32 [N], of the true class; of several, the mean of theirs; NaN where a video has none.
-      rank: int [N], of the true class, 1 for the highest; of several, of the one ranked highest; 0 where there is none.
-      loss: float32 [N], as `metrics.losses`; of an action, the sum of verb's and noun's.
+      truth: int [N] class ids, or uint8 [N, C], 1 where a class is present, of a multi-label head. Of an action, the id
+        of the pair: verb * number of nouns + noun.
+      top: int [N, K], the K = 5 top-ranked classes (all where there are fewer), the highest first.
+      probabilities: float32 [N, K], of `top`: softmax; sigmoid of a multi-label head.
+      truth_probability: float32 [N], of the true class; multi-label, the mean over the true classes, NaN without any.
+      rank: int [N], of the true class, 1 for the highest; multi-label, of the highest true class, 0 without any.
+      loss: float32 [N], see `metrics.losses`; of an action, the sum of verb's and noun's.
     """
 
     truth: np.ndarray
@@ -47,12 +47,12 @@ class HeadPredictions:
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Every video of an evaluation, by rising index.
+    """The predictions for the N videos of an evaluation, by rising index.
 
     Attributes:
-      index: int64 [N], places in the split.
-      video: str [N], names of the videos, as in the records' index.
-      counted: bool [N]; False: the video could not be read, and what is said of it means nothing.
+      index: int64 [N], in the split.
+      video: str [N], names as in the index of the records.
+      counted: bool [N]; False where the video could not be read, and its predictions are meaningless.
       heads: {head: HeadPredictions}; with the heads `verb` and `noun`, `action` too.
     """
 
@@ -62,27 +62,25 @@ class Predictions:
     heads: Mapping[str, HeadPredictions]
 
     @classmethod
-    def join(cls, batches: Sequence[Mapping[str, Any]], video_id: np.ndarray, heads: Sequence[str]) -> Predictions:
-        """Batches of `of_batch`, fetched to the host, as one table: padding dropped, by rising index.
-
-        Args:
-          batches: of one evaluation, at least one.
-          video_id: str [videos of the split], by index.
-          heads: their order; an `action` comes last.
-        """
-        index = np.concatenate([batch["index"] for batch in batches])
-        order = np.argsort(index, kind="stable")
-        order = order[index[order] >= 0]
-        joined = jax.tree.map(lambda *parts: np.concatenate(parts)[order], *batches)
-        # (jit hands dicts back with their keys sorted)
-        found = {head: joined["heads"][head] for head in [*heads, metrics.ACTION] if head in joined["heads"]}
-        tables = {head: HeadPredictions(**fields) for head, fields in found.items()}
-        return cls(joined["index"], np.asarray(video_id)[joined["index"]], joined["mask"] > 0, tables)
+    def from_arrays(cls, arrays: Mapping[str, Any], video_id: np.ndarray, heads: Sequence[str]) -> Predictions:
+        """Makes the table from an output of `sort_by_index`; `video_id` [videos of the split], `heads` in order."""
+        # jit returns dicts with sorted keys.
+        order = [head for head in [*heads, metrics.ACTION] if head in arrays["heads"]]
+        tables = {head: HeadPredictions(**arrays["heads"][head]) for head in order}
+        return cls(arrays["index"], np.asarray(video_id)[arrays["index"]], arrays["mask"] > 0, tables)
 
     @property
     def loss(self) -> np.ndarray:
-        """float32 [N]: the loss of each video, summed over the heads."""
-        return sum(found.loss for head, found in self.heads.items() if head != metrics.ACTION)
+        """float32 [N], summed over the heads."""
+        return sum(table.loss for head, table in self.heads.items() if head != metrics.ACTION)
+
+
+def sort_by_index(batches: Sequence[Any]) -> Any:
+    """Joins fetched outputs of `of_batch`, to which arrays [B, ...] may be added: by rising index, without padding."""
+    index = np.concatenate([batch["index"] for batch in batches])
+    order = np.argsort(index, kind="stable")
+    order = order[index[order] >= 0]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[order], *batches)
 
 
 def of_batch(
@@ -93,123 +91,140 @@ def of_batch(
     multi_label: Collection[str] = (),
     loss: str = "softmax",
 ) -> dict[str, Any]:
-    """What is kept of a batch's videos; inside `jax.jit`.
+    """Returns the predictions for a batch; for use inside `jax.jit`.
 
     Args:
-      logits: {head: [B, C]}, the average over the views.
+      logits: {head: [B, C]}, averaged over the views.
       labels: {head: int [B]}, or float [B, C], 1 where a class is present.
-      mask: [B], 0 for padding and for videos that could not be read.
-      index: int [B], places in the split, -1 for padding.
-      multi_label: heads whose videos have several labels at once.
-      loss: 'softmax' or 'sigmoid', what the heads were trained with; decides over their probabilities and losses.
+      mask: [B], 0 for padding and unreadable videos.
+      index: int [B], in the split, -1 for padding.
+      multi_label: the multi-label heads.
+      loss: 'softmax' or 'sigmoid', with which the heads were trained; selects their probabilities and losses.
 
     Returns:
       `index`, `mask`, and `heads`: {head: the fields of HeadPredictions}.
     """
     heads = {head: _of_head(logits[head], labels[head], loss) for head in logits}
-    if metrics.has_action({head: values.shape[-1] for head, values in logits.items()}, multi_label):
+    if metrics.ACTION in (scores := with_action(logits, multi_label)):
         first, second = metrics.PAIR
         truth = labels[first] * logits[second].shape[-1] + labels[second]
-        # The scores of pairs are log-probabilities already, and softmax leaves those as they are.
-        heads[metrics.ACTION] = _of_head(metrics.pair_scores(logits[first], logits[second]), truth, "softmax")
+        heads[metrics.ACTION] = _of_head(scores[metrics.ACTION], truth, "softmax")
     return {"index": index, "mask": mask, "heads": heads}
 
 
-def class_probabilities(logits: jax.Array, multi_label: bool, loss: str) -> jax.Array:
-    """Returns probabilities of [..., C] logits: sigmoid for a multi-label head or the sigmoid loss, else softmax."""
-    return jax.nn.sigmoid(logits) if multi_label or loss == "sigmoid" else jax.nn.softmax(logits)
-
-
 def _of_head(logits: jax.Array, labels: jax.Array, loss: str) -> dict[str, jax.Array]:
-    several = labels.ndim == 2
-    probabilities = class_probabilities(logits, several, loss)
-    _, top = jax.lax.top_k(logits, min(TOP, logits.shape[-1]))
-    if several:
+    multi_label = labels.ndim == 2
+    top, probabilities = rank_classes(logits, TOP, multi_label or loss == "sigmoid")
+    if multi_label:
         present = labels > 0
-        any_present = present.any(axis=-1)
         highest = jnp.argmax(jnp.where(present, logits, -jnp.inf), axis=-1)
-        rank = jnp.where(any_present, metrics.rank_of_true_class(logits, highest) + 1, 0)
+        rank = jnp.where(present.any(axis=-1), metrics.rank_of_true_class(logits, highest) + 1, 0)
         truth_probability = jnp.mean(probabilities, axis=-1, where=present)
-        labels = present.astype(jnp.uint8)
+        truth, targets = present.astype(jnp.uint8), present.astype(logits.dtype)
     else:
         rank = metrics.rank_of_true_class(logits, labels) + 1
         truth_probability = jnp.take_along_axis(probabilities, labels[:, None], axis=-1)[:, 0]
+        truth = targets = labels
     return {
-        "truth": labels,
+        "truth": truth,
         "top": top,
         "probabilities": jnp.take_along_axis(probabilities, top, axis=-1),
         "truth_probability": truth_probability,
         "rank": rank,
-        "loss": metrics.losses(logits, present.astype(logits.dtype) if several else labels, loss),
+        "loss": metrics.losses(logits, targets, loss),
     }
 
 
-def write(path: epath.PathLike, predictions: Predictions, class_names: Mapping[str, Sequence[str]]) -> None:
-    """Writes the table as CSV: a line for each video and head, by index.
+def with_action(logits: Mapping[str, jax.Array], multi_label: Collection[str] = ()) -> dict[str, jax.Array]:
+    """Adds the scores of `action`, {head: [B, C]}, where the heads have a verb and a noun."""
+    scores = dict(logits)
+    if metrics.has_action({head: values.shape[-1] for head, values in logits.items()}, multi_label):
+        scores[metrics.ACTION] = metrics.pair_scores(*(logits[head] for head in metrics.PAIR))
+    return scores
 
-    Columns: `index` (place in the split), `video`, `head`, `truth` (several labels with "; " between them),
-    `prediction`, `probability` of the prediction, `truth_probability`, `rank` of the truth, `loss`, then
-    `prediction_2`, `probability_2` to 5. A video that could not be read has only the first four.
+
+def rank_classes(logits: jax.Array, number: int, sigmoid: bool) -> tuple[jax.Array, jax.Array]:
+    """Returns the `number` highest classes, int [B, K], and the probabilities of all classes, [B, C]."""
+    _, top = jax.lax.top_k(logits, min(number, logits.shape[-1]))
+    return top, jax.nn.sigmoid(logits) if sigmoid else jax.nn.softmax(logits)
+
+
+def rank_labels(
+    logits: Mapping[str, jax.Array],
+    class_names: Mapping[str, Sequence[str]],
+    number: int,
+    multi_label: Collection[str] = (),
+    loss: str = "softmax",
+) -> dict[str, list[tuple[str, float]]]:
+    """Ranks the labels of one video, and with the heads `verb` and `noun` those of `action`.
+
+    Args:
+      logits: {head: [C]}.
+      class_names: {head: C names}.
+      number: of labels to return; fewer where a head has fewer.
+      multi_label, loss: see `of_batch`.
+
+    Returns:
+      {head: [(label, probability), ...]}, the most probable first.
     """
-    width = max(found.top.shape[1] for found in predictions.heads.values())
+    ranked = {}
+    for head, scores in with_action({head: jnp.asarray(logits[head])[None] for head in logits}, multi_label).items():
+        sigmoid = head in multi_label or (loss == "sigmoid" and head != metrics.ACTION)
+        top, probabilities = jax.device_get(rank_classes(scores, number, sigmoid))
+        ranked[head] = [(_class_name(i, head, class_names), float(probabilities[0, i])) for i in top[0]]
+    return ranked
+
+
+def write(path: epath.PathLike, predictions: Predictions, class_names: Mapping[str, Sequence[str]]) -> None:
+    """Writes the predictions as CSV, by index, with one line for each video and head.
+
+    Columns: `index`, `video`, `head`, `truth` (labels separated by "; "), `prediction` and its `probability`,
+    `truth_probability`, `rank` of the truth, `loss`, then `prediction_2`, `probability_2` to 5. Those after `truth` are
+    empty for an unreadable video.
+    """
+    width = max(table.top.shape[1] for table in predictions.heads.values())
     columns = ["index", "video", "head", "truth", "prediction", "probability", "truth_probability", "rank", "loss"]
-    columns += [f"{what}_{k}" for k in range(2, width + 1) for what in ("prediction", "probability")]
-    rows = []
+    columns += [f"{name}_{k}" for k in range(2, width + 1) for name in ("prediction", "probability")]
+    lines = []
     for row in range(len(predictions.index)):
-        for head, found in predictions.heads.items():
-            line = [
-                int(predictions.index[row]),
-                str(predictions.video[row]),
-                head,
-                _truth(found.truth[row], head, class_names),
-            ]
+        for head, table in predictions.heads.items():
+            truth = table.truth[row]
+            labels = np.flatnonzero(truth) if np.ndim(truth) else [int(truth)]
+            line = [int(predictions.index[row]), str(predictions.video[row]), head]
+            line.append(LABEL_SEPARATOR.join(_class_name(label, head, class_names) for label in labels))
             if predictions.counted[row]:
-                ranked = [
-                    (class_name(number, head, class_names), _short(probability))
-                    for number, probability in zip(found.top[row], found.probabilities[row], strict=True)
-                ]
-                line += [
-                    *ranked[0],
-                    _short(found.truth_probability[row]),
-                    int(found.rank[row]),
-                    _short(found.loss[row]),
-                ]
-                line += [x for pair in ranked[1:] for x in pair]
-            rows.append(line + [""] * (len(columns) - len(line)))
-    epath.Path(path).write_text(tables.to_csv(columns, rows))
+                ranked: list[Any] = []
+                for label, probability in zip(table.top[row], table.probabilities[row], strict=True):
+                    ranked += [_class_name(label, head, class_names), _format(probability)]
+                scores = [_format(table.truth_probability[row]), int(table.rank[row]), _format(table.loss[row])]
+                line += ranked[:2] + scores + ranked[2:]
+            lines.append(line + [""] * (len(columns) - len(line)))
+    epath.Path(path).write_text(tables.to_csv(columns, lines))
 
 
 def read(path: epath.PathLike) -> Iterator[dict[str, Any]]:
-    """The lines of a file of `write`, as dicts.
+    """Reads the rows of a file of `write`.
 
     Yields:
-      `index` int, `video`, `head`, `truth` str, `ranked` [(class, probability), ...] (empty for a video that could not
-      be read, which has nothing of what follows), `truth_probability` float, `rank` int, `loss` float.
+      `index` int, `video`, `head`, `truth` str, `ranked` [(class, probability), ...]; and, unless `ranked` is empty
+      because the video could not be read, `truth_probability` float, `rank` int, `loss` float.
     """
     for line in csv.DictReader(io.StringIO(epath.Path(path).read_text())):
-        row = {name: line[name] for name in ("video", "head", "truth")} | {"index": int(line["index"]), "ranked": []}
-        if line["prediction"]:
-            row["ranked"] = [(line["prediction"], float(line["probability"]))]
-            for k in range(2, TOP + 1):
-                if line.get(f"prediction_{k}"):
-                    row["ranked"].append((line[f"prediction_{k}"], float(line[f"probability_{k}"])))
+        row: dict[str, Any] = {name: line[name] for name in ("video", "head", "truth")} | {"index": int(line["index"])}
+        suffixes = [suffix for suffix in ("", "_2", "_3", "_4", "_5") if line.get(f"prediction{suffix}")]
+        row["ranked"] = [(line[f"prediction{suffix}"], float(line[f"probability{suffix}"])) for suffix in suffixes]
+        if row["ranked"]:
             row |= {name: float(line[name]) for name in ("truth_probability", "loss")} | {"rank": int(line["rank"])}
         yield row
 
 
-def class_name(number: int, head: str, class_names: Mapping[str, Sequence[str]]) -> str:
-    """Returns the name of a class id, of an action "verb noun"."""
+def _class_name(label: int, head: str, class_names: Mapping[str, Sequence[str]]) -> str:
     if head in class_names:
-        return str(class_names[head][number])
-    first, second = (class_names[part] for part in metrics.PAIR)
-    return f"{first[number // len(second)]}{PAIRED}{second[number % len(second)]}"
+        return str(class_names[head][label])
+    verbs, nouns = (class_names[part] for part in metrics.PAIR)
+    return f"{verbs[label // len(nouns)]}{ACTION_SEPARATOR}{nouns[label % len(nouns)]}"
 
 
-def _truth(truth: np.ndarray, head: str, class_names: Mapping[str, Sequence[str]]) -> str:
-    numbers = np.flatnonzero(truth) if np.ndim(truth) else [int(truth)]
-    return SEVERAL.join(class_name(number, head, class_names) for number in numbers)
-
-
-def _short(value: float) -> str:
-    """Six digits are more than float32's sums are good for; 'nan' where there is no number."""
+def _format(value: float) -> str:
+    """Formats with six digits, the precision of float32 sums."""
     return f"{float(value):.6g}" if math.isfinite(value) else str(float(value))

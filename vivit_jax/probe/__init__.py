@@ -1,15 +1,14 @@
-"""A quick look at a checkpoint: how well frozen features tell the classes of a data set apart.
+"""k-NN and linear probes of the frozen features of a checkpoint.
 
     python -m vivit_jax.probe --checkpoint=RUN_OR_WEIGHTS --config=configs/moving_digits.py --workdir=OUT
 
-The features of every training and held-out video are computed once and kept in OUT/features; on them a weighted k-NN
-and a logistic regression are tried. Nothing of the model is trained, so it takes one pass over the videos.
+The model computes the features of every training and evaluation video once; they are cached in OUT/features. On them
+the probe fits a weighted k-NN and a logistic regression. The model itself is not trained.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,12 +22,13 @@ from vivit_jax.config.experiment import Experiment
 from vivit_jax.data.open import open_data
 from vivit_jax.data.records.split import RecordSplit
 from vivit_jax.probe import knn, linear
-from vivit_jax.probe.config import FEATURES, METHODS, UNSEEN, ProbeConfig, parse_views
+from vivit_jax.probe.config import ProbeConfig, parse_views
 from vivit_jax.probe.features import Extractor, Features, labels_of
 from vivit_jax.probe.restore import restore
 from vivit_jax.probe.scores import score
+from vivit_jax.utils.trees import finite_or_none
 
-__all__ = ["FEATURES", "METHODS", "RESULT_FILE", "UNSEEN", "ProbeConfig", "parse_views", "probe", "table"]
+__all__ = ["RESULT_FILE", "ProbeConfig", "parse_views", "probe", "table"]
 
 RESULT_FILE = "probe.json"
 
@@ -41,150 +41,119 @@ def probe(
     *,
     which: str = "best",
 ) -> dict[str, Any] | None:
-    """Probes a checkpoint on the config's data set: fitted to its training split, measured on its evaluation split.
+    """Probes a checkpoint: fits to the training split of the config, measures on its evaluation split.
 
-    Memory of the host: float32 [videos, d] for each split, and while the linear probe is fitted about two more copies
-    of the training videos'. The features are computed on the mesh by all processes, the rest by the first.
+    All processes compute features; the first fits. It holds float32 [videos, d] of each split, and about twice the
+    training features more while it fits the linear probe.
 
     Args:
-      experiment: `data`, `input`, `mesh`, and `evaluation.batch_size`; for weights of others `model` and `init_from`
-        too. A checkpoint of a run of ours says itself which model it is of.
-      checkpoint: a run, a folder of steps, one step; or weights of others in any known format.
-      workdir: gets `probe.json`, and `features/` for the next time.
-      settings: of the probe; None: the defaults.
+      experiment: `data`, `input`, `mesh`, `evaluation.batch_size`; for pretrained weights `model` and `init_from` too.
+      checkpoint: a run, a folder of steps, one step; or pretrained weights in any known format.
+      workdir: receives `probe.json`, and `features/` for the next time.
+      settings: None: the defaults.
       which: 'best' or 'latest' step of a run.
 
     Returns:
-      None on all processes but the first. `checkpoint`, `data`, `features` (kind, dimension, views, videos of each
-      split, unreadable ones, whether they were on disk), `results`, {method: {metric: value}} with the methods `knn/K`
-      and `linear` and the names of `scores.score`; `linear`: {head: C, how it was chosen, converged}. JSON-safe, but
-      for NaN, which `probe.json` has as null.
+      The content of `probe.json` (with NaN where that has null); None on all processes but the first. `results` is
+      {method: {metric: value}} with the methods `knn/K` and `linear` and the metrics of `scores.score`.
 
     Raises:
       CheckpointError, ConversionError: the weights are damaged or do not fit.
-      FileNotFoundError: no weights, or no data set; the message says what belongs where.
-      ValueError: settings, mesh or batch size out of range; videos with which a probe cannot be fitted or measured.
+      FileNotFoundError: weights or data set are missing; the message says what belongs where.
+      ValueError: a setting is out of range, or the videos do not allow to fit or measure a probe.
     """
     settings = settings or ProbeConfig()
     mesh = sharding.make_mesh(experiment.mesh)
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
-    training, held_out = open_data(experiment.data)
-    if "knn" in settings.methods and max(settings.neighbours) > training.num_videos:
+    train_set, eval_set = open_data(experiment.data)
+    if "knn" in settings.methods and max(settings.neighbours) > train_set.num_videos:
         raise ValueError(
-            f"k-NN with k={max(settings.neighbours)}, but there are {training.num_videos} training videos: give a "
+            f"k-NN with k={max(settings.neighbours)}, but there are {train_set.num_videos} training videos: give a "
             "smaller --k, or --method=linear"
         )
-    check_classes(training.splits, held_out, settings)
+    check_classes(train_set.splits, eval_set, settings)
+    # Features, by all processes.
     with jax.set_mesh(mesh):
         model, params, name = restore(experiment, checkpoint, workdir, mesh, which=which)
         spec = experiment.clip_spec(model.config)
         extract = Extractor(model, params, name, mesh, experiment, spec, settings, workdir)
-        made = [extract(split) for split in (*training.splits, held_out)]
+        features = [extract(split) for split in (*train_set.splits, eval_set)]
     if jax.process_index() != 0:
         return None
-    (x, y), (test_x, test_y) = (_joined(made[:-1], training.splits), _joined(made[-1:], [held_out]))
-    found = _try(x, y, test_x, test_y, held_out.heads, settings)
-    videos = {
-        part: {"videos": len(readable), "unreadable": int((~readable).sum()), "cached": all(f.cached for f in of)}
-        for part, of in (("train", made[:-1]), ("held_out", made[-1:]))
-        for readable in [np.concatenate([f.readable for f in of])]
-    }
-    for part, of in videos.items():
-        if of["unreadable"]:
-            told = "%d of the %d videos (%s) cannot be read and do not count."
-            logging.warning(told, of["unreadable"], of["videos"], part)
+    parts = {"train": (features[:-1], train_set.splits), "held_out": (features[-1:], [eval_set])}
+    videos = {}
+    for part, (of_part, _) in parts.items():
+        readable = np.concatenate([each.readable for each in of_part])
+        unreadable, cached = int((~readable).sum()), all(each.cached for each in of_part)
+        videos[part] = {"videos": len(readable), "unreadable": unreadable, "cached": cached}
+        if unreadable:
+            logging.warning(
+                "%d of the %d videos (%s) cannot be read and do not count.", unreadable, len(readable), part
+            )
+    # Probes, on the features of the readable videos.
+    (x, y), (test_x, test_y) = (_join(*part) for part in parts.values())
+    heads, results, fitted = eval_set.heads, {}, {}
+    if "knn" in settings.methods:
+        votes = knn.votes(x, y, heads, test_x, settings.neighbours, settings.temperature)
+        results |= {f"knn/{k}": score(shares, test_y, heads) for k, shares in votes.items()}
+    if "linear" in settings.methods:
+        fitted = {head: linear.fit(x, y[head], test_x, classes, settings, head) for head, classes in heads.items()}
+        results["linear"] = score({head: fit.probabilities for head, fit in fitted.items()}, test_y, heads)
+    views = [settings.temporal_views, settings.spatial_views]
     result = {
         "checkpoint": name,
-        "data": {"name": experiment.data.name, "train": str(training), "held_out": held_out.name},
-        "features": {
-            "kind": settings.features,
-            "dimension": x.shape[1],
-            "views": [settings.temporal_views, settings.spatial_views],
-            **videos,
-        },
+        "data": {"name": experiment.data.name, "train": str(train_set), "held_out": eval_set.name},
+        "features": {"kind": settings.features, "dimension": x.shape[1], "views": views, **videos},
         "temperature": settings.temperature,
-        **found,
+        "results": results,
+        "linear": {
+            head: {
+                "c": fit.inverse_penalty,
+                "chosen_by": {str(c): value for c, value in fit.chosen_by.items()},
+                "converged": fit.converged,
+            }
+            for head, fit in fitted.items()
+        },
     }
     path = epath.Path(workdir) / RESULT_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_finite(result), indent=2))
+    path.write_text(json.dumps(finite_or_none(result), indent=2))
     return result
 
 
-def check_classes(training: Sequence[RecordSplit], held_out: RecordSplit, settings: ProbeConfig) -> None:
-    """Raises ValueError where the videos of a split cannot be told apart, or where some can only be got wrong.
-
-    Args:
-      training: splits with the classes of `held_out`.
-      held_out: what is measured on.
-      settings: whether classes that no training video has are refused.
-    """
-    for head, names in held_out.class_names.items():
-        known = {int(i) for split in training for i in np.unique(split.labels[head]) if i >= 0}
-        asked = {int(i) for i in np.unique(held_out.labels[head]) if i >= 0}
-        for what, present in (("training", known), ("evaluated", asked)):
-            if len(present) < 2 and head not in held_out.multi_label:
-                one = f"only the class {names[min(present)]!r}" if present else "no class"
+def check_classes(train_splits: Sequence[RecordSplit], eval_set: RecordSplit, settings: ProbeConfig) -> None:
+    """Raises ValueError where videos have a single class, or where evaluated classes have no training video."""
+    for head, names in eval_set.class_names.items():
+        trained = {int(i) for split in train_splits for i in np.unique(split.labels[head]) if i >= 0}
+        evaluated = {int(i) for i in np.unique(eval_set.labels[head]) if i >= 0}
+        for kind, present in (("training", trained), ("evaluated", evaluated)):
+            if len(present) < 2 and head not in eval_set.multi_label:
+                classes = f"only the class {names[min(present)]!r}" if present else "no class"
                 raise ValueError(
-                    f"the {what} videos have {one} of head {head!r}: nothing can be told apart; see "
+                    f"the {kind} videos have {classes} of head {head!r}, so there is nothing to separate; see "
                     "config.data.train_split, config.data.eval_split and config.data.subset"
                 )
-        unseen = [names[i] for i in sorted(asked - known)]
-        if not unseen:
-            continue
-        shown = f"{', '.join(map(repr, unseen[:8]))}{', ...' if len(unseen) > 8 else ''}"
-        told = f"{len(unseen)} classes of head {head!r} have evaluated videos but no training video ({shown})"
-        if settings.unseen_classes == "error":
-            raise ValueError(f"{told}; take more training videos, or count theirs as wrong (--unseen_classes=wrong)")
-        logging.warning("%s: they count as wrong.", told)
+        if unseen := [names[i] for i in sorted(evaluated - trained)]:
+            listed = f"{', '.join(map(repr, unseen[:8]))}{', ...' if len(unseen) > 8 else ''}"
+            message = f"{len(unseen)} classes of head {head!r} have evaluated videos but no training video ({listed})"
+            if settings.unseen_classes == "error":
+                raise ValueError(
+                    f"{message}; take more training videos, or count theirs as wrong (--unseen_classes=wrong)"
+                )
+            logging.warning("%s: they count as wrong.", message)
 
 
-def _joined(features: Sequence[Features], splits: Sequence[RecordSplit]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Features [N, d] and labels {head: [N] or [N, C]} of the readable videos of some splits."""
-    parts = [labels_of(split, of.readable) for split, of in zip(splits, features, strict=True)]
+def _join(features: Sequence[Features], splits: Sequence[RecordSplit]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Returns features [N, d] and labels {head: [N] or [N, C]} of the readable videos of some splits."""
+    parts = [labels_of(split, of_split.readable) for split, of_split in zip(splits, features, strict=True)]
     labels = {head: np.concatenate([part[head] for part in parts]) for head in splits[0].heads}
-    return np.concatenate([of.values[of.readable] for of in features]), labels
-
-
-def _try(
-    x: np.ndarray,
-    y: Mapping[str, np.ndarray],
-    test_x: np.ndarray,
-    test_y: Mapping[str, np.ndarray],
-    heads: Mapping[str, int],
-    settings: ProbeConfig,
-) -> dict[str, Any]:
-    """`results` and `linear` of `probe`."""
-    results: dict[str, dict[str, float]] = {}
-    told: dict[str, Any] = {}
-    if "knn" in settings.methods:
-        voted = knn.votes(x, y, heads, test_x, settings.neighbours, settings.temperature)
-        results |= {f"knn/{k}": score(shares, test_y, heads) for k, shares in voted.items()}
-    if "linear" in settings.methods:
-        fitted = {head: linear.fit(x, y[head], test_x, classes, settings, head) for head, classes in heads.items()}
-        results["linear"] = score({head: one.probabilities for head, one in fitted.items()}, test_y, heads)
-        told = {
-            head: {
-                "c": one.inverse_penalty,
-                "chosen_by": {str(c): value for c, value in one.chosen_by.items()},
-                "converged": one.converged,
-            }
-            for head, one in fitted.items()
-        }
-    return {"results": results, "linear": told}
-
-
-def _finite(tree: Any) -> Any:
-    """The same with None for what JSON has no number for."""
-    if isinstance(tree, Mapping):
-        return {name: _finite(value) for name, value in tree.items()}
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+    return np.concatenate([of_split.values[of_split.readable] for of_split in features]), labels
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The results of `probe` as text: a line for each method, percent."""
+    """Formats the results of `probe`: a line for each method, in per cent."""
     names = list(dict.fromkeys(name for values in result["results"].values() for name in values))
-    features, chosen, split = result["features"], result["linear"], result["data"]["held_out"]
+    features, split = result["features"], result["data"]["held_out"]
     views = "x".join(map(str, features["views"]))
     lines = [
         f"{result['checkpoint']}: {features['kind']}, {features['dimension']} numbers a video, {views} views; "
@@ -193,9 +162,8 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     for method, values in result["results"].items():
         kind, _, k = method.partition("/")
-        shown = f"k-NN, k={k}" if k else kind
         cells = (f"{values[name]:.1%}".rjust(max(len(name) + 2, 8)) for name in names)
-        lines.append(f"{shown:12}" + "".join(cells))
-    if chosen:
-        lines.append("C: " + ", ".join(f"{head} {one['c']:g}" for head, one in chosen.items()))
+        lines.append(f"{f'k-NN, k={k}' if k else kind:12}" + "".join(cells))
+    if result["linear"]:
+        lines.append("C: " + ", ".join(f"{head} {fit['c']:g}" for head, fit in result["linear"].items()))
     return "\n".join(lines)

@@ -6,63 +6,48 @@ python -m vivit_jax.probe --checkpoint=vit_b16.safetensors --config=configs/k400
 
 from __future__ import annotations
 
+import functools
+
 from absl import flags
 
 from vivit_jax.config import flags as command_line
 from vivit_jax.probe.config import FEATURES, UNSEEN, ProbeConfig, parse_views
 
-_DEFAULT = ProbeConfig()
-
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Adds the flags of the program to `values`."""
+    default = ProbeConfig()
     command_line.define_config(
-        "Config of data set, clips and batch size; for weights in other formats, of the model too. Any field can be "
+        "Config of data set, clips and batch size; for pretrained weights, of the model too. Any field can be "
         "overridden, e.g. --config.data.dir=DIR.",
         values,
     )
-    flags.DEFINE_string(
-        "checkpoint", None, "A run, one step of it, or weights of others in any known format.", flag_values=values
-    )
-    flags.DEFINE_string("workdir", None, "Gets probe.json, and the features for the next time.", flag_values=values)
-    flags.DEFINE_enum("which", "best", ["best", "latest"], "Which step of a run.", flag_values=values)
-    flags.DEFINE_enum("method", "both", ["linear", "knn", "both"], "What is tried on the features.", flag_values=values)
-    flags.DEFINE_enum(
-        "features", _DEFAULT.features, FEATURES, "The head's input, or the mean of the last tokens.", flag_values=values
-    )
-    flags.DEFINE_string(
-        "views", "1", "CLIPS or CLIPSxCROPS of each video, as 4x3; their features are averaged.", flag_values=values
-    )
-    flags.DEFINE_list(
-        "k", [str(k) for k in _DEFAULT.neighbours], "Neighbours of k-NN, with commas.", flag_values=values
-    )
+    text = functools.partial(flags.DEFINE_string, flag_values=values)
+    choice = functools.partial(flags.DEFINE_enum, flag_values=values)
+    numbers = functools.partial(flags.DEFINE_list, flag_values=values)
+    text("checkpoint", None, "A run, one step of it, or pretrained weights in any known format.")
+    text("workdir", None, "Receives probe.json, and the features for the next time.")
+    choice("which", "best", ["best", "latest"], "Step of a run.")
+    choice("method", "both", ["linear", "knn", "both"], "What is fitted to the features.")
+    choice("features", default.features, FEATURES, "The input of the head, or the mean of the last tokens.")
+    text("views", "1", "CLIPS or CLIPSxCROPS of each video, as 4x3; their features are averaged.")
+    numbers("k", [str(k) for k in default.neighbours], "Comma-separated numbers of neighbours of k-NN.")
     flags.DEFINE_float(
-        "temperature", _DEFAULT.temperature, "Of the votes of k-NN, exp(similarity / temperature).", flag_values=values
+        "temperature", default.temperature, "k-NN votes weigh exp(similarity / temperature).", flag_values=values
     )
-    flags.DEFINE_list(
+    numbers(
         "c",
-        [f"{c:g}" for c in _DEFAULT.inverse_penalties],
-        "Inverse strengths of the linear probe's penalty, with commas; chosen on a part of the training videos.",
-        flag_values=values,
+        [f"{c:g}" for c in default.inverse_penalties],
+        "Comma-separated inverse strengths of the linear probe's penalty; held-out training videos choose one.",
     )
     flags.DEFINE_integer(
-        "max_iterations", _DEFAULT.max_iterations, "Of each fit of the linear probe.", lower_bound=1, flag_values=values
+        "max_iterations", default.max_iterations, "Limit of each linear fit.", lower_bound=1, flag_values=values
     )
-    flags.DEFINE_enum(
-        "unseen_classes",
-        _DEFAULT.unseen_classes,
-        UNSEEN,
-        "Evaluated classes without a training video: an error, or counted as wrong.",
-        flag_values=values,
-    )
+    choice("unseen_classes", default.unseen_classes, UNSEEN, "Evaluated classes without a training video.")
 
 
 def settings_of(values: flags.FlagValues) -> ProbeConfig:
-    """The settings that the flags ask for.
-
-    Raises:
-      ValueError: a number that is none, or is out of range.
-    """
+    """Returns the settings of the flags; raises ValueError for a value that is not a number or is out of range."""
     temporal, spatial = parse_views(values.views)
     try:
         neighbours, penalties = tuple(map(int, values.k)), tuple(map(float, values.c))

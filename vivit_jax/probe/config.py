@@ -1,10 +1,12 @@
-"""What can be chosen of a probe."""
+"""Settings of a probe."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import re
+
+from vivit_jax.utils.checks import one_of
 
 FEATURES = ("pre_logits", "tokens_mean")
 METHODS = ("knn", "linear")
@@ -13,26 +15,25 @@ UNSEEN = ("error", "wrong")
 
 @dataclasses.dataclass(frozen=True)
 class ProbeConfig:
-    """How the features are made, and what is fitted to them.
+    """How the features are computed, and what is fitted to them.
 
     Attributes:
-      methods: of `METHODS`, at least one.
-      features: what stands for a clip. `pre_logits`: the input of the head. `tokens_mean`: the mean of the last
-        encoder's tokens after its LayerNorm, without the class token.
-      temporal_views: clips evenly spaced over a video, at least 1; the features of the views are averaged.
+      methods: some of `METHODS`.
+      features: of a clip. `pre_logits`: the input of the head. `tokens_mean`: the mean of the last encoder's tokens
+        after its LayerNorm, without the class token.
+      temporal_views: clips evenly spaced over a video; the features of the views are averaged.
       spatial_views: 1 (centre), 2 or 3 crops along the longer side.
-      neighbours: k of k-NN, each at least 1.
-      temperature: a neighbour's vote is exp(cosine similarity / temperature), greater than 0.
-      inverse_penalties: C of the logistic regression, greater than 0 (small: strong regularisation); of several, the
-        one that is best on the part of the training videos held out is taken.
-      held_out_share: of the training videos of each class, in (0, 1), by which C is chosen.
+      neighbours: values of k.
+      temperature: a neighbour votes with weight exp(cosine similarity / temperature).
+      inverse_penalties: values of C of the logistic regression (small: strong regularisation); the best on held-out
+        training videos is chosen.
+      held_out_share: of the training videos of each class, in (0, 1).
       max_iterations: of L-BFGS, for each fit.
-      unseen_classes: of the evaluated videos, classes that no training video has: 'error' raises an error that lists
-        them, 'wrong' counts these videos as wrongly recognised.
-      seed: of what is held out.
+      unseen_classes: evaluated classes without a training video: 'error', or 'wrong' to count their videos as wrong.
+      seed: of the held-out part.
 
     Raises:
-      ValueError: a choice that does not exist, or a number out of range.
+      ValueError: an unknown choice, or a number out of range.
     """
 
     methods: tuple[str, ...] = METHODS
@@ -52,11 +53,10 @@ class ProbeConfig:
             object.__setattr__(self, field, tuple(dict.fromkeys(getattr(self, field))))
             if not getattr(self, field):
                 raise ValueError(f"probe: {field} is empty; give at least one")
-        choices = [(method, "method", METHODS) for method in self.methods]
-        choices += [(self.features, "features", FEATURES), (self.unseen_classes, "unseen_classes", UNSEEN)]
-        for value, name, known in choices:
-            if value not in known:
-                raise ValueError(f"probe: {name}={value!r} is not known; choose one of {', '.join(known)}")
+        for method in self.methods:
+            if method not in METHODS:
+                raise ValueError(f"probe: method={method!r} is not known; choose one of {', '.join(METHODS)}")
+        one_of("probe", self, features=FEATURES, unseen_classes=UNSEEN)
         if self.temporal_views < 1 or self.spatial_views not in (1, 2, 3):
             raise ValueError(
                 f"probe: views={self.temporal_views}x{self.spatial_views}: at least 1 clip, and 1, 2 or 3 crops of each"
@@ -73,12 +73,8 @@ class ProbeConfig:
 
 
 def parse_views(text: str) -> tuple[int, int]:
-    """'4' or '4x3' -> (temporal, spatial) views.
-
-    Raises:
-      ValueError: anything else.
-    """
-    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip())
-    if not found:
+    """Parses '4' or '4x3' into (temporal, spatial) views."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip())
+    if not match:
         raise ValueError(f"views={text!r} must be CLIPS or CLIPSxCROPS, as 1 or 4x3")
-    return int(found[1]), int(found[2] or 1)
+    return int(match[1]), int(match[2] or 1)

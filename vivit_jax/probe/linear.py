@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -23,11 +24,10 @@ class Fitted:
     """A linear probe of one head.
 
     Attributes:
-      probabilities: [M, C] in [0, 1] of the evaluated videos; 0 for classes that no training video has.
-      inverse_penalty: the C that was taken.
-      chosen_by: {C: accuracy, or mean average precision of several labels at once, on the held-out part}; {} where
-        there was one C only.
-      converged: L-BFGS ended before its last iteration.
+      probabilities: [M, C] of the evaluated videos; 0 for classes without a training video.
+      inverse_penalty: the C that was chosen.
+      chosen_by: {C: accuracy on the held-out part, or mean average precision}; empty with a single C.
+      converged: whether L-BFGS ended before `max_iterations`.
     """
 
     probabilities: np.ndarray
@@ -39,97 +39,84 @@ class Fitted:
 def fit(
     train: np.ndarray, labels: np.ndarray, test: np.ndarray, classes: int, settings: ProbeConfig, head: str = "label"
 ) -> Fitted:
-    """Fits one head on the training videos and applies it to others.
-
-    Features are standardised by mean and deviation of what is fitted to: of the training videos without the held-out
-    part while C is chosen, then of all of them. Several labels at once: one regression a class.
+    """Fits one head to standardized training features and applies it; multi-label, one regression for each class.
 
     Args:
       train: float [N, d].
-      labels: int [N], or [N, C], 1 for each label that holds.
+      labels: int [N], or [N, C] of a multi-label head, 1 where a class is present.
       test: float [M, d].
       classes: C.
-      settings: the choices of C, and how it is chosen.
-      head: for messages.
+      settings: values of C, held-out share, iterations.
+      head: its name, for messages.
 
     Raises:
-      ValueError: the training videos are all of one class, or too few to hold some out.
+      ValueError: the training videos have a single class, or are too few to hold some out.
     """
-    several = labels.ndim == 2
     if not (labels != labels[0]).any():
         raise ValueError(
-            f"the {len(labels)} training videos all have the same labels of head {head!r}: there is nothing that a "
-            "linear probe could tell apart; give videos of two classes or more (config.data.train_split, "
-            "config.data.subset)"
+            f"the {len(labels)} training videos all have the same labels of head {head!r}, so a linear probe has "
+            "nothing to separate; give videos of two classes or more (config.data.train_split, config.data.subset)"
         )
-    grid, scores = sorted(settings.inverse_penalties), {}
-    if len(grid) > 1:
-        held_out = hold_out(labels, settings.held_out_share, settings.seed)
-        if not held_out.any():
-            raise ValueError(
-                f"no class of head {head!r} has two training videos, so none can be held out to choose C among "
-                f"{', '.join(map(str, grid))}: give one C (--c={grid[-1]})"
-            )
-        for penalty in grid:
-            made, _ = _regression(train[~held_out], labels[~held_out], penalty, settings.max_iterations)
-            found = _probabilities(made, train[held_out], classes, several)
-            scores[penalty] = _score(found, labels[held_out], several)
-            logging.info("Linear probe of %s, C=%g: %.4f on the held-out part", head, penalty, scores[penalty])
-    best = max(grid, key=lambda penalty: scores[penalty]) if scores else grid[0]  # of equals, the strongest penalty
-    made, converged = _regression(train, labels, best, settings.max_iterations)
+    multi_label, grid = labels.ndim == 2, sorted(settings.inverse_penalties)
+    held_out = hold_out(labels, settings.held_out_share, settings.seed) if len(grid) > 1 else np.ones(len(labels), bool)
+    if not held_out.any():
+        raise ValueError(
+            f"no class of head {head!r} has two training videos, so none can be held out to choose C among "
+            f"{', '.join(map(str, grid))}: give one C (--c={grid[-1]})"
+        )
+    regression: Any = LogisticRegression(C=grid[0], max_iter=settings.max_iterations)
+    model = make_pipeline(StandardScaler(), OneVsRestClassifier(regression) if multi_label else regression)
+    chosen_by: dict[float, float] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # logged below, once
+        warnings.filterwarnings("ignore", "Label .* is present in", UserWarning)  # classes without an example
+        if len(grid) > 1:
+            parameter = "onevsrestclassifier__estimator__C" if multi_label else "logisticregression__C"
+            split = PredefinedSplit(np.where(held_out, 0, -1))
+            search = GridSearchCV(model, {parameter: grid}, scoring=_score, cv=split, error_score="raise")
+            search.fit(train, labels)
+            chosen_by = dict(zip(grid, map(float, search.cv_results_["mean_test_score"]), strict=True))
+            logging.info("Linear probe of %s: score by C on the held-out part %s", head, chosen_by)
+            model = search.best_estimator_
+        else:
+            model.fit(train, labels)
+    best = max(grid, key=chosen_by.get) if chosen_by else grid[0]  # of equals the first, with the strongest penalty
+    fits = [e for e in model[-1].estimators_ if hasattr(e, "n_iter_")] if multi_label else [model[-1]]
+    converged = all(int(np.max(each.n_iter_)) < settings.max_iterations for each in fits)
     if not converged:
         logging.warning(
-            "The linear probe of %s with C=%g did not converge in %d iterations, so another number of them may give "
-            "another accuracy: allow more (--max_iterations), or give a smaller C.",
-            head, best, settings.max_iterations,
+            "The linear probe of %s with C=%g did not converge in %d iterations, and its accuracy may change with "
+            "more: raise --max_iterations, or give a smaller C.", head, best, settings.max_iterations,
         )  # fmt: skip
-    return Fitted(_probabilities(made, test, classes, several), best, scores, converged)
+    probabilities = model.predict_proba(test)
+    if not multi_label:
+        present, probabilities = probabilities, np.zeros((len(test), classes), probabilities.dtype)
+        probabilities[:, model.classes_] = present
+    return Fitted(probabilities, best, chosen_by, converged)
 
 
 def hold_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which training videos are held out: of each class its share, rounded, but at least one, and never the last one.
+    """Selects the training videos to hold out: a share of each class, at least one, but never all.
 
     Args:
-      labels: int [N]; or [N, C] of several labels at once, where the share is of all videos.
+      labels: int [N]; or [N, C] of a multi-label head, where the share is of all videos.
       share: in (0, 1).
-      seed: of the choice.
+      seed: of the selection.
 
     Returns:
       bool [N]; all False where no class has two videos.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
-    groups = [order] if labels.ndim == 2 else [order[labels[order] == number] for number in np.unique(labels)]
+    groups = [order] if labels.ndim == 2 else [order[labels[order] == label] for label in np.unique(labels)]
     result = np.zeros(len(labels), bool)
-    for members in groups:
-        if len(members) > 1:
-            result[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
+    for videos in groups:
+        if len(videos) > 1:
+            result[videos[: min(max(1, round(share * len(videos))), len(videos) - 1)]] = True
     return result
 
 
-def _regression(x: np.ndarray, y: np.ndarray, penalty: float, iterations: int) -> tuple[Any, bool]:
-    """(fitted pipeline, whether it converged)."""
-    model: Any = LogisticRegression(C=penalty, max_iter=iterations)
-    model = make_pipeline(StandardScaler(), OneVsRestClassifier(model) if y.ndim == 2 else model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # told by the caller, once
-        warnings.filterwarnings("ignore", "Label .* is present in", UserWarning)  # classes without an example
-        model.fit(x, y)
-    last = model[-1]
-    fits = [last] if y.ndim == 1 else [e for e in last.estimators_ if hasattr(e, "n_iter_")]
-    return model, all(int(np.max(each.n_iter_)) < iterations for each in fits)
-
-
-def _probabilities(model: Any, x: np.ndarray, classes: int, several: bool) -> np.ndarray:
-    """[M, C]; 0 for classes that were not there when fitted."""
-    found = model.predict_proba(x)
-    if several:
-        return found
-    result = np.zeros((len(x), classes), found.dtype)
-    result[:, model.classes_] = found
-    return result
-
-
-def _score(found: np.ndarray, labels: np.ndarray, several: bool) -> float:
-    if several:
-        return float(np.nan_to_num(metrics.mean_over_present(metrics.average_precision(labels, found))))
-    return float(np.mean(found.argmax(axis=1) == labels))
+def _score(model: Any, x: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the accuracy; multi-label, the mean average precision."""
+    if labels.ndim == 1:
+        return float(np.mean(model.predict(x) == labels))
+    return float(np.nan_to_num(metrics.mean_over_present(metrics.average_precision(labels, model.predict_proba(x)))))

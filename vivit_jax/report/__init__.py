@@ -1,10 +1,10 @@
-"""A run told in one file: `report.html` in its workdir, with all pictures inside, to be opened anywhere.
+"""Renders a run as one HTML file, `report.html` in its workdir; all images are embedded, nothing is fetched.
 
     python -m vivit_jax.report --workdir=runs/moving_digits
 
-Made from what the run left (`config.json`, `metrics.jsonl`, `evaluation.json`, `predictions.csv`, `init_report.txt`,
-the newest checkpoint's description) and from the records of its data set where they still are; what is missing is left
-out.
+Sources are the files of the run (`config.json`, `metrics.jsonl`, `evaluation.json`, `predictions.csv`,
+`init_report.txt`, the metadata of the newest checkpoint) and the records of its data set; sections without a source
+are left out.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ FILE = "report.html"
 
 
 def make(workdir: epath.PathLike) -> epath.Path:
-    """Writes `report.html` into a run's workdir; returns its path.
+    """Writes `report.html` into the workdir of a run and returns its path.
 
     Raises:
-      FileNotFoundError: no run has left anything there.
-      OSError, ValueError: files of the run that cannot be read, or the report cannot be written.
+      FileNotFoundError: the workdir holds no run.
+      OSError, ValueError: a file of the run cannot be read, or the report cannot be written.
     """
     path = epath.Path(workdir) / FILE
     path.write_text(page.render(load.read_run(workdir)))
@@ -31,19 +31,15 @@ def make(workdir: epath.PathLike) -> epath.Path:
 
 
 def write(workdir: epath.PathLike) -> epath.Path | None:
-    """`make` at the end of a run: by process 0 alone, and a report that fails is a warning, not the end of the run.
-
-    Returns:
-      The path of the report; None where none was written.
-    """
+    """Writes the report at the end of a run, from process 0; a failure is only a warning, and returns None."""
     if jax.process_index() != 0:
         return None
     try:
         return make(workdir)
-    # Whatever it is: the run's numbers and checkpoints are on disk, and must not be taken for lost.
+    # Any exception: metrics and checkpoints are already on disk, and the run must still count as finished.
     except Exception as error:
         logging.warning(
-            "No report of %s: %s: %s. The run's results are not touched; try again with "
+            "No report of %s: %s: %s. The results of the run are unaffected; retry with "
             "python -m vivit_jax.report --workdir=%s",
             workdir, type(error).__name__, error, workdir,
         )  # fmt: skip

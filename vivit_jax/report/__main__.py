@@ -1,4 +1,4 @@
-"""`python -m vivit_jax.report --workdir=RUN`: writes RUN/report.html anew."""
+"""`python -m vivit_jax.report --workdir=RUN`: writes RUN/report.html."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from absl import flags, logging
 
 from vivit_jax.config import flags as command_line
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; gets report.html.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; report.html is written there.")
 
 
 def main(argv: list[str]) -> None:
-    # After the flags are parsed, so that --help answers at once.
+    # Imported after the flags are parsed, so that --help answers at once.
     from vivit_jax import report
     from vivit_jax.utils import logs
 

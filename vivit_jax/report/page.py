@@ -1,4 +1,4 @@
-"""A run as one HTML page: what to show, in the order in which one asks; the template says how it looks."""
+"""Contents of the report page; `templates/report.html.j2` holds its layout."""
 
 from __future__ import annotations
 
@@ -13,18 +13,29 @@ import numpy as np
 
 from vivit_jax.config.fields import flat
 from vivit_jax.evaluation import metrics
-from vivit_jax.evaluation.predictions import SEVERAL
+from vivit_jax.evaluation.predictions import LABEL_SEPARATOR
 from vivit_jax.report import animations, figures
 from vivit_jax.report.load import Run, Series, Video
 
-SHOWN_CLIPS = 6  # best, and as many worst
-SHOWN_CLASSES = 8  # best, and as many worst, where a head has more than twice as many
-LARGEST_TABLE = 25  # classes of a confusion matrix that is a table; larger ones are a picture
-SHOWN_CONFUSIONS = 10
+NUM_CLIPS = 6  # best, and as many worst
+NUM_CONFUSIONS = 10
+MAX_TABLE_CLASSES = 25  # the confusion matrix of more classes is an image instead of a table
+# Series that measure speed, not quality.
+_SPEED = re.compile(r"per_sec|utilisation|wait|seconds$")
+# (title, pattern of the series, options of `figures.lines`)
+_PANELS = (
+    ("loss", r"(^|/)loss(/|$)", {}),
+    ("accuracy in training", r"^train/accuracy", {"percent": True}),
+    ("accuracy in evaluation", r"^eval/.*(top1|mean_average_precision)$", {"percent": True}),
+    ("learning rate", r"learning_rate", {}),
+    ("norm of gradients", r"gradient_norm", {"logarithmic": True}),
+    ("norm of updates", r"update_norm", {"logarithmic": True}),
+    ("norm of parameters", r"parameter_norm", {}),
+)
 
 
 def render(run: Run) -> str:
-    """The whole page as HTML. Nothing in it is fetched from anywhere; names from the run are escaped."""
+    """Returns the page as HTML. It refers to nothing outside itself; names from the run are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vivit_jax.report", "templates"),
         autoescape=True,
@@ -32,228 +43,159 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"metric": _metric, "value": _value, "percent": lambda x: f"{x:.1%}"}
-    classes = run.evaluation.get("classes", {})
+    environment.filters |= {"metric": _metric, "percent": "{:.1%}".format, "thousands": "{:,}".format, "repr": repr}
+    model, data = run.config.get("model", {}), run.config.get("data", {})
+    subtitle = (model.get("name"), (model.get("attention") or "").replace("_", " "), data.get("name"))
+    parameters, scalars = run.parameters(), _scalars(run)
     return environment.get_template("report.html.j2").render(
         run=run,
         title=run.workdir.name,
-        subtitle=_subtitle(run),
-        tiles=_tiles(run),
-        scalars=_scalars(run),
+        subtitle=" · ".join(part for part in subtitle if part),
+        tiles=_tiles(run, scalars),
+        scalars=scalars,
         curves=_curves(run.series),
-        heads=[_head(run, head, rows) for head, rows in classes.items()],
+        heads=[_head(run, head, rows) for head, rows in run.evaluation.get("classes", {}).items()],
         clips=_clips(run),
         views=_views(run.evaluation.get("by_temporal_views", [])),
         throughput=_throughput(run.series),
-        parameters=_parameters(run.parameters()),
-        changed=run.changed(),
+        parameters=sorted(parameters.items(), key=lambda item: -item[1]),
+        num_parameters=sum(parameters.values()),
+        changed=run.changed_fields(),
         config=flat(run.config),
-        written=_moment(datetime.datetime.now(datetime.UTC).timestamp()),
+        written=_date(datetime.datetime.now(datetime.UTC).timestamp()),
     )
 
 
-def _subtitle(run: Run) -> str:
-    model, data = run.config.get("model", {}), run.config.get("data", {})
-    parts = [model.get("name"), (model.get("attention") or "").replace("_", " "), data.get("name")]
-    return " · ".join(part for part in parts if part)
-
-
-def _tiles(run: Run) -> list[tuple[str, str, str]]:
-    """(what, value, more about it): the run at a glance."""
+def _tiles(run: Run, scalars: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """Returns the summary as (name, value, details)."""
     total, done = run.total_steps, run.last_step
     state = "finished" if total and done >= total else f"of {total:,}" if total else ""
     tiles = [("steps", f"{done:,}", state)]
     if run.times:
-        first, last = run.times
-        tiles.append(("time", _duration(last - first), f"{_moment(first)} to {_moment(last)}"))
-    wanted = run.config.get("checkpoint", {}).get("best_metric")
-    for row in _scalars(run):
-        if row["name"] == wanted:
-            at = f" (best {_metric(row['best'], wanted)} at step {row['best_step']:,})" if row["best_step"] else ""
-            tiles.append((wanted, _metric(row["last"], wanted), f"checkpoints are chosen by it{at}"))
-    if run.evaluation:
-        temporal, spatial = run.evaluation["views"]
-        whole = run.evaluation.get("videos_of_split", run.evaluation["videos"])
-        more = [f"of {whole:,} in {run.evaluation['split']}, {temporal} × {spatial} views"]
-        if run.evaluation["unreadable"]:
-            more.append(f"{run.evaluation['unreadable']:,} could not be read")
-        if run.evaluation.get("repeated_views"):
-            more.append(f"{run.evaluation['repeated_views']:,} too short or small for as many different views")
-        tiles.append(("videos evaluated", f"{run.evaluation['videos']:,}", "; ".join(more)))
-    if run.series.get("train/skipped"):
-        number = round(sum(value for _, value in run.series["train/skipped"]))
+        duration = _duration(run.times[-1] - run.times[0])
+        tiles.append(("time", duration, f"{_date(run.times[0])} to {_date(run.times[-1])}"))
+    best_metric = run.config.get("checkpoint", {}).get("best_metric")
+    for row in scalars:
+        if row["name"] == best_metric:
+            best = f" (best {_metric(row['best'], best_metric)} at step {row['step']:,})" if row["step"] else ""
+            tiles.append((best_metric, _metric(row["last"], best_metric), f"selects the checkpoints{best}"))
+    if result := run.evaluation:
+        temporal, spatial = result["views"]
+        split_size = result.get("videos_of_split", result["videos"])
+        details = [f"of {split_size:,} in {result['split']}, {temporal} × {spatial} views"]
+        if result["unreadable"]:
+            details.append(f"{result['unreadable']:,} unreadable")
+        if result.get("repeated_views"):
+            details.append(f"{result['repeated_views']:,} too short or small for as many different views")
+        tiles.append(("videos evaluated", f"{result['videos']:,}", "; ".join(details)))
+    if skipped := run.series.get("train/skipped"):
+        number = round(sum(value for _, value in skipped))
         tiles.append(("steps skipped", f"{number:,}", "loss or gradients not finite, or a spike"))
     return tiles
 
 
 def _scalars(run: Run) -> list[dict[str, Any]]:
-    """Each evaluation metric: its value in the last evaluation, the best one and when."""
-    final = run.evaluation.get("metrics", {})
-    curves = {
-        name.removeprefix("eval/"): points
-        for name, points in run.series.items()
-        if name.startswith("eval/") and not _OF_THE_MACHINE.search(name)
-    }
+    """Returns the last and the best value of each evaluation metric."""
+    last = run.evaluation.get("metrics", {})
+    curves = {name[5:]: p for name, p in run.series.items() if name.startswith("eval/") and not _SPEED.search(name)}
     rows = []
-    for name in [*final, *(n for n in curves if n not in final)]:
+    for name in [*last, *(name for name in curves if name not in last)]:
         points = curves.get(name, [])
-        choose = min if name.endswith("loss") else max
-        best = choose(points, key=lambda point: point[1]) if points else (None, final.get(name))
-        last = final[name] if name in final else points[-1][1]
-        rows.append({"name": name, "last": last, "best": best[1], "best_step": best[0]})
+        select = min if name.endswith("loss") else max
+        step, best = select(points, key=lambda point: point[1]) if points else (None, last.get(name))
+        rows.append({"name": name, "last": last[name] if name in last else points[-1][1], "best": best, "step": step})
     return rows
 
 
-# Series that tell how fast the run was, not how well.
-_OF_THE_MACHINE = re.compile(r"per_sec|utilisation|wait|seconds$")
-# Title, which series, in per cent, on a logarithmic scale.
-_PANELS = (
-    ("loss", r"(^|/)loss(/|$)", False, False),
-    ("accuracy in training", r"^train/accuracy", True, False),
-    ("accuracy in evaluation", r"^eval/.*(top1|mean_average_precision)$", True, False),
-    ("learning rate", r"learning_rate", False, False),
-    ("norm of gradients", r"gradient_norm", False, True),
-    ("norm of updates", r"update_norm", False, True),
-    ("norm of parameters", r"parameter_norm", False, False),
-)
-
-
 def _curves(series: Series) -> list[tuple[str, str]]:
-    """(title, SVG) of each panel that has something to show."""
+    """Returns (title, image) of each panel that has a series."""
     panels = []
-    for title, pattern, shares, logarithmic in _PANELS:
-        wanted = {name: points for name, points in sorted(series.items()) if re.search(pattern, name)}
-        if wanted:
-            panels.append((title, figures.lines(wanted, "step", title, shares=shares, logarithmic=logarithmic)))
+    for title, pattern, options in _PANELS:
+        matching = {name: points for name, points in sorted(series.items()) if re.search(pattern, name)}
+        if matching:
+            panels.append((title, figures.lines(matching, "step", **options)))
     return panels
 
 
-def _throughput(series: Series) -> list[dict[str, Any]]:
-    """The series that are not of losses but of the machine: with their mean and a drawing."""
-    return [
-        {
-            "name": name,
-            "mean": float(np.mean([value for _, value in points])),
-            "svg": figures.lines({name: points}, "step", name),
-        }
-        for name, points in sorted(series.items())
-        if _OF_THE_MACHINE.search(name)
-    ]
+def _throughput(series: Series) -> list[tuple[str, str]]:
+    """Returns (title, image) of each series that measures speed."""
+    panels = []
+    for name, points in sorted(series.items()):
+        if _SPEED.search(name):
+            mean = np.mean([value for _, value in points])
+            panels.append((f"{name}, mean {mean:.4g}", figures.lines({name: points}, "step")))
+    return panels
 
 
 def _head(run: Run, head: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A head's classes and confusions.
-
-    Args:
-      run: of which it is.
-      head: its name.
-      rows: of `evaluation.json`: name, videos, accuracy or average precision of each class.
-    """
+    """Returns the classes of a head by accuracy, and its confusions; `rows` are those of `evaluation.json`."""
     kind = "accuracy" if "accuracy" in rows[0] else "average_precision"
-    seen = [{"name": row["name"], "videos": row["videos"], "share": row[kind]} for row in rows if row[kind] is not None]
-    ranked = sorted(seen, key=lambda row: -row["share"])
-    found: dict[str, Any] = {
-        "name": head,
-        "kind": kind.replace("_", " "),
-        "ranked": ranked,
-        "without": len(rows) - len(seen),
-        "best": ranked[:SHOWN_CLASSES],
-        "worst": ranked[: -SHOWN_CLASSES - 1 : -1] if len(ranked) > 2 * SHOWN_CLASSES else [],
-        "matrix": None,
-        "picture": None,
-        "confused": [],
-    }
-    matrix = run.confusion(head)
+    ranked = sorted((row | {"share": row[kind]} for row in rows if row[kind] is not None), key=lambda r: -r["share"])
+    result: dict[str, Any] = {"name": head, "kind": kind.replace("_", " "), "ranked": ranked, "confused": []}
+    result |= {"num_absent": len(rows) - len(ranked), "matrix": None, "image": None}
+    matrix, names = run.confusion(head), run.class_names[head]
     if matrix is None:
-        return found
-    names = run.class_names[head]
-    if len(names) <= LARGEST_TABLE:
-        shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-        found["names"] = names
-        found["matrix"] = [
-            (name, list(zip(counts.tolist(), of_row.tolist(), names, strict=True)))
-            for name, counts, of_row in zip(names, matrix, shares, strict=True)
-        ]
+        return result
+    if len(names) <= MAX_TABLE_CLASSES:
+        shares = (matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)).round(3)
+        result["matrix"] = list(zip(names, matrix.tolist(), shares.tolist(), strict=True))
     else:
-        found["picture"] = figures.matrix_picture(matrix)
-    wrong = matrix - np.diag(np.diag(matrix))
-    for cell in np.argsort(-wrong, axis=None, kind="stable")[:SHOWN_CONFUSIONS].tolist():
-        truth, taken = divmod(cell, len(names))
-        if wrong[truth, taken]:
-            found["confused"].append((names[truth], names[taken], int(wrong[truth, taken]), int(matrix[truth].sum())))
-    return found
+        result["image"] = figures.confusion_matrix(matrix, names, head)
+    errors = matrix - np.diag(np.diag(matrix))
+    for cell in np.argsort(-errors, axis=None, kind="stable")[:NUM_CONFUSIONS].tolist():
+        truth, predicted = divmod(cell, len(names))
+        if errors[truth, predicted]:
+            counts = int(errors[truth, predicted]), int(matrix[truth].sum())
+            result["confused"].append((names[truth], names[predicted], *counts))
+    return result
 
 
 def _clips(run: Run) -> dict[str, Any] | None:
-    """The videos with the lowest and the highest loss; None where no video is known."""
+    """Returns the videos with the lowest and the highest loss, with animations where the records are available."""
     ranked = sorted((video for video in run.videos if math.isfinite(video.loss)), key=lambda video: video.loss)
     if not ranked:
         return None
-    number = min(SHOWN_CLIPS, (len(ranked) + 1) // 2)
-    groups = {"best": ranked[:number], "worst": ranked[: -number - 1 : -1]}
-    names = {video.index: video.name for group in groups.values() for video in group}
-    moving, why = {}, ""
+    number = min(NUM_CLIPS, (len(ranked) + 1) // 2)
+    best, worst = ranked[:number], ranked[: -number - 1 : -1]
+    images, error = {}, ""
     try:
-        # What was evaluated last may be other data than those of the run: `--mode=eval` with another config.
+        # The last evaluation may have used other data than the run: `--mode=eval` with another config.
         config = {**run.config, "data": run.evaluation.get("data") or run.config.get("data", {})}
-        moving = animations.animations(config, run.evaluation["split"], run.class_names, names)
-    except animations.NoClipsError as error:
-        why = str(error)
-    return {"why": why} | {
-        kind: [_card(video, moving.get(video.index)) for video in group] for kind, group in groups.items()
-    }
+        names = {video.index: video.name for video in best + worst}
+        images = animations.animations(config, run.evaluation["split"], run.class_names, names)
+    except animations.NoClipsError as no_clips:
+        error = str(no_clips)
+    groups = {kind: [_card(video, images) for video in group] for kind, group in (("Best", best), ("Worst", worst))}
+    return {"error": error, "groups": groups}
 
 
-def _card(video: Video, picture: str | None) -> dict[str, Any]:
+def _card(video: Video, images: Mapping[int, str | None]) -> dict[str, Any]:
     heads = []
     for head, row in video.heads.items():
-        truths = {row["truth"], *row["truth"].split(SEVERAL)}
-        heads.append(
-            {
-                "name": head,
-                "truth": row["truth"],
-                "right": row["rank"] == 1,
-                "rank": row["rank"],
-                "probability": row["truth_probability"],
-                "ranked": [(name, probability, name in truths) for name, probability in row["ranked"][:3]],
-            }
-        )
-    return {"name": video.name, "index": video.index, "loss": video.loss, "picture": picture, "heads": heads}
+        truths = {row["truth"], *row["truth"].split(LABEL_SEPARATOR)}
+        ranked = [(name, probability, name in truths) for name, probability in row["ranked"][:3]]
+        heads.append((head, row, ranked))
+    return {"video": video, "image": images.get(video.index), "heads": heads}
 
 
 def _views(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Returns the metrics against the number of temporal views; `rows` are those of `evaluation.json`."""
     if not rows:
         return None
-    names = [name for name in rows[-1]["metrics"] if name.endswith(("top1", metrics.MEAN_AVERAGE_PRECISION))]
-    series = {
-        name: [(row["temporal_views"], row["metrics"][name]) for row in rows if row["metrics"][name] is not None]
-        for name in names
-    }
-    series = {name: points for name, points in series.items() if points}
-    drawn = figures.lines(series, "temporal views", "accuracy", shares=True) if series else ""
-    shown = [name for name in rows[-1]["metrics"] if not name.endswith("loss")]
-    return {"names": shown, "rows": rows, "svg": drawn}
-
-
-def _parameters(counts: Mapping[str, int]) -> dict[str, Any] | None:
-    total = sum(counts.values())
-    if not total:
-        return None
-    ranked = sorted(counts.items(), key=lambda item: -item[1])
-    return {"total": total, "parts": [(part, number, number / total) for part, number in ranked]}
+    names = [name for name in rows[-1]["metrics"] if not name.endswith("loss")]
+    curves = {name: [(row["temporal_views"], row["metrics"][name]) for row in rows] for name in names}
+    shown = ("top1", metrics.MEAN_AVERAGE_PRECISION)
+    series = {n: points for n, points in curves.items() if n.endswith(shown) and all(y is not None for _, y in points)}
+    image = figures.lines(series, "temporal views", percent=True) if series else ""
+    return {"names": names, "rows": rows, "image": image}
 
 
 def _metric(value: float | None, name: str) -> str:
-    """A metric as text: shares in per cent, the rest with four digits."""
+    """Formats a metric: shares in per cent, others with four digits."""
     if value is None:
         return "–"
     share = name.endswith(("top1", "top5", "accuracy", metrics.MEAN_AVERAGE_PRECISION))
     return f"{value:.1%}" if share else f"{value:.4g}"
-
-
-def _value(value: Any) -> str:
-    """A config's value as one writes it."""
-    return repr(value) if isinstance(value, str) else str(value)
 
 
 def _duration(seconds: float) -> str:
@@ -262,5 +204,5 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
-def _moment(seconds: float) -> str:
+def _date(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -12,8 +12,8 @@ from clu import metric_writers
 from etils import epath
 
 from vivit_jax import checkpoint as checkpointing
-from vivit_jax.evaluation import evaluate
 from vivit_jax.evaluation.evaluator import Evaluator
+from vivit_jax.evaluation.results import Result, write_result
 from vivit_jax.train import compiled_step
 from vivit_jax.train.setup import EMA, TrainSetup
 from vivit_jax.utils import logs, plots
@@ -150,11 +150,11 @@ class PeriodicEvaluation:
                 full_result = self._evaluate(step, state, None)
             self.full_metrics = full_result.scalars
             checkpoint = self._workdir / checkpointing.FOLDER / str(step)
-            evaluate.write_result(
+            write_result(
                 self._workdir, full_result, checkpoint, self._experiment.data.eval_split, self._split.class_names
             )
 
-    def _evaluate(self, step: int, state: Any, num_videos: int | None) -> evaluate.Result:
+    def _evaluate(self, step: int, state: Any, num_videos: int | None) -> Result:
         """Evaluates and logs; the result holds the metrics of the EMA too."""
         if num_videos not in self._evaluators:
             self._evaluators[num_videos] = self._make_evaluator(num_videos)
@@ -175,7 +175,7 @@ class PeriodicEvaluation:
         self._show_confusion(step, result)
         return result
 
-    def _show_confusion(self, step: int, result: evaluate.Result) -> None:
+    def _show_confusion(self, step: int, result: Result) -> None:
         """Writes the confusion matrices as images for TensorBoard."""
         for head, matrix in result.confusion.items() if jax.process_index() == 0 else ():
             figure = plots.confusion_matrix(matrix, self._split.class_names[head], f"{head}, step {step}")

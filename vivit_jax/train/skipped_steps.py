@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from vivit_jax import checkpoint as checkpointing
 from vivit_jax.data.selection.training_set import TrainingSet
 from vivit_jax.train.hooks import Hook
 from vivit_jax.utils import storage
+from vivit_jax.utils.trees import finite_or_none
 
 FAILED_FOLDER = "failed_step"
 SKIPPED_FILE = "skipped_steps.jsonl"
@@ -119,8 +119,8 @@ class SkippedSteps(Hook):
         line = {
             "step": step.number,
             "in_a_row": consecutive,
-            "loss": _finite_or_none(loss),
-            "gradient_norm": _finite_or_none(norm),
+            "loss": finite_or_none(loss),
+            "gradient_norm": finite_or_none(norm),
             "index": indices,
             "videos": names,
         }
@@ -148,7 +148,3 @@ class SkippedSteps(Hook):
         if jax.process_index() == 0:
             (folder / "step.json").write_text(json.dumps(dict(line) | {"config": self._metadata["config"]}, indent=1))
         return folder
-
-
-def _finite_or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None

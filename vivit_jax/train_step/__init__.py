@@ -9,6 +9,7 @@ from vivit_jax.train_step.step import (
     check_heads,
     make_eval_step,
     make_train_step,
+    map_views,
     normalise,
     step_key,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "cross_entropy",
     "make_eval_step",
     "make_train_step",
+    "map_views",
     "masked_mean",
     "normalise",
     "one_hot_targets",

@@ -201,18 +201,27 @@ def update_ema(ema: Any, params: Any, decay: float, updates: jax.Array) -> Any:
     return optax.incremental_update(params, ema, 1.0 - decay)
 
 
+def map_views(fn: Callable[[jax.Array], Any], video: jax.Array) -> Any:
+    """Applies `fn` to the V views of each video, one view after another, so that memory does not grow with V.
+
+    Args:
+      fn: takes clips, float32 [B, T, H, W, 3] in [-1, 1].
+      video: uint8 [B, V, T, H, W, 3].
+
+    Returns:
+      The outputs of `fn`, stacked on a leading axis of V.
+    """
+    return jax.lax.map(lambda view: fn(normalise(view)), jnp.moveaxis(video, 1, 0))
+
+
 def make_eval_step(apply_fn: Callable[..., Any]) -> Callable[[Any, Batch], dict[str, jax.Array]]:
     """Makes the multi-view evaluation step (section 4.1): `(params, batch) -> {head: float32 [B, C]}`.
 
-    The logits are averages over the V views of `batch["video"]`, uint8 [B, V, T, H, W, 3]. The views go through the
-    model one after another, so memory does not grow with V.
+    The logits are averages over the V views of `batch["video"]`, uint8 [B, V, T, H, W, 3].
     """
 
     def eval_step(params: Any, batch: Batch) -> dict[str, jax.Array]:
-        def one_view(video: jax.Array) -> dict[str, jax.Array]:
-            return as_heads(apply_fn({"params": params}, normalise(video), train=False))
-
-        logits = jax.lax.map(one_view, jnp.moveaxis(batch["video"], 1, 0))
+        logits = map_views(lambda view: as_heads(apply_fn({"params": params}, view, train=False)), batch["video"])
         return {head: jnp.mean(values, axis=0) for head, values in logits.items()}
 
     return eval_step

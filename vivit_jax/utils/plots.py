@@ -1,4 +1,4 @@
-"""Pictures of a run: confusion matrix, training curves, predictions. matplotlib without a display."""
+"""Figures of a run: confusion matrix, training curves, predictions (matplotlib, without a display)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from sklearn.metrics import ConfusionMatrixDisplay
 
-# Above this many classes names and numbers are unreadable: the picture is the matrix alone.
+# With more classes, names and numbers would be illegible and are left out.
 MOST_NAMED_CLASSES = 40
 
 
 def confusion_matrix(matrix: np.ndarray, names: Sequence[str], title: str) -> plt.Figure:
-    """A confusion matrix, rows (the true class) normalised to 1.
+    """Draws a confusion matrix, rows (true classes) normalised to 1.
 
     Args:
       matrix: int [C, C], rows the truth.
       names: C class names.
-      title: above the picture.
     """
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     classes = len(names)
@@ -45,19 +44,18 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], title: str) -> pl
 
 
 def training_curves(series: Mapping[str, Sequence[tuple[int, float]]], title: str) -> plt.Figure:
-    """Loss, accuracy and learning rate over the steps, training and evaluation together.
+    """Draws loss, accuracy and learning rate of training and evaluation over the steps.
 
     Args:
       series: {name: [(step, value), ...]}, names as in `metrics.jsonl`: `train/loss`, `eval/verb/top1`, ...
-      title: above the picture.
     """
-    wanted = (
+    panels = (
         ("loss", lambda n: n.endswith("loss")),
         ("accuracy", lambda n: n.endswith("top1") or "/accuracy" in n),
         ("learning rate", lambda n: n == "train/learning_rate"),
     )
-    figure, panels = plt.subplots(1, len(wanted), figsize=(15, 4), layout="constrained")
-    for axes, (label, belongs) in zip(panels, wanted, strict=True):
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(15, 4), layout="constrained")
+    for axes, (label, belongs) in zip(all_axes, panels, strict=True):
         for name, points in sorted(series.items()):
             if belongs(name) and points:
                 steps, values = zip(*points, strict=True)
@@ -74,13 +72,13 @@ def training_curves(series: Mapping[str, Sequence[tuple[int, float]]], title: st
 
 
 def to_array(figure: plt.Figure) -> np.ndarray:
-    """The figure's pixels, uint8 [H, W, 3], for TensorBoard."""
+    """Returns the pixels of a figure, uint8 [H, W, 3], for TensorBoard."""
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
 def close(figure: plt.Figure) -> None:
-    """Frees a figure's memory."""
+    """Frees the memory of a figure."""
     plt.close(figure)
 
 
@@ -97,13 +95,12 @@ def save(figure: plt.Figure, path: epath.PathLike) -> epath.Path:
 def prediction(
     clip: np.ndarray, attention: np.ndarray, ranked: Mapping[str, Sequence[tuple[str, float]]], title: str
 ) -> plt.Figure:
-    """One clip as the model saw it, where its last layer looked, and the labels it ranks highest.
+    """Draws a clip as the model saw it, the attention of its last layer, and the top-ranked labels.
 
     Args:
       clip: uint8 [T, H, W, 3].
-      attention: [n_t, n_h, n_w], at least 0.
+      attention: non-negative [n_t, n_h, n_w].
       ranked: {head: [(label, probability), ...]}.
-      title: above the picture.
     """
     shown = np.linspace(0, len(clip) - 1, min(8, len(clip))).astype(int)
     height, width = clip.shape[1:3]
@@ -111,16 +108,16 @@ def prediction(
     rows = figure.add_gridspec(2 + len(ranked), len(shown))
     strongest = attention.max()
     for column, frame in enumerate(shown):
-        at = attention[frame * len(attention) // len(clip)] / strongest
+        weights = attention[frame * len(attention) // len(clip)] / strongest
         for row in (0, 1):
             axes = figure.add_subplot(rows[row, column])
             axes.imshow(clip[frame])
             axes.set_axis_off()
             if row == 0:
                 axes.set_title(f"frame {frame}", fontsize=8)
-            else:  # bilinear between the tokens' centres, over the frame's extent
+            else:  # bilinear between token centres, over the extent of the frame
                 axes.imshow(
-                    at,
+                    weights,
                     cmap="inferno",
                     alpha=0.6,
                     vmin=0,
