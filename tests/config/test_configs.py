@@ -307,7 +307,7 @@ def test_a_row_that_is_not_there_is_answered_with_all(file, row):
 
 
 def test_a_data_set_without_a_recipe_and_a_crop():
-    with pytest.raises(ConfigError, match="'kinetics700'; there are kinetics400"):
+    with pytest.raises(ConfigError, match="'kinetics700', only for kinetics400"):
         published("kinetics700", "ViViT-B/16x2", "spatiotemporal")
     config = published("kinetics400", "ViViT-B/16x2", "spatiotemporal")
     set_crop(config, 320)

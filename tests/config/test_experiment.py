@@ -39,7 +39,7 @@ def test_the_published_config_is_the_paper_s():
         ("batchsize", 4, r"config.batchsize does not exist; did you mean config.batch_size\?"),
         ("optimizer.lr", 0.1, "config.optimizer.lr does not exist; fields of config.optimizer: accumulate_steps, b1"),
         ("model.hidden", 4, "config.model.hidden does not exist"),
-        ("evaluation.spatial_views", 4, "spatial_views=4 must be 1, 2 or 3"),
+        ("evaluation.spatial_views", 4, "spatial_views=4 is not known; choose one of 1, 2, 3"),
         ("batch_size", 0, "batch_size=0 must be at least 1"),
         ("num_epochs", 0.0, r"num_epochs=0.0 must lie in \(0, inf\)"),
         ("label_smoothing", 1.0, r"label_smoothing=1.0 must lie in \[0, 1\)"),

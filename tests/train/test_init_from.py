@@ -13,7 +13,8 @@ from tests.helpers.experiment import experiment
 from tests.helpers.small_models import random_params
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import convert, sharding, train
-from vivit_jax.config.experiment import ConfigError, Experiment
+from vivit_jax.config.experiment import CONFIG_FILE, ConfigError, Experiment
+from vivit_jax.config.init_from import REPORT_FILE
 from vivit_jax.evaluation import evaluate
 from vivit_jax.models import ViViTConfig
 from vivit_jax.train import initialize
@@ -36,10 +37,10 @@ def image_vit(tmp_path_factory):
 def test_run_from_pretrained_weights_resumes_without_them(data_dir, image_vit, tmp_path):
     run = experiment(data_dir, num_steps=1, optimizer__warmup_epochs=0.0, init_from__path=str(image_vit))
     found = train.train(run, tmp_path / "w")
-    report = (tmp_path / "w" / initialize.INIT_REPORT).read_text()
+    report = (tmp_path / "w" / REPORT_FILE).read_text()
     assert "resized     spatial_encoder/position_embedding" in report
     assert "from 3 x 3 to 4 x 4" in report
-    saved = json.loads((tmp_path / "w" / initialize.CONFIG_FILE).read_text())["model"]
+    saved = json.loads((tmp_path / "w" / CONFIG_FILE).read_text())["model"]
     assert (saved["activation"], saved["layer_norm_eps"]) == ("gelu", 1e-5)
     # Neither the weights nor their activation are named again.
     plain = experiment(data_dir, num_steps=1, optimizer__warmup_epochs=0.0)

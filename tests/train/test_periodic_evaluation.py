@@ -85,7 +85,7 @@ def test_evaluation_interval_from_epochs_or_steps():
     assert experiment(**{f"evaluation.{k}": v for k, v in steps.items()}).evaluation.interval(101.0) == 7
     assert experiment(**{"evaluation.every_epochs": 0.0}).evaluation.interval(101.0) == 0
     assert experiment(**{"evaluation.every_epochs": 0.001}).evaluation.interval(101.0) == 1
-    with pytest.raises(ConfigError, match="patience=2 counts evaluations during training, and there are none"):
+    with pytest.raises(ConfigError, match="patience=2 needs evaluations during training"):
         experiment(**{"evaluation.every_epochs": 0.0, "evaluation.patience": 2})
     with pytest.raises(ConfigError, match=r"evaluation\.num_videos=0 must be at least 1"):
         experiment(**{"evaluation.num_videos": 0})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+REPORT_FILE = "init_report.txt"  # what the initialisation did with every parameter, in the workdir
+
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "embedding": (None, "central_frame", "filter_inflation", "random"),
     "temporal_attention": ("zero", "copy", "random"),

@@ -1,11 +1,9 @@
-"""The published training recipes as a table, and the configs that are made of them.
-
-Config files import this room and not one another: `--config` loads a file by its path, from any folder, and a file that
-is loaded so has no neighbours.
+"""The paper's training recipes as a table, and configs made from them.
 
     config = published("kinetics400", "ViViT-B/16x2", "factorised_encoder")
 
-is ViViT-B, Model 2, on Kinetics-400 as the paper trained it; a config file then assigns what its row changes.
+returns the config of ViViT-B, Model 2, trained on Kinetics-400 as in the paper; a config file then sets what its row
+changes. Config files import this module, not each other: they are loaded by path and have no package.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import ml_collections
 
 from vivit_jax.config.experiment import ConfigError, default_config
 
-# What the recipes have in common (section 4.1 and the appendix). No weight decay, no dropout: the defaults.
+# Common to all recipes (section 4.1 and the appendix). No weight decay and no dropout are the defaults.
 COMMON: Mapping[str, Any] = MappingProxyType(
     {
         "batch_size": 64,
@@ -35,10 +33,10 @@ COMMON: Mapping[str, Any] = MappingProxyType(
         "input.flip_probability": 0.5,
         "evaluation.temporal_views": 4,
         "evaluation.spatial_views": 3,
-        # Ours from here on. Any number of devices that divides 64 will do, for training and for evaluation.
+        # Not from the paper. Any number of devices that divides 64 works, for training and for evaluation.
         "evaluation.batch_size": 64,
         "evaluation.every_epochs": 5.0,
-        # One compiled layer instead of 24, half the bytes, and nothing kept of a layer but its input.
+        # Compiles one layer instead of 24, halves the memory, and stores only the input of each layer.
         "model.dtype": "bfloat16",
         "model.scan_layers": True,
         "model.remat": "full",
@@ -47,7 +45,7 @@ COMMON: Mapping[str, Any] = MappingProxyType(
 
 _COLOUR = {
     "augment.colour_jitter_probability": 0.8,
-    "augment.grayscale_probability": 0.1,  # the published code's; the appendix does not name it
+    "augment.grayscale_probability": 0.1,  # from the published code, not in the appendix
 }
 _KINETICS = {
     "optimizer.learning_rate": 0.1,
@@ -56,7 +54,7 @@ _KINETICS = {
     **_COLOUR,
 }
 
-# The appendix's table of hyperparameters, a data set each.
+# Table of hyperparameters in the appendix.
 RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "kinetics400": _KINETICS,
@@ -107,14 +105,14 @@ MODELS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 
 def check_row(row: str, rows: Mapping[str, str]) -> None:
-    """Checks the config string of a config file, what stands after the colon of `--config=FILE:ROW`.
+    """Checks the row of `--config=FILE:ROW`.
 
     Args:
-      row: the string; empty where none was given.
-      rows: the file's rows, name -> what it is.
+      row: its name; empty if none was given.
+      rows: {name: description} of the file's rows.
 
     Raises:
-      ConfigError: no such row; the message lists all.
+      ConfigError: there is no such row; the message lists all.
     """
     if row not in rows:
         width = max(map(len, rows))
@@ -124,23 +122,23 @@ def check_row(row: str, rows: Mapping[str, str]) -> None:
 
 
 def published(dataset: str, model: str, attention: str, **fields: Any) -> ml_collections.ConfigDict:
-    """A config that trains and evaluates as the paper did on a data set (section 4.1, the appendix).
+    """Returns the config of the paper's training and evaluation on a data set (section 4.1, the appendix).
 
     Args:
-      dataset: a key of `RECIPES`, the names of `vivit_jax.data.catalog`.
-      model: the paper's name, 'ViViT-B/16x2'.
-      attention: 'spatiotemporal' (Model 1), 'factorised_encoder' (2), ...; see `ViViTConfig`.
-      **fields: more fields of `config.model`.
+      dataset: a key of `RECIPES`.
+      model: the name in the paper, 'ViViT-B/16x2'.
+      attention: as in `ViViTConfig`.
+      **fields: other fields of `config.model`.
 
     Returns:
-      A locked ConfigDict: its fields can be set, and one that does not exist is an error. `init_from.path` is not set.
+      A locked ConfigDict: setting an unknown field is an error. `init_from.path` is not set.
 
     Raises:
-      ConfigError: there is no published recipe for the data set.
-      KeyError: a field of the model that does not exist.
+      ConfigError: the paper has no recipe for the data set.
+      KeyError: an unknown field of the model.
     """
     if dataset not in RECIPES:
-        raise ConfigError(f"there is no published recipe for data set {dataset!r}; there are {', '.join(RECIPES)}")
+        raise ConfigError(f"the paper has no recipe for data set {dataset!r}, only for {', '.join(RECIPES)}")
     config = default_config().lock()
     config.update_from_flattened_dict({**COMMON, **RECIPES[dataset]})
     config.data.name = dataset
@@ -150,14 +148,11 @@ def published(dataset: str, model: str, attention: str, **fields: Any) -> ml_col
 
 
 def set_crop(config: ml_collections.ConfigDict, pixels: int) -> None:
-    """Makes the crop, and the model, `pixels` high and wide.
+    """Sets the crop, and the model's image size, to `pixels` x `pixels`; changes `config` in place.
 
-    The frame's short side grows with it, 256 pixels for a crop of 224, so that a crop shows the same part of the frame.
-    The paper gives the crop's size alone. Records hold frames of 256 pixels at most, which are enlarged.
-
-    Args:
-      config: changed in place.
-      pixels: of the crop; the tubelet's height and width must divide it.
+    The frame's short side changes in proportion (256 for a crop of 224), so that a crop shows the same part of the
+    frame. The paper gives only the size of the crop. Stored frames have a short side of at most 256
+    pixels and are enlarged.
     """
     config.model.image_size = pixels
     config.input.short_side = round(pixels * COMMON["input.short_side"] / COMMON["model.image_size"])

@@ -12,9 +12,9 @@ from etils import epath
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import convert, sharding
 from vivit_jax.config.experiment import Experiment
+from vivit_jax.config.init_from import REPORT_FILE
 from vivit_jax.evaluation.evaluate import restore_for_inference
 from vivit_jax.models import ViViT, abstract_params
-from vivit_jax.train import initialize
 from vivit_jax.train.setup import inherit_model_fields
 
 
@@ -60,6 +60,6 @@ def restore(
     if jax.process_index() == 0:
         workdir = epath.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / initialize.INIT_REPORT).write_text(f"{converted.report}\n")
+        (workdir / REPORT_FILE).write_text(f"{converted.report}\n")
     shardings = sharding.state_sharding(mesh, {"params": abstract_params(converted.config)})["params"]
     return ViViT(converted.config), jax.device_put(converted.params, shardings), str(checkpoint)

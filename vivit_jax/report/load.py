@@ -14,14 +14,14 @@ from etils import epath
 from sklearn.metrics import confusion_matrix
 
 from vivit_jax import checkpoint as checkpointing
-from vivit_jax.config.experiment import Experiment, default_config
+from vivit_jax.config.experiment import CONFIG_FILE, Experiment, default_config
 from vivit_jax.config.fields import flat
+from vivit_jax.config.init_from import REPORT_FILE
 from vivit_jax.evaluation import metrics, predictions, results
 from vivit_jax.models import abstract_params
 from vivit_jax.utils import logs
 from vivit_jax.utils.trees import path_name
 
-CONFIG_FILE, INIT_REPORT = "config.json", "init_report.txt"
 Series = Mapping[str, Sequence[tuple[int, float]]]
 
 
@@ -125,7 +125,7 @@ def read_run(workdir: epath.PathLike) -> Run:
     files = (CONFIG_FILE, logs.METRICS_FILE, results.RESULT_FILE)
     if not any((workdir / name).exists() for name in files):
         raise FileNotFoundError(f"no run in {workdir}: none of {', '.join(files)} exists; give the --workdir of a run")
-    config, init_report = _read_json(workdir / CONFIG_FILE), workdir / INIT_REPORT
+    config, init_report = _read_json(workdir / CONFIG_FILE), workdir / REPORT_FILE
     experiment = _parse(config) if config else None
     folder = workdir / checkpointing.FOLDER
     steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []

@@ -13,14 +13,12 @@ from etils import epath
 
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import convert
-from vivit_jax.config.experiment import Experiment
+from vivit_jax.config.experiment import CONFIG_FILE, Experiment
 from vivit_jax.config.fields import differences
+from vivit_jax.config.init_from import REPORT_FILE
 from vivit_jax.config.renamed import upgrade
 from vivit_jax.train.setup import TrainSetup
 from vivit_jax.train_step import TrainProgram, TrainState
-
-CONFIG_FILE = "config.json"
-INIT_REPORT = "init_report.txt"
 
 
 def init_or_restore(
@@ -70,7 +68,7 @@ def init_from_weights(
         logging.info("  %s %s: %s", entry.name, entry.outcome, entry.how)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / INIT_REPORT).write_text(f"{converted.report}\n")
+        (workdir / REPORT_FILE).write_text(f"{converted.report}\n")
     return program.state_from_params(converted.params)
 
 
