@@ -1,4 +1,4 @@
-"""Names of others: exact both ways, and every leaf that does not fit is named, all at once."""
+"""The conversion engine: exact both ways; all leaves that do not fit are listed."""
 
 import flax.traverse_util
 import jax
@@ -18,14 +18,14 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_scenic_there_and_back_is_exact(name, tmp_path):
+def test_scenic_round_trip_is_exact(name, tmp_path):
     config = small_config(**VARIANTS[name])
     params = random_params(config, dtype=np.float32)
     save_params(params, tmp_path / "weights.npz", "scenic", config)
     jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "weights.npz", config=config), params)
 
 
-def test_heads_are_columns_of_one_projection():
+def test_scenic_heads_are_columns_of_one_projection():
     """The published EPIC-Kitchens models: one projection, first the verbs, then the nouns."""
     config = small_config(num_classes={"verb": 3, "noun": 4})
     params = random_params(config, dtype=np.float32)
@@ -35,7 +35,7 @@ def test_heads_are_columns_of_one_projection():
 
 
 @pytest.mark.parametrize("layout", ["optimizer/target/", "params/", "", "nested"])
-def test_prefixes_are_found_by_looking(layout):
+def test_prefixes_are_detected(layout):
     config = small_config()
     params = random_params(config, dtype=np.float32)
     flat = to_flat(params, "scenic", config)
@@ -47,7 +47,7 @@ def test_prefixes_are_found_by_looking(layout):
     jax.tree.map(np.testing.assert_array_equal, load_params(source, config=config), params)
 
 
-def test_all_that_does_not_fit_is_listed_at_once():
+def test_loading_lists_all_problems():
     config = small_config()
     flat = to_flat(random_params(config, dtype=np.float32), "scenic", config)
     flat["Transformer/encoderblock_0/gate"] = np.zeros(3)
@@ -73,7 +73,7 @@ def test_all_that_does_not_fit_is_listed_at_once():
     assert len(error.value.problems) == len(expected)
 
 
-def test_the_other_way_lists_too():
+def test_saving_lists_all_problems():
     config = small_config()
     params = random_params(config, dtype=np.float32)
     with pytest.raises(ConversionError, match=r"extra/kernel.*no name"):
@@ -85,7 +85,7 @@ def test_the_other_way_lists_too():
         to_flat(params, "scenic", two)
 
 
-def test_bad_sources(tmp_path):
+def test_unusable_sources_are_refused(tmp_path):
     config = small_config()
     flat = to_flat(random_params(config, dtype=np.float32), "scenic", config)
     with pytest.raises(FileNotFoundError, match=r"no weights at .*nowhere\.npz"):
@@ -115,7 +115,7 @@ def test_bad_sources(tmp_path):
         load_params(flat, config=config)
 
 
-def test_precision_follows_the_parameters():
+def test_half_precision_is_widened():
     config = small_config()
     flat = to_flat(random_params(config, dtype=np.float16), "scenic", config)
     assert {leaf.dtype for leaf in jax.tree.leaves(load_params(flat, config=config))} == {np.dtype("float32")}

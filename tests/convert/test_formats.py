@@ -1,4 +1,4 @@
-"""Names of image models spelt out by hand, prefixes and training state found by looking, and files written and read."""
+"""Formats: names of image models written out by hand, prefixes and training state, files written and read."""
 
 import dataclasses
 import json
@@ -20,8 +20,8 @@ def image_model(**overrides):
     return config, random_params(config, dtype=np.float32)
 
 
-def equal(found, expected):
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+def assert_equal(params, expected):
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
 def flax_names(config, params, style):
@@ -58,28 +58,28 @@ def flax_names(config, params, style):
 @pytest.mark.parametrize("style", ["augreg", "big_vision", "scan"])
 @pytest.mark.parametrize("prefix", ["", "opt/target/", "params/"])
 @pytest.mark.parametrize("classifier", ["token", "gap"])
-def test_image_models_of_flax(style, prefix, classifier):
+def test_flax_image_models_are_detected_and_exact(style, prefix, classifier):
     config, params = image_model(classifier=classifier, representation_size=6)
     if style != "augreg" and classifier == "token":
         params["encoder"]["position_embedding"][0] = 0
     flat = {prefix + name: leaf for name, leaf in flax_names(config, params, style).items()}
     if prefix:
-        flat[f"{prefix.split('/')[0]}_of_nothing"] = np.zeros(1)
-        with pytest.raises(ValueError, match="of_nothing"):
+        flat[f"{prefix.split('/')[0]}_unknown"] = np.zeros(1)
+        with pytest.raises(ValueError, match="_unknown"):
             load_model(flat)
-        del flat[f"{prefix.split('/')[0]}_of_nothing"]
+        del flat[f"{prefix.split('/')[0]}_unknown"]
         flat["opt/state/param_states/embedding/kernel/momentum"] = np.zeros(1)  # training state is left out
     assert find_format(flat) == "vit_npz"
-    found, again = load_model(flat)
-    assert found == config
-    equal(again, params)
+    loaded_config, loaded = load_model(flat)
+    assert loaded_config == config
+    assert_equal(loaded, params)
     # The same model, its embedding written as tubelets of one frame.
     tubelets = dataclasses.replace(config, tokenizer="tubelet")
     kernel = load_params(flat, config=tubelets)["tokenizer"]["kernel"]
     np.testing.assert_array_equal(kernel, params["tokenizer"]["kernel"][None])
 
 
-def test_a_pooling_head_of_its_own_is_refused():
+def test_attention_pooling_is_refused():
     config, params = image_model(classifier="gap")
     flat = flax_names(config, params, "big_vision")
     flat["MAPHead_0/probe"] = np.zeros((1, 1, 8))
@@ -87,7 +87,7 @@ def test_a_pooling_head_of_its_own_is_refused():
         load_model(flat)
 
 
-def test_positions_of_other_shapes():
+def test_image_grid_that_is_not_square_needs_a_hint():
     config, params = image_model(image_size=(8, 16))
     flat = flax_names(config, params, "augreg")
     with pytest.raises(ValueError, match=r"8 positions are not a square: give grid=\(rows, columns\)"):
@@ -117,12 +117,14 @@ def test_scenic_files_are_described_and_exact(tmp_path, name, container):
     params = random_params(config, dtype=np.float32)
     path = tmp_path / ("weights.npz" if container == "npz" else "checkpoint_0")
     save_params(params, path, "scenic", config)
-    found, again = load_model(path, like=config)
-    assert found == config.__class__.from_dict({**config.to_dict(), "temporal_layers": found.temporal_layers})
-    equal(again, params)
+    loaded_config, loaded = load_model(path, like=config)
+    assert loaded_config == config.__class__.from_dict(
+        {**config.to_dict(), "temporal_layers": loaded_config.temporal_layers}
+    )
+    assert_equal(loaded, params)
 
 
-def test_old_scenic_checkpoints():
+def test_old_scenic_checkpoint_drops_training_state():
     """`optimizer/target` with the momentum and counters beside it, as the released ones have them."""
     config = small_config()
     params = random_params(config, dtype=np.float32)
@@ -137,11 +139,11 @@ def test_old_scenic_checkpoints():
     with open_weights(source) as weights:
         assert set(weights.leaves) == set(flat)
         assert set(weights.excluded) == set(source) - {f"optimizer/target/{name}" for name in flat}
-    equal(load_params(source, config=config), params)
+    assert_equal(load_params(source, config=config), params)
 
 
-def test_which_grid():
-    """16 x 14 x 14 tokens are the published clip whatever is wanted; other numbers follow the wanted model, or ask."""
+def test_video_grid_is_read_from_positions():
+    """16 x 14 x 14 tokens are always the published clip; other numbers follow the target model, or need a hint."""
     published = np.zeros((1, 1 + 16 * 14 * 14, 8), np.float32)
     config = small_config(tubelet_size=(2, 16, 16), num_frames=32, image_size=224)
     flat = to_flat(random_params(config, dtype=np.float32), "scenic", config)
@@ -159,30 +161,30 @@ def test_which_grid():
 
 
 @pytest.mark.parametrize("name", ["model1", "image", "not_square"])
-def test_hugging_face_folder(tmp_path, name):
+def test_hugging_face_folder_round_trip(tmp_path, name):
     extra = {"image": IMAGE, "not_square": {}}.get(name, {"image_size": 12, "activation": "gelu"})
     config = small_config(num_classes=3, **extra)
     params = random_params(config, dtype=np.float32)
     save_params(params, tmp_path / "hf", "huggingface", config, {"label": ["run", "jump", "sit"]})
-    found, again = load_model(tmp_path / "hf")
-    assert found == config
-    equal(again, params)
+    loaded_config, loaded = load_model(tmp_path / "hf")
+    assert loaded_config == config
+    assert_equal(loaded, params)
     written = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert written["id2label"] == {"0": "run", "1": "jump", "2": "sit"}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]  # no trace of the work
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]  # no temporary files
     with pytest.raises(FileExistsError, match="hf is there already"):
         save_params(params, tmp_path / "hf", "huggingface", config)
 
 
-def test_a_checkpoint_of_ours(tmp_path, monkeypatch):
+def test_own_checkpoint_round_trip(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = small_config(num_classes={"verb": 3, "noun": 4}, activation="gelu", num_frames=8)
     params = random_params(config, dtype=np.float32)
     save_params(params, "run", "orbax", config)
     for path in ("run", "run/checkpoints", "run/checkpoints/0", tmp_path / "run"):
-        found, again = load_model(path)
-        assert found == config
-        equal(again, params)
+        loaded_config, loaded = load_model(path)
+        assert loaded_config == config
+        assert_equal(loaded, params)
 
 
 INEXPRESSIBLE = [
@@ -199,7 +201,7 @@ INEXPRESSIBLE = [
 
 
 @pytest.mark.parametrize(("format", "fields", "message"), INEXPRESSIBLE)
-def test_what_a_format_cannot_say_is_refused(tmp_path, format, fields, message):
+def test_inexpressible_models_are_refused(tmp_path, format, fields, message):
     config = small_config(**fields)
     params = random_params(config, dtype=np.float32)
     with pytest.raises(ValueError, match=message):
@@ -207,12 +209,12 @@ def test_what_a_format_cannot_say_is_refused(tmp_path, format, fields, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_wrong_model_is_named():
+def test_wrong_model_is_named_in_the_error():
     config, params = image_model()
     flat = flax_names(config, params, "augreg")
     with pytest.raises(ValueError, match=r"is an image model.*a video model.*init_from"):
         load_params(flat, config=small_config())
-    wanted = small_config(num_frames=8)
+    target = small_config(num_frames=8)
     flat = to_flat(random_params(small_config(), dtype=np.float32), "scenic", small_config())
     with pytest.raises(ConversionError, match=r"the weights are of: [^\n]* 4 frames[^$]*wanted: [^\n]* 8 frames"):
-        load_params(flat, config=wanted)
+        load_params(flat, config=target)

@@ -1,4 +1,4 @@
-"""Fixtures of Hugging Face, timm, and of the reference's section 3.4, through the files that hold them."""
+"""Golden outputs of Hugging Face, timm and the reference's initialisation (section 3.4)."""
 
 import json
 
@@ -12,9 +12,9 @@ from vivit_jax.convert import InitFrom, image_to_video, initialise, load_model, 
 from vivit_jax.models import ViViT, ViViTConfig
 
 
-def relative(found, expected):
+def relative(actual, expected):
     """The largest difference, relative to the largest expected value."""
-    return np.abs(np.asarray(found, np.float64) - expected).max() / np.abs(expected).max()
+    return np.abs(np.asarray(actual, np.float64) - expected).max() / np.abs(expected).max()
 
 
 def apply(config, params, video, dtype="float64", **kwargs):
@@ -24,7 +24,7 @@ def apply(config, params, video, dtype="float64", **kwargs):
 
 
 @pytest.mark.parametrize("file", ["", "model.safetensors", "model_v5names.safetensors"])
-def test_hugging_face_vivit(shared, file):
+def test_hugging_face_vivit_logits_and_tokens(shared, file):
     folder = shared / "golden" / "hf" / "vivit_tiny"
     io = np.load(folder / "io.npz")
     config, params = load_model(folder / file)
@@ -48,15 +48,15 @@ def test_hugging_face_gradients(shared):
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     assert relative(value, io["loss"]) < 2e-6
-    theirs = {name.removeprefix("grad:"): io[name] for name in io.files if name.startswith("grad:")}
-    expected = load_params(theirs, "huggingface", config=config)  # gradients have the shapes and names of weights
-    scale = max(np.abs(g).max() for g in theirs.values())
-    error = jax.tree.map(lambda ours, his: float(np.abs(ours - his).max()), gradient, expected)
+    gradients = {name.removeprefix("grad:"): io[name] for name in io.files if name.startswith("grad:")}
+    expected = load_params(gradients, "huggingface", config=config)  # gradients have the shapes and names of weights
+    scale = max(np.abs(g).max() for g in gradients.values())
+    error = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), gradient, expected)
     assert max(jax.tree.leaves(error)) < 2e-6 * scale
 
 
 @pytest.mark.parametrize("file", ["", "model.safetensors", "model_v5names.safetensors"])
-def test_hugging_face_vit(shared, file):
+def test_hugging_face_vit_logits(shared, file):
     folder = shared / "golden" / "hf" / "vit_cls_tiny"
     io = np.load(folder / "io.npz")
     config, params = load_model(folder / file)
@@ -66,7 +66,7 @@ def test_hugging_face_vit(shared, file):
 
 
 @pytest.mark.parametrize("file", [pytest.param("model.pth", marks=needs_torch), "model.safetensors"])
-def test_timm(shared, file):
+def test_timm_logits_and_features(shared, file):
     folder = shared / "golden" / "hf" / "timm_vit_tiny"
     io = np.load(folder / "io.npz")
     with pytest.raises(ValueError, match="give num_heads"):
@@ -90,8 +90,8 @@ METHODS = {"central_frame_initializer": "central_frame", "average_frame_initiali
 
 
 @pytest.mark.parametrize("name", INIT)
-def test_section_3_4_as_published(shared, name):
-    """What the reference makes of an image ViT, and the logits that it then gives."""
+def test_initialisation_matches_the_reference(shared, name):
+    """Parameters and logits of the reference after it initialised a video model from an image ViT."""
     golden = dict(np.load(shared / "golden" / "scenic" / f"{name}.npz"))
     image = dict(np.load(shared / "golden" / "scenic" / str(golden["ckpt_file"])))
     meta = json.loads(str(golden["meta_json"]))
@@ -104,18 +104,18 @@ def test_section_3_4_as_published(shared, name):
     options = InitFrom(
         prefix="ckpt/", embedding=METHODS[meta["kernel_init_method"]], temporal_attention="random", pre_logits="drop"
     )
-    made = initialise(image, config, options)
-    ours = to_flat(made.params, "scenic", config)
+    converted = initialise(image, config, options)
+    ours = to_flat(converted.params, "scenic", config)
     assert set(ours) == set(after)
     for leaf in set(after) - set(meta["untouched"]):
         assert relative(ours[leaf], after[leaf]) < 1e-6, leaf
     np.testing.assert_array_equal(ours.get("cls_SpatialTransformer", image["ckpt/cls"]), image["ckpt/cls"])
-    # The leaves that the reference leaves alone, put in: then its logits are ours.
+    # With the leaves that the reference does not initialise copied over, the logits are equal.
     whole = load_params({**ours, **{leaf: after[leaf] for leaf in meta["untouched"]}}, "scenic", config=config)
     video = np.load(shared / "golden" / "scenic" / str(golden["video_file"]))[str(golden["video_key"])]
     assert relative(apply(config, whole, video), golden["logits_after"]) < 2e-6
     # The same from parameters in memory.
     image_config, image_params = load_model(image, prefix="ckpt/")
-    again = image_to_video(image_params, config, embedding=options.embedding, temporal_attention="random")
-    jax.tree.map(np.testing.assert_array_equal, again, made.params)
+    in_memory = image_to_video(image_params, config, embedding=options.embedding, temporal_attention="random")
+    jax.tree.map(np.testing.assert_array_equal, in_memory, converted.params)
     assert image_config.representation_size == 32

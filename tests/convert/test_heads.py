@@ -1,4 +1,4 @@
-"""Which classifiers of the weights a model takes, by the names of their classes."""
+"""Which classifiers of the weights a model takes over, by the names of their classes."""
 
 import numpy as np
 import pytest
@@ -9,44 +9,49 @@ from vivit_jax.convert.image_to_video import adapt
 from vivit_jax.models import ViViTConfig
 
 FIELDS = {"hidden_size": 24, "num_layers": 1, "mlp_dim": 32, "num_heads": 3, "num_frames": 2, "image_size": 28}
-OLD = {"verb": ("push", "pull", "lift"), "noun": ("cup", "door")}
+CLASSES = {"verb": ("push", "pull", "lift"), "noun": ("cup", "door")}
 
 
-def made(new, head="match", old=OLD):
-    """(the old parameters, the new ones, what became of each head)."""
-    source = ViViTConfig(**FIELDS, tubelet_size=(2, 14, 14), num_classes=tuple((h, len(n)) for h, n in OLD.items()))
-    config = ViViTConfig(**FIELDS, tubelet_size=(2, 14, 14), num_classes=tuple((h, len(n)) for h, n in new.items()))
-    params = random_params(source, dtype=np.float32)
-    found, report = adapt(params, source, config, InitFrom(head=head), class_names=(old, new))
-    return params, found, {entry.name: f"{entry.outcome}: {entry.how}" for entry in report.head_entries()}
+def model(classes):
+    heads = tuple((head, len(names)) for head, names in classes.items())
+    return ViViTConfig(**FIELDS, tubelet_size=(2, 14, 14), num_classes=heads)
 
 
-def test_the_same_classes_keep_their_head_and_another_order_is_put_right():
-    params, found, told = made({"verb": ("lift", "push", "pull"), "noun": ("cup", "door")})
-    np.testing.assert_array_equal(found["head_noun"]["kernel"], params["head_noun"]["kernel"])
-    assert "the same 2 classes" in told["head_noun/kernel"]
-    # Our class 0, "lift", is their class 2.
-    np.testing.assert_array_equal(found["head_verb"]["kernel"], params["head_verb"]["kernel"][:, [2, 0, 1]])
-    np.testing.assert_array_equal(found["head_verb"]["bias"], params["head_verb"]["bias"][[2, 0, 1]])
-    assert "the same 3 classes in another order" in told["head_verb/kernel"]
+def adapt_heads(target_classes, head="match", source_classes=CLASSES):
+    """Returns (the weights, the model's parameters, {leaf: outcome of each head})."""
+    source = model(CLASSES)
+    weights = random_params(source, dtype=np.float32)
+    class_names = (source_classes, target_classes)
+    params, report = adapt(weights, source, model(target_classes), InitFrom(head=head), class_names=class_names)
+    return weights, params, {entry.name: f"{entry.outcome}: {entry.how}" for entry in report.head_entries()}
 
 
-def test_as_many_other_classes_get_a_new_head():
-    params, found, told = made({"verb": ("push", "pull", "turn"), "scene": ("kitchen",)})
-    assert params["head_verb"]["kernel"].any()
-    assert not found["head_verb"]["kernel"].any()
-    assert not found["head_scene"]["kernel"].any()
-    assert "2 in common, 'turn' is only in the model" in told["head_verb/kernel"]
-    assert "the weights have no such head" in told["head_scene/kernel"]
-    assert told["head_noun/kernel"] == "dropped: the model has no such head"
+def test_same_classes_in_any_order_keep_the_head():
+    weights, params, outcomes = adapt_heads({"verb": ("lift", "push", "pull"), "noun": ("cup", "door")})
+    np.testing.assert_array_equal(params["head_noun"]["kernel"], weights["head_noun"]["kernel"])
+    assert "the same 2 classes" in outcomes["head_noun/kernel"]
+    # Class 0 of the model, "lift", is class 2 of the weights.
+    np.testing.assert_array_equal(params["head_verb"]["kernel"], weights["head_verb"]["kernel"][:, [2, 0, 1]])
+    np.testing.assert_array_equal(params["head_verb"]["bias"], weights["head_verb"]["bias"][[2, 0, 1]])
+    assert "the same 3 classes in another order" in outcomes["head_verb/kernel"]
 
 
-def test_without_names_no_head_is_kept_but_on_request():
-    _, found, told = made(OLD, old={})
-    assert not found["head_verb"]["kernel"].any()
-    assert "the weights do not name their classes" in told["head_verb/kernel"]
-    params, found, _ = made(OLD, "keep", old={})
-    np.testing.assert_array_equal(found["head_verb"]["kernel"], params["head_verb"]["kernel"])
-    assert not made(OLD, "reinit")[1]["head_verb"]["kernel"].any()
+def test_other_classes_reinitialise_the_head():
+    weights, params, outcomes = adapt_heads({"verb": ("push", "pull", "turn"), "scene": ("kitchen",)})
+    assert weights["head_verb"]["kernel"].any()
+    assert not params["head_verb"]["kernel"].any()
+    assert not params["head_scene"]["kernel"].any()
+    assert "2 in common, 'turn' is only in the model" in outcomes["head_verb/kernel"]
+    assert "the weights have no such head" in outcomes["head_scene/kernel"]
+    assert outcomes["head_noun/kernel"] == "dropped: the model has no such head"
+
+
+def test_heads_without_class_names_are_kept_on_request():
+    _, params, outcomes = adapt_heads(CLASSES, source_classes={})
+    assert not params["head_verb"]["kernel"].any()
+    assert "the weights do not name their classes" in outcomes["head_verb/kernel"]
+    weights, params, _ = adapt_heads(CLASSES, "keep", source_classes={})
+    np.testing.assert_array_equal(params["head_verb"]["kernel"], weights["head_verb"]["kernel"])
+    assert not adapt_heads(CLASSES, "reinit")[1]["head_verb"]["kernel"].any()
     with pytest.raises(ConversionError, match="head='keep', but head_verb has other classes: 3 in the weights"):
-        made({"verb": ("a", "b", "c"), "noun": ("cup", "door")}, "keep")
+        adapt_heads({"verb": ("a", "b", "c"), "noun": ("cup", "door")}, "keep")

@@ -1,4 +1,4 @@
-"""Any model from the weights of any other: every leaf accounted for, numbers against independent arithmetic."""
+"""Initialisation of any model from any other: every leaf accounted for, values against independent arithmetic."""
 
 import dataclasses
 import itertools
@@ -31,25 +31,25 @@ def flat(tree):
     return flax.traverse_util.flatten_dict(tree, sep="/")
 
 
-def made(source, target, options=None, **fields):
-    """(source config, its parameters, target config, what came of them, the report)."""
+def adapt_small(source, target, options=None, **fields):
+    """Returns (source config, its parameters, target config, its parameters, the report)."""
     source, target = small_config(**{**SOURCES[source]}), small_config(**{**SOURCES[target], **LARGER, **fields})
     params = random_params(source, dtype=np.float32)
-    found, report = adapt(params, source, target, options or InitFrom(pre_logits="drop"), seed=3)
-    return source, flat(params), target, flat(found), report
+    filled, report = adapt(params, source, target, options or InitFrom(pre_logits="drop"), seed=3)
+    return source, flat(params), target, flat(filled), report
 
 
 @pytest.mark.parametrize(("source", "target"), list(itertools.product(SOURCES, [*MODELS, "gap", "tokens"])))
-def test_every_model_starts_from_every_other(source, target, monkeypatch):
-    def marked(config, names, seed):  # compiles nothing
+def test_every_model_initialises_from_every_other(source, target, monkeypatch):
+    def marked(config, names, seed):  # instead of compiling the initialisers
         leaves = flat(abstract_params(config))
         return {name: np.full(leaves[name].shape, 7.0, np.float32) for name in names}
 
     module = sys.modules[adapt.__module__]  # `convert.image_to_video` is the function
     monkeypatch.setattr(module, "random_leaves", marked)
-    _, params, wanted, found, report = made(source, target, num_classes={"verb": 2, "noun": 3})
-    shapes = {name: leaf.shape for name, leaf in flat(abstract_params(wanted)).items()}
-    assert {name: leaf.shape for name, leaf in found.items()} == shapes
+    _, params, target_config, filled, report = adapt_small(source, target, num_classes={"verb": 2, "noun": 3})
+    shapes = {name: leaf.shape for name, leaf in flat(abstract_params(target_config)).items()}
+    assert {name: leaf.shape for name, leaf in filled.items()} == shapes
     names = [entry.name for entry in report.entries if entry.outcome != "dropped"]
     assert sorted(names) == sorted(shapes)  # each leaf of the model once
     loaded = " ".join(entry.how for entry in report.entries if entry.outcome in ("loaded", "resized"))
@@ -57,23 +57,23 @@ def test_every_model_starts_from_every_other(source, target, monkeypatch):
     zeroed = {name for name in params if "_space/out/" in name}  # copies of these start at zero
     assert all((name in loaded) != (name in dropped) or name in zeroed for name in params)
     fresh = {e.name for e in report.entries if e.outcome == "initialised" and "attention_time/out" not in e.name}
-    assert fresh == {name for name, leaf in found.items() if (leaf == 7).all()}
+    assert fresh == {name for name, leaf in filled.items() if (leaf == 7).all()}
     joint = {"encoder", "spatial_encoder"}
     for ours, theirs in itertools.product(joint, joint):  # the MLPs, which all models have
-        if f"{ours}/norm/scale" in found and f"{theirs}/norm/scale" in params:
+        if f"{ours}/norm/scale" in filled and f"{theirs}/norm/scale" in params:
             part = "layers/mlp/dense_in/kernel"
-            np.testing.assert_array_equal(found[f"{ours}/{part}"], params[f"{theirs}/{part}"])
+            np.testing.assert_array_equal(filled[f"{ours}/{part}"], params[f"{theirs}/{part}"])
 
 
 def linear(positions, axis, n):
-    """Linear interpolation along one axis, the ends in place: NumPy's own."""
+    """Linear interpolation along one axis with fixed ends, by NumPy."""
     m = positions.shape[axis]
-    places = np.linspace(0, m - 1, n) if n > 1 else np.zeros(1)
-    return np.apply_along_axis(lambda line: np.interp(places, np.arange(m), line), axis, positions)
+    positions_new = np.linspace(0, m - 1, n) if n > 1 else np.zeros(1)
+    return np.apply_along_axis(lambda line: np.interp(positions_new, np.arange(m), line), axis, positions)
 
 
 @pytest.mark.parametrize("grid", [(4, 3, 2), (1, 5, 3), (2, 1, 7)])
-def test_grids_of_any_shape(grid):
+def test_resize_grid_interpolates_linearly(grid):
     positions = np.random.default_rng(0).normal(size=(2, 3, 5, 4))
     expected = positions
     for axis, n in enumerate(grid):
@@ -82,32 +82,32 @@ def test_grids_of_any_shape(grid):
     assert resize_grid(positions, (2, 3, 5)) is positions
 
 
-def test_positions_between_videos_and_from_images():
-    config, params, wanted, found, _ = made("model1", "model1")
+def test_positions_from_videos_and_images():
+    config, params, target_config, filled, _ = adapt_small("model1", "model1")
     old = params["encoder/position_embedding"]
-    new = found["encoder/position_embedding"]
+    new = filled["encoder/position_embedding"]
     np.testing.assert_array_equal(new[0], old[0])  # the class token's
     expected = old[1:].reshape(*config.grid, 8).astype(np.float64)
-    for axis, n in enumerate(wanted.grid):
+    for axis, n in enumerate(target_config.grid):
         expected = linear(expected, axis, n)
     np.testing.assert_allclose(new[1:], expected.reshape(-1, 8), atol=1e-6)
 
-    config, params, wanted, found, _ = made("image", "model4")
+    config, params, target_config, filled, _ = adapt_small("image", "model4")
     expected = params["encoder/position_embedding"][1:].reshape(1, *config.grid[1:], 8)
-    for axis, n in enumerate(wanted.grid[1:]):
+    for axis, n in enumerate(target_config.grid[1:]):
         expected = linear(expected, axis + 1, n)
-    expected = np.repeat(expected, wanted.grid[0], axis=0)  # the same in each frame
-    np.testing.assert_allclose(found["encoder/position_embedding"], expected.reshape(-1, 8), atol=1e-6)
+    expected = np.repeat(expected, target_config.grid[0], axis=0)  # the same in each frame
+    np.testing.assert_allclose(filled["encoder/position_embedding"], expected.reshape(-1, 8), atol=1e-6)
 
-    config, params, wanted, found, _ = made("model2", "model2")
+    config, params, target_config, filled, _ = adapt_small("model2", "model2")
     time = params["temporal_encoder/position_embedding"]
-    np.testing.assert_allclose(found["temporal_encoder/position_embedding"][1:], linear(time[1:], 0, 4), atol=1e-6)
-    np.testing.assert_array_equal(found["temporal_encoder/position_embedding"][0], time[0])
+    np.testing.assert_allclose(filled["temporal_encoder/position_embedding"][1:], linear(time[1:], 0, 4), atol=1e-6)
+    np.testing.assert_array_equal(filled["temporal_encoder/position_embedding"][0], time[0])
 
 
-def test_tubelets_of_another_length():
+def test_tubelet_embeddings_of_other_lengths():
     kernel = np.random.default_rng(0).normal(size=(2, 4, 4, 3, 8))
-    for t in (1, 2, 3, 4, 8):  # the answer to a clip that stands still stays
+    for t in (1, 2, 3, 4, 8):  # the response to a static clip stays the same
         np.testing.assert_allclose(filter_inflation(kernel, t).sum(0), kernel.sum(0), atol=1e-12)
     np.testing.assert_allclose(filter_inflation(kernel, 4), np.repeat(kernel, 2, axis=0) / 2, atol=1e-12)
     np.testing.assert_allclose(filter_inflation(kernel, 3)[1], kernel.sum(0) / 3, atol=1e-12)
@@ -122,30 +122,32 @@ def test_tubelets_of_another_length():
 
 def test_temporal_attention_of_model_3():
     for choice in ("zero", "copy", "random"):
-        _, params, wanted, found, _ = made("image", "model3", InitFrom(temporal_attention=choice))
+        _, params, target_config, filled, _ = adapt_small("image", "model3", InitFrom(temporal_attention=choice))
         time, space = "encoder/layers/attention_time", "encoder/layers/attention_space"
-        np.testing.assert_array_equal(found[f"{space}/query/kernel"], params["encoder/layers/attention/query/kernel"])
-        same = np.array_equal(found[f"{time}/query/kernel"], found[f"{space}/query/kernel"])
+        np.testing.assert_array_equal(filled[f"{space}/query/kernel"], params["encoder/layers/attention/query/kernel"])
+        same = np.array_equal(filled[f"{time}/query/kernel"], filled[f"{space}/query/kernel"])
         assert same == (choice != "random")
-        assert found[f"{time}/out/kernel"].any() == (choice != "zero")
+        assert filled[f"{time}/out/kernel"].any() == (choice != "zero")
         if choice == "random":
-            fresh = random_leaves(wanted, [f"{time}/out/kernel"], seed=3)
-            np.testing.assert_array_equal(found[f"{time}/out/kernel"], fresh[f"{time}/out/kernel"])
+            fresh = random_leaves(target_config, [f"{time}/out/kernel"], seed=3)
+            np.testing.assert_array_equal(filled[f"{time}/out/kernel"], fresh[f"{time}/out/kernel"])
 
 
-def test_head_kept_or_new():
-    _, params, _, found, _ = made("model1", "model2", InitFrom(head="keep"))
-    np.testing.assert_array_equal(found["head/kernel"], params["head/kernel"])
-    _, params, _, found, report = made("model1", "model2")
-    assert not found["head/kernel"].any()
+def test_head_is_kept_or_reinitialised():
+    _, params, _, filled, _ = adapt_small("model1", "model2", InitFrom(head="keep"))
+    np.testing.assert_array_equal(filled["head/kernel"], params["head/kernel"])
+    _, params, _, filled, report = adapt_small("model1", "model2")
+    assert not filled["head/kernel"].any()
     assert "dropped     head/kernel" in str(report)
     with pytest.raises(ConversionError, match=r"classify 5, the model 7; head='reinit'"):
-        made("model1", "model2", InitFrom(head="keep"), num_classes=7)
+        adapt_small("model1", "model2", InitFrom(head="keep"), num_classes=7)
 
 
-def test_all_that_differs_is_listed_at_once():
+def test_all_differences_are_listed():
     with pytest.raises(ConversionError) as error:
-        made("image", "model2", num_layers=3, mlp_dim=16, tubelet_size=(3, 2, 4), layer_norm_eps=1e-5, num_heads=4)
+        adapt_small(
+            "image", "model2", num_layers=3, mlp_dim=16, tubelet_size=(3, 2, 4), layer_norm_eps=1e-5, num_heads=4
+        )
     for line in (
         "num_layers is 2 in the weights, 3 in the model",
         "mlp_dim is 12 in the weights, 16",
@@ -156,32 +158,32 @@ def test_all_that_differs_is_listed_at_once():
         assert line in str(error.value)
     assert len(error.value.problems) == 5
     with pytest.raises(ConversionError, match=r"temporal_layers is 2 in the weights, 4 .* temporal_encoder='random'"):
-        made("model2", "model2", temporal_layers=4)
+        adapt_small("model2", "model2", temporal_layers=4)
     with pytest.raises(ConversionError, match="cannot shorten tubelets from 2 to 1 frames"):
-        made("model1", "model1", InitFrom(embedding="central_frame"), tubelet_size=(1, 4, 4))
-    found = made("model2", "model2", InitFrom(temporal_encoder="random"), temporal_layers=4)[3]
-    assert found["temporal_encoder/layers/norm_mlp/scale"].shape == (4, 8)
+        adapt_small("model1", "model1", InitFrom(embedding="central_frame"), tubelet_size=(1, 4, 4))
+    filled = adapt_small("model2", "model2", InitFrom(temporal_encoder="random"), temporal_layers=4)[3]
+    assert filled["temporal_encoder/layers/norm_mlp/scale"].shape == (4, 8)
 
 
-def test_the_model_follows_the_weights(tmp_path):
+def test_model_inherits_fields_of_the_weights(tmp_path):
     source = small_config(
         **IMAGE, activation="gelu", layer_norm_eps=1e-3, qkv_bias=False, representation_size=6, attention_logit_cap=50.0
     )
-    params = random_params(source, dtype=np.float16)  # half precision is widened, and said
+    params = random_params(source, dtype=np.float16)  # half precision is widened, and reported
     save_params(params, tmp_path / "run", "orbax", source)
-    wanted = small_config(**MODELS["model3"], **LARGER)
-    made = initialise(tmp_path / "run", wanted)
-    followed = {"activation": "gelu", "layer_norm_eps": 1e-3, "qkv_bias": False, "attention_logit_cap": 50.0}
-    assert made.config == dataclasses.replace(wanted, **followed, representation_size=6)
-    assert made.config == model_for(tmp_path / "run", wanted, InitFrom())
-    assert "float16" in str(made.report)
-    assert "activation = gelu (was gelu_tanh)" in made.report.summary()
-    assert initialise(tmp_path / "run", wanted, InitFrom(pre_logits="drop")).config.representation_size is None
-    video = np.zeros((1, *wanted.video_shape), np.float32)
-    assert ViViT(made.config).apply({"params": made.params}, video).shape == (1, 5)
+    target_config = small_config(**MODELS["model3"], **LARGER)
+    result = initialise(tmp_path / "run", target_config)
+    inherited = {"activation": "gelu", "layer_norm_eps": 1e-3, "qkv_bias": False, "attention_logit_cap": 50.0}
+    assert result.config == dataclasses.replace(target_config, **inherited, representation_size=6)
+    assert result.config == model_for(tmp_path / "run", target_config, InitFrom())
+    assert "float16" in str(result.report)
+    assert "activation = gelu (was gelu_tanh)" in result.report.summary()
+    assert initialise(tmp_path / "run", target_config, InitFrom(pre_logits="drop")).config.representation_size is None
+    video = np.zeros((1, *target_config.video_shape), np.float32)
+    assert ViViT(result.config).apply({"params": result.params}, video).shape == (1, 5)
 
 
-def test_nothing_is_half_loaded():
+def test_invalid_values_are_refused():
     config = small_config()
     weights = to_flat(random_params(config, dtype=np.float32), "scenic", config)
     weights["embedding/kernel"][0, 0, 0, 0, 0] = np.inf
@@ -195,13 +197,13 @@ def test_nothing_is_half_loaded():
         initialise({**weights, "cls": np.zeros((1, 1, 8))}, config)
 
 
-def test_the_same_seed_gives_the_same_start():
-    first, second = (jax.tree.leaves(made("image", "model2")[3]) for _ in range(2))
+def test_initialisation_is_deterministic():
+    first, second = (jax.tree.leaves(adapt_small("image", "model2")[3]) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_another_normalisation_of_pixels_is_folded_in(tmp_path):
-    """An image model trained on (x - mean) / std, as its processor says, gives the same on our pixels in [-1, 1]."""
+def test_pixel_normalisation_is_folded_in(tmp_path):
+    """An image model trained on (x - mean) / std computes the same on pixels in [-1, 1]."""
     source = small_config(**IMAGE, image_size=8, representation_size=None)
     params = random_params(source, dtype=np.float32)
     save_params(params, tmp_path / "vit", "huggingface", source)
@@ -216,11 +218,11 @@ def test_another_normalisation_of_pixels_is_folded_in(tmp_path):
     (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(processor))
     pixels = np.random.default_rng(0).uniform(0, 1, (2, *source.video_shape)).astype(np.float32)
     expected = ViViT(source).apply({"params": params}, (pixels - np.array(mean)) / np.array(std))
-    made = initialise(tmp_path / "vit", source, InitFrom(head="keep"))
-    np.testing.assert_allclose(ViViT(source).apply({"params": made.params}, pixels * 2 - 1), expected, atol=2e-5)
-    assert "folded in" in str(made.report)
+    result = initialise(tmp_path / "vit", source, InitFrom(head="keep"))
+    np.testing.assert_allclose(ViViT(source).apply({"params": result.params}, pixels * 2 - 1), expected, atol=2e-5)
+    assert "folded in" in str(result.report)
     half = InitFrom(head="keep", pixel_mean=(0.5,) * 3, pixel_std=(0.5,) * 3)
-    again = initialise(tmp_path / "vit", source, half).params  # the word of the user counts more
+    again = initialise(tmp_path / "vit", source, half).params  # the option overrides the file
     jax.tree.map(np.testing.assert_array_equal, again, params)
     with pytest.raises(ConversionError, match="a number for each of 3 channels"):
         initialise(tmp_path / "vit", source, InitFrom(pixel_mean=(0.4,), pixel_std=(0.5,)))

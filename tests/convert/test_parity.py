@@ -1,4 +1,4 @@
-"""Live parity: random weights in the classes of Hugging Face and timm, their logits and every gradient against ours.
+"""Live parity with Hugging Face and timm: logits and all gradients of random models.
 
 Needs the extra `[parity]`, and is skipped without it. All comparisons are in float64, at sizes drawn at random.
 """
@@ -31,11 +31,11 @@ CLASSES, BATCH = 7, 3
 RUN_ONCE = {"xla_backend_optimization_level": 0}  # compiles in two thirds of the time
 
 
-def mend_torchvision():
+def declare_torchvision_operators():
     """Makes torchvision importable beside a PyTorch that it was not built for.
 
-    An index may have one torchvision for several builds of a PyTorch. Beside another one its operators are not loaded,
-    and the import fails where it first mentions them. Declared they may be missing: nothing here calls them.
+    With another build of PyTorch its operators are not loaded, and the import fails where it first refers to them.
+    Declaring them is enough: nothing here calls them.
     """
     try:
         importlib.import_module("torchvision")
@@ -46,11 +46,11 @@ def mend_torchvision():
         pass  # Hugging Face does without
 
 
-mend_torchvision()
+declare_torchvision_operators()
 
 
 def noisy(model, seed=0):
-    """The model in float64, with noise on all of its leaves: none is 0 or 1 any more."""
+    """Returns the model in float64 with noise on all leaves, so that none is 0 or 1."""
     generator = torch.Generator().manual_seed(seed)
     model = model.double().eval()
     with torch.no_grad():
@@ -102,7 +102,7 @@ def load_in_float64(source, **hints):
 
 
 def ours(config, params, video, **kwargs):
-    """What our model returns, in float64."""
+    """Returns the output of our model in float64."""
     with jax.enable_x64(True):
         model = ViViT(dataclasses.replace(config, dtype="float64"))
         call = jax.jit(functools.partial(model.apply, **kwargs), compiler_options=RUN_ONCE)
@@ -110,7 +110,7 @@ def ours(config, params, video, **kwargs):
 
 
 def pixels_of(video, config):
-    """Clips [B, T, H, W, C] as they want them, [B, T, C, H, W], or [B, C, H, W] where the model is one of images."""
+    """Converts clips [B, T, H, W, C] to [B, T, C, H, W], or [B, C, H, W] for an image model."""
     pixels = torch.tensor(np.moveaxis(np.asarray(video, np.float64), -1, 2))
     return pixels[:, 0] if config.tokenizer == "uniform_frames" else pixels
 
@@ -121,22 +121,22 @@ def logits_of(model, pixels):
     return out if isinstance(out, torch.Tensor) else out.logits
 
 
-def assert_close(found, expected, what):
+def assert_close(actual, expected, what):
     """Within 1e-9 of the largest entry that is expected."""
-    found, expected = np.asarray(found), np.asarray(expected)
-    assert found.shape == expected.shape, what
-    error, scale = np.abs(found - expected).max(), np.abs(expected).max()
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape, what
+    error, scale = np.abs(actual - expected).max(), np.abs(expected).max()
     assert error <= 1e-9 * scale, f"{what}: differs by {error} of {scale}"
 
 
 def assert_parity(model, config, params, format, without_slot=False):
-    """Logits, the gradient of every leaf and that of the clip: ours are theirs.
+    """Compares logits, the gradient of every leaf and that of the clip.
 
     Args:
-      model: theirs.
-      config, params: ours, float64.
-      format: whose names the model's parameters have.
-      without_slot: their class token has no position, ours one that was put at zero.
+      model: of Hugging Face or timm.
+      config, params: our model, float64.
+      format: of the names of the model's parameters.
+      without_slot: the model's class token has no position; ours has one at zero.
     """
     video, labels = random_video(config, BATCH), np.random.default_rng(0).integers(0, CLASSES, BATCH)
     pixels = pixels_of(video, config).requires_grad_()
@@ -147,27 +147,27 @@ def assert_parity(model, config, params, format, without_slot=False):
     of_pixels = pixels.grad.numpy()[:, None] if config.tokenizer == "uniform_frames" else pixels.grad.numpy()
 
     def loss(params, video):
-        found = ViViT(config).apply({"params": params}, video)
-        return optax.softmax_cross_entropy_with_integer_labels(found, labels).mean(), found
+        actual = ViViT(config).apply({"params": params}, video)
+        return optax.softmax_cross_entropy_with_integer_labels(actual, labels).mean(), actual
 
     with jax.enable_x64(True):
         gradients = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True), compiler_options=RUN_ONCE)
-        (of_params, of_video), found = gradients(params, video)
-    assert found.dtype == np.float64
-    assert_close(found, logits.detach(), "logits")
+        (of_params, of_video), actual = gradients(params, video)
+    assert actual.dtype == np.float64
+    assert_close(actual, logits.detach(), "logits")
     assert_close(of_video, np.moveaxis(of_pixels, 2, -1), "clip")
 
-    found, expected = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (of_params, expected))
-    assert set(found) == set(expected)
+    actual, expected = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (of_params, expected))
+    assert set(actual) == set(expected)
     largest = max(np.abs(leaf).max() for leaf in expected.values())
     for name, leaf in expected.items():
         if name.endswith("key/bias"):
             # It moves all logits of a query alike, which the softmax does not see: nothing but rounding is left.
-            assert max(np.abs(leaf).max(), np.abs(found[name]).max()) < 1e-13 * largest, name
+            assert max(np.abs(leaf).max(), np.abs(actual[name]).max()) < 1e-13 * largest, name
         elif name.endswith("position_embedding") and without_slot:
-            assert_close(found[name][1:], leaf[1:], name)
+            assert_close(actual[name][1:], leaf[1:], name)
         else:
-            assert_close(found[name], leaf, name)
+            assert_close(actual[name], leaf, name)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def assert_parity(model, config, params, format, without_slot=False):
         (2, {"t": 1, "hidden_act": "gelu_pytorch_tanh", "qkv_bias": False}),
     ],
 )
-def test_hugging_face_vivit(seed, fields, tmp_path):
+def test_hugging_face_vivit_logits_and_gradients(seed, fields, tmp_path):
     model = noisy(transformers.VivitForVideoClassification(draw_vivit(seed, **fields)), seed)
     model.save_pretrained(tmp_path)
     config, params = load_in_float64(tmp_path)
@@ -187,7 +187,7 @@ def test_hugging_face_vivit(seed, fields, tmp_path):
 
 
 @pytest.mark.parametrize(("seed", "fields"), [(3, {}), (4, {"qkv_bias": False}), (5, {"hidden_act": "gelu_new"})])
-def test_hugging_face_vit(seed, fields, tmp_path):
+def test_hugging_face_vit_logits_and_gradients(seed, fields, tmp_path):
     model = noisy(transformers.ViTForImageClassification(draw_vit(seed, **fields)), seed)
     model.save_pretrained(tmp_path)
     assert_parity(model, *load_in_float64(tmp_path), "huggingface")
@@ -215,7 +215,7 @@ def draw_timm(seed, **fields):
         (8, {"class_token": False, "global_pool": "avg", "fc_norm": False}),
     ],
 )
-def test_timm(seed, fields):
+def test_timm_logits_and_gradients(seed, fields):
     model, hints = draw_timm(seed, **fields)
     config, params = load_in_float64(model.state_dict(), **hints)
     assert config.classifier == ("token" if fields.get("class_token", True) else "gap")
@@ -233,7 +233,7 @@ def test_timm(seed, fields):
         ({"reg_tokens": 2, "no_embed_class": True}, "reg_token"),
     ],
 )
-def test_timm_that_computes_something_else_is_refused(fields, leaf):
+def test_other_timm_architectures_are_refused(fields, leaf):
     model, hints = draw_timm(9, **fields)
     with pytest.raises(ConversionError) as error:
         load_model(model.state_dict(), **hints)
@@ -251,13 +251,13 @@ def saved(tmp_path_factory):
     return model, folder
 
 
-def assert_same(found, expected):
+def assert_same(actual, expected):
     """Two trees are equal to the bit."""
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 @pytest.mark.parametrize("kind", ["bin", "legacy bin", "shards", "bfloat16"])
-def test_files_of_hugging_face(saved, kind, tmp_path):
+def test_hugging_face_file_kinds(saved, kind, tmp_path):
     model, folder = saved
     config, params = load_model(folder)
     if kind == "shards":
@@ -270,14 +270,14 @@ def test_files_of_hugging_face(saved, kind, tmp_path):
         model.config.save_pretrained(tmp_path)
         state, zipped = model.state_dict(), kind == "bin"
         torch.save(state, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    found, leaves = load_model(tmp_path)
-    assert found == config
+    actual, leaves = load_model(tmp_path)
+    assert actual == config
     assert_same(leaves, params)
 
 
 @pytest.mark.parametrize("pooler", [True, False])
 @pytest.mark.parametrize("kind", ["VivitModel", "ViTModel"])
-def test_models_of_hugging_face_without_a_head(kind, pooler, tmp_path):
+def test_hugging_face_models_without_a_head(kind, pooler, tmp_path):
     config = (draw_vivit if kind == "VivitModel" else draw_vit)(11, pooler_output_size=9)
     model = noisy(getattr(transformers, kind)(config, add_pooling_layer=pooler))
     model.save_pretrained(tmp_path)
@@ -285,13 +285,13 @@ def test_models_of_hugging_face_without_a_head(kind, pooler, tmp_path):
     assert (config.num_classes, config.representation_size) == (None, 9 if pooler else None)
     video = random_video(config, BATCH)
     expected = model(pixels_of(video, config))
-    found = ours(config, params, video, features=True)
-    assert_close(found["tokens"], expected.last_hidden_state.detach(), "tokens")
+    actual = ours(config, params, video, features=True)
+    assert_close(actual["tokens"], expected.last_hidden_state.detach(), "tokens")
     last = expected.pooler_output if pooler else expected.last_hidden_state[:, 0]
-    assert_close(found["pre_logits"], last.detach(), "pre_logits")
+    assert_close(actual["pre_logits"], last.detach(), "pre_logits")
 
 
-def test_a_pooler_with_another_activation_is_refused(tmp_path):
+def test_unsupported_pooler_activation_is_refused(tmp_path):
     transformers.ViTModel(draw_vit(15, pooler_act="gelu")).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="pooler_act='gelu'"):
         load_model(tmp_path)
@@ -310,7 +310,7 @@ IMAGE = {"tokenizer": "uniform_frames", "tubelet_size": (1, 4, 4), "num_frames":
         ("ViTForImageClassification", IMAGE),
     ],
 )
-def test_to_hugging_face_and_back(kind, fields, tmp_path):
+def test_hugging_face_export_round_trip(kind, fields, tmp_path):
     config = small_config(**fields)
     params = random_params(config, dtype=np.float32)
     labels = [f"class {i}" for i in range(config.num_classes)]
@@ -331,7 +331,7 @@ def test_to_hugging_face_and_back(kind, fields, tmp_path):
         assert_same(leaves, params)
 
 
-def test_to_timm_and_back(tmp_path):
+def test_timm_export_round_trip(tmp_path):
     model, hints = draw_timm(12)
     state = model.float().state_dict()
     config, params = load_model(state, **hints)
@@ -340,8 +340,8 @@ def test_to_timm_and_back(tmp_path):
     assert_same(written, {name: leaf.numpy() for name, leaf in state.items()})
 
 
-def test_to_their_image_processor(tmp_path):
-    """What it makes of a video is what evaluation feeds: one central crop, resized alike, in [-1, 1]."""
+def test_exported_image_processor_matches_evaluation(tmp_path):
+    """The processor prepares a video as evaluation does: one central crop, resized alike, in [-1, 1]."""
     config = small_config(image_size=28)
     save_params(random_params(config, dtype=np.float32), tmp_path / "out", "huggingface", config)
     processor = transformers.VivitImageProcessor.from_pretrained(tmp_path / "out")
@@ -365,7 +365,7 @@ def test_to_their_image_processor(tmp_path):
 
 
 @pytest.mark.parametrize("embedding", ["central_frame", "filter_inflation"])
-def test_a_video_model_of_one_token_in_time_is_their_image_model(embedding, tmp_path):
+def test_single_tubelet_equals_hugging_face_vit(embedding, tmp_path):
     """Section 3.4 on Hugging Face's ViT with its pooler, on a clip that stands still."""
     model = noisy(transformers.ViTModel(draw_vit(13)))
     model.save_pretrained(tmp_path)
@@ -373,15 +373,15 @@ def test_a_video_model_of_one_token_in_time_is_their_image_model(embedding, tmp_
     config = dataclasses.replace(
         image, tokenizer="tubelet", tubelet_size=(3, *image.tubelet_size[1:]), num_frames=3, dtype="float64"
     )
-    made = initialise(tmp_path, config, InitFrom(embedding=embedding))
+    converted = initialise(tmp_path, config, InitFrom(embedding=embedding))
     picture = random_video(image, BATCH)
     expected = model(pixels_of(picture, image))
-    found = ours(made.config, made.params, np.repeat(picture, 3, axis=1), features=True)
-    assert_close(found["tokens"], expected.last_hidden_state.detach(), "tokens")
-    assert_close(found["pre_logits"], expected.pooler_output.detach(), "pre_logits")
+    actual = ours(converted.config, converted.params, np.repeat(picture, 3, axis=1), features=True)
+    assert_close(actual["tokens"], expected.last_hidden_state.detach(), "tokens")
+    assert_close(actual["pre_logits"], expected.pooler_output.detach(), "pre_logits")
 
 
-def test_the_average_pool_baseline_averages_their_image_logits(tmp_path):
+def test_average_pool_baseline_averages_image_logits(tmp_path):
     """Model 2 without temporal layers sees each frame as Hugging Face's ViT does."""
     model = noisy(transformers.ViTForImageClassification(draw_vit(14)))
     model.save_pretrained(tmp_path)
@@ -389,7 +389,7 @@ def test_the_average_pool_baseline_averages_their_image_logits(tmp_path):
     config = dataclasses.replace(
         image, attention="factorised_encoder", temporal_layers=0, num_frames=4, dtype="float64"
     )
-    made = initialise(tmp_path, config, InitFrom(head="keep"))
+    converted = initialise(tmp_path, config, InitFrom(head="keep"))
     video = random_video(config, BATCH)
     frames = [logits_of(model, pixels_of(video[:, i : i + 1], image)) for i in range(4)]
-    assert_close(ours(made.config, made.params, video), sum(frames).detach() / 4, "logits")
+    assert_close(ours(converted.config, converted.params, video), sum(frames).detach() / 4, "logits")

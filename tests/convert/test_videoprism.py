@@ -1,4 +1,4 @@
-"""VideoPrism's encoders in our model: against NumPy in float64, written from the description of theirs."""
+"""VideoPrism encoders in our model against a float64 NumPy implementation of the published description."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ FRAMES, SIDE, PATCH, D, HEADS, MLP, SPATIAL, TEMPORAL = 4, 3, 2, 8, 2, 12, 3, 2
 
 
 def block_shapes(d, heads, mlp):
-    """One layer of theirs, by the names of `layers.py`."""
+    """Shapes of one layer, by the names of `layers.py`."""
     shapes = {"self_attention/post/w": (d, heads, d // heads), "self_attention/post/b": (d,)}
     for part in ("query", "key", "value"):
         shapes[f"self_attention/{part}/w"] = (d, heads, d // heads)
@@ -32,7 +32,7 @@ def block_shapes(d, heads, mlp):
 def encoder_shapes(
     frames=FRAMES, side=SIDE, patch=PATCH, d=D, heads=HEADS, mlp=MLP, spatial=SPATIAL, temporal=TEMPORAL
 ):
-    """A whole encoder of theirs, its layers stacked; by the names of `encoders.py`."""
+    """Shapes of an encoder with stacked layers, by the names of `encoders.py`."""
     shapes = {"patch_projection/linear/kernel": (patch * patch * 3, d), "patch_projection/linear/bias": (d,)}
     shapes |= {"spatial_pos_emb/emb_var": (side * side, d), "temporal_pos_emb/emb_var": (frames, d)}
     for part, layers in (("spatial", spatial), ("temporal", temporal)):
@@ -43,7 +43,7 @@ def encoder_shapes(
 
 
 def random_weights(per_dim_scale=False):
-    """Theirs, random, under `params/`; queries so large that many logits are far beyond the cap of 50."""
+    """Random weights under `params/`; queries so large that many logits are far beyond the cap of 50."""
     shapes = encoder_shapes()
     if per_dim_scale:
         for part, layers in (("spatial", SPATIAL), ("temporal", TEMPORAL)):
@@ -55,7 +55,7 @@ def random_weights(per_dim_scale=False):
 
 
 def unrolled(weights):
-    """The layout without scan: one name for each layer."""
+    """The layout without scan: separate names for each layer."""
     flat = {}
     for name, x in weights.items():
         if "x_layers" in name:
@@ -66,7 +66,7 @@ def unrolled(weights):
 
 
 def videoprism_forward(video, weights):
-    """Theirs: [B, T, H, W, 3] in [0, 1] -> (tokens after the spatial encoder, of the whole), both [B, T, N, d]."""
+    """VideoPrism: [B, T, H, W, 3] in [0, 1] -> (spatial tokens, final tokens), both [B, T, N, d]."""
     p = {name.removeprefix("params/"): x for name, x in weights.items()}
 
     def norm(x, name, i=...):
@@ -109,7 +109,7 @@ def videoprism_forward(video, weights):
 
 
 @pytest.mark.parametrize("case", ["scan", "unrolled", "per_dim_scale", "unrolled per_dim_scale"])
-def test_our_features_are_theirs(case):
+def test_features_match_numpy(case):
     weights = random_weights("per_dim_scale" in case)
     source = unrolled(weights) if "unrolled" in case else weights
     config, _ = load_model(source)
@@ -141,7 +141,7 @@ def test_our_features_are_theirs(case):
         ),
     ],
 )
-def test_the_released_models_by_their_shapes(released, millions, expected):
+def test_released_models_are_described_by_shapes(released, millions, expected):
     """`videoprism_public_v1_base` and `_large`: the sizes of `models.py`, the parameters of their README."""
     shapes = encoder_shapes(**released, side=16, patch=18, temporal=4)
     config = FORMATS["videoprism"].describe(shapes, {}, Hints())
@@ -154,8 +154,8 @@ def test_the_released_models_by_their_shapes(released, millions, expected):
     assert round(count_parameters(config) / 1e6) == millions
 
 
-def test_the_video_encoder_of_a_video_text_model():
-    """What follows the encoder has no place in ours: refused, but for those who ask for the encoder alone."""
+def test_video_text_model_yields_its_video_encoder():
+    """Parts after the encoder are refused, unless the prefix asks for the encoder alone."""
     weights = random_weights()
     both = {name.replace("params/", "params/vision_encoder/"): x for name, x in weights.items()}
     both["params/text_encoder/token_emb/emb_var"] = np.ones((5, D))
@@ -176,8 +176,8 @@ def test_the_video_encoder_of_a_video_text_model():
     ]
 
 
-def test_a_classifier_starts_from_an_encoder_of_fewer_frames():
-    """Positions in time are resized, the cap on the logits follows the weights, the head is new."""
+def test_classifier_initialises_from_shorter_encoder():
+    """Positions in time are resized, the logit cap is inherited, the head starts at zero."""
     source, encoder = load_model(random_weights())
     config = dataclasses.replace(source, num_frames=6, num_classes=5, attention_logit_cap=None)
     started = initialise(random_weights(), config, InitFrom())
@@ -187,8 +187,8 @@ def test_a_classifier_starts_from_an_encoder_of_fewer_frames():
     jax.tree.map(np.testing.assert_array_equal, started.params["tokenizer"], encoder["tokenizer"])
 
 
-def test_half_precision_is_folded_in_single():
-    """1 + scale and the sum over a patch, of numbers in half precision, keep what half precision would round away."""
+def test_half_precision_is_folded_in_float32():
+    """1 + scale and the sum over a patch keep digits that half precision would round away."""
     half = {name: x.astype(np.float16) for name, x in random_weights().items()}
     params = load_params(half, config=load_model(half)[0])
     wide = {name: x.astype(np.float64) for name, x in half.items()}
@@ -198,7 +198,7 @@ def test_half_precision_is_folded_in_single():
     np.testing.assert_array_equal(params["tokenizer"]["bias"], (bias + kernel.sum(0) / 2).astype(np.float32))
 
 
-def test_refusals():
+def test_unsupported_encoders_are_refused():
     weights = random_weights()
     config, params = load_model(weights)
     for field, value in {"frame_pooling": True, "activation": "gelu_tanh", "attention_logit_cap": None}.items():
@@ -226,8 +226,8 @@ def test_refusals():
         )
 
 
-def test_every_leaf_of_ours_is_filled_by_one_of_theirs():
-    """Both layouts name each leaf once; with the stacked one our stacked leaf is theirs."""
+def test_every_leaf_is_filled_once():
+    """Both layouts name each leaf once; stacked leaves are equal."""
     weights = random_weights()
     config, params = load_model(weights)
     ours = flax.traverse_util.flatten_dict(params, sep="/")
