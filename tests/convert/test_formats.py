@@ -172,7 +172,7 @@ def test_hugging_face_folder_round_trip(tmp_path, name):
     written = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert written["id2label"] == {"0": "run", "1": "jump", "2": "sit"}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]  # no temporary files
-    with pytest.raises(FileExistsError, match="hf is there already"):
+    with pytest.raises(FileExistsError, match="hf exists already"):
         save_params(params, tmp_path / "hf", "huggingface", config)
 
 

@@ -95,10 +95,7 @@ def load_model(
       like: a model that decides between several readings.
 
     Returns:
-      (config, nested parameters).
-
-    Raises:
-      As `load_params`; ValueError where the model cannot be determined.
+      (config, nested parameters). Errors are those of `load_params`; ValueError where the model cannot be determined.
     """
     with open_weights(source, format, prefix) as weights:
         config = weights.model_config(Hints(grid, num_heads, like))
@@ -107,13 +104,7 @@ def load_model(
 
 @dataclasses.dataclass(frozen=True)
 class Initialisation:
-    """Result of `initialise`.
-
-    Attributes:
-      config: the model, with the fields that it inherits from the weights.
-      params: its parameters, nested, NumPy.
-      report: the outcome of every leaf.
-    """
+    """Result of `initialise`: the model with its inherited fields, its nested parameters, and the report."""
 
     config: ViViTConfig
     params: dict[str, Any]
@@ -134,7 +125,7 @@ def initialise(
       source: as for `load_params`.
       config: the model; activation, LayerNorm epsilon, biases and the pre-logits layer are inherited from the weights.
       options: the choices of section 3.4; `options.path` is ignored.
-      seed: of the leaves that are initialised at random.
+      seed: of random leaves.
       class_names: {head: names by class id} of the model, 'label' for an only head; None: unknown.
 
     Raises:
@@ -161,16 +152,14 @@ def initialise(
         where=weights.container.where,
         class_names=(source_names, class_names or {}),
     )
-    entries = [_with_stored_dtype(entry, loaded.stored_as) for entry in report.entries]
+    entries = []
+    for entry in report.entries:
+        if entry.outcome in ("loaded", "resized") and (dtypes := loaded.stored_as.get(entry.name)):
+            entry = dataclasses.replace(entry, how=f"{entry.how} (stored as {', '.join(sorted(dtypes))})")
+        entries.append(entry)
     entries += [Entry(name, "dropped", why) for name, why in loaded.dropped.items()]
     target = report.target + (f" [inherited from the weights: {', '.join(changes)}]" if changes else "")
     return Initialisation(config, params, dataclasses.replace(report, entries=tuple(entries), target=target))
-
-
-def _with_stored_dtype(entry: Entry, stored_as: Mapping[str, set[str]]) -> Entry:
-    if entry.outcome in ("loaded", "resized") and entry.name in stored_as:
-        return dataclasses.replace(entry, how=f"{entry.how} (stored as {', '.join(sorted(stored_as[entry.name]))})")
-    return entry
 
 
 def model_for(source: Source, config: ViViTConfig, options: InitFrom) -> ViViTConfig:
@@ -194,12 +183,7 @@ def inherit_fields(source_config: ViViTConfig, config: ViViTConfig, options: Ini
 
 
 def to_flat(params: Mapping[str, Any], format: str, config: ViViTConfig) -> dict[str, np.ndarray]:
-    """Returns parameters under the names of a format: the exact inverse of `load_params`.
-
-    Args:
-      params: nested.
-      format: a key of `FORMATS`.
-      config: the model of the parameters.
+    """Returns nested parameters of `config` under the names of a format: the exact inverse of `load_params`.
 
     Raises:
       ValueError: an unknown format, or one that has no such model.

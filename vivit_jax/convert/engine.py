@@ -29,19 +29,12 @@ class ConversionError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """Result of `load`.
+    """Result of `load`."""
 
-    Attributes:
-      params: our name -> array.
-      origin: our name -> names in the file.
-      stored_as: our name -> dtypes in the file, where they differ from the parameter's.
-      dropped: name in the file -> why it was left out on purpose.
-    """
-
-    params: dict[str, np.ndarray]
-    origin: dict[str, list[str]]
-    stored_as: dict[str, set[str]]
-    dropped: dict[str, str]
+    params: dict[str, np.ndarray]  # our name -> array
+    origin: dict[str, list[str]]  # our name -> names in the file
+    stored_as: dict[str, set[str]]  # our name -> dtypes in the file, where they differ from the parameter's
+    dropped: dict[str, str]  # name in the file -> why it was left out on purpose
 
 
 def load(
@@ -81,7 +74,7 @@ def load(
         layer = int(match["layer"]) if "layer" in match else None
         arrays = entry.transform.load(leaf.read())
         for target_name, array in zip(entry.target, arrays, strict=True):
-            filler.put(_fill(target_name, match), layer, array, name)
+            filler.put(target_name.format(**match), layer, array, name)
     params = filler.finish()
     if problems:
         raise ConversionError("the weights do not fit the model", problems)
@@ -153,14 +146,7 @@ class _Filler:
 
 
 def save(params: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    """Converts our leaves to those of a format: the inverse of `load`.
-
-    Args:
-      params: our name -> array, layers stacked [L, ...].
-      rows: the table.
-
-    Returns:
-      Name in the format -> array.
+    """Converts our leaves, layers stacked [L, ...], to those of a format: the inverse of `load`.
 
     Raises:
       ConversionError: leaves without a row, or a row that lacks one of its leaves.
@@ -173,7 +159,7 @@ def save(params: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, np.ndarray
         if match is None:
             problems.append(f"{name} {np.shape(params[name])}: the format has no name for it")
             continue
-        group = [_fill(pattern, match) for pattern in entry.target]
+        group = [pattern.format(**match) for pattern in entry.target]
         if missing := [member for member in group if member not in params]:
             problems.append(f"{name}: stored together with {', '.join(missing)}, which is missing")
             continue
@@ -182,10 +168,10 @@ def save(params: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, np.ndarray
         arrays = [np.asarray(params[member]) for member in group]
         if "{layer}" in entry.source:
             for layer in range(arrays[0].shape[0]):
-                layer_name = _fill(entry.source, {**match, "layer": str(layer)})
+                layer_name = entry.source.format(**{**match, "layer": layer})
                 flat[layer_name] = entry.transform.save([array[layer] for array in arrays])
         else:
-            flat[_fill(entry.source, match)] = entry.transform.save(arrays)
+            flat[entry.source.format(**match)] = entry.transform.save(arrays)
     if problems:
         raise ConversionError("the parameters do not fit the format", problems)
     return flat
@@ -204,10 +190,3 @@ def _first(patterns: Iterable[tuple[re.Pattern[str], Row]], name: str) -> tuple[
         if match := pattern.fullmatch(name):
             return match.groupdict(), entry
     return None, None  # type: ignore[return-value]
-
-
-def _fill(pattern: str, values: Mapping[str, str]) -> str:
-    """Substitutes the placeholders."""
-    for key, value in values.items():
-        pattern = pattern.replace(f"{{{key}}}", value)
-    return pattern

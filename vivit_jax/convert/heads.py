@@ -14,17 +14,11 @@ ClassNames = Mapping[str, Sequence[str]]  # head, 'label' for an only head -> na
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """Outcome of one head of the model.
+    """Outcome of one head of the model."""
 
-    Attributes:
-      kept: the classifier of the weights is taken; otherwise it starts at zero.
-      why: for the report.
-      order: int [C], class id in the weights of each class of the model; None: unchanged.
-    """
-
-    kept: bool
-    why: str
-    order: np.ndarray | None = None
+    kept: bool  # the classifier of the weights is taken; otherwise it starts at zero
+    why: str  # for the report
+    order: np.ndarray | None = None  # int [C], class id in the weights of each class of the model; None: unchanged
 
 
 def leaf_name(head: str | None) -> str:
@@ -77,10 +71,7 @@ def decide(
 
 
 def match(source: Sequence[str] | None, target: Sequence[str] | None) -> tuple[np.ndarray | None, str]:
-    """Matches the classes of the weights with those of the model.
-
-    Args:
-      source, target: names by class id in the weights and in the model; None: unknown.
+    """Matches class names of the weights and of the model, None where unknown.
 
     Returns:
       (int [C], class id in the weights of each class of the model, or None where the classes differ; the reason).

@@ -46,9 +46,7 @@ def image_to_video(
     Args:
       image_params: nested, of an image ViT (`load_model`, `load_params`).
       config: the video model, with the image model's activation, epsilon and biases (`initialise` sets them).
-      embedding: `central_frame` (eq. 9), `filter_inflation` (eq. 8) or `random`.
-      temporal_attention: Model 3's: `zero`, `copy` or `random`; see `InitFrom`.
-      head: `reinit` (at zero) or `keep`.
+      embedding, temporal_attention, head: see `InitFrom`; `head` is `reinit` or `keep`.
       image_config: the image model; None: from the shapes of its parameters.
       seed: of random leaves.
 
@@ -77,9 +75,8 @@ def adapt(
     """Fits the parameters of one model to another.
 
     Args:
-      params: nested, of the model `source`.
-      source: any of our models, or an image ViT.
-      config: the model to fill.
+      params: nested, of the model `source`, any of ours or an image ViT.
+      source, config: the model of the weights, and the one to fill.
       options: the choices of section 3.4.
       seed: of random leaves.
       origin: our name -> names in the file, for the report.
@@ -134,18 +131,16 @@ class _Adaptation:
             self._positions()
             self._temporal_encoder()
             self._heads()
-        for name in self.target:
-            if name not in self.params and name not in self._random and not self.problems:
-                self.problems.append(f"{name}: nothing in the weights fills it")
+        if not self.problems:
+            unfilled = [name for name in self.target if name not in self.params and name not in self._random]
+            self.problems += [f"{name}: nothing in the weights fills it" for name in unfilled]
         for name, array in self.params.items():
-            if name not in self.target or array.shape != self.target[name].shape:
-                expected = self.target[name].shape if name in self.target else "no such leaf"
+            expected = self.target[name].shape if name in self.target else "no such leaf"
+            if array.shape != expected:
                 self.problems.append(f"{name}: {array.shape} from the weights, {expected} in the model")
         if self.problems:
-            raise ConversionError(
-                f"the weights ({describe_model(self.source)}) cannot start this model ({describe_model(self.config)})",
-                self.problems,
-            )
+            models = f"({describe_model(self.source)}) cannot initialise this model ({describe_model(self.config)})"
+            raise ConversionError(f"the weights {models}", self.problems)
         self._initialise(seed)
         self.params = {name: self.params[name] for name in self.target}
         order = {name: position for position, name in enumerate(self.target)}
@@ -156,9 +151,9 @@ class _Adaptation:
 
     def _check_configs(self) -> None:
         for name in (*_SAME, *INHERITED_FIELDS):
-            ours, source = getattr(self.config, name), getattr(self.source, name)
-            if ours != source:
-                self.problems.append(f"{name} is {source} in the weights, {ours} in the model")
+            value, source_value = getattr(self.config, name), getattr(self.source, name)
+            if value != source_value:
+                self.problems.append(f"{name} is {source_value} in the weights, {value} in the model")
         patch, source_patch = self.config.tubelet_size[1:], self.source.tubelet_size[1:]
         if patch != source_patch:
             self.problems.append(
@@ -177,21 +172,18 @@ class _Adaptation:
 
     def _copy(self, path: str, source: str, how: str = "") -> None:
         """Copies all leaves under a path."""
-        for name in [name for name in self.source_params if name == source or name.startswith(f"{source}/")]:
+        for name in _under(source, self.source_params):
             self._put(path + name.removeprefix(source), self.source_params[name], name, how=how)
 
     def _drop(self, path: str, why: str) -> None:
         """Drops all unused leaves of the weights under a path."""
-        for name in self.source_params:
-            if name not in self._used and (name == path or name.startswith(f"{path}/")):
-                self._used.add(name)
-                self.entries.append(Entry(name, "dropped", why))
+        for name in [name for name in _under(path, self.source_params) if name not in self._used]:
+            self._used.add(name)
+            self.entries.append(Entry(name, "dropped", why))
 
     def _reinitialise(self, path: str, why: str) -> None:
         """Marks all leaves of the model under a path to start as in training from scratch."""
-        for name in self.target:
-            if name == path or name.startswith(f"{path}/"):
-                self._random[name] = why
+        self._random |= dict.fromkeys(_under(path, self.target), why)
 
     def _fold_pixels(self) -> None:
         """Folds a normalisation of pixels other than to [-1, 1] into the embedding."""
@@ -260,7 +252,7 @@ class _Adaptation:
         self._copy(path, source_space, f"temporal_attention = {choice}: a copy of the spatial one")
         if choice == "zero":
             why = "temporal_attention = zero: a block starts as the image model's"
-            for name in [name for name in self.params if name.startswith(f"{path}/out/")]:
+            for name in _under(f"{path}/out", self.params):
                 self.params[name] = np.zeros_like(self.params[name])
                 self.entries = [entry for entry in self.entries if entry.name != name]
                 self.entries.append(Entry(name, "initialised", why))
@@ -360,7 +352,7 @@ class _Adaptation:
             if not decision.kept:
                 self._reinitialise(leaf, decision.why)
                 continue
-            for name in [name for name in self.source_params if name.startswith(f"{leaf}/")]:
+            for name in _under(leaf, self.source_params):
                 array = self.source_params[name]
                 array = array if decision.order is None else array[..., decision.order]
                 self._put(name, array, name, how=decision.why)
@@ -391,6 +383,11 @@ def random_leaves(config: ViViTConfig, names: Iterable[str], seed: int) -> dict[
 def _encoder_name(config: ViViTConfig) -> str:
     """Returns the name of the encoder that sees patches: Model 2's spatial encoder, or the only one."""
     return "spatial_encoder" if config.attention == "factorised_encoder" else "encoder"
+
+
+def _under(path: str, names: Iterable[str]) -> list[str]:
+    """Returns the names of a leaf or of all leaves under a path."""
+    return [name for name in names if name == path or name.startswith(f"{path}/")]
 
 
 def _split(positions: np.ndarray, has_token: bool) -> tuple[np.ndarray | None, np.ndarray]:

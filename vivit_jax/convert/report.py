@@ -12,30 +12,19 @@ OUTCOMES = ("loaded", "resized", "initialised", "dropped")
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """The outcome of one leaf.
+    """The outcome of one leaf."""
 
-    Attributes:
-      name: in our model; for `dropped` in the weights.
-      outcome: `loaded` unchanged, `resized`, `initialised` on purpose or `dropped` on purpose.
-      how: the leaf in the file, how it was resized, or why it was initialised or dropped.
-    """
-
-    name: str
-    outcome: str
-    how: str
+    name: str  # in our model; for `dropped` in the weights
+    outcome: str  # one of OUTCOMES
+    how: str  # the leaf in the file, how it was resized, or why it was initialised or dropped
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The outcome of every leaf of the model and of the weights, each once.
+    """The outcome of every leaf of the model and of the weights, each once."""
 
-    Attributes:
-      source: the file and its model.
-      target: the model that was filled.
-    """
-
-    source: str
-    target: str
+    source: str  # the file and its model
+    target: str  # the model that was filled
     entries: tuple[Entry, ...]
 
     def summary(self) -> str:

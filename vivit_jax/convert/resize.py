@@ -13,12 +13,7 @@ def resize_grid(positions: np.ndarray, grid: Sequence[int]) -> np.ndarray:
 
     The published code uses `scipy.ndimage.zoom` of order 1 too, but treats every grid as a square.
 
-    Args:
-      positions: [n_1, ..., n_k, d], the embeddings along time, rows, columns, or some of these.
-      grid: the new (n_1, ..., n_k).
-
-    Returns:
-      [*grid, d], the dtype of `positions`; the same array where nothing changes.
+    `positions` is [n_1, ..., n_k, d], along time, rows, columns or some of these; the result [*grid, d].
     """
     if len(grid) != positions.ndim - 1:
         raise ValueError(f"positions on a grid of {positions.ndim - 1} axes cannot be resized to {tuple(grid)}")
@@ -34,13 +29,8 @@ def resize_grid(positions: np.ndarray, grid: Sequence[int]) -> np.ndarray:
 def central_frame(kernel: np.ndarray, t: int) -> np.ndarray:
     """Central frame initialisation, eq. 9: E = [0, ..., E_image, ..., 0], the kernel at frame t // 2.
 
-    Args:
-      kernel: [h, w, C, d] of an image model, or [s, h, w, C, d] of tubelets with s <= t frames, whose own central frame
-        moves to frame t // 2.
-      t: frames of the new tubelet.
-
-    Returns:
-      [t, h, w, C, d].
+    `kernel` is [h, w, C, d] of an image model, or [s, h, w, C, d] of tubelets with s <= t frames, whose own central
+    frame moves to frame t // 2; the result [t, h, w, C, d].
     """
     if kernel.ndim == 4:
         kernel = kernel[None]
@@ -59,14 +49,7 @@ def filter_inflation(kernel: np.ndarray, t: int) -> np.ndarray:
     """Filter inflation, eq. 8: E = 1/t [E_image, ..., E_image].
 
     Generalised to tubelets of s frames: each new frame takes the part of the old kernel that it covers in time. The sum
-    over the frames, the response to a static clip, stays the same.
-
-    Args:
-      kernel: [h, w, C, d] of an image model, or [s, h, w, C, d] of tubelets.
-      t: frames of the new tubelet.
-
-    Returns:
-      [t, h, w, C, d].
+    over the frames, the response to a static clip, stays the same. Shapes are those of `central_frame`.
     """
     if kernel.ndim == 4:
         kernel = kernel[None]
@@ -88,12 +71,8 @@ def fold_normalisation(
     (x - mean) / std = v / (2 std) + (1/2 - mean) / std; without padding the constant goes into the bias.
 
     Args:
-      kernel: [..., h, w, C, d].
-      bias: [d].
+      kernel, bias: [..., h, w, C, d] and [d]; returned with the same shapes and dtypes.
       mean, std: one value for each of the C channels.
-
-    Returns:
-      (kernel, bias) of the same shapes and dtypes.
     """
     channels = kernel.shape[-2]
     if len(mean) != channels or len(std) != channels:

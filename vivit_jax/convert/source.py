@@ -25,14 +25,7 @@ Source = Path | Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class OpenedWeights:
-    """Open weights whose format is known.
-
-    Attributes:
-      container: the file, folder or mapping.
-      format: a key of `FORMATS`.
-      leaves: by name in the format, without prefix.
-      excluded: names outside the parameters' prefix -> why they are left out.
-    """
+    """Open weights of a known format: leaves by name without prefix, and why names outside it are excluded."""
 
     container: Container
     format: str
@@ -68,13 +61,8 @@ class OpenedWeights:
     def load(self, config: ViViTConfig, *, strict: bool = True) -> engine.Loaded:
         """Reads the parameters of exactly the model `config`.
 
-        Args:
-          config: the model.
-          strict: refuse weights with parts that change what the model computes and that ours does not have.
-
-        Raises:
-          ConversionError: all leaves that do not fit, and which model the weights are of.
-          FileError: a leaf that cannot be read.
+        `strict` refuses weights with parts that ours does not have and that change what the model computes.
+        ConversionError lists all leaves that do not fit, and names the model of the weights.
         """
         format = FORMATS[self.format]
         target = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
@@ -107,17 +95,7 @@ class OpenedWeights:
 
 @contextlib.contextmanager
 def open_weights(source: Source, format: str | None = None, prefix: str | None = None) -> Iterator[OpenedWeights]:
-    """Opens weights and detects their format; they can be read inside the context.
-
-    Args:
-      source: a file, a folder, or a mapping name -> array.
-      format: a key of `FORMATS`; None: auto-detected from the names.
-      prefix: read only names with this prefix, and strip it; None: that of the parameters, auto-detected.
-
-    Raises:
-      FileNotFoundError, FileError: nothing there, or nothing that can be read.
-      ValueError: the format is unknown, or names lie outside the parameters' prefix.
-    """
+    """Opens weights and detects format and prefix; they are read inside the context. See `convert.load_params`."""
     with open_container(source) as container:
         leaves = container.leaves
         if prefix is not None:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from vivit_jax.utils import storage
 Arrays = Mapping[str, np.ndarray]
 ClassNames = Mapping[str, Sequence[str]] | None
 Record = Mapping[str, Any] | None
+# Formats that can be written -> suffix that the path must have.
+_SUFFIXES = {"scenic": None, "vit_npz": ".npz", "huggingface": None, "timm": ".safetensors", "orbax": None}
 # Fields that do not change what a trained model computes.
 _TRAINING_FIELDS = (
     *("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate", "stochastic_depth_rescale"),
@@ -54,33 +56,45 @@ def write(
     * `orbax`: a run directory whose checkpoint 0 holds the parameters alone, to evaluate, predict and initialise from.
     """
     source.check_format(format)
-    if format not in _WRITERS:
-        raise ValueError(f"{format} weights are read, not written; choose one of {', '.join(_WRITERS)}")
-    writer, suffixes = _WRITERS[format]
+    if format not in _SUFFIXES:
+        raise ValueError(f"{format} weights are read, not written; choose one of {', '.join(_SUFFIXES)}")
     path = storage.path(path)
-    if format == "scenic" and path.suffix == ".npz":
-        writer = _write_npz
-    if suffixes and path.suffix not in suffixes:
-        raise ValueError(f"{str(path)!r} must end in {' or '.join(suffixes)} for {format} weights")
+    if _SUFFIXES[format] not in (None, path.suffix):
+        raise ValueError(f"{str(path)!r} must end in {_SUFFIXES[format]} for {format} weights")
     if path.exists():
-        raise FileExistsError(f"{path} is there already; choose another path or remove it")
+        raise FileExistsError(f"{path} exists already; choose another path or remove it")
     flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
     flat = engine.save(flat, FORMATS[format].rows(config))
     if format != "orbax":
         metadata = {"config": huggingface_config(config, class_names)} if format == "huggingface" else {}
         _check_expressible(flat, format, config, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if storage.is_remote(path) and format == "orbax":
-        writer(flat, path, config, class_names, record)  # Orbax itself marks a checkpoint as complete
+    is_remote = storage.is_remote(path)
+    if is_remote and format == "orbax":
+        _write_checkpoint(flat, path, config, class_names, record)  # Orbax itself marks it as complete
         return
-    local_folder = None if storage.is_remote(path) else path.parent  # None: the temporary folder
-    with tempfile.TemporaryDirectory(dir=local_folder, prefix=f".{path.name}.") as folder:
-        written = Path(folder) / "written"
-        writer(flat, written, config, class_names, record)
-        if not storage.is_remote(path):
+    with tempfile.TemporaryDirectory(dir=None if is_remote else path.parent, prefix=f".{path.name}.") as folder:
+        written = Path(folder) / path.name
+        if format == "orbax":
+            _write_checkpoint(flat, written, config, class_names, record)
+        elif format == "huggingface":
+            _write_huggingface(flat, written, config, class_names)
+        elif format == "timm":
+            safetensors.numpy.save_file(_contiguous(flat), written, metadata={"format": "pt"})
+        elif path.suffix == ".npz":
+            np.savez(written, **flat)
+        else:
+            tree = flax.traverse_util.unflatten_dict(_contiguous(flat), sep="/")
+            state = {"global_step": 0, "model_state": {}, "params": tree}
+            written.write_bytes(flax.serialization.msgpack_serialize(state))
+        if not is_remote:
             shutil.move(written, path)
         else:
             storage.copy(written, path)
+
+
+def _contiguous(flat: Arrays) -> dict[str, np.ndarray]:
+    return {name: np.ascontiguousarray(array) for name, array in flat.items()}
 
 
 def _check_expressible(flat: Arrays, format: str, config: ViViTConfig, metadata: Mapping[str, Any]) -> None:
@@ -107,11 +121,8 @@ def huggingface_config(config: ViViTConfig, class_names: ClassNames = None) -> d
     Raises:
       ConversionError: a pre-logits layer or a logit cap, which Hugging Face's classes do not have.
     """
-    problems = []
-    if config.representation_size:
-        problems.append(f"representation_size = {config.representation_size}: its classifier has no such layer")
-    if config.attention_logit_cap:
-        problems.append(f"attention_logit_cap = {config.attention_logit_cap}: it has none")
+    unsupported = ("representation_size", "attention_logit_cap")
+    problems = [f"{name} = {getattr(config, name)}: it has none" for name in unsupported if getattr(config, name)]
     if problems:
         raise ConversionError(f"Hugging Face cannot express this model ({describe_model(config)})", problems)
     image = is_image_model(config)
@@ -176,31 +187,15 @@ def _class_names(config: ViViTConfig, class_names: ClassNames) -> dict[str, list
     return names
 
 
-def _write_npz(flat: Arrays, path: Path, config: ViViTConfig, names: ClassNames, record: Record) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **flat)
-
-
-def _write_scenic(flat: Arrays, path: Path, config: ViViTConfig, names: ClassNames, record: Record) -> None:
-    tree = flax.traverse_util.unflatten_dict({k: np.ascontiguousarray(v) for k, v in flat.items()}, sep="/")
-    state = {"global_step": 0, "model_state": {}, "params": tree}
-    path.write_bytes(flax.serialization.msgpack_serialize(state))
-
-
-def _write_torch(flat: Arrays, path: Path, config: ViViTConfig, names: ClassNames, record: Record) -> None:
-    arrays = {name: np.ascontiguousarray(array) for name, array in flat.items()}
-    safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
-
-
-def _write_huggingface(flat: Arrays, path: Path, config: ViViTConfig, names: ClassNames, record: Record) -> None:
+def _write_huggingface(flat: Arrays, path: Path, config: ViViTConfig, names: ClassNames) -> None:
     path.mkdir()
-    _write_torch(flat, path / "model.safetensors", config, names, record)
+    safetensors.numpy.save_file(_contiguous(flat), path / "model.safetensors", metadata={"format": "pt"})
     (path / "config.json").write_text(json.dumps(huggingface_config(config, names), indent=2) + "\n")
     if not is_image_model(config):
         (path / "preprocessor_config.json").write_text(json.dumps(preprocessor_config(config), indent=2) + "\n")
 
 
-def _write_orbax(flat: Arrays, path: Path, config: ViViTConfig, names: ClassNames, record: Record) -> None:
+def _write_checkpoint(flat: Arrays, path: Any, config: ViViTConfig, names: ClassNames, record: Record) -> None:
     from vivit_jax import checkpoint as checkpointing  # here: it imports Orbax, which other formats do not need
 
     model = {name: value for name, value in config.to_dict().items() if name != "num_classes"}
@@ -213,14 +208,3 @@ def _write_orbax(flat: Arrays, path: Path, config: ViViTConfig, names: ClassName
     params = flax.traverse_util.unflatten_dict(dict(flat), sep="/")
     with checkpointing.Checkpoints(path / checkpointing.FOLDER) as checkpoints:
         checkpoints.save(0, {"params": params}, checkpoint_metadata)
-
-
-_Writer = Callable[[Arrays, Path, ViViTConfig, ClassNames, Record], None]
-# format -> (writer, suffixes that the path must have)
-_WRITERS: dict[str, tuple[_Writer, tuple[str, ...]]] = {
-    "scenic": (_write_scenic, ()),
-    "vit_npz": (_write_npz, (".npz",)),
-    "huggingface": (_write_huggingface, ()),
-    "timm": (_write_torch, (".safetensors",)),
-    "orbax": (_write_orbax, ()),
-}

@@ -122,8 +122,8 @@ def open_mapping(tree: Mapping[str, Any]) -> Container:
 def read_npz(path: Path, where: str, resources: contextlib.ExitStack) -> Leaves:
     """Opens the arrays of an .npz, compressed or not."""
     archive = resources.enter_context(np.load(path, allow_pickle=False))
-    members = [member for member in archive.zip.namelist() if member.endswith(".npy")]
-    return {name: _npz_leaf(archive, name, where) for name in (member.removesuffix(".npy") for member in members)}
+    names = [member.removesuffix(".npy") for member in archive.zip.namelist() if member.endswith(".npy")]
+    return {name: _npz_leaf(archive, name, where) for name in names}
 
 
 def _npz_leaf(archive: Any, name: str, where: str) -> Leaf:

@@ -26,13 +26,10 @@ _READERS = {
     "msgpack": arrays.read_msgpack,
     "torch": pytorch.read_torch,
 }
-# Files of a Hugging Face folder, in order of preference.
-_HUGGING_FACE = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+# Files of a Hugging Face folder, in order of preference; each may be an index of shards.
+_HUGGING_FACE = [
+    f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")
+]
 _HEAD = 512  # bytes from which a kind is detected
 _MAX_HEADER = 100_000_000  # bytes of a safetensors header, the library's own limit
 # What a file without weights begins with -> what it is, and the way out.
@@ -156,7 +153,7 @@ def _open_folder(path: epath.Path) -> Container:
         if name in names:
             return _open_file(path / name, _read_configs(path))
 
-    # A run of ours: its workdir, its folder of checkpoints or one step.
+    # A run of this program: its workdir, its folder of checkpoints or one step.
     if path.name.isdigit() or any(name.isdigit() or name == "checkpoints" for name in names):
         run = _open_run(path)
         if run is not None:

@@ -72,10 +72,10 @@ def huggingface(config: ViViTConfig) -> list[Row]:
             row(f"{embeddings}.patch_embeddings.projection.bias", "tokenizer/bias"),
             *pair(f"{prefix}layernorm", "encoder/norm", "norm"),
         ]
-        for name, _, ours, kind in _PARTS:
-            rows += pair(f"{prefix}encoder.layer.{{layer}}.{name}", f"encoder/layers/{ours}", kind, config.num_heads)
-        for _, name, ours, kind in _PARTS:
-            rows += pair(f"{prefix}layers.{{layer}}.{name}", f"encoder/layers/{ours}", kind, config.num_heads)
+        for version, block in enumerate(("encoder.layer", "layers")):
+            for *names, ours, kind in _PARTS:
+                name = f"{prefix}{block}.{{layer}}.{names[version]}"
+                rows += pair(name, f"encoder/layers/{ours}", kind, config.num_heads)
         if config.representation_size:
             rows += pair(f"{prefix}pooler.dense", "pre_logits", "dense")
     if config.num_classes is not None:

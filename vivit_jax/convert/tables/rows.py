@@ -22,29 +22,18 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """Conversion of the arrays of one row, of one layer.
+    """Conversion of the arrays of one row, of one layer."""
 
-    Attributes:
-      load: array of the format -> ours, one for each name in the row.
-      save: the inverse.
-    """
-
-    load: Callable[[np.ndarray], Leaves]
-    save: Callable[[Leaves], np.ndarray]
+    load: Callable[[np.ndarray], Leaves]  # array of the format -> ours, one for each name in the row
+    save: Callable[[Leaves], np.ndarray]  # the inverse
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of a table.
+    """One line of a table."""
 
-    Attributes:
-      source: name in the format, with placeholders in braces.
-      target: our names with the same placeholders; several where one array of the format holds several of ours.
-      transform: between the arrays.
-    """
-
-    source: str
-    target: tuple[str, ...]
+    source: str  # name in the format, with placeholders in braces
+    target: tuple[str, ...]  # our names; several where one array of the format holds several of ours
     transform: Transform
 
 
@@ -52,15 +41,12 @@ class Row:
 class Dropped:
     """Names that are left out on purpose.
 
-    Attributes:
-      pattern: regular expression, matched at the start of a name.
-      why: for the report.
-      harmless: the model computes the same without them. Otherwise `load_params` refuses the weights, and `initialise`
-        reports the loss.
+    Without those that are not `harmless` the model computes something else: `load_params` refuses the weights,
+    `initialise` reports the loss.
     """
 
-    pattern: str
-    why: str
+    pattern: str  # regular expression, matched at the start of a name
+    why: str  # for the report
     harmless: bool = True
 
 
@@ -71,17 +57,11 @@ def drop_reason(name: str, dropped: Sequence[Dropped]) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Hints:
-    """Facts about the model in a file that the file itself may not contain.
+    """Facts about the model in a file that the file itself may not contain."""
 
-    Attributes:
-      grid: (n_t, n_h, n_w) tokens along time, height, width; (n_h, n_w) of an image model.
-      num_heads: attention heads.
-      target: the model that will be filled; decides between several readings.
-    """
-
-    grid: tuple[int, ...] | None = None
+    grid: tuple[int, ...] | None = None  # (n_t, n_h, n_w) tokens; (n_h, n_w) of an image model
     num_heads: int | None = None
-    target: ViViTConfig | None = None
+    target: ViViTConfig | None = None  # the model that will be filled; decides between several readings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,12 +117,14 @@ def _unbatch(x: np.ndarray, lead: tuple[int, ...]) -> np.ndarray:
     return x.reshape(x.shape[len(lead) :]) if x.shape[: len(lead)] == lead else x
 
 
-def slotted(slots: int) -> Transform:
-    """Returns the transform of positions without a slot for the class token: ours, `slots` rows, begin with a zero."""
+def slotted(config: ViViTConfig) -> Transform:
+    """Returns the transform of an image model's positions, which may lack the class token's slot: ours is then zero."""
+    tokens = config.grid[1] * config.grid[2]
 
     def load(x: np.ndarray) -> Leaves:
         x = _unbatch(x, (1,))
-        return [np.pad(x, ((1, 0), (0, 0))) if x.ndim == 2 and x.shape[0] == slots - 1 else x]
+        lacks_slot = config.classifier == "token" and x.ndim == 2 and x.shape[0] == tokens
+        return [np.pad(x, ((1, 0), (0, 0))) if lacks_slot else x]
 
     return Transform(load=load, save=lambda xs: xs[0][None])
 

@@ -10,6 +10,14 @@ from vivit_jax.convert.tables.rows import SEQUENCE, VECTOR, Dropped, Format, Hin
 from vivit_jax.convert.tables.sizes import clip_grid, count_layers, shape_of, space_grid
 from vivit_jax.models import ViViTConfig
 
+# Modules of a block (Flax numbers them) -> our names; big_vision has the same.
+BLOCK = {
+    "LayerNorm_0": "norm_attention",
+    "MultiHeadDotProductAttention_0": "attention",
+    "LayerNorm_1": "norm_mlp",
+    "MlpBlock_0": "mlp",
+}
+
 
 def scenic(config: ViViTConfig) -> list[Row]:
     """Returns the rows of a model; several heads are columns of one projection, in the order of the config."""
@@ -41,12 +49,7 @@ def _encoder(config: ViViTConfig, name: str, ours: str, class_token: str) -> lis
             "MlpBlock": "mlp",
         }
     else:
-        parts = {
-            "LayerNorm_0": "norm_attention",
-            "MultiHeadDotProductAttention_0": "attention",
-            "LayerNorm_1": "norm_mlp",
-            "MlpBlock_0": "mlp",
-        }
+        parts = BLOCK
     rows = [
         row(f"{name}/posembed_input/pos_embedding", f"{ours}/position_embedding", SEQUENCE),
         row(f"{name}/encoder_norm/{{leaf}}", f"{ours}/norm/{{leaf}}"),

@@ -8,7 +8,6 @@ from typing import Any
 from vivit_jax.convert.tables.huggingface import pair
 from vivit_jax.convert.tables.rows import (
     CONVOLUTION,
-    SEQUENCE,
     VECTOR,
     Format,
     Hints,
@@ -45,7 +44,7 @@ def timm(config: ViViTConfig) -> list[Row]:
         row(
             "pos_embed",
             "encoder/position_embedding",
-            slotted(config.grid[1] * config.grid[2] + 1) if token else SEQUENCE,
+            slotted(config),
         ),
         row(f"{block}.attn.qkv.weight", qkv["kernel"], fused),
         row(f"{block}.attn.qkv.bias", qkv["bias"], fused),

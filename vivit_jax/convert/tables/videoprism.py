@@ -126,30 +126,25 @@ def fold(leaves: Mapping[str, Any]) -> dict[str, Any]:
     folded = dict(leaves)
     kernel, bias = (leaves.get(f"{_PROJECTION}/{name}") for name in ("kernel", "bias"))
     if kernel is not None and bias is not None:
-        half = _derived(kernel, lambda x: x / 2)
-        folded[f"{_PROJECTION}/kernel"] = half
-        folded[f"{_PROJECTION}/bias"] = _derived(bias, lambda x: x + _wide(kernel.read()).sum(axis=0) / 2)
+        folded[f"{_PROJECTION}/kernel"] = _derived(kernel, lambda x: x / 2)
+        folded[f"{_PROJECTION}/bias"] = _derived(bias, lambda x: x + kernel.read().astype(np.float64).sum(axis=0) / 2)
     for name, leaf in leaves.items():
         match = _SCALE.fullmatch(name)
         if match is None:
             continue
-        query = {part: leaves.get(f"{match['attention']}/query/{part}") for part in ("w", "b")}
-        present = {part: array for part, array in query.items() if array is not None}
-        if all(_scales(leaf.shape, array.shape) for array in present.values()):
+        names = [f"{match['attention']}/query/{part}" for part in ("w", "b")]
+        query = {name: leaves[name] for name in names if name in leaves}
+        if all(_scales(leaf.shape, array.shape) for array in query.values()):
             del folded[name]
-            for part, array in present.items():
-                folded[f"{match['attention']}/query/{part}"] = _derived(array, _scaled(leaf))
+            for query_name, array in query.items():
+                folded[query_name] = _derived(array, lambda x, scale=leaf: _scaled(x, scale.read()))
     return folded
 
 
 def _derived(leaf: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:
     """Returns a leaf that applies `change` in float64 when it is read; float32 or wider."""
     dtype = np.promote_types(leaf.dtype, np.float32)
-    return dataclasses.replace(leaf, dtype=dtype, read=lambda: change(_wide(leaf.read())).astype(dtype))
-
-
-def _wide(x: np.ndarray) -> np.ndarray:
-    return x.astype(np.float64)
+    return dataclasses.replace(leaf, dtype=dtype, read=lambda: change(leaf.read().astype(np.float64)).astype(dtype))
 
 
 def _scales(scale: tuple[int, ...], query: tuple[int, ...]) -> bool:
@@ -157,13 +152,9 @@ def _scales(scale: tuple[int, ...], query: tuple[int, ...]) -> bool:
     return len(scale) in (1, 2) and scale[-1:] == query[-1:] and scale[:-1] == query[: len(scale) - 1]
 
 
-def _scaled(scale: Any) -> Callable[[np.ndarray], np.ndarray]:
-    def change(x: np.ndarray) -> np.ndarray:
-        p = _wide(scale.read())
-        factor = _R_SOFTPLUS_0 * np.logaddexp(0.0, p)
-        return x * factor.reshape(*p.shape[:-1], *(1,) * (x.ndim - p.ndim), p.shape[-1])
-
-    return change
+def _scaled(query: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    factor = _R_SOFTPLUS_0 * np.logaddexp(0.0, scale.astype(np.float64))
+    return query * factor.reshape(*scale.shape[:-1], *(1,) * (query.ndim - scale.ndim), scale.shape[-1])
 
 
 def _layers(shapes: Shapes, part: str) -> tuple[int, str, bool]:

@@ -18,7 +18,7 @@ from vivit_jax.convert.tables.rows import (
     row,
     slotted,
 )
-from vivit_jax.convert.tables.scenic import TRAINING_STATE, block_rows
+from vivit_jax.convert.tables.scenic import BLOCK, TRAINING_STATE, block_rows
 from vivit_jax.convert.tables.sizes import count_layers, image_config, require_image_model, shape_of, space_grid
 from vivit_jax.models import ViViTConfig
 
@@ -27,12 +27,6 @@ _AUGREG = {
     "MultiHeadDotProductAttention_1": "attention",
     "LayerNorm_2": "norm_mlp",
     "MlpBlock_3": "mlp",
-}
-_BIG_VISION = {
-    "LayerNorm_0": "norm_attention",
-    "MultiHeadDotProductAttention_0": "attention",
-    "LayerNorm_1": "norm_mlp",
-    "MlpBlock_0": "mlp",
 }
 
 
@@ -48,11 +42,11 @@ def vit_npz(config: ViViTConfig) -> list[Row]:
         row("embedding/kernel", "tokenizer/kernel", image_kernel(config)),
         row("embedding/bias", "tokenizer/bias"),
         row("Transformer/posembed_input/pos_embedding", "encoder/position_embedding", SEQUENCE),
-        row("pos_embedding", "encoder/position_embedding", _positions(config)),
+        row("pos_embedding", "encoder/position_embedding", slotted(config)),
         row("Transformer/encoder_norm/{leaf}", "encoder/norm/{leaf}"),
         *block_rows("Transformer/encoderblock_{layer}", layers, _AUGREG),
-        *block_rows("Transformer/encoderblock_{layer}", layers, _BIG_VISION),
-        *block_rows("Transformer/encoderblock", layers, _BIG_VISION),
+        *block_rows("Transformer/encoderblock_{layer}", layers, BLOCK),
+        *block_rows("Transformer/encoderblock", layers, BLOCK),
     ]
     if config.classifier == "token":
         rows.append(row("cls", "encoder/class_token", VECTOR))
@@ -63,17 +57,12 @@ def vit_npz(config: ViViTConfig) -> list[Row]:
     return rows
 
 
-def _positions(config: ViViTConfig) -> Any:
-    token = config.classifier == "token"
-    return slotted(config.grid[1] * config.grid[2] + 1) if token else SEQUENCE
-
-
 def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViTConfig:
     """Returns the config of the image model with these shapes; eps 1e-6 and the tanh GELU, as in the public code."""
     h, w, channels, d = shape_of(shapes, "embedding/kernel", 4)
     stacked = any(name.startswith("Transformer/encoderblock/") for name in shapes)
     block = "Transformer/encoderblock" + ("" if stacked else "_0")
-    names = _AUGREG if f"{block}/MlpBlock_3/Dense_0/kernel" in shapes else _BIG_VISION
+    names = _AUGREG if f"{block}/MlpBlock_3/Dense_0/kernel" in shapes else BLOCK
     attention, mlp = (next(name for name, ours in names.items() if ours == part) for part in ("attention", "mlp"))
     query = shape_of(shapes, f"{block}/{attention}/query/kernel", 3 + stacked)
     token = "cls" in shapes
