@@ -5,21 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vivit_jax.convert.tables.rows import (
-    CONVOLUTION,
-    SEQUENCE,
-    TRANSPOSED,
-    VECTOR,
-    Dropped,
-    Format,
-    Hints,
-    Row,
-    Shapes,
-    image_kernel,
-    output_projection,
-    projection,
-    row,
-)
+from vivit_jax.convert.tables import transforms
+from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Row, Shapes, row
 from vivit_jax.convert.tables.sizes import clip_grid, count_layers, heads_of, is_image_model, shape_of, space_grid
 from vivit_jax.models import ViViTConfig
 
@@ -51,7 +38,7 @@ def huggingface(config: ViViTConfig) -> list[Row]:
     other models.
     """
     image = is_image_model(config)
-    kernel = image_kernel(config, CONVOLUTION) if image else CONVOLUTION
+    kernel = transforms.image_kernel(config, transforms.CONVOLUTION) if image else transforms.CONVOLUTION
     if not image and (config.attention, config.tokenizer) != ("spatiotemporal", "tubelet"):
         raise ValueError(
             f"Hugging Face has ViViT's Model 1 with tubelets, not {config.attention} with {config.tokenizer}: to start "
@@ -66,8 +53,8 @@ def huggingface(config: ViViTConfig) -> list[Row]:
     for prefix in ("vit." if image else "vivit.", ""):
         embeddings = f"{prefix}embeddings"
         rows += [
-            row(f"{embeddings}.cls_token", "encoder/class_token", VECTOR),
-            row(f"{embeddings}.position_embeddings", "encoder/position_embedding", SEQUENCE),
+            row(f"{embeddings}.cls_token", "encoder/class_token", transforms.VECTOR),
+            row(f"{embeddings}.position_embeddings", "encoder/position_embedding", transforms.SEQUENCE),
             row(f"{embeddings}.patch_embeddings.projection.weight", "tokenizer/kernel", kernel),
             row(f"{embeddings}.patch_embeddings.projection.bias", "tokenizer/bias"),
             *pair(f"{prefix}layernorm", "encoder/norm", "norm"),
@@ -87,8 +74,12 @@ def pair(name: str, ours: str, kind: str, num_heads: int = 1) -> list[Row]:
     """Returns the rows of a PyTorch layer: `dense`, `norm`, `projection` to heads or `output` of heads."""
     if kind == "norm":
         return [row(f"{name}.weight", f"{ours}/scale"), row(f"{name}.bias", f"{ours}/bias")]
-    weight = {"dense": TRANSPOSED, "projection": projection(num_heads), "output": output_projection(num_heads)}[kind]
-    bias = projection(num_heads) if kind == "projection" else None
+    weight = {
+        "dense": transforms.TRANSPOSED,
+        "projection": transforms.projection(num_heads),
+        "output": transforms.output_projection(num_heads),
+    }[kind]
+    bias = transforms.projection(num_heads) if kind == "projection" else None
     return [row(f"{name}.weight", f"{ours}/kernel", weight), row(f"{name}.bias", f"{ours}/bias", bias)]
 
 

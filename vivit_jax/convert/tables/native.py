@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,8 +54,9 @@ def image_model(shapes: Shapes, hints: Hints) -> ViViTConfig:
     grid = space_grid(shape_of(shapes, "encoder/position_embedding", 2)[0] - token, hints)
     hidden = ("activation", "layer_norm_eps", "dtype")
     fields = {name: getattr(hints.target, name) for name in hidden} if hints.target is not None else {}
-    heads_by_name = {name.removesuffix("/bias").removeprefix("head_"): shape[0] for name, shape in shapes.items()
-             if name.startswith("head_") and name.endswith("/bias")}  # fmt: skip
+    heads_by_name = {
+        match[1]: shape[0] for name, shape in shapes.items() if (match := re.fullmatch(r"head_(.+)/bias", name))
+    }
     return image_config(
         grid,
         (h, w),

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vivit_jax.convert.tables.rows import SEQUENCE, VECTOR, Dropped, Format, Hints, Row, Shapes, concatenated, row
+from vivit_jax.convert.tables import transforms
+from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Row, Shapes, row
 from vivit_jax.convert.tables.sizes import clip_grid, count_layers, shape_of, space_grid
 from vivit_jax.models import ViViTConfig
 
@@ -32,7 +33,7 @@ def scenic(config: ViViTConfig) -> list[Row]:
         rows += [row("pre_logits/{leaf}", "pre_logits/{leaf}")]
     if isinstance(config.num_classes, tuple):
         heads = tuple(f"head_{name}/{{leaf}}" for name, _ in config.num_classes)
-        rows += [row("output_projection/{leaf}", heads, concatenated([n for _, n in config.num_classes]))]
+        rows += [row("output_projection/{leaf}", heads, transforms.concatenated([n for _, n in config.num_classes]))]
     elif config.num_classes is not None:
         rows += [row("output_projection/{leaf}", "head/{leaf}")]
     return rows
@@ -51,11 +52,11 @@ def _encoder(config: ViViTConfig, name: str, ours: str, class_token: str) -> lis
     else:
         parts = BLOCK
     rows = [
-        row(f"{name}/posembed_input/pos_embedding", f"{ours}/position_embedding", SEQUENCE),
+        row(f"{name}/posembed_input/pos_embedding", f"{ours}/position_embedding", transforms.SEQUENCE),
         row(f"{name}/encoder_norm/{{leaf}}", f"{ours}/norm/{{leaf}}"),
     ]
     if config.classifier == "token":
-        rows.append(row(class_token, f"{ours}/class_token", VECTOR))
+        rows.append(row(class_token, f"{ours}/class_token", transforms.VECTOR))
     return rows + block_rows(f"{name}/encoderblock_{{layer}}", f"{ours}/layers", parts)
 
 

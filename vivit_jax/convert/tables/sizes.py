@@ -118,7 +118,7 @@ def is_image_model(config: ViViTConfig) -> bool:
     )
 
 
-def require_image_model(config: ViViTConfig, what: str) -> None:
+def check_image_model(config: ViViTConfig, what: str) -> None:
     """Raises ValueError unless the config is that of an image ViT."""
     if not is_image_model(config):
         raise ValueError(

@@ -5,24 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vivit_jax.convert.tables import transforms
 from vivit_jax.convert.tables.huggingface import pair
-from vivit_jax.convert.tables.rows import (
-    CONVOLUTION,
-    VECTOR,
-    Format,
-    Hints,
-    Row,
-    Shapes,
-    image_kernel,
-    projection,
-    row,
-    slotted,
-)
+from vivit_jax.convert.tables.rows import Format, Hints, Row, Shapes, row
 from vivit_jax.convert.tables.sizes import (
+    check_image_model,
     count_layers,
     heads_of,
     image_config,
-    require_image_model,
     shape_of,
     space_grid,
 )
@@ -31,21 +21,17 @@ from vivit_jax.models import ViViTConfig
 
 def timm(config: ViViTConfig) -> list[Row]:
     """Returns the rows of an image ViT; where the class token has no position, its slot is zero."""
-    require_image_model(config, "timm")
+    check_image_model(config, "timm")
     token = config.classifier == "token"
     block, layers = "blocks.{layer}", "encoder/layers"
-    fused = projection(config.num_heads, parts=3)
+    fused = transforms.projection(config.num_heads, parts=3)
     qkv = {
         leaf: tuple(f"{layers}/attention/{p}/{leaf}" for p in ("query", "key", "value")) for leaf in ("kernel", "bias")
     }
     rows = [
-        row("patch_embed.proj.weight", "tokenizer/kernel", image_kernel(config, CONVOLUTION)),
+        row("patch_embed.proj.weight", "tokenizer/kernel", transforms.image_kernel(config, transforms.CONVOLUTION)),
         row("patch_embed.proj.bias", "tokenizer/bias"),
-        row(
-            "pos_embed",
-            "encoder/position_embedding",
-            slotted(config),
-        ),
+        row("pos_embed", "encoder/position_embedding", transforms.slotted(config)),
         row(f"{block}.attn.qkv.weight", qkv["kernel"], fused),
         row(f"{block}.attn.qkv.bias", qkv["bias"], fused),
         *pair(f"{block}.attn.proj", f"{layers}/attention/out", "output", config.num_heads),
@@ -56,7 +42,7 @@ def timm(config: ViViTConfig) -> list[Row]:
         *pair("norm", "encoder/norm", "norm"),
     ]
     if token:
-        rows.append(row("cls_token", "encoder/class_token", VECTOR))
+        rows.append(row("cls_token", "encoder/class_token", transforms.VECTOR))
     if config.representation_size:
         rows += pair("pre_logits.fc", "pre_logits", "dense")
     if config.num_classes is not None:

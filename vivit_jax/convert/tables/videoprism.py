@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Leaves, Row, Shapes, Transform, row
+from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Row, Shapes, row
 from vivit_jax.convert.tables.sizes import count_layers, shape_of, space_grid
+from vivit_jax.convert.tables.transforms import Leaves, Transform
 from vivit_jax.models import ViViTConfig
 
 CHANNELS = 3
@@ -50,8 +51,8 @@ def videoprism(config: ViViTConfig) -> list[Row]:
 
     ValueError with the fields by which the config differs from VideoPrism.
     """
-    differences = [f"{name}={getattr(config, name)!r}, not {value!r}" for name, value in RELEASED.items()
-             if getattr(config, name) != value]  # fmt: skip
+    fields = {name: (getattr(config, name), value) for name, value in RELEASED.items()}
+    differences = [f"{name}={ours!r}, not {value!r}" for name, (ours, value) in fields.items() if ours != value]
     if config.tubelet_size[0] != 1:
         differences.append(f"tubelet_size={config.tubelet_size}, not one frame")
     if differences:

@@ -6,20 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vivit_jax.convert.tables.rows import (
-    SEQUENCE,
-    VECTOR,
-    Dropped,
-    Format,
-    Hints,
-    Row,
-    Shapes,
-    image_kernel,
-    row,
-    slotted,
-)
+from vivit_jax.convert.tables import transforms
+from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Row, Shapes, row
 from vivit_jax.convert.tables.scenic import BLOCK, TRAINING_STATE, block_rows
-from vivit_jax.convert.tables.sizes import count_layers, image_config, require_image_model, shape_of, space_grid
+from vivit_jax.convert.tables.sizes import check_image_model, count_layers, image_config, shape_of, space_grid
 from vivit_jax.models import ViViTConfig
 
 _AUGREG = {
@@ -36,20 +26,20 @@ def vit_npz(config: ViViTConfig) -> list[Row]:
     vision_transformer prepends the class token before it adds the positions, as we do; big_vision after, so the token's
     slot is zero.
     """
-    require_image_model(config, "vit_npz (vision_transformer, AugReg, big_vision)")
+    check_image_model(config, "vit_npz (vision_transformer, AugReg, big_vision)")
     layers = "encoder/layers"
     rows = [
-        row("embedding/kernel", "tokenizer/kernel", image_kernel(config)),
+        row("embedding/kernel", "tokenizer/kernel", transforms.image_kernel(config)),
         row("embedding/bias", "tokenizer/bias"),
-        row("Transformer/posembed_input/pos_embedding", "encoder/position_embedding", SEQUENCE),
-        row("pos_embedding", "encoder/position_embedding", slotted(config)),
+        row("Transformer/posembed_input/pos_embedding", "encoder/position_embedding", transforms.SEQUENCE),
+        row("pos_embedding", "encoder/position_embedding", transforms.slotted(config)),
         row("Transformer/encoder_norm/{leaf}", "encoder/norm/{leaf}"),
         *block_rows("Transformer/encoderblock_{layer}", layers, _AUGREG),
         *block_rows("Transformer/encoderblock_{layer}", layers, BLOCK),
         *block_rows("Transformer/encoderblock", layers, BLOCK),
     ]
     if config.classifier == "token":
-        rows.append(row("cls", "encoder/class_token", VECTOR))
+        rows.append(row("cls", "encoder/class_token", transforms.VECTOR))
     if config.representation_size:
         rows.append(row("pre_logits/{leaf}", "pre_logits/{leaf}"))
     if config.num_classes is not None:
