@@ -1,8 +1,8 @@
-"""One process of a run of several, for `test_two_processes`.
+"""One process of a run of several processes, for `test_two_processes`.
 
-Start it by `python -m tests.helpers.two_processes`, arguments as `main` says.
+Start it with `python -m tests.helpers.two_processes`, arguments as `main` says.
 
-Its devices are virtual ones, 8 over all processes, so that the same program runs with any number of processes.
+All processes together have 8 virtual devices, so that the same program runs with any number of processes.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ def main(
 ) -> None:
     """Trains the run of `tests.helpers.experiment` and evaluates it; stops after `stop_after` steps unless 0."""
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES // processes}"
-    # With as many threads as devices, one that waits for a part of its product leaves none to compute it while the
-    # others wait in a collective: seen as "Termination timeout for all reduce" in runs with FSDP.
+    # More threads than devices: a thread that waits for a part of its product blocks the thread that would compute it,
+    # while the others wait in a collective: seen as "Termination timeout for all reduce" in runs with FSDP.
     os.environ["PJRT_NPROC"] = "32"
     import jax
 
@@ -39,7 +39,7 @@ def main(
     if stop_after:
         with contextlib.suppress(KeyboardInterrupt), killed_after(stop_after):
             train.train(run, workdir)
-            raise AssertionError("the run was to break off")
+            raise AssertionError("the run was not interrupted")
         print("stopped")
         return
     trained = train.train(run, workdir)

@@ -1,4 +1,4 @@
-"""The main job with every option of the data on: a mixture, a part of it, segments, several clips of a video."""
+"""A training run on a mixture, with subset, segments and several clips per video."""
 
 import dataclasses
 import json
@@ -13,14 +13,14 @@ from vivit_jax.evaluation import evaluate, results
 
 
 def second_data_set(folder):
-    """moving_digits again, under a name of its own, where one class is called otherwise."""
+    """The records of moving_digits under a second name."""
     records = folder / "more_digits" / "1.0.0"
     records.parent.mkdir()
     (records).symlink_to(build.records_folder("moving_digits", folder), target_is_directory=True)
     return records
 
 
-def test_a_run_on_a_mixture(tmp_path, monkeypatch):
+def test_training_on_a_mixture(tmp_path, monkeypatch):
     folder = tmp_path / "data"
     build.prepare("moving_digits", folder, progress=False, train=24, validation=16)
     second = second_data_set(folder)

@@ -1,0 +1,28 @@
+"""Opening the data of a config."""
+
+import shutil
+
+import pytest
+
+from tests.helpers.experiment import experiment
+from vivit_jax.data.open import open_data
+
+
+def test_folder_of_videos_becomes_a_custom_data_set(data_dir, tmp_path):
+    clips = sorted((data_dir / "moving_digits" / "videos").glob("*.mp4"))
+    for number, clip in enumerate(clips[:6]):
+        folder = tmp_path / "mine" / ("train" if number < 4 else "val") / ("wave", "nod")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(clip, folder)
+    fields = {
+        "data__name": "gestures",
+        "data__dir": str(tmp_path / "records"),
+        "data__video_dir": str(tmp_path / "mine"),
+    }
+    train_set, eval_set = open_data(experiment(data_dir, **fields).data)
+    assert (train_set.num_videos, eval_set.num_videos) == (4, 2)
+    assert train_set.class_names == {"label": ["nod", "wave"]}
+    (tmp_path / "mine" / "train" / "nod" / "late.mp4").write_bytes(b"")  # records that exist are not rebuilt
+    assert open_data(experiment(data_dir, **fields).data)[0].num_videos == 4
+    with pytest.raises(ValueError, match=r"config\.data\.video_dir=.* needs a config\.data\.name of its own.*is taken"):
+        open_data(experiment(data_dir, **(fields | {"data__name": "kinetics400"})).data)
