@@ -134,12 +134,12 @@ def two_processes(body, timeout=120):
         for i in range(2)
     ]  # fmt: skip
     try:
-        found = [child.communicate(timeout=timeout) for child in children]
+        outputs = [child.communicate(timeout=timeout) for child in children]
     finally:
         for child in children:
             child.kill()
     seconds = time.monotonic() - began
-    return [(child.returncode, *texts, seconds) for child, texts in zip(children, found, strict=True)]
+    return [(child.returncode, *texts, seconds) for child, texts in zip(children, outputs, strict=True)]
 
 
 def test_two_processes_compute_together_and_only_primary_logs():

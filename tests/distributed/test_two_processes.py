@@ -35,30 +35,30 @@ def run(data_dir, workdir, processes, mesh, stop_after=0):
         assert ("stopped" if stop_after else "RESULT") in out
     if stop_after:
         return None
-    found = [json.loads(out.partition("RESULT")[2]) for out, _ in outputs]
-    assert all(other == found[0] for other in found)
-    return found[0]
+    results = [json.loads(out.partition("RESULT")[2]) for out, _ in outputs]
+    assert all(other == results[0] for other in results)
+    return results[0]
 
 
 @pytest.mark.slow
 def test_one_and_two_processes_give_the_same_run_on_any_mesh(tmp_path):
     data = tmp_path / "data"
     build.prepare("moving_digits", data, progress=False, train=20, validation=13)
-    whole = run(data, tmp_path / "whole", 1, {"data": 8})
-    assert whole["videos"] == 13
-    assert whole["evaluated"] == pytest.approx(whole["trained"])
+    reference = run(data, tmp_path / "reference", 1, {"data": 8})
+    assert reference["videos"] == 13
+    assert reference["evaluated"] == pytest.approx(reference["trained"])
 
     # Started by one process, resumed by two and evaluated by one again, each time with another sharding of the state:
     # FSDP across the processes, frames and heads split within each.
     run(data, tmp_path / "w", 1, {"fsdp": 8}, stop_after=STOP)
     two = run(data, tmp_path / "w", 2, {"fsdp": 2, "tensor": 2, "sequence": 2})
     assert two["videos"] == 13
-    assert two["evaluated"] == pytest.approx(whole["evaluated"], rel=1e-4)
+    assert two["evaluated"] == pytest.approx(reference["evaluated"], rel=1e-4)
     again = run(data, tmp_path / "w", 1, {"fsdp": 4, "tensor": 2})
     assert again["evaluated"] == pytest.approx(two["evaluated"], rel=1e-5)
     first, again = (
         flax.traverse_util.flatten_dict(convert.load_model(tmp_path / workdir)[1], sep="/")
-        for workdir in ("whole", "w")
+        for workdir in ("reference", "w")
     )
     for name, leaf in first.items():
         # The softmax does not see a key's bias: its gradient is rounding, which Adam scales up to steps.

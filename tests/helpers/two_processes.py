@@ -43,8 +43,8 @@ def main(
         print("stopped")
         return
     trained = train.train(run, workdir)
-    found = evaluate.evaluate(run, workdir)
-    print("RESULT" + json.dumps({"trained": trained, "evaluated": found.scalars, "videos": found.counted}))
+    result = evaluate.evaluate(run, workdir)
+    print("RESULT" + json.dumps({"trained": trained, "evaluated": result.scalars, "videos": result.counted}))
 
 
 if __name__ == "__main__":

@@ -28,11 +28,11 @@ def test_training_on_a_mixture(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "prepare", lambda name, *rest: second if name == "more_digits" else real(name, *rest))
 
     def renamed(records, split):
-        found = opened(records, split)
+        record_split = opened(records, split)
         if records != second:
-            return found
-        verbs = [*found.class_names["verb"][:-1], "juggle"]
-        return dataclasses.replace(found, class_names={**found.class_names, "verb": verbs})
+            return record_split
+        verbs = [*record_split.class_names["verb"][:-1], "juggle"]
+        return dataclasses.replace(record_split, class_names={**record_split.class_names, "verb": verbs})
 
     monkeypatch.setattr("vivit_jax.data.open.open_split", renamed)
     changes = {

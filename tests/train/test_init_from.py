@@ -36,30 +36,30 @@ def image_vit(tmp_path_factory):
 
 def test_run_from_pretrained_weights_resumes_without_them(data_dir, image_vit, tmp_path):
     run = experiment(data_dir, num_steps=1, optimizer__warmup_epochs=0.0, init_from__path=str(image_vit))
-    found = train.train(run, tmp_path / "w")
+    metrics = train.train(run, tmp_path / "w")
     report = (tmp_path / "w" / REPORT_FILE).read_text()
     assert "resized     spatial_encoder/position_embedding" in report
     assert "from 3 x 3 to 4 x 4" in report
     saved = json.loads((tmp_path / "w" / CONFIG_FILE).read_text())["model"]
     assert (saved["activation"], saved["layer_norm_eps"]) == ("gelu", 1e-5)
-    # Neither the weights nor their activation are named again.
+    # The resumed run needs neither the weights nor their activation.
     plain = experiment(data_dir, num_steps=1, optimizer__warmup_epochs=0.0)
-    assert train.train(plain, tmp_path / "w") == pytest.approx(found)
+    assert train.train(plain, tmp_path / "w") == pytest.approx(metrics)
     again = evaluate.evaluate(plain, tmp_path / "w")
-    assert again.scalars == pytest.approx(found, abs=1e-6)
-    # The checkpoint in turn starts another model, which follows it.
+    assert again.scalars == pytest.approx(metrics, abs=1e-6)
+    # The checkpoint in turn initialises another model, which inherits its activation.
     options = convert.InitFrom(head="keep", embedding="random")
-    wanted = ViViTConfig(**{**FIELDS, "tubelet_size": (2, 14, 14)}, num_frames=4, image_size=56, num_classes=HEADS)
-    assert convert.initialise(tmp_path / "w", wanted, options).config.activation == "gelu"
-    # Its classes are told from others by their names.
+    other = ViViTConfig(**{**FIELDS, "tubelet_size": (2, 14, 14)}, num_frames=4, image_size=56, num_classes=HEADS)
+    assert convert.initialise(tmp_path / "w", other, options).config.activation == "gelu"
+    # Classes of its heads are matched by name.
     _, stored = convert.load_model(tmp_path / "w")
     with checkpointing.Checkpoints(tmp_path / "w" / "checkpoints", read_only=True) as checkpoints:
         names = checkpoints.latest_metadata()["class_names"]
     ours = {"verb": names["verb"][::-1], "noun": [f"other {name}" for name in names["noun"]]}
-    made = convert.initialise(tmp_path / "w", wanted, convert.InitFrom(embedding="random"), class_names=ours).params
+    params = convert.initialise(tmp_path / "w", other, convert.InitFrom(embedding="random"), class_names=ours).params
     assert stored["head_noun"]["kernel"].any()
-    assert not made["head_noun"]["kernel"].any()
-    np.testing.assert_array_equal(made["head_verb"]["kernel"], stored["head_verb"]["kernel"][:, ::-1])
+    assert not params["head_noun"]["kernel"].any()
+    np.testing.assert_array_equal(params["head_verb"]["kernel"], stored["head_verb"]["kernel"][:, ::-1])
 
 
 def test_first_state_holds_the_pretrained_weights(data_dir, image_vit, tmp_path):
@@ -75,7 +75,7 @@ def test_first_state_holds_the_pretrained_weights(data_dir, image_vit, tmp_path)
     expected = convert.initialise(image_vit, model.config, run.init_from, seed=run.seed).params
     jax.tree.map(np.testing.assert_array_equal, state.params, expected)
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x.sharding, y.sharding), state, scratch)
-    # What starts anew starts as without the weights.
+    # Parameters that the weights lack are the random ones.
     fresh = flax.traverse_util.flatten_dict(state.params["temporal_encoder"])
     for name, leaf in flax.traverse_util.flatten_dict(scratch.params["temporal_encoder"]).items():
         np.testing.assert_array_equal(fresh[name], leaf)
@@ -109,7 +109,7 @@ def test_convert_command_line(image_vit, tmp_path):
     assert wrong.stderr.startswith("error: scenic cannot express this model")
     assert "Traceback" not in wrong.stderr
     assert not (tmp_path / "out").exists()
-    made = command(
+    written = command(
         f"--from={image_vit}",
         f"--to={tmp_path / 'run'}",
         "--format=orbax",
@@ -120,8 +120,8 @@ def test_convert_command_line(image_vit, tmp_path):
             if name != "tubelet_size"
         ),
     )
-    assert made.returncode == 0, made.stderr
-    assert "central frame (eq. 9) from an image to 4 frames" in made.stdout
+    assert written.returncode == 0, written.stderr
+    assert "central frame (eq. 9) from an image to 4 frames" in written.stdout
     config, params = convert.load_model(tmp_path / "run")
     assert (config.activation, config.num_classes) == ("gelu", (("verb", 8), ("noun", 10)))
     assert params["tokenizer"]["kernel"].shape == (4, 14, 14, 3, 24)

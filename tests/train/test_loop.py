@@ -75,11 +75,11 @@ def test_run_writes_logs_pictures_and_usable_checkpoint(finished, data_dir):
     assert json.loads((workdir / "config.json").read_text())["seed"] == 0
 
     clip = next((data_dir / "moving_digits" / "videos").glob("*.mp4"))
-    found = predict.Predictor(workdir)(clip)
-    assert set(found.ranked) == {"verb", "noun", "action"}
+    prediction = predict.Predictor(workdir)(clip)
+    assert set(prediction.ranked) == {"verb", "noun", "action"}
     assert sum(p for _, p in predict.Predictor(workdir)(clip, top=8).ranked["verb"]) == pytest.approx(1, abs=1e-5)
-    assert found.attention.shape == (2, 4, 4)
-    assert found.attention.sum() == pytest.approx(1, abs=1e-5)
+    assert prediction.attention.shape == (2, 4, 4)
+    assert prediction.attention.sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_evaluation_of_checkpoint_agrees_with_training(finished, data_dir):
@@ -136,7 +136,7 @@ def test_nan_steps_end_the_run_and_can_be_repeated(data_dir, tmp_path):
     assert line["index"] == sorted(set(indices[step - 1]))
     assert len(line["videos"]) == len(line["index"])
     lines = [json.loads(text) for text in (tmp_path / "w" / skipped_steps.SKIPPED_FILE).read_text().splitlines()]
-    assert [(found["step"], found["in_a_row"]) for found in lines] == [(step - 1, 1), (step, 2)]
+    assert [(line["step"], line["in_a_row"]) for line in lines] == [(step - 1, 1), (step, 2)]
     # Repeated from the files alone, the step is NaN again.
     stored = np.load(folder / "batch_0.npz")
     assert stored["index"].tolist() == indices[step - 1]

@@ -37,7 +37,7 @@ def test_early_stop_count_survives_a_restart():
     assert again.over
     assert again.record == {"metric": "loss", "best": 2.0, "step": 2, "since": 2}
     assert "loss 2.0000 at step 2" in str(again)
-    assert EarlyStop("loss", 2, again.record).over  # the same command does not go on
+    assert EarlyStop("loss", 2, again.record).over  # the same command does not resume it
     assert not EarlyStop("loss", 3, again.record).over
     assert not EarlyStop("loss", 0, again.record).over
     assert not EarlyStop("top1", 2, again.record).over  # another metric: its evaluations were not counted
@@ -47,8 +47,8 @@ def test_last_evaluation_is_on_all_videos_others_on_the_same(tmp_path, monkeypat
     """An evaluator that finds more on all videos than on five of them, whatever the weights."""
 
     def make(videos):
-        found = results.Result({"verb/top1": 0.25 if videos == 5 else 0.5}, {}, videos or 40, 0, (1, 1), 0)
-        return lambda params: found
+        result = results.Result({"verb/top1": 0.25 if videos == 5 else 0.5}, {}, videos or 40, 0, (1, 1), 0)
+        return lambda params: result
 
     progress = types.SimpleNamespace(
         write=lambda text: None, report=types.SimpleNamespace(timed=lambda name: contextlib.nullcontext())

@@ -30,8 +30,8 @@ def state(step):
 
 
 def watch(workdir, most):
-    training = types.SimpleNamespace(locate=lambda place: f"clip {place}")
-    return skipped_steps.SkippedSteps(most, training, workdir, {"config": {"seed": 3}})
+    train_set = types.SimpleNamespace(locate=lambda index: f"clip {index}")
+    return skipped_steps.SkippedSteps(most, train_set, workdir, {"config": {"seed": 3}})
 
 
 def metrics(value, in_a_row, fetched, step):
@@ -53,8 +53,8 @@ def test_flags_are_fetched_one_step_late_and_at_once_after_a_skip(tmp_path):
     steps.flush(6, state(6))
     assert fetched[-1] == 6
     (line,) = (tmp_path / skipped_steps.SKIPPED_FILE).read_text().splitlines()
-    told = {"step": 4, "in_a_row": 1, "loss": None, "gradient_norm": 2.0}
-    assert json.loads(line) == told | {"index": [5, 7], "videos": ["clip 5", "clip 7"]}
+    expected = {"step": 4, "in_a_row": 1, "loss": None, "gradient_norm": 2.0}
+    assert json.loads(line) == expected | {"index": [5, 7], "videos": ["clip 5", "clip 7"]}
 
 
 @pytest.mark.parametrize("most", [1, 2])

@@ -30,8 +30,8 @@ def test_throughput_between_readings_excludes_pauses():
         if step == 3:
             with speed.paused():
                 clock.now += 50.0
-            found = speed.read(3)  # 4 s for 2 steps, 2 s of them waited
-    assert found == pytest.approx(
+            values = speed.read(3)  # 4 s for 2 steps, 2 s of them waited
+    assert values == pytest.approx(
         {
             "steps_per_second": 0.5,
             "clips_per_second": 4.0,

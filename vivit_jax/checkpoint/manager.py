@@ -245,13 +245,13 @@ class Checkpoints:
         check_optimizer(abstract.opt_state, stored["opt_state"], str(where))
         # Parts that the checkpoint lacks (the EMA was off, it is older than the guard) come back as None.
         absent = [name for name in OPTIONAL if getattr(abstract, name, None) is not None and not stored.get(name)]
-        wanted = abstract.replace(**dict.fromkeys(absent))
+        target = abstract.replace(**dict.fromkeys(absent))
         # Fields that were renamed since are read and verified under the old name.
         renamed = {old: new for old, new in RENAMED_GUARD_FIELDS.items() if old in (stored.get("guard") or {})}
-        if renamed and wanted.guard is not None:
-            guard = {field.name: getattr(wanted.guard, field.name) for field in dataclasses.fields(wanted.guard)}
-            wanted = wanted.replace(guard=guard | {old: guard.pop(new) for old, new in renamed.items()})
-        state = self._read(step, wanted)
+        if renamed and target.guard is not None:
+            guard = {field.name: getattr(target.guard, field.name) for field in dataclasses.fields(target.guard)}
+            target = target.replace(guard=guard | {old: guard.pop(new) for old, new in renamed.items()})
+        state = self._read(step, target)
         self._verify(state, metadata, where)
         if isinstance(state.guard, dict):
             guard = {renamed.get(name, name): leaf for name, leaf in state.guard.items()}
@@ -281,10 +281,10 @@ class Checkpoints:
         self._verify(restored, metadata, where)
         return restored[tree]
 
-    def _read(self, step: int, wanted: Any) -> Any:
-        """Reads the part of a step's state that `wanted` names, with its dtypes and shardings."""
+    def _read(self, step: int, target: Any) -> Any:
+        """Reads the part of a step's state that `target` names, with its dtypes and shardings."""
         args = ocp.args.PyTreeRestore(
-            wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+            target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
         )
         # A manager keeps the handler of its first restore, so each read gets a new manager.
         with ocp.CheckpointManager(

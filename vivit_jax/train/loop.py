@@ -68,7 +68,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
         hooks = session.enter(make_hooks(setup, session, progress, batches, workdir))
 
         for step in range(first_step + 1, last_step + 1):
-            # Train. The devices compute the step while the host goes on.
+            # Train. The host continues while the devices compute.
             hooks.before_batch(step)
             batch = next(batches)
             hooks.before_step(step, state)
