@@ -58,9 +58,9 @@ def test_hooks_run_in_order_and_all_are_closed():
 
 def test_hooks_are_told_of_failure():
     calls = []
-    with pytest.raises(ValueError, match="bad batch"), Hooks([Recorder("a", calls)]):
+    with pytest.raises(ValueError, match="bad batch"), Hooks([Recorder("b", calls)]):
         raise ValueError("bad batch")
-    assert calls == [("a", "close", True)]
+    assert calls == [("b", "close", True)]
 
 
 def test_order_of_a_runs_hooks(tmp_path):
