@@ -17,7 +17,6 @@ from vivit_jax.config.experiment import CONFIG_FILE, Experiment
 from vivit_jax.config.fields import differences
 from vivit_jax.config.init_from import REPORT_FILE
 from vivit_jax.config.renamed import upgrade
-from vivit_jax.report.load import CONFIG_FILE, INIT_REPORT
 from vivit_jax.train.setup import TrainSetup
 from vivit_jax.train_step import TrainProgram, TrainState
 
