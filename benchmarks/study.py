@@ -1,11 +1,11 @@
-"""The study on the embedded data set, whole: runs what is not done yet, times the steps, writes docs/study.md.
+"""The study on the embedded data set: runs the unfinished rows, times the steps, writes docs/study.md.
 
     python benchmarks/study.py --workdir=runs/study --seeds=0,1,2
 
-About two hours on two CPU cores (estimated from single runs); the same command goes on where it was. `--report-only`
-writes the document from what there is, with `--recorded=docs/study/runs.csv` from the runs in that file too. Every
-sentence about an ordering follows from the numbers: of two rows it is said which is ahead only where their means
-differ by more than twice the standard error of the difference.
+About two hours on two CPU cores (estimated from single runs); the same command continues an interrupted study.
+`--report-only` writes the document from the finished runs, and with `--recorded=docs/study/runs.csv` also from the runs
+in that file. Sentences about the order of rows are computed: two rows are ordered only if their means differ by more
+than twice the standard error of the difference.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from vivit_jax.models import ViViT
 from vivit_jax.sweep import __main__, plan
 from vivit_jax.sweep import table as sweep_table
 from vivit_jax.train_step import TrainState, make_train_step
-from vivit_jax.utils import logs, plots
+from vivit_jax.utils import logs, plots, tables
 
 CONFIG = "configs/study.py"
 HEADS = {"verb": 8, "noun": 10}
@@ -42,25 +42,23 @@ HEADS = {"verb": 8, "noun": 10}
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One table or figure of the paper, asked of the embedded data set.
+    """One table or figure of the paper, repeated on the embedded data set.
 
     Attributes:
       title, text: heading, and what is compared.
       rows: {row of the sweep: (label, published accuracy in percent, or None)}.
-      metric: what the paper's figure is held against.
     """
 
     title: str
     text: str
     rows: Mapping[str, tuple[str, float | None]]
-    metric: str = "action/top1"
 
 
 QUESTIONS = (
     Question(
         "Table 1: input encoding",
-        "Model 1, begun from an image model of the same width that was trained on single frames. Published: ViT-B on "
-        "Kinetics-400, begun from ImageNet-21k.",
+        "Model 1, initialised from an image model of the same width that was trained on single frames. Published: "
+        "ViT-B on Kinetics-400, initialised from ImageNet-21k.",
         {
             "uniform_frames": ("uniform frame sampling", 78.5),
             "tubelet_random": ("tubelet, random", 73.2),
@@ -91,9 +89,9 @@ QUESTIONS = (
     ),
     Question(
         "Table 4: regularisation, row by row",
-        "Model 2 on 300 training videos, each seen 64 times. Published: EPIC-Kitchens-100, action top-1; there the "
-        "second row starts from Kinetics-400, here from the image model. A flip changes the label of a motion that it "
-        "turns into another. The first row is ours.",
+        "Model 2 on 300 training videos, 64 epochs. Published: EPIC-Kitchens-100, action top-1, where the second row "
+        "starts from Kinetics-400; here it starts from the image model. A flip that turns a motion into another one "
+        "also changes the label. The first row is not in the paper.",
         {
             "few_none": ("centre crop, nothing else", None),
             "few_crop_flip_colour": ("random crop, flip, colour jitter", 38.4),
@@ -106,7 +104,7 @@ QUESTIONS = (
     ),
     Question(
         "Figure 8: tubelet length",
-        "Shorter tubelets make more tokens. The paper finds that accuracy rises with the tokens for every model.",
+        "Shorter tubelets give more tokens. The paper finds that accuracy increases with the tokens for every model.",
         {
             "model1_t2": ("Model 1, t = 2", None),
             "model1": ("Model 1, t = 4", None),
@@ -118,8 +116,9 @@ QUESTIONS = (
     ),
     Question(
         "Figure 9: frames at constant tokens, against views",
-        "Model 2 on every frame of a clip; the tubelet grows with the clip, so that there are always 64 tokens. The "
-        "paper finds that more frames are better, and accuracy level once the views together see the whole video.",
+        "Model 2 on every frame of a clip. The tubelet length grows with the clip, so that there are always 64 "
+        "tokens. The paper finds that more frames are better, and that accuracy saturates once the views cover the "
+        "whole video.",
         {
             "frames_8": ("8 frames, t = 2", None),
             "frames_16": ("16 frames, t = 4", None),
@@ -132,27 +131,27 @@ INTRODUCTION = (
     "`moving_digits`: eight motions (verb) in four time-reversed pairs, ten handwritten digits (noun), both together "
     "the action. Models of width 96 and three layers, 600 steps of 32 clips. Accuracies are top-1 in percent on the "
     "held-out videos, mean ± standard deviation over the seeds; chance is 12.5 (verb), 10 (noun), 1.25 (action). "
-    "MFLOPs are 10^6 multiply-adds of the forward pass of a clip. *Published* is the paper's figure, on other data "
-    "with other models: only the order of its rows can be compared. Two rows are said to differ where their means do "
-    "by more than two standard errors."
+    "MFLOPs are 10^6 multiply-adds of the forward pass of a clip. *Published* is the paper's number, on other data "
+    "with larger models: only the order of the rows can be compared. Two rows differ if their means differ by more "
+    "than two standard errors."
 )
 REVERSALS = (
-    "A motion and its reversal show the same frames. The average of the frames' vectors cannot tell them apart where "
-    "each token sees one frame (*average pool uniform frames*): of the verbs whose pair is right, half can be right. "
-    "Tubelets of four frames see motion by themselves (*average pool*)."
+    "A motion and its reversal have the same frames. If each token sees one frame (*average pool uniform frames*), the "
+    "average over frames cannot distinguish them: at most half of the verbs whose pair is right can be right. Tubelets "
+    "of four frames see motion by themselves (*average pool*)."
 )
 TIMES = (
-    "Two CPU cores, batches of 32, medians; the models take turns, so that a noisy machine is noisy for all. The "
-    "paper's are forward passes of ViT-B on a TPU v3, where Model 1 has 3,137 tokens to attend to and not 65."
+    "Two CPU cores, batches of 32, medians; the models alternate, so that noise of the machine affects all of them. "
+    "The published times are forward passes of ViT-B on a TPU v3, where Model 1 attends to 3,137 tokens instead of 65."
 )
-CONCLUSIONS = "## What we make of it"
+CONCLUSIONS = "## Conclusions"
 TIMED = ("model1", "model2", "model3", "model4", "average_pool")
 
 
 def compare(results: Sequence[plan.Result], first: str, second: str, metric: str) -> int | None:
-    """1 where `first` is ahead of `second` by more than two standard errors of the difference, -1 behind, 0 neither.
+    """Returns 1 if `first` is better than `second` by more than two standard errors, -1 if worse, 0 if neither.
 
-    None with fewer than two seeds of either, which have no spread.
+    None if either has fewer than two seeds.
     """
     values = [[r.metrics[metric] for r in results if r.row == row and metric in r.metrics] for row in (first, second)]
     if min(map(len, values)) < 2:
@@ -163,7 +162,7 @@ def compare(results: Sequence[plan.Result], first: str, second: str, metric: str
 
 
 def agreement(results: Sequence[plan.Result], question: Question, metric: str) -> str:
-    """What the pairs of rows say of the paper's ordering, as a sentence."""
+    """Returns a sentence on how many pairs of rows have the paper's order."""
     published = {row: value for row, (_, value) in question.rows.items() if value is not None}
     counts: dict[str, list[str]] = collections.defaultdict(list)
     for first, second in itertools.combinations(published, 2):
@@ -176,55 +175,46 @@ def agreement(results: Sequence[plan.Result], question: Question, metric: str) -
     pairs = sum(map(len, counts.values())) - len(counts["unknown"])
     if not pairs:
         return ""
-    text = f"{metric}: of the {pairs} pairs that the paper orders, and that have two seeds or more here, "
-    text += f"{len(counts['agree'])} come out in its order"
-    text += f", {len(counts['disagree'])} in the opposite order, {len(counts['open'])} within the spread of the seeds."
+    text = f"{metric}: of {pairs} pairs of rows that the paper orders, {len(counts['agree'])} have its order here, "
+    text += f"{len(counts['disagree'])} the opposite order, {len(counts['open'])} no significant order."
     if counts["disagree"]:
-        text += f" Opposite to the paper, here is behind what there is ahead: {'; '.join(counts['disagree'])}."
+        text += f" Opposite to the paper's order: {'; '.join(counts['disagree'])}."
     return text
 
 
-def table(results: Sequence[plan.Result], question: Question) -> list[str]:
-    """The rows of a question as Markdown lines: accuracies in percent, mean ± standard deviation over the seeds."""
-    lines = [
-        "| | verb | noun | action | published | parameters | MFLOPs | seeds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def table(results: Sequence[plan.Result], question: Question) -> str:
+    """Returns the table of a question: accuracies in percent, mean ± standard deviation over the seeds."""
+    rows = []
     for row, (label, published) in question.rows.items():
-        runs = [found for found in results if found.row == row]
-        cells = [label]
-        for head in ("verb", "noun", "action"):
-            value = sweep_table.mean_and_deviation(runs, row, f"{head}/top1")
-            spread = "" if value is None or value[1] is None else f" ± {100 * value[1]:.1f}"
-            cells.append("" if value is None else f"{100 * value[0]:.1f}{spread}")
-        cells.append("" if published is None else f"{published:.1f}")
-        cells += [f"{runs[0].parameters:,}", f"{1e3 * runs[0].gflops:.1f}", str(len(runs))] if runs else ["", "", "0"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        runs = [result for result in results if result.row == row]
+        values = [sweep_table.mean_and_deviation(runs, row, f"{head}/top1") for head in ("verb", "noun", "action")]
+        cells = [label, *map(sweep_table.format_cell, values), "" if published is None else f"{published:.1f}"]
+        size = [f"{runs[0].parameters:,}", f"{1e3 * runs[0].gflops:.1f}", len(runs)] if runs else ["", "", 0]
+        rows.append([*cells, *size])
+    header = ["", "verb", "noun", "action", "published", "parameters", "MFLOPs", "seeds"]
+    return tables.to_markdown(header, rows)
 
 
-def reversed_motions(runs: Sequence[plan.Run]) -> list[str]:
-    """Whether each model tells a motion from its reversal: a table from the `predictions.csv` of its runs."""
-    rows = (*TIMED, "average_pool_uniform_frames")
-    lines = ["| | verb right | verb or its reversal | of these, the right one |", "|---|---|---|---|"]
-    for row in rows:
-        found = []
+def reversed_motions(runs: Sequence[plan.Run]) -> str:
+    """Returns a table of how often each model distinguishes a motion from its reversal, from `predictions.csv`."""
+    rows = []
+    for row in (*TIMED, "average_pool_uniform_frames"):
+        shares = []
         for run in runs:
             path = run.workdir / predictions.FILE
             if run.row == row and path.exists():
                 verbs = [e for e in predictions.read(path) if e["head"] == "verb" and e["ranked"]]
                 truth = np.array([VERBS.index(e["truth"]) for e in verbs])
-                said = np.array([VERBS.index(e["ranked"][0][0]) for e in verbs])
-                right, pair = truth == said, truth // 2 == said // 2
-                found.append((right.mean(), pair.mean(), right.sum() / pair.sum()))
-        if found:
-            means = [f"{100 * value:.1f}" for value in np.mean(found, axis=0)]
-            lines.append(f"| {row.replace('_', ' ')} | {' | '.join(means)} |")
-    return lines
+                predicted = np.array([VERBS.index(e["ranked"][0][0]) for e in verbs])
+                right, pair = truth == predicted, truth // 2 == predicted // 2
+                shares.append((right.mean(), pair.mean(), right.sum() / pair.sum()))
+        if shares:
+            rows.append([row.replace("_", " "), *(f"{100 * value:.1f}" for value in np.mean(shares, axis=0))])
+    return tables.to_markdown(["", "verb right", "verb or its reversal right", "right among these"], rows)
 
 
 def views(runs: Sequence[plan.Run], rows: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
-    """{row: [(temporal views, mean verb top-1)]}, from the `evaluation.json` of the runs."""
+    """Returns {row: [(temporal views, mean verb top-1)]}, from the `evaluation.json` of the runs."""
     found: dict[str, dict[int, list[float]]] = {row: collections.defaultdict(list) for row in rows}
     for run in runs:
         path = run.workdir / RESULT_FILE
@@ -235,7 +225,7 @@ def views(runs: Sequence[plan.Run], rows: Sequence[str]) -> dict[str, list[tuple
 
 
 def step_times(runs: Sequence[plan.Run], repeats: int) -> dict[str, tuple[float, float]]:
-    """{row: (ms of a training step of 32 clips, ms of a forward pass)}, medians; the models take turns."""
+    """Returns {row: (ms of a training step of 32 clips, ms of a forward pass)}, medians; the models alternate."""
     programs = {}
     for row in TIMED:
         experiment = next(run.experiment for run in runs if run.row == row)
@@ -263,22 +253,19 @@ def step_times(runs: Sequence[plan.Run], repeats: int) -> dict[str, tuple[float,
     return {row: tuple(statistics.median(kind) for kind in kinds) for row, kinds in times.items()}
 
 
-def times_table(times: Mapping[str, Sequence[float]]) -> list[str]:
-    """Step times as Markdown lines, with the ratio to Model 2."""
+def times_table(times: Mapping[str, Sequence[float]]) -> str:
+    """Returns a table of step times, with the ratio to Model 2."""
     published = {"model1": 58.9, "model2": 17.4, "model3": 31.7, "model4": 22.9, "average_pool": 17.3}
-    lines = [
-        "| | step ms | to Model 2 | forward ms | to Model 2 | published, to Model 2 |",
-        "|---|---|---|---|---|---|",
-    ]
+    base, rows = times["model2"], []
     for row, (step, forward) in times.items():
-        base = times["model2"]
-        ratios = f"{step:.0f} | {step / base[0]:.2f} | {forward:.0f} | {forward / base[1]:.2f}"
-        lines.append(f"| {row.replace('_', ' ')} | {ratios} | {published[row] / published['model2']:.2f} |")
-    return lines
+        ratios = [f"{step:.0f}", f"{step / base[0]:.2f}", f"{forward:.0f}", f"{forward / base[1]:.2f}"]
+        rows.append([row.replace("_", " "), *ratios, f"{published[row] / published['model2']:.2f}"])
+    header = ["", "step ms", "ratio to Model 2", "forward ms", "ratio to Model 2", "published ratio"]
+    return tables.to_markdown(header, rows)
 
 
 def plot(results: Sequence[plan.Result], question: Question, by_views: Mapping, path: epath.Path) -> None:
-    """A question's rows: verb, noun and action with their standard deviations; Figure 9 against the views too."""
+    """Plots verb, noun and action of a question's rows with standard deviations; for Figure 9 also the views."""
     figure, panels = plots.plt.subplots(
         1, 2 if by_views else 1, figsize=(10 if by_views else 7, 0.9 + 0.55 * len(question.rows)), layout="constrained",
         squeeze=False,
@@ -309,7 +296,7 @@ def plot(results: Sequence[plan.Result], question: Question, by_views: Mapping, 
 
 
 def recorded(path: str) -> dict[tuple[str, int], plan.Result]:
-    """{(row, seed): run} of a file that `sweep_table.to_csv` wrote, failures left out."""
+    """Returns {(row, seed): result} of the successful runs in a file that `sweep_table.to_csv` wrote."""
     runs = {}
     for line in csv.DictReader(io.StringIO(epath.Path(path).read_text())):
         row, seed, parameters, gflops, failure = (
@@ -322,22 +309,22 @@ def recorded(path: str) -> dict[tuple[str, int], plan.Result]:
 
 
 def document(runs: Sequence[plan.Run], results: Sequence[plan.Result], times: Mapping, folder: epath.Path) -> str:
-    """The text of docs/study.md; its plots go to `folder`."""
+    """Returns the text of docs/study.md; writes its plots to `folder`."""
     done = [found for found in results if not found.failure]
     seeds = sorted({found.seed for found in done})
-    said = f"Written by `python benchmarks/study.py` from {len(done)} runs, seeds {', '.join(map(str, seeds))}."
-    lines = ["# The study: the paper's questions, asked of the embedded data set", "", f"{said} {INTRODUCTION}", ""]
+    source = f"Written by `python benchmarks/study.py` from {len(done)} runs, seeds {', '.join(map(str, seeds))}."
+    lines = ["# The study: the paper's tables and figures on the embedded data set", "", f"{source} {INTRODUCTION}", ""]
     for question in QUESTIONS:
         name = question.title.partition(":")[0].lower().replace(" ", "")
         by_views = views(runs, list(question.rows)) if name == "figure9" else {}
         plot(done, question, by_views, folder / f"{name}.png")
-        lines += [f"## {question.title}", "", question.text, "", *table(done, question), ""]
+        lines += [f"## {question.title}", "", question.text, "", table(done, question), ""]
         lines += [line for metric in ("action/top1", "verb/top1") if (line := agreement(done, question, metric))]
         lines += ["", f"![{question.title}]({folder.name}/{name}.png)", ""]
         if name == "table2":
-            lines += ["### Motions and their reversals", "", *reversed_motions(runs), "", REVERSALS, ""]
+            lines += ["### Motions and their reversals", "", reversed_motions(runs), "", REVERSALS, ""]
             if times:
-                lines += ["### Time of a step", "", TIMES, "", *times_table(times), ""]
+                lines += ["### Time of a step", "", TIMES, "", times_table(times), ""]
     return "\n".join(lines)
 
 
@@ -346,10 +333,10 @@ def main() -> None:
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", default="docs/study.md")
-    parser.add_argument("--set", action="append", default=[], help="FIELD=VALUE, laid over every row")
-    parser.add_argument("--report-only", action="store_true", help="train nothing, time nothing")
-    parser.add_argument("--recorded", help="runs.csv of other runs, for those that the workdir does not have")
-    parser.add_argument("--repeats", type=int, default=15, help="of the timing")
+    parser.add_argument("--set", action="append", default=[], help="FIELD=VALUE, an override for every row")
+    parser.add_argument("--report-only", action="store_true", help="write the document only")
+    parser.add_argument("--recorded", help="runs.csv with results of runs that are not in the workdir")
+    parser.add_argument("--repeats", type=int, default=15, help="repeats of the timing")
     options = parser.parse_args()
     logs.configure_logging()
     module = plan.load_sweep(CONFIG)
@@ -370,7 +357,7 @@ def main() -> None:
     out = epath.Path(options.out)
     folder = out.parent / out.stem
     folder.mkdir(parents=True, exist_ok=True)
-    # What was made of the numbers by people stays.
+    # The conclusions are written by hand: they stay.
     kept = out.read_text().partition(CONCLUSIONS)[1:] if out.exists() else ()
     out.write_text("\n".join([document(runs, results, times, folder), "".join(kept)]))
     (folder / "runs.csv").write_text(sweep_table.to_csv(results))
