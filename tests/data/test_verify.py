@@ -1,4 +1,4 @@
-"""verify.py: sound records pass; every kind of damage is found, with its place."""
+"""Verification: sound records pass; every kind of damage is found and located."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def copy(tiny_records, tmp_path):
 
 
 def rewrite(split, number, change):
-    """Writes the shard again with one record changed (same length), and the index with the new checksums."""
+    """Rewrites the shard with one changed record, and the index to match."""
     path = split.shard_paths[int(split.chunk_shard[number])]
     records = list(tf.data.TFRecordDataset(path).as_numpy_iterator())
     example = tf.train.Example.FromString(records[number])
@@ -39,7 +39,7 @@ def rewrite(split, number, change):
     split.save()
 
 
-def test_sound(tiny_records, capsys):
+def test_sound_records(tiny_records, capsys):
     verify.main([str(tiny_records)])
     out = capsys.readouterr().out
     train = open_split(tiny_records, "train")
@@ -61,9 +61,7 @@ def test_flipped_bits(copy, where, part, capsys):
     assert all("record 9 " in line for line in out.splitlines() if "tfrecord" in line), "the others are sound"
 
 
-def test_what_a_checksum_does_not_tell(copy):
-    """Records whose checksum is right and whose contents are not."""
-
+def test_wrong_contents_with_right_checksums(copy):
     def set_chunk(features):
         features["chunk"].int64_list.value[:] = [5]
 
@@ -92,9 +90,9 @@ def test_what_a_checksum_does_not_tell(copy):
     ]
     for number, (change, _) in enumerate(damages):
         rewrite(open_split(copy, "validation"), 2 * number, change)
-    found = problems(copy)
-    assert len(found) == len(damages), found
-    for number, (reason, (_, part)) in enumerate(zip(found, damages, strict=True)):
+    reasons = problems(copy)
+    assert len(reasons) == len(damages), reasons
+    for number, (reason, (_, part)) in enumerate(zip(reasons, damages, strict=True)):
         assert part in reason
         assert f"record {2 * number} at byte" in reason
 
@@ -103,8 +101,8 @@ def test_totals_labels_and_class_names(copy):
     split = open_split(copy, "validation")
     split.labels["verb"][3] = 8
     split.save()
-    found = problems(copy)
-    assert f"index: video 3, {split.video_id[3]}: verb 8 is outside 0 to 7" in found
+    reasons = problems(copy)
+    assert f"index: video 3, {split.video_id[3]}: verb 8 is outside 0 to 7" in reasons
     split.labels["verb"][3] = 0
     split.save()
     summary = json.loads((copy / "summary.json").read_text())
@@ -129,7 +127,7 @@ def test_sequences(tmp_path):
     path = write_shards(tmp_path, "train", records, 1)[0]
     index_main([str(tmp_path)])
     (report,) = verify.verify(tmp_path, progress=False)
-    assert (report.videos, report.left_out, report.num_problems) == (4, 1, 3)
+    assert (report.videos, report.left_out, len(report.problems)) == (4, 1, 3)
     places = indexing.record_positions(path)[:, 0]
     for problem, (record, part) in zip(
         report.problems,
@@ -140,6 +138,6 @@ def test_sequences(tmp_path):
         assert part in problem.reason
 
 
-def test_nothing_there(tmp_path):
+def test_folder_without_records(tmp_path):
     with pytest.raises(SystemExit, match=r"no index of records .*vivit_jax\.data\.index"):
         verify.main([str(tmp_path)])

@@ -1,6 +1,6 @@
 """Miniatures of the data sets: a few videos each, in the official layout, with the official files.
 
-Every frame has its number drawn into it (`conftest.read_number`), so that a test can tell which frames it got. What is
+Every frame has its number drawn into it (`videos.read_number`), so that a test can tell which frames it got. What is
 odd in the real files is in these too: quoted labels, ids that begin with "-", files that are absent, damaged, replaced
 or not cut yet, several frame rates, several segments of a video, test lists without labels.
 """
@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.data.conftest import numbered_video
+from tests.helpers.videos import numbered_video
 from vivit_jax.data import catalog
 from vivit_jax.data.annotations import epic
 from vivit_jax.data.annotations import kinetics as kinetics_format

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.data.conftest import draw_number
+from tests.helpers.videos import draw_number
 from vivit_jax.data.host_tf import tf
 
 

@@ -13,8 +13,8 @@ import pytest
 from etils import epath
 from etils.epath import gpath, register
 
-from tests.data.conftest import numbered_video
 from tests.helpers.sequences import numbered_frames, sequence, write_shards
+from tests.helpers.videos import numbered_video
 from vivit_jax.data import build, pipeline, verify
 from vivit_jax.data.build import shards, tfds_builder
 from vivit_jax.data.config import PipelineOptions
@@ -89,7 +89,7 @@ def test_bucket_records_are_scanned_and_verified(here, there):
         np.testing.assert_array_equal(split.chunk_checksum, written.chunk_checksum)
         np.testing.assert_array_equal(split.chunk_offset, written.chunk_offset)
     reports = verify.verify(folder, 1, progress=False)
-    assert [report.num_problems for report in reports] == [0, 0]
+    assert [report.problems for report in reports] == [[], []]
     assert sum(report.videos for report in reports) == 16
     shard = folder / list_shards(folder)["train"][0]
     sound = shard.read_bytes()

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.data.conftest import numbered_video
 from tests.helpers import miniature
+from tests.helpers.videos import numbered_video
 from vivit_jax.data import annotations, catalog
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.data.conftest import numbered_video
+from tests.helpers.videos import numbered_video
 from vivit_jax.data import annotations, catalog
 
 KINETICS_TRAIN = '''label,youtube_id,time_start,time_end,split,is_cc

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data.conftest import numbered_video
+from tests.helpers.videos import numbered_video
 from vivit_jax.data import annotations, build, catalog
 from vivit_jax.data.build import beam, shards
 from vivit_jax.data.video import encode

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.data.conftest import bad_files, numbered_video, read_number
+from tests.helpers.videos import bad_files, numbered_video, read_number
 from vivit_jax.data import annotations, build, catalog, paths, workers
 from vivit_jax.data.build.__main__ import main as build_main
 from vivit_jax.data.host_tf import tf

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from tests.data.conftest import read_number
 from tests.helpers import miniature
+from tests.helpers.videos import read_number
 from vivit_jax.data import build, catalog, pipeline
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.records.split import open_split

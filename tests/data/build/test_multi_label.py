@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.data.conftest import numbered_video
+from tests.helpers.videos import numbered_video
 from vivit_jax.data import annotations, build, catalog, pipeline, verify
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf

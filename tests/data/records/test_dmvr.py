@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from tests.data.conftest import read_number
 from tests.helpers.sequences import flip_bit, jpeg, numbered_frames, sequence, write_shards
+from tests.helpers.videos import read_number
 from vivit_jax.data import pipeline, verify
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf

@@ -1,14 +1,14 @@
-"""decode.py: the right frames, upright, at the right times; bad files end in a `VideoError`."""
+"""Decoding: the right frames, upright, at the right times; bad files raise `VideoError`."""
 
 import re
 
 import numpy as np
 import pytest
 
-from tests.data.conftest import bad_files, numbered_video, read_number, write_video
+from tests.helpers.videos import bad_files, numbered_video, read_number, write_video
 from vivit_jax.data.video import decode
 
-# Of the clips' own table (codec, size, frames a second, number of frames).
+# Height and width, frames per second, number of frames of each clip, from its README.
 CLIPS = {
     "arm_wrestling.mp4": ((256, 340), 28, 280),
     "hurdling.mp4": ((180, 320), 25, 252),
@@ -30,7 +30,7 @@ def test_reads_real_clips(shared, name):
     assert video.fps == pytest.approx(fps)
     assert (np.diff(video.times) > 0).all()
     assert video.times[-1] == pytest.approx((count - 1) / fps, abs=0.1)
-    assert video.frames.std() > 10  # pictures, not grey
+    assert video.frames.std() > 10  # not a constant gray
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts"])
@@ -51,8 +51,8 @@ def test_cut_and_short_side(tmp_path):
         decode.read_video(path, start=7, end=9)
 
 
-def test_limited_range_becomes_full(tmp_path):
-    """Video black and white are 16 and 235; pictures are 0 to 255."""
+def test_limited_range_is_expanded(tmp_path):
+    """Black and white are 16 and 235 in the video, 0 and 255 in the frames."""
     frames = np.zeros((4, 64, 64, 3), np.uint8)
     frames[:, 32:] = 255
     video = decode.read_video(write_video(tmp_path / "v.mp4", frames))
@@ -60,9 +60,9 @@ def test_limited_range_becomes_full(tmp_path):
 
 
 def test_rotation_is_applied(tmp_path):
-    """A phone's portrait video: landscape frames and a matrix in the track's header, "turn 90 degrees clockwise"."""
+    """A portrait video of a phone: landscape frames, and a matrix that rotates them 90 degrees clockwise."""
     frames = np.zeros((8, 64, 128, 3), np.uint8)
-    frames[:, :, :64] = 255  # the left half is bright, so after turning clockwise the upper half is
+    frames[:, :, :64] = 255  # the left half is bright; after the rotation, the upper half is
     path = write_video(tmp_path / "v.mp4", frames)
     data = path.read_bytes()
     unit = b"\x00\x01\x00\x00"
@@ -70,10 +70,9 @@ def test_rotation_is_applied(tmp_path):
     zero = b"\x00\x00\x00\x00"
     last = b"\x40\x00\x00\x00"
     identity = unit + zero + zero + zero + unit + zero + zero + zero + last
-    turned = zero + unit + zero + minus + zero + zero + zero + zero + last
-    track = data.index(b"tkhd")
-    place = data.index(identity, track)
-    path.write_bytes(data[:place] + turned + data[place + len(identity) :])
+    rotation = zero + unit + zero + minus + zero + zero + zero + zero + last
+    start = data.index(identity, data.index(b"tkhd"))
+    path.write_bytes(data[:start] + rotation + data[start + len(identity) :])
     video = decode.read_video(path)
     assert video.frames.shape == (8, 128, 64, 3)
     assert video.frames[:, :60].min() > 240

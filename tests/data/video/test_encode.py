@@ -1,4 +1,4 @@
-"""encode.py: frame rates measured and chosen, colours as FFmpeg's own filters make them, real clips to records."""
+"""Encoding: measured and requested frame rates, colours as of FFmpeg's filters, real clips to records."""
 
 import fractions
 
@@ -6,48 +6,50 @@ import av
 import numpy as np
 import pytest
 
-from tests.data.video.test_bad_files import ALL, DOUBLED, VARIABLE, numbers, run, write
-from vivit_jax.data import build as building
+from tests.helpers.videos import ALL, DOUBLED, VARIABLE, encode_segment, shown_numbers, write_video
+from vivit_jax.data import build
 from vivit_jax.data.records.split import open_split
 from vivit_jax.data.video import decode, encode
 
 
-def test_frame_rate_and_what_was_repaired(tmp_path):
-    steady = run(write(tmp_path / "steady.mkv", fps=fractions.Fraction(30_000, 1001)))
+def test_frame_rate_and_repaired_stamps(tmp_path):
+    steady = encode_segment(write_video(tmp_path / "steady.mkv", fps=fractions.Fraction(30_000, 1001)))
     assert (steady.fps, steady.varies, steady.repaired) == (pytest.approx(30_000 / 1001), False, 0)
-    variable = run(write(tmp_path / "v.mp4", stamps=VARIABLE))
+    variable = encode_segment(write_video(tmp_path / "v.mp4", stamps=VARIABLE))
     assert (variable.fps, variable.varies, variable.repaired) == (pytest.approx(25), True, 0)
-    doubled = run(write(tmp_path / "d.mkv", stamps=DOUBLED, options={"bf": "0"}))
+    doubled = encode_segment(write_video(tmp_path / "d.mkv", stamps=DOUBLED, options={"bf": "0"}))
     assert doubled.repaired == 2
     times = [round(frame.time, 3) for frame in decode.iterate_frames(tmp_path / "d.mkv")]
-    assert times[2:7] == [0.08, 0.12, 0.14, 0.2, 0.24], "the stamps after a doubled one count again"
+    assert times[2:7] == [0.08, 0.12, 0.14, 0.2, 0.24], "the stamps after a repeated one are used again"
 
 
-def test_chosen_frame_rate(tmp_path):
-    """The frame for each point in time is the last at or before it; none comes twice."""
-    path = write(tmp_path / "v.mp4")
+def test_requested_frame_rate(tmp_path):
+    """The frame for each sampling time is the last one at or before it; none is stored twice."""
+    path = write_video(tmp_path / "v.mp4")
     for fps, expected in ((10, [0, 2, 5, 7, 10, 12, 15, 17]), (12.5, ALL[::2]), (25, ALL), (60, ALL), (1, [0])):
-        segment = run(path, encode.EncodeOptions(None, 90, fps))
-        assert numbers(segment) == expected, fps
+        segment = encode_segment(path, encode.EncodeOptions(None, 90, fps))
+        assert shown_numbers(segment) == expected, fps
         assert segment.fps == min(fps, 25)
-    late = run(path, encode.EncodeOptions(None, 90, 10), segment=(0.2, 0.6))
-    assert numbers(late) == [5, 7, 10, 12], "counted from the segment's first frame"
-    variable = run(write(tmp_path / "variable.mp4", stamps=VARIABLE), encode.EncodeOptions(None, 90, 5))
+    late = encode_segment(path, encode.EncodeOptions(None, 90, 10), segment=(0.2, 0.6))
+    assert shown_numbers(late) == [5, 7, 10, 12], "counted from the segment's first frame"
+    variable = encode_segment(
+        write_video(tmp_path / "variable.mp4", stamps=VARIABLE), encode.EncodeOptions(None, 90, 5)
+    )
     shown = [max(i for i in ALL if VARIABLE[i] <= 200 * k) for k in range(7)]
-    assert numbers(variable) == sorted(set(shown))
+    assert shown_numbers(variable) == sorted(set(shown))
 
 
 @pytest.mark.parametrize(
     "fault", [{"quality": 0}, {"quality": 96}, {"fps": 0.0}, {"fps": float("nan")}, {"short_side": 0}]
 )
-def test_form_limits(fault):
+def test_option_limits(fault):
     (name,) = fault
     with pytest.raises(ValueError, match=f"{name} is"):
         encode.EncodeOptions(**({"short_side": 256} | fault))
 
 
 def by_filters(path):
-    """RGB frames [T, H, W, 3] by FFmpeg's filter graph, and nothing of ours."""
+    """Decodes RGB frames [T, H, W, 3] with FFmpeg's filter graph alone."""
     frames = []
     with av.open(str(path)) as container:
         graph = av.filter.Graph()
@@ -63,28 +65,28 @@ def by_filters(path):
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p", "yuv420p10le", "gray", "yuv444p", "yuvj444p"])
 def test_colours(tmp_path, pix_fmt):
-    """Against the pictures that went in, and against FFmpeg's filters at their most accurate."""
+    """Decoded colours match the original pictures and FFmpeg's most accurate filters."""
     colours = [(250, 20, 30), (20, 200, 40), (30, 40, 220), (255, 255, 255), (0, 0, 0), (128, 128, 128)]
     images = [np.full((48, 64, 3), colour, np.uint8) for colour in colours]
-    path = write(tmp_path / "v.mkv", images, pix_fmt=pix_fmt)
-    ours = decode.read_video(path).frames.mean(axis=(1, 2))
-    np.testing.assert_allclose(ours, by_filters(path).mean(axis=(1, 2)), atol=4)
+    path = write_video(tmp_path / "v.mkv", images, pix_fmt=pix_fmt)
+    decoded = decode.read_video(path).frames.mean(axis=(1, 2))
+    np.testing.assert_allclose(decoded, by_filters(path).mean(axis=(1, 2)), atol=4)
     if pix_fmt != "gray":
-        np.testing.assert_allclose(ours, colours, atol=6)
+        np.testing.assert_allclose(decoded, colours, atol=6)
 
 
 def test_real_clips_become_records(shared, tmp_path):
-    """A class per clip: as many frames as FFmpeg counts, and the colours of its own conversion."""
+    """One class per clip: the number of frames and the colours match FFmpeg's."""
     clips = sorted(path for path in (shared / "videos").iterdir() if path.suffix in (".mp4", ".avi", ".mkv"))
     assert len(clips) == 9
     lines = ["path,label,split"] + [f"{path.name},{path.stem},train" for path in clips]
     (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
-    records = building.build(
+    records = build.build(
         "clips",
         shared / "videos",
         tmp_path,
         tmp_path,
-        building.BuildOptions(num_workers=0, progress=False, kind="csv", short_side=128),
+        build.BuildOptions(num_workers=0, progress=False, kind="csv", short_side=128),
     )
     split = open_split(records, "train")
     assert split.video_id.size == 9

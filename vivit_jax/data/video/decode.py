@@ -1,7 +1,7 @@
-"""A video file -> its RGB frames in order (PyAV), rotated upright, cut and resized as asked. Nothing else.
+"""Decoding of a video file with PyAV: its RGB frames in order, upright, cut to a segment and resized.
 
-Frames are decoded from the first on, never by seeking (container formats land seeks in the wrong place), with one
-thread (callers run one process a core).
+Always decodes from the first frame, since seeking is inexact in some containers, and with one thread, since callers run
+one process per core.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from vivit_jax.utils import storage
 
-# Container time stamps are rounded to their time base; cuts are taken to within this many seconds.
+# Containers round time stamps to their time base; segments start and end within this many seconds.
 TIME_TOLERANCE = 1e-3
-# Newer PyAV converts with threads of its own unless told not to; for frames this small they only cost.
+# Newer PyAV converts with several threads by default, which is slower for frames this small.
 _CONVERSION = {"interpolation": Interpolation.BICUBIC}
 if "threads=" in (VideoReformatter.reformat.__doc__ or ""):
     _CONVERSION["threads"] = 1
 
-# Matroska's note of how long one stream is.
+# Matroska's tag with the duration of one stream.
 _TAG = re.compile(r"\d+:\d\d:\d\d(\.\d+)?$")
-# What PyAV raises on damaged files: FFmpeg's own errors, and its own on values that make no sense.
+# What PyAV raises on damaged files: FFmpeg's errors, and its own on invalid values.
 _DAMAGE = (av.error.FFmpegError, ValueError, ArithmeticError, MemoryError)
-# Nothing is opened but the file itself: a playlist that goes by the name of a video names others, or the network.
+# Opens nothing but the file itself: a playlist named like a video refers to other files or the network.
 _OPEN = {"protocol_whitelist": "file"}
-# Titles and the like may be in any encoding, and are not needed: PyAV before 19 fails on them unless told not to.
+# Metadata may be in any encoding and is not needed; PyAV before 19 fails on it by default.
 _METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-_LISTS = {"concat", "hls", "dash", "imf", "sdp", "rtsp"}
-# FFmpeg paints over damage and says nothing unless told to fail; and believes any size in a header (8K is 33 million).
+_PLAYLISTS = {"concat", "hls", "dash", "imf", "sdp", "rtsp"}
+# By default FFmpeg conceals damage silently, and accepts any size in a header (8K is 33 million pixels).
 _DECODER = {"err_detect": "explode", "max_pixels": str(1 << 26)}
 
 
 class VideoError(ValueError):
-    """A file that yields no usable video; the message names the file and what is wrong with it."""
+    """A file without a usable video; the message names the file and the reason."""
 
 
 class Frame:
-    """One decoded frame, converted when it is looked at.
+    """One decoded frame, converted to RGB on first access.
 
     Attributes:
       time: seconds from the video's first frame.
       fps: frames per second that the stream states.
-      repaired: whether `time` is made up, because the file gives none here or one that does not rise.
-      image: uint8 [H, W, 3], RGB, 0 to 255 whatever range and depth the file has.
+      repaired: whether `time` is estimated, because the file has none or one that does not increase.
+      image: uint8 [H, W, 3], RGB, 0 to 255 for any range and depth of the file.
     """
 
     def __init__(
@@ -71,11 +71,7 @@ class Frame:
 
 
 class _Converter:
-    """Decoded frames -> upright RGB, all of the size that the first one gets.
-
-    Raises:
-      VideoError: FFmpeg cannot convert a frame.
-    """
+    """Converts decoded frames to upright RGB, all in the output size of the first."""
 
     def __init__(self, path: storage.AnyPath, short_side: int | None):
         self._path, self._short_side, self._size = path, short_side, None
@@ -89,7 +85,7 @@ class _Converter:
         height, width = self._size[::-1] if turns % 2 else self._size
         try:
             rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", **_CONVERSION)
-            # FFmpeg pads the rows of most widths; the array is a view of them until it is copied.
+            # FFmpeg pads rows; the array is a view of them until copied.
             return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), turns))
         except _DAMAGE as error:
             raise VideoError(f"{self._path}: a frame cannot be converted to RGB ({_reason(error)})") from error
@@ -101,7 +97,7 @@ class Video:
 
     Attributes:
       frames: uint8 [T, H, W, 3], RGB, T >= 1.
-      times: float64 [T], seconds from the start of the video, strictly rising.
+      times: float64 [T], seconds from the start of the video, strictly increasing.
       fps: frames per second, see `frame_rate`.
     """
 
@@ -111,7 +107,7 @@ class Video:
 
 
 def output_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
-    """(height, width) with the short side at most `short_side`, the aspect ratio kept; never enlarged."""
+    """Returns (height, width) with a short side of at most `short_side` and the same aspect ratio."""
     if short_side is None or min(height, width) <= short_side:
         return height, width
     if height <= width:
@@ -120,10 +116,10 @@ def output_size(height: int, width: int, short_side: int | None) -> tuple[int, i
 
 
 def frame_rate(times: Sequence[float], stated: float) -> tuple[float, bool]:
-    """(frames per second, whether the rate varies) of frames at `times` seconds, strictly rising.
+    """Returns (frames per second, whether the rate varies) of frames at `times` seconds, strictly increasing.
 
-    A steady video has the `stated` rate where its times agree with that to 1 % or to the 2 ms that containers round
-    by, else the mean rate measured; one whose intervals differ by more has that of the median interval.
+    A constant rate is the `stated` one if the times agree with it to 1 % or the 2 ms of rounding in containers,
+    otherwise the mean rate; a variable rate is that of the median interval.
     """
     gaps = np.diff(times)
     if not len(gaps):
@@ -139,15 +135,14 @@ def frame_rate(times: Sequence[float], stated: float) -> tuple[float, bool]:
 def iterate_frames(
     path: storage.PathLike, start: float | None = None, end: float | None = None, short_side: int | None = None
 ) -> Iterator[Frame]:
-    """Frames of a file's first video stream that is not a cover picture, in order of display.
+    """Yields the frames of a file's first video stream that is not a cover picture, in order of display.
+
+    All frames have the size of the first, and their times are strictly increasing (see `_Clock`).
 
     Args:
-      path: any container and codec that FFmpeg reads; from a bucket it is copied to the temporary folder first.
+      path: of any container and codec of FFmpeg; a file in a bucket is copied to the temporary folder first.
       start, end: seconds from the video's start; frames with start <= time < end. None: from the first, to the last.
-      short_side: resize so that the shorter side has this many pixels (bicubic; smaller videos stay as they are).
-
-    Yields:
-      `Frame`s; all have the size of the first. `time` is strictly rising: see `_Clock` where the container's is not.
+      short_side: resize (bicubic) so that the short side has this many pixels; smaller videos keep their size.
 
     Raises:
       VideoError: no such file, not a video, no video stream, broken data, fewer frames than the header announces.
@@ -163,9 +158,9 @@ def iterate_frames(
 
 
 def _iterate(path, file, start, end, short_side) -> Iterator[Frame]:
-    """`iterate_frames` of the local file `file`, which is `path`."""
+    """Yields the frames of the local file `file`; `path` is for messages."""
     try:
-        # As options of the streams too, PyAV before 18 crashes on files whose streams are found while reading (FLV).
+        # Not as stream options: with those, PyAV before 18 crashes on files that announce streams late (FLV).
         container = av.open(str(file), container_options=_OPEN, **_METADATA)
     except _DAMAGE as error:
         raise VideoError(f"{path}: not a video that can be read, or cut short ({_reason(error)})") from error
@@ -173,7 +168,7 @@ def _iterate(path, file, start, end, short_side) -> Iterator[Frame]:
         form = container.format.name
         if form == "image2" or form.endswith("_pipe"):
             raise VideoError(f"{path}: a picture, not a video ({form})")
-        if _LISTS & set(form.split(",")):
+        if _PLAYLISTS & set(form.split(",")):
             raise VideoError(f"{path}: a list of other files, not a video ({form})")
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
@@ -191,7 +186,7 @@ def _iterate(path, file, start, end, short_side) -> Iterator[Frame]:
 def read_video(
     path: storage.PathLike, start: float | None = None, end: float | None = None, short_side: int | None = None
 ) -> Video:
-    """A whole video, or its frames from `start` to `end` seconds, in memory; arguments as `iterate_frames`.
+    """Reads a whole video, or its frames from `start` to `end` seconds; arguments as `iterate_frames`.
 
     Raises:
       VideoError: as `iterate_frames`, and when there is no frame between start and end.
@@ -208,11 +203,11 @@ def read_video(
 
 
 class _Clock:
-    """Time stamps of a file, as it gives them -> seconds from its first frame, strictly rising.
+    """Converts the time stamps of a file to seconds from its first frame, strictly increasing.
 
-    A frame without a stamp (AVI with B-frames) comes 1 / fps after the one before. One that repeats the stamp before
-    comes half of that later, and the stamps after it count again; where they jump back or keep repeating (recordings
-    glued together), they count from 1 / fps after the frame before.
+    A frame without a stamp (AVI with B-frames) follows 1 / fps after the previous one. A frame with a repeated stamp
+    follows half of that later, and later stamps are used again. Where stamps jump back or keep repeating (concatenated
+    recordings), they count from 1 / fps after the previous frame.
     """
 
     def __init__(self, fps: float):
@@ -221,7 +216,7 @@ class _Clock:
         self._repeats = False
 
     def __call__(self, stamp: float | None) -> tuple[float, bool]:
-        """(time, whether it had to be made up) of the next frame."""
+        """Returns (time, whether it is estimated) of the next frame."""
         following = 0.0 if self._last is None else self._last + self._step
         if stamp is not None and self._origin is None:
             self._origin = stamp - following
@@ -249,7 +244,7 @@ def _check_file(path: storage.AnyPath) -> None:
 def _decode(path, container, stream, start, end, short_side) -> Iterator[Frame]:
     fps = float(stream.average_rate or stream.guessed_rate or 0) or 25.0
     clock, decoded, lead, convert = _Clock(fps), 0, 0.0, _Converter(path, short_side)
-    # AVI has no times of display: FFmpeg guesses them wrong for B-frames, while those of decoding rise steadily.
+    # AVI has no presentation times: FFmpeg guesses them wrong for B-frames; decoding times increase steadily.
     avi = container.format.name == "avi"
     try:
         for frame in itertools.chain.from_iterable(packet.decode() for packet in _whole_packets(container, stream)):
@@ -258,7 +253,7 @@ def _decode(path, container, stream, start, end, short_side) -> Iterator[Frame]:
             decoded += 1
             stamp = frame.dts if avi else frame.pts
             if decoded == 1 and stamp is not None and stream.start_time is not None:
-                # A stream that begins between key frames can be decoded from the first of them on.
+                # A stream that begins between key frames is decoded from the first key frame.
                 lead = float((stamp - stream.start_time) * frame.time_base)
             time, repaired = clock(None if stamp is None else float(stamp * frame.time_base))
             if start is not None and time < start - TIME_TOLERANCE:
@@ -276,24 +271,24 @@ def _decode(path, container, stream, start, end, short_side) -> Iterator[Frame]:
 
 
 def _whole_packets(container, stream) -> Iterator[av.Packet]:
-    """The stream's packets; from one that is known to be damaged on, all are left out up to the next key frame.
+    """Yields the packets of the stream, except those from a damaged one up to the next key frame.
 
-    So a recording with a hole lacks frames there; FFmpeg would show others again in their places.
+    FFmpeg would repeat other frames in their place.
     """
     hole = False
     for packet in container.demux(stream):
-        # The last packet is empty, and makes the decoder hand out what it holds.
+        # The last packet is empty and flushes the decoder.
         hole = packet.size > 0 and (packet.is_corrupt or (hole and not packet.is_keyframe))
         if not hole:
             yield packet
 
 
 def _announced_frames(container, stream, fps: float, lead: float) -> float:
-    """Frames that the header announces; 0 where it says nothing. The first `lead` seconds count as absent.
+    """Returns the number of frames that the header announces, without the first `lead` seconds; 0 if unknown.
 
-    In MP4 and MOV an edit list may leave out frames, which shortens the duration and not the count; elsewhere the
-    duration may be a guess from the size of the file, and the count is the better witness. The duration of the file is
-    that of its longest stream: the sound may go on when the pictures have ended.
+    In MP4 and MOV an edit list may remove frames, which shortens the duration but not the count; in other containers
+    the duration may be a guess from the file size, and the count is more reliable. The duration of the file is that of
+    its longest stream, which may be the sound.
     """
     if stream.duration:
         seconds = float(stream.duration * stream.time_base)
