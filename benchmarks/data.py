@@ -234,7 +234,7 @@ def build_costs(paths: list[Path]) -> None:
         spent["decode"] += time.process_time() - start
         start = time.process_time()
         for image in frames:
-            encode._jpeg(image, 85)
+            encode.encode_jpeg(image, 85)
         spent["encode"] += time.process_time() - start
         start = time.process_time()
         encode.encode_file(encode.FileTask(path, [(None, None)], encode.EncodeOptions(SHORT, 85)))

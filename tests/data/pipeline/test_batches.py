@@ -10,12 +10,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-<<<<<<< HEAD
-from tests.data.conftest import numbered_video, read_number
 from tests.helpers.batches import PLAIN, VARIED, assert_same, take
-=======
 from tests.helpers.videos import numbered_video, read_number
->>>>>>> ed2fbce (Decoding, encoding and verification in plain English; test videos in tests/helpers/videos.py)
 from vivit_jax.data import build, moving_digits, pipeline
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf

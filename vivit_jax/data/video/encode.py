@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image
 
 from vivit_jax.data.video import decode
@@ -106,6 +107,14 @@ def encode_file(task: FileTask) -> list[Segment | str]:
     return results
 
 
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """Encodes an image uint8 [H, W, 3]."""
+    buffer = io.BytesIO()
+    # Shares the pixels; `Image.fromarray` copies them.
+    Image.frombuffer("RGB", image.shape[1::-1], image, "raw", "RGB", 0, 1).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
 class _Jpeg:
     """Encodes frames; caches the last one, as segments may share it. `size` is (height, width)."""
 
@@ -121,11 +130,7 @@ class _Jpeg:
                 raise decode.VideoError(
                     f"{self._path}: {width} x {height} pixels; a JPEG has at most {_JPEG_SIDE} a side"
                 )
-            buffer = io.BytesIO()
-            # Shares the pixels; `Image.fromarray` copies them.
-            image = Image.frombuffer("RGB", (width, height), frame.image, "raw", "RGB", 0, 1)
-            image.save(buffer, "JPEG", quality=self._quality)
-            self._last = (frame, buffer.getvalue())
+            self._last = (frame, encode_jpeg(frame.image, self._quality))
         return self._last[1]
 
 
