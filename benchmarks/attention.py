@@ -1,10 +1,11 @@
-"""The attention backends side by side: median time and temporary memory, forward and with gradients.
+"""Compares the attention backends: median time and temporary memory, forward and with gradients.
 
     python benchmarks/attention.py [--repeats=7]
 
 Shapes are those of ViT-B (12 heads of 64) on one clip of 32 x 224 x 224 with tubelets of 2 x 16 x 16: joint attention
-(Model 1), one frame's tokens for 16 frames (spatial, Models 2 and 3), one place's for 196 places (temporal). The
-backends take turns within each repeat, so that a noisy machine is noisy for both; the ratio is of the medians.
+(Model 1), one frame's tokens for 16 frames (spatial, Models 2 and 3), one position's tokens for 196 positions
+(temporal). The backends alternate within each repeat, so that noise of the machine affects both; the ratio is of the
+medians.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SHAPES = {
 
 
 def compiled(backend, gradients: bool, qkv):
-    """The compiled program of a backend, and its temporary memory in MiB."""
+    """Returns the compiled program of a backend and its temporary memory in MiB."""
     program = backend
     if gradients:
         program = jax.grad(lambda q, k, v: jnp.sum(backend(q, k, v) ** 2), argnums=(0, 1, 2))

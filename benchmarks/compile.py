@@ -1,12 +1,12 @@
-"""What compiling costs, and what more devices cost, by the compiler: no step is run.
+"""Measures compilation time, and by the compiler the work and traffic of several devices. No step is run.
 
-    python benchmarks/compile.py scan      # a loop over layers against unrolled layers, ViViT-L/16x2
-    python benchmarks/compile.py start     # first start against second, with the cache on disk
-    python benchmarks/compile.py scaling   # 1, 2, 4, 8 devices, the same clips on each: work and traffic of a device
+    python benchmarks/compile.py scan      # scan over layers against unrolled layers, ViViT-L/16x2
+    python benchmarks/compile.py start     # first start against second, with the compilation cache
+    python benchmarks/compile.py scaling   # 1, 2, 4, 8 devices with the same clips each: work and traffic of a device
 
-`scan` and `start` take turns, each compilation in a fresh process; ratios are of medians. `scaling` cannot be timed on
-one machine, whose virtual devices share its cores: it reports the operations and the bytes of one device, which on
-devices of their own decide the time. Weak scaling is ideal where the operations stay what they are on one device.
+The variants of `scan` and `start` alternate, each compilation in a fresh process; ratios are of medians. `scaling`
+cannot be timed on one machine, whose virtual devices share its cores: it reports operations and bytes of one device.
+Weak scaling is ideal if a device has the same operations as a single device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SMALL = {"hidden_size": 192, "num_heads": 4, "mlp_dim": 768, "num_layers": 4, "n
 
 
 def child(fields: dict, devices: int, clips: int, axes: dict, cache: str | None) -> dict:
-    """Compiles a training step in this process; seconds from the process's start, and what one device does."""
+    """Compiles a training step in this process and returns the seconds and the work and traffic of one device."""
     began = time.time()
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     import jax
@@ -58,7 +58,7 @@ def child(fields: dict, devices: int, clips: int, axes: dict, cache: str | None)
 
 
 def spawn(**arguments: object) -> dict:
-    """`child` in a process of its own."""
+    """Runs `child` in a subprocess."""
     done = subprocess.run(
         [sys.executable, __file__, "child", json.dumps(arguments)], capture_output=True, text=True, check=True
     )
@@ -92,22 +92,24 @@ def start(repeats: int) -> None:
 
 
 def scaling(repeats: int) -> None:
-    del repeats  # the compiler says the same each time
+    del repeats  # the compiler is deterministic
     clips = 2
     for title, shape in (
         ("data parallel", lambda n: {"data": n}),
         ("fsdp", lambda n: {"data": 1, "fsdp": n}),
-        ("one batch over tokens", lambda n: {"data": 1, "sequence": n}),
+        ("sequence", lambda n: {"data": 1, "sequence": n}),
     ):
-        one = None
+        single = None
         for devices in (1, 2, 4, 8):
-            found = spawn(fields=SMALL, devices=devices, clips=clips, axes=shape(devices), cache=None)
-            one = one or found["operations"]
-            # With the clips on each device the work stays; one batch over n devices should take an nth.
-            ideal = one / devices if "tokens" in title else one
-            sent = ", ".join(f"{kind} {size / 2**20:.1f} MiB {dtype}" for kind, _, dtype, size in found["traffic"][:3])
-            share = ideal / found["operations"]
-            work = f"{found['operations'] / 1e9:7.2f} GFLOP on each, {share:.0%} of ideal"
+            figures = spawn(fields=SMALL, devices=devices, clips=clips, axes=shape(devices), cache=None)
+            single = single or figures["operations"]
+            # With the same clips on each device the work is constant; one batch over n devices should take 1/n.
+            ideal = single / devices if title == "sequence" else single
+            sent = ", ".join(
+                f"{kind} {size / 2**20:.1f} MiB {dtype}" for kind, _, dtype, size in figures["traffic"][:3]
+            )
+            share = ideal / figures["operations"]
+            work = f"{figures['operations'] / 1e9:7.2f} GFLOP per device, {share:.0%} of ideal"
             print(f"{title:22} {devices} devices: {work}; {sent}", flush=True)
 
 

@@ -1,16 +1,16 @@
-"""Clips per second and core, beside other ways to feed the same clips; time to the first batch; what a build costs.
+"""Measures the input pipeline beside other ways to read the same clips, time to the first batch, and the build.
 
     python benchmarks/data.py [--videos=24] [--rounds=5] [--size=256x340] [--seconds=10] [--allocator=system]
 
 Makes videos (a drifting texture, H.264, 25 frames a second), builds records of them with the package's own builder, and
-times training clips of 32 frames, stride 2, 224 x 224. Times are CPU time of this process, which
-one core would need, so that other work on the machine counts little; ways take turns within a round; medians.
+times training clips of 32 frames, stride 2, 224 x 224. Times are CPU times of this process, which one core would need,
+so that other processes have little influence. The ways alternate within a round; results are medians.
 
-* ours: `pipeline.train_batches` from records on disk (in the disk cache) to batches; with the published recipe (random
+* ours: `pipeline.train_batches` from records on disk (in the page cache) to batches; with the published recipe (random
   crop, scale jitter, flip), and with a random crop alone, which needs no resizing.
-* bare decode_jpeg: the same number of frames, whole, nothing else.
+* bare decode_jpeg: the same number of whole frames, nothing else.
 * DMVR: a whole clip in a SequenceExample; its frames decoded, resized to a short side of 256, cropped, flipped.
-* PyAV, decord, torchcodec: from the mp4 files, one thread, then as DMVR. Those that do not install are left out.
+* PyAV, decord, torchcodec: from the mp4 files, one thread, then as DMVR. Missing packages are skipped.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FULL_SPLIT = 240_480  # videos of Kinetics-400's training split that are still t
 
 
 def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A still picture with detail at all scales, about as heavy in JPEG as a frame of a real video."""
+    """Returns a picture with detail at all scales, with about the JPEG size of a frame of a real video."""
     picture = np.full((height, width, 3), 128.0)
     for cell, strength in ((1, 4), (2, 9), (4, 22), (16, 60), (64, 60)):
         noise = rng.normal(size=(height // cell + 2, width // cell + 2, 3)) * strength
@@ -53,7 +53,7 @@ def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def write_video(path: Path, seed: int, height: int, width: int, frames: int) -> None:
-    """A window that drifts over a texture."""
+    """Writes a video of a window that drifts over a texture."""
     rng = np.random.default_rng(seed)
     big = texture(rng, height + 64, width + 64)
     with av.open(str(path), "w") as out:
@@ -70,7 +70,7 @@ def write_video(path: Path, seed: int, height: int, width: int, frames: int) -> 
 
 
 def make_data(folder: Path, args: argparse.Namespace) -> tuple[RecordSplit, list[Path], float]:
-    """(records of the videos, the videos, seconds that the build took); laid out as Kinetics."""
+    """Builds records in the format of Kinetics; returns (records, videos, seconds of the build)."""
     height, width = map(int, args.size.split("x"))
     (folder / "videos").mkdir()
     (folder / "annotations").mkdir()
@@ -91,7 +91,7 @@ def make_data(folder: Path, args: argparse.Namespace) -> tuple[RecordSplit, list
 
 
 def write_dmvr(split: RecordSplit, path: Path) -> None:
-    """The same JPEGs, a whole clip in a SequenceExample."""
+    """Writes the same JPEGs with a whole clip in each SequenceExample."""
     with tf.io.TFRecordWriter(str(path)) as writer:
         for video in range(split.num_videos):
             frames = [tf.train.Feature(bytes_list=tf.train.BytesList(value=[jpeg])) for jpeg in jpegs_of(split, video)]
@@ -100,19 +100,19 @@ def write_dmvr(split: RecordSplit, path: Path) -> None:
 
 
 def jpegs_of(split: RecordSplit, video: int) -> list[bytes]:
-    """The stored frames of one video."""
+    """Returns the stored JPEG frames of one video."""
     chunks = slice(int(split.first_chunk[video]), int(split.first_chunk[video] + split.num_chunks[video]))
     records = []
     with open(split.shard_paths[int(split.chunk_shard[chunks][0])], "rb") as file:
         for offset, length in zip(split.chunk_offset[chunks], split.chunk_length[chunks], strict=True):
-            file.seek(offset + 12)  # behind the record's length and its checksum
+            file.seek(offset + 12)  # after the record's length and checksum
             records.append(file.read(length))
     features = [tf.train.Example.FromString(record).features.feature for record in records]
     return [jpeg for feature in features for jpeg in feature["frames"].bytes_list.value]
 
 
 def dmvr_clip(jpegs: tf.Tensor) -> tf.Tensor:
-    """What a published input pipeline does with a whole clip: sample, decode, short side, crop, flip."""
+    """Processes a whole clip as the published DMVR pipeline: sample, decode, short side, crop, flip."""
     start = tf.random.uniform([], 0, tf.shape(jpegs)[0] - FRAMES * STRIDE, tf.int32)
     chosen = tf.gather(jpegs, start + STRIDE * tf.range(FRAMES))
     frames = tf.map_fn(lambda jpeg: tf.io.decode_jpeg(jpeg, channels=3), chosen, fn_output_signature=tf.uint8)
@@ -120,7 +120,7 @@ def dmvr_clip(jpegs: tf.Tensor) -> tf.Tensor:
 
 
 def augment(frames: tf.Tensor) -> tf.Tensor:
-    """Short side to 256, a random crop, a flip half of the time."""
+    """Resizes the short side to 256, crops at random, flips with probability 0.5."""
     size = tf.cast(tf.shape(frames)[1:3], tf.float32)
     size = tf.cast(size * SHORT / tf.reduce_min(size), tf.int32)
     frames = tf.cast(tf.image.resize(frames, size), tf.uint8)
@@ -129,7 +129,7 @@ def augment(frames: tf.Tensor) -> tf.Tensor:
 
 
 def feeds(split: RecordSplit, paths: list[Path], folder: Path, batch: int) -> dict[str, Iterator]:
-    """way -> endless iterator; each `next` makes `batch` clips."""
+    """Returns {way: endless iterator}; each `next` makes `batch` clips."""
     crop = pipeline.ClipSpec(
         num_frames=FRAMES, image_size=(CROP, CROP), stride=STRIDE, short_side=SHORT, random_crop=True
     )
@@ -172,7 +172,7 @@ def feeds(split: RecordSplit, paths: list[Path], folder: Path, batch: int) -> di
 
         ways["decord, mp4"] = repeat(with_decord, batch)
     except (ImportError, OSError) as error:
-        print(f"decord is left out: {str(error).splitlines()[0]}")
+        print(f"decord is skipped: {str(error).splitlines()[0]}")
     try:
         decoders = importlib.import_module("torchcodec.decoders")
 
@@ -182,12 +182,12 @@ def feeds(split: RecordSplit, paths: list[Path], folder: Path, batch: int) -> di
 
         ways["torchcodec, mp4"] = repeat(with_torchcodec, batch)
     except (ImportError, OSError, RuntimeError) as error:
-        print(f"torchcodec is left out: {str(error).splitlines()[0]}")
+        print(f"torchcodec is skipped: {str(error).splitlines()[0]}")
     return ways
 
 
 def repeat(make: Callable[[int], object], batch: int) -> Iterator:
-    """`make(i)` for i = 0, 1, ..., `batch` times a step."""
+    """Calls `make(i)` for i = 0, 1, ..., `batch` times per step."""
     i = 0
     while True:
         for _ in range(batch):
@@ -197,7 +197,7 @@ def repeat(make: Callable[[int], object], batch: int) -> Iterator:
 
 
 def settled() -> float:
-    """Waits until nothing runs in the background; the process's CPU time."""
+    """Waits until nothing runs in the background, and returns the process's CPU time."""
     while True:
         before = time.process_time()
         time.sleep(0.05)
@@ -206,7 +206,7 @@ def settled() -> float:
 
 
 def first_batches(split: RecordSplit) -> None:
-    """Seconds to the first batch of a split as long as Kinetics-400's, whose videos are ours again and again."""
+    """Prints the seconds to the first batch of a split as long as Kinetics-400's, with our videos repeated."""
     times = -(-FULL_SPLIT // split.num_videos)
     per_video = ("video_id", "num_frames", "fps", "height", "width", "first_chunk", "num_chunks")
     long = {field: np.tile(getattr(split, field), times)[:FULL_SPLIT] for field in per_video}
@@ -226,7 +226,7 @@ def first_batches(split: RecordSplit) -> None:
 
 
 def build_costs(paths: list[Path]) -> None:
-    """What a worker of the builder spends its time on."""
+    """Prints how a worker of the builder spends its time."""
     spent = {"decode": 0.0, "encode": 0.0, "all": 0.0}
     for path in paths[:8]:
         start = time.process_time()
@@ -242,7 +242,7 @@ def build_costs(paths: list[Path]) -> None:
     share = (spent["decode"] + spent["encode"]) / spent["all"]
     ms = {part: 1e3 * seconds / len(paths[:8]) for part, seconds in spent.items()}
     print(
-        f"\nBuilder, one core, ms a video: decode {ms['decode']:.0f}, JPEG {ms['encode']:.0f}, a worker's whole task "
+        f"\nBuilder, one core, ms per video: decode {ms['decode']:.0f}, JPEG {ms['encode']:.0f}, a worker's whole task "
         f"{ms['all']:.0f} ({share:.0%} decode and JPEG)"
     )
 
@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--size", default="256x340", help="height x width of the videos")
     parser.add_argument("--seconds", type=int, default=10)
     parser.add_argument(
-        "--allocator", choices=("kept", "system"), default="kept", help="system: leaves the C library's defaults alone"
+        "--allocator", choices=("kept", "system"), default="kept", help="system: keep the defaults of the C library"
     )
     args = parser.parse_args()
     if args.allocator == "system":
@@ -264,8 +264,8 @@ def main() -> None:
         split, paths, seconds = make_data(Path(folder), args)
         per_frame = split.record_bytes / split.num_frames.sum()
         print(
-            f"{args.videos} videos of {args.size}, {args.seconds} s, {per_frame / 1e3:.1f} KB a stored frame; built in "
-            f"{seconds:.1f} s. Training clips of {FRAMES} x {CROP} x {CROP}, CPU time, medians of {args.rounds} rounds:"
+            f"{args.videos} videos of {args.size}, {args.seconds} s, {per_frame / 1e3:.1f} KB per stored frame; built "
+            f"in {seconds:.1f} s. Training clips of {FRAMES} x {CROP} x {CROP}, CPU time, medians of {args.rounds}:"
         )
         ways = feeds(split, paths, Path(folder), args.batch)
         spent: dict[str, list[float]] = {way: [] for way in ways}
@@ -274,11 +274,11 @@ def main() -> None:
                 start = settled()
                 for _ in range(3):
                     next(batches)
-                settled()  # what is made ahead belongs to who makes it
+                settled()  # prefetched clips count for the way that made them
                 if number:  # the first is a warm-up
                     spent[way].append((time.process_time() - start) / (3 * args.batch))
         ours = statistics.median(spent["ours, recipe"])
-        print(f"{'':20} {'ms a clip':>10} {'clips/s/core':>13} {'times ours':>11}")
+        print(f"{'':20} {'ms per clip':>10} {'clips/s/core':>13} {'times ours':>11}")
         for way, times in spent.items():
             cost = statistics.median(times)
             print(f"{way:20} {1e3 * cost:10.1f} {1 / cost:13.1f} {cost / ours:11.2f}")

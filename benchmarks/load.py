@@ -1,12 +1,12 @@
-"""Loading weights: seconds and peak memory of a ViViT-B/16x2, by file format, beside Hugging Face's `from_pretrained`.
+"""Measures loading of a ViViT-B/16x2 by file format: seconds and peak memory, beside Hugging Face's `from_pretrained`.
 
     python benchmarks/load.py [--repeats=5]
 
-A checkpoint of random numbers (356 MB) is written in every format to a temporary folder; PyTorch's own, and
-`from_pretrained`, where the extra `[parity]` is installed. Each is loaded in a fresh process, all of them in turn
-within each repeat, so that a noisy machine is noisy for all. The clock and the memory start after the imports and end
-when every number was looked at once: `from_pretrained` maps the file, and reads nothing until then. Peak is the most
-memory that the process held, above what it held just before, in sizes of the file.
+A random checkpoint (356 MB) is written in every format to a temporary folder; PyTorch's format and `from_pretrained`
+need the extra `[parity]`. Each is loaded in a fresh process, alternating within each repeat, so that noise of the
+machine affects all. Measurements start after the imports and end when every number was read once, because
+`from_pretrained` maps the file without reading it. Peak is the increase of the process's memory, relative to the file
+size.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ import time
 
 import numpy as np
 
-BUDGET = "under 3 s and 2.2 sizes of the file"
+BUDGET = "under 3 s and 2.2 file sizes"
 
 
 def memory_now() -> int:
-    """Bytes that this process holds, and from here on the peak is counted anew where the system can do that."""
+    """Returns the bytes of this process and resets its peak where the system supports that."""
     try:
         pathlib.Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")
-    except OSError:  # not Linux, or not allowed: the peak since the start is all there is
+    except OSError:  # not Linux, or not allowed: only the peak since the start is known
         return memory_peak()
 
 
 def memory_peak() -> int:
-    """The most bytes that this process held, since `memory_now` where the system can tell."""
+    """Returns the peak bytes of this process, since `memory_now` where the system supports that."""
     try:
         return _status("VmHWM")
     except OSError:
@@ -52,7 +52,7 @@ def _status(field: str) -> int:
 
 
 def measure(loader: str, path: str) -> None:
-    """One load in this process; prints seconds and peak bytes as JSON."""
+    """Loads once in this process and prints seconds and peak bytes as JSON."""
     if loader == "vivit_jax":
         import jax
 
@@ -61,7 +61,7 @@ def measure(loader: str, path: str) -> None:
         def numbers(loaded):
             return jax.tree.leaves(loaded[1])
     else:
-        # Not needed here, and its import fails where it was built for another build of PyTorch.
+        # Not needed here; its import fails if it was built for another build of PyTorch.
         sys.modules["torchvision"] = None  # type: ignore[assignment]
         from transformers import VivitForVideoClassification
 
@@ -80,7 +80,7 @@ def measure(loader: str, path: str) -> None:
 
 
 def write_all(folder: pathlib.Path) -> dict[str, tuple[str, pathlib.Path, pathlib.Path]]:
-    """The checkpoint in every format: name of the row -> (who loads it, what is given to the loader, the file)."""
+    """Writes the checkpoint in every format and returns {row: (loader, path for the loader, file)}."""
     import jax
 
     from vivit_jax.convert import save_params
@@ -116,12 +116,12 @@ def write_all(folder: pathlib.Path) -> dict[str, tuple[str, pathlib.Path, pathli
 
 
 def main() -> None:
-    """Writes, measures, prints the table."""
+    """Writes the files, measures, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    # Loading is the host's work: no accelerator is started for it.
+    # Loading runs on the host: no accelerator is needed.
     os.environ |= {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
     if arguments.measure:
         measure(*arguments.measure)
@@ -133,7 +133,7 @@ def main() -> None:
             for name, (loader, path, _) in rows.items():
                 command = [sys.executable, __file__, "--measure", loader, str(path)]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                if repeat:  # the first brings the files into the system's cache
+                if repeat:  # the first fills the page cache
                     found[name].append(json.loads(done.stdout.splitlines()[-1]))
         sizes = {name: file.stat().st_size for name, (_, _, file) in rows.items()}
 

@@ -31,8 +31,9 @@ from vivit_jax.data.moving_digits import VERBS
 from vivit_jax.evaluation import predictions
 from vivit_jax.evaluation.results import RESULT_FILE
 from vivit_jax.models import ViViT
-from vivit_jax.sweep import __main__, plan
+from vivit_jax.sweep import plan
 from vivit_jax.sweep import table as sweep_table
+from vivit_jax.sweep.run import run_all
 from vivit_jax.train_step import TrainState, make_train_step
 from vivit_jax.utils import logs, plots, tables
 
@@ -271,14 +272,14 @@ def plot(results: Sequence[plan.Result], question: Question, by_views: Mapping, 
         squeeze=False,
     )  # fmt: skip
     axes = panels[0, 0]
-    for place, head in enumerate(("verb", "noun", "action")):
+    for i, head in enumerate(("verb", "noun", "action")):
         values = [sweep_table.mean_and_deviation(results, row, f"{head}/top1") for row in question.rows]
-        known = [(i, *value) for i, value in enumerate(values) if value is not None]
+        known = [(y, *value) for y, value in enumerate(values) if value is not None]
         if known:
-            at, means, spreads = zip(*known, strict=True)
+            rows, means, deviations = zip(*known, strict=True)
             axes.barh(
-                [i + 0.26 * (place - 1) for i in at], [100 * m for m in means], 0.24,
-                xerr=[100 * (s or 0) for s in spreads], capsize=2, label=head,
+                [y + 0.26 * (i - 1) for y in rows], [100 * m for m in means], 0.24,
+                xerr=[100 * (s or 0) for s in deviations], capsize=2, label=head,
             )  # fmt: skip
     axes.set_yticks(range(len(question.rows)), [label for label, _ in question.rows.values()])
     axes.invert_yaxis()
@@ -349,7 +350,7 @@ def main() -> None:
         results = [result for result in found if result is not None]
     else:
         results = []
-        for found in __main__.run_all(runs):
+        for found in run_all(runs):
             results.append(found)
             sweep_table.write(results, options.workdir, "study")
         times_file.write_text(json.dumps(step_times(runs, options.repeats)))

@@ -9,7 +9,8 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from vivit_jax.config.experiment import ConfigError
-from vivit_jax.sweep import __main__, plan, table
+from vivit_jax.sweep import plan, table
+from vivit_jax.sweep.run import run_all
 
 FILE = """
 from vivit_jax.config.experiment import default_config
@@ -86,7 +87,7 @@ def test_invalid_overrides_are_rejected(module, tmp_path, overrides, message):
 
 def test_finished_runs_are_skipped_and_failures_do_not_stop(module, tmp_path, trained):
     runs = plan.plan(module, tmp_path, seeds=[1, 2])
-    results = list(__main__.run_all(runs))
+    results = list(run_all(runs))
     assert trained == [("images", 1), ("video", 1), ("images", 2), ("video", 2)]
     assert [bool(run.failure) for run in results] == [False, False, True] * 2
     assert "the training loss is nan" in results[2].failure
@@ -95,16 +96,16 @@ def test_finished_runs_are_skipped_and_failures_do_not_stop(module, tmp_path, tr
 
     again = plan.plan(module, tmp_path, seeds=[1, 2, 3], rows="images|video")
     assert [plan.load_result(run) for run in again[:4]] == [results[0], results[1], results[3], results[4]]
-    list(__main__.run_all(again))
+    list(run_all(again))
     assert trained[4:] == [("images", 3), ("video", 3)]
     other = plan.plan(module, tmp_path, seeds=[1], rows="video", overrides={"num_epochs": 2.0, "data.prefetch": 9})
     with pytest.raises(ConfigError, match=r"another config \(num_epochs: 30.0 -> 2.0\)"):
-        list(__main__.run_all(other))
+        list(run_all(other))
 
 
 def test_table_has_mean_and_deviation_over_seeds(module, tmp_path, trained):
     runs = plan.plan(module, tmp_path, seeds=[20, 30, 70])
-    results = list(__main__.run_all(runs))
+    results = list(run_all(runs))
     spread = statistics.stdev([20, 30, 70])
     lines = table.markdown(results).splitlines()
     assert lines[0] == "| row | verb/top1 | parameters | GFLOPs | runs |"
