@@ -1,4 +1,4 @@
-"""Ranking and attention maps of each model; the command line on real files and on files that are none."""
+"""Ranking, attention maps of every model, and the command line."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from vivit_jax.predict import attention_map
 from vivit_jax.train_step import normalise
 
 
-def test_pairs_are_ranked_by_the_product_of_the_softmaxes():
+def test_actions_are_ranked_by_product_of_softmaxes():
     logits = {"verb": np.array([0.0, 2.0, 1.0]), "noun": np.array([3.0, 0.0])}
     names = {"verb": ["open", "close", "cut"], "noun": ["door", "box"]}
     ranked = rank_labels(logits, names, 2)
@@ -38,29 +38,29 @@ def test_pairs_are_ranked_by_the_product_of_the_softmaxes():
         ("factorised_dot_product", {}),
     ],
 )
-def test_the_map_of_what_the_model_looks_at_is_made_of_its_last_layer(attention, fields):
-    """For Model 1 it is those weights; for every model, a distribution over the grid that moves with the frames."""
+def test_attention_map_comes_from_last_layer(attention, fields):
+    """Model 1: equal to the weights. All models: a distribution over the grid that moves with the frames."""
     config = ViViTConfig(
         hidden_size=8, num_layers=1, num_heads=2, mlp_dim=8, num_frames=6, image_size=(8, 12), tubelet_size=(2, 4, 4),
         attention=attention, num_classes=3, **{"temporal_layers": 1} | fields,
     )  # fmt: skip
     model = ViViT(config)
     video = np.full((1, *config.video_shape), 128, np.uint8)
-    video[:, 2:4, 4:8, 8:12] = 255  # grid place (1, 1, 2)
+    video[:, 2:4, 4:8, 8:12] = 255  # grid index (1, 1, 2)
     params = model.init(jax.random.key(0), jnp.zeros((1, *config.video_shape)))["params"]
 
     where = attention_map(model.apply, config, params, video)
     assert where.shape == (3, 2, 3)
     assert float(where.sum()) == pytest.approx(1, abs=1e-5)
 
-    # Against the weights themselves: the place that the class token, or the average query, weighs most.
+    # Equal to the attention weights of the class token, or of the average query.
     if attention == "spatiotemporal":
         _, sown = model.apply({"params": params}, normalise(video), sow_attention=True, mutable=["intermediates"])
         weights = np.asarray(sown["intermediates"]["encoder"]["layers"]["attention"]["weights"])[0, 0].mean(0)
         expected = weights[0, 1:] if config.classifier == "token" else weights.mean(0)
         np.testing.assert_allclose(np.ravel(where), expected / expected.sum(), rtol=1e-5)
 
-    # The frames in another order: without positions the map of a factorised model is the same, in that order.
+    # Without position embeddings, the map of a factorised model moves with the frames.
     if attention.startswith("factorised_") and config.temporal_layers:
         still = jax.tree_util.tree_map_with_path(
             lambda path, x: jnp.zeros_like(x) if "position_embedding" in str(path) else x, params
@@ -70,7 +70,7 @@ def test_the_map_of_what_the_model_looks_at_is_made_of_its_last_layer(attention,
         np.testing.assert_allclose(np.roll(before, 1, axis=0), after, rtol=1e-4, atol=1e-6)
 
 
-def test_without_a_checkpoint_the_command_says_where_it_looked(tmp_path):
+def test_missing_checkpoint_error_names_the_path(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "vivit_jax.predict", f"--workdir={tmp_path}", "clip.mp4"],
         capture_output=True, text=True, cwd=REPOSITORY, timeout=300,

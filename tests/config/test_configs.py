@@ -1,4 +1,4 @@
-"""Every config of configs/, each row: builds without memory, has the published numbers and a golden parameter count."""
+"""Every config and row: builds abstractly, has the published numbers and the golden parameter count."""
 
 import ast
 import dataclasses
@@ -56,19 +56,19 @@ def _count(model):
 
 
 def parameters(name):
-    """How many the model of a config has; what changes no parameter is taken out, so that each is counted once."""
+    """Returns the parameter count of a config. Fields that do not change it are reset, to count each model once."""
     same = {"dtype": "float32", "remat": "none", "scan_layers": True, "stochastic_depth_rate": 0.0}
     return _count(dataclasses.replace(experiment(name)[1], **same))
 
 
 def write_golden():
-    """Writes the golden list anew. Look at the difference before you commit it."""
+    """Updates the golden list. Review the difference before you commit it."""
     counts = {name: parameters(name) for name in NAMES}
     GOLDEN_FILE.write_text(json.dumps(counts, indent=2) + "\n")
 
 
-def by_hand(c):
-    """The parameters of a model, from section 3 of the paper with pencil and paper: no code of ours."""
+def count_by_formula(c):
+    """Returns the parameter count of a model by formulas from section 3 of the paper, without its code."""
     d, t, h, w = c.hidden_size, *c.tubelet_size
     n_t, n_s = c.num_frames // t, (c.image_shape[0] // h) * (c.image_shape[1] // w)
     norm, attention = 2 * d, 4 * (d * d + d)
@@ -89,13 +89,13 @@ def by_hand(c):
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES, *GOLDEN}))
-def test_parameters_are_golden(name):
-    assert name in NAMES, f"a golden count without a config; to write the list anew: {WRITE_GOLDEN}"
-    assert name in GOLDEN, f"a config without a golden count; to write the list anew: {WRITE_GOLDEN}"
-    assert parameters(name) == GOLDEN[name] == by_hand(experiment(name)[1])
+def test_parameter_counts_match_golden(name):
+    assert name in NAMES, f"a golden count without a config; to update the list: {WRITE_GOLDEN}"
+    assert name in GOLDEN, f"a config without a golden count; to update the list: {WRITE_GOLDEN}"
+    assert parameters(name) == GOLDEN[name] == count_by_formula(experiment(name)[1])
 
 
-def test_parameters_of_table_2():
+def test_parameter_counts_of_table_2():
     counts = {row: GOLDEN[f"configs/paper/table2.py:{row}"] for row in rows("configs/paper/table2.py")}
     assert {row: count for row, count in counts.items() if "epic" not in row} == {
         "model1": 88_954_000,
@@ -109,13 +109,13 @@ def test_parameters_of_table_2():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_runs(name):
-    """All that training checks before it compiles, with the published number of videos."""
+def test_config_is_trainable(name):
+    """Passes the checks before compilation, with the published number of videos."""
     run, model = experiment(name)
     spec = run.clip_spec(model)
     assert (spec.num_frames, spec.image_size) == (model.num_frames, model.image_shape)
-    facts = catalog.get(run.data.name)
-    videos = facts.splits["train"]
+    dataset_info = catalog.get(run.data.name)
+    videos = dataset_info.splits["train"]
     steps, per_epoch = run.total_steps(videos), videos / run.batch_size
     schedule = optim.learning_rate_schedule(run.optimizer, total_steps=steps, steps_per_epoch=per_epoch)
     warmup = round(run.optimizer.warmup_epochs * per_epoch)
@@ -125,7 +125,7 @@ def test_runs(name):
     if run.data.name != "moving_digits":
         assert run.init_from.path is None
         assert steps == int(run.num_epochs * videos) // 64
-        assert run.checkpoint.best_metric == ("action/top1" if len(facts.heads) > 1 else "top1")
+        assert run.checkpoint.best_metric == ("action/top1" if len(dataset_info.heads) > 1 else "top1")
         for cores in (8, 16, 32, 64):
             assert run.batch_size % cores == run.evaluation.batch_size % cores == 0
 
@@ -142,14 +142,14 @@ APPENDIX = {
 
 
 @pytest.mark.parametrize("dataset", {**APPENDIX, **RECIPES})
-def test_recipe_is_the_appendix_s(dataset):
+def test_recipe_matches_appendix(dataset):
     run = Experiment.from_config(published(dataset, "ViViT-L/16x2", "factorised_encoder"))
     model = run.model_config(catalog.get(dataset).heads)
-    found = (run.optimizer.learning_rate, run.num_epochs, run.input["stride"], run.input["short_side"])
-    found += (model.image_size, run.augment.colour_jitter_probability)
-    found += (run.augment.rand_augment_layers, run.augment.rand_augment_magnitude)
-    found += (model.stochastic_depth_rate, run.label_smoothing, run.augment.mixup)
-    assert (*found, (run.evaluation.temporal_views, run.evaluation.spatial_views)) == APPENDIX[dataset]
+    actual = (run.optimizer.learning_rate, run.num_epochs, run.input["stride"], run.input["short_side"])
+    actual += (model.image_size, run.augment.colour_jitter_probability)
+    actual += (run.augment.rand_augment_layers, run.augment.rand_augment_magnitude)
+    actual += (model.stochastic_depth_rate, run.label_smoothing, run.augment.mixup)
+    assert (*actual, (run.evaluation.temporal_views, run.evaluation.spatial_views)) == APPENDIX[dataset]
     assert run.optimizer == optim.OptimizerConfig(
         name="sgd", learning_rate=run.optimizer.learning_rate, schedule="cosine", warmup_epochs=2.5, momentum=0.9
     )
@@ -179,7 +179,7 @@ def test_released_models(name, learning_rate, temporal_layers):
     assert (run.optimizer.learning_rate, model.temporal_layers) == (learning_rate, temporal_layers)
 
 
-def test_table_4_adds_one_thing_a_row():
+def test_table_4_adds_one_regularizer_per_row():
     configs = [experiment(f"configs/paper/table4.py:{row}")[0].to_dict() for row in rows("configs/paper/table4.py")]
 
     def flat(config, prefix=""):
@@ -205,7 +205,7 @@ def test_table_4_adds_one_thing_a_row():
     ]
 
 
-def test_figures_8_and_9_have_their_tokens():
+def test_token_counts_of_figures_8_and_9():
     tokens = {row: experiment(f"configs/paper/figure8.py:{row}")[1].grid for row in rows("configs/paper/figure8.py")}
     assert len(tokens) == 20
     assert all(grid == (32 // int(row.rsplit("_t", 1)[1]), 14, 14) for row, grid in tokens.items())
@@ -217,7 +217,7 @@ def test_figures_8_and_9_have_their_tokens():
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if rows(file)])
-def test_rows_that_are_the_same_start_from_other_weights(file):
+def test_equal_rows_differ_in_initial_weights(file):
     same = {}
     for row, text in rows(file).items():
         same.setdefault(json.dumps(experiment(f"{file}:{row}")[0].to_dict()), []).append(text)
@@ -226,12 +226,12 @@ def test_rows_that_are_the_same_start_from_other_weights(file):
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if rows(file) and file not in PAPER])
-def test_a_recipe_s_first_row_needs_no_name(file):
+def test_first_row_is_the_default(file):
     assert load(file).get_config().to_dict() == load(file).get_config(next(iter(rows(file)))).to_dict()
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_docstring_says_how_on_what_and_how_well(file):
+def test_docstring_has_command_hardware_and_accuracy(file):
     text = ast.get_docstring(ast.parse((REPOSITORY / file).read_text()))
     assert f"python -m vivit_jax.main --config={file}" in text
     assert "\nHardware: " in text
@@ -268,7 +268,7 @@ def test_docs_list_every_config():
 
 
 def parse(*arguments):
-    """The config that the flags of the command line make, as `vivit_jax.main` defines them."""
+    """Returns the config of a command line."""
     values = flags.FlagValues()
     argv = ["main", *arguments]
     holder = define_config("", values, argv)
@@ -295,7 +295,7 @@ def test_overrides_on_the_command_line(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("row", ["", ":", ":model5"])
 @pytest.mark.parametrize("file", PAPER)
-def test_a_row_that_is_not_there_is_answered_with_all(file, row):
+def test_unknown_row_error_lists_all_rows(file, row):
     with pytest.raises(flags.IllegalFlagValueError) as error:
         parse(f"--config={REPOSITORY / file}{row}")
     text = str(error.value)
@@ -306,7 +306,7 @@ def test_a_row_that_is_not_there_is_answered_with_all(file, row):
         load(file).get_config(row.removeprefix(":"))
 
 
-def test_a_data_set_without_a_recipe_and_a_crop():
+def test_unknown_recipe_and_set_crop():
     with pytest.raises(ConfigError, match="'kinetics700', only for kinetics400"):
         published("kinetics700", "ViViT-B/16x2", "spatiotemporal")
     config = published("kinetics400", "ViViT-B/16x2", "spatiotemporal")
@@ -317,12 +317,12 @@ def test_a_data_set_without_a_recipe_and_a_crop():
 
 
 @pytest.mark.parametrize("row", ["k400_l", "k600_h_jft", "mit_l", "epic100_l_fe", "ssv2_l_fe"])
-def test_a_row_without_data_ends_in_directions(row, tmp_path):
+def test_missing_data_error_names_its_source(row, tmp_path):
     from vivit_jax.train import train  # TensorFlow: a few seconds
 
     run, _ = experiment(f"configs/paper/table6.py:{row}")
-    facts = catalog.get(run.data.name)
+    dataset_info = catalog.get(run.data.name)
     with pytest.raises(FileNotFoundError) as error:
         train(dataclasses.replace(run, data=dataclasses.replace(run.data, dir=str(tmp_path))), tmp_path / "run")
     assert str(tmp_path / run.data.name) in str(error.value)
-    assert facts.source in str(error.value)
+    assert dataset_info.source in str(error.value)

@@ -1,4 +1,4 @@
-"""Configs: every field overridable, every mistake named; the command line as users run it."""
+"""Checks of config fields, JSON round trips, and errors on the command line."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ CONFIGS = sorted(p.stem for p in (REPOSITORY / "configs").glob("[!_]*.py"))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_is_an_experiment_and_survives_json(name):
+def test_every_config_survives_json(name):
     run = Experiment.from_config(config_file(name))
     again = Experiment.from_config(json.loads(json.dumps(run.to_dict())))
     heads = {"verb": 8, "noun": 10}
@@ -24,7 +24,7 @@ def test_every_config_is_an_experiment_and_survives_json(name):
     assert again.clip_spec(run.model_config(heads)) == run.clip_spec(run.model_config(heads))
 
 
-def test_the_published_config_is_the_paper_s():
+def test_kinetics_config_matches_paper():
     run = Experiment.from_config(config_file("k400_vivit_l"))
     model = run.model_config({"label": 400})
     assert (model.name, model.num_layers, model.hidden_size) == ("ViViT-L/16x2", 24, 1024)
@@ -46,7 +46,7 @@ def test_the_published_config_is_the_paper_s():
         ("optimizer.name", "adam", "choose one of sgd, adamw, lamb, lion"),
     ],
 )
-def test_a_mistake_is_named_with_the_way_out(path, value, says):
+def test_invalid_field_is_named_in_the_error(path, value, says):
     config = config_dict.ConfigDict(default_config().to_dict())
     *groups, field = path.split(".")
     section = config
@@ -65,14 +65,14 @@ def test_a_mistake_is_named_with_the_way_out(path, value, says):
         ("name", "ViViT-Q/16x2", "'ViViT-Q/16x2' is not a model's name"),
     ],
 )
-def test_a_model_that_cannot_be_is_named(field, value, says):
+def test_invalid_model_field_is_named_in_the_error(field, value, says):
     config = config_file("moving_digits")
     config.model[field] = value
     with pytest.raises(ConfigError, match=says):
         Experiment.from_config(config).model_config({"label": 8})
 
 
-def test_model_3_with_a_class_token_is_refused():
+def test_model_3_rejects_a_class_token():
     config = config_file("moving_digits")
     config.model.attention, config.model.classifier = "factorised_self_attention", "token"
     with pytest.raises(ConfigError, match="Model 3 has no class token"):
@@ -85,7 +85,7 @@ def run_main(*flags, cwd=REPOSITORY):
     )
 
 
-def test_kinetics_without_kinetics_ends_in_directions(tmp_path):
+def test_missing_kinetics_ends_in_directions(tmp_path):
     done = run_main(
         "--config=configs/k400_vivit_l.py",
         f"--workdir={tmp_path / 'run'}",
@@ -101,14 +101,14 @@ def test_kinetics_without_kinetics_ends_in_directions(tmp_path):
     assert "cvdfoundation" in last  # how to get it
 
 
-def test_a_field_that_does_not_exist_is_refused_on_the_command_line(tmp_path):
+def test_unknown_field_on_the_command_line_is_rejected(tmp_path):
     done = run_main("--config=configs/moving_digits.py", f"--workdir={tmp_path}", "--config.batchsize=16")
     assert done.returncode != 0
     assert "batchsize" in done.stderr
     assert "batch_size" in done.stderr
 
 
-def test_data_and_its_options_are_checked():
+def test_data_options_are_checked():
     config = default_config()
     config.data.mixture = {"kinetics400": 3, "kinetics600": 1.0}
     config.data.subset.update(classes=("juggling balls",), fraction=0.5)
@@ -132,7 +132,7 @@ def test_data_and_its_options_are_checked():
             Experiment.from_config({"data": change})
 
 
-def test_a_mesh_is_written_in_one_way():
+def test_mesh_gets_all_axes():
     whole = {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1}
     assert dict(Experiment.from_config({}).mesh) == dict(Experiment.from_config({"mesh": {"data": -1}}).mesh) == whole
     assert dict(Experiment.from_config({"mesh": {"fsdp": -1}}).mesh) == whole | {"data": 1, "fsdp": -1}

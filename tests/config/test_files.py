@@ -11,7 +11,7 @@ from vivit_jax.config.files import expand_rows, find_config, load_config, load_m
 CONFIG = str(REPOSITORY / "configs" / "k400_vivit_l.py")
 
 
-def test_load_config_takes_a_file_or_a_row_of_it():
+def test_load_config_by_file_and_row():
     assert load_config(CONFIG).model.image_size == 224
     assert load_config(f"{CONFIG}:320").model.image_size == 320
 
@@ -23,12 +23,12 @@ def test_expand_rows_lists_every_row():
         expand_rows(f"{REPOSITORY}/configs/moving_digits.py:*")
 
 
-def test_a_missing_file_is_an_error(tmp_path):
+def test_missing_file_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"there is no config .*absent\.py"):
         load_module(tmp_path / "absent.py")
 
 
-def test_packaged_configs_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
+def test_packaged_configs_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_config("moving_digits") == REPOSITORY / "configs" / "moving_digits.py"
     assert load_config("paper/table2:model3").model.attention == "factorised_self_attention"
@@ -44,13 +44,13 @@ def test_packaged_configs_are_found_by_name_from_any_folder(tmp_path, monkeypatc
         ("zzz", "known: epic100_vivit_l_fe, k400_vivit_b, "),
     ],
 )
-def test_an_unknown_name_is_answered_with_near_ones(name, hint, tmp_path, monkeypatch):
+def test_unknown_name_suggests_similar_ones(name, hint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=f"there is no config {name}; {hint}"):
         find_config(name)
 
 
-def test_a_file_without_get_config_is_an_error(tmp_path):
+def test_file_without_get_config_is_an_error(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(ConfigError, match=r"empty\.py: .* has no attribute 'get_config'"):
         load_config(str(tmp_path / "empty.py"))

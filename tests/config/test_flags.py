@@ -1,4 +1,4 @@
-"""Wrong arguments end in one message that names the field that was meant, and exit code 2."""
+"""Overrides, and usage errors of the command line."""
 
 import pytest
 from absl import flags
@@ -10,7 +10,7 @@ CONFIG = "--config=configs/moving_digits.py"
 
 
 def parse(*arguments):
-    """The config that the command line makes."""
+    """Returns the config of a command line."""
     known, argv = flags.FlagValues(), ["main", *arguments]
     command_line.define_config("", known, argv)
     flags.DEFINE_string("workdir", None, "", flag_values=known)
@@ -48,7 +48,7 @@ def test_fields_are_overridden():
         (["--config.batch_size=3", CONFIG], "before a value for --config was specified"),
     ],
 )
-def test_wrong_arguments_are_refused_with_the_way_out(arguments, says, capsys):
+def test_usage_errors_exit_with_2_and_a_hint(arguments, says, capsys):
     with pytest.raises(SystemExit) as ended:
         parse(*arguments)
     assert ended.value.code == 2

@@ -35,7 +35,7 @@ def test_old_names_and_values_are_read():
     assert Experiment.from_config(OLD) == Experiment.from_config(NOW)
 
 
-def test_removed_fields_are_dropped_if_they_have_their_constant():
+def test_removed_fields_must_have_their_constant():
     augment = {"erase_probability": 0.5, "erase_count": 1, "erase_area": [0.02, 0.4]}
     assert Experiment.from_config({"augment": augment}).augment == AugmentConfig(erase_probability=0.5)
     with pytest.raises(ConfigError, match=r"config\.augment\.erase_count=3 is no longer a field: it is always 1"):
@@ -47,7 +47,7 @@ def test_every_new_name_exists():
     assert not set(renamed.REMOVED) & set(flat(plain(default_config())))
 
 
-def test_old_config_file_on_top_of_the_defaults():
+def test_old_config_file_sets_new_fields():
     config = default_config()
     config.data.videos = "mine"
     config.init_from.head = "new"

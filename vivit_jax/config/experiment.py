@@ -30,17 +30,6 @@ from vivit_jax.train_step.guard import GuardConfig
 from vivit_jax.train_step.losses import LossConfig
 from vivit_jax.utils.checks import at_least, within
 
-__all__ = [
-    "CONFIG_FILE",
-    "CheckpointConfig",
-    "ConfigError",
-    "DataConfig",
-    "EvaluationConfig",
-    "Experiment",
-    "ProfileConfig",
-    "default_config",
-]
-
 CONFIG_FILE = "config.json"  # of a run, in its workdir
 # Fields of ClipSpec that the model determines.
 _MODEL_FIELDS = ("num_frames", "image_size")
