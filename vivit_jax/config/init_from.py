@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from vivit_jax.utils.checks import at_least, one_of
+
 REPORT_FILE = "init_report.txt"  # what the initialisation did with every parameter, in the workdir
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
@@ -56,10 +58,8 @@ class InitFrom:
     pixel_std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        for field, choices in CHOICES.items():
-            if getattr(self, field) not in choices:
-                options = ", ".join(str(choice) for choice in choices if choice is not None)
-                raise ValueError(f"init_from.{field}={getattr(self, field)!r} is not known; choose one of {options}")
+        one_of("init_from", self, **CHOICES)
+        at_least("init_from", self, num_heads=1)
         if self.grid is not None:
             grid = tuple(self.grid)
             if len(grid) not in (2, 3) or any(not isinstance(n, int) or n < 1 for n in grid):
@@ -76,5 +76,3 @@ class InitFrom:
             object.__setattr__(self, field, tuple(float(x) for x in values))
         if (self.pixel_mean is None) != (self.pixel_std is None):
             raise ValueError("init_from.pixel_mean and init_from.pixel_std go together: give both or neither")
-        if self.num_heads is not None and self.num_heads < 1:
-            raise ValueError(f"init_from.num_heads={self.num_heads} must be at least 1")
