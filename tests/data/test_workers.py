@@ -1,4 +1,4 @@
-"""workers.py: results in order, crashes survived, errors told, nobody left behind."""
+"""Worker processes: order of results, crashes, exceptions, and their end."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from vivit_jax.data import workers
 
 
 def work(task):
-    """Runs in the child: sleeps, dies or fails as told."""
+    """Runs in the child: sleeps, dies or raises, by the kind of the task."""
     kind, value = task
     if kind == "sleep":
         time.sleep(value)
@@ -21,11 +21,11 @@ def work(task):
         import sys
 
         return sorted({name.split(".")[0] for name in sys.modules} & {"jax", "tensorflow", "flax"})
-    raise ValueError(f"told to fail with {value}")
+    raise ValueError(f"failed with {value}")
 
 
 def dies_on_b(task):
-    """Runs in the child of a build: a decoder that one file takes down with its process."""
+    """Runs in the child of a build: a decoder that crashes on one file."""
     from vivit_jax.data.video import encode
 
     if task.path.stem == "b":
@@ -36,7 +36,7 @@ def dies_on_b(task):
 FUNCTION = "tests.data.test_workers:work"
 
 
-def test_order_and_bounded_look_ahead():
+def test_results_in_order_with_bounded_look_ahead():
     taken = []
 
     def tasks():
@@ -53,19 +53,19 @@ def test_order_and_bounded_look_ahead():
     assert os.getpid() not in {process for _, process in values}
 
 
-def test_crash_costs_one_task():
+def test_crash_affects_one_task():
     results = list(workers.ordered_map(FUNCTION, [("sleep", 0), ("die", 0), ("sleep", 0)], workers=1))
     assert isinstance(results[1], workers.WorkerError)
     assert "died" in str(results[1])
     assert results[0][0] == results[2][0] == 0
 
 
-def test_error_is_raised_with_its_traceback():
-    with pytest.raises(workers.WorkerError, match="told to fail with 7"):
+def test_exception_is_raised_with_traceback():
+    with pytest.raises(workers.WorkerError, match="failed with 7"):
         list(workers.ordered_map(FUNCTION, [("fail", 7)], workers=1))
 
 
-def test_children_import_no_framework_and_end_with_the_consumer():
+def test_children_are_light_and_end_with_the_consumer():
     results = workers.ordered_map("vivit_jax.data.video.encode:encode_file", iter(()), workers=1)
     assert list(results) == []
     results = workers.ordered_map(FUNCTION, [("modules", 0)] * 2 + [("sleep", 0)], workers=1)
@@ -77,7 +77,7 @@ def test_children_import_no_framework_and_end_with_the_consumer():
         os.kill(process, 0)
 
 
-def test_in_this_process():
+def test_no_workers():
     assert list(workers.ordered_map("builtins:abs", [-1, -2], workers=0)) == [1, 2]
     with pytest.raises(ValueError, match="workers is -1"):
         list(workers.ordered_map("builtins:abs", [1], workers=-1))

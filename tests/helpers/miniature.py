@@ -1,7 +1,7 @@
-"""Miniatures of the data sets: a few videos each, in the official layout, with the official files.
+"""Miniature data sets: a few videos each, in the official layout, with the official files.
 
-Every frame has its number drawn into it (`videos.read_number`), so that a test can tell which frames it got. What is
-odd in the real files is in these too: quoted labels, ids that begin with "-", files that are absent, damaged, replaced
+Every frame has its number drawn into it (`videos.read_number`), so that a test recognises its frames. The irregularities of
+the real files are included: quoted labels, ids that begin with "-", files that are absent, damaged, replaced
 or not cut yet, several frame rates, several segments of a video, test lists without labels.
 """
 
@@ -22,10 +22,10 @@ NTSC_60 = fractions.Fraction(60000, 1001)
 
 @dataclasses.dataclass(frozen=True)
 class Miniature:
-    """A data set on disk, and what a build of it has to find.
+    """A data set on disk, and the expected result of its build.
 
     Attributes:
-      dataset: from the catalog, or of one's own data.
+      dataset: from the catalog, or custom.
       videos, annotations: as given to `build`.
       expected: split -> (video id, labels, numbers of the frames) of each video that ends up in the records, in order.
       class_names: head -> names.

@@ -14,6 +14,7 @@ its name:
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import re
@@ -340,4 +341,5 @@ def table() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m vivit_jax.data.catalog", description="Lists the data sets.").parse_args()
     print(table())

@@ -31,8 +31,7 @@ def keep_freed_memory() -> bool:
     (`benchmarks/data.py --allocator=system` measures without). The process keeps up to 2 GiB of freed memory instead.
     The user's own settings (variables MALLOC_*, GLIBC_TUNABLES) and other C libraries are left alone.
     """
-    chosen = [name for name in os.environ if name.startswith("MALLOC_")]
-    if chosen or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+    if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
     try:
         library = ctypes.CDLL(None)

@@ -1,9 +1,9 @@
-"""Worker processes that return their results in order, and that outlive a crash of the decoder.
+"""Worker processes with results in order, robust to a crash of the decoder.
 
-Why not `multiprocessing`: with the `spawn` method its children import the parent's main program again (jax, TensorFlow:
-seconds and hundreds of megabytes each), with `fork` they inherit the locks of both libraries' threads. And a pool is
-lost as a whole when one child dies, which a video decoder fed with damaged files may do. Here a child is a fresh
-interpreter that imports the one module its function lives in.
+`multiprocessing` does not fit: with `spawn` its children import the parent's main program (jax, TensorFlow: seconds and
+hundreds of megabytes each), with `fork` they inherit the locks of these libraries' threads, and a pool is lost when one
+child dies, as a video decoder may on damaged files. Here a child is a new interpreter that imports only the module of
+its function.
 """
 
 from __future__ import annotations
@@ -30,32 +30,27 @@ class WorkerError(RuntimeError):
 
 
 def default_workers() -> int:
-    """Number of worker processes when none is asked for: the CPU cores this process may use."""
+    """Returns the default number of worker processes: the CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def resolve(function: str) -> Any:
-    """The function named `"package.module:name"`."""
+    """Imports the function `"package.module:name"`."""
     module, _, name = function.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def ordered_map(function: str, tasks: Iterable[Any], workers: int | None = None, look_ahead: int = 2) -> Iterator[Any]:
-    """Results of `function(task)` for each task, in the order of the tasks.
+    """Yields `function(task)` for each task, in order.
+
+    If the process of a task dies, its result is a `WorkerError` as a value (not raised): other tasks continue. An
+    exception of the function is raised as a `WorkerError`.
 
     Args:
-      function: `"package.module:name"`, so that a child imports that module and nothing else.
-      tasks: picklable arguments; taken from the iterable as they are needed.
-      workers: processes; None for one a core, 0 for none (in this process).
-      look_ahead: tasks begun beyond those the workers are on. Bounds memory: at most `workers + look_ahead` results
-        wait for their turn.
-
-    Yields:
-      What the function returned, or a `WorkerError` as a value (not raised) where the task's process died: a crash of
-      one task must not cost the others.
-
-    Raises:
-      WorkerError: the function raised; what a task may reasonably meet it has to return.
+      function: `"package.module:name"`, so that a child imports only that module.
+      tasks: picklable arguments, consumed as needed.
+      workers: processes; None: one per core, 0: none but this one.
+      look_ahead: tasks started beyond one per worker; at most `workers + look_ahead` results are held.
     """
     count = default_workers() if workers is None else workers
     if count < 0:
@@ -88,7 +83,7 @@ def ordered_map(function: str, tasks: Iterable[Any], workers: int | None = None,
         while waiting:
             yield waiting.popleft().result()
     finally:
-        # Reached at the end, on an exception and when the consumer stops early: no child is left behind.
+        # Also reached on an exception and when the consumer stops early: no child outlives the generator.
         stopping.set()
         pool.shutdown(wait=False, cancel_futures=True)
         with lock:
@@ -97,16 +92,16 @@ def ordered_map(function: str, tasks: Iterable[Any], workers: int | None = None,
 
 
 class _Child:
-    """One worker process and the pipe to it."""
+    """A worker process and its pipe."""
 
     def __init__(self, function: str):
-        self.connection, theirs = Pipe(duplex=True)
-        handle = theirs.fileno()
-        # One thread a process: the workers are as many as the cores.
+        self.connection, child_end = Pipe(duplex=True)
+        handle = child_end.fileno()
+        # One thread per process, as there is one worker per core.
         environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ}
         command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(handle), function]
         self.process = subprocess.Popen(command, pass_fds=[handle], stdin=subprocess.DEVNULL, env=environment)
-        theirs.close()
+        child_end.close()
 
     def alive(self) -> bool:
         return self.process.poll() is None
@@ -114,7 +109,7 @@ class _Child:
     def call(self, task: Any) -> Any:
         try:
             self.connection.send(task)
-            good, value = self.connection.recv()
+            succeeded, value = self.connection.recv()
         except (EOFError, OSError):
             for _ in range(50):
                 if not self.alive():
@@ -122,7 +117,7 @@ class _Child:
                 time.sleep(0.1)
             self.close()
             return WorkerError(f"the worker process died (exit status {self.process.returncode})")
-        if not good:
+        if not succeeded:
             raise WorkerError(f"a task failed in a worker process:\n{value}")
         return value
 
@@ -134,7 +129,7 @@ class _Child:
 
 
 def _serve() -> None:
-    """The child's loop: tasks in, (succeeded, value or traceback) out, until the pipe is closed."""
+    """Runs in the child: receives tasks and sends (succeeded, value or traceback) until the pipe is closed."""
     connection = Connection(int(sys.argv[2]))
     function = None
     while True:

@@ -1,4 +1,4 @@
-"""beam.py: the shards of a local build to the byte; what stands in the way is said."""
+"""Builds with Beam: the bytes of a local build, and the errors."""
 
 import builtins
 import dataclasses
@@ -37,16 +37,16 @@ def same_files(first: Path, second: Path) -> None:
     assert names == sorted(path.name for path in second.iterdir())
     assert sum("tfrecord" in name for name in names) == 3
     for name in names:
-        if name.endswith(".npz"):  # whose bytes hold the time of writing
-            ours, theirs = np.load(first / name), np.load(second / name)
-            assert ours.files == theirs.files
-            assert all((ours[key] == theirs[key]).all() for key in ours.files)
+        if name.endswith(".npz"):  # contains the time of writing
+            one, other = np.load(first / name), np.load(second / name)
+            assert one.files == other.files
+            assert all((one[key] == other[key]).all() for key in one.files)
         else:
             assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("runner", ["FnApiRunner", pytest.param("direct", marks=pytest.mark.slow)])
-def test_beam_writes_what_a_local_build_writes(tmp_path, monkeypatch, runner):
+def test_beam_equals_local_build(tmp_path, monkeypatch, runner):
     pytest.importorskip("apache_beam")
     small_shards(monkeypatch)
     videos, folder = official_folder(tmp_path)
@@ -54,18 +54,18 @@ def test_beam_writes_what_a_local_build_writes(tmp_path, monkeypatch, runner):
         "kinetics400", videos, folder, tmp_path / "local", build.BuildOptions(num_workers=0, progress=False)
     )
     workers = {"direct": 2}.get(runner)
-    there = build.build(
+    by_beam = build.build(
         "kinetics400",
         videos,
         folder,
         tmp_path / "beam",
         build.BuildOptions(num_workers=workers, progress=False, runner=runner),
     )
-    same_files(local, there)
+    same_files(local, by_beam)
 
 
-def test_a_worker_writes_what_a_local_build_writes(tmp_path, monkeypatch):
-    """The worker's part without Beam: shards in any order, one twice, one that was there before."""
+def test_beam_worker_equals_local_build(tmp_path, monkeypatch):
+    """Without Beam: a worker writes shards in any order, one of them twice."""
     small_shards(monkeypatch)
     videos, folder = official_folder(tmp_path)
     local = build.build(
@@ -73,17 +73,17 @@ def test_a_worker_writes_what_a_local_build_writes(tmp_path, monkeypatch):
     )
     written = []
 
-    def anywhere(todo, staging, form, class_names, flags, on_rows, multi_label):
+    def write_elsewhere(todo, staging, form, class_names, flags, on_rows, multi_label):
         assert flags == ["--runner=Elsewhere", "--region=x"]
         for shard in [todo[2], todo[0], todo[2], todo[1]]:
-            # As a runner hands it over: a copy of the plan.
+            # A runner hands over copies.
             written.append(beam.write_shard(dataclasses.replace(shard), str(staging), form, class_names, multi_label))
         for shard in todo:
             shards.restore(shard, staging)
 
     monkeypatch.setattr(beam, "load", lambda: None)
-    monkeypatch.setattr(beam, "write_shards", anywhere)
-    there = build.build(
+    monkeypatch.setattr(beam, "write_shards", write_elsewhere)
+    by_beam = build.build(
         "kinetics400",
         videos,
         folder,
@@ -91,10 +91,10 @@ def test_a_worker_writes_what_a_local_build_writes(tmp_path, monkeypatch):
         build.BuildOptions(progress=False, runner="Elsewhere", runner_flags=["--region=x"]),
     )
     assert [Path(path).name for path in written] == [f"train-0000{i}.tfrecord" for i in (2, 0, 2, 1)]
-    same_files(local, there)
+    same_files(local, by_beam)
 
 
-def test_what_stands_in_the_way(tmp_path, monkeypatch):
+def test_beam_errors(tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match=r"--workers is for the runners local and direct; SparkRunner has its own flags"
     ):
@@ -117,7 +117,7 @@ def test_what_stands_in_the_way(tmp_path, monkeypatch):
         beam.write_shards([], tmp_path, encode.EncodeOptions(32), {}, ["--runner=DirectRunner"])
 
 
-def test_shards_that_are_nowhere_to_be_seen(tmp_path, monkeypatch):
+def test_missing_shards(tmp_path, monkeypatch):
     pytest.importorskip("apache_beam")
     row = annotations.Row("a", 0.0, 1.0, {"label": 0}, "train")
     shard = shards.Shard("train", 0, [shards.File(None, 0, [row], [(None, None)])])

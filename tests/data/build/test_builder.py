@@ -1,4 +1,4 @@
-"""builder.py, build.py, index.py: records that hold the right frames, rejects that are told, builds that go on."""
+"""Builds: the right frames in the records, rejects, interruption, the command, the index."""
 
 import csv
 import dataclasses
@@ -15,13 +15,13 @@ from vivit_jax.data.records import indexing, reader, scan
 from vivit_jax.data.records.split import EmptySplitError, NoRecordsError, RecordSplit, list_shards, open_split
 from vivit_jax.data.video import encode
 
-# name of the video file, seconds of the segment, frames that the segment holds at 25 frames a second
+# Name of the video file, start and end of the segment in seconds, its frames at 25 frames per second.
 SEGMENTS = [("a", 0, 2, range(50)), ("b", 1, 3, range(25, 75)), ("c", 0, 4, range(33)), ("d", 0, 1, range(16))]
 LENGTHS = {"a": 50, "b": 100, "c": 33, "d": 16}
 
 
 def kinetics_folder(folder, extra=()):
-    """Videos with numbered frames, cut by their annotations, in the official layout of Kinetics."""
+    """Writes numbered videos and annotations of their segments, in the official layout of Kinetics."""
     rows = [(name, start, end) for name, start, end, _ in SEGMENTS] + [(name, 0, 2) for name in extra]
     lines = ["label,youtube_id,time_start,time_end,split"]
     lines += [f"label {i % 3},{name},{start},{end},train" for i, (name, start, end) in enumerate(rows)]
@@ -37,7 +37,7 @@ def frames_of(split, video):
     return tf.function(reader.record_reader(split), autograph=False)(tf.constant(video, tf.int64), numbers).numpy()
 
 
-def test_right_frames_and_every_reject_told(tmp_path):
+def test_frames_and_rejects(tmp_path):
     bad = bad_files(tmp_path / "bad")
     videos, folder = kinetics_folder(tmp_path, [*bad, "absent"])
     for path in bad.values():
@@ -68,15 +68,15 @@ def test_right_frames_and_every_reject_told(tmp_path):
 
 
 def test_segments_of_one_file_are_decoded_once(tmp_path, monkeypatch):
-    """EPIC-Kitchens: several segments, overlapping too, of one long video."""
+    """EPIC-Kitchens: several, also overlapping segments of one long video."""
     path = numbered_video(tmp_path / "P01" / "videos" / "P01_01.MP4", 100, fps=25)
     opened = []
     original = encode.decode.iterate_frames
     monkeypatch.setattr(encode.decode, "iterate_frames", lambda *a: opened.append(a) or original(*a))
     task = encode.FileTask(path, [(0.0, 1.0), (0.5, 2.0), (3.0, 9.0), (8.0, 9.0)], encode.EncodeOptions(32, 90))
-    *found, late = encode.encode_file(task)
+    *segments, late = encode.encode_file(task)
     assert len(opened) == 1
-    for segment, numbers in zip(found, (range(25), range(13, 50), range(75, 100)), strict=True):
+    for segment, numbers in zip(segments, (range(25), range(13, 50), range(75, 100)), strict=True):
         images = [tf.io.decode_jpeg(jpeg).numpy() for jpeg in segment.frames]
         assert [read_number(image) for image in images] == list(numbers)
         assert (segment.height, segment.width, segment.fps) == (32, 32, 25)
@@ -90,20 +90,20 @@ def test_tfds_reads_the_folder(tiny_records):
     split = open_split(tiny_records, "train")
     assert tfds_builder.info.splits["train"].num_examples == split.num_chunks.sum()
     example = next(iter(tfds_builder.as_dataset("train")))
-    # TFDS decodes with libjpeg's fast transform, we with the accurate one.
+    # TFDS decodes with libjpeg's fast transform, this package with the accurate one.
     np.testing.assert_allclose(example["frames"].numpy(), frames_of(split, 0)[:16], atol=8)
     assert tfds_builder.info.features["label"]["verb"].names == list(split.class_names["verb"])
     assert int(example["label"]["noun"]) == split.labels["noun"][0]
 
 
-def test_bytes_do_not_depend_on_the_process(tiny_records):
-    """Protobuf orders the features of an example by a seed of the process unless it is told not to."""
+def test_serialisation_is_deterministic(tiny_records):
+    """By default, protobuf orders the features of an example by a seed of the process."""
     shard = tiny_records / list_shards(tiny_records)["train"][0]
     for data in tf.data.TFRecordDataset(str(shard)).take(3).as_numpy_iterator():
         assert data == tf.train.Example.FromString(data).SerializeToString(deterministic=True)
 
 
-def test_scanned_index_is_the_written_one(tiny_records):
+def test_scanned_index_equals_written_index(tiny_records):
     for scanned in scan.scan(tiny_records):
         written = open_split(tiny_records, scanned.name)
         for field in dataclasses.fields(RecordSplit):
@@ -114,7 +114,7 @@ def test_scanned_index_is_the_written_one(tiny_records):
             np.testing.assert_array_equal(np.asarray(first), np.asarray(second), err_msg=field.name)
 
 
-def test_interrupted_build_goes_on(tmp_path, monkeypatch):
+def test_interrupted_build_continues(tmp_path, monkeypatch):
     from vivit_jax.data.build import tfds_builder
 
     videos, folder = kinetics_folder(tmp_path)
@@ -124,23 +124,23 @@ def test_interrupted_build_goes_on(tmp_path, monkeypatch):
     encode_options = encode.EncodeOptions(dataset.short_side)
     options = build.BuildOptions(num_workers=0, progress=False)
     whole = tfds_builder.VideoRecords(dataset, videos, folder, tmp_path / "whole", encode_options, options).build()
-    done = []
+    encoded = []
     original = encode.encode_file
 
-    def stops_at_the_fourth(task):
-        done.append(task.path.stem)
-        if len(done) == 4:
+    def interrupted_at_fourth(task):
+        encoded.append(task.path.stem)
+        if len(encoded) == 4:
             raise KeyboardInterrupt
         return original(task)
 
-    monkeypatch.setattr(encode, "encode_file", stops_at_the_fourth)
+    monkeypatch.setattr(encode, "encode_file", interrupted_at_fourth)
     arguments = (dataset, videos, folder, tmp_path / "out", encode_options, options)
     with pytest.raises(KeyboardInterrupt):
         tfds_builder.VideoRecords(*arguments).build()
     assert not build.records_folder("kinetics400", tmp_path / "out").exists()
-    done.extend("-")
+    encoded.extend("-")
     records = tfds_builder.VideoRecords(*arguments).build()
-    assert done == ["a", "b", "c", "d", "-", "c", "d"], "the first shard is not decoded again"
+    assert encoded == ["a", "b", "c", "d", "-", "c", "d"], "the first shard is not encoded again"
     assert (records / "rejects.csv").read_text() == (whole / "rejects.csv").read_text()
     for name in sorted(path.name for path in whole.iterdir()):
         if "tfrecord" in name or name.startswith(("summary", "class")):
@@ -148,7 +148,7 @@ def test_interrupted_build_goes_on(tmp_path, monkeypatch):
     assert [path.name for path in records.parent.iterdir()] == [paths.VERSION], "nothing half-done is left"
 
 
-def test_worker_that_dies_costs_its_file(tmp_path, monkeypatch):
+def test_decoder_crash_rejects_its_file(tmp_path, monkeypatch):
     videos, folder = kinetics_folder(tmp_path)
     original = workers.ordered_map
     monkeypatch.setattr(workers, "ordered_map", lambda _, *rest: original("tests.data.test_workers:dies_on_b", *rest))
@@ -159,7 +159,7 @@ def test_worker_that_dies_costs_its_file(tmp_path, monkeypatch):
     assert "the decoder crashed: the worker process died (exit status 3)" in (records / "rejects.csv").read_text()
 
 
-def test_done_is_not_redone(tiny, tiny_records, monkeypatch):
+def test_existing_records_are_not_rebuilt(tiny, tiny_records, monkeypatch):
     monkeypatch.setattr(workers, "ordered_map", None)
     source = tiny / "moving_digits"
     assert build.prepare("moving_digits", tiny) == tiny_records
@@ -171,8 +171,8 @@ def test_done_is_not_redone(tiny, tiny_records, monkeypatch):
         build.prepare("moving_digits", tiny, train=50)
 
 
-def test_own_data_and_every_flag(tmp_path, capsys):
-    """A folder per class, by the command line; training finds the records by the name alone."""
+def test_custom_data_set_with_all_flags(tmp_path, capsys):
+    """A folder per class, built by the command; `prepare` finds the records by their name."""
     for split, name, count in (("train", "a", 30), ("train", "b", 40), ("val", "a", 10)):
         numbered_video(tmp_path / "mine" / split / f"class_{name}" / f"{split}_{name}.mp4", count, height=64, width=96)
     command = ["--dataset=folder", f"--videos={tmp_path / 'mine'}", f"--out={tmp_path}", "--workers=0"]
@@ -187,12 +187,12 @@ def test_own_data_and_every_flag(tmp_path, capsys):
     split = open_split(records, "train")
     assert split.class_names == {"label": ["class_a", "class_b"]}
     assert (split.fps.tolist(), split.height.tolist(), split.width.tolist()) == ([10, 10], [32, 32], [48, 48])
-    # 25 frames a second: points in time 0.1 s apart fall on 0, 2.5, 5, 7.5, ...
+    # At 25 frames per second, times 0.1 s apart are frames 0, 2.5, 5, 7.5, ...
     assert [read_number(frame) for frame in frames_of(split, 0)] == [5 * k // 2 for k in range(12)]
     summary = json.loads((records / "summary.json").read_text())
     assert (summary["fps"], summary["short_side"], summary["quality"]) == (10, 32, 70)
     assert (summary["splits"]["train"]["rows"], summary["splits"]["train"]["varying_fps"]) == (2, 0)
-    build_main([*command, "--name=my_videos", *form])  # done, and not done again
+    build_main([*command, "--name=my_videos", *form])  # complete, and not repeated
     with pytest.raises(
         SystemExit, match=r"quality 70 \(85 requested\); short side 32 \(256 requested\); frame rate 10"
     ):
@@ -205,7 +205,7 @@ def test_own_data_and_every_flag(tmp_path, capsys):
         build_main(["--dataset=kinetics400", *command[1:]])
 
 
-def test_prepare_without_the_data_says_what_belongs_where(tmp_path):
+def test_prepare_without_data(tmp_path):
     with pytest.raises(annotations.MissingDataError) as caught:
         build.prepare("kinetics400", tmp_path)
     for part in ("kinetics400/1.0.0", "kinetics400/videos", "kinetics400/annotations", "train.csv", "cvdfoundation"):
@@ -214,7 +214,7 @@ def test_prepare_without_the_data_says_what_belongs_where(tmp_path):
         build.prepare("nothing", tmp_path)
 
 
-def test_errors_of_the_index(tiny_records, tmp_path):
+def test_index_errors(tiny_records, tmp_path):
     with pytest.raises(NoRecordsError, match=r"no records in .*vivit_jax.data.build"):
         open_split(tmp_path, "train")
     with pytest.raises(NoRecordsError, match="no split 'test'; there are train, validation"):

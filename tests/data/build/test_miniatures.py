@@ -1,4 +1,4 @@
-"""As a user would: every data set from its official files to records, a training batch and the views of evaluation."""
+"""Every data set, from its official files to records, a training batch and evaluation views."""
 
 import csv
 import json
@@ -40,7 +40,7 @@ def test_from_official_files_to_batches(tmp_path, name):
     assert summary["splits"].keys() == small.expected.keys()
     for part, unordered in small.expected.items():
         split = open_split(records, part)
-        # In the order of the annotations, but for the rows of one file, which stay together.
+        # In the order of the annotations, except that rows of one file stay together.
         order = {video: i for i, (video, *_) in reversed([*enumerate(unordered)])}
         expected = sorted(unordered, key=lambda entry: order[entry[0]])
         assert split.heads == heads
@@ -56,7 +56,7 @@ def test_from_official_files_to_batches(tmp_path, name):
 
 
 def check_views(split, expected):
-    """Two clips of each video: its first frames and its last."""
+    """Checks two clips of each video: its first and last frames."""
     with pipeline.eval_batches(
         split, SPEC, len(expected), temporal_views=2, options=PipelineOptions(threads=1)
     ) as batches:
@@ -68,7 +68,7 @@ def check_views(split, expected):
 
 
 def check_training(split, expected):
-    """An epoch: every video once, with its labels; frames that follow one another."""
+    """Checks an epoch: every video once, with its labels and consecutive frames."""
     with pipeline.train_batches(split, SPEC, len(expected), seed=3, options=PipelineOptions(threads=1)) as batches:
         batch = next(batches)
     assert sorted(batch["index"].tolist()) == list(range(len(expected)))

@@ -1,4 +1,4 @@
-"""Several labels at once: from a CSV through records, index, selections and mixtures to multi-hot batches."""
+"""Multi-label heads: from a CSV through records, index, subsets and mixtures to multi-hot batches."""
 
 import json
 import shutil
@@ -62,7 +62,7 @@ def batches(split, **options):
     return list(stream)
 
 
-def test_a_batch_holds_the_labels_of_the_csv_as_multi_hot_vectors(records):
+def test_batches_are_multi_hot(records):
     split = open_split(records, "train")
     assert split.multi_label == {"tags"}
     assert split.class_names == {"tags": CLASSES, "length": ["long", "short"]}
@@ -77,8 +77,8 @@ def test_a_batch_holds_the_labels_of_the_csv_as_multi_hot_vectors(records):
     assert batch["label"]["tags"].tolist() == [multi_hot(list(TAGS.values())[i]) for i in batch["index"]]
 
 
-def test_records_tell_by_themselves(records, tmp_path):
-    """The index made anew from the records alone is the one that the build wrote; each record names all its labels."""
+def test_index_is_rebuilt_from_records(records, tmp_path):
+    """The index scanned from the records equals that of the build; each record has all its labels."""
     written = open_split(records, "train")
     scanned = next(split for split in scan.scan(records) if split.name == "train")
     for head, ids in written.labels.items():
@@ -98,19 +98,19 @@ def test_records_tell_by_themselves(records, tmp_path):
     )
 
 
-def test_summary_and_catalog_say_which_heads(records):
+def test_summary_and_catalog_list_multi_label_heads(records):
     summary = json.loads((records / "summary.json").read_text())
     assert summary["multi_label"] == ["tags"]
     assert summary["splits"]["train"]["classes"]["tags"] == {"cat": 1, "dog": 2, "music": 1, "outdoors": 2}
     assert catalog.of_records("tagged", records).multi_label == ["tags"]
 
 
-def test_only_heads_with_several_labels_raise_the_format_of_the_index(records, tiny_records):
+def test_index_format_depends_on_multi_label_heads(records, tiny_records):
     assert int(np.load(records / "index_train.npz")["format"]) == 3
     assert int(np.load(tiny_records / "index_train.npz")["format"]) == 2, "older versions read it as before"
 
 
-def test_selections(records):
+def test_subsets(records):
     split = open_split(records, "train")
     found = subset.apply({"t": split}, subset.Subset(classes=("dog", "cat")))["t"]
     assert found.video_id.tolist() == ["a.mp4", "c.mp4"]
@@ -119,7 +119,7 @@ def test_selections(records):
         subset.apply({"t": split}, subset.Subset(per_class=1))
 
 
-def test_mixtures_renumber_every_label(records):
+def test_mixtures_relabel_all_labels(records):
     split = open_split(records, "train")
     other = {"tags": ["outdoors", "music", "dog"], "length": ["long", "short"]}
     found = training_set.relabel(split, other)
@@ -134,7 +134,7 @@ def test_mixtures_renumber_every_label(records):
     assert [sorted(row) for row in names] == [list(TAGS[ids[i]]) for i in batch["index"]]
 
 
-def test_one_label_and_several_do_not_mix(records, videos, tmp_path):
+def test_single_and_multi_label_heads_do_not_mix(records, videos, tmp_path):
     table = write_csv(tmp_path / "labels.csv", {name: tags[:1] or ("cat",) for name, tags in TAGS.items()})
     single = build.build(
         "single", videos, table, tmp_path, build.BuildOptions(num_workers=0, progress=False, kind="csv")
@@ -144,7 +144,7 @@ def test_one_label_and_several_do_not_mix(records, videos, tmp_path):
         training_set.training_set(splits, "tagged", unknown_classes="union")
 
 
-def test_no_video_is_held_out_with_a_label_that_no_other_has(tmp_path):
+def test_unique_labels_are_not_held_out(tmp_path):
     tags = {f"{i}.mp4": ("common", f"rare{i}") if i < 20 else ("common",) for i in range(60)}
     lines = [f"{name},{'|'.join(of)}" for name, of in tags.items()]
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *lines]))
@@ -160,13 +160,13 @@ def test_no_video_is_held_out_with_a_label_that_no_other_has(tmp_path):
     [("dog;;cat", "line 2: label is 'dog;;cat', with an empty label beside a ';'"), ("dog;dog", "a duplicate label"),
      ("dog", "';' is in no field of label")],
 )  # fmt: skip
-def test_fields_that_are_no_lists(tmp_path, field, message):
+def test_malformed_label_fields(tmp_path, field, message):
     (tmp_path / "labels.csv").write_text(f"path,label\na.mp4,{field}\nb.mp4,cat\n")
     with pytest.raises(annotations.AnnotationError, match=message):
         annotations.read(catalog.custom("x", "csv", label_separator=";"), tmp_path / "labels.csv")
 
 
-def test_the_separator_is_asked_for_and_kept_to(records, videos):
+def test_separator_errors(records, videos):
     with pytest.raises(ValueError, match=r"holds records with multi-label heads some \(none requested\)"):
         build.build("tagged", videos, videos, records.parent.parent, build.BuildOptions(kind="csv"))
     with pytest.raises(ValueError, match=r"label_separator is ',' for a csv; it is for a csv, and one of ; \|"):

@@ -1,4 +1,4 @@
-"""Each of the five data sets as its users meet it: build, verify, train ten steps, break off, go on, evaluate."""
+"""Each official data set: build, verify, train, interrupt, resume, evaluate."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_from_official_files_to_an_evaluated_model(name, tmp_path):
     records = build.build(
         name, small.videos, small.annotations, tmp_path / "data", build.BuildOptions(num_workers=0, progress=False)
     )
-    verify.main([str(records)])  # exits where anything is wrong
+    verify.main([str(records)])  # exits if there is a problem
 
     config = recipes.published(name, "ViViT-Ti/16x2", "factorised_encoder", temporal_layers=1)
     config.data.dir = str(tmp_path / "data")
