@@ -1,4 +1,4 @@
-"""Verification: sound records pass; every kind of damage is found and located."""
+"""Verification: sound records pass; every kind of damage is reported with its location."""
 
 import json
 import shutil
@@ -33,9 +33,9 @@ def rewrite(split, number, change):
     with tf.io.TFRecordWriter(path) as writer:
         for record in records:
             writer.write(record)
-    places = indexing.record_positions(path)
-    split.chunk_offset[:], split.chunk_length[:] = places[:, 0], places[:, 1]
-    split.chunk_checksum[:] = places[:, 2].astype(np.uint32)
+    positions = indexing.record_positions(path)
+    split.chunk_offset[:], split.chunk_length[:] = positions[:, 0], positions[:, 1]
+    split.chunk_checksum[:] = positions[:, 2].astype(np.uint32)
     split.save()
 
 
@@ -128,13 +128,13 @@ def test_sequences(tmp_path):
     index_main([str(tmp_path)])
     (report,) = verify.verify(tmp_path, progress=False)
     assert (report.videos, report.left_out, len(report.problems)) == (4, 1, 3)
-    places = indexing.record_positions(path)[:, 0]
+    positions = indexing.record_positions(path)[:, 0]
     for problem, (record, part) in zip(
         report.problems,
         ((1, "time of frame 2 is not after"), (3, "frame 4 is no readable JPEG"), (4, "2 times for 5 frames")),
         strict=True,
     ):
-        assert (problem.record, problem.byte) == (record, places[record])
+        assert (problem.record, problem.byte) == (record, positions[record])
         assert part in problem.reason
 
 

@@ -1,8 +1,8 @@
 """Miniature data sets: a few videos each, in the official layout, with the official files.
 
-Every frame has its number drawn into it (`videos.read_number`), so that a test recognises its frames. The irregularities of
-the real files are included: quoted labels, ids that begin with "-", files that are absent, damaged, replaced
-or not cut yet, several frame rates, several segments of a video, test lists without labels.
+Every frame shows its number (`videos.read_number`). The irregularities of the real files are included: quoted labels,
+ids that begin with "-", files that are absent, damaged, replaced or not cut yet, several frame rates, several segments
+of a video, test lists without labels.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class Miniature:
 
 
 def write(name: str, folder: Path) -> Miniature:
-    """Writes the miniature `name` (one of `NAMES`) under `folder`, which it makes: `videos` and `annotations`."""
+    """Writes the miniature `name` (one of `NAMES`) into `videos` and `annotations` in `folder`, which it creates."""
     for part in ("videos", "annotations"):
         (folder / part).mkdir(parents=True)
     return _WRITERS[name](folder / "videos", folder / "annotations")
@@ -100,7 +100,7 @@ def kinetics(videos: Path, folder: Path) -> Miniature:
 
 
 def epic_kitchens(videos: Path, folder: Path) -> Miniature:
-    """EPIC-Kitchens-100: segments, one overlapping the other, of videos at 59.94 and 50 frames a second."""
+    """EPIC-Kitchens-100: segments, one overlapping the other, of videos at 59.94 and 50 frames per second."""
     verbs, nouns = ["take", "put", "wash"], ["tap", "plate", "fridge door"]
     _video(videos / "P01" / "videos" / "P01_01.MP4", 120, NTSC_60)
     _video(videos / "P22" / "videos" / "P22_117.MP4", 100, 50)
@@ -152,7 +152,7 @@ def moments_in_time(videos: Path, folder: Path) -> Miniature:
 
 
 def something_something(videos: Path, folder: Path) -> Miniature:
-    """Something-Something v2: JSON, WebM at 12 frames a second, in the folder that its archive has."""
+    """Something-Something v2: JSON, WebM at 12 frames per second, in the folder that its archive has."""
     names = ["Pushing something so that it falls off the table", "Holding something", "Putting something on something"]
     labels = {name: str(i) for i, name in enumerate(names)}
     (folder / "something-something-v2-labels.json").write_text(json.dumps(dict(sorted(labels.items()))))
@@ -208,7 +208,7 @@ def ucf101(videos: Path, folder: Path) -> Miniature:
 
 
 def hmdb51(videos: Path, folder: Path) -> Miniature:
-    """HMDB51, split 1: a list a class, marks 0, 1 and 2, names with odd characters."""
+    """HMDB51, split 1: one list per class, marks 0, 1 and 2, names with odd characters."""
     names = ["brush_hair", "kick", "kick_ball"]
     lists = folder / "testTrainMulti_7030_splits"
     lists.mkdir()
@@ -226,7 +226,7 @@ def hmdb51(videos: Path, folder: Path) -> Miniature:
 
 
 def custom_folder(videos: Path, folder: Path) -> Miniature:
-    """Anyone's videos, a folder per class, in two splits; `folder` stays empty."""
+    """A custom data set, a folder per class, in two splits; `folder` stays empty."""
     names, expected = ["cat", "dog"], {"train": [], "validation": []}
     for part, split in (("train", "train"), ("val", "validation")):
         for i, name in enumerate(names):
@@ -238,7 +238,7 @@ def custom_folder(videos: Path, folder: Path) -> Miniature:
 
 
 def custom_csv(videos: Path, folder: Path) -> Miniature:
-    """Anyone's videos by a CSV: two heads, segments, an absolute path, a comma in a name, a byte-order mark."""
+    """A custom data set with a CSV: two heads, segments, an absolute path, a comma in a name, a byte-order mark."""
     elsewhere = folder.parent / "elsewhere" / "far.mp4"
     _video(videos / "one, two.mp4", 100)
     _video(elsewhere, 30)
@@ -252,12 +252,12 @@ def custom_csv(videos: Path, folder: Path) -> Miniature:
     (folder / "labels.csv").write_text(tables.to_csv(columns, cells), encoding="utf-8-sig")
     ids = [(1, 1), (0, 0), (1, 0), (0, 1)]  # "close" before "open", 9 before 10
     frames = [range(25), range(25, 100), range(30), range(5, 20)]
-    found = [
+    entries = [
         (cell[0], {"verb": verb, "count": count}, numbers)
         for cell, (verb, count), numbers in zip(cells, ids, frames, strict=True)
     ]
     names = {"verb": ["close", "open"], "count": ["9", "10"]}
-    expected = {"train": found[:3], "validation": found[3:]}
+    expected = {"train": entries[:3], "validation": entries[3:]}
     return Miniature(catalog.custom("my_csv", "csv"), videos, folder, expected, names)
 
 

@@ -39,19 +39,19 @@ def test_replacements_win_over_other_files(miniatures, tmp_path):
     row = next(r for r in annotations.read(small.dataset, small.annotations).rows["train"] if r.video == "broken_file")
     folder = "replacement_for_corrupted_k400"
     for videos in (small.videos, small.videos / "train"):
-        found = annotations.VideoFiles(small.dataset, videos).find(row)
-        assert found[0].parent.name == folder
-        assert found[1:] == (None, None)
+        location = annotations.VideoFiles(small.dataset, videos).find(row)
+        assert location[0].parent.name == folder
+        assert location[1:] == (None, None)
     # Kinetics-600 has no such archive: a folder of that name is ignored.
-    found = annotations.VideoFiles(catalog.get("kinetics600"), small.videos / "train").find(row)
-    assert found[0].parent.name == "train"
+    location = annotations.VideoFiles(catalog.get("kinetics600"), small.videos / "train").find(row)
+    assert location[0].parent.name == "train"
 
 
 def test_file_with_fewest_parents_wins(tmp_path):
     row = annotations.Row("x", None, None, {}, "train", (("clapping/x", True),))
-    for place in ("training/clapping/x.mp4", "clapping/x.webm", "b/x.mp4", "applauding/x.mp4", "old/clapping/x.mp4"):
-        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / place).write_bytes(b"x")
+    for path in ("training/clapping/x.mp4", "clapping/x.webm", "b/x.mp4", "applauding/x.mp4", "old/clapping/x.mp4"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"x")
     video_files = annotations.VideoFiles(catalog.get("moments_in_time"), tmp_path)
     assert video_files.find(row)[0] == tmp_path / "clapping" / "x.webm"
     slapping = annotations.Row("x", None, None, {}, "train", (("lapping/x", True),))

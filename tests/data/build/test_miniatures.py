@@ -74,7 +74,9 @@ def check_training(split, expected):
     assert sorted(batch["index"].tolist()) == list(range(len(expected)))
     for head, ids in batch["label"].items():
         assert ids.tolist() == [split.labels[head][i] for i in batch["index"]]
-    for clip, place in zip(batch["video"], batch["index"], strict=True):
+    for clip, video_index in zip(batch["video"], batch["index"], strict=True):
         frames = [*map(read_number, clip)]
         assert frames == list(range(frames[0], frames[0] + 8))
-        assert any(set(frames) <= set(numbers) for video, _, numbers in expected if video == split.video_id[place])
+        assert any(
+            set(frames) <= set(numbers) for video, _, numbers in expected if video == split.video_id[video_index]
+        )

@@ -68,9 +68,9 @@ def test_batches_are_multi_hot(records):
     assert split.class_names == {"tags": CLASSES, "length": ["long", "short"]}
     first, last = batches(split)
     assert first["label"]["tags"].dtype == np.float32
-    found = np.concatenate([b["label"]["tags"] for b in (first, last)])
-    assert found.shape == (6, 4)
-    assert found.tolist() == [multi_hot(tags) for tags in TAGS.values()] + [[0.0] * 4] * 2, "padding has none"
+    tags = np.concatenate([b["label"]["tags"] for b in (first, last)])
+    assert tags.shape == (6, 4)
+    assert tags.tolist() == [multi_hot(names) for names in TAGS.values()] + [[0.0] * 4] * 2, "padding has none"
     assert first["label"]["length"].dtype == np.int32
     training = pipeline.train_batches(split, SPEC, 4, 0, options=PipelineOptions(threads=1))
     batch = next(training)
@@ -112,9 +112,9 @@ def test_index_format_depends_on_multi_label_heads(records, tiny_records):
 
 def test_subsets(records):
     split = open_split(records, "train")
-    found = subset.apply({"t": split}, subset.Subset(classes=("dog", "cat")))["t"]
-    assert found.video_id.tolist() == ["a.mp4", "c.mp4"]
-    assert found.labels["tags"].tolist() == [[1, 3, -1], [0, 1, 2]]
+    selected = subset.apply({"t": split}, subset.Subset(classes=("dog", "cat")))["t"]
+    assert selected.video_id.tolist() == ["a.mp4", "c.mp4"]
+    assert selected.labels["tags"].tolist() == [[1, 3, -1], [0, 1, 2]]
     with pytest.raises(subset.SubsetError, match="head 'tags' of t is multi-label"):
         subset.apply({"t": split}, subset.Subset(per_class=1))
 
@@ -122,15 +122,15 @@ def test_subsets(records):
 def test_mixtures_relabel_all_labels(records):
     split = open_split(records, "train")
     other = {"tags": ["outdoors", "music", "dog"], "length": ["long", "short"]}
-    found = training_set.relabel(split, other)
-    assert found.video_id.tolist() == ["a.mp4", "b.mp4", "plain.mp4"], "a video with the class that is not known is out"
-    assert found.labels["tags"].tolist() == [[0, 2, -1], [0, -1, -1], [-1, -1, -1]]
-    union = training_set.training_set({"one": found, "two": split}, "one", unknown_classes="union")
+    relabelled = training_set.relabel(split, other)
+    assert relabelled.video_id.tolist() == ["a.mp4", "b.mp4", "plain.mp4"], "videos with an unknown class are left out"
+    assert relabelled.labels["tags"].tolist() == [[0, 2, -1], [0, -1, -1], [-1, -1, -1]]
+    union = training_set.training_set({"one": relabelled, "two": split}, "one", unknown_classes="union")
     assert union.class_names["tags"] == ["outdoors", "music", "dog", "cat"]
     assert union.multi_label == {"tags"}
     batch = next(pipeline.train_batches(union, SPEC, 14, 0, options=PipelineOptions(threads=1)))
     names = [np.array(union.class_names["tags"])[row > 0].tolist() for row in batch["label"]["tags"]]
-    ids = [*found.video_id, *split.video_id]
+    ids = [*relabelled.video_id, *split.video_id]
     assert [sorted(row) for row in names] == [list(TAGS[ids[i]]) for i in batch["index"]]
 
 
@@ -148,9 +148,9 @@ def test_unique_labels_are_not_held_out(tmp_path):
     tags = {f"{i}.mp4": ("common", f"rare{i}") if i < 20 else ("common",) for i in range(60)}
     lines = [f"{name},{'|'.join(of)}" for name, of in tags.items()]
     (tmp_path / "labels.csv").write_text("\n".join(["path,label", *lines]))
-    found = annotations.read(catalog.custom("x", "csv", label_separator="|"), tmp_path / "labels.csv")
-    assert found.multi_label == {"label"}
-    held_out = [row.video for row in found.rows["validation"]]
+    result = annotations.read(catalog.custom("x", "csv", label_separator="|"), tmp_path / "labels.csv")
+    assert result.multi_label == {"label"}
+    held_out = [row.video for row in result.rows["validation"]]
     assert held_out
     assert all(tags[name] == ("common",) for name in held_out)
 

@@ -40,9 +40,9 @@ def test_from_official_files_to_an_evaluated_model(name, tmp_path):
 
     with killed_after(6), pytest.raises(KeyboardInterrupt):
         train.train(run, tmp_path / "w")
-    found = train.train(run, tmp_path / "w")
+    metrics = train.train(run, tmp_path / "w")
     result = evaluate.evaluate(run, tmp_path / "w")
     assert result.counted == len(small.expected["validation"])
-    assert result.scalars == pytest.approx(found)
-    assert all(np.isfinite(value) for value in found.values())
+    assert result.scalars == pytest.approx(metrics)
+    assert all(np.isfinite(value) for value in metrics.values())
     assert result.views == (2, 1 if name == "epic_kitchens100" else 3)

@@ -81,18 +81,20 @@ def table(path: storage.AnyPath, columns: Iterable[str]) -> list[tuple[int, dict
     """
     (_, names), *rows = csv_rows(path)
     header = [name.strip() for name in names]
-    found = ", ".join(header)
+    names_found = ", ".join(header)
     missing = [name for name in columns if name not in header]
     if missing:
         hint = "; the separator must be a comma" if len(header) == 1 else ""
-        raise AnnotationError(f"{path}: no column {', '.join(missing)}; found {found}{hint}")
+        raise AnnotationError(f"{path}: no column {', '.join(missing)}; found {names_found}{hint}")
     if len(set(header)) != len(header):
-        raise AnnotationError(f"{path}: duplicate column in {found}")
+        raise AnnotationError(f"{path}: duplicate column in {names_found}")
     if not rows:
         raise AnnotationError(f"{path}: no rows")
     for line, values in rows:
         if len(values) != len(header):
-            raise AnnotationError(f"{path}, line {line}: {len(values)} values for {len(header)} columns ({found})")
+            raise AnnotationError(
+                f"{path}, line {line}: {len(values)} values for {len(header)} columns ({names_found})"
+            )
     return [(line, dict(zip(header, map(str.strip, values), strict=True))) for line, values in rows]
 
 
