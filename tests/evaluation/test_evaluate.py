@@ -146,9 +146,9 @@ def test_sigmoid_loss_of_a_single_label_head():
     sigmoid = 1 / (1 + np.exp(-logits.astype(np.float64)))
     expected = -np.log(np.where(np.eye(3)[labels] > 0, sigmoid, 1 - sigmoid)).sum(-1)
     targets = {"mask": mask, "index": index, "loss": "sigmoid"}
-    found = predictions.of_batch({"label": logits}, {"label": labels}, **targets)["heads"]["label"]
-    np.testing.assert_allclose(found["loss"], expected, rtol=1e-6)
-    np.testing.assert_allclose(found["truth_probability"], sigmoid[np.arange(2), labels], rtol=1e-6)
+    fields = predictions.of_batch({"label": logits}, {"label": labels}, **targets)["heads"]["label"]
+    np.testing.assert_allclose(fields["loss"], expected, rtol=1e-6)
+    np.testing.assert_allclose(fields["truth_probability"], sigmoid[np.arange(2), labels], rtol=1e-6)
     kind = metrics.collection({"label": 3}, loss="sigmoid")
     counted = kind.single_from_model_output(logits={"label": logits}, labels={"label": labels}, mask=mask, index=index)
     assert metrics.summarise(counted.compute(), {"label": 3})[0]["loss"] == pytest.approx(expected.mean(), rel=1e-6)
@@ -167,12 +167,12 @@ def test_predictions_of_multi_label_padding_and_broken_videos(tmp_path):
     )
     assert (table.index.tolist(), table.video.tolist()) == ([0, 1, 2], ["a", "b", "c"])
     assert table.counted.tolist() == [True, False, True]
-    found = table.heads["label"]
-    assert found.rank.tolist() == [0, 1, 2]  # no label; the first; the second of the ranking (class 2)
+    head = table.heads["label"]
+    assert head.rank.tolist() == [0, 1, 2]  # no label; the first; the second of the ranking (class 2)
     sigmoid = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    assert found.truth_probability[2] == pytest.approx(sigmoid[0, 1:].mean(), rel=1e-6)
-    assert np.isnan(found.truth_probability[0])
-    assert found.loss[0] == pytest.approx(-np.log(1 - sigmoid[1]).sum(), rel=1e-6)
+    assert head.truth_probability[2] == pytest.approx(sigmoid[0, 1:].mean(), rel=1e-6)
+    assert np.isnan(head.truth_probability[0])
+    assert head.loss[0] == pytest.approx(-np.log(1 - sigmoid[1]).sum(), rel=1e-6)
 
     predictions.write(tmp_path / "p.csv", table, {"label": ["x, y", '"q"', "<z>"]})
     rows = list(predictions.read(tmp_path / "p.csv"))

@@ -63,11 +63,11 @@ def test_merged_padded_batches_match_sklearn():
 
 def test_single_head_of_five_classes_has_no_top5():
     kind = metrics.collection({"label": 5})
-    found = kind.single_from_model_output(
+    computed = kind.single_from_model_output(
         logits={"label": jnp.eye(5)}, labels={"label": jnp.arange(5)}, mask=jnp.ones(5), index=jnp.arange(5)
     ).compute()
-    found.pop("count")
-    scalars, _ = metrics.summarise(found, {"label": 5})
+    computed.pop("count")
+    scalars, _ = metrics.summarise(computed, {"label": 5})
     assert scalars["top1"] == 1.0
     assert set(scalars) == {"top1", "loss", "mean_class_accuracy"}
 
@@ -93,10 +93,10 @@ def test_average_precision_matches_its_definition():
             total, before = total + (recall - before) * right / taken.sum(), recall
         expected.append(total)
 
-    found = metrics.average_precision(truth, scores)
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
-    assert np.isnan(found[4])
-    assert metrics.mean_over_present(found) == pytest.approx(
+    actual = metrics.average_precision(truth, scores)
+    np.testing.assert_allclose(actual, expected, rtol=1e-12)
+    assert np.isnan(actual[4])
+    assert metrics.mean_over_present(actual) == pytest.approx(
         average_precision_score(truth[:, [0, 1, 2, 3, 5]], scores[:, [0, 1, 2, 3, 5]], average="macro")
     )
 
@@ -110,13 +110,13 @@ def test_multi_label_head_has_sigmoid_loss_and_no_top1():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(7, 4)).astype(np.float32), (rng.random((7, 4)) < 0.4).astype(np.float32)
     mask = np.array([1, 1, 0, 1, 1, 1, 0], np.float32)
-    found = (
+    computed = (
         metrics.collection({"label": 4}, {"label"})
         .single_from_model_output(logits={"label": logits}, labels={"label": labels}, mask=mask, index=jnp.arange(7))
         .compute()
     )
-    found.pop("count")
-    scalars, confusion = metrics.summarise(found, {"label": 4})
+    computed.pop("count")
+    scalars, confusion = metrics.summarise(computed, {"label": 4})
     sigmoid = 1 / (1 + np.exp(-logits.astype(np.float64)))
     losses = -np.sum(labels * np.log(sigmoid) + (1 - labels) * np.log(1 - sigmoid), axis=1)
     assert scalars == {"loss": pytest.approx(losses[mask > 0].mean(), rel=1e-6)}

@@ -82,8 +82,8 @@ def computed(monkeypatch):
 def clusters(rng, labels, classes, noise, width=12):
     """Linearly separable features: a random centre for each class, on scales from 0.001 to 1000."""
     centres = rng.normal(size=(classes, width))
-    made = centres[labels] + noise * rng.normal(size=(len(labels), width))
-    return (made * np.logspace(-3, 3, width) + 5).astype(np.float32)
+    features = centres[labels] + noise * rng.normal(size=(len(labels), width))
+    return (features * np.logspace(-3, 3, width) + 5).astype(np.float32)
 
 
 def test_votes_match_sklearn_by_cosine_distance():
@@ -91,9 +91,9 @@ def test_votes_match_sklearn_by_cosine_distance():
     train, test = (rng.normal(size=(n, 6)).astype(np.float32) + 0.5 for n in (60, 17))
     labels = rng.integers(5, size=60)
     several = (rng.uniform(size=(60, 3)) < 0.4).astype(np.uint8)
-    given = {"one": labels, "several": several}, {"one": 5, "several": 3}
-    found = knn.votes(train, *given, test, neighbours=(1, 4, 60), temperature=0.07)
-    for k, shares in found.items():
+    targets = {"one": labels, "several": several}, {"one": 5, "several": 3}
+    votes_by_k = knn.votes(train, *targets, test, neighbours=(1, 4, 60), temperature=0.07)
+    for k, shares in votes_by_k.items():
         weigh = {"metric": "cosine", "algorithm": "brute", "weights": lambda distance: np.exp((1 - distance) / 0.07)}
         other = KNeighborsClassifier(k, **weigh).fit(train, labels)
         np.testing.assert_allclose(shares["one"], other.predict_proba(test), atol=2e-5)
@@ -102,16 +102,16 @@ def test_votes_match_sklearn_by_cosine_distance():
             expected = other.predict_proba(test)[:, 1]
             np.testing.assert_allclose(shares["several"][:, head], expected, atol=2e-5)
     with pytest.raises(ValueError, match=r"k=61 of 60 training videos.*smaller --k \(at most 60\)"):
-        knn.votes(train, *given, test, neighbours=(10, 61))
+        knn.votes(train, *targets, test, neighbours=(10, 61))
 
 
 def test_scores_match_numpy_and_need_a_vote():
     rng = np.random.default_rng(1)
     shares = {head: rng.dirichlet(np.ones(count), 50) for head, count in HEADS.items()}
-    shares["verb"][:25, 3] = 0  # as where no neighbour is of a class
+    shares["verb"][:25, 3] = 0  # as if no neighbour had this class
     truth = {head: rng.integers(count, size=50) for head, count in HEADS.items()}
     truth["verb"][:10] = 3
-    found = score(shares, truth, HEADS)
+    scores = score(shares, truth, HEADS)
     pairs = (shares["verb"][:, :, None] * shares["noun"][:, None, :]).reshape(50, -1)
     for head, values, right in (
         ("verb", shares["verb"], truth["verb"]),
@@ -121,8 +121,8 @@ def test_scores_match_numpy_and_need_a_vote():
         top = np.argsort(-values, axis=1, kind="stable")
         for k in (1, 5):
             hit = (top[:, :k] == right[:, None]).any(1) & (values[np.arange(50), right] > 0)
-            assert found[f"{head}/top{k}"] == pytest.approx(hit.mean())
-    # One neighbour alone: the four classes that come next by their number got no vote.
+            assert scores[f"{head}/top{k}"] == pytest.approx(hit.mean())
+    # A single neighbour: the next four class ids have no vote.
     alone = score({"label": np.eye(8)[[6, 6]]}, {"label": np.array([6, 0])}, {"label": 8})
     assert alone == {"top1": 0.5, "top5": 0.5}
 
@@ -132,7 +132,7 @@ def test_linear_probe_matches_sklearn_grid_search():
     labels = rng.integers(4, size=120)
     train, test = clusters(rng, labels, 5, noise=2.5), clusters(rng, labels[:30], 5, noise=2.5)
     settings = ProbeConfig(inverse_penalties=(1.0, 0.001, 0.05), held_out_share=0.25)
-    found = linear.fit(train, labels, test, 5, settings)
+    fitted = linear.fit(train, labels, test, 5, settings)
     held_out = linear.hold_out(labels, 0.25, settings.seed)
     assert [held_out[labels == i].mean() for i in range(4)] == pytest.approx([0.25] * 4, abs=0.03)
     search = GridSearchCV(
@@ -140,12 +140,12 @@ def test_linear_probe_matches_sklearn_grid_search():
         {"logisticregression__C": [0.001, 0.05, 1.0]},
         cv=PredefinedSplit(np.where(held_out, 0, -1)),
     ).fit(train, labels)
-    assert found.inverse_penalty == search.best_params_["logisticregression__C"]
-    assert list(found.chosen_by.values()) == pytest.approx(search.cv_results_["mean_test_score"])
-    assert len(set(found.chosen_by.values())) > 1  # there was something to choose
-    np.testing.assert_allclose(found.probabilities[:, :4], search.predict_proba(test), atol=1e-5)
-    assert (found.probabilities[:, 4] == 0).all()  # of this class there is no training video
-    assert found.converged
+    assert fitted.inverse_penalty == search.best_params_["logisticregression__C"]
+    assert list(fitted.chosen_by.values()) == pytest.approx(search.cv_results_["mean_test_score"])
+    assert len(set(fitted.chosen_by.values())) > 1  # the choice matters
+    np.testing.assert_allclose(fitted.probabilities[:, :4], search.predict_proba(test), atol=1e-5)
+    assert (fitted.probabilities[:, 4] == 0).all()  # a class without a training video
+    assert fitted.converged
 
 
 def test_linear_probe_of_separable_features_and_of_noise():
@@ -165,14 +165,14 @@ def test_linear_probe_of_separable_features_and_of_noise():
 def test_linear_probe_of_a_multi_label_head():
     rng = np.random.default_rng(4)
     hidden = rng.normal(size=(300, 4)).astype(np.float32)
-    labels = np.zeros((300, 5), np.uint8)  # of the fifth there is no example
+    labels = np.zeros((300, 5), np.uint8)  # the fifth class has no example
     labels[:, :4] = hidden > 0.2
     x = hidden @ rng.normal(size=(4, 9)).astype(np.float32)
     fitted = linear.fit(x[:200], labels[:200], x[200:], 5, ProbeConfig(inverse_penalties=(0.1, 10.0)), "sound")
     assert fitted.inverse_penalty == 10
-    made = score({"label": fitted.probabilities}, {"label": labels[200:]}, {"label": 5})
-    assert list(made) == [metrics.MEAN_AVERAGE_PRECISION]
-    assert made[metrics.MEAN_AVERAGE_PRECISION] > 0.99
+    scores = score({"label": fitted.probabilities}, {"label": labels[200:]}, {"label": 5})
+    assert list(scores) == [metrics.MEAN_AVERAGE_PRECISION]
+    assert scores[metrics.MEAN_AVERAGE_PRECISION] > 0.99
     each = make_pipeline(StandardScaler(), LogisticRegression(C=10.0)).fit(x[:200], labels[:200, 1])
     np.testing.assert_allclose(fitted.probabilities[:, 1], each.predict_proba(x[200:])[:, 1], atol=1e-4)
 
@@ -183,7 +183,7 @@ def test_errors_of_linear_probe_and_settings():
         linear.fit(x, np.full(4, 3), x, 8, ProbeConfig(), "verb")
     with pytest.raises(ValueError, match=r"no class of head 'verb' has two training videos.*give one C \(--c=1.0\)"):
         linear.fit(x, np.arange(4), x, 8, ProbeConfig(), "verb")
-    assert linear.hold_out(np.array([0, 0, 1, 2, 2, 2]), 0.9, 0).tolist().count(True) == 3  # one of each class stays
+    assert linear.hold_out(np.array([0, 0, 1, 2, 2, 2]), 0.9, 0).tolist().count(True) == 3  # one video a class stays
     assert (parse_views("4"), parse_views("4x3")) == ((4, 1), (4, 3))
     for wrong, message in (
         ({"methods": ("svm",)}, "method='svm' is not known; choose one of knn, linear"),
@@ -197,7 +197,7 @@ def test_errors_of_linear_probe_and_settings():
 
 
 def extractor(run, first, workdir, settings, params=None):
-    """(mesh, what computes or finds the features of a split)."""
+    """Returns an Extractor of a checkpoint's features."""
     _, model, own = first
     mesh = sharding.make_mesh()
     placed = jax.device_put(own if params is None else params, sharding.replicated(mesh))
@@ -211,15 +211,15 @@ def test_features_are_averaged_over_the_views(run, first, split, tmp_path):
     out = [apply(batch["video"][:, view].astype(np.float32) / 127.5 - 1) for view in range(2)]
     expected = {
         "pre_logits": np.mean([view["pre_logits"] for view in out], axis=0),
-        # Model 2 with a temporal encoder: its class token is in front.
+        # Model 2 with a temporal encoder: the class token comes first.
         "tokens_mean": np.mean([view["tokens"][:, 1:].mean(1) for view in out], axis=0),
     }
     for kind, values in expected.items():
         with jax.set_mesh(sharding.make_mesh()):
-            found = extractor(run, first, tmp_path, ProbeConfig(features=kind, temporal_views=2))(split)
-        np.testing.assert_allclose(found.values, values, atol=2e-5)  # 13 videos in batches of 8
-        assert found.readable.all()
-    # The average-pool baseline has nothing in front, Model 1 has.
+            computed = extractor(run, first, tmp_path, ProbeConfig(features=kind, temporal_views=2))(split)
+        np.testing.assert_allclose(computed.values, values, atol=2e-5)  # 13 videos in batches of 8
+        assert computed.readable.all()
+    # The average-pool baseline has no class token, Model 1 has.
     tokens = jnp.eye(4)[None]
     pooled = ViViTConfig(attention="factorised_encoder", temporal_layers=0, classifier="token")
     assert features.mean_token(tokens, pooled).tolist() == [[0.25] * 4]
@@ -244,39 +244,39 @@ def test_features_are_cached_by_weights_and_views(run, first, split, tmp_path, c
         with jax.set_mesh(sharding.make_mesh()):
             return extractor(run, first, tmp_path, settings, params)(split)
 
-    kept = compute()
-    assert (kept.cached, computed) == (True, [])
+    first_features = compute()
+    assert (first_features.cached, computed) == (True, [])
     other = compute(params=random_params(first[1].config, seed=1, dtype=np.float32))
     assert (other.cached, computed) == (False, ["validation"])
-    assert np.abs(other.values - kept.values).max() > 0.1
+    assert np.abs(other.values - first_features.values).max() > 0.1
     assert not compute(dataclasses.replace(QUICK, temporal_views=1)).cached
-    assert compute().cached  # what was there is there still
+    assert compute().cached  # the older file still exists
     for file in (tmp_path / features.FOLDER).glob("validation-*.npz"):
         with np.load(file) as arrays:  # as if the first video could not be read
             np.savez(file, **{**arrays, "readable": np.arange(13) > 0})
     fewer = probe(run, folder, tmp_path, QUICK)
     assert fewer["features"]["held_out"] == {"videos": 13, "unreadable": 1, "cached": True}
-    right = 12 * fewer["results"]["linear"]["verb/top1"]  # of those that can be read
+    right = 12 * fewer["results"]["linear"]["verb/top1"]  # of the readable videos
     assert right == pytest.approx(round(right))
     for file in (tmp_path / features.FOLDER).glob("validation-*.npz"):
         file.write_bytes(file.read_bytes()[:200])
-    mended = compute()
-    assert not mended.cached
-    np.testing.assert_array_equal(mended.values, kept.values)
+    recomputed = compute()
+    assert not recomputed.cached
+    np.testing.assert_array_equal(recomputed.values, first_features.values)
     with pytest.raises(ValueError, match=r"of 13 of 13 videos of validation are not finite.* of W are not"):
         compute(params=jax.tree.map(lambda leaf: leaf * np.nan, params))
 
 
 def test_labels_of_single_and_multi_label_heads(split):
-    which = np.arange(13) % 2 == 0
-    found = features.labels_of(split, which)
-    np.testing.assert_array_equal(found["verb"], split.labels["verb"][::2])
+    selected = np.arange(13) % 2 == 0
+    labels = features.labels_of(split, selected)
+    np.testing.assert_array_equal(labels["verb"], split.labels["verb"][::2])
     ids = np.full((13, 2), -1, np.int32)
     ids[0], ids[2, 0], ids[3] = [1, 7], 4, [2, 3]
     several = dataclasses.replace(split, labels={**split.labels, "verb": ids})
     expected = np.zeros((7, 8))
     expected[0, [1, 7]] = expected[1, 4] = 1
-    np.testing.assert_array_equal(features.labels_of(several, which)["verb"], expected)
+    np.testing.assert_array_equal(features.labels_of(several, selected)["verb"], expected)
 
 
 def test_fingerprint_depends_on_records_but_not_labels(split):
@@ -312,7 +312,7 @@ def test_errors_before_features_are_computed(data_dir, first, tmp_path):
     one = experiment(data_dir, model__num_layers=1, data__subset={"classes": ["move-right"]})
     with pytest.raises(ValueError, match="the training videos have only the class 'move-right' of head 'verb'"):
         probe(one, folder, tmp_path, KNN)
-    assert not (tmp_path / features.FOLDER).exists()  # all before anything was computed
+    assert not (tmp_path / features.FOLDER).exists()  # raised before anything was computed
 
 
 def test_program_prints_a_table_and_writes_a_file(first, data_dir, tmp_path):
@@ -338,8 +338,8 @@ def test_flags_become_settings():
     values(["probe"])
     assert settings_of(values) == ProbeConfig()
     values(["probe", "--k=3,7", "--c=0.5", "--views=4x3", "--method=knn", "--features=tokens_mean"])
-    asked = ProbeConfig(("knn",), "tokens_mean", 4, 3, (3, 7), inverse_penalties=(0.5,))
-    assert settings_of(values) == asked
+    expected = ProbeConfig(("knn",), "tokens_mean", 4, 3, (3, 7), inverse_penalties=(0.5,))
+    assert settings_of(values) == expected
     values(["probe", "--k=3,x"])
     with pytest.raises(ValueError, match=r"--k=3,x --c=0\.5: invalid literal"):
         settings_of(values)
