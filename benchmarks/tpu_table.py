@@ -35,7 +35,7 @@ BAD_MESH = "**no**: mesh"
 # Fields of the optimizer that change memory; rates and schedules do not.
 _MEMORY_FIELDS = ("name", "momentum", "clip_norm", "weight_decay", "frozen", "accumulate_steps", "ema_decay", "sam_rho")
 _CELL = re.compile(
-    r"([\d.]+) GiB, remat (\w+), (\d+) clips per shard(?:, (\d+) accumulation steps)?(?:, (\d+) devices per clip)?"
+    r"([\d.]+) GiB, remat (\w+), (\d+) clips? per shard(?:, (\d+) accumulation steps)?(?:, (\d+) devices per clip)?"
 )
 _DOES_NOT_FIT = re.compile(r"\*\*no\*\*: (\d+) GiB")
 
@@ -70,7 +70,8 @@ class Entry:
             return f"**no**: {self.gib:.0f} GiB" if self.gib else BAD_MESH
         steps = f", {self.accumulate_steps} accumulation steps" if self.accumulate_steps > 1 else ""
         devices = f", {self.devices_per_clip} devices per clip" if self.devices_per_clip > 1 else ""
-        return f"{self.gib:.1f} GiB, remat {self.remat}, {self.clips} clips per shard{steps}{devices}"
+        clips = "1 clip" if self.clips == 1 else f"{self.clips} clips"
+        return f"{self.gib:.1f} GiB, remat {self.remat}, {clips} per shard{steps}{devices}"
 
     @classmethod
     def parse(cls, config: str, slice_name: str, cell: str) -> Entry:

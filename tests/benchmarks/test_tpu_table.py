@@ -80,7 +80,7 @@ def test_write_replaces_the_table_and_read_restores_it(tmp_path):
     assert document.read_text() == (
         f"Before.\n\n{tpu_table.BEGIN}\n\n"
         "| config | v3-32 | v3-256 | v4-8 |\n| --- | --- | --- | --- |\n"
-        "| a | 13.0 GiB, remat dots, 2 clips per shard | 0.5 GiB, remat none, 1 clips per shard, 4 devices per clip "
+        "| a | 13.0 GiB, remat dots, 2 clips per shard | 0.5 GiB, remat none, 1 clip per shard, 4 devices per clip "
         "| not compiled |\n"
         "| b:320 | **no**: 70 GiB | **no**: mesh | 30.0 GiB, remat full, 16 clips per shard, 4 accumulation steps |\n"
         f"\n{tpu_table.END}\n\nAfter.\n"

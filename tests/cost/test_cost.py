@@ -62,7 +62,7 @@ def check_products(config):
     assert sum(matrix_products(config).values()) == products_of(program.jaxpr)
 
 
-def test_table2_equals_the_published_numbers_with_known_exceptions():
+def test_table2_is_as_published_with_known_exceptions():
     rows = list(paper.table2_rows())
     assert [row.agrees for row in rows if row.quantity == "GFLOPs"] == [True] * 5
     model1, model2, model4 = (row for row in rows if not row.agrees)
