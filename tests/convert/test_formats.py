@@ -25,7 +25,7 @@ def assert_equal(params, expected):
 
 
 def flax_names(config, params, style):
-    """The parameters of an image ViT under the names of vision_transformer ('augreg') or big_vision (also 'scan')."""
+    """Returns the parameters of an image ViT under the names of vision_transformer ("augreg") or big_vision."""
     encoder, layers = params["encoder"], params["encoder"]["layers"]
     mlp, attention, second = {
         "augreg": ("MlpBlock_3", "MultiHeadDotProductAttention_1", "LayerNorm_2"),
@@ -50,7 +50,7 @@ def flax_names(config, params, style):
         tree["pre_logits"] = params["pre_logits"]
     if style == "augreg":
         transformer["posembed_input"] = {"pos_embedding": encoder["position_embedding"][None]}
-    else:  # the class token comes after the positions: ours must have none
+    else:  # positions are added before the class token is prepended
         tree["pos_embedding"] = encoder["position_embedding"][None, int(config.classifier == "token") :]
     return flax.traverse_util.flatten_dict(tree, sep="/")
 
@@ -125,7 +125,7 @@ def test_scenic_files_are_described_and_exact(tmp_path, name, container):
 
 
 def test_old_scenic_checkpoint_drops_training_state():
-    """`optimizer/target` with the momentum and counters beside it, as the released ones have them."""
+    """`optimizer/target` beside momentum and counters, as in the released checkpoints."""
     config = small_config()
     params = random_params(config, dtype=np.float32)
     flat = to_flat(params, "scenic", config)

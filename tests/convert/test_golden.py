@@ -13,7 +13,7 @@ from vivit_jax.models import ViViT, ViViTConfig
 
 
 def relative(actual, expected):
-    """The largest difference, relative to the largest expected value."""
+    """Returns the largest difference, relative to the largest expected value."""
     return np.abs(np.asarray(actual, np.float64) - expected).max() / np.abs(expected).max()
 
 

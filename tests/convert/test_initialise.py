@@ -59,10 +59,10 @@ def test_every_model_initialises_from_every_other(source, target, monkeypatch):
     fresh = {e.name for e in report.entries if e.outcome == "initialised" and "attention_time/out" not in e.name}
     assert fresh == {name for name, leaf in filled.items() if (leaf == 7).all()}
     joint = {"encoder", "spatial_encoder"}
-    for ours, theirs in itertools.product(joint, joint):  # the MLPs, which all models have
-        if f"{ours}/norm/scale" in filled and f"{theirs}/norm/scale" in params:
+    for encoder, source_encoder in itertools.product(joint, joint):  # the MLPs, which all models have
+        if f"{encoder}/norm/scale" in filled and f"{source_encoder}/norm/scale" in params:
             part = "layers/mlp/dense_in/kernel"
-            np.testing.assert_array_equal(filled[f"{ours}/{part}"], params[f"{theirs}/{part}"])
+            np.testing.assert_array_equal(filled[f"{encoder}/{part}"], params[f"{source_encoder}/{part}"])
 
 
 def linear(positions, axis, n):

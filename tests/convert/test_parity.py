@@ -60,13 +60,13 @@ def noisy(model, seed=0):
 
 
 def draw_image(rng):
-    """(height, width) of a patch and of an image, at random; neither the patch nor the grid is a square."""
+    """Draws (height, width) of a patch and of an image; neither the patch nor the grid is a square."""
     patch, grid = rng.permutation([2, 3, 4, 5])[:2], rng.permutation([1, 2, 3, 4])[:2]
     return patch.tolist(), (patch * grid).tolist()
 
 
 def draw_sizes(rng):
-    """The sizes that Hugging Face's ViViT and ViT both have, at random."""
+    """Draws the sizes that Hugging Face's ViViT and ViT both have."""
     heads = int(rng.integers(1, 5))
     return {
         "hidden_size": heads * int(rng.integers(4, 9)),
@@ -81,7 +81,7 @@ def draw_sizes(rng):
 
 
 def draw_vivit(seed, t=2, **fields):
-    """A config of Hugging Face's ViViT with tubelets of t frames; the other sizes at random."""
+    """Draws a config of Hugging Face's ViViT with tubelets of t frames."""
     rng = np.random.default_rng(seed)
     patch, image = draw_image(rng)
     fields = {"tubelet_size": [t, *patch], "image_size": image, "num_frames": t * int(rng.integers(1, 4)), **fields}
@@ -89,14 +89,14 @@ def draw_vivit(seed, t=2, **fields):
 
 
 def draw_vit(seed, **fields):
-    """A config of Hugging Face's ViT with sizes at random."""
+    """Draws a config of Hugging Face's ViT."""
     rng = np.random.default_rng(seed)
     patch, image = draw_image(rng)
     return transformers.ViTConfig(**draw_sizes(rng), **{"patch_size": patch, "image_size": image, **fields})
 
 
 def load_in_float64(source, **hints):
-    """(config, parameters), both in float64."""
+    """Returns (config, parameters), both in float64."""
     config = dataclasses.replace(load_model(source, **hints)[0], dtype="float64")
     return config, load_params(source, config=config)
 
@@ -116,13 +116,13 @@ def pixels_of(video, config):
 
 
 def logits_of(model, pixels):
-    """The logits of timm, or of Hugging Face, which wraps them."""
+    """Returns the logits of a model of timm, or of Hugging Face, which wraps them."""
     out = model(pixels)
     return out if isinstance(out, torch.Tensor) else out.logits
 
 
 def assert_close(actual, expected, what):
-    """Within 1e-9 of the largest entry that is expected."""
+    """Asserts a difference within 1e-9 of the largest expected entry."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.shape == expected.shape, what
     error, scale = np.abs(actual - expected).max(), np.abs(expected).max()
@@ -162,7 +162,7 @@ def assert_parity(model, config, params, format, without_slot=False):
     largest = max(np.abs(leaf).max() for leaf in expected.values())
     for name, leaf in expected.items():
         if name.endswith("key/bias"):
-            # It moves all logits of a query alike, which the softmax does not see: nothing but rounding is left.
+            # It shifts all logits of a query equally, which the softmax ignores: only rounding errors are left.
             assert max(np.abs(leaf).max(), np.abs(actual[name]).max()) < 1e-13 * largest, name
         elif name.endswith("position_embedding") and without_slot:
             assert_close(actual[name][1:], leaf[1:], name)
@@ -194,7 +194,7 @@ def test_hugging_face_vit_logits_and_gradients(seed, fields, tmp_path):
 
 
 def draw_timm(seed, **fields):
-    """(timm's ViT with sizes at random, what its state dict does not say)."""
+    """Draws (timm's ViT, the sizes that its state dict does not show)."""
     timm = pytest.importorskip("timm", reason="live parity with timm needs the extra [parity]")
     rng = np.random.default_rng(seed)
     patch, image = draw_image(rng)
@@ -242,7 +242,7 @@ def test_other_timm_architectures_are_refused(fields, leaf):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """(a ViViT in float32, its folder as `save_pretrained` writes it)."""
+    """Returns (a ViViT in float32, its folder from `save_pretrained`)."""
     model, folder = (
         noisy(transformers.VivitForVideoClassification(draw_vivit(10))).float(),
         tmp_path_factory.mktemp("hf"),
@@ -252,7 +252,7 @@ def saved(tmp_path_factory):
 
 
 def assert_same(actual, expected):
-    """Two trees are equal to the bit."""
+    """Asserts that two trees are equal to the bit."""
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
@@ -323,7 +323,7 @@ def test_hugging_face_export_round_trip(kind, fields, tmp_path):
     video = random_video(config, BATCH)
     logits = logits_of(model.double(), pixels_of(video, config))
     assert_close(ours(config, params, video), logits.detach(), "logits")
-    # In again, from what we wrote and from what they write: the same model, the same bits.
+    # Reading our export and the export of transformers gives the same model and the same bits.
     model.float().save_pretrained(tmp_path / "theirs")
     for folder in ("out", "theirs"):
         again, leaves = load_model(tmp_path / folder)
@@ -354,19 +354,19 @@ def test_exported_image_processor_matches_evaluation(tmp_path):
         read = functools.partial(reader.cut, tf.constant(frames), None)
         resized = clips.resized(read, frames.shape[1:3], (rows, columns)).numpy()
         cropped = resized[:, box.top : box.top + 28, box.left : box.left + 28]
-        theirs = processor(list(frames), return_tensors="np")["pixel_values"]
-        return np.moveaxis(theirs[0], 1, -1), np.asarray(normalise(cropped))
+        processed = processor(list(frames), return_tensors="np")["pixel_values"]
+        return np.moveaxis(processed[0], 1, -1), np.asarray(normalise(cropped))
 
-    theirs, expected = both(32, 45)  # nothing to resize
-    np.testing.assert_allclose(theirs, expected, rtol=0, atol=1e-7)
+    processed, expected = both(32, 45)  # nothing to resize
+    np.testing.assert_allclose(processed, expected, rtol=0, atol=1e-7)
     for size in ((24, 33), (64, 80)):
-        theirs, expected = both(*size)
-        assert np.abs(theirs - expected).max() <= 2.01 / 127.5  # they round to whole pixel values twice, we once
+        processed, expected = both(*size)
+        assert np.abs(processed - expected).max() <= 2.01 / 127.5  # the processor rounds pixel values twice, we once
 
 
 @pytest.mark.parametrize("embedding", ["central_frame", "filter_inflation"])
 def test_single_tubelet_equals_hugging_face_vit(embedding, tmp_path):
-    """Section 3.4 on Hugging Face's ViT with its pooler, on a clip that stands still."""
+    """Section 3.4 on Hugging Face's ViT with its pooler, on a static clip."""
     model = noisy(transformers.ViTModel(draw_vit(13)))
     model.save_pretrained(tmp_path)
     image, _ = load_model(tmp_path)

@@ -19,7 +19,7 @@ CLIP = {"tokenizer": "tubelet", "tubelet_size": (3, 4, 4), "num_frames": 6}
 
 
 def image_model(**fields):
-    """(config, parameters) of an image ViT on a grid of 2 x 3."""
+    """Returns (config, parameters) of an image ViT on a grid of 2 x 3."""
     config = small_config(**IMAGE, **fields)
     return config, random_params(config)
 
@@ -70,7 +70,7 @@ def test_single_tubelet_equals_the_image_model(embedding, classifier):
 
 
 def test_static_clip_equals_its_image():
-    """Positions are repeated over time, so that all times look alike; and attention over copies is attention over one.
+    """Positions are repeated over time, so all times are equal, and attention over copies is attention over one.
 
     Without a class token, which would be one against the copies.
     """
@@ -99,7 +99,7 @@ def test_model_2_encodes_frames_as_the_image_model(tokens):
 
 @pytest.mark.parametrize("order", ["time_space", "space_time"])
 def test_model_3_starts_as_the_image_model_and_learns(order):
-    """A temporal attention that puts out zero; its gradient is not zero, as it is in the published code."""
+    """The temporal attention outputs zero, but its gradient is not zero, unlike in the published code."""
     image, params = image_model(classifier="gap")
     config, converted = initialise_from(
         params, dataclasses.replace(image, **CLIP, attention="factorised_self_attention", attention_order=order)
