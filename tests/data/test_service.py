@@ -45,16 +45,16 @@ def test_two_workers_at_one_address_are_an_error(tiny_records):
 
 
 @pytest.mark.parametrize(
-    ("address", "says"),
+    ("address", "message"),
     [
         ("localhost:1", "not of the form grpc://host:port"),
         ("grpc://localhost:1", "no tf.data service at grpc://localhost:1 .*--port=1 --host=localhost"),
         ("grpc://a:1,grpc://a:1", "names a machine twice"),
     ],
 )
-def test_address_without_service_is_an_error(tiny_records, address, says):
+def test_address_without_service_is_an_error(tiny_records, address, message):
     train = open_split(tiny_records, "train")
-    with pytest.raises(service.ServiceError, match=says):
+    with pytest.raises(service.ServiceError, match=message):
         pipeline.train_batches(train, VARIED, 8, seed=0, options=PipelineOptions(service_address=address))
 
 

@@ -41,32 +41,32 @@ def ram():
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory):
+def local_data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("here")
     build.prepare("moving_digits", folder, num_workers=0, progress=False, **SIZES)
     return folder
 
 
 @pytest.fixture(scope="module")
-def there(ram):
+def bucket_data(ram):
     build.prepare("moving_digits", f"{ram}/data", num_workers=0, progress=False, **SIZES)
     return f"{ram}/data"
 
 
-def test_build_in_bucket_equals_local_build(here, there):
-    ours, theirs = (build.records_folder("moving_digits", folder) for folder in (here, there))
-    assert str(theirs) == "ram://bucket/data/moving_digits/1.0.0"
-    assert storage.names(theirs) == storage.names(ours)
-    for name in storage.names(ours):
+def test_build_in_bucket_equals_local_build(local_data, bucket_data):
+    local, remote = (build.records_folder("moving_digits", folder) for folder in (local_data, bucket_data))
+    assert str(remote) == "ram://bucket/data/moving_digits/1.0.0"
+    assert storage.names(remote) == storage.names(local)
+    for name in storage.names(local):
         if ".tfrecord" in name or (name.endswith((".csv", ".json")) and name != "dataset_info.json"):
-            assert (theirs / name).read_bytes() == (ours / name).read_bytes(), name
-    info = [json.loads((folder / "dataset_info.json").read_text())["splits"] for folder in (ours, theirs)]
+            assert (remote / name).read_bytes() == (local / name).read_bytes(), name
+    info = [json.loads((folder / "dataset_info.json").read_text())["splits"] for folder in (local, remote)]
     assert info[0] == info[1], "sizes and counts of TFDS"
-    assert [name for name in storage.names(f"{there}/moving_digits") if "partial" in name] == []
-    assert storage.names(f"{there}/moving_digits/videos") == storage.names(f"{here}/moving_digits/videos")
+    assert [name for name in storage.names(f"{bucket_data}/moving_digits") if "partial" in name] == []
+    assert storage.names(f"{bucket_data}/moving_digits/videos") == storage.names(f"{local_data}/moving_digits/videos")
 
 
-def test_batches_from_bucket_equal_local_batches(here, there):
+def test_batches_from_bucket_equal_local_batches(local_data, bucket_data):
     options = PipelineOptions(threads=1)
     for name, make in (
         ("train", lambda split: pipeline.train_batches(split, SPEC, 5, 1, options=options)),
@@ -75,15 +75,17 @@ def test_batches_from_bucket_equal_local_batches(here, there):
             lambda split: pipeline.eval_batches(split, SPEC, 4, 2, 1, options=dataclasses.replace(options, cache=True)),
         ),
     ):
-        splits = [open_split(build.records_folder("moving_digits", folder), name) for folder in (here, there)]
-        for _, ours, theirs in zip(range(2), *(make(split) for split in splits), strict=False):
-            np.testing.assert_array_equal(ours["video"], theirs["video"])
-            np.testing.assert_array_equal(ours["label"]["verb"], theirs["label"]["verb"])
-            assert theirs["mask"].max() == 1
+        splits = [
+            open_split(build.records_folder("moving_digits", folder), name) for folder in (local_data, bucket_data)
+        ]
+        for _, local, remote in zip(range(2), *(make(split) for split in splits), strict=False):
+            np.testing.assert_array_equal(local["video"], remote["video"])
+            np.testing.assert_array_equal(local["label"]["verb"], remote["label"]["verb"])
+            assert remote["mask"].max() == 1
 
 
-def test_bucket_records_are_scanned_and_verified(here, there):
-    folder = build.records_folder("moving_digits", there)
+def test_bucket_records_are_scanned_and_verified(local_data, bucket_data):
+    folder = build.records_folder("moving_digits", bucket_data)
     for split in scan.scan(folder):
         written = open_split(folder, split.name)
         np.testing.assert_array_equal(split.chunk_checksum, written.chunk_checksum)
@@ -104,8 +106,8 @@ def test_bucket_records_are_scanned_and_verified(here, there):
         shard.write_bytes(sound)
 
 
-def test_interrupted_bucket_build_continues(there, monkeypatch):
-    files = (f"{there}/moving_digits/videos", f"{there}/moving_digits/annotations", "ram://bucket/again")
+def test_interrupted_bucket_build_continues(bucket_data, monkeypatch):
+    files = (f"{bucket_data}/moving_digits/videos", f"{bucket_data}/moving_digits/annotations", "ram://bucket/again")
 
     def make():
         return build.build("moving_digits", *files, build.BuildOptions(num_workers=0, progress=False))
@@ -149,9 +151,9 @@ def test_custom_data_set_in_bucket(ram, tmp_path):
 
 def test_videos_are_decoded_from_bucket(ram, tmp_path):
     path = numbered_video(tmp_path / "v.mp4", 12)
-    place = storage.path(f"{ram}/v.mp4")
-    storage.copy(path, place)
-    np.testing.assert_array_equal(decode.read_video(place).frames, decode.read_video(path).frames)
+    target = storage.path(f"{ram}/v.mp4")
+    storage.copy(path, target)
+    np.testing.assert_array_equal(decode.read_video(target).frames, decode.read_video(path).frames)
     spec = sampling.ClipSpec(4, (48, 48))
     np.testing.assert_array_equal(pipeline.views_from_file(f"{ram}/v.mp4", spec), pipeline.views_from_file(path, spec))
     storage.path(f"{ram}/empty.mp4").write_bytes(b"")
@@ -163,10 +165,10 @@ def test_videos_are_decoded_from_bucket(ram, tmp_path):
 
 def test_dmvr_records_in_bucket(ram, tmp_path):
     records = [sequence(numbered_frames(range(4 * i, 4 * i + 4)), clip__label__index=i) for i in range(3)]
-    place = storage.path(f"{ram}/dmvr")
-    place.mkdir()
+    target = storage.path(f"{ram}/dmvr")
+    target.mkdir()
     for path in write_shards(tmp_path, "train", records, shards=1):
-        storage.copy(path, place / path.name)
+        storage.copy(path, target / path.name)
     index_main([f"{ram}/dmvr", f"--out={tmp_path}/out"])
     split = open_split(tmp_path / "out", "train")
     assert split.shard_paths == [f"{ram}/dmvr/train-00000-of-00001"]

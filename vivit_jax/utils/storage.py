@@ -127,8 +127,10 @@ def local(file: PathLike) -> Iterator[Path]:
 def copy(source: PathLike, target: PathLike) -> None:
     """Copies a local file, or all files of a local folder, to `target`; replaces files that exist there."""
     source, target = Path(source), epath.Path(target)
-    for file in sorted(source.rglob("*")) if source.is_dir() else [source]:
+    if source.is_file():
+        epath.Path(source).copy(target, overwrite=True)
+    for file in sorted(source.rglob("*")):
         if file.is_file():
-            destination = target / file.relative_to(source).as_posix() if source.is_dir() else target
+            destination = target / file.relative_to(source).as_posix()
             destination.parent.mkdir(parents=True, exist_ok=True)
             epath.Path(file).copy(destination, overwrite=True)

@@ -136,9 +136,9 @@ def test_evaluation_sees_every_video_once(validation):
     assert batches.num_batches == 3
     got = list(batches)
     assert [batch["video"].shape for batch in got] == [(6, 6, 8, 64, 64, 3)] * 3
-    places = np.concatenate([batch["index"] for batch in got])
+    indices = np.concatenate([batch["index"] for batch in got])
     masks = np.concatenate([batch["mask"] for batch in got])
-    assert places.tolist() == [*range(16), -1, -1]
+    assert indices.tolist() == [*range(16), -1, -1]
     assert masks.tolist() == [1] * 16 + [0, 0]
     assert got[-1]["video"][-1].max() == 0
     verbs = np.concatenate([batch["label"]["verb"] for batch in got])
@@ -151,11 +151,11 @@ def test_clips_hold_the_expected_frames(numbered):
     spec = pipeline.ClipSpec(6, (64, 96), stride=3)
     starts = {}
     for batch in take(pipeline.train_batches(numbered, spec, 4, seed=0), 25):
-        for place, clip in zip(batch["index"], batch["video"], strict=True):
+        for index, clip in zip(batch["index"], batch["video"], strict=True):
             numbers = [read_number(frame) for frame in clip]
-            length = numbered.num_frames[place]
+            length = numbered.num_frames[index]
             assert numbers == [(numbers[0] + 3 * i) % length for i in range(6)]
-            starts.setdefault(numbered.video_id[place], []).append(numbers[0])
+            starts.setdefault(numbered.video_id[index], []).append(numbers[0])
     assert set(starts["short"]) == set(starts["even"]) == {0}, "nothing fits but the beginning"
     assert len(set(starts["middle"])) > 8
     assert max(starts["middle"]) <= 40 - 18
@@ -163,9 +163,9 @@ def test_clips_hold_the_expected_frames(numbered):
     batches = pipeline.eval_batches(numbered, spec, 4, temporal_views=4)
     assert batches.repeated_views == 2, "of 7 and of 16 frames"
     (batch,) = batches
-    for place, views in enumerate(batch["video"]):
+    for index, views in enumerate(batch["video"]):
         for i, clip in enumerate(views):
-            expected = sampling.view_frames(numbered.num_frames[place], 6, 3, 4, i)
+            expected = sampling.view_frames(numbered.num_frames[index], 6, 3, 4, i)
             assert [read_number(frame) for frame in clip] == expected.tolist()
 
 
@@ -176,17 +176,17 @@ def test_segments_and_repeated_augmentation(numbered):
     for batch in take(pipeline.train_batches(numbered, spec, 8, seed=0), 6):
         assert (batch["index"][::2] == batch["index"][1::2]).all()
         assert sorted(batch["index"][::2]) == [0, 1, 2, 3], "every video once an epoch"
-        for place, clip in zip(batch["index"], batch["video"], strict=True):
-            numbers, length = [read_number(frame) for frame in clip], numbered.num_frames[place]
+        for index, clip in zip(batch["index"], batch["video"], strict=True):
+            numbers, length = [read_number(frame) for frame in clip], numbered.num_frames[index]
             assert all(i * length // 6 <= n < max((i + 1) * length / 6, n - 1) for i, n in enumerate(numbers))
-            seen.setdefault(int(place), []).append(tuple(numbers))
+            seen.setdefault(int(index), []).append(tuple(numbers))
     longest = int(np.argmax(numbered.num_frames))
     assert len(set(seen[longest])) == 12, "each clip has its own draws"
     batches = pipeline.eval_batches(numbered, spec, 4, temporal_views=3)
     (batch,) = batches
-    for place, views in enumerate(batch["video"]):
+    for index, views in enumerate(batch["video"]):
         for i, clip in enumerate(views):
-            expected = sampling.segment_view_frames(numbered.num_frames[place], 6, 3, i)
+            expected = sampling.segment_view_frames(numbered.num_frames[index], 6, 3, i)
             assert [read_number(frame) for frame in clip] == expected.tolist()
     distinct = [len({clip.tobytes() for clip in views}) for views in batch["video"]]
     assert batches.repeated_views == sum(count < 3 for count in distinct)
@@ -246,15 +246,15 @@ def test_resize_matches_interpolation_oracle(stored, target):
         expected = np.einsum("ih,jw,khwc->kijc", *weights, frames)
     else:
         grid = [(np.arange(t) + 0.5) * r - 0.5 for t, r in zip(target, ratio, strict=True)]
-        places = np.meshgrid(*grid, indexing="ij")
-        planes = [ndimage.map_coordinates(p, places, order=1, mode="nearest") for p in planes_of(frames)]
+        indices = np.meshgrid(*grid, indexing="ij")
+        planes = [ndimage.map_coordinates(p, indices, order=1, mode="nearest") for p in planes_of(frames)]
         expected = np.stack(planes).reshape(2, 3, *target).transpose(0, 2, 3, 1)
     np.testing.assert_allclose(got, expected, atol=0.51)
 
 
 @pytest.mark.parametrize("form", [{"subsampling": x} for x in range(3)] + [{"progressive": True}, {"mode": "L"}])
 def test_decoded_window_equals_whole_frame(form):
-    """To the bit, at all places within a block and at the edges, whatever the chroma's resolution."""
+    """Equal to the bit, at all positions within a block and at the edges, whatever the chroma's resolution."""
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (93, 141, 3), dtype=np.uint8)).convert(form.pop("mode", "RGB"))
     noise.save(file := io.BytesIO(), "JPEG", quality=85, **form)
@@ -271,7 +271,7 @@ def test_decoded_window_equals_whole_frame(form):
 
 
 def test_crop_and_flip_of_given_draws():
-    """Where no resizing is asked for, a clip is an exact cut of the frames, mirrored where the draw says so."""
+    """Without resizing, a clip is an exact cut of the frames, mirrored if the draw says so."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (20, 60, 80, 3), dtype=np.uint8)
     spec = pipeline.ClipSpec(4, (32, 40), stride=3, random_crop=True, flip_probability=0.25)
@@ -317,11 +317,11 @@ def test_broken_records_are_masked_and_counted(train, validation, tmp_path):
 
     split = copied(validation, tmp_path / "validation")
     records = list(tf.data.TFRecordDataset(split.shard_paths[0]).as_numpy_iterator())
-    place = int(split.first_chunk[2])
-    example = tf.train.Example.FromString(records[place])
+    index = int(split.first_chunk[2])
+    example = tf.train.Example.FromString(records[index])
     jpegs = example.features.feature["frames"].bytes_list.value
     jpegs[0] = b"\0" * len(jpegs[0])
-    records[place] = example.SerializeToString()
+    records[index] = example.SerializeToString()
     with tf.io.TFRecordWriter(split.shard_paths[0]) as writer:
         for record in records:
             writer.write(record)

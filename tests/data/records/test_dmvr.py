@@ -84,18 +84,18 @@ def test_batches_hold_the_indexed_frames(folder, cache):
         for _ in range(8):
             batch = next(batches)
             assert batch["mask"].tolist() == [1] * 5
-            for place, clip, label in zip(batch["index"], batch["video"], batch["label"]["label"], strict=True):
+            for index, clip, label in zip(batch["index"], batch["video"], batch["label"]["label"], strict=True):
                 shown = numbers_of(clip)
-                first, length = firsts[split.video_id[place]], int(split.num_frames[place])
+                first, length = firsts[split.video_id[index]], int(split.num_frames[index])
                 start = shown[0] - first
                 assert shown == [first + (start + 3 * i) % length for i in range(6)]
-                assert label == split.labels["label"][place]
+                assert label == split.labels["label"][index]
                 seen.add((first, start))
     assert len(seen) > 12, "starts vary"
     with pipeline.eval_batches(split, SPEC, 5, temporal_views=3, spatial_views=1, options=options) as batches:
         (batch,) = batches
-    for place, views in enumerate(batch["video"]):
-        first, length = firsts[split.video_id[place]], int(split.num_frames[place])
+    for index, views in enumerate(batch["video"]):
+        first, length = firsts[split.video_id[index]], int(split.num_frames[index])
         for i, clip in enumerate(views):
             assert numbers_of(clip) == (first + sampling.view_frames(length, 6, 3, 3, i)).tolist()
 
@@ -208,14 +208,14 @@ def test_unusable_records_are_listed(tmp_path, capsys):
                             sequence(frames, clip__label__index=1)], 1,
     )  # fmt: skip
     path = tmp_path / "train-00000-of-00001"
-    places = indexing.record_positions(path)
-    flip_bit(path, int(places[6, 0]) + 500)
+    positions = indexing.record_positions(path)
+    flip_bit(path, int(positions[6, 0]) + 500)
     out = run(tmp_path, capsys=capsys)
     assert "7 records cannot be used" in out
     with open(tmp_path / "rejects.csv", newline="") as file:
         rejects = list(csv.DictReader(file))
     assert [int(row["record"]) for row in rejects] == [0, 1, 2, 3, 4, 5, 6]
-    assert [int(row["byte"]) for row in rejects] == places[:7, 0].tolist()
+    assert [int(row["byte"]) for row in rejects] == positions[:7, 0].tolist()
     reasons = [row["reason"] for row in rejects]
     parts = [
         "no label in clip/label/index",
@@ -252,8 +252,8 @@ def test_records_corrupted_after_indexing_are_masked(tmp_path, part):
     run(tmp_path)
     split = open_split(tmp_path, "train")
     offset, length = int(split.chunk_offset[2]), int(split.chunk_length[2])
-    places = {"length": 2, "checksum of the length": 9, "data": 3000, "checksum of the data": 12 + length}
-    flip_bit(path, offset + places[part])
+    positions = {"length": 2, "checksum of the length": 9, "data": 3000, "checksum of the data": 12 + length}
+    flip_bit(path, offset + positions[part])
     (report,) = verify.verify(tmp_path, progress=False)
     assert {(problem.record, problem.byte) for problem in report.problems} == {(2, offset)}
     # Read from disk; kept as JPEG.

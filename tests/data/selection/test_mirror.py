@@ -50,17 +50,17 @@ def test_mirrored_motions_match_mirror_classes(verb):
     names = moving_digits.VERBS
     image = mirror.classes(names, catalog.get("moving_digits").mirrored["verb"])[verb]
     for seed in range(20):
-        way = moving_digits.trajectory(verb, 30, np.random.default_rng(seed))
-        mirrored = way * [-1, 1, 1] + [moving_digits.SIZE - 1, 0, 0]
+        path = moving_digits.trajectory(verb, 30, np.random.default_rng(seed))
+        mirrored = path * [-1, 1, 1] + [moving_digits.SIZE - 1, 0, 0]
         assert motion(mirrored) == names[image]
-        assert motion(way) == names[verb]
+        assert motion(path) == names[verb]
 
 
-def motion(way):
-    """The verb of a path [frames, 3] of x, y (downwards) and size, told by geometry alone."""
-    if np.ptp(way[:, 2]) > 5:
-        return "grow" if way[-1, 2] > way[0, 2] else "shrink"
-    x, y = way[:, 0] - way[:, 0].mean(), way[:, 1] - way[:, 1].mean()
+def motion(path):
+    """The verb of a path [frames, 3] of x, y (downwards) and size, from its geometry."""
+    if np.ptp(path[:, 2]) > 5:
+        return "grow" if path[-1, 2] > path[0, 2] else "shrink"
+    x, y = path[:, 0] - path[:, 0].mean(), path[:, 1] - path[:, 1].mean()
     if min(np.ptp(x), np.ptp(y)) > 5:
         # y points down, so a positive area swept is clockwise to the eye.
         return "circle-clockwise" if np.sum(x[:-1] * np.diff(y) - y[:-1] * np.diff(x)) > 0 else "circle-anticlockwise"

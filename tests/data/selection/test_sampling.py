@@ -62,9 +62,9 @@ def test_evaluation_takes_segment_centres():
 def test_repeated_views_are_counted():
     spec = sampling.ClipSpec(8, (64, 64), stride=4)
     frames, size = np.array([20, 32, 34, 35, 100]), np.full(5, 64)
-    found = sampling.repeated_views(frames, size, size * 2, spec, 4, 1)
+    repeated = sampling.repeated_views(frames, size, size * 2, spec, 4, 1)
     distinct = [len({tuple(sampling.view_frames(n, 8, 4, 4, i)) for i in range(4)}) for n in frames]
-    assert found.tolist() == [count < 4 for count in distinct] == [True, True, True, False, False]
+    assert repeated.tolist() == [count < 4 for count in distinct] == [True, True, True, False, False]
     assert not sampling.repeated_views(frames, size, size * 2, spec, 1, 3).any()
     assert (
         sampling.repeated_views(frames, size, np.array([64, 65, 66, 80, 128]), spec, 1, 3).tolist()

@@ -59,8 +59,8 @@ def test_unknown_classes_error_drop_union(train, other):
     assert verbs_of(union.splits[1]) == verbs_of(other)
     assert verbs_of(dropped.splits[1]) == [name for name in verbs_of(other) if name != "juggle"]
     assert union.locate(48 + 3) == f"other/{other.video_id[3]}"
-    held_out = training_set.evaluation_split(train, union.class_names)
-    assert held_out.heads == {"verb": 9, "noun": 10}
+    eval_set = training_set.evaluation_split(train, union.class_names)
+    assert eval_set.heads == {"verb": 9, "noun": 10}
     with pytest.raises(MixtureError, match=f"{juggled} of 16 videos .* classes that the model does not have"):
         training_set.evaluation_split(other, train.class_names)
     with pytest.raises(MixtureError, match="only data sets with the same heads can be mixed"):
@@ -73,14 +73,14 @@ def test_mixture_batches(train, other):
     mixed = training_set.training_set({"digits": train, "other": other}, "digits", {"digits": 2, "other": 1}, "union")
     spec = dataclasses.replace(PLAIN, stride=4)
     whole = take(pipeline.train_batches(mixed, spec, 12, seed=4), 8)
-    places = np.concatenate([batch["index"] for batch in whole])
-    assert [int((block < 48).sum()) for block in places.reshape(-1, 3)] == [2] * 32
-    assert sorted(places[places >= 48][:16]) == list(range(48, 64)), "each data set has its own epochs"
+    indices = np.concatenate([batch["index"] for batch in whole])
+    assert [int((block < 48).sum()) for block in indices.reshape(-1, 3)] == [2] * 32
+    assert sorted(indices[indices >= 48][:16]) == list(range(48, 64)), "each data set has its own epochs"
     alone = [next(pipeline.eval_batches(split, spec, split.num_videos))["video"][:, 0] for split in (train, other)]
     compared = 0
     for batch in whole:
-        for row, place in enumerate(batch["index"]):
-            source, number = (0, place) if place < 48 else (1, place - 48)
+        for row, index in enumerate(batch["index"]):
+            source, number = (0, index) if index < 48 else (1, index - 48)
             split = mixed.splits[source]
             for head in ("verb", "noun"):
                 assert batch["label"][head][row] == split.labels[head][number]
@@ -120,9 +120,9 @@ def test_fractions_and_per_class_are_nested(train):
 
 def test_subset_by_class_and_list(train, tmp_path):
     verbs = train.class_names["verb"][:2]
-    found = subset.apply({"d": train}, Subset(classes=verbs))["d"]
-    assert found.num_videos == np.isin(train.labels["verb"], [0, 1]).sum()
-    assert set(found.labels["verb"]) == {0, 1}, "class ids stay"
+    selected = subset.apply({"d": train}, Subset(classes=verbs))["d"]
+    assert selected.num_videos == np.isin(train.labels["verb"], [0, 1]).sum()
+    assert set(selected.labels["verb"]) == {0, 1}, "class ids stay"
     both = subset.apply({"d": train}, Subset(classes=(*verbs, f"noun:{train.class_names['noun'][0]}")))["d"]
     assert both.num_videos == (np.isin(train.labels["verb"], [0, 1]) & (train.labels["noun"] == 0)).sum()
     names = tmp_path / "list.txt"
@@ -132,19 +132,19 @@ def test_subset_by_class_and_list(train, tmp_path):
         == train.video_id[[3, 7]].tolist()
     )
     names.write_text("nobody\n")
-    for fields, says in (
+    for fields, message in (
         ({"list_file": str(names)}, r"1 of 1 ids are no videos of d, first \['nobody'\]"),
         ({"list_file": str(tmp_path / "absent")}, "cannot be read"),
         ({"classes": (verbs[0][:-1],)}, f"is not a class; did you mean '{verbs[0]}'"),
     ):
-        with pytest.raises(SubsetError, match=says):
+        with pytest.raises(SubsetError, match=message):
             subset.apply({"d": train}, Subset(**fields))
-    for fields, says in (
+    for fields, message in (
         ({"fraction": 0.0}, "must lie in"),
         ({"per_class": 0}, "at least 1"),
         ({"classes": "a"}, "list"),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             Subset(**fields)
 
 
@@ -152,11 +152,11 @@ def test_subset_videos_match_split(train):
     """Pixels and labels of a part, from disk and from memory, are those of the whole."""
     (everything,) = pipeline.eval_batches(train, PLAIN, 48)
     part = subset.apply({"d": train}, Subset(fraction=0.2))["d"]
-    places = [train.video_id.tolist().index(name) for name in part.video_id]
+    indices = [train.video_id.tolist().index(name) for name in part.video_id]
     for options in ({}, {"cache": True}, {"cache": True, "cache_gb": 1 / 1024}):
         (batch,) = pipeline.eval_batches(part, PLAIN, 10, options=PipelineOptions(**options))
-        np.testing.assert_array_equal(batch["video"], everything["video"][places])
-        np.testing.assert_array_equal(batch["label"]["verb"], everything["label"]["verb"][places])
+        np.testing.assert_array_equal(batch["video"], everything["video"][indices])
+        np.testing.assert_array_equal(batch["label"]["verb"], everything["label"]["verb"][indices])
     assert part.record_bytes < train.record_bytes / 3
     whole, smaller = (
         training_set.TrainingSet.from_split(train),
