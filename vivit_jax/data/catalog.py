@@ -67,39 +67,26 @@ class DatasetInfo:
     mirrored: Mapping[str, Mapping[str, str | None]] = dataclasses.field(default_factory=dict)
 
 
-_KINETICS_LAYOUT = (
-    "{id}_{start:06d}_{end:06d}.mp4 (or {id}.mp4, of which start to end is used), in the folder itself or below, as "
-    "in train/ and val/ or a folder per class"
-)
-
-
 def _kinetics(classes: int, **splits: int) -> DatasetInfo:
-    number = str(classes)
+    prefixes = (f"kinetics{classes}", f"kinetics_{classes}", "kinetics")
+    file_names = {}  # CVDF's train and val of Kinetics-600 are .txt files
+    for split in splits:
+        names = ("val", "validate", "validation") if split == "validation" else (split,)
+        stems = [stem for name in names for stem in (name, *(f"{p}_{name}" for p in prefixes))]
+        file_names[split] = tuple(f"{stem}{suffix}" for suffix in (".csv", ".txt") for stem in stems)
     return DatasetInfo(
-        name=f"kinetics{number}",
-        title=f"Kinetics-{number}",
+        name=f"kinetics{classes}",
+        title=f"Kinetics-{classes}",
         heads={"label": classes},
         splits=splits,
         annotation_format="kinetics_csv",
-        # CVDF's train and val of Kinetics-600 are .txt files.
-        annotation_files={
-            split: tuple(f"{stem}{suffix}" for suffix in (".csv", ".txt") for stem in _kinetics_stems(number, split))
-            for split in splits
-        },
-        video_layout=_KINETICS_LAYOUT,
+        annotation_files=file_names,
+        video_layout="{id}_{start:06d}_{end:06d}.mp4 (or {id}.mp4, of which start to end is used), in the folder "
+        "itself or below, as in train/ and val/ or a folder per class",
         # Some 1,400 files of the first copy are damaged; CVDF published replacements later (its README).
         replacements=("replacement_for_corrupted_k400",) if classes == 400 else (),
         source="https://github.com/cvdfoundation/kinetics-dataset (its download and extract scripts; annotations too)",
     )
-
-
-def _kinetics_stems(number: str, split: str) -> list[str]:
-    names = {"validation": ("val", "validate", "validation")}.get(split, (split,))
-    return [
-        stem
-        for name in names
-        for stem in (name, f"kinetics{number}_{name}", f"kinetics_{number}_{name}", f"kinetics_{name}")
-    ]
 
 
 def _ucf101(number: int, train: int, test: int) -> DatasetInfo:
