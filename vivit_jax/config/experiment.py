@@ -140,20 +140,6 @@ class Experiment:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"config.input: {error}") from error
 
-    def step_options(self) -> dict[str, Any]:
-        """Returns the keyword arguments of `train_step.make_train_step` that the config holds."""
-        return {
-            "seed": self.seed,
-            "label_smoothing": self.label_smoothing,
-            "loss": self.loss,
-            "augment": self.augment,
-            "guard": self.guard,
-            "accumulate_steps": self.optimizer.accumulate_steps,
-            "ema_decay": self.optimizer.ema_decay,
-            "sam_rho": self.optimizer.sam_rho,
-            "norms_by_part": self.norms_by_part,
-        }
-
     def train_program(
         self,
         heads: Mapping[str, int],
@@ -180,7 +166,21 @@ class Experiment:
             self.optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch, batch_size=self.batch_size
         )
         optimizer = optim.make_optimizer(self.optimizer, schedule)
-        return build_train_program(model, optimizer, schedule, mesh, **self.step_options())
+        return build_train_program(
+            model,
+            optimizer,
+            schedule,
+            mesh,
+            seed=self.seed,
+            label_smoothing=self.label_smoothing,
+            loss=self.loss,
+            augment=self.augment,
+            guard=self.guard,
+            accumulate_steps=self.optimizer.accumulate_steps,
+            ema_decay=self.optimizer.ema_decay,
+            sam_rho=self.optimizer.sam_rho,
+            norms_by_part=self.norms_by_part,
+        )
 
     def steps_per_epoch(self, videos: int) -> float:
         """Returns the optimizer steps of a pass over this many training videos."""
