@@ -42,7 +42,7 @@ def metrics(value, in_a_row, fetched, step):
 BATCH = {"index": np.array([7, 5, -1]), "label": {"verb": np.array([1, 2, 0])}}
 
 
-def test_flags_are_fetched_one_step_late_and_at_once_after_a_skip(tmp_path):
+def test_flags_are_fetched_a_step_late_or_at_once_after_a_skip(tmp_path):
     steps, fetched = watch(tmp_path, most=3), []
     in_a_row = 0
     for step, value in enumerate([0, 0, 0, 1, 0, 0], start=1):
