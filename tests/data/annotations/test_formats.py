@@ -140,7 +140,7 @@ CHANGES = [
     (MOMENTS, "moments_categories.txt", "clapping,0", "clapping", "line 3: 1 values; a class is name,id"),
     (SOMETHING, "something-something-v2-train.json", "]", "", "line 1: broken JSON"),
     (SOMETHING, "something-something-v2-train.json", None, "{}", "not a list with entries"),
-    (SOMETHING, "something-something-v2-train.json", '"42326"', '"78687"', "line 2: id 78687 is already in line 1"),
+    (SOMETHING, "something-something-v2-train.json", '"42326"', '"78687"', "entry 2: id 78687 is already in entry 1"),
     (SOMETHING, "something-something-v2-train.json", '"template"', '"tmpl"', "entry 1: no template in .*'78687'"),
     (SOMETHING, "something-something-v2-train.json", "Holding [", "Owning [", r"entry 1 \(id 78687\): 'Owning some"),
     (SOMETHING, "something-something-v2-labels.json", '"1"', '"one"', "entry 1: 'Holding something' is 'one', not a"),

@@ -32,25 +32,16 @@ _HEAD = re.compile(r"label(?:_(?P<name>[a-z][a-z0-9_]*))?")
 
 @dataclasses.dataclass
 class _Entry:
-    """A row before its classes have ids.
-
-    Attributes:
-      path: of the video.
-      labels: head -> names of its classes.
-      where: file and line for error messages.
-      split: None where the files do not state it.
-      start, end: seconds; None: the whole video.
-    """
+    """A row before its classes have ids; `labels`: head -> class names, `where`: file and line for error messages."""
 
     path: str
     labels: Mapping[str, tuple[str, ...]]
     where: str
-    split: str | None = None
-    start: float | None = None
+    split: str | None = None  # None where the files do not state it
+    start: float | None = None  # seconds; None: the whole video
     end: float | None = None
 
     def pairs(self) -> list[tuple[str, str]]:
-        """Returns (head, class name) of all labels."""
         return [(head, name) for head, names in self.labels.items() for name in names]
 
 
@@ -61,8 +52,7 @@ def read_folder(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
     """
     folders = [name for name in storage.names(folder) if not name.startswith(".") and (folder / name).is_dir()]
     split_of = {name: _SPLITS[name.lower()] for name in folders if name.lower() in _SPLITS}
-    splits = Counter(split_of.values())
-    if splits and "train" not in splits:
+    if split_of and "train" not in split_of.values():
         if len(split_of) == len(folders):
             raise AnnotationError(f"{folder}: folders {', '.join(folders)}, but none for training; name it train")
         split_of = {}  # a class may be called "test"
@@ -72,9 +62,9 @@ def read_folder(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
             f"{folder}: {others} beside {', '.join(split_of)}; either all folders are splits (train, val, test) or all "
             "are classes"
         )
-    if split_of and len(splits) < len(split_of):
-        split = splits.most_common(1)[0][0]
-        raise AnnotationError(f"{folder}: several folders for {split}: {', '.join(split_of)}; keep one of them")
+    for split, count in Counter(split_of.values()).items():
+        if count > 1:
+            raise AnnotationError(f"{folder}: several folders for {split}: {', '.join(split_of)}; keep one of them")
     depth, layout = (2, "split/class/video") if split_of else (1, "class/video")
     entries = []
     for file in list_videos(folder):
@@ -112,21 +102,19 @@ def read_csv(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotatio
     notes = [f"{path}: column {name} is not used" for name in columns if name not in known]
     notes += [f"{path}: head {head} is multi-label, separated by {separator!r}" for head in sorted(multi_label)]
     required = ["path", *(column for head, column in heads.items() if head not in multi_label)]
-    unique, entries = parsing.Unique(path, "the segment"), []
-    for line, values in table:
-        where = f"{path}, line {line}"
+    unique, entries = parsing.Unique("the segment"), []
+    for where, values in table:
         start, end = (_seconds(where, key, values.get(key, "")) for key in ("start", "end"))
         if end is not None and end <= (start or 0.0):
-            raise AnnotationError(
-                f"{where}: end {end:g} s is not after start {start or 0:g} s; leave both empty for the whole video"
-            )
+            times = f"end {end:g} s is not after start {start or 0:g} s"
+            raise AnnotationError(f"{where}: {times}; leave both empty for the whole video")
         split = values.get("split")
         if split is not None and split.lower() not in _SPLITS:
             raise AnnotationError(f"{where}: split is {split!r}; it must be train, val or test")
         empty = [name for name in required if not values[name]]
         if empty:
             raise AnnotationError(f"{where}: {empty[0]} is empty; every row needs a path and its labels")
-        unique.add(line, (os.path.normpath(values["path"]), start, end))
+        unique.add(where, (os.path.normpath(values["path"]), start, end))
         labels = {
             head: _split_labels(where, column, values[column], separator) if head in multi_label else (values[column],)
             for head, column in heads.items()
@@ -161,8 +149,7 @@ def _heads(path: storage.AnyPath, columns: Sequence[str]) -> dict[str, str]:
     """Returns head -> its column."""
     heads = {}
     for column in columns:
-        match = _HEAD.fullmatch(column)
-        if match:
+        if match := _HEAD.fullmatch(column):
             heads[match["name"] or "label"] = column
         elif column.startswith("label"):
             raise AnnotationError(
@@ -192,9 +179,8 @@ def _annotations(
         held_out = _held_out(entries)
         for entry in entries:
             entry.split = "validation" if os.path.normpath(entry.path) in held_out else "train"
-        notes.append(
-            f"{path}: no splits; a hash of the path selects {len(held_out)} of the videos for the validation split"
-        )
+        selection = f"a hash of the path selects {len(held_out)} of the videos for the validation split"
+        notes.append(f"{path}: no splits; {selection}")
     splits = {entry.split for entry in entries}
     if "train" not in splits:
         raise AnnotationError(f"{path}: no row of split train; found {', '.join(sorted(splits))}")
@@ -204,8 +190,7 @@ def _annotations(
         notes.append(f"{path}: a test split but no validation split; the test split serves as validation")
     train_pairs = {pair for entry in entries if entry.split == "train" for pair in entry.pairs()}
     class_names = {
-        head: sorted((name for of_head, name in train_pairs if of_head == head), key=_order)
-        for head in entries[0].labels
+        head: sorted((name for h, name in train_pairs if h == head), key=_order) for head in entries[0].labels
     }
     ids = {(head, name): number for head, names in class_names.items() for number, name in enumerate(names)}
     rows: dict[str, list[Row]] = {}

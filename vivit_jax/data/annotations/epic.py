@@ -31,17 +31,15 @@ def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
             )
         path = parsing.class_file(dataset, folder, head)
         entries = parsing.table(path, ("id", "key"))
-        classes = [
-            (entry["key"], parsing.integer(f"{path}, line {line}", "id", entry["id"])) for line, entry in entries
-        ]
-        class_names[head] = parsing.class_names(path, classes)
-        notes += parsing.class_count_notes(dataset, path, class_names[head], head)
+        classes = [(entry["key"], parsing.integer(where, "id", entry["id"])) for where, entry in entries]
+        class_names[head], head_notes = parsing.class_names(dataset, path, classes, head)
+        notes += head_notes
     rows: dict[str, list[Row]] = {split: [] for split in paths}
     for split, path in paths.items():
-        unique = parsing.Unique(path, "narration_id")
-        for line, entry in parsing.table(path, COLUMNS[:14]):
-            where, video = f"{path}, line {line}", entry["video_id"]
-            unique.add(line, entry["narration_id"])
+        unique = parsing.Unique("narration_id")
+        for where, entry in parsing.table(path, COLUMNS[:14]):
+            video = entry["video_id"]
+            unique.add(where, entry["narration_id"])
             labels = {}
             for head, names in class_names.items():
                 labels[head] = parsing.integer(where, f"{head}_class", entry[f"{head}_class"])

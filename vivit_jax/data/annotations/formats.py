@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 from vivit_jax.data import catalog
 from vivit_jax.data.annotations import custom, epic, kinetics, moments, something, ucf_hmdb
@@ -12,30 +11,26 @@ from vivit_jax.data.annotations.rows import Annotations, MissingDataError, missi
 from vivit_jax.utils import storage
 
 # `DatasetInfo.annotation_format` -> its reader.
-READERS: Mapping[str, Callable[[catalog.DatasetInfo, storage.AnyPath], Annotations]] = MappingProxyType(
-    {
-        "kinetics_csv": kinetics.read,
-        "epic_csv": epic.read,
-        "moments_csv": moments.read,
-        "something_json": something.read,
-        "ucf_lists": ucf_hmdb.read_ucf101,
-        "hmdb_lists": ucf_hmdb.read_hmdb51,
-        "folder": custom.read_folder,
-        "csv": custom.read_csv,
-    }
-)
+READERS: Mapping[str, Callable[[catalog.DatasetInfo, storage.AnyPath], Annotations]] = {
+    "kinetics_csv": kinetics.read,
+    "epic_csv": epic.read,
+    "moments_csv": moments.read,
+    "something_json": something.read,
+    "ucf_lists": ucf_hmdb.read_ucf101,
+    "hmdb_lists": ucf_hmdb.read_hmdb51,
+    "folder": custom.read_folder,
+    "csv": custom.read_csv,
+}
 
 
 def read(dataset: catalog.DatasetInfo, folder: storage.PathLike) -> Annotations:
     """Reads the annotations of every split whose file is in `folder`, and logs the notes as warnings.
 
-    Args:
-      dataset: from the catalog, or `catalog.custom`.
-      folder: of the annotation files; of format "folder" that of the videos; of format "csv" also the file itself.
+    Of format "folder", `folder` is that of the videos; of format "csv", it may be the file itself.
 
     Raises:
       MissingDataError: the folder or a required file is missing (only training is required of the splits).
-      AnnotationError: the content does not fit the format; the message names file, line, value and the way out.
+      AnnotationError: the content does not fit the format.
     """
     folder = storage.path(folder)
     if not (folder.is_dir() or (dataset.annotation_format == "csv" and folder.is_file())):

@@ -21,21 +21,21 @@ def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
     for split, path in paths.items():
         # The published test files of some versions have no labels.
         table = parsing.table(path, COLUMNS[split == "test" : 4])
-        unlabelled = [line for line, entry in table if not entry.get("label")]
+        unlabelled = [where for where, entry in table if not entry.get("label")]
         if not unlabelled:
             tables[split] = table
         elif split == "test":
             notes.append(f"{path}: {len(unlabelled)} rows without a label; the test split is left out")
         else:
-            raise AnnotationError(f"{path}, line {unlabelled[0]}: a row without a label")
+            raise AnnotationError(f"{unlabelled[0]}: a row without a label")
     names = sorted({entry["label"] for _, entry in tables["train"]})
     notes += parsing.class_count_notes(dataset, paths["train"], names)
     labels = {name: {"label": number} for number, name in enumerate(names)}  # shared by all rows of a class
     rows = {}
     for split, table in tables.items():
-        path, unique_rows = paths[split], {}
-        for line, entry in table:
-            where, label, video = f"{path}, line {line}", entry["label"], entry["youtube_id"]
+        unique_rows = {}
+        for where, entry in table:
+            label, video = entry["label"], entry["youtube_id"]
             start, end = (parsing.number(where, key, entry[key]) for key in ("time_start", "time_end"))
             if not video or start < 0:
                 raise AnnotationError(f"{where}: youtube_id {video!r} from {start:g} s is no video")
@@ -46,5 +46,5 @@ def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
             unique_rows.setdefault((segment, label), row)
         rows[split] = list(unique_rows.values())
         if len(unique_rows) < len(table):
-            notes.append(f"{path}: {len(table) - len(unique_rows)} duplicate rows are ignored")
+            notes.append(f"{paths[split]}: {len(table) - len(unique_rows)} duplicate rows are ignored")
     return Annotations(rows, {"label": names}, tuple(notes))

@@ -19,27 +19,24 @@ def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
     """Reads both splits."""
     paths, class_path = parsing.split_files(dataset, folder), parsing.class_file(dataset, folder)
     classes = []
-    for line, values in parsing.csv_rows(class_path):
-        where = f"{class_path}, line {line}"
+    for where, values in parsing.csv_rows(class_path):
         if len(values) != 2:
             raise AnnotationError(f"{where}: {len(values)} values; a class is name,id")
-        classes.append((values[0].strip(), parsing.integer(where, "id", values[1])))
-    names = parsing.class_names(class_path, classes)
-    notes = parsing.class_count_notes(dataset, class_path, names)
+        classes.append((values[0], parsing.integer(where, "id", values[1])))
+    names, notes = parsing.class_names(dataset, class_path, classes)
     labels = {name: {"label": number} for number, name in enumerate(names)}  # shared by all rows of a class
     rows: dict[str, list[Row]] = {split: [] for split in paths}
     for split, path in paths.items():
-        unique = parsing.Unique(path, "video")
-        for line, values in parsing.csv_rows(path):
-            where = f"{path}, line {line}"
+        unique = parsing.Unique("video")
+        for where, values in parsing.csv_rows(path):
             if len(values) != 4:
                 raise AnnotationError(f"{where}: {len(values)} values; a row is file,label,positive,negative")
-            video, label, *votes = (value.strip() for value in values)
+            video, label, *votes = values
             for column, vote in zip(("positive", "negative"), votes, strict=True):
                 parsing.integer(where, column, vote)
             if label not in labels:
                 raise AnnotationError(f"{where}: label {label!r} is not in {class_path.name}")
-            unique.add(line, video)
+            unique.add(where, video)
             name = os.path.splitext(video)[0]
             files = ((f"{_FOLDERS[split]}/{name}", True), (name, True))
             rows[split].append(Row(video, None, None, labels[label], split, files))

@@ -1,6 +1,6 @@
 """Parsers of text, CSV and JSON files, whose errors name the file, the line, the value and the way out.
 
-`where` in the arguments is the file and line of a value, as in "train.csv, line 3".
+`where` is the file and line of a value for error messages, as in "train.csv, line 3".
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ def first(folder: storage.AnyPath, names: Iterable[str]) -> storage.AnyPath | No
 
 
 def _required(dataset: catalog.DatasetInfo, folder: storage.AnyPath, names: Sequence[str]) -> storage.AnyPath:
-    """Returns the first of `names` in `folder`; raises MissingDataError if there is none."""
     path = first(folder, names)
     if path is None:
         expected = " or ".join(names[:2])
@@ -39,12 +38,12 @@ def split_files(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> dict[s
 
 
 def class_file(dataset: catalog.DatasetInfo, folder: storage.AnyPath, head: str = "label") -> storage.AnyPath:
-    """Returns the file of the class names of `head`; raises MissingDataError if there is none."""
+    """Returns the file of the class names of `head`, which is required."""
     return _required(dataset, folder, dataset.class_files[head])
 
 
 def text(path: storage.AnyPath) -> str:
-    """Returns the text of a UTF-8 file without its byte-order mark; raises AnnotationError if it has none."""
+    """Returns the text of a UTF-8 file without its byte-order mark; an empty file is an error."""
     try:
         content = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -56,31 +55,26 @@ def text(path: storage.AnyPath) -> str:
     return content
 
 
-def lines(path: storage.AnyPath) -> list[tuple[int, str]]:
-    """Returns (line number, stripped line) of all lines that are not blank."""
+def lines(path: storage.AnyPath) -> list[tuple[str, str]]:
+    """Returns (where, stripped line) of all lines that are not blank."""
     numbered = enumerate(text(path).splitlines(), start=1)
-    return [(number, line.strip()) for number, line in numbered if line.strip()]
+    return [(f"{path}, line {number}", line.strip()) for number, line in numbered if line.strip()]
 
 
-def csv_rows(path: storage.AnyPath) -> Iterable[tuple[int, list[str]]]:
-    """Yields (number of the last line, values) of each row of a CSV file that is not blank."""
+def csv_rows(path: storage.AnyPath) -> Iterable[tuple[str, list[str]]]:
+    """Yields (where, stripped values) of each row of a CSV file that is not blank."""
     reader = csv.reader(io.StringIO(text(path), newline=""), strict=True)
     try:
-        for values in reader:
-            if any(value.strip() for value in values):
-                yield reader.line_num, values
+        for row in reader:
+            if any(values := [value.strip() for value in row]):
+                yield f"{path}, line {reader.line_num}", values
     except csv.Error as error:
         raise AnnotationError(f"{path}, line {reader.line_num}: not CSV ({error}); is a quote not closed?") from None
 
 
-def table(path: storage.AnyPath, columns: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
-    """Returns (line number, column -> stripped value) of each row of a CSV file with a header.
-
-    Raises:
-      AnnotationError: no rows, one of `columns` is missing, a duplicate column, a row of another length.
-    """
-    (_, names), *rows = csv_rows(path)
-    header = [name.strip() for name in names]
+def table(path: storage.AnyPath, columns: Iterable[str]) -> list[tuple[str, dict[str, str]]]:
+    """Returns (where, column -> value) of each row, at least one, of a CSV file with a header that has `columns`."""
+    (_, header), *rows = csv_rows(path)
     names_found = ", ".join(header)
     missing = [name for name in columns if name not in header]
     if missing:
@@ -90,16 +84,14 @@ def table(path: storage.AnyPath, columns: Iterable[str]) -> list[tuple[int, dict
         raise AnnotationError(f"{path}: duplicate column in {names_found}")
     if not rows:
         raise AnnotationError(f"{path}: no rows")
-    for line, values in rows:
+    for where, values in rows:
         if len(values) != len(header):
-            raise AnnotationError(
-                f"{path}, line {line}: {len(values)} values for {len(header)} columns ({names_found})"
-            )
-    return [(line, dict(zip(header, map(str.strip, values), strict=True))) for line, values in rows]
+            raise AnnotationError(f"{where}: {len(values)} values for {len(header)} columns ({names_found})")
+    return [(where, dict(zip(header, values, strict=True))) for where, values in rows]
 
 
-def json_content(path: storage.AnyPath, kind: type) -> Any:
-    """Returns the content of a JSON file; raises AnnotationError unless it is a non-empty `kind` (list or dict)."""
+def json_entries(path: storage.AnyPath, kind: type) -> list[tuple[str, Any]]:
+    """Returns (where, entry) of each entry, at least one, of a JSON file with a list or a dict, as `kind` says."""
     try:
         content = json.loads(text(path))
     except json.JSONDecodeError as error:
@@ -108,11 +100,12 @@ def json_content(path: storage.AnyPath, kind: type) -> Any:
     if not isinstance(content, kind) or not content:
         expected = "a list" if kind is list else "an object"
         raise AnnotationError(f"{path}: contains {content!r:.60}, not {expected} with entries")
-    return content
+    entries = content.items() if kind is dict else content
+    return [(f"{path}, entry {position}", entry) for position, entry in enumerate(entries, start=1)]
 
 
 def number(where: str, column: str, value: str) -> float:
-    """Returns `value` as a finite float; raises AnnotationError if it is none."""
+    """Converts `value` to a finite float."""
     try:
         result = float(value)
     except (TypeError, ValueError):
@@ -123,36 +116,41 @@ def number(where: str, column: str, value: str) -> float:
 
 
 def integer(where: str, column: str, value: str) -> int:
-    """Returns `value` as a whole number; raises AnnotationError if it is none."""
+    """Converts `value`, which may be written as 3.0, to a whole number."""
     result = number(where, column, value)
     if result != int(result):
         raise AnnotationError(f"{where}: {column} is {value!r}, not a whole number")
     return int(result)
 
 
-def class_names(path: storage.AnyPath, entries: Sequence[tuple[str, int]], first_id: int = 0) -> list[str]:
-    """Returns class names in the order of their ids, from (name, id) of each class.
+def class_names(
+    dataset: catalog.DatasetInfo,
+    path: storage.AnyPath,
+    classes: Sequence[tuple[str, int]],
+    head: str = "label",
+    first_id: int = 0,
+) -> tuple[list[str], list[str]]:
+    """Returns the class names in the order of their ids, and the notes of `class_count_notes`.
 
-    Raises:
-      AnnotationError: the ids are not `first_id`, `first_id` + 1, ... or a name is empty.
+    Args:
+      dataset, path, head: for messages and the published number of classes.
+      classes: (name, id) of each class; the ids must be `first_id`, `first_id` + 1, ...
+      first_id: smallest id in the file.
     """
-    names = {number: name for name, number in entries}
-    if not all(names.values()):
+    name_of_id = {class_id: name for name, class_id in classes}
+    if not all(name_of_id.values()):
         raise AnnotationError(f"{path}: a class without a name")
-    last = first_id + len(entries) - 1
-    if sorted(names) != list(range(first_id, last + 1)):
-        raise AnnotationError(f"{path}: {len(entries)} classes, but the ids are not {first_id} to {last}, each once")
-    return [names[number] for number in sorted(names)]
+    last = first_id + len(classes) - 1
+    if sorted(name_of_id) != list(range(first_id, last + 1)):
+        raise AnnotationError(f"{path}: {len(classes)} classes, but the ids are not {first_id} to {last}, each once")
+    names = [name_of_id[class_id] for class_id in sorted(name_of_id)]
+    return names, class_count_notes(dataset, path, names, head)
 
 
 def class_count_notes(
     dataset: catalog.DatasetInfo, path: storage.AnyPath, names: Sequence[str], head: str = "label"
 ) -> list[str]:
-    """Returns a note if the head has fewer classes than published.
-
-    Raises:
-      AnnotationError: more classes than published, so the file is that of another data set or version.
-    """
+    """Returns a note if the head has fewer classes than published; more of them are an error."""
     published = dataset.heads.get(head, len(names))
     if len(names) > published:
         raise AnnotationError(
@@ -163,14 +161,14 @@ def class_count_notes(
 
 
 class Unique:
-    """Raises AnnotationError where a value occurs twice in a file."""
+    """Raises AnnotationError where a value (of `what`, for the message) occurs twice in a file."""
 
-    def __init__(self, path: storage.AnyPath, what: str):
-        self._path, self._what = path, what
-        self._lines: dict[Any, int] = {}
+    def __init__(self, what: str):
+        self._what, self._first_of_value = what, {}
 
-    def add(self, line: int, value: Any) -> None:
-        before = self._lines.setdefault(value, line)
-        if before != line:
+    def add(self, where: str, value: Any) -> None:
+        first_of_value = self._first_of_value.setdefault(value, where)
+        if first_of_value != where:
             shown = value if isinstance(value, str) else ", ".join(str(v) for v in value if v is not None)
-            raise AnnotationError(f"{self._path}, line {line}: {self._what} {shown} is already in line {before}")
+            line = first_of_value.rpartition(", ")[2]
+            raise AnnotationError(f"{where}: {self._what} {shown} is already in {line}")

@@ -10,7 +10,7 @@ from vivit_jax.utils import storage
 
 
 class MissingDataError(FileNotFoundError):
-    """Annotations or videos are missing; the message names the folder, the expected files and their source."""
+    """Annotations or videos are missing."""
 
 
 class AnnotationError(ValueError):
@@ -22,39 +22,29 @@ class Row:
     """One labelled segment of a video.
 
     Attributes:
-      video: name in the annotations (a YouTube id, `P01_101` of EPIC-Kitchens, a path).
-      start, end: seconds from the start of the video; None: its start, its end.
       labels: head -> class id; of a multi-label head a sorted tuple of ids, which may be empty.
-      split: "train", "validation" or "test".
       names: (name, is_cut) of possible files, best first: the name without its suffix, with as many parent folders as
         identify it; `is_cut`: the file contains exactly this segment.
       file: the file where the annotations state it: absolute, or relative to the folder of the videos.
     """
 
-    video: str
-    start: float | None
+    video: str  # name in the annotations (a YouTube id, `P01_101` of EPIC-Kitchens, a path)
+    start: float | None  # seconds; None: the start of the video
     end: float | None
     labels: Mapping[str, int | tuple[int, ...]]
-    split: str
+    split: str  # "train", "validation" or "test"
     names: tuple[tuple[str, bool], ...] = ()
     file: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """All rows of a data set.
+    """All rows of a data set."""
 
-    Attributes:
-      rows: split -> rows in the order of the file.
-      class_names: head -> name of each class id.
-      notes: differences from the published data that are no errors, for the log.
-      multi_label: names of the multi-label heads.
-    """
-
-    rows: Mapping[str, list[Row]]
-    class_names: Mapping[str, list[str]]
-    notes: tuple[str, ...] = ()
-    multi_label: frozenset[str] = frozenset()
+    rows: Mapping[str, list[Row]]  # of each split, in the order of the file
+    class_names: Mapping[str, list[str]]  # head -> name of each class id
+    notes: tuple[str, ...] = ()  # differences from the published data that are no errors, for the log
+    multi_label: frozenset[str] = frozenset()  # heads
 
 
 def missing_message(

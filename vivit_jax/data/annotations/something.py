@@ -17,20 +17,16 @@ from vivit_jax.utils import storage
 def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
     """Reads both splits."""
     paths, class_path = parsing.split_files(dataset, folder), parsing.class_file(dataset, folder)
-    classes = [
-        (name, parsing.integer(f"{class_path}, entry {position}", repr(name), value))
-        for position, (name, value) in enumerate(parsing.json_content(class_path, dict).items(), start=1)
-    ]
-    names = parsing.class_names(class_path, classes)
-    notes = parsing.class_count_notes(dataset, class_path, names)
+    entries = parsing.json_entries(class_path, dict)
+    classes = [(name, parsing.integer(where, repr(name), class_id)) for where, (name, class_id) in entries]
+    names, notes = parsing.class_names(dataset, class_path, classes)
     ids = {name: number for number, name in enumerate(names)}
     rows: dict[str, list[Row]] = {split: [] for split in paths}
     for split, path in paths.items():
-        unique = parsing.Unique(path, "id")
-        for position, entry in enumerate(parsing.json_content(path, list), start=1):
-            where = f"{path}, entry {position}"
+        unique = parsing.Unique("id")
+        for where, entry in parsing.json_entries(path, list):
             video, template = (_value(where, entry, key) for key in ("id", "template"))
-            unique.add(position, video)
+            unique.add(where, video)
             name = template.replace("[", "").replace("]", "")
             if name not in ids:
                 raise AnnotationError(f"{where} (id {video}): {name!r} is not in {class_path.name}")

@@ -19,24 +19,22 @@ def read_ucf101(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
     """Reads both parts of a split of UCF101."""
     paths, class_path = parsing.split_files(dataset, folder), parsing.class_file(dataset, folder)
     classes = []
-    for line, content in parsing.lines(class_path):
+    for where, content in parsing.lines(class_path):
         number, _, name = content.partition(" ")
-        classes.append((name.strip(), parsing.integer(f"{class_path}, line {line}", "class number", number)))
-    names = parsing.class_names(class_path, classes, first_id=1)
-    notes = parsing.class_count_notes(dataset, class_path, names)
+        classes.append((name.strip(), parsing.integer(where, "class number", number)))
+    names, notes = parsing.class_names(dataset, class_path, classes, first_id=1)
     ids = {name: number for number, name in enumerate(names)}
     rows: dict[str, list[Row]] = {split: [] for split in paths}
     for split, path in paths.items():
-        unique = parsing.Unique(path, "video")
-        for line, content in parsing.lines(path):
-            where = f"{path}, line {line}"
+        unique = parsing.Unique("video")
+        for where, content in parsing.lines(path):
             video, number = _name_and_number(where, content) if split == "train" else (content, None)
             name = video.split("/")[0]
             if name not in ids:
                 raise AnnotationError(f"{where}: class {name!r} of {video} is not in {class_path.name}")
             if number not in (None, ids[name] + 1):
                 raise AnnotationError(f"{where}: {video} has number {number}, {class_path.name} has {ids[name] + 1}")
-            unique.add(line, video)
+            unique.add(where, video)
             rows[split].append(_row(video, ids[name], split))
     return Annotations(rows, {"label": names}, tuple(notes))
 
@@ -53,19 +51,16 @@ def read_hmdb51(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
     rows: dict[str, list[Row]] = {"train": [], "validation": []}
     unused = 0
     for label, name in enumerate(names):
-        path = path_of_class[name]
-        unique = parsing.Unique(path, "video")
-        for line, content in parsing.lines(path):
-            where = f"{path}, line {line}"
+        unique = parsing.Unique("video")
+        for where, content in parsing.lines(path_of_class[name]):
             video, mark = _name_and_number(where, content)
             if mark not in (0, 1, 2):
                 raise AnnotationError(f"{where}: {video} has mark {mark}; it must be 0, 1 or 2")
-            unique.add(line, video)
-            if mark == 0:
-                unused += 1
-            else:
+            unique.add(where, video)
+            if mark:
                 split = "train" if mark == 1 else "validation"
                 rows[split].append(_row(f"{name}/{video}", label, split))
+            unused += mark == 0
     if unused:
         notes.append(f"{files[0].parent}: {unused} videos are in neither part of this split (mark 0)")
     return Annotations(rows, {"label": names}, tuple(notes))

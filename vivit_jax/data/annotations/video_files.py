@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from vivit_jax.data import catalog
 from vivit_jax.data.annotations.rows import MissingDataError, Row, missing_message
@@ -17,10 +18,8 @@ def list_videos(folder: storage.PathLike) -> Iterator[str]:
 
     Links are followed, hidden files and folders are skipped. A folder that does not exist has no videos.
     """
-    if storage.is_remote(folder):
-        yield from _list_remote(storage.path(folder))
-    else:
-        yield from _list_local(os.fspath(folder), frozenset())
+    remote = storage.is_remote(folder)
+    return _list_remote(storage.path(folder)) if remote else _list_local(os.fspath(folder), frozenset())
 
 
 def _list_local(folder: str, parents: frozenset[str]) -> Iterator[str]:
@@ -53,10 +52,8 @@ class VideoFiles:
 
     A name matches a file whose path ends in it, by whole parts: `clapping/x` matches `training/clapping/x.mp4`. Of
     several files, the one with the fewest parent folders wins, then the first in alphabetical order. Files in the
-    folders `dataset.replacements`, below the videos' folder or beside it, win over all others.
-
-    Raises:
-      MissingDataError: the folder does not exist or has no video (unless a CSV may name files elsewhere).
+    folders `dataset.replacements`, below the videos' folder or beside it, win over all others. Only a CSV, which may
+    name files elsewhere, needs no video in the folder.
     """
 
     def __init__(self, dataset: catalog.DatasetInfo, folder: storage.PathLike):
@@ -71,8 +68,7 @@ class VideoFiles:
             for beside in (parent / name, parent / "replacement" / name):
                 self._add(beside)
         for files in self._files.values():
-            if len(files) > 1:
-                files.sort(key=lambda file: (_folder_name(file) not in dataset.replacements, file.count(os.sep), file))
+            files.sort(key=lambda file: (Path(file).parent.name not in dataset.replacements, file.count(os.sep), file))
 
     def _add(self, folder: storage.AnyPath) -> None:
         for file in list_videos(folder):
@@ -80,21 +76,18 @@ class VideoFiles:
 
     def find(self, row: Row) -> tuple[storage.AnyPath, float | None, float | None] | None:
         """Returns (file, start, end), or None without a file; start and end are None where the file is the segment."""
-        if row.file is not None and (file := self._stated(row.file)) is not None:
-            return file, row.start, row.end
+        if row.file is not None:
+            file = storage.under(self.folder, row.file)
+            # A file of a bucket that was listed needs no further request.
+            listed = storage.is_remote(file) and str(file) in self._files.get(file.stem, ())
+            if listed or file.is_file():
+                return file, row.start, row.end
         for name, is_cut in row.names:
             ending = os.path.join(os.sep, os.path.normpath(name))
             for file in self._files.get(os.path.basename(name), ()):
                 if os.path.splitext(os.path.join(os.sep, file))[0].endswith(ending):
                     return storage.path(file), None if is_cut else row.start, None if is_cut else row.end
         return None
-
-    def _stated(self, name: str) -> storage.AnyPath | None:
-        """Returns the file that the annotations state, None where it does not exist."""
-        file = storage.under(self.folder, name)
-        # A file of a bucket that was listed needs no further request.
-        listed = storage.is_remote(file) and str(file) in self._files.get(file.stem, ())
-        return file if listed or file.is_file() else None
 
     def check(self, rows: Iterable[Row]) -> None:
         """Raises MissingDataError if no row has its file here: the folder is a wrong one."""
@@ -109,7 +102,3 @@ class VideoFiles:
                 f"none of the videos in the annotations is in {self.folder}: looked for {expected}, found there "
                 f"{example} and the like.\n{missing_message(self._dataset, videos=self.folder)}"
             )
-
-
-def _folder_name(file: str) -> str:
-    return os.path.basename(os.path.dirname(file))
