@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh clone to a trained, evaluated ViViT: environment, embedded data set, training, predictions.
-# Run it again at any time: what is done is not done again, and an interrupted training goes on where it was.
+# Trains and evaluates a ViViT from a fresh clone: environment, embedded data set, training, predictions.
+# Can be run again at any time: finished parts are skipped, an interrupted training is resumed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -8,8 +8,8 @@ usage() {
   cat <<'TEXT'
 usage: launch/quickstart.sh [--workdir DIR]
 
-Makes .venv and installs vivit_jax in it, makes the embedded data set (data/moving_digits, real video files), trains a
-small ViViT on it (configs/moving_digits.py), evaluates it with several views and predicts two held-out videos.
+Creates .venv and installs vivit_jax in it, generates the embedded data set (data/moving_digits, real video files),
+trains a small ViViT on it (configs/moving_digits.py), evaluates it with several views and predicts two held-out videos.
 
   --workdir DIR   where checkpoints, logs and pictures go (default: runs/moving_digits)
   PYTHON=PATH     the Python to use, 3.11 or newer (default: the newest of python3 and python3.11 to 3.13 on PATH that fits)
@@ -31,10 +31,10 @@ source launch/environment.sh
 make_environment .venv "[all]"
 
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3} TF_ENABLE_ONEDNN_OPTS=${TF_ENABLE_ONEDNN_OPTS:-0}
-# Makes the videos and their records (data/moving_digits) where they are absent, trains, evaluates.
+# Generates the videos and their records (data/moving_digits) if they are missing, trains, evaluates.
 python -m vivit_jax.main --config=configs/moving_digits.py --workdir="$workdir"
 
-# Two held-out files, by the annotations: the third column is the video.
+# Two videos of the validation split: the third column of its annotations.
 mapfile -t clips < <(
   awk -F, 'NR == 2 || NR == 3 { print "data/moving_digits/videos/" $3 ".mp4" }' \
     data/moving_digits/annotations/EPIC_100_validation.csv
@@ -44,15 +44,15 @@ python -m vivit_jax.predict --workdir="$workdir" --pictures="$workdir/pictures" 
 python - "$workdir" <<'PYTHON'
 import json, pathlib, sys
 workdir = pathlib.Path(sys.argv[1])
-found = json.loads((workdir / "evaluation.json").read_text())
-metrics, (temporal, spatial) = found["metrics"], found["views"]
+evaluation = json.loads((workdir / "evaluation.json").read_text())
+metrics, (temporal, spatial) = evaluation["metrics"], evaluation["views"]
 print(f"""
-Held-out videos: {found['videos']}, each seen in {temporal} x {spatial} views.
+Held-out videos: {evaluation['videos']}, each seen in {temporal} x {spatial} views.
   verb top-1   {metrics['verb/top1']:.1%}
   noun top-1   {metrics['noun/top1']:.1%}
   action top-1 {metrics['action/top1']:.1%}
 
-Checkpoint: {found['checkpoint']}
+Checkpoint: {evaluation['checkpoint']}
 Logs:       {workdir}/metrics.jsonl, and TensorBoard events in {workdir}
 Pictures:   {workdir}/pictures/
 Report:     {workdir}/report.html

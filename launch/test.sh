@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The environment with the test extra, then ruff and pytest. Arguments go to pytest, e.g. `launch/test.sh -m slow`.
+# Installs the package with the extra [test], runs ruff and pytest. Arguments go to pytest: `launch/test.sh -m slow`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/environment.sh
@@ -11,5 +11,5 @@ ruff format --check .
 if [ $# -eq 0 ]; then
   set -- -m "not slow"
 fi
-# A process a core, up to four: most of the time is spent compiling small programs, which takes one core each.
+# One process per core, up to four: most of the time goes into compiling small programs on one core each.
 exec python -m pytest -n auto --maxprocesses=4 --dist=loadgroup "$@"
