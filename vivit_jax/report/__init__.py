@@ -13,8 +13,6 @@ import jax
 from absl import logging
 from etils import epath
 
-from vivit_jax.report import load, page
-
 FILE = "report.html"
 
 
@@ -23,8 +21,13 @@ def make(workdir: epath.PathLike) -> epath.Path:
 
     Raises:
       FileNotFoundError: the workdir holds no run.
+      ImportError: the extra `report` is not installed.
       OSError, ValueError: a file of the run cannot be read, or the report cannot be written.
     """
+    try:  # imported here, as training works without the extra
+        from vivit_jax.report import load, page
+    except ModuleNotFoundError as error:
+        raise ImportError(f'{error.name} is missing: pip install "vivit_jax[report]"') from error
     path = epath.Path(workdir) / FILE
     path.write_text(page.render(load.read_run(workdir)))
     return path

@@ -1,21 +1,17 @@
 """`python -m vivit_jax.report --workdir=RUN`: writes RUN/report.html."""
 
-from __future__ import annotations
-
 from absl import flags, logging
 
+from vivit_jax import report
 from vivit_jax.config import flags as command_line
+from vivit_jax.utils import logs
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; report.html is written there.")
 
 
 def main(argv: list[str]) -> None:
-    # Imported after the flags are parsed, so that --help answers at once.
-    from vivit_jax import report
-    from vivit_jax.utils import logs
-
     logs.configure_logging()
-    with command_line.exit_on(OSError, ValueError):
+    with command_line.exit_on(ImportError, OSError, ValueError):
         print(report.make(_WORKDIR.value))
 
 

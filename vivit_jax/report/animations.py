@@ -27,12 +27,12 @@ class NoClipsError(Exception):
 def animations(
     config: Mapping[str, Any], eval_split: str, class_names: Mapping[str, Sequence[str]], videos: Mapping[int, str]
 ) -> dict[int, str | None]:
-    """Returns the first test clip of some videos, read from the records.
+    """Reads the first test clip of some videos from the records.
 
     Args:
       config: of the run.
       eval_split: name of the evaluated split.
-      class_names: of the heads, by class id; a mixture may have added some to those of the split.
+      class_names: {head: names by class id}; a mixture may have added some to those of the split.
       videos: {index in the split: expected name of the video}.
 
     Returns:

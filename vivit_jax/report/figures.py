@@ -28,12 +28,11 @@ _STYLE |= {
 
 
 def data_uri(content: bytes, media_type: str) -> str:
-    """Returns bytes as a data URI."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
 def thin(points: Points) -> Points:
-    """Averages more than 400 points over 400 equal stretches, so that the report of a long run stays small."""
+    """Averages more than `MAX_POINTS` points over as many equal stretches, to keep the report of a long run small."""
     if len(points) <= MAX_POINTS:
         return points
     stretches = np.array_split(np.asarray(points, float), MAX_POINTS)
@@ -65,5 +64,5 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], head: str) -> str
     """Draws a confusion matrix, int [C, C] with the true classes in rows, as a PNG."""
     figure, file = plots.confusion_matrix(matrix, names, head), io.BytesIO()
     figure.savefig(file, format="png", dpi=90)
-    plots.close(figure)
+    plots.plt.close(figure)
     return data_uri(file.getvalue(), "image/png")

@@ -20,54 +20,34 @@ from vivit_jax.config.init_from import REPORT_FILE
 from vivit_jax.evaluation import metrics, predictions, results
 from vivit_jax.models import abstract_params
 from vivit_jax.utils import logs
-from vivit_jax.utils.trees import path_name
 
 Series = Mapping[str, Sequence[tuple[int, float]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """An evaluated video.
+    """An evaluated video."""
 
-    Attributes:
-      index: in the split.
-      name: as in the index of the records.
-      loss: summed over the heads.
-      heads: {head: a row of `predictions.read`}.
-    """
-
-    index: int
+    index: int  # in the split
     name: str
-    loss: float
-    heads: Mapping[str, Mapping[str, Any]]
+    loss: float  # summed over the heads
+    heads: Mapping[str, Mapping[str, Any]]  # {head: a row of `predictions.read`}
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The content of a run's files; an absent file gives an empty value.
-
-    Attributes:
-      config: the resolved config, nested.
-      experiment: the same, parsed; None without a config, or with one of another version.
-      series: {name: [(step, value), ...]} of `metrics.jsonl`.
-      times: Unix seconds of the lines of `metrics.jsonl`.
-      evaluation: `evaluation.json`.
-      videos: the readable evaluated videos, by index.
-      checkpoint_metadata: of the newest checkpoint.
-      checkpoints: their steps.
-      init_report: how the pretrained weights were fitted to the model.
-    """
+    """The content of a run's files; an absent file gives an empty value."""
 
     workdir: epath.Path
     config: Mapping[str, Any]
-    experiment: Experiment | None
-    series: Series
-    times: Sequence[float]
-    evaluation: Mapping[str, Any]
-    videos: Sequence[Video]
-    checkpoint_metadata: Mapping[str, Any]
-    checkpoints: Sequence[int]
-    init_report: str
+    experiment: Experiment | None  # `config`, parsed; None where that is absent, or of another version
+    series: Series  # {name: [(step, value), ...]} of `metrics.jsonl`
+    times: Sequence[float]  # Unix seconds of the lines of `metrics.jsonl`
+    evaluation: Mapping[str, Any]  # `evaluation.json`
+    videos: Sequence[Video]  # the readable evaluated ones, by index
+    checkpoint_metadata: Mapping[str, Any]  # of the newest checkpoint
+    checkpoints: Sequence[int]  # steps
+    init_report: str  # how the pretrained weights were fitted to the model
 
     @property
     def class_names(self) -> dict[str, list[str]]:
@@ -105,22 +85,14 @@ class Run:
 
     def parameters(self) -> dict[str, int]:
         """Returns {part of the model: number of parameters}; empty where config or classes are unknown."""
-        counts: dict[str, int] = {}
-        if self.experiment is not None and self.class_names:
-            model = self.experiment.model_config({head: len(names) for head, names in self.class_names.items()})
-            for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(model)):
-                part = path_name(path).partition("/")[0]
-                counts[part] = counts.get(part, 0) + int(np.prod(leaf.shape))
-        return counts
+        if self.experiment is None or not self.class_names:
+            return {}
+        params = abstract_params(self.experiment.model_config({h: len(names) for h, names in self.class_names.items()}))
+        return {part: sum(leaf.size for leaf in jax.tree.leaves(leaves)) for part, leaves in params.items()}
 
 
 def read_run(workdir: epath.PathLike) -> Run:
-    """Reads the workdir of a run.
-
-    Raises:
-      FileNotFoundError: it has neither `config.json` nor `metrics.jsonl` nor `evaluation.json`.
-      ValueError: a file is malformed.
-    """
+    """Reads the workdir of a run; raises FileNotFoundError where there is none, ValueError for a malformed file."""
     workdir = epath.Path(workdir)
     files = (CONFIG_FILE, logs.METRICS_FILE, results.RESULT_FILE)
     if not any((workdir / name).exists() for name in files):

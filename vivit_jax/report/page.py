@@ -72,7 +72,7 @@ def _tiles(run: Run, scalars: Sequence[Mapping[str, Any]]) -> list[tuple[str, st
     state = "finished" if total and done >= total else f"of {total:,}" if total else ""
     tiles = [("steps", f"{done:,}", state)]
     if run.times:
-        duration = _duration(run.times[-1] - run.times[0])
+        duration = str(datetime.timedelta(seconds=round(run.times[-1] - run.times[0])))
         tiles.append(("time", duration, f"{_date(run.times[0])} to {_date(run.times[-1])}"))
     best_metric = run.config.get("checkpoint", {}).get("best_metric")
     for row in scalars:
@@ -196,12 +196,6 @@ def _metric(value: float | None, name: str) -> str:
         return "–"
     share = name.endswith(("top1", "top5", "accuracy", metrics.MEAN_AVERAGE_PRECISION))
     return f"{value:.1%}" if share else f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def _date(seconds: float) -> str:
