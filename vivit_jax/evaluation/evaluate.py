@@ -65,7 +65,7 @@ def evaluate(
       which, weights: as in `restore_for_inference`.
 
     Raises:
-      CheckpointError: the checkpoint is missing, damaged, of another model, or has no averaged parameters.
+      CheckpointError: as `restore_for_inference`, or the checkpoint is of another model.
       FileNotFoundError: the data set is missing; the message says what belongs where.
     """
     data, mesh = experiment.data, sharding.make_mesh(experiment.mesh)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -28,16 +28,11 @@ class Evaluator:
     """Evaluates parameters on a split, any number of times, with one compiled program.
 
     Args:
-      model: of the parameters.
-      mesh: of the parameters; `jax.set_mesh(mesh)` must be active in calls.
+      model, mesh: of the parameters; `jax.set_mesh(mesh)` must be active in calls.
       experiment: batch size and views.
-      split: the records.
-      spec: how clips are cut.
-      videos: number of videos to evaluate, spread over the split (`spread_indices`); None for all.
+      split, spec: the records, and how clips are cut from them.
+      videos: number of videos to evaluate, at least 1, spread over the split (`spread_indices`); None for all.
       by_views: also report the metrics for 1 to all temporal views, from the same logits.
-
-    Raises:
-      ValueError: `videos` is below 1.
     """
 
     def __init__(
@@ -62,33 +57,28 @@ class Evaluator:
         # The temporal views of each ablation; the last has all of them.
         self._selections = [select_views(temporal, count, spec.sampling) for count in counts]
         multi_label, loss = split.multi_label, experiment.loss.name
-        collections = [
-            metrics.collection(split.heads, multi_label, loss=loss, confusion=selection is self._selections[-1])
-            for selection in self._selections
-        ]
+        collection = metrics.collection(split.heads, multi_label, loss)
 
         def step(params: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
             views = map_views(lambda view: as_heads(model.apply({"params": params}, view, train=False)), batch["video"])
-            targets = {"labels": batch["label"], "mask": batch["mask"], "index": batch["index"]}
-            averages = [average_views(views, selection, (temporal, spatial)) for selection in self._selections]
-            updates = [
-                collection.single_from_model_output(logits=logits, **targets)
-                for collection, logits in zip(collections, averages, strict=True)
-            ]
+            targets = {"labels": batch["label"], "mask": batch["mask"]}
+            averages = []  # {head: [B, C]} of each selection of temporal views, each with all its spatial views
+            for selection in self._selections:
+                indices = np.arange(temporal * spatial).reshape(temporal, spatial)[list(selection)].ravel()
+                averages.append({head: jnp.mean(logits[indices], axis=0) for head, logits in views.items()})
+            outputs = predictions.of_batch(
+                averages[-1], index=batch["index"], multi_label=multi_label, loss=loss, **targets
+            )
             # Average precision ranks all videos, so it needs the scores on the host.
-            scores = [{head: logits[head] for head in sorted(multi_label)} for logits in averages]
-            outputs = predictions.of_batch(averages[-1], multi_label=multi_label, loss=loss, **targets)
-            return outputs | {"scores": scores, "updates": updates}
+            outputs["scores"] = [{head: logits[head] for head in sorted(multi_label)} for logits in averages]
+            outputs["updates"] = [collection.single_from_model_output(logits=each, **targets) for each in averages]
+            return outputs
 
         self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))
         self._merge = jax.jit(lambda old, new: [a.merge(b) for a, b in zip(old, new, strict=True)])
 
     def __call__(self, params: Any) -> Result:
-        """Evaluates all the videos.
-
-        Raises:
-          RuntimeError: a video was seen twice or not at all (a defect of the program).
-        """
+        """Evaluates all the videos; raises RuntimeError if it did not see each once (a defect of the program)."""
         # Run the model; metrics are merged on the device, predictions fetched.
         batches = open_batches(self._split, self._spec, self._views, self._experiment, self._mesh)
         if self._log_pipeline:
@@ -101,35 +91,43 @@ class Evaluator:
             updates = outputs.pop("updates")
             totals = updates if totals is None else self._merge(totals, updates)
             fetched.append(jax.device_get(outputs))
-        computed = [jax.device_get(total.compute()) for total in totals]
-        count = [values.pop("count") for values in computed][-1]
-        counted, listed = int(count["counted"]), int(count["listed"])
 
         # Order the predictions by video, and check that each was seen once.
         heads = self._split.heads
         arrays = predictions.sort_by_index(fetched)
         table = predictions.Predictions.from_arrays(arrays, self._split.video_id, list(heads))
-        check_seen_once(table.index, listed, self._split.num_videos)
+        if not np.array_equal(table.index, np.arange(self._split.num_videos)):
+            raise RuntimeError(
+                f"evaluation saw {len(np.unique(table.index))} of the {self._split.num_videos} videos of a split, in "
+                f"{len(table.index)} rows; please report this"
+            )
+        counted = table.counted
 
-        # Scalars and confusion matrices, for each selection of views.
+        # Scalars for each selection of views.
         ablations = []
-        for selection, values, scores in zip(self._selections, computed, arrays["scores"], strict=True):
-            scalars, confusion = metrics.summarise(values, heads)
-            average_precision = {}
+        for selection, total, scores in zip(self._selections, totals, arrays["scores"], strict=True):
+            scalars, average_precision = metrics.summarise(jax.device_get(total.compute()), heads), {}
             for head, of_videos in scores.items():
-                truth = table.heads[head].truth[table.counted]
-                average_precision[head] = metrics.average_precision(truth, of_videos[table.counted])
+                truth = table.heads[head].truth[counted]
+                average_precision[head] = metrics.average_precision(truth, of_videos[counted])
                 name = metrics.scalar_name(head, metrics.MEAN_AVERAGE_PRECISION, heads)
                 scalars[name] = metrics.mean_over_present(average_precision[head])
-            without_mean = {name: value for name, value in scalars.items() if "mean_class_accuracy" not in name}
-            ablations.append(ViewAblation(selection, without_mean))
+            ablations.append(ViewAblation(selection, scalars))
+
+        # Confusion matrices, with all views.
+        scalars, confusion = dict(scalars), {}
+        for head in (head for head in heads if head not in self._split.multi_label):
+            truth, predicted = table.heads[head].truth[counted], table.heads[head].top[counted, 0]
+            confusion[head] = metrics.confusion_matrix(truth, predicted, heads[head])
+            name = metrics.scalar_name(head, metrics.MEAN_CLASS_ACCURACY, heads)
+            scalars[name] = metrics.mean_over_present(metrics.class_accuracy(confusion[head]))
         return Result(
             scalars,
             confusion,
-            counted,
-            listed - counted,
-            self._views,
-            batches.repeated_views,
+            counted=int(counted.sum()),
+            unreadable=int((~counted).sum()),
+            views=self._views,
+            repeated_views=batches.repeated_views,
             split_size=self._split_size,
             predictions=dataclasses.replace(table, index=self._indices[table.index]),
             by_views=tuple(ablations) if len(ablations) > 1 else (),
@@ -151,7 +149,7 @@ def open_batches(split: Any, spec: Any, views: tuple[int, int], experiment: Expe
 
 
 def run_batches(step: Callable[..., Any], params: Any, batches: Batches, mesh: Any, batch_size: int) -> Iterator[Any]:
-    """Yields `step(params, batch)` of each batch, after starting the next, so that the device need not wait."""
+    """Yields `step(params, batch)` of each batch, after dispatching the next, so that the device need not wait."""
     previous = None
     for batch in batches:
         outputs = step(params, sharding.place_batch(batch, mesh, batch_size))
@@ -165,15 +163,9 @@ def run_batches(step: Callable[..., Any], params: Any, batches: Batches, mesh: A
 def spread_indices(total: int, number: int | None) -> np.ndarray:
     """Selects videos that represent a split: one from each of `number` equal stretches, the same in every run.
 
-    The offset within the stretch follows the golden ratio (a low-discrepancy sequence): the first video of each would
-    always be of the same class in a split whose classes alternate.
-
-    Args:
-      total: number of videos in the split.
-      number: of videos to select; None, or more than `total`: all.
-
-    Returns:
-      int64 [min(number, total)], rising indices in [0, total).
+    Returns rising indices in [0, total), all of them if `number` is None or larger. The offset within the stretch
+    follows the golden ratio (a low-discrepancy sequence): the first video of each would always be of the same class in
+    a split whose classes alternate.
     """
     if number is None or number >= total:
         return np.arange(total)
@@ -181,35 +173,3 @@ def spread_indices(total: int, number: int | None) -> np.ndarray:
     low, high = stretch * total // number, (stretch + 1) * total // number
     offset = (stretch + 1) * (math.sqrt(5) - 1) / 2 % 1
     return low + (offset * (high - low)).astype(np.int64)
-
-
-def average_views(
-    logits: Mapping[str, jax.Array], selection: Sequence[int], views: tuple[int, int]
-) -> dict[str, jax.Array]:
-    """Averages the logits of some temporal views, each with all its spatial views.
-
-    Args:
-      logits: {head: [V, B, C]}, V = temporal * spatial, temporal-major.
-      selection: indices of temporal views.
-      views: (temporal, spatial).
-
-    Returns:
-      {head: [B, C]}.
-    """
-    indices = np.arange(views[0] * views[1]).reshape(views)[list(selection)].ravel()
-    return {head: jnp.mean(values[indices], axis=0) for head, values in logits.items()}
-
-
-def check_seen_once(indices: np.ndarray, listed: int, expected: int) -> None:
-    """Raises RuntimeError unless each video of a split was seen exactly once.
-
-    Args:
-      indices: of the videos seen, without padding.
-      listed: number of videos seen by all processes.
-      expected: number of videos in the split.
-    """
-    repeated = len(indices) - len(np.unique(indices))
-    if repeated or listed != expected:
-        raise RuntimeError(
-            f"evaluation saw {listed} videos of a split of {expected}, {repeated} of them twice; please report this"
-        )

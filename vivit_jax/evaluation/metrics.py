@@ -1,7 +1,6 @@
-"""Metrics as clu collections: top-k accuracy, loss, confusion matrix, verb/noun/action; mean average precision.
+"""Metrics: loss and top-k accuracy as clu collections, on the device; those of single classes on the host.
 
 Each member of a collection is a sum over examples, so updates merge in any order, and padding (mask 0) adds nothing.
-Average precision ranks all videos, so it is computed on the host.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,19 +19,14 @@ from vivit_jax.train_step.losses import example_losses, one_hot_targets
 ACTION = "action"  # EPIC-Kitchens: the pair of verb and noun
 PAIR = ("verb", "noun")
 MEAN_AVERAGE_PRECISION = "mean_average_precision"
+MEAN_CLASS_ACCURACY = "mean_class_accuracy"
 
 
 def rank_of_true_class(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns the 0-based rank of the true class; a top-k prediction is correct where it is below k.
 
-    Ties are broken by class id, as in `jax.lax.top_k`. A true class whose logit is NaN is ranked last.
-
-    Args:
-      logits: [B, C] float.
-      labels: [B] int in [0, C).
-
-    Returns:
-      int32 [B] in [0, C).
+    Logits [B, C] and labels int [B] give int32 [B]. Ties are broken by class id, as in `jax.lax.top_k`. A true class
+    whose logit is NaN is ranked last.
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     ids = jnp.arange(logits.shape[-1])
@@ -42,18 +35,11 @@ def rank_of_true_class(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def pair_scores(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Returns the scores of all pairs of classes: log of the product of the two softmaxes.
+    """Returns the log of the product of two softmaxes: logits [B, C1], [B, C2] -> [B, C1 * C2], (i, j) at i * C2 + j.
 
     EPIC-Kitchens-100 scores actions like this (Damen et al., arXiv:2006.13256; `compute_action_scores` of its baseline
     keeps only pairs of the 100 highest verbs and nouns, which gives the same five highest pairs). Verb and noun are
     treated as independent, and a prediction is correct where both are.
-
-    Args:
-      first: [B, C1] logits, e.g. of the verb.
-      second: [B, C2] logits, e.g. of the noun.
-
-    Returns:
-      [B, C1 * C2] log-probabilities; pair (i, j) at i * C2 + j.
     """
     pairs = jax.nn.log_softmax(first)[:, :, None] + jax.nn.log_softmax(second)[:, None, :]
     return pairs.reshape(pairs.shape[0], -1)
@@ -74,15 +60,9 @@ def _top_k(k: int, head: str | tuple[str, str]) -> type[clu_metrics.Metric]:
 
 
 def losses(logits: jax.Array, labels: jax.Array, kind: str = "softmax") -> jax.Array:
-    """Returns the loss of each example, without label smoothing.
+    """Returns the loss of each example, [B], in nats, without label smoothing; `kind` as in `example_losses`.
 
-    Args:
-      logits: [B, C] float.
-      labels: int [B]; or multi-label [B, C] of 0 and 1, for which the loss is always 'sigmoid'.
-      kind: 'softmax', cross-entropy; 'sigmoid', binary cross-entropy, summed over the classes.
-
-    Returns:
-      [B], in nats.
+    Labels are int [B], or multi-label [B, C] of 0 and 1, for which the loss is always 'sigmoid'.
     """
     kind = "sigmoid" if labels.ndim == logits.ndim else kind
     return example_losses(logits, one_hot_targets(logits, labels), kind)
@@ -97,90 +77,41 @@ def _loss(head: str, kind: str) -> type[clu_metrics.Metric]:
     return clu_metrics.Average.from_fun(loss)
 
 
-def _confusion(head: str) -> type[clu_metrics.Metric]:
-    """Returns counts [C, C], true classes in rows, predicted ones in columns."""
-
-    @flax.struct.dataclass
-    class Confusion(clu_metrics.Metric):
-        matrix: jax.Array
-
-        @classmethod
-        def from_model_output(cls, *, logits: Any, labels: Any, mask: Any, **_: Any) -> Confusion:
-            classes = logits[head].shape[-1]
-            cell = labels[head] * classes + jnp.argmax(logits[head], -1)
-            counts = jnp.zeros(classes * classes, jnp.int32).at[cell].add(mask.astype(jnp.int32))
-            return cls(matrix=counts.reshape(classes, classes))
-
-        def merge(self, other: Confusion) -> Confusion:
-            return type(self)(matrix=self.matrix + other.matrix)
-
-        def compute(self) -> jax.Array:
-            return self.matrix
-
-    return Confusion
-
-
-@flax.struct.dataclass
-class Count(clu_metrics.Metric):
-    """Numbers of examples: `counted` in the metrics, and `listed` without padding, including unreadable ones."""
-
-    counted: jax.Array
-    listed: jax.Array
-
-    @classmethod
-    def from_model_output(cls, *, mask: Any, index: Any, **_: Any) -> Count:
-        return cls(counted=jnp.sum(mask.astype(jnp.int32)), listed=jnp.sum((index >= 0).astype(jnp.int32)))
-
-    def merge(self, other: Count) -> Count:
-        return type(self)(counted=self.counted + other.counted, listed=self.listed + other.listed)
-
-    def compute(self) -> dict[str, jax.Array]:
-        return {"counted": self.counted, "listed": self.listed}
-
-
 def has_action(heads: Mapping[str, int], multi_label: Collection[str] = ()) -> bool:
     """Returns whether pairs of verb and noun are scored: there are both heads, and neither is multi-label."""
     return set(PAIR) <= set(heads) and not set(PAIR) & set(multi_label)
 
 
 def collection(
-    heads: Mapping[str, int], multi_label: Collection[str] = (), *, loss: str = "softmax", confusion: bool = True
+    heads: Mapping[str, int], multi_label: Collection[str] = (), loss: str = "softmax"
 ) -> type[clu_metrics.Collection]:
-    """Returns the clu collection for the heads of a data set.
+    """Returns the clu collection for the heads of a data set: the loss, and top-1 and top-5 of single-label heads.
 
     Args:
       heads: {head: number of classes}; the heads `verb` and `noun` add an `action`.
       multi_label: heads that only have a loss here; `average_precision` is their accuracy.
       loss: its kind, see `losses`.
-      confusion: whether to count confusion matrices, which `summarise` needs for the mean class accuracy.
 
     Returns:
       A Collection class whose `single_from_model_output` takes `logits` {head: [B, C]}, `labels` {head: int32 [B], or
-      float [B, C]}, `mask` [B], `index` [B]. Heads of five classes or fewer have no top-5.
+      float [B, C]} and `mask` [B]. Heads of five classes or fewer have no top-5.
     """
-    members: dict[str, type[clu_metrics.Metric]] = {"count": Count}
-    for head, classes in heads.items():
-        members[f"{head}__loss"] = _loss(head, loss)
-        if head in multi_label:
-            continue
-        if confusion:
-            members[f"{head}__confusion"] = _confusion(head)
+    members = {f"{head}__loss": _loss(head, loss) for head in heads}
+    sizes: dict[str, int] = {head: classes for head, classes in heads.items() if head not in multi_label}
+    if has_action(heads, multi_label):
+        sizes[ACTION] = heads["verb"] * heads["noun"]
+    for head, classes in sizes.items():
         for k in (1, 5):
             if k == 1 or classes > k:
-                members[f"{head}__top{k}"] = _top_k(k, head)
-    if has_action(heads, multi_label):
-        for k in (1, 5):
-            if k == 1 or heads["verb"] * heads["noun"] > k:
-                members[f"{ACTION}__top{k}"] = _top_k(k, PAIR)
+                members[f"{head}__top{k}"] = _top_k(k, PAIR if head == ACTION else head)
     return clu_metrics.Collection.create(**members)
 
 
 def accuracy_names(heads: Mapping[str, int], multi_label: Collection[str] = ()) -> list[str]:
     """Returns the metrics for which higher is better; they can select the best checkpoint."""
-    members = [name.partition("__") for name in collection(heads, multi_label).__annotations__]
-    kinds = [(head, {"confusion": "mean_class_accuracy"}.get(what, what)) for head, _, what in members]
-    kinds += [(head, MEAN_AVERAGE_PRECISION) for head in heads if head in multi_label]
-    return [scalar_name(head, what, heads) for head, what in kinds if what not in ("", "loss")]
+    members = [name.rsplit("__", 1) for name in collection(heads, multi_label).__annotations__]
+    members += [(head, MEAN_AVERAGE_PRECISION if head in multi_label else MEAN_CLASS_ACCURACY) for head in heads]
+    return [scalar_name(head, kind, heads) for head, kind in members if kind != "loss"]
 
 
 def scalar_name(head: str, what: str, heads: Mapping[str, int]) -> str:
@@ -188,28 +119,20 @@ def scalar_name(head: str, what: str, heads: Mapping[str, int]) -> str:
     return f"{head}/{what}" if len(heads) > 1 else what
 
 
-def summarise(computed: Mapping[str, Any], heads: Mapping[str, int]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Converts the output of `Collection.compute()` to (scalars, {head: confusion matrix, int [C, C]}).
-
-    Scalars are Python floats named by `scalar_name`: `top1`, `top5`, `loss`, `mean_class_accuracy`. Accuracies lie in
-    [0, 1]; NaN without an example.
-    """
-    scalars, confusion = {}, {}
-    for name, value in computed.items():
-        head, _, what = name.partition("__")
-        if what == "confusion":
-            confusion[head] = np.asarray(value)
-            what, value = "mean_class_accuracy", mean_class_accuracy(confusion[head])
-        if what:
-            scalars[scalar_name(head, what, heads)] = float(value)
-    return scalars, confusion
+def summarise(computed: Mapping[str, Any], heads: Mapping[str, int]) -> dict[str, float]:
+    """Renames the output of `Collection.compute()` by `scalar_name`; accuracies in [0, 1], NaN without examples."""
+    return {scalar_name(*name.rsplit("__", 1), heads): float(value) for name, value in computed.items()}
 
 
-def mean_class_accuracy(confusion: np.ndarray) -> float:
-    """Returns the mean accuracy of the classes that occur in `confusion`, int [C, C] with true classes in rows."""
-    total = confusion.sum(1)
-    seen = total > 0
-    return float(np.mean(np.diag(confusion)[seen] / total[seen])) if seen.any() else float("nan")
+def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Counts videos by true class (rows) and predicted class (columns): ids int [N], [N] -> int [C, C]."""
+    return np.bincount(truth * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def class_accuracy(confusion: np.ndarray) -> np.ndarray:
+    """Returns the accuracy of each class, [C]; NaN for a class without a video."""
+    videos = confusion.sum(axis=1)
+    return np.diag(confusion) / np.where(videos > 0, videos, np.nan)
 
 
 def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -231,6 +154,6 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def mean_over_present(of_classes: np.ndarray) -> float:
-    """Returns the mean average precision over the classes with a video; NaN without any."""
+    """Returns the mean of `class_accuracy` or `average_precision` over the classes with a video; NaN without any."""
     present = np.isfinite(of_classes)
     return float(np.mean(of_classes[present])) if present.any() else float("nan")

@@ -25,54 +25,35 @@ ACTION_SEPARATOR = " "  # between verb and noun
 
 @dataclasses.dataclass(frozen=True)
 class HeadPredictions:
-    """The predictions of one head, in the order of `Predictions.index`.
+    """The predictions of one head, in the order of `Predictions.index`; top-ranked are K = 5 classes, or all.
 
-    Attributes:
-      truth: int [N] class ids, or uint8 [N, C], 1 where a class is present, of a multi-label head. Of an action, the id
-        of the pair: verb * number of nouns + noun.
-      top: int [N, K], the K = 5 top-ranked classes (all where there are fewer), the highest first.
-      probabilities: float32 [N, K], of `top`: softmax; sigmoid of a multi-label head.
-      truth_probability: float32 [N], of the true class; multi-label, the mean over the true classes, NaN without any.
-      rank: int [N], of the true class, 1 for the highest; multi-label, of the highest true class, 0 without any.
-      loss: float32 [N], see `metrics.losses`; of an action, the sum of verb's and noun's.
+    Of an action, `truth` is the id of the pair, verb * number of nouns + noun, and `loss` the sum of verb's and noun's.
     """
 
-    truth: np.ndarray
-    top: np.ndarray
-    probabilities: np.ndarray
-    truth_probability: np.ndarray
-    rank: np.ndarray
-    loss: np.ndarray
+    truth: np.ndarray  # int [N] class ids, or multi-label uint8 [N, C], 1 where a class is present
+    top: np.ndarray  # int [N, K], the highest class first
+    probabilities: np.ndarray  # float32 [N, K], of `top`: softmax; sigmoid of a multi-label head
+    truth_probability: np.ndarray  # float32 [N]; multi-label, the mean over the true classes, NaN without any
+    rank: np.ndarray  # int [N], 1 for the highest; multi-label, of the highest true class, 0 without any
+    loss: np.ndarray  # float32 [N], see `metrics.losses`
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """The predictions for the N videos of an evaluation, by rising index.
+    """The predictions for the N videos of an evaluation, by rising index in the split."""
 
-    Attributes:
-      index: int64 [N], in the split.
-      video: str [N], names as in the index of the records.
-      counted: bool [N]; False where the video could not be read, and its predictions are meaningless.
-      heads: {head: HeadPredictions}; with the heads `verb` and `noun`, `action` too.
-    """
-
-    index: np.ndarray
-    video: np.ndarray
-    counted: np.ndarray
-    heads: Mapping[str, HeadPredictions]
+    index: np.ndarray  # int64 [N]
+    video: np.ndarray  # str [N], names as in the index of the records
+    counted: np.ndarray  # bool [N]; False where the video could not be read, and its predictions are meaningless
+    heads: Mapping[str, HeadPredictions]  # with the heads `verb` and `noun`, `action` too
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any], video_id: np.ndarray, heads: Sequence[str]) -> Predictions:
-        """Makes the table from an output of `sort_by_index`; `video_id` [videos of the split], `heads` in order."""
-        # jit returns dicts with sorted keys.
-        order = [head for head in [*heads, metrics.ACTION] if head in arrays["heads"]]
-        tables = {head: HeadPredictions(**arrays["heads"][head]) for head in order}
+        """Makes the table from an output of `sort_by_index`, the names of all videos of the split, and its heads."""
+        # In this order: jit returns dicts with sorted keys.
+        names = [head for head in [*heads, metrics.ACTION] if head in arrays["heads"]]
+        tables = {head: HeadPredictions(**arrays["heads"][head]) for head in names}
         return cls(arrays["index"], np.asarray(video_id)[arrays["index"]], arrays["mask"] > 0, tables)
-
-    @property
-    def loss(self) -> np.ndarray:
-        """float32 [N], summed over the heads."""
-        return sum(table.loss for head, table in self.heads.items() if head != metrics.ACTION)
 
 
 def sort_by_index(batches: Sequence[Any]) -> Any:
@@ -91,7 +72,7 @@ def of_batch(
     multi_label: Collection[str] = (),
     loss: str = "softmax",
 ) -> dict[str, Any]:
-    """Returns the predictions for a batch; for use inside `jax.jit`.
+    """Returns `index`, `mask` and `heads`, {head: the fields of HeadPredictions}, of a batch; for use inside `jax.jit`.
 
     Args:
       logits: {head: [B, C]}, averaged over the views.
@@ -100,9 +81,6 @@ def of_batch(
       index: int [B], in the split, -1 for padding.
       multi_label: the multi-label heads.
       loss: 'softmax' or 'sigmoid', with which the heads were trained; selects their probabilities and losses.
-
-    Returns:
-      `index`, `mask`, and `heads`: {head: the fields of HeadPredictions}.
     """
     heads = {head: _of_head(logits[head], labels[head], loss) for head in logits}
     if metrics.ACTION in (scores := with_action(logits, multi_label)):
@@ -159,8 +137,7 @@ def rank_labels(
     """Ranks the labels of one video, and with the heads `verb` and `noun` those of `action`.
 
     Args:
-      logits: {head: [C]}.
-      class_names: {head: C names}.
+      logits, class_names: {head: [C]}.
       number: of labels to return; fewer where a head has fewer.
       multi_label, loss: see `of_batch`.
 

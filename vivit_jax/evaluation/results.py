@@ -21,43 +21,30 @@ RESULT_FILE = "evaluation.json"
 
 @dataclasses.dataclass(frozen=True)
 class ViewAblation:
-    """Metrics with some of the temporal views, and all spatial views of each.
-
-    Attributes:
-      view_indices: the temporal views that are averaged, see `select_views`.
-      scalars: as in `Result`, without `mean_class_accuracy`.
-    """
+    """Metrics with some of the temporal views (`select_views`), and all spatial views of each."""
 
     view_indices: tuple[int, ...]
-    scalars: dict[str, float]
+    scalars: dict[str, float]  # as in `Result`, without `mean_class_accuracy`
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Result of an evaluation.
+    """Result of an evaluation, in which each video is counted once.
 
-    Attributes:
-      scalars: `top1`, `top5`, `loss`, `mean_class_accuracy`, or `HEAD/...` for several heads and `action/...`;
-        `mean_average_precision` and `loss` for a multi-label head.
-      confusion: {head: int [C, C]}, true classes in rows.
-      counted: number of videos in the scalars.
-      unreadable: number of videos that could not be decoded.
-      views: (temporal, spatial).
-      repeated_views: number of videos too short or too small for as many different views.
-      split_size: number of videos in the split, of which some or all were evaluated; 0 if unknown.
-      by_views: the metrics by rising number of temporal views; empty if not requested.
-      average_precision: {multi-label head: float [C]}; NaN for a class without a video.
+    `scalars` are `top1`, `top5`, `loss` and `mean_class_accuracy`, as `HEAD/...` where there are several heads, with
+    `action/...`; `mean_average_precision` and `loss` of a multi-label head.
     """
 
     scalars: dict[str, float]
-    confusion: dict[str, np.ndarray]
-    counted: int
-    unreadable: int
-    views: tuple[int, int]
-    repeated_views: int = 0
-    split_size: int = 0
+    confusion: dict[str, np.ndarray]  # {head: int [C, C]}, true classes in rows
+    counted: int  # videos in the scalars
+    unreadable: int  # videos that could not be decoded
+    views: tuple[int, int]  # temporal, spatial
+    repeated_views: int = 0  # videos too short or too small for as many different views
+    split_size: int = 0  # videos in the split, of which some or all were evaluated
     predictions: per_video.Predictions | None = None
-    by_views: tuple[ViewAblation, ...] = ()
+    by_views: tuple[ViewAblation, ...] = ()  # by rising number of temporal views; empty if not requested
+    # {multi-label head: float [C]}; NaN for a class without a video
     average_precision: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def summary(self) -> str:
@@ -83,9 +70,7 @@ def write_result(
 
     Args:
       workdir: created if missing.
-      result: of the evaluation.
-      checkpoint: that was evaluated.
-      split: its name.
+      result, checkpoint, split: the result, the checkpoint that was evaluated, and the name of the split.
       class_names: {head: names by class id}.
       data: section of the config with which the report finds the videos; None: that of the workdir's config.
     """
@@ -125,6 +110,6 @@ def _class_rows(result: Result, head: str, names: Sequence[str]) -> list[dict[st
         kind, values = "average_precision", result.average_precision[head]
     else:
         videos = result.confusion[head].sum(axis=1)
-        kind, values = "accuracy", np.diag(result.confusion[head]) / np.where(videos > 0, videos, np.nan)
+        kind, values = "accuracy", metrics.class_accuracy(result.confusion[head])
     rows = zip(names, videos, values, strict=True)
     return [{"name": name, "videos": int(number), kind: float(value)} for name, number, value in rows]
