@@ -25,9 +25,8 @@ from vivit_jax.data import build, pipeline
 from vivit_jax.data.records.split import open_split
 from vivit_jax.evaluation import metrics
 from vivit_jax.models import ViViT, ViViTConfig
-from vivit_jax.probe import ProbeConfig, features, knn, linear, parse_views, probe
+from vivit_jax.probe import ProbeConfig, classifiers, features, probe
 from vivit_jax.probe.__main__ import define_flags, settings_of
-from vivit_jax.probe.scores import score
 
 HEADS = {"verb": 8, "noun": 10}
 # 40 videos do not contain every pair of motion and digit.
@@ -92,7 +91,7 @@ def test_votes_match_sklearn_by_cosine_distance():
     labels = rng.integers(5, size=60)
     several = (rng.uniform(size=(60, 3)) < 0.4).astype(np.uint8)
     targets = {"one": labels, "several": several}, {"one": 5, "several": 3}
-    votes_by_k = knn.votes(train, *targets, test, neighbours=(1, 4, 60), temperature=0.07)
+    votes_by_k = classifiers.knn_votes(train, *targets, test, ProbeConfig(neighbours=(1, 4, 60), temperature=0.07))
     for k, shares in votes_by_k.items():
         weigh = {"metric": "cosine", "algorithm": "brute", "weights": lambda distance: np.exp((1 - distance) / 0.07)}
         other = KNeighborsClassifier(k, **weigh).fit(train, labels)
@@ -102,7 +101,7 @@ def test_votes_match_sklearn_by_cosine_distance():
             expected = other.predict_proba(test)[:, 1]
             np.testing.assert_allclose(shares["several"][:, head], expected, atol=2e-5)
     with pytest.raises(ValueError, match=r"k=61 of 60 training videos.*smaller --k \(at most 60\)"):
-        knn.votes(train, *targets, test, neighbours=(10, 61))
+        classifiers.knn_votes(train, *targets, test, ProbeConfig(neighbours=(10, 61)))
 
 
 def test_scores_match_numpy_and_need_a_vote():
@@ -111,7 +110,7 @@ def test_scores_match_numpy_and_need_a_vote():
     shares["verb"][:25, 3] = 0  # as if no neighbour had this class
     truth = {head: rng.integers(count, size=50) for head, count in HEADS.items()}
     truth["verb"][:10] = 3
-    scores = score(shares, truth, HEADS)
+    scores = classifiers.score(shares, truth, HEADS)
     pairs = (shares["verb"][:, :, None] * shares["noun"][:, None, :]).reshape(50, -1)
     for head, values, right in (
         ("verb", shares["verb"], truth["verb"]),
@@ -123,7 +122,7 @@ def test_scores_match_numpy_and_need_a_vote():
             hit = (top[:, :k] == right[:, None]).any(1) & (values[np.arange(50), right] > 0)
             assert scores[f"{head}/top{k}"] == pytest.approx(hit.mean())
     # A single neighbour: the next four class ids have no vote.
-    alone = score({"label": np.eye(8)[[6, 6]]}, {"label": np.array([6, 0])}, {"label": 8})
+    alone = classifiers.score({"label": np.eye(8)[[6, 6]]}, {"label": np.array([6, 0])}, {"label": 8})
     assert alone == {"top1": 0.5, "top5": 0.5}
 
 
@@ -132,8 +131,8 @@ def test_linear_probe_matches_sklearn_grid_search():
     labels = rng.integers(4, size=120)
     train, test = clusters(rng, labels, 5, noise=2.5), clusters(rng, labels[:30], 5, noise=2.5)
     settings = ProbeConfig(inverse_penalties=(1.0, 0.001, 0.05), held_out_share=0.25)
-    fitted = linear.fit(train, labels, test, 5, settings)
-    held_out = linear.hold_out(labels, 0.25, settings.seed)
+    fitted = classifiers.fit_linear(train, labels, test, 5, settings)
+    held_out = classifiers.hold_out(labels, 0.25, settings.seed)
     assert [held_out[labels == i].mean() for i in range(4)] == pytest.approx([0.25] * 4, abs=0.03)
     search = GridSearchCV(
         make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
@@ -155,8 +154,8 @@ def test_linear_probe_of_separable_features_and_of_noise():
     noise = rng.normal(size=both.shape).astype(np.float32)
 
     def accuracy(x):
-        fitted = linear.fit(x[:300], labels, x[300:], 4, ProbeConfig())
-        return score({"label": fitted.probabilities}, {"label": test_labels}, {"label": 4})["top1"]
+        fitted = classifiers.fit_linear(x[:300], labels, x[300:], 4, ProbeConfig())
+        return classifiers.score({"label": fitted.probabilities}, {"label": test_labels}, {"label": 4})["top1"]
 
     assert accuracy(both) == 1
     assert accuracy(noise) == pytest.approx(0.25, abs=0.07)  # four standard deviations
@@ -168,9 +167,11 @@ def test_linear_probe_of_a_multi_label_head():
     labels = np.zeros((300, 5), np.uint8)  # the fifth class has no example
     labels[:, :4] = hidden > 0.2
     x = hidden @ rng.normal(size=(4, 9)).astype(np.float32)
-    fitted = linear.fit(x[:200], labels[:200], x[200:], 5, ProbeConfig(inverse_penalties=(0.1, 10.0)), "sound")
+    fitted = classifiers.fit_linear(
+        x[:200], labels[:200], x[200:], 5, ProbeConfig(inverse_penalties=(0.1, 10.0)), "sound"
+    )
     assert fitted.inverse_penalty == 10
-    scores = score({"label": fitted.probabilities}, {"label": labels[200:]}, {"label": 5})
+    scores = classifiers.score({"label": fitted.probabilities}, {"label": labels[200:]}, {"label": 5})
     assert list(scores) == [metrics.MEAN_AVERAGE_PRECISION]
     assert scores[metrics.MEAN_AVERAGE_PRECISION] > 0.99
     each = make_pipeline(StandardScaler(), LogisticRegression(C=10.0)).fit(x[:200], labels[:200, 1])
@@ -180,28 +181,30 @@ def test_linear_probe_of_a_multi_label_head():
 def test_errors_of_linear_probe_and_settings():
     x = np.zeros((4, 2), np.float32)
     with pytest.raises(ValueError, match="4 training videos all have the same labels of head 'verb'"):
-        linear.fit(x, np.full(4, 3), x, 8, ProbeConfig(), "verb")
+        classifiers.fit_linear(x, np.full(4, 3), x, 8, ProbeConfig(), "verb")
     with pytest.raises(ValueError, match=r"no class of head 'verb' has two training videos.*give one C \(--c=1.0\)"):
-        linear.fit(x, np.arange(4), x, 8, ProbeConfig(), "verb")
-    assert linear.hold_out(np.array([0, 0, 1, 2, 2, 2]), 0.9, 0).tolist().count(True) == 3  # one video a class stays
-    assert (parse_views("4"), parse_views("4x3")) == ((4, 1), (4, 3))
+        classifiers.fit_linear(x, np.arange(4), x, 8, ProbeConfig(), "verb")
+    assert (
+        classifiers.hold_out(np.array([0, 0, 1, 2, 2, 2]), 0.9, 0).tolist().count(True) == 3
+    )  # one video a class stays
     for wrong, message in (
-        ({"methods": ("svm",)}, "method='svm' is not known; choose one of knn, linear"),
-        ({"neighbours": (0,)}, "each must be at least 1"),
-        ({"inverse_penalties": (0.1, -1.0)}, "c=-1.0 must be a number greater than 0"),
-        ({"spatial_views": 4}, "views=1x4: at least 1 clip, and 1, 2 or 3 crops"),
+        ({"methods": ("svm",)}, "svm is not known; choose from knn, linear"),
+        ({"neighbours": (0,)}, "must each be at least 1"),
+        ({"inverse_penalties": (0.1, -1.0)}, "must each be greater than 0"),
+        ({"spatial_views": 4}, "spatial_views=4 is not known; choose one of 1, 2, 3"),
         ({"methods": ()}, "methods is empty"),
     ):
         with pytest.raises(ValueError, match=message):
             ProbeConfig(**wrong)
 
 
-def extractor(run, first, workdir, settings, params=None):
-    """Returns an Extractor of a checkpoint's features."""
+def extract(run, first, workdir, split, settings, params=None):
+    """Returns the features of a split, of a checkpoint's parameters or of others."""
     _, model, own = first
     mesh = sharding.make_mesh()
     placed = jax.device_put(own if params is None else params, sharding.replicated(mesh))
-    return features.Extractor(model, placed, "W", mesh, run, run.clip_spec(model.config), settings, workdir)
+    with jax.set_mesh(mesh):
+        return features.extract([split], model, placed, "W", mesh, run, settings, workdir)[0]
 
 
 def test_features_are_averaged_over_the_views(run, first, split, tmp_path):
@@ -215,8 +218,7 @@ def test_features_are_averaged_over_the_views(run, first, split, tmp_path):
         "tokens_mean": np.mean([view["tokens"][:, 1:].mean(1) for view in out], axis=0),
     }
     for kind, values in expected.items():
-        with jax.set_mesh(sharding.make_mesh()):
-            computed = extractor(run, first, tmp_path, ProbeConfig(features=kind, temporal_views=2))(split)
+        computed = extract(run, first, tmp_path, split, ProbeConfig(features=kind, temporal_views=2))
         np.testing.assert_allclose(computed.values, values, atol=2e-5)  # 13 videos in batches of 8
         assert computed.readable.all()
     # The average-pool baseline has no class token, Model 1 has.
@@ -241,8 +243,7 @@ def test_features_are_cached_by_weights_and_views(run, first, split, tmp_path, c
 
     def compute(settings=QUICK, params=None):
         del computed[:]
-        with jax.set_mesh(sharding.make_mesh()):
-            return extractor(run, first, tmp_path, settings, params)(split)
+        return extract(run, first, tmp_path, split, settings, params)
 
     first_features = compute()
     assert (first_features.cached, computed) == (True, [])
@@ -340,6 +341,8 @@ def test_flags_become_settings():
     values(["probe", "--k=3,7", "--c=0.5", "--views=4x3", "--method=knn", "--features=tokens_mean"])
     expected = ProbeConfig(("knn",), "tokens_mean", 4, 3, (3, 7), inverse_penalties=(0.5,))
     assert settings_of(values) == expected
+    values(["probe", "--k=20", "--views=4"])
+    assert settings_of(values).spatial_views == 1
     values(["probe", "--k=3,x"])
     with pytest.raises(ValueError, match=r"--k=3,x --c=0\.5: invalid literal"):
         settings_of(values)

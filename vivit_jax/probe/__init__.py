@@ -21,14 +21,10 @@ from vivit_jax import sharding
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data.open import open_data
 from vivit_jax.data.records.split import RecordSplit
-from vivit_jax.probe import knn, linear
-from vivit_jax.probe.config import ProbeConfig, parse_views
-from vivit_jax.probe.features import Extractor, Features, labels_of
-from vivit_jax.probe.restore import restore
-from vivit_jax.probe.scores import score
+from vivit_jax.probe.classifiers import fit_linear, knn_votes, score
+from vivit_jax.probe.config import ProbeConfig
+from vivit_jax.probe.features import Features, extract, labels_of, restore
 from vivit_jax.utils.trees import finite_or_none
-
-__all__ = ["RESULT_FILE", "ProbeConfig", "parse_views", "probe", "table"]
 
 RESULT_FILE = "probe.json"
 
@@ -55,12 +51,10 @@ def probe(
 
     Returns:
       The content of `probe.json` (with NaN where that has null); None on all processes but the first. `results` is
-      {method: {metric: value}} with the methods `knn/K` and `linear` and the metrics of `scores.score`.
+      {method: {metric: value}} with the methods `knn/K` and `linear` and the metrics of `classifiers.score`.
 
     Raises:
-      CheckpointError, ConversionError: the weights are damaged or do not fit.
-      FileNotFoundError: weights or data set are missing; the message says what belongs where.
-      ValueError: a setting is out of range, or the videos do not allow to fit or measure a probe.
+      CheckpointError, ConversionError, FileNotFoundError, ValueError: weights or videos are missing, damaged or unfit.
     """
     settings = settings or ProbeConfig()
     mesh = sharding.make_mesh(experiment.mesh)
@@ -74,10 +68,9 @@ def probe(
     check_classes(train_set.splits, eval_set, settings)
     # Features, by all processes.
     with jax.set_mesh(mesh):
-        model, params, name = restore(experiment, checkpoint, workdir, mesh, which=which)
-        spec = experiment.clip_spec(model.config)
-        extract = Extractor(model, params, name, mesh, experiment, spec, settings, workdir)
-        features = [extract(split) for split in (*train_set.splits, eval_set)]
+        model, params, name = restore(experiment, checkpoint, workdir, mesh, which)
+        splits = (*train_set.splits, eval_set)
+        features = extract(splits, model, params, name, mesh, experiment, settings, workdir)
     if jax.process_index() != 0:
         return None
     parts = {"train": (features[:-1], train_set.splits), "held_out": (features[-1:], [eval_set])}
@@ -87,17 +80,15 @@ def probe(
         unreadable, cached = int((~readable).sum()), all(each.cached for each in of_part)
         videos[part] = {"videos": len(readable), "unreadable": unreadable, "cached": cached}
         if unreadable:
-            logging.warning(
-                "%d of the %d videos (%s) cannot be read and do not count.", unreadable, len(readable), part
-            )
+            logging.warning("%d of %d videos (%s) cannot be read and do not count.", unreadable, len(readable), part)
     # Probes, on the features of the readable videos.
     (x, y), (test_x, test_y) = (_join(*part) for part in parts.values())
     heads, results, fitted = eval_set.heads, {}, {}
     if "knn" in settings.methods:
-        votes = knn.votes(x, y, heads, test_x, settings.neighbours, settings.temperature)
+        votes = knn_votes(x, y, heads, test_x, settings)
         results |= {f"knn/{k}": score(shares, test_y, heads) for k, shares in votes.items()}
     if "linear" in settings.methods:
-        fitted = {head: linear.fit(x, y[head], test_x, classes, settings, head) for head, classes in heads.items()}
+        fitted = {head: fit_linear(x, y[head], test_x, classes, settings, head) for head, classes in heads.items()}
         results["linear"] = score({head: fit.probabilities for head, fit in fitted.items()}, test_y, heads)
     views = [settings.temporal_views, settings.spatial_views]
     result = {

@@ -7,11 +7,17 @@ python -m vivit_jax.probe --checkpoint=vit_b16.safetensors --config=configs/k400
 from __future__ import annotations
 
 import functools
+import re
 
 from absl import flags
 
+from vivit_jax import checkpoint as checkpointing
+from vivit_jax import convert, distributed
 from vivit_jax.config import flags as command_line
-from vivit_jax.probe.config import FEATURES, UNSEEN, ProbeConfig, parse_views
+from vivit_jax.config.experiment import Experiment
+from vivit_jax.probe import probe, table
+from vivit_jax.probe.config import FEATURES, UNSEEN, ProbeConfig
+from vivit_jax.utils import logs
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
@@ -48,7 +54,9 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 def settings_of(values: flags.FlagValues) -> ProbeConfig:
     """Returns the settings of the flags; raises ValueError for a value that is not a number or is out of range."""
-    temporal, spatial = parse_views(values.views)
+    views = re.fullmatch(r"(\d+)(?:x(\d+))?", values.views)
+    if not views:
+        raise ValueError(f"--views={values.views} must be CLIPS or CLIPSxCROPS, as 1 or 4x3")
     try:
         neighbours, penalties = tuple(map(int, values.k)), tuple(map(float, values.c))
     except ValueError as error:
@@ -56,8 +64,8 @@ def settings_of(values: flags.FlagValues) -> ProbeConfig:
     return ProbeConfig(
         methods=("knn", "linear") if values.method == "both" else (values.method,),
         features=values.features,
-        temporal_views=temporal,
-        spatial_views=spatial,
+        temporal_views=int(views[1]),
+        spatial_views=int(views[2] or 1),
         neighbours=neighbours,
         temperature=values.temperature,
         inverse_penalties=penalties,
@@ -67,20 +75,13 @@ def settings_of(values: flags.FlagValues) -> ProbeConfig:
 
 
 def main(argv: list[str]) -> None:
-    from vivit_jax import checkpoint as checkpointing
-    from vivit_jax import convert, distributed
-    from vivit_jax.config.experiment import Experiment
-    from vivit_jax.probe import probe, table
-    from vivit_jax.utils import logs
-
     values = flags.FLAGS
     logs.configure_logging()
     errors = (ValueError, OSError, checkpointing.CheckpointError, convert.ConversionError)
     with distributed.synchronized_exit(), command_line.exit_on(*errors):
         distributed.initialise()
-        settings = settings_of(values)
-        run = Experiment.from_config(values.config)
-        result = probe(run, values.checkpoint, values.workdir, settings, which=values.which)
+        experiment = Experiment.from_config(values.config)
+        result = probe(experiment, values.checkpoint, values.workdir, settings_of(values), which=values.which)
         if result is not None:
             print(table(result))
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 
-from vivit_jax.utils.checks import one_of
+from vivit_jax.utils.checks import at_least, one_of, within
 
 FEATURES = ("pre_logits", "tokens_mean")
 METHODS = ("knn", "linear")
@@ -18,7 +17,6 @@ class ProbeConfig:
     """How the features are computed, and what is fitted to them.
 
     Attributes:
-      methods: some of `METHODS`.
       features: of a clip. `pre_logits`: the input of the head. `tokens_mean`: the mean of the last encoder's tokens
         after its LayerNorm, without the class token.
       temporal_views: clips evenly spaced over a video; the features of the views are averaged.
@@ -31,9 +29,6 @@ class ProbeConfig:
       max_iterations: of L-BFGS, for each fit.
       unseen_classes: evaluated classes without a training video: 'error', or 'wrong' to count their videos as wrong.
       seed: of the held-out part.
-
-    Raises:
-      ValueError: an unknown choice, or a number out of range.
     """
 
     methods: tuple[str, ...] = METHODS
@@ -52,29 +47,16 @@ class ProbeConfig:
         for field in ("methods", "neighbours", "inverse_penalties"):
             object.__setattr__(self, field, tuple(dict.fromkeys(getattr(self, field))))
             if not getattr(self, field):
-                raise ValueError(f"probe: {field} is empty; give at least one")
-        for method in self.methods:
-            if method not in METHODS:
-                raise ValueError(f"probe: method={method!r} is not known; choose one of {', '.join(METHODS)}")
-        one_of("probe", self, features=FEATURES, unseen_classes=UNSEEN)
-        if self.temporal_views < 1 or self.spatial_views not in (1, 2, 3):
+                raise ValueError(f"probe.{field} is empty; give at least one")
+        if unknown := set(self.methods) - set(METHODS):
+            raise ValueError(f"probe.methods: {', '.join(unknown)} is not known; choose from {', '.join(METHODS)}")
+        one_of("probe", self, features=FEATURES, unseen_classes=UNSEEN, spatial_views=(1, 2, 3))
+        at_least("probe", self, temporal_views=1, max_iterations=1)
+        within("probe", self, "(0, inf)", "temperature")
+        within("probe", self, "(0, 1)", "held_out_share")
+        if min(self.neighbours) < 1:
+            raise ValueError(f"probe.neighbours={self.neighbours} must each be at least 1")
+        if not all(0 < c < math.inf for c in self.inverse_penalties):
             raise ValueError(
-                f"probe: views={self.temporal_views}x{self.spatial_views}: at least 1 clip, and 1, 2 or 3 crops of each"
+                f"probe.inverse_penalties={self.inverse_penalties} must each be greater than 0, and finite"
             )
-        if min(self.neighbours) < 1 or self.max_iterations < 1:
-            raise ValueError(
-                f"probe: neighbours={self.neighbours}, max_iterations={self.max_iterations}: each must be at least 1"
-            )
-        for name, value in [("temperature", self.temperature), *(("c", c) for c in self.inverse_penalties)]:
-            if not 0 < value < math.inf:
-                raise ValueError(f"probe: {name}={value} must be a number greater than 0")
-        if not 0 < self.held_out_share < 1:
-            raise ValueError(f"probe: held_out_share={self.held_out_share} must lie in (0, 1)")
-
-
-def parse_views(text: str) -> tuple[int, int]:
-    """Parses '4' or '4x3' into (temporal, spatial) views."""
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip())
-    if not match:
-        raise ValueError(f"views={text!r} must be CLIPS or CLIPSxCROPS, as 1 or 4x3")
-    return int(match[1]), int(match[2] or 1)

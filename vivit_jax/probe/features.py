@@ -1,4 +1,4 @@
-"""Features of the videos of a split, computed once by the frozen model and cached on disk."""
+"""The frozen model of a probe, and the features of videos: computed once, cached on disk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,14 +17,16 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vivit_jax import sharding
-from vivit_jax.checkpoint import order_sensitive_checksums
+from vivit_jax import checkpoint as checkpointing
+from vivit_jax import convert, sharding
 from vivit_jax.config.experiment import Experiment
+from vivit_jax.config.init_from import REPORT_FILE
 from vivit_jax.data.records.split import RecordSplit
-from vivit_jax.data.selection.sampling import ClipSpec
+from vivit_jax.evaluation.evaluate import restore_for_inference
 from vivit_jax.evaluation.evaluator import open_batches, run_batches
-from vivit_jax.models import ViViT, ViViTConfig
+from vivit_jax.models import ViViT, ViViTConfig, abstract_params
 from vivit_jax.probe.config import ProbeConfig
+from vivit_jax.train.setup import inherit_model_fields
 from vivit_jax.train_step import map_views
 from vivit_jax.utils import storage
 
@@ -34,17 +36,54 @@ _FORMAT = 1  # of the files and of the computation; raise it to invalidate older
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Features of a split, in its order.
+    """Features of the N videos of a split, in its order."""
 
-    Attributes:
-      values: float32 [N, d].
-      readable: bool [N]; False where the video could not be read, and its row is 0.
-      cached: whether they were read from disk.
+    values: np.ndarray  # float32 [N, d]
+    readable: np.ndarray  # bool [N]; False where the video could not be read, and its row is 0
+    cached: bool = False  # whether they were read from disk
+
+
+def restore(
+    experiment: Experiment, checkpoint: epath.PathLike, workdir: epath.PathLike, mesh: Any, which: str = "best"
+) -> tuple[ViViT, Any, str]:
+    """Restores the frozen model; `jax.set_mesh(mesh)` must be active.
+
+    Args:
+      experiment: `model` and `init_from` for pretrained weights; a checkpoint of a run states its own model.
+      checkpoint: a workdir, a folder of steps or one step; or pretrained weights, as `convert.initialise` reads them.
+      workdir: receives `init_report.txt` for pretrained weights (section 3.4).
+      mesh: where the parameters are placed.
+      which: 'best' or 'latest', where `checkpoint` is a run.
+
+    Returns:
+      (model, parameters, path of the checkpoint).
     """
-
-    values: np.ndarray
-    readable: np.ndarray
-    cached: bool = False
+    try:
+        checkpointing.locate(checkpoint)
+    except checkpointing.CheckpointError:
+        pass  # not a checkpoint of a run
+    else:
+        model, params, _, path = restore_for_inference(checkpoint, mesh, which=which)
+        return model, params, str(path)
+    # Without heads, as the features come before them.
+    options = dataclasses.replace(experiment.init_from, path=str(checkpoint), head="reinit")
+    experiment = inherit_model_fields(dataclasses.replace(experiment, init_from=options), {}, None)
+    config = experiment.model_config({})
+    sharding.check_model(mesh, config)
+    converted = convert.initialise(options.path, config, options, seed=experiment.seed)
+    logging.info("Initialised from %s", converted.report.summary())
+    missing = [entry for entry in converted.report.entries if entry.outcome == "initialised"]
+    if missing:
+        logging.warning(
+            "%d arrays of the model are not in the weights (%s: %s%s): the features are partly those of an untrained "
+            "model.", len(missing), missing[0].name, missing[0].how, "; and others" if len(missing) > 1 else "",
+        )  # fmt: skip
+    if jax.process_index() == 0:
+        workdir = epath.Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / REPORT_FILE).write_text(f"{converted.report}\n")
+    shardings = sharding.state_sharding(mesh, {"params": abstract_params(converted.config)})["params"]
+    return ViViT(converted.config), jax.device_put(converted.params, shardings), str(checkpoint)
 
 
 def mean_token(tokens: jax.Array, config: ViViTConfig) -> jax.Array:
@@ -55,12 +94,7 @@ def mean_token(tokens: jax.Array, config: ViViTConfig) -> jax.Array:
 
 
 def feature_step(model: ViViT, kind: str) -> Callable[[Any, Mapping[str, Any]], dict[str, jax.Array]]:
-    """Returns `(params, batch) -> {"features": float32 [B, d], "mask": [B], "index": [B]}`, averaged over the views.
-
-    Args:
-      model: of the parameters.
-      kind: one of `config.FEATURES`.
-    """
+    """Returns `(params, batch) -> {"features": float32 [B, d], "mask": [B], "index": [B]}`, averaged over the views."""
 
     def step(params: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         def features_of(clips: jax.Array) -> jax.Array:
@@ -74,93 +108,79 @@ def feature_step(model: ViViT, kind: str) -> Callable[[Any, Mapping[str, Any]], 
     return step
 
 
-class Extractor:
-    """Computes the features of a split, or reads them from `WORKDIR/features/SPLIT-KEY.npz`.
+def extract(
+    splits: Sequence[RecordSplit],
+    model: ViViT,
+    params: Any,
+    name: str,
+    mesh: Any,
+    experiment: Experiment,
+    settings: ProbeConfig,
+    workdir: epath.PathLike,
+) -> list[Features | None]:
+    """Computes the features of each split, or reads them from `WORKDIR/features/SPLIT-KEY.npz`.
 
     The key is a hash of the weights, the model, the videos and the views.
 
     Args:
-      model, params: the frozen model; `params` on `mesh`.
+      splits: of the data set.
+      model, params, mesh: the frozen model; `params` on `mesh`, and `jax.set_mesh(mesh)` active.
       name: of the weights, for messages.
-      mesh: `jax.set_mesh(mesh)` must be active in calls.
-      experiment: batch size and pipeline options.
-      spec: how clips are cut.
+      experiment: batch size, clips and pipeline options.
       settings: kind of features, views.
       workdir: receives the files.
+
+    Returns:
+      Features in the order of `splits`; None on all processes but the first.
     """
-
-    def __init__(
-        self,
-        model: ViViT,
-        params: Any,
-        name: str,
-        mesh: Any,
-        experiment: Experiment,
-        spec: ClipSpec,
-        settings: ProbeConfig,
-        workdir: epath.PathLike,
-    ):
-        self._params, self._name, self._mesh, self._experiment = params, name, mesh, experiment
-        self._spec, self._views = spec, (settings.temporal_views, settings.spatial_views)
-        self._folder = epath.Path(workdir) / FOLDER
-        self._step = jax.jit(feature_step(model, settings.features), out_shardings=sharding.replicated(mesh))
-        model_fields = model.config.to_dict()
-        del model_fields["num_classes"]
-        self._key = {
-            "format": _FORMAT,
-            "weights": order_sensitive_checksums(params),
-            "model": model_fields,
-            "clips": dataclasses.asdict(spec),
-            "views": self._views,
-            "features": settings.features,
-        }
-
-    def __call__(self, split: RecordSplit) -> Features | None:
-        """Returns the features of a split; None on all processes but the first.
-
-        Raises:
-          ValueError: no video of the split can be read, or a feature is not finite.
-        """
-        key = json.dumps(self._key | {"videos": fingerprint(split)}, sort_keys=True, default=str)
-        path = self._folder / f"{split.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    spec, views = experiment.clip_spec(model.config), (settings.temporal_views, settings.spatial_views)
+    step = jax.jit(feature_step(model, settings.features), out_shardings=sharding.replicated(mesh))
+    key_fields = {
+        "format": _FORMAT,
+        "weights": checkpointing.order_sensitive_checksums(params),
+        "model": {field: value for field, value in model.config.to_dict().items() if field != "num_classes"},
+        "clips": dataclasses.asdict(spec),
+        "views": views,
+        "features": settings.features,
+    }
+    result = []
+    for split in splits:
+        key = json.dumps(key_fields | {"videos": fingerprint(split)}, sort_keys=True, default=str)
+        file_name = f"{split.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+        path = epath.Path(workdir) / FOLDER / file_name
         features = _read(path, key) if jax.process_index() == 0 else None
         # Only the first process may see the disk, and all must take the same branch.
         if multihost_utils.broadcast_one_to_all(np.asarray(features is not None)):
             logging.info("The features of %s, %d videos, are in %s.", split.name, split.num_videos, path)
-            return features
-        features = self._compute(split)
-        if not features.readable.any():
-            raise ValueError(f"none of the {split.num_videos} videos of {split.folder}, {split.name}, can be read")
-        not_finite = ~np.isfinite(features.values).all(axis=1)
-        if not_finite.any():
-            raise ValueError(
-                f"the features of {not_finite.sum()} of {split.num_videos} videos of {split.name} are not finite: the "
-                f"weights of {self._name} are not sound"
-            )
-        if jax.process_index() != 0:
-            return None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = io.BytesIO()
-        np.savez(file, key=np.asarray(key), values=features.values, readable=features.readable)
-        storage.write(path, file.getvalue())
-        return features
+        else:
+            with open_batches(split, spec, views, experiment, mesh) as batches:
+                logging.info("Features of %s: %d videos, %s", split.name, split.num_videos, batches.description)
+                outputs = run_batches(step, params, batches, mesh, experiment.evaluation.batch_size)
+                features = _collect(outputs, split, batches.num_batches, name)
+            if jax.process_index() == 0:
+                _write(path, key, features)
+        result.append(features if jax.process_index() == 0 else None)
+    return result
 
-    def _compute(self, split: RecordSplit) -> Features:
-        values, readable = None, np.zeros(split.num_videos, bool)
-        with open_batches(split, self._spec, self._views, self._experiment, self._mesh) as batches:
-            logging.info("Features of %s: %d videos, %s", split.name, split.num_videos, batches.description)
-            batch_size = self._experiment.evaluation.batch_size
-            outputs = run_batches(self._step, self._params, batches, self._mesh, batch_size)
-            for number, batch in enumerate(map(jax.device_get, outputs), start=1):
-                if values is None:
-                    values = np.zeros((split.num_videos, batch["features"].shape[1]), np.float32)
-                counted = batch["mask"] > 0
-                values[batch["index"][counted]] = batch["features"][counted]
-                readable[batch["index"][counted]] = True
-                logging.log_every_n_seconds(
-                    logging.INFO, "Features of %s: batch %d of %d", 15, split.name, number, batches.num_batches
-                )
-        return Features(values, readable)
+
+def _collect(outputs: Iterator[Any], split: RecordSplit, num_batches: int, name: str) -> Features:
+    """Fetches the outputs of `feature_step` and orders them by video."""
+    values, readable = None, np.zeros(split.num_videos, bool)
+    for number, batch in enumerate(map(jax.device_get, outputs), start=1):
+        if values is None:
+            values = np.zeros((split.num_videos, batch["features"].shape[1]), np.float32)
+        counted = batch["mask"] > 0
+        values[batch["index"][counted]] = batch["features"][counted]
+        readable[batch["index"][counted]] = True
+        logging.log_every_n_seconds(logging.INFO, "Features of %s: batch %d of %d", 15, split.name, number, num_batches)
+    if not readable.any():
+        raise ValueError(f"none of the {split.num_videos} videos of {split.folder}, {split.name}, can be read")
+    if num_not_finite := np.sum(~np.isfinite(values).all(axis=1)):
+        raise ValueError(
+            f"the features of {num_not_finite} of {split.num_videos} videos of {split.name} are not finite: the "
+            f"weights of {name} are not sound"
+        )
+    return Features(values, readable)
 
 
 def fingerprint(split: RecordSplit) -> str:
@@ -173,21 +193,13 @@ def fingerprint(split: RecordSplit) -> str:
 
 
 def labels_of(split: RecordSplit, selected: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the labels of the videos selected by bool [N].
-
-    Returns:
-      {head: int32 [M]}; of a multi-label head uint8 [M, C], 1 where a class is present.
-    """
-    result = {}
-    for head, classes in split.heads.items():
-        ids = split.labels[head][selected]
-        if head in split.multi_label:  # [M, L], padded with -1
-            rows, columns = np.nonzero(ids >= 0)
-            present = np.zeros((len(ids), classes), np.uint8)
-            present[rows, ids[rows, columns]] = 1
-            ids = present
-        result[head] = ids
-    return result
+    """Returns the labels of the videos selected by bool [N]: {head: int32 [M]}, multi-label uint8 [M, C] of 0 and 1."""
+    labels = {head: split.labels[head][selected] for head in split.heads}
+    for head in split.multi_label:  # ids [M, L], padded with -1, which marks the additional last column
+        present = np.zeros((len(labels[head]), split.heads[head] + 1), np.uint8)
+        np.put_along_axis(present, labels[head], 1, axis=1)
+        labels[head] = present[:, :-1]
+    return labels
 
 
 def _read(path: epath.Path, key: str) -> Features | None:
@@ -201,3 +213,10 @@ def _read(path: epath.Path, key: str) -> Features | None:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         logging.warning("%s cannot be read (%s); recomputing the features.", path, error)
     return None
+
+
+def _write(path: epath.Path, key: str, features: Features) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = io.BytesIO()
+    np.savez(file, key=np.asarray(key), values=features.values, readable=features.readable)
+    storage.write(path, file.getvalue())

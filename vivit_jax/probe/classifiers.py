@@ -1,0 +1,202 @@
+"""What a probe fits to frozen features: weighted k-NN and logistic regression; their accuracies."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from absl import logging
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from vivit_jax.evaluation import metrics
+from vivit_jax.probe.config import ProbeConfig
+
+_CHUNK = 1 << 24  # scores of actions ranked at a time: pairs of verb and noun are many
+
+
+def knn_votes(
+    train: np.ndarray,
+    labels: Mapping[str, np.ndarray],
+    heads: Mapping[str, int],
+    test: np.ndarray,
+    settings: ProbeConfig,
+) -> dict[int, dict[str, np.ndarray]]:
+    """Classifies by weighted k-NN as DINO does (Caron et al., arXiv:2104.14294, after Wu et al., arXiv:1805.01978).
+
+    The k training videos of highest cosine similarity s vote for their classes with weight exp(s / temperature).
+
+    Args:
+      train, test: float [N, d], [M, d].
+      labels: {head: int [N], or [N, C] of a multi-label head, 1 where a class is present}.
+      heads: {head: C}.
+      settings: values of k, temperature.
+
+    Returns:
+      {k: {head: float64 [M, C]}}: share of the votes for each class, in [0, 1]; multi-label, for videos that have it.
+    """
+    largest = max(settings.neighbours)
+    if largest > len(train):
+        raise ValueError(
+            f"k-NN with k={largest} of {len(train)} training videos: give more videos, or a smaller --k (at most "
+            f"{len(train)})"
+        )
+    index = NearestNeighbors(n_neighbors=largest, algorithm="brute", metric="cosine").fit(train)
+    distances, nearest = index.kneighbors(test)
+    # Relative to the nearest neighbour, which leaves the shares unchanged and exp in range at any temperature.
+    weights = np.exp((distances[:, :1] - np.asarray(distances, np.float64)) / settings.temperature)
+    result: dict[int, dict[str, np.ndarray]] = {}
+    for k in settings.neighbours:
+        shares = weights[:, :k] / weights[:, :k].sum(axis=1, keepdims=True)
+        starts = np.arange(0, shares.size + 1, k)
+        votes = scipy.sparse.csr_array((shares.ravel(), nearest[:, :k].ravel(), starts), shape=(len(test), len(train)))
+        result[k] = {}
+        for head, y in labels.items():
+            one_hot = y if y.ndim == 2 else (np.ones(len(y)), (np.arange(len(y)), y))
+            result[k][head] = (votes @ scipy.sparse.csr_array(one_hot, shape=(len(train), heads[head]))).toarray()
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """The linear probe of one head."""
+
+    probabilities: np.ndarray  # [M, C] of the evaluated videos; 0 for classes without a training video
+    inverse_penalty: float  # the C that was chosen
+    chosen_by: dict[
+        float, float
+    ]  # {C: accuracy on the held-out part, or mean average precision}; empty with a single C
+    converged: bool  # whether L-BFGS ended before `max_iterations`
+
+
+def fit_linear(
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, classes: int, settings: ProbeConfig, head: str = "label"
+) -> Fitted:
+    """Fits one head to standardized training features and applies it; multi-label, one regression for each class.
+
+    Args:
+      train, test: float [N, d], [M, d].
+      labels: int [N], or [N, C] of a multi-label head, 1 where a class is present.
+      classes: C.
+      settings: values of the inverse penalty, held-out share, iterations.
+      head: its name, for messages.
+    """
+    if not (labels != labels[0]).any():
+        raise ValueError(
+            f"the {len(labels)} training videos all have the same labels of head {head!r}, so a linear probe has "
+            "nothing to separate; give videos of two classes or more (config.data.train_split, config.data.subset)"
+        )
+    multi_label, grid = labels.ndim == 2, sorted(settings.inverse_penalties)
+    held_out = hold_out(labels, settings.held_out_share, settings.seed) if len(grid) > 1 else np.ones(len(labels), bool)
+    if not held_out.any():
+        raise ValueError(
+            f"no class of head {head!r} has two training videos, so none can be held out to choose C among "
+            f"{', '.join(map(str, grid))}: give one C (--c={grid[-1]})"
+        )
+    regression: Any = LogisticRegression(C=grid[0], max_iter=settings.max_iterations)
+    model = make_pipeline(StandardScaler(), OneVsRestClassifier(regression) if multi_label else regression)
+    chosen_by: dict[float, float] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # logged below, once
+        warnings.filterwarnings("ignore", "Label .* is present in", UserWarning)  # classes without an example
+        if len(grid) > 1:
+            parameter = "onevsrestclassifier__estimator__C" if multi_label else "logisticregression__C"
+            split = PredefinedSplit(np.where(held_out, 0, -1))
+            search = GridSearchCV(model, {parameter: grid}, scoring=_score, cv=split, error_score="raise")
+            search.fit(train, labels)
+            chosen_by = dict(zip(grid, map(float, search.cv_results_["mean_test_score"]), strict=True))
+            logging.info("Linear probe of %s: score by C on the held-out part %s", head, chosen_by)
+            model = search.best_estimator_
+        else:
+            model.fit(train, labels)
+    best = max(grid, key=chosen_by.get) if chosen_by else grid[0]  # of equals the first, with the strongest penalty
+    fits = [e for e in model[-1].estimators_ if hasattr(e, "n_iter_")] if multi_label else [model[-1]]
+    converged = all(int(np.max(each.n_iter_)) < settings.max_iterations for each in fits)
+    if not converged:
+        logging.warning(
+            "The linear probe of %s with C=%g did not converge in %d iterations, and its accuracy may change with "
+            "more: raise --max_iterations, or give a smaller C.", head, best, settings.max_iterations,
+        )  # fmt: skip
+    probabilities = model.predict_proba(test)
+    if not multi_label:
+        present, probabilities = probabilities, np.zeros((len(test), classes), probabilities.dtype)
+        probabilities[:, model.classes_] = present
+    return Fitted(probabilities, best, chosen_by, converged)
+
+
+def hold_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Selects the training videos to hold out: a share in (0, 1) of each class, at least one, but never all.
+
+    Labels are int [N]; or [N, C] of a multi-label head, where the share is of all videos. Returns bool [N], all False
+    where no class has two videos.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    groups = [order] if labels.ndim == 2 else [order[labels[order] == label] for label in np.unique(labels)]
+    result = np.zeros(len(labels), bool)
+    for videos in groups:
+        if len(videos) > 1:
+            result[videos[: min(max(1, round(share * len(videos))), len(videos) - 1)]] = True
+    return result
+
+
+def _score(model: Any, x: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the accuracy; multi-label, the mean average precision."""
+    if labels.ndim == 1:
+        return float(np.mean(model.predict(x) == labels))
+    return float(np.nan_to_num(metrics.mean_over_present(metrics.average_precision(labels, model.predict_proba(x)))))
+
+
+def score(
+    probabilities: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], heads: Mapping[str, int]
+) -> dict[str, float]:
+    """Computes top-1 and top-5 of each head and of the action, and the mean average precision of multi-label heads.
+
+    The scores of the action are the products of verb and noun (`metrics.pair_scores`). A true class of probability 0
+    counts as wrong even if it is among the five highest.
+
+    Args:
+      probabilities: {head: [M, C]}.
+      labels: {head: int [M], or [M, C] of a multi-label head, 1 where a class is present}.
+      heads: {head: C}.
+
+    Returns:
+      Metrics in [0, 1], named as those of an evaluation; NaN for a mean average precision without any label.
+    """
+    multi_label = {head for head in heads if labels[head].ndim == 2}
+    with np.errstate(divide="ignore"):
+        logs = {head: np.log(np.asarray(probabilities[head], np.float32)) for head in heads}
+    ranks = {head: _ranks(logs[head], labels[head]) for head in heads if head not in multi_label}
+    sizes = dict(heads)
+    if metrics.has_action(heads, multi_label):
+        verb, noun = metrics.PAIR
+        sizes[metrics.ACTION] = heads[verb] * heads[noun]
+        truth = labels[verb].astype(np.int64) * heads[noun] + labels[noun]
+        parts = np.array_split(np.arange(len(truth)), math.ceil(len(truth) * sizes[metrics.ACTION] / _CHUNK))
+        scores = (np.asarray(metrics.pair_scores(logs[verb][rows], logs[noun][rows])) for rows in parts)
+        ranked = [_ranks(part, truth[rows]) for part, rows in zip(scores, parts, strict=True)]
+        ranks[metrics.ACTION] = np.concatenate(ranked)
+    result = {}
+    for head in multi_label:
+        name = metrics.scalar_name(head, metrics.MEAN_AVERAGE_PRECISION, heads)
+        result[name] = metrics.mean_over_present(metrics.average_precision(labels[head], probabilities[head]))
+    for head, rank in ranks.items():
+        for k in (1, 5):
+            if k == 1 or sizes[head] > k:
+                result[metrics.scalar_name(head, f"top{k}", heads)] = float(np.mean(rank < k))
+    return result
+
+
+def _ranks(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Returns the 0-based rank of the true class, [M]; C, the last, for one of probability 0, a score of -inf."""
+    own = np.take_along_axis(scores, truth[:, None], axis=1)[:, 0]
+    return np.where(own > -np.inf, metrics.rank_of_true_class(scores, truth), scores.shape[1])
