@@ -177,8 +177,10 @@ def markdown(entries: Iterable[Entry], columns: Sequence[str]) -> str:
 def read(document: Path) -> dict[tuple[str, str], Entry]:
     """Returns the entries of a document's table, {(config, slice): entry}."""
     entries = {}
-    table = _split(document)[1]
-    for row in tables.from_markdown(table) if table.strip() else []:
+    table = _split(document)[1].strip().splitlines()
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table] or [[], []]
+    for cells in rows:
+        row = dict(zip(header, cells, strict=True))
         file, colon, config_row = row.pop("config").partition(":")
         config = f"configs/{file}.py{colon}{config_row}"
         for slice_name, cell in row.items():

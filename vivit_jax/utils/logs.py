@@ -23,6 +23,8 @@ from vivit_jax.utils.trees import finite_or_none
 
 METRICS_FILE = "metrics.jsonl"
 _BUCKET_SECONDS = 30.0  # between two writes of metrics.jsonl in a bucket
+# Warnings of Orbax about checkpoints that are opened for reading, or have no metrics (between two evaluations).
+_EXPECTED = ("Given directory is read only", "CheckpointManagerOptions.read_only", "tracked_metric")
 
 
 class JsonLinesWriter(metric_writers.MultiWriter):
@@ -92,14 +94,8 @@ def _is_relevant(record: standard_logging.LogRecord) -> bool:
         record.msg = text.removeprefix("Setting work unit notes: ")
     if logging.get_verbosity() > logging.INFO:
         return True
-    if "orbax" in record.pathname:
-        return (
-            record.levelno >= standard_logging.WARNING
-            and not text.startswith(("Given directory is read only", "CheckpointManagerOptions.read_only"))
-            and "tracked_metric" not in text  # expected: a checkpoint between two evaluations has no metrics
-        )
-    verbose = any(module in record.pathname for module in ("xla_bridge", "compilation_cache"))
-    return not verbose or record.levelno >= standard_logging.WARNING
+    quiet = any(module in record.pathname for module in ("orbax", "xla_bridge", "compilation_cache"))
+    return not quiet or (record.levelno >= standard_logging.WARNING and not any(part in text for part in _EXPECTED))
 
 
 def make_writer(workdir: epath.PathLike) -> metric_writers.MetricWriter:
@@ -116,11 +112,7 @@ def make_writer(workdir: epath.PathLike) -> metric_writers.MetricWriter:
 class Progress:
     """Shows the progress of a run: a live bar on a terminal, else lines of clu's `ReportProgress` (steps/s, ETA).
 
-    Args:
-      total_steps: length of the run.
-      first_step: steps taken before this start.
-      writer: receives steps/s.
-      every_seconds: between two lines.
+    `first_step` is the number of steps before this start; `writer` receives steps/s.
     """
 
     def __init__(self, total_steps: int, first_step: int, writer: metric_writers.MetricWriter, every_seconds: float):

@@ -17,12 +17,7 @@ MOST_NAMED_CLASSES = 40
 
 
 def confusion_matrix(matrix: np.ndarray, names: Sequence[str], title: str) -> plt.Figure:
-    """Draws a confusion matrix, rows (true classes) normalised to 1.
-
-    Args:
-      matrix: int [C, C], rows the truth.
-      names: C class names.
-    """
+    """Draws a confusion matrix, int [C, C], whose rows (true classes) are normalised to 1."""
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     classes = len(names)
     named = classes <= MOST_NAMED_CLASSES
@@ -44,11 +39,7 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], title: str) -> pl
 
 
 def training_curves(series: Mapping[str, Sequence[tuple[int, float]]], title: str) -> plt.Figure:
-    """Draws loss, accuracy and learning rate of training and evaluation over the steps.
-
-    Args:
-      series: {name: [(step, value), ...]}, names as in `metrics.jsonl`: `train/loss`, `eval/verb/top1`, ...
-    """
+    """Draws loss, accuracy and learning rate over the steps; `series` are those of `metrics.jsonl`."""
     panels = (
         ("loss", lambda n: n.endswith("loss")),
         ("accuracy", lambda n: n.endswith("top1") or "/accuracy" in n),
@@ -72,14 +63,10 @@ def training_curves(series: Mapping[str, Sequence[tuple[int, float]]], title: st
 
 
 def to_array(figure: plt.Figure) -> np.ndarray:
-    """Returns the pixels of a figure, uint8 [H, W, 3], for TensorBoard."""
+    """Returns the pixels of a figure, uint8 [H, W, 3], and closes it."""
     figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
-
-
-def close(figure: plt.Figure) -> None:
-    """Frees the memory of a figure."""
     plt.close(figure)
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
 def save(figure: plt.Figure, path: epath.PathLike) -> epath.Path:
@@ -116,15 +103,9 @@ def prediction(
             if row == 0:
                 axes.set_title(f"frame {frame}", fontsize=8)
             else:  # bilinear between token centres, over the extent of the frame
-                axes.imshow(
-                    weights,
-                    cmap="inferno",
-                    alpha=0.6,
-                    vmin=0,
-                    vmax=1,
-                    interpolation="bilinear",
-                    extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-                )
+                extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+                colours = {"cmap": "inferno", "alpha": 0.6, "vmin": 0, "vmax": 1}
+                axes.imshow(weights, interpolation="bilinear", extent=extent, **colours)
     for row, (head, labels) in enumerate(ranked.items(), start=2):
         axes = figure.add_subplot(rows[row, :])
         names, probabilities = zip(*reversed(labels), strict=True)

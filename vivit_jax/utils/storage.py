@@ -1,9 +1,7 @@
 """Files on local disks or in a bucket, through one interface.
 
-Paths given by the user may be URIs that `etils.epath` knows (gs://, s3://, ...), which it accesses through
-`tf.io.gfile`. All other paths are `pathlib.Path`, which supports what a bucket does not (links, recursive globs). Both
-have `path / name`, `exists`, `is_file`, `is_dir`, `glob`, `mkdir`, `open`, `read_bytes` and `read_text`; the rest is
-here.
+URIs that `etils.epath` knows (gs://, s3://, ...) are accessed through `tf.io.gfile`. All other paths are
+`pathlib.Path`, which supports what a bucket does not (links, recursive globs). Here is what the two do not share.
 
 A request to a bucket takes tens of milliseconds, so requests for many files run in parallel.
 """
@@ -82,8 +80,7 @@ def sizes(files: Iterable[PathLike]) -> list[int | None]:
         except FileNotFoundError:
             return None
 
-    files = list(files)
-    return in_parallel(size_or_none, files) if any(map(is_remote, files)) else list(map(size_or_none, files))
+    return in_parallel(size_or_none, files)
 
 
 def write(file: PathLike, content: bytes | str) -> None:
