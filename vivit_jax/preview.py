@@ -201,6 +201,7 @@ def animation(clips: Preview, title: str) -> list[np.ndarray]:
         for image, video in images:
             image.set_data(video[frame])
         pictures.append(plots.to_array(figure))
+    plots.close(figure)
     return pictures
 
 

@@ -165,7 +165,7 @@ def test_predictions_of_multi_label_padding_and_broken_videos(tmp_path):
     logits = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0], [9.0, 9.0, 9.0], [1.0, 0.0, -1.0]], np.float32)
     labels = np.array([[0, 1, 1], [0, 0, 0], [1, 1, 1], [1, 0, 0]], np.float32)
     batch = predictions.of_batch(
-        {"label": logits}, {"label": labels}, np.array([1.0, 1.0, 0.0, 0.0]), np.array([2, 0, -1, 1]), {"label"}
+        {"label": logits}, {"label": labels}, np.array([1.0, 1.0, 0.0, 0.0]), np.array([2, 0, -1, 1])
     )
     table = predictions.Predictions.from_arrays(
         predictions.sort_by_index([jax.device_get(batch)]), np.array(["a", "b", "c"]), ["label"]

@@ -87,14 +87,13 @@ def collection(
 ) -> type[clu_metrics.Collection]:
     """Returns the clu collection for the heads of a data set: the loss, and top-1 and top-5 of single-label heads.
 
+    Its `single_from_model_output` takes `logits` {head: [B, C]}, `labels` {head: int32 [B], or float [B, C]} and `mask`
+    [B]. Heads of five classes or fewer have no top-5.
+
     Args:
       heads: {head: number of classes}; the heads `verb` and `noun` add an `action`.
       multi_label: heads that only have a loss here; `average_precision` is their accuracy.
       loss: its kind, see `losses`.
-
-    Returns:
-      A Collection class whose `single_from_model_output` takes `logits` {head: [B, C]}, `labels` {head: int32 [B], or
-      float [B, C]} and `mask` [B]. Heads of five classes or fewer have no top-5.
     """
     members = {f"{head}__loss": _loss(head, loss) for head in heads}
     sizes: dict[str, int] = {head: classes for head, classes in heads.items() if head not in multi_label}
@@ -136,14 +135,9 @@ def class_accuracy(confusion: np.ndarray) -> np.ndarray:
 
 
 def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Returns the average precision of each class (scikit-learn's definition, without interpolation).
+    """Returns scikit-learn's average precision of each class, float64 [C]; NaN for a class without a video.
 
-    Args:
-      truth: [N, C], 1 where the class is present in the video, else 0.
-      scores: [N, C], on any monotone scale; NaN ranks a video last.
-
-    Returns:
-      float64 [C] in [0, 1]; NaN for a class without a video.
+    `truth` [N, C] is 1 where a class is present; `scores` [N, C] are on any monotone scale, NaN ranks a video last.
     """
     truth, largest = np.asarray(truth) > 0, np.finfo(np.float32).max
     scores = np.nan_to_num(scores, nan=-largest, posinf=largest, neginf=-largest)

@@ -69,19 +69,18 @@ def of_batch(
     labels: Mapping[str, jax.Array],
     mask: jax.Array,
     index: jax.Array,
-    multi_label: Collection[str] = (),
     loss: str = "softmax",
 ) -> dict[str, Any]:
     """Returns `index`, `mask` and `heads`, {head: the fields of HeadPredictions}, of a batch; for use inside `jax.jit`.
 
     Args:
       logits: {head: [B, C]}, averaged over the views.
-      labels: {head: int [B]}, or float [B, C], 1 where a class is present.
+      labels: {head: int [B]}, or multi-label float [B, C], 1 where a class is present.
       mask: [B], 0 for padding and unreadable videos.
       index: int [B], in the split, -1 for padding.
-      multi_label: the multi-label heads.
       loss: 'softmax' or 'sigmoid', with which the heads were trained; selects their probabilities and losses.
     """
+    multi_label = [head for head in logits if labels[head].ndim == 2]
     heads = {head: _of_head(logits[head], labels[head], loss) for head in logits}
     if metrics.ACTION in (scores := with_action(logits, multi_label)):
         first, second = metrics.PAIR
@@ -138,8 +137,9 @@ def rank_labels(
 
     Args:
       logits, class_names: {head: [C]}.
-      number: of labels to return; fewer where a head has fewer.
-      multi_label, loss: see `of_batch`.
+      number: of labels of each head.
+      multi_label: the multi-label heads.
+      loss: see `of_batch`.
 
     Returns:
       {head: [(label, probability), ...]}, the most probable first.
@@ -180,11 +180,9 @@ def write(path: epath.PathLike, predictions: Predictions, class_names: Mapping[s
 
 
 def read(path: epath.PathLike) -> Iterator[dict[str, Any]]:
-    """Reads the rows of a file of `write`.
+    """Yields the rows of a file of `write`: `index`, `video`, `head`, `truth`, `ranked` [(class, probability), ...].
 
-    Yields:
-      `index` int, `video`, `head`, `truth` str, `ranked` [(class, probability), ...]; and, unless `ranked` is empty
-      because the video could not be read, `truth_probability` float, `rank` int, `loss` float.
+    Unless `ranked` is empty because the video could not be read, also `truth_probability`, `rank` and `loss`.
     """
     for line in csv.DictReader(io.StringIO(epath.Path(path).read_text())):
         row: dict[str, Any] = {name: line[name] for name in ("video", "head", "truth")} | {"index": int(line["index"])}

@@ -70,7 +70,8 @@ def write_result(
 
     Args:
       workdir: created if missing.
-      result, checkpoint, split: the result, the checkpoint that was evaluated, and the name of the split.
+      result: of the evaluation of `checkpoint` on `split`.
+      checkpoint, split: their path and name.
       class_names: {head: names by class id}.
       data: section of the config with which the report finds the videos; None: that of the workdir's config.
     """

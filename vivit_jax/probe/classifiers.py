@@ -161,16 +161,13 @@ def score(
 ) -> dict[str, float]:
     """Computes top-1 and top-5 of each head and of the action, and the mean average precision of multi-label heads.
 
-    The scores of the action are the products of verb and noun (`metrics.pair_scores`). A true class of probability 0
-    counts as wrong even if it is among the five highest.
+    They lie in [0, 1], and are named as those of an evaluation. The scores of the action are the products of verb and
+    noun (`metrics.pair_scores`). A true class of probability 0 counts as wrong even if it is among the five highest.
 
     Args:
       probabilities: {head: [M, C]}.
       labels: {head: int [M], or [M, C] of a multi-label head, 1 where a class is present}.
       heads: {head: C}.
-
-    Returns:
-      Metrics in [0, 1], named as those of an evaluation; NaN for a mean average precision without any label.
     """
     multi_label = {head for head in heads if labels[head].ndim == 2}
     with np.errstate(divide="ignore"):

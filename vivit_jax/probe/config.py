@@ -16,32 +16,22 @@ UNSEEN = ("error", "wrong")
 class ProbeConfig:
     """How the features are computed, and what is fitted to them.
 
-    Attributes:
-      features: of a clip. `pre_logits`: the input of the head. `tokens_mean`: the mean of the last encoder's tokens
-        after its LayerNorm, without the class token.
-      temporal_views: clips evenly spaced over a video; the features of the views are averaged.
-      spatial_views: 1 (centre), 2 or 3 crops along the longer side.
-      neighbours: values of k.
-      temperature: a neighbour votes with weight exp(cosine similarity / temperature).
-      inverse_penalties: values of C of the logistic regression (small: strong regularisation); the best on held-out
-        training videos is chosen.
-      held_out_share: of the training videos of each class, in (0, 1).
-      max_iterations: of L-BFGS, for each fit.
-      unseen_classes: evaluated classes without a training video: 'error', or 'wrong' to count their videos as wrong.
-      seed: of the held-out part.
+    Features of a clip are `pre_logits`, the input of the head, or `tokens_mean`, the mean of the last encoder's tokens
+    after its LayerNorm, without the class token.
     """
 
     methods: tuple[str, ...] = METHODS
     features: str = "pre_logits"
-    temporal_views: int = 1
-    spatial_views: int = 1
-    neighbours: tuple[int, ...] = (10, 20)
-    temperature: float = 0.07
+    temporal_views: int = 1  # clips evenly spaced over a video; the features of the views are averaged
+    spatial_views: int = 1  # 1 (centre), 2 or 3 crops along the longer side
+    neighbours: tuple[int, ...] = (10, 20)  # values of k
+    temperature: float = 0.07  # a neighbour votes with weight exp(cosine similarity / temperature)
+    # Values of C (small: strong regularisation); the best on held-out training videos is chosen.
     inverse_penalties: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
-    held_out_share: float = 0.2
-    max_iterations: int = 1000
-    unseen_classes: str = "error"
-    seed: int = 0
+    held_out_share: float = 0.2  # of the training videos of each class, in (0, 1)
+    max_iterations: int = 1000  # of L-BFGS, for each fit
+    unseen_classes: str = "error"  # evaluated classes without a training video; 'wrong' counts their videos as wrong
+    seed: int = 0  # of the held-out part
 
     def __post_init__(self) -> None:
         for field in ("methods", "neighbours", "inverse_penalties"):

@@ -46,7 +46,7 @@ class Features:
 def restore(
     experiment: Experiment, checkpoint: epath.PathLike, workdir: epath.PathLike, mesh: Any, which: str = "best"
 ) -> tuple[ViViT, Any, str]:
-    """Restores the frozen model; `jax.set_mesh(mesh)` must be active.
+    """Restores the frozen model, as (model, parameters, path); `jax.set_mesh(mesh)` must be active.
 
     Args:
       experiment: `model` and `init_from` for pretrained weights; a checkpoint of a run states its own model.
@@ -54,9 +54,6 @@ def restore(
       workdir: receives `init_report.txt` for pretrained weights (section 3.4).
       mesh: where the parameters are placed.
       which: 'best' or 'latest', where `checkpoint` is a run.
-
-    Returns:
-      (model, parameters, path of the checkpoint).
     """
     try:
         checkpointing.locate(checkpoint)
@@ -120,7 +117,8 @@ def extract(
 ) -> list[Features | None]:
     """Computes the features of each split, or reads them from `WORKDIR/features/SPLIT-KEY.npz`.
 
-    The key is a hash of the weights, the model, the videos and the views.
+    The key is a hash of the weights, the model, the videos and the views. The results have the order of `splits`, and
+    are None on all processes but the first.
 
     Args:
       splits: of the data set.
@@ -129,9 +127,6 @@ def extract(
       experiment: batch size, clips and pipeline options.
       settings: kind of features, views.
       workdir: receives the files.
-
-    Returns:
-      Features in the order of `splits`; None on all processes but the first.
     """
     spec, views = experiment.clip_spec(model.config), (settings.temporal_views, settings.spatial_views)
     step = jax.jit(feature_step(model, settings.features), out_shardings=sharding.replicated(mesh))

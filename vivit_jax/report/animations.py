@@ -20,14 +20,10 @@ MAX_SIDE = 192  # pixels; keeps a report with 12 clips below a few MB
 DEFAULT_FRAME_MS = 120  # where the frame rate of the source is unknown
 
 
-class NoClipsError(Exception):
-    """The frames are not available; the message says why."""
-
-
 def animations(
     config: Mapping[str, Any], eval_split: str, class_names: Mapping[str, Sequence[str]], videos: Mapping[int, str]
 ) -> dict[int, str | None]:
-    """Reads the first test clip of some videos from the records.
+    """Reads the first test clip of some videos from the records; OSError or ValueError if these are not available.
 
     Args:
       config: of the run.
@@ -37,22 +33,14 @@ def animations(
 
     Returns:
       {index: data URI of an animated WebP (or GIF), None where the record is damaged}.
-
-    Raises:
-      NoClipsError: the records are missing or have changed, or the config is of another version.
     """
-    try:
-        experiment = Experiment.from_config(config)
-        data = dataclasses.replace(experiment.data, eval_split=eval_split)
-        split = open_eval_set(data, class_names, prepare=False)
-        for index, name in videos.items():
-            if index >= split.num_videos or split.video_id[index] != name:
-                raise ValueError(
-                    f"{split.folder}: video {index} of {eval_split} is not {name}; the records have changed"
-                )
-        spec = experiment.clip_spec(experiment.model_config({head: len(names) for head, names in class_names.items()}))
-    except (OSError, ValueError) as error:
-        raise NoClipsError(str(error)) from error
+    experiment = Experiment.from_config(config)
+    data = dataclasses.replace(experiment.data, eval_split=eval_split)
+    split = open_eval_set(data, class_names, prepare=False)
+    for index, name in videos.items():
+        if index >= split.num_videos or split.video_id[index] != name:
+            raise ValueError(f"{split.folder}: video {index} of {eval_split} is not {name}; the records have changed")
+    spec = experiment.clip_spec(experiment.model_config({head: len(names) for head, names in class_names.items()}))
     indices, options = np.array(sorted(videos)), pipeline.PipelineOptions(threads=1, prefetch=1)
     result: dict[int, str | None] = {}
     with pipeline.eval_batches(subset.take(split, indices), spec, batch_size=1, options=options) as batches:

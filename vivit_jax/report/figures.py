@@ -64,5 +64,5 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], head: str) -> str
     """Draws a confusion matrix, int [C, C] with the true classes in rows, as a PNG."""
     figure, file = plots.confusion_matrix(matrix, names, head), io.BytesIO()
     figure.savefig(file, format="png", dpi=90)
-    plots.plt.close(figure)
+    plots.close(figure)
     return data_uri(file.getvalue(), "image/png")

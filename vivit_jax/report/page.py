@@ -119,12 +119,9 @@ def _curves(series: Series) -> list[tuple[str, str]]:
 
 def _throughput(series: Series) -> list[tuple[str, str]]:
     """Returns (title, image) of each series that measures speed."""
-    panels = []
-    for name, points in sorted(series.items()):
-        if _SPEED.search(name):
-            mean = np.mean([value for _, value in points])
-            panels.append((f"{name}, mean {mean:.4g}", figures.lines({name: points}, "step")))
-    return panels
+    speeds = {name: points for name, points in sorted(series.items()) if _SPEED.search(name)}
+    means = {name: np.mean([value for _, value in points]) for name, points in speeds.items()}
+    return [(f"{name}, mean {means[name]:.4g}", figures.lines({name: speeds[name]}, "step")) for name in speeds]
 
 
 def _head(run: Run, head: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -163,8 +160,8 @@ def _clips(run: Run) -> dict[str, Any] | None:
         config = {**run.config, "data": run.evaluation.get("data") or run.config.get("data", {})}
         names = {video.index: video.name for video in best + worst}
         images = animations.animations(config, run.evaluation["split"], run.class_names, names)
-    except animations.NoClipsError as no_clips:
-        error = str(no_clips)
+    except (OSError, ValueError) as unavailable:
+        error = str(unavailable)
     groups = {kind: [_card(video, images) for video in group] for kind, group in (("Best", best), ("Worst", worst))}
     return {"error": error, "groups": groups}
 

@@ -180,6 +180,7 @@ class PeriodicEvaluation:
         for head, matrix in result.confusion.items() if jax.process_index() == 0 else ():
             figure = plots.confusion_matrix(matrix, self._split.class_names[head], f"{head}, step {step}")
             self._writer.write_images(step, {f"eval/confusion_{head}": plots.to_array(figure)[None]})
+            plots.close(figure)
 
 
 def write_curves(workdir: epath.PathLike) -> None:

@@ -30,9 +30,8 @@ _EXPECTED = ("Given directory is read only", "CheckpointManagerOptions.read_only
 class JsonLinesWriter(metric_writers.MultiWriter):
     """Writes scalars as JSON lines: {"step": ..., "time": Unix seconds, NAME: number, or null where not finite}.
 
-    Images, texts and histograms are ignored: those are for TensorBoard. A resumed run appends to the same file; of two
-    lines of one step the later is valid. On a disk each line is written at once. Appending to an object in a bucket
-    rewrites it, so that happens every half minute and on `close`; a killed run loses the lines since.
+    A resumed run appends to the same file; of two lines of one step the later is valid. Appending to an object in a
+    bucket rewrites it, so that happens every half minute and on `close`; a killed run loses the lines since.
     """
 
     def __init__(self, path: epath.PathLike):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -40,15 +41,11 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], title: str) -> pl
 
 def training_curves(series: Mapping[str, Sequence[tuple[int, float]]], title: str) -> plt.Figure:
     """Draws loss, accuracy and learning rate over the steps; `series` are those of `metrics.jsonl`."""
-    panels = (
-        ("loss", lambda n: n.endswith("loss")),
-        ("accuracy", lambda n: n.endswith("top1") or "/accuracy" in n),
-        ("learning rate", lambda n: n == "train/learning_rate"),
-    )
+    panels = {"loss": "loss$", "accuracy": "top1$|/accuracy", "learning rate": "^train/learning_rate$"}
     figure, all_axes = plt.subplots(1, len(panels), figsize=(15, 4), layout="constrained")
-    for axes, (label, belongs) in zip(all_axes, panels, strict=True):
+    for axes, (label, pattern) in zip(all_axes, panels.items(), strict=True):
         for name, points in sorted(series.items()):
-            if belongs(name) and points:
+            if re.search(pattern, name) and points:
                 steps, values = zip(*points, strict=True)
                 marker = {"marker": "o", "markersize": 3} if name.startswith("eval/") else {"alpha": 0.7}
                 axes.plot(steps, values, label=name, linewidth=1.2, **marker)
@@ -63,10 +60,14 @@ def training_curves(series: Mapping[str, Sequence[tuple[int, float]]], title: st
 
 
 def to_array(figure: plt.Figure) -> np.ndarray:
-    """Returns the pixels of a figure, uint8 [H, W, 3], and closes it."""
+    """Returns the pixels of a figure, uint8 [H, W, 3], for TensorBoard."""
     figure.canvas.draw()
-    plt.close(figure)
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+
+
+def close(figure: plt.Figure) -> None:
+    """Frees the memory of a figure."""
+    plt.close(figure)
 
 
 def save(figure: plt.Figure, path: epath.PathLike) -> epath.Path:
@@ -84,10 +85,7 @@ def prediction(
 ) -> plt.Figure:
     """Draws a clip as the model saw it, the attention of its last layer, and the top-ranked labels.
 
-    Args:
-      clip: uint8 [T, H, W, 3].
-      attention: non-negative [n_t, n_h, n_w].
-      ranked: {head: [(label, probability), ...]}.
+    `clip` is uint8 [T, H, W, 3], `attention` non-negative [n_t, n_h, n_w]; `ranked`: {head: [(label, probability)]}.
     """
     shown = np.linspace(0, len(clip) - 1, min(8, len(clip))).astype(int)
     height, width = clip.shape[1:3]
