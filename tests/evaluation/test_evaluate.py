@@ -99,8 +99,8 @@ def test_metrics_by_number_of_views(evaluation):
 def test_evaluation_of_a_subset(evaluation):
     whole, evaluator, (mesh, params), _, _ = evaluation
     with jax.set_mesh(mesh):
-        part = evaluator(videos=5, by_views=False)(params)
-    assert (part.counted, part.split_size, part.by_views) == (5, VIDEOS, ())
+        part = evaluator(videos=5)(params)
+    assert (part.counted, part.split_size, len(part.by_views)) == (5, VIDEOS, VIEWS[0])
     assert "5 videos of 13, each counted once" in part.summary()
     assert part.predictions.index.tolist() == spread_indices(VIDEOS, 5).tolist()
     for head, predicted in part.predictions.heads.items():

@@ -20,16 +20,13 @@ from vivit_jax.models import ViViT, abstract_params
 def restore_for_inference(
     checkpoint: epath.PathLike, mesh: Any, *, which: str = "best", weights: str = "params"
 ) -> tuple[ViViT, Any, dict[str, Any], epath.Path]:
-    """Restores model and parameters from a checkpoint, which alone is enough.
+    """Restores (model, parameters, metadata, path of the step) from a checkpoint, which alone is enough.
 
     Args:
       checkpoint: a workdir, a folder of steps, or one step.
       mesh: where the parameters are placed.
       which: 'best' or 'latest' step, where `checkpoint` is not one step.
       weights: 'params', or 'ema' for the averaged parameters.
-
-    Returns:
-      (model, parameters, metadata of the checkpoint, path of the step).
 
     Raises:
       CheckpointError: there is none, it is damaged, or it has no averaged parameters.

@@ -27,24 +27,17 @@ from vivit_jax.train_step import as_heads, map_views
 class Evaluator:
     """Evaluates parameters on a split, any number of times, with one compiled program.
 
+    The metrics with fewer temporal views, 1 to all, come from the same logits.
+
     Args:
       model, mesh: of the parameters; `jax.set_mesh(mesh)` must be active in calls.
       experiment: batch size and views.
       split, spec: the records, and how clips are cut from them.
       videos: number of videos to evaluate, at least 1, spread over the split (`spread_indices`); None for all.
-      by_views: also report the metrics for 1 to all temporal views, from the same logits.
     """
 
     def __init__(
-        self,
-        model: ViViT,
-        mesh: Any,
-        experiment: Experiment,
-        split: Any,
-        spec: Any,
-        *,
-        videos: int | None = None,
-        by_views: bool = True,
+        self, model: ViViT, mesh: Any, experiment: Experiment, split: Any, spec: Any, *, videos: int | None = None
     ):
         if videos is not None and videos < 1:
             raise ValueError(f"videos={videos} must be at least 1, or None for all {split.num_videos} of {split.name}")
@@ -53,10 +46,9 @@ class Evaluator:
         self._mesh, self._spec, self._experiment = mesh, spec, experiment
         self._views = temporal, spatial = experiment.evaluation.temporal_views, experiment.evaluation.spatial_views
         self._log_pipeline = True
-        counts = range(1, temporal + 1) if by_views else (temporal,)
         # The temporal views of each ablation; the last has all of them.
-        self._selections = [select_views(temporal, count, spec.sampling) for count in counts]
-        multi_label, loss = split.multi_label, experiment.loss.name
+        self._selections = [select_views(temporal, count + 1, spec.sampling) for count in range(temporal)]
+        multi_label, loss = sorted(split.multi_label), experiment.loss.name
         collection = metrics.collection(split.heads, multi_label, loss)
 
         def step(params: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,7 +60,7 @@ class Evaluator:
                 averages.append({head: jnp.mean(logits[indices], axis=0) for head, logits in views.items()})
             outputs = predictions.of_batch(averages[-1], index=batch["index"], loss=loss, **targets)
             # Average precision ranks all videos, so it needs the scores on the host.
-            outputs["scores"] = [{head: logits[head] for head in sorted(multi_label)} for logits in averages]
+            outputs["scores"] = [{head: logits[head] for head in multi_label} for logits in averages]
             outputs["updates"] = [collection.single_from_model_output(logits=each, **targets) for each in averages]
             return outputs
 

@@ -43,7 +43,7 @@ class Result:
     repeated_views: int = 0  # videos too short or too small for as many different views
     split_size: int = 0  # videos in the split, of which some or all were evaluated
     predictions: per_video.Predictions | None = None
-    by_views: tuple[ViewAblation, ...] = ()  # by rising number of temporal views; empty if not requested
+    by_views: tuple[ViewAblation, ...] = ()  # by rising number of temporal views; empty with a single one
     # {multi-label head: float [C]}; NaN for a class without a video
     average_precision: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -66,12 +66,11 @@ def write_result(
     class_names: Mapping[str, Sequence[str]],
     data: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the files of a result, from process 0. Non-finite values are written as null.
+    """Writes the files of the evaluation of a checkpoint on a split, from process 0; non-finite values as null.
 
     Args:
       workdir: created if missing.
-      result: of the evaluation of `checkpoint` on `split`.
-      checkpoint, split: their path and name.
+      result, checkpoint, split: the result, the path of the checkpoint, the name of the split.
       class_names: {head: names by class id}.
       data: section of the config with which the report finds the videos; None: that of the workdir's config.
     """

@@ -46,7 +46,6 @@ def probe(
       experiment: `data`, `input`, `mesh`, `evaluation.batch_size`; for pretrained weights `model` and `init_from` too.
       checkpoint: a run, a folder of steps, one step; or pretrained weights in any known format.
       workdir: receives `probe.json`, and `features/` for the next time.
-      settings: None: the defaults.
       which: 'best' or 'latest' step of a run.
 
     Returns:

@@ -20,9 +20,8 @@ def make(workdir: epath.PathLike) -> epath.Path:
     """Writes `report.html` into the workdir of a run and returns its path.
 
     Raises:
-      FileNotFoundError: the workdir holds no run.
       ImportError: the extra `report` is not installed.
-      OSError, ValueError: a file of the run cannot be read, or the report cannot be written.
+      OSError, ValueError: the workdir holds no run, or one with malformed files.
     """
     try:  # imported here, as training works without the extra
         from vivit_jax.report import load, page

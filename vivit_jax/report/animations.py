@@ -26,8 +26,7 @@ def animations(
     """Reads the first test clip of some videos from the records; OSError or ValueError if these are not available.
 
     Args:
-      config: of the run.
-      eval_split: name of the evaluated split.
+      config, eval_split: the config of the run and the name of the evaluated split.
       class_names: {head: names by class id}; a mixture may have added some to those of the split.
       videos: {index in the split: expected name of the video}.
 
