@@ -23,15 +23,11 @@ QUERIES_PER_TILE = 256  # measured on CPUs: about the largest tile whose weights
 
 
 def attention_weights(query: jax.Array, key: jax.Array, logit_cap: float | None = None) -> jax.Array:
-    """Returns softmax(Q K^T / sqrt(head_dim)) of eq. 7, in float32 or wider.
+    """Returns softmax(Q K^T / sqrt(head_dim)) of eq. 7, [..., heads, N_q, N_k], in float32 or wider.
 
     Args:
-      query: [..., heads, N_q, head_dim].
-      key: [..., heads, N_k, head_dim].
-      logit_cap: c > 0 replaces each logit x by c tanh(x / c), as in VideoPrism (arXiv:2402.13217); None: no cap.
-
-    Returns:
-      [..., heads, N_q, N_k]; each row sums to 1.
+      query, key: [..., heads, N_q, head_dim] and [..., heads, N_k, head_dim].
+      logit_cap: c > 0 replaces each logit x by c tanh(x / c), as in VideoPrism (arXiv:2402.13217).
     """
     wide = jnp.promote_types(query.dtype, jnp.float32)
     query = query / math.sqrt(query.shape[-1])
@@ -52,9 +48,7 @@ def xla_attention(
     """Computes eq. 7 as two matrix products and a softmax; stores all N_q x N_k weights of each head.
 
     Args:
-      query: [..., heads, N_q, head_dim].
-      key: [..., heads, N_k, head_dim].
-      value: [..., heads, N_k, head_dim].
+      query, key, value: [..., heads, N, head_dim], N = N_q for the query and N_k for the others.
       dropout_rate: probability in [0, 1) of dropping a weight; the others are divided by 1 - rate.
       dropout_key: None for no dropout.
       logit_cap: see `attention_weights`.
@@ -113,12 +107,10 @@ class MultiHeadAttention(nn.Module):
     Parameters: `query`, `key`, `value` with kernels (d, heads, head_dim), `out` with (heads, head_dim, d).
 
     Attributes:
-      config: sizes, biases, logit cap, dropout, dtype, backend.
       axes: the axis that each equal part of the heads attends over: -2, the last token axis (a sequence, or space), or
         -3, the one before it (time). (-2,) is ordinary self-attention. (-3, -2) is Model 4: the first half of the heads
         attends over time, the second over space, concatenated in this order.
       deterministic: disables dropout.
-      sow_attention: also sows the attention weights, see `__call__`.
       logical_axes: of the token axes, see `Encoder`. A mesh axis that splits the axis attended over splits the other
         token axis during attention (one all-to-all before and one after); where there is no other, each device keeps
         its queries and gathers all keys and values.
@@ -132,14 +124,10 @@ class MultiHeadAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Applies self-attention.
+        """Maps [..., N, d], or [..., n_t, n_s, d] where `axes` includes time, to the same shape.
 
-        Args:
-          x: [..., N, d], or [..., n_t, n_s, d] where `axes` includes time.
-
-        Returns:
-          The shape of `x`. With `sow_attention` the collection `intermediates` gets `weights`, or `weights_time` and
-          `weights_space` where there are two axes: [..., heads, N_q, N_k], for time [..., n_s, heads, n_t, n_t].
+        With `sow_attention` the collection `intermediates` gets `weights`, or `weights_time` and `weights_space` where
+        there are two axes: [..., heads, N_q, N_k], for time [..., n_s, heads, n_t, n_t].
         """
         config = self.config
         options = dense_options(config)

@@ -30,12 +30,7 @@ def layer_norm(config: ViViTConfig, name: str, dtype: str | None = None) -> nn.L
 def stochastic_depth_rates(rate: float, num_layers: int) -> np.ndarray:
     """Returns the drop rate of each layer by linear decay (Huang et al., arXiv:1603.09382, section 3).
 
-    Args:
-      rate: of the last layer, in [0, 1).
-      num_layers: L.
-
-    Returns:
-      float32 [L]: rate * i / (L - 1) for layer i; 0 if there is only one.
+    It is rate * i / (L - 1) for layer i, float32 [L]; 0 if there is only one layer.
     """
     return (rate * np.arange(num_layers) / max(num_layers - 1, 1)).astype(np.float32)
 
@@ -43,11 +38,8 @@ def stochastic_depth_rates(rate: float, num_layers: int) -> np.ndarray:
 class StochasticDepth(nn.Module):
     """Table 4, stochastic depth (Huang et al., arXiv:1603.09382): drops a residual branch for whole examples.
 
-    An example is a clip: in Model 2 all frames of a clip keep or drop a branch together.
-
-    Attributes:
-      rescale: divide kept branches by the probability of keeping them, so that the expectation does not change.
-      deterministic: return the branch unchanged.
+    An example is a clip: in Model 2 all frames of a clip keep or drop a branch together. `rescale` divides kept
+    branches by the probability of keeping them, so that the expectation does not change.
     """
 
     rescale: bool
@@ -67,12 +59,7 @@ class StochasticDepth(nn.Module):
 class MlpBlock(nn.Module):
     """Section 3.1, MLP of eq. 3: dense to `mlp_dim`, GELU, dense to d, with dropout after GELU and at the end.
 
-    Parameters: `dense_in`, `dense_out`; kernels xavier-uniform, biases N(0, 1e-6).
-
-    Attributes:
-      config: sizes, activation, dropout, dtypes.
-      deterministic: disables dropout.
-      logical_axes: of the token axes, see `Encoder`.
+    Parameters: `dense_in`, `dense_out`; kernels xavier-uniform, biases N(0, 1e-6). `logical_axes`: see `Encoder`.
     """
 
     config: ViViTConfig
@@ -110,13 +97,8 @@ class EncoderBlock(nn.Module):
     * Model 4, `factorised_dot_product` (figure 6): one, with half of its heads over time and half over space (names as
       in Model 1).
 
-    The other parameters are `norm_mlp` and `mlp`. The residual stream keeps the dtype of the input.
-
-    Attributes:
-      config: everything about the layer.
-      deterministic: disables dropout and stochastic depth.
-      sow_attention: sows the attention weights, see `MultiHeadAttention`.
-      logical_axes: of the token axes, see `Encoder`.
+    The other parameters are `norm_mlp` and `mlp`. The residual stream keeps the dtype of the input. `sow_attention`:
+    see `MultiHeadAttention`; `logical_axes`: see `Encoder`.
     """
 
     config: ViViTConfig
@@ -126,14 +108,9 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, drop_rate: jax.Array | None) -> tuple[jax.Array, None]:
-        """Applies the layer.
+        """Maps [B, ..., N, d] (Models 1, 2) or [B, n_t, n_s, d] (Models 3, 4) to the same shape.
 
-        Args:
-          x: [B, ..., N, d] (Models 1, 2) or [B, n_t, n_s, d] (Models 3, 4).
-          drop_rate: the layer's stochastic depth rate, a scalar; None for none.
-
-        Returns:
-          (output of the shape of `x`, None), as `nn.scan` needs it.
+        `drop_rate` is the layer's stochastic depth rate, a scalar or None. `nn.scan` needs the second result, None.
         """
         config, logical_axes = self.config, self.logical_axes
         for axes, suffix in _attention_layers(config):
@@ -172,8 +149,6 @@ class Encoder(nn.Module):
     for the class token; `layers`, the blocks' parameters stacked as [L, ...], scanned or not; `norm`.
 
     Attributes:
-      config: everything about the layers.
-      num_layers: L.
       class_token: prepend a class token along the last token axis.
       token_axes: number of token axes that have positions: 1 (a sequence) or 2 (time, space).
       deterministic: disables dropout and stochastic depth.
@@ -194,14 +169,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Encodes tokens.
-
-        Args:
-          x: [B, ..., N, d], or [B, n_t, n_s, d] with `token_axes=2`.
-
-        Returns:
-          The shape of `x`, or [B, ..., 1 + N, d] with a class token, which comes first.
-        """
+        """Maps [B, ..., N, d], or [B, n_t, n_s, d] with `token_axes=2`, to the same shape; N + 1 with a class token."""
         config = self.config
         wide = config.param_dtype
         x = _constrain(x, self.logical_axes)  # [B, ..., N, d]

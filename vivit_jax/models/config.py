@@ -38,17 +38,15 @@ class ViViTConfig:
     """The architecture of a ViViT (section 3). Values are normalised and checked when the config is made.
 
     Attributes:
-      hidden_size: d, the width of a token.
+      hidden_size, mlp_dim: d, the width of a token, and the width of the MLP's hidden layer.
       num_layers: L, the layers of the encoder; of the spatial encoder in Model 2.
-      num_heads: attention heads; must divide d.
-      mlp_dim: width of the MLP's hidden layer.
+      num_heads: must divide d.
       attention: `spatiotemporal` (Model 1), `factorised_encoder` (Model 2), `factorised_self_attention` (Model 3) or
         `factorised_dot_product` (Model 4); section 3.3.
       tokenizer: `tubelet` or `uniform_frames`; section 3.2.
       tubelet_size: (t, h, w) in frames and pixels. `uniform_frames` embeds one frame in t, in patches h x w.
-      num_frames: T, the frames of a clip.
+      num_frames, in_channels: T and C of a clip.
       image_size: pixels of a frame, one number for a square or (height, width).
-      in_channels: C.
       classifier: `token` (class token) or `gap` (average of all tokens). None: `token` for Models 1 and 2, `gap` for
         Models 3 and 4, which have no class token.
       num_classes: a number; {head: classes} or pairs for several heads; None for no head.
@@ -57,16 +55,14 @@ class ViViTConfig:
         runs along time for each position in the frame, as in VideoPrism (arXiv:2402.13217); no class token.
       representation_size: width of a dense layer with tanh before the head; None for none.
       dropout_rate: in [0, 1), after the position embedding, after attention and in the MLP.
-      attention_dropout_rate: in [0, 1), on the attention weights.
+      attention_dropout_rate: in [0, 1), of the attention weights.
       stochastic_depth_rate: in [0, 1), of the last layer; layer i of L drops its branches with rate * i / (L - 1).
       stochastic_depth_rescale: divide a kept branch by its probability. False is the published code's behaviour: no
         rescaling, and no stochastic depth in Model 3.
       activation: `gelu_tanh` (the tanh approximation, as published) or `gelu` (exact).
-      layer_norm_eps: epsilon of every LayerNorm.
-      qkv_bias: biases of the query, key and value projections.
+      qkv_bias: whether the query, key and value projections have biases.
       attention_order: Model 3's first and second axis, `time_space` (as published) or `space_time`.
-      attention_logit_cap: c > 0 replaces the attention logits by c tanh(logits / c), with c = 50 in VideoPrism
-        (arXiv:2402.13217); None for no cap.
+      attention_logit_cap: c > 0 replaces the attention logits by c tanh(logits / c); VideoPrism has c = 50.
       attention_backend: `xla`, or `tiled` (less memory, and faster on CPUs from about a thousand tokens).
       dtype: of the compute: `float32`, `bfloat16`, or `float64` (needs jax_enable_x64; for tests). Parameters are
         float32 (float64 with `float64`). With `bfloat16` the tokenizer, the residual stream, softmax, the final
@@ -75,14 +71,10 @@ class ViViTConfig:
         `bfloat16` halves it and rounds after every branch.
       gradient_dtype: in which the gradients of the encoders' kernels are summed over devices, `float32` or `bfloat16`;
         None: `dtype`. See `vivit_jax.models.dense`.
-      scan_layers: compile one layer and loop over it (short compilation) instead of all layers. Same parameters, same
-        numbers.
+      scan_layers: compile one layer and loop over it (short compilation); the parameters and numbers are the same.
       remat: what the backward pass recomputes: `none`; `dots`, all but the outputs of dense layers; `full`, all but the
         input of each layer.
       remat_temporal: the same for Model 2's temporal encoder; None: `remat`.
-
-    Raises:
-      ValueError: a value out of its range, or two that do not fit together.
     """
 
     hidden_size: int = 768
@@ -263,12 +255,7 @@ class ViViTConfig:
     def from_name(cls, name: str, **overrides: Any) -> ViViTConfig:
         """Makes the config of a name in the paper: 'ViViT-B/16x2' has backbone B, tubelets of 16 x 16 pixels, 2 frames.
 
-        Args:
-          name: 'ViViT-{Ti,S,B,L,H}/{pixels}x{frames}', or '/{height}x{width}x{frames}' where they differ.
-          **overrides: any field of the config.
-
-        Raises:
-          ValueError: an unknown name or backbone, or a field that does not exist or fit.
+        A name is 'ViViT-{Ti,S,B,L,H}/{pixels}x{frames}', or '/{height}x{width}x{frames}' where the sides differ.
         """
         match = _NAME.fullmatch(name)
         if match is None or match["backbone"] not in BACKBONES:
@@ -286,11 +273,7 @@ class ViViTConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ViViTConfig:
-        """Makes a config from some of its fields; the others take their defaults.
-
-        Raises:
-          ValueError: a field does not exist, or a value does not fit.
-        """
+        """Makes a config from some of its fields; the others take their defaults."""
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(fields) - set(known)):
             raise ValueError(f"ViViTConfig has no field {', '.join(unknown)}; its fields: {', '.join(known)}")

@@ -43,16 +43,11 @@ def _promote_inputs(inputs: jax.Array, *parameters: Any, dtype: str, **_: Any) -
 
 
 def summed_in(compute: str, gradient: str) -> Callable[..., jax.Array]:
-    """Returns a `dot_general(inputs, kernel, dimension_numbers)` for dense layers, with chosen dtypes.
+    """Returns a `dot_general` for dense layers: inputs [..., contracted] x kernel [contracted, ...] -> [..., ...].
 
-    Args:
-      compute: dtype of the factors of all three products, forward and backward.
-      gradient: dtype of the product that is the kernel's gradient, and so of its sum over devices. The gradient is then
-        cast to the kernel's dtype.
-
-    Returns:
-      The function: inputs [..., contracted] x kernel [contracted, ...], no batch dimensions -> [..., ...] in float32,
-      so that the bias is added, and its gradient summed, in float32 too.
+    The factors of all three products, forward and backward, have the dtype `compute`. The kernel's gradient, and so its
+    sum over devices, is computed in `gradient`, then cast to the kernel's dtype. The output is float32, so that the
+    bias is added, and its gradient summed, in float32 too.
     """
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -18,13 +18,7 @@ def matrix_products(config: ViViTConfig) -> dict[str, int]:
     * Model 3: two attentions per layer, with n = n_h n_w and n = n_t.
     * Model 4: one attention, half of its width with each n of Model 3.
 
-    (+ 1 is the class token, if there is one.)
-
-    Args:
-      config: the architecture. Dtypes, scan, remat and the attention backend make no difference.
-
-    Returns:
-      {part: multiply-adds} for `PARTS`; `head` includes `pre_logits`.
+    (+ 1 is the class token, if there is one.) The result has a key for each of `PARTS`; `head` includes `pre_logits`.
     """
     (n_t, n_h, n_w), (t, h, w), d = config.grid, config.tubelet_size, config.hidden_size
     n_s, token = n_h * n_w, int(config.classifier == "token")

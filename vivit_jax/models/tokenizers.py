@@ -12,18 +12,8 @@ from vivit_jax.models.config import ViViTConfig
 def uniform_frame_indices(num_frames: int, num_sampled: int) -> np.ndarray:
     """Returns the frames that uniform frame sampling embeds (section 3.2, figure 2): evenly spaced, away from the ends.
 
-    Index i of n is min(round(i T / (n + 1)), T - 1) for i = 1 .. n, halves rounded to even, as in the published code
-    (scenic, `common_lib/video_utils.py`); all frames if n = T.
-
-    Args:
-      num_frames: T, frames of the clip.
-      num_sampled: n in [1, T], frames to sample.
-
-    Returns:
-      int [n], ascending, in [0, T).
-
-    Raises:
-      ValueError: n is not in [1, T].
+    Index i of n = `num_sampled` is min(round(i T / (n + 1)), T - 1) for i = 1 .. n, halves rounded to even, as in the
+    published code (scenic, `common_lib/video_utils.py`); all frames if n = T.
     """
     if not 1 <= num_sampled <= num_frames:
         raise ValueError(f"{num_sampled} frames cannot be sampled from {num_frames}; ask for 1 to {num_frames}")
@@ -41,9 +31,6 @@ class Tokenizer(nn.Module):
     n_t evenly spaced frames (`uniform_frame_indices`).
 
     Parameters: `kernel`, LeCun normal; `bias` (d,), zero. Both and the product are float32 under bfloat16 compute.
-
-    Attributes:
-      config: tokenizer, sizes, dtype.
     """
 
     config: ViViTConfig
@@ -62,6 +49,6 @@ class Tokenizer(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), kernel_shape, dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (d,), dtype)
         x = video.astype(dtype).reshape(-1, n_t, t, n_h, h, n_w, w * channels)  # pixels of a patch row stay together
-        x = x.transpose(0, 1, 3, 5, 2, 4, 6)  # [B, n_t, n_h, n_w, t, h, w C]
-        x = x.reshape(-1, n_t, n_h, n_w, t * h * w * channels)
+        # Tubelets, [B, n_t, n_h, n_w, t h w C].
+        x = x.transpose(0, 1, 3, 5, 2, 4, 6).reshape(-1, n_t, n_h, n_w, t * h * w * channels)
         return x @ kernel.astype(dtype).reshape(-1, d) + bias.astype(dtype)  # [B, n_t, n_h, n_w, d]

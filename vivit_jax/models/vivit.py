@@ -21,9 +21,6 @@ class ViViT(nn.Module):
     Parameters: `tokenizer`; `encoder` (Models 1, 3, 4) or `spatial_encoder` and, unless `temporal_layers` is 0,
     `temporal_encoder` (Model 2); `pre_logits` if `representation_size` is set; `head`, or `head_<name>` for each of
     several heads. Parameters under `*/layers` are stacked, [L, ...].
-
-    Attributes:
-      config: the architecture.
     """
 
     config: ViViTConfig
@@ -36,11 +33,10 @@ class ViViT(nn.Module):
 
         Args:
           video: [B, T, H, W, C] float in [-1, 1], of the sizes of the config.
-          train: enables dropout and stochastic depth; if any of their rates is above 0, `rngs={"dropout": key}` is
-            needed.
+          train: enables dropout and stochastic depth; if a rate is above 0, `rngs={"dropout": key}` is needed.
           features: return the activations before the head, see below.
-          sow_attention: put the attention weights of every layer into the collection `intermediates`, stacked over
-            layers: [L, B, ..., heads, N_q, N_k]. Get them with `mutable=["intermediates"]`.
+          sow_attention: put the attention weights of all layers into the collection `intermediates` (use
+            `mutable=["intermediates"]`): [L, B, ..., heads, N_q, N_k].
 
         Returns:
           Logits [B, classes], float32 (float64 under float64 compute); {head: [B, classes]} if the config names heads;
@@ -52,10 +48,6 @@ class ViViT(nn.Module):
           * `spatial_tokens`, Model 2 only: output of the spatial encoder, [B, n_t, n_h n_w, d], plus a class token in
             front of each frame.
           * `pre_logits`: [B, d] or [B, representation_size], the input of the head.
-
-        Raises:
-          ValueError: the video has another shape than the config says or holds integers; the dropout key is missing;
-            dtype='float64' without jax_enable_x64.
         """
         config = self.config
         self._check(video, train)
@@ -65,18 +57,15 @@ class ViViT(nn.Module):
         encoder = functools.partial(Encoder, config, deterministic=not train, sow_attention=sow_attention)
         out = {}
 
-        x = Tokenizer(config, name="tokenizer")(video)  # [B, n_t, n_h, n_w, d]
-        x = x.reshape(-1, n_t, n_s, d)  # [B, n_t, n_s, d]
+        x = Tokenizer(config, name="tokenizer")(video).reshape(-1, n_t, n_s, d)  # [B, n_t, n_s, d]
         if config.attention == "spatiotemporal":  # Model 1
             x = x.reshape(-1, n_t * n_s, d)  # [B, N, d]
             x = encoder(config.num_layers, token, logical_axes=("tokens",), name="encoder")(x)  # [B, 1 + N, d]
-            out["tokens"] = x
-            x = _pool(x, token)  # [B, d]
+            class_token = token
         elif config.attention == "factorised_encoder":  # Model 2
             temporal = functools.partial(encoder, config.temporal_layers, remat=config.remat_temporal)
             spatial = encoder(config.num_layers, token, logical_axes=("time", None), name="spatial_encoder")
-            x = spatial(x)  # [B, n_t, 1 + n_s, d]
-            out["spatial_tokens"] = x
+            x = out["spatial_tokens"] = spatial(x)  # [B, n_t, 1 + n_s, d]
             if config.frame_pooling:
                 x = _pool(x, token)  # [B, n_t, d]
                 if config.temporal_layers:
@@ -85,19 +74,17 @@ class ViViT(nn.Module):
                 x = x.swapaxes(1, 2)  # [B, n_s, n_t, d]
                 x = temporal(False, logical_axes=("space", None), name="temporal_encoder")(x)  # [B, n_s, n_t, d]
                 x = x.swapaxes(1, 2).reshape(-1, n_t * n_s, d)  # [B, N, d]
-            out["tokens"] = x
-            x = _pool(x, token and config.temporal_layers > 0)  # [B, d]
+            class_token = token and config.temporal_layers > 0
         else:  # Models 3 and 4
             layers = encoder(config.num_layers, False, token_axes=2, logical_axes=("time", None), name="encoder")
-            x = layers(x)  # [B, n_t, n_s, d]
-            x = x.reshape(-1, n_t * n_s, d)  # [B, N, d]
-            out["tokens"] = x
-            x = _pool(x, False)  # [B, d]
+            x = layers(x).reshape(-1, n_t * n_s, d)  # [B, N, d]
+            class_token = False
+        out["tokens"] = x
+        x = _pool(x, class_token)  # [B, d]
 
         wide = {"dtype": config.param_dtype, "param_dtype": config.param_dtype}
         if config.representation_size:
-            x = nn.Dense(config.representation_size, name="pre_logits", **wide)(x)
-            x = nn.tanh(x)  # [B, representation_size]
+            x = nn.tanh(nn.Dense(config.representation_size, name="pre_logits", **wide)(x))  # [B, representation_size]
         out["pre_logits"] = x
         if features and not self.is_initializing():
             return out
@@ -106,9 +93,7 @@ class ViViT(nn.Module):
             name = "head" if head is None else f"head_{head}"
             dense = nn.Dense(classes, kernel_init=nn.initializers.zeros_init(), name=name, **wide)
             logits[head] = dense(x)  # [B, classes]
-        if not logits:
-            return x
-        return logits.get(None, logits)
+        return logits.get(None, logits) if logits else x
 
     def _check(self, video: jax.Array, train: bool) -> None:
         config = self.config
