@@ -10,8 +10,9 @@ import pytest
 import scipy.stats
 from PIL import Image, ImageEnhance, ImageOps
 
-from vivit_jax import augment, sharding
-from vivit_jax.augment import AugmentConfig, augment_pixels, rand_augment
+from vivit_jax import sharding
+from vivit_jax.augment import AugmentConfig, augment_pixels, colours, mixing, rand_augment
+from vivit_jax.augment.draws import clip_keys
 from vivit_jax.config.experiment import ConfigError, Experiment, default_config
 from vivit_jax.train_step import TrainState, make_train_step, normalise
 
@@ -96,7 +97,7 @@ def test_layers_are_drawn_uniformly_once_per_clip(synthetic):
     once = {name: np.asarray(f(clip, jax.random.key(0))) for name, f in operations.items()}
     assert len({out.tobytes() for out in once.values()}) == 12
     run = jax.jit(rand_augment.rand_augment, static_argnames=("layers", "magnitude"))
-    keys = augment.clip_keys(jax.random.key(3), 600)
+    keys = clip_keys(jax.random.key(3), 600)
     clips = jnp.broadcast_to(clip, (600, *clip.shape))
     one = np.asarray(run(keys, clips, layers=1, magnitude=7.0))
     np.testing.assert_array_equal(one[:, 0], one[:, 1])
@@ -129,11 +130,11 @@ def test_colour_jitter_matches_tensorflow(clip):
             y = tf.image.adjust_saturation(y, saturation)
             y = tf.image.adjust_contrast(y, contrast)
             y = np.clip(tf.image.adjust_hue(y, hue), 0, 1)
-            got = augment.jitter_colours(
+            got = colours.jitter_colours(
                 jnp.asarray(x), brightness=brightness, saturation=saturation, contrast=contrast, hue=hue
             )
             np.testing.assert_allclose(got, y, atol=2e-5)
-        np.testing.assert_allclose(augment.to_grey(x), np.tile(tf.image.rgb_to_grayscale(x), (1, 1, 1, 3)), atol=1e-6)
+        np.testing.assert_allclose(colours.to_grey(x), np.tile(tf.image.rgb_to_grayscale(x), (1, 1, 1, 3)), atol=1e-6)
 
 
 def test_hue_and_saturation_match_hsv():
@@ -142,7 +143,7 @@ def test_hue_and_saturation_match_hsv():
         expected = []
         for h, s, v in (colorsys.rgb_to_hsv(*p) for p in pixels):
             expected.append(colorsys.hsv_to_rgb((h + turns) % 1.0, min(1.0, s * factor), v))
-        got = augment.adjust_hue(augment.adjust_saturation(jnp.asarray(pixels, jnp.float32), factor), turns)
+        got = colours.adjust_hue(colours.adjust_saturation(jnp.asarray(pixels, jnp.float32), factor), turns)
         np.testing.assert_allclose(got, expected, atol=3e-6)
 
 
@@ -169,7 +170,7 @@ def test_only_enabled_operations_are_applied(synthetic):
     video = jnp.asarray(np.stack([synthetic] * 4))
     assert augment_pixels(jax.random.key(0), video, AugmentConfig(mixup=0.3)) is video
     grey = augment_pixels(jax.random.key(0), video, AugmentConfig(grayscale_probability=1.0))
-    np.testing.assert_allclose(grey[..., 1], np.asarray(video, np.float32) @ np.array(augment.GREY), atol=1e-3)
+    np.testing.assert_allclose(grey[..., 1], np.asarray(video, np.float32) @ np.array(colours.GREY), atol=1e-3)
     layers_alone = jax.eval_shape(
         lambda v: augment_pixels(jax.random.key(0), v, AugmentConfig(rand_augment_layers=1)), video
     )
@@ -179,14 +180,14 @@ def test_only_enabled_operations_are_applied(synthetic):
 def test_mixup_weights_follow_the_beta_distribution():
     mask = jnp.array([1, 1, 1, 0, 1])
     keys = jax.random.split(jax.random.key(0), 2000)
-    weights = np.asarray(jax.vmap(lambda key: augment.mixup_weights(key, mask, 0.3))(keys))
+    weights = np.asarray(jax.vmap(lambda key: mixing.mixup_weights(key, mask, 0.3))(keys))
     np.testing.assert_array_equal(weights[:, 2], 1.0)  # its partner is padding
     np.testing.assert_array_equal(weights[:, 0], weights[:, 1])  # one draw for the batch
     assert scipy.stats.kstest(weights[:, 0], scipy.stats.beta(0.3, 0.3).cdf).pvalue > 1e-3
     values = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
     partner = values[[1, 0, 3, 2, 4]]
     w = weights[0][:, None, None]
-    np.testing.assert_allclose(augment.mix(values, weights[0]), w * values + (1 - w) * partner, atol=1e-6)
+    np.testing.assert_allclose(mixing.mix(values, weights[0]), w * values + (1 - w) * partner, atol=1e-6)
 
 
 def recorded_step(batch, config, label_smoothing=0.0, step=0):

@@ -65,10 +65,10 @@ def test_affine_transforms_match_pillow(synthetic):
         matrix = tuple((np.eye(2, 3) + rng.uniform(-0.4, 0.4, (2, 3)) * (1, 1, 20)).ravel().tolist())
         image = [Image.fromarray(frame) for frame in noise]
         expected = [
-            i.transform(i.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(7, 7, 7))
+            i.transform(i.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(affine.FILL,) * 3)
             for i in image
         ]
-        check(affine.affine(jnp.asarray(noise), matrix, fill=7), np.stack([np.asarray(w) for w in expected]), matrix)
+        check(affine.affine(jnp.asarray(noise), matrix), np.stack([np.asarray(w) for w in expected]), matrix)
     for identity in (affine.rotate, affine.shear_x, affine.shear_y, affine.translate_x, affine.translate_y):
         np.testing.assert_array_equal(identity(jnp.asarray(synthetic), 0.0), synthetic)
 

@@ -10,45 +10,13 @@ from __future__ import annotations
 import jax
 
 from vivit_jax.augment import rand_augment
-from vivit_jax.augment.colours import (
-    BRIGHTNESS,
-    CONTRAST,
-    GREY,
-    HUE,
-    SATURATION,
-    adjust_hue,
-    adjust_saturation,
-    jitter_colours,
-    random_colours,
-    to_grey,
-)
+from vivit_jax.augment.colours import random_colours
 from vivit_jax.augment.config import AugmentConfig
 from vivit_jax.augment.draws import clip_keys
-from vivit_jax.augment.erasing import erase, erase_boxes
-from vivit_jax.augment.mixing import cutmix_box, mix, mix_clips, mixup_weights, swap_pairs
+from vivit_jax.augment.erasing import erase
+from vivit_jax.augment.mixing import mix, mix_clips, swap_pairs
 
-__all__ = [
-    "BRIGHTNESS",
-    "CONTRAST",
-    "GREY",
-    "HUE",
-    "SATURATION",
-    "AugmentConfig",
-    "adjust_hue",
-    "adjust_saturation",
-    "augment_pixels",
-    "clip_keys",
-    "cutmix_box",
-    "erase",
-    "erase_boxes",
-    "jitter_colours",
-    "mix",
-    "mix_clips",
-    "mixup_weights",
-    "step_keys",
-    "swap_pairs",
-    "to_grey",
-]
+__all__ = ["AugmentConfig", "augment_pixels", "mix", "mix_clips", "step_keys", "swap_pairs"]
 
 _STREAM = 1  # folded into the step's key; the key itself is for dropout
 _ERASING = 2  # folded into the key of the pixels, which is also split for RandAugment and colours
@@ -56,40 +24,27 @@ _ERASING = 2  # folded into the key of the pixels, which is also split for RandA
 
 def step_keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the keys of `augment_pixels` and `mix_clips` from the key of a step (`train_step.step_key`)."""
-    pixels_key, mixing_key = jax.random.split(jax.random.fold_in(key, _STREAM))
-    return pixels_key, mixing_key
+    return tuple(jax.random.split(jax.random.fold_in(key, _STREAM)))
 
 
 def augment_pixels(key: jax.Array, video: jax.Array, config: AugmentConfig) -> jax.Array:
     """Applies RandAugment, then colour jitter and greyscale, then random erasing, each if the config enables it.
 
-    Args:
-      key: of this step.
-      video: uint8 [B, T, H, W, 3].
-      config: what to do, how often and how strongly.
-
-    Returns:
-      [B, T, H, W, 3] in [0, 255]: float32 with colour jitter or greyscale, else uint8; `video` itself if all are off.
+    `video` is uint8 [B, T, H, W, 3]. The result lies in [0, 255] too, in float32 with colour jitter or greyscale, else
+    in uint8.
     """
     batch_size = len(video)
     rand_key, colour_key = jax.random.split(key)
     if config.rand_augment_layers:
-        video = rand_augment.rand_augment(
-            clip_keys(rand_key, batch_size),
-            video,
-            layers=config.rand_augment_layers,
-            magnitude=config.rand_augment_magnitude,
-            ops=config.rand_augment_ops,
-        )
+        layers, magnitude, ops = config.rand_augment_layers, config.rand_augment_magnitude, config.rand_augment_ops
+        keys = clip_keys(rand_key, batch_size)
+        video = rand_augment.rand_augment(keys, video, layers=layers, magnitude=magnitude, ops=ops)
     jitter, grey = config.colour_jitter_probability, config.grayscale_probability
     if jitter or grey:
         # vmap instead of a loop over clips: the arithmetic is a few fused passes, and most clips are jittered.
         colours = jax.vmap(lambda key, clip: random_colours(key, clip, jitter, grey))
         video = colours(clip_keys(colour_key, batch_size), video)
     if config.erase_probability:
-        video = erase(
-            clip_keys(jax.random.fold_in(key, _ERASING), batch_size),
-            video,
-            probability=config.erase_probability,
-        )
+        keys = clip_keys(jax.random.fold_in(key, _ERASING), batch_size)
+        video = erase(keys, video, probability=config.erase_probability)
     return video

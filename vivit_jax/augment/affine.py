@@ -2,7 +2,7 @@
 
 A transform maps the centre of each output pixel to the point of the input whose colour it gets,
 (x, y) -> (a x + b y + c, d x + e y + f), in pixels, with the origin in the frame's upper left corner. Points outside
-the frame give the fill value. All frames of a clip get the same transform.
+the frame become grey. All frames of a clip get the same transform.
 """
 
 from __future__ import annotations
@@ -10,54 +10,46 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-# Grey, as in the RandAugment of tensorflow/models (official/legacy/image_classification/augment.py).
+# Outside the frame, as in the RandAugment of tensorflow/models (official/legacy/image_classification/augment.py).
 FILL = 128
 
 
-def rotate(clip: jax.Array, degrees: jax.Array | float, fill: int = FILL) -> jax.Array:
+def rotate(clip: jax.Array, degrees: jax.Array | float) -> jax.Array:
     """Rotates a clip, uint8 [T, H, W, 3], counter-clockwise about its centre (Pillow's `Image.rotate`)."""
     centre_y, centre_x = clip.shape[1] / 2, clip.shape[2] / 2
     angle = -jnp.deg2rad(jnp.asarray(degrees, jnp.float32))
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     a, b, d, e = cos, sin, -sin, cos
-    return affine(
-        clip, (a, b, centre_x - a * centre_x - b * centre_y, d, e, centre_y - d * centre_x - e * centre_y), fill
-    )
+    return affine(clip, (a, b, centre_x - a * centre_x - b * centre_y, d, e, centre_y - d * centre_x - e * centre_y))
 
 
-def shear_x(clip: jax.Array, factor: jax.Array | float, fill: int = FILL) -> jax.Array:
+def shear_x(clip: jax.Array, factor: jax.Array | float) -> jax.Array:
     """Takes the colour at (x, y) of a clip, uint8 [T, H, W, 3], from (x + factor y, y); the top edge stays."""
-    return affine(clip, (1, factor, 0, 0, 1, 0), fill)
+    return affine(clip, (1, factor, 0, 0, 1, 0))
 
 
-def shear_y(clip: jax.Array, factor: jax.Array | float, fill: int = FILL) -> jax.Array:
+def shear_y(clip: jax.Array, factor: jax.Array | float) -> jax.Array:
     """Takes the colour at (x, y) of a clip, uint8 [T, H, W, 3], from (x, y + factor x); the left edge stays."""
-    return affine(clip, (1, 0, 0, factor, 1, 0), fill)
+    return affine(clip, (1, 0, 0, factor, 1, 0))
 
 
-def translate_x(clip: jax.Array, pixels: jax.Array | float, fill: int = FILL) -> jax.Array:
+def translate_x(clip: jax.Array, pixels: jax.Array | float) -> jax.Array:
     """Takes the colour at (x, y) of a clip, uint8 [T, H, W, 3], from (x + pixels, y): to the left where positive."""
-    return affine(clip, (1, 0, pixels, 0, 1, 0), fill)
+    return affine(clip, (1, 0, pixels, 0, 1, 0))
 
 
-def translate_y(clip: jax.Array, pixels: jax.Array | float, fill: int = FILL) -> jax.Array:
+def translate_y(clip: jax.Array, pixels: jax.Array | float) -> jax.Array:
     """Takes the colour at (x, y) of a clip, uint8 [T, H, W, 3], from (x, y + pixels): upwards where positive."""
-    return affine(clip, (1, 0, 0, 0, 1, pixels), fill)
+    return affine(clip, (1, 0, 0, 0, 1, pixels))
 
 
-def affine(clip: jax.Array, coefficients: tuple[jax.Array | float, ...], fill: int = FILL) -> jax.Array:
+def affine(clip: jax.Array, coefficients: tuple[jax.Array | float, ...]) -> jax.Array:
     """Applies one affine transform to every frame, with bilinear interpolation.
 
     As in Pillow, the frame extends half a pixel beyond the centres of its outermost pixels, with their values there,
     and results are truncated to integers.
 
-    Args:
-      clip: uint8 [T, H, W, 3].
-      coefficients: (a, b, c, d, e, f), see the module.
-      fill: value of every channel outside the frame, 0 to 255.
-
-    Returns:
-      uint8 [T, H, W, 3].
+    `clip` is uint8 [T, H, W, 3], `coefficients` are (a, b, c, d, e, f), see the module.
     """
     frames, height, width, channels = clip.shape
     a, b, c, d, e, f = coefficients
@@ -80,5 +72,5 @@ def affine(clip: jax.Array, coefficients: tuple[jax.Array | float, ...], fill: i
     upper = between(corner(0, 0), corner(0, 1), right_share)
     lower = between(corner(1, 0), corner(1, 1), right_share)
     values = between(upper, lower, lower_share).astype(jnp.uint8)
-    values = jnp.where(inside[..., None], values, jnp.uint8(fill))
+    values = jnp.where(inside[..., None], values, jnp.uint8(FILL))
     return jnp.moveaxis(values.reshape(height, width, frames, channels), 2, 0)

@@ -17,13 +17,7 @@ GREY = (0.2989, 0.5870, 0.1140)
 def random_colours(key: jax.Array, clip: jax.Array, jitter_probability: float, grey_probability: float) -> jax.Array:
     """Applies colour jitter, then greyscale, each with its probability, with one draw for all frames.
 
-    Args:
-      key: of the clip.
-      clip: [T, H, W, 3] in [0, 255], uint8 or float.
-      jitter_probability, grey_probability: in [0, 1]; 0 leaves the operation out of the program.
-
-    Returns:
-      float32 [T, H, W, 3] in [0, 255].
+    `clip` is [T, H, W, 3] in [0, 255], uint8 or float; the result is float32.
     """
     jitter, grey, *draws = jax.random.uniform(key, (6,))
     frames = clip.astype(jnp.float32)
@@ -56,9 +50,6 @@ def jitter_colours(
       saturation: factor of the saturation of HSV, at least 0.
       contrast: factor of the distance from a channel's mean over the frame.
       hue: rotation in turns of the colour circle, in [-1, 1].
-
-    Returns:
-      The same shape, in [0, 1].
     """
     frames = adjust_saturation(frames + brightness, saturation)
     mean = jnp.mean(frames, axis=(-3, -2), keepdims=True)

@@ -14,26 +14,22 @@ class AugmentConfig:
 
     The paper's recipes: Kinetics and Moments in Time `colour_jitter_probability=0.8, grayscale_probability=0.1`; Epic
     Kitchens two RandAugment layers at magnitude 15 and `mixup=0.1`; Something-Something v2 two layers at 20 and
-    `mixup=0.3`. The other RandAugment set, random erasing and cutmix are not the paper's.
-
-    The order is RandAugment, colours, erasing, mixup or cutmix. All frames of a clip get the same change.
+    `mixup=0.3`. The other RandAugment set, random erasing and cutmix are not the paper's. The order is RandAugment,
+    colours, erasing, mixup or cutmix.
 
     Attributes:
       colour_jitter_probability: in [0, 1], of changing a clip's brightness, saturation, contrast and hue.
       grayscale_probability: in [0, 1], of making a clip grey, independent of the colour jitter.
-      rand_augment_layers: RandAugment operations per clip, at least 0.
-      rand_augment_magnitude: strength of all operations, at least 0; see `rand_augment.operations`.
+      rand_augment_layers, rand_augment_magnitude: operations per clip and their strength, both at least 0; see
+        `rand_augment.operations`.
       rand_augment_ops: 'paper', the paper's twelve operations, which move no pixels; 'video' adds rotation, shears and
         translations. For classes that depend on left and right or up and down, choose a small magnitude.
       erase_probability: in [0, 1], of filling a box of a clip with noise (random erasing, arXiv:1708.04896).
       mixup: alpha of lambda ~ Beta(alpha, alpha), the weight of a clip in its mixture; 0 turns mixup off.
-      cutmix: alpha of lambda ~ Beta(alpha, alpha), the share of the frame that the box of the other clip leaves
-        (arXiv:1905.04899); 0 turns cutmix off. If mixup is on too, one of the two is drawn.
+      cutmix: the same for the share of the frame that the box of the other clip leaves (arXiv:1905.04899). If mixup is
+        on too, one of the two is drawn.
       mix_per_example: draw lambda, the box and the choice between the two for each clip instead of once per batch (as
         published).
-
-    Raises:
-      ValueError: a field out of its range.
     """
 
     colour_jitter_probability: float = 0.0
@@ -47,8 +43,8 @@ class AugmentConfig:
     mix_per_example: bool = False
 
     def __post_init__(self) -> None:
-        probabilities = ("colour_jitter", "grayscale", "erase")
-        within("augment", self, "[0, 1]", *(f"{name}_probability" for name in probabilities))
+        probabilities = ("colour_jitter_probability", "grayscale_probability", "erase_probability")
+        within("augment", self, "[0, 1]", *probabilities)
         within("augment", self, "[0, inf)", "rand_augment_layers", "rand_augment_magnitude", "mixup", "cutmix")
         whole("augment", self, "rand_augment_layers")
         one_of("augment", self, rand_augment_ops=OPERATION_SETS)

@@ -12,12 +12,9 @@ def clip_keys(key: jax.Array, batch_size: int) -> jax.Array:
 
 
 def box(size: tuple[int, int], low: jax.Array, high: jax.Array) -> jax.Array:
-    """Returns the mask of a box of pixels, bool [H, W].
+    """Returns the mask of a box of pixels, bool [H, W] = `size`.
 
-    Args:
-      size: (H, W) of the frame.
-      low: int [2], the first row and column of the box.
-      high: int [2], the row and column after the last. May lie outside the frame, as may `low`.
+    The box starts at the row and column `low`, int [2], and ends before `high`; both may lie outside the frame.
     """
     rows, columns = ((jnp.arange(n) >= low[i]) & (jnp.arange(n) < high[i]) for i, n in enumerate(size))
     return rows[:, None] & columns

@@ -19,10 +19,8 @@ def mix_clips(
     `mix_per_example`. A clip whose partner is padding is not mixed.
 
     Args:
-      key: of this step.
       video: float [B, T, H, W, 3], any range.
       mask: [B], 0 on padding.
-      config: `mixup`, `cutmix`, `mix_per_example`.
 
     Returns:
       (mixed video; float32 [B] in [0, 1], the weight of each clip's own label for `mix`: lambda for mixup, for cutmix
@@ -57,35 +55,19 @@ def mix_clips(
 
 
 def mixup_weights(key: jax.Array, mask: jax.Array, alpha: float) -> jax.Array:
-    """Draws the weight of each clip in its mixture: lambda ~ Beta(alpha, alpha), one draw per batch.
+    """Draws the weight of each clip in its mixture, [B]: lambda ~ Beta(alpha, alpha), one draw per batch.
 
-    As in scenic's `dataset_utils.mixup`. A clip whose partner is padding gets 1.
-
-    Args:
-      key: random key.
-      mask: [B], 0 on padding.
-      alpha: > 0.
-
-    Returns:
-      float32 [B] in [0, 1], for `mix`.
+    As in scenic's `dataset_utils.mixup`. A clip whose partner is padding (0 in `mask`) gets 1.
     """
     return jnp.where(swap_pairs(mask) > 0, jax.random.beta(key, alpha, alpha), 1.0)
 
 
 def cutmix_box(key: jax.Array, size: tuple[int, int], share: jax.Array) -> jax.Array:
-    """Draws the box of cutmix that shows the partner (Yun et al., arXiv:1905.04899, section 3.1).
+    """Draws the box of cutmix that shows the partner, bool [H, W] (Yun et al., arXiv:1905.04899, section 3.1).
 
     Its sides are those of the frame times sqrt(1 - lambda), rounded down to an even number of pixels as in the authors'
     code. Its centre is uniform over the frame. The part outside the frame is cut off, so the box covers at most
-    1 - lambda of the frame.
-
-    Args:
-      key: random key of the centre.
-      size: (H, W) of the frame.
-      share: lambda in [0, 1].
-
-    Returns:
-      bool [H, W].
+    1 - lambda of the frame. `share` is lambda, in [0, 1].
     """
     half = jnp.floor(jnp.array(size) * jnp.sqrt(1 - share)).astype(jnp.int32) // 2
     centre = jax.random.randint(key, (2,), 0, jnp.array(size))
@@ -93,11 +75,9 @@ def cutmix_box(key: jax.Array, size: tuple[int, int], share: jax.Array) -> jax.A
 
 
 def mix(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """Returns `w x + (1 - w) x'`, where x' is the partner's values.
+    """Returns w x + (1 - w) x', where x' is the partner's values.
 
-    Args:
-      values: float [B, ...], frames or targets.
-      weights: in [0, 1], [B], or [B, ...] with as many dimensions as `values`, each of the same size or 1.
+    `values` are float [B, ...]; `weights` are [B], or [B, ...] with dimensions that broadcast to those of `values`.
     """
     weights = weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim)).astype(values.dtype)
     return weights * values + (1 - weights) * swap_pairs(values)

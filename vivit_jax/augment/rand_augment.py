@@ -37,18 +37,10 @@ def rand_augment(keys: jax.Array, video: jax.Array, *, layers: int, magnitude: f
     """Applies `layers` operations to each clip, drawn uniformly from `operations(magnitude, ops)`.
 
     Args:
-      keys: [B] random keys, one per clip.
-      video: uint8 [B, T, H, W, 3].
-      layers: operations per clip, N of the RandAugment paper; at least 0.
-      magnitude: strength of all operations, M of the RandAugment paper; at least 0.
-      ops: the set of operations, 'paper' or 'video'.
-
-    Returns:
-      uint8 [B, T, H, W, 3]; all frames of a clip get the same operations.
-
-    Raises:
-      TypeError: the video is not uint8.
-      ValueError: an unknown set of operations.
+      keys: [B], one per clip.
+      video: uint8 [B, T, H, W, 3]; all frames of a clip get the same operations.
+      layers: operations per clip, N of the RandAugment paper.
+      magnitude: strength of all operations, M of the RandAugment paper.
     """
     if video.dtype != jnp.uint8:
         raise TypeError(f"RandAugment takes uint8 pixels, not {video.dtype}; apply it before normalising")
@@ -72,24 +64,17 @@ def operations(magnitude: float, ops: str = "paper") -> dict[str, Operation]:
     """Returns the operations of a set at a magnitude: {name: function (clip uint8 [T, H, W, 3], key) -> clip}.
 
     With m = magnitude / 10, truncated to integers where needed: Posterize keeps 4 m bits; Solarize inverts values from
-    256 m on; SolarizeAdd adds 110 m to values below 128; Color, Contrast, Brightness and Sharpness blend with factor
-    1.8 m + 0.1 (1 changes nothing); Cutout blackens a square with sides of 80 m pixels.
+    256 m on; SolarizeAdd adds 110 m to values below 128; Color (with the grey clip), Contrast, Brightness (with black)
+    and Sharpness blend with factor 1.8 m + 0.1 (1 changes nothing); Cutout blackens a square with sides of 80 m pixels.
 
     The recipes use magnitudes 15 and 20, beyond the scale: factors of 2.8 and 3.7, squares of 120 and 160 pixels,
     additions of 165 and 220. Values beyond an operation's range are clipped: Posterize has no effect from magnitude 20
     on, Solarize from 10 on.
 
-    `video` adds Rotate by 30 m degrees, ShearX and ShearY by 0.3 m, TranslateX and TranslateY by 100 m / 224 of the
-    frame's side in whole pixels, in a random direction, with grey outside the frame. They are those
-    of tensorflow/models, whose 100 m pixels are meant for frames of 224 pixels; from magnitude 22.4 on a translation
+    'video' adds Rotate by 30 m degrees, ShearX and ShearY by 0.3 m, TranslateX and TranslateY by 100 m / 224 of the
+    frame's side in whole pixels, in a random direction, with grey outside the frame. They are those of
+    tensorflow/models, whose 100 m pixels are meant for frames of 224 pixels; from magnitude 22.4 on a translation
     leaves nothing of the frame.
-
-    Args:
-      magnitude: at least 0.
-      ops: 'paper', twelve operations, or 'video', seventeen.
-
-    Raises:
-      ValueError: an unknown set.
     """
     if ops not in OPERATION_SETS:
         raise ValueError(f"ops={ops!r}; choose one of {', '.join(OPERATION_SETS)}")
@@ -104,9 +89,9 @@ def operations(magnitude: float, ops: str = "paper") -> dict[str, Operation]:
         "Invert": lambda clip, key: 255 - clip,
         "Posterize": lambda clip, key: posterize(clip, min(level(4), 8)),
         "Solarize": lambda clip, key: solarize(clip, min(level(256), 256)),
-        "Color": lambda clip, key: colour(clip, factor),
+        "Color": lambda clip, key: _blend(_grey(clip), clip, factor),
         "Contrast": lambda clip, key: contrast(clip, factor),
-        "Brightness": lambda clip, key: brightness(clip, factor),
+        "Brightness": lambda clip, key: _blend(0, clip, factor),
         "Sharpness": lambda clip, key: sharpness(clip, factor),
         "Cutout": lambda clip, key: cutout(clip, key, level(CUTOUT_SCALE)),
         "SolarizeAdd": lambda clip, key: solarize_add(clip, min(level(110), 255)),
@@ -164,21 +149,11 @@ def solarize_add(clip: jax.Array, addition: int) -> jax.Array:
     return jnp.where(clip < 128, jnp.minimum(clip.astype(jnp.int32) + addition, 255).astype(jnp.uint8), clip)
 
 
-def colour(clip: jax.Array, factor: float) -> jax.Array:
-    """Saturation: blends a clip, uint8 [T, H, W, 3], with its grey version (ImageEnhance.Color)."""
-    return _blend(_grey(clip), clip, factor)
-
-
 def contrast(clip: jax.Array, factor: float) -> jax.Array:
     """Blends a clip, uint8 [T, H, W, 3], with its mean grey value, rounded (ImageEnhance)."""
     frames = jnp.sum(_grey(clip), axis=(1, 2, 3))  # exact; the sum over the clip could overflow int32
     mean = jnp.mean(frames.astype(jnp.float32)) / (clip.shape[1] * clip.shape[2])
     return _blend(jnp.floor(mean + 0.5), clip, factor)
-
-
-def brightness(clip: jax.Array, factor: float) -> jax.Array:
-    """Blends a clip, uint8, with black (ImageEnhance)."""
-    return _blend(0, clip, factor)
 
 
 def sharpness(clip: jax.Array, factor: float) -> jax.Array:
