@@ -5,20 +5,8 @@ warm-up over 2.5 epochs, gradients clipped at global norm 1, no weight decay.
 """
 
 from vivit_jax.optim.chain import Optimizer, make_optimizer
-from vivit_jax.optim.config import KERNELS, OPTIMIZERS, SCHEDULES, OptimizerConfig
+from vivit_jax.optim.config import OptimizerConfig
 from vivit_jax.optim.layers import learning_rate_factors
-from vivit_jax.optim.paths import path_mask, trained_mask
 from vivit_jax.optim.schedules import learning_rate_schedule
 
-__all__ = [
-    "KERNELS",
-    "OPTIMIZERS",
-    "SCHEDULES",
-    "Optimizer",
-    "OptimizerConfig",
-    "learning_rate_factors",
-    "learning_rate_schedule",
-    "make_optimizer",
-    "path_mask",
-    "trained_mask",
-]
+__all__ = ["Optimizer", "OptimizerConfig", "learning_rate_factors", "learning_rate_schedule", "make_optimizer"]

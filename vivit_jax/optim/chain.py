@@ -18,11 +18,8 @@ from vivit_jax.optim.paths import check_found, path_mask, trained_mask
 class Optimizer:
     """An optax transformation that also tells which parameters it trains, so that only these are differentiated.
 
-    Attributes:
-      init: parameters -> state. Raises ValueError if a pattern of the config is found in no path.
-      update: (gradients, state, parameters) -> (updates, state); zero updates for frozen parameters.
-      trained: parameters -> a tree of bools.
-      head_learning_rate: learning rate of the heads in multiples of the schedule's.
+    `trained` maps parameters to a tree of bools; frozen parameters get zero updates. `head_learning_rate` is in
+    multiples of the schedule's.
     """
 
     init: Callable[[Any], Any]
@@ -36,10 +33,6 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> Optimiz
 
     The norm is that of the global gradient of the trained parameters (the reference clips on each device before it
     averages). Accumulation, EMA and SAM belong to the train step.
-
-    Args:
-      config: settings of the optimizer.
-      schedule: from `learning_rate_schedule`.
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     transformation = optax.chain(clip, *_rule(config, schedule))

@@ -28,11 +28,11 @@ class OptimizerConfig:
       learning_rate: at the end of the warm-up; > 0.
       schedule: after the warm-up: 'cosine', 'linear' (both to `end_learning_rate`), 'constant', 'step' (times
         `step_decay_factor` at each of `schedule_steps`) or 'rsqrt' (see `rsqrt_timescale`).
-      warmup_epochs: epochs of linear warm-up from 0, at least 0 and less than the run has.
+      warmup_epochs: epochs of linear warm-up from 0, less than the run has.
       warmup_steps, warmup_examples: the same in optimizer steps or in clips; replaces `warmup_epochs`.
-      end_learning_rate: at the last step of 'cosine' and 'linear', at least 0.
-      schedule_steps: when 'step' changes the learning rate, from the start of the run, ascending.
-      step_decay_factor: in (0, 1).
+      end_learning_rate: at the last step of 'cosine' and 'linear'.
+      schedule_steps, step_decay_factor: when 'step' changes the learning rate, from the start of the run, ascending,
+        and by what factor in (0, 1).
       rsqrt_timescale: t > 0 of 'rsqrt': the learning rate s steps after the warm-up is base / sqrt(1 + s / t)
         (arXiv:2106.04560; big_vision's `create_learning_rate_schedule`). None: 10,000 steps.
       schedule_unit: of `schedule_steps` and `rsqrt_timescale`: 'steps', 'epochs' or 'examples'.
@@ -44,13 +44,10 @@ class OptimizerConfig:
       clip_norm: upper limit of the global norm of the trained parameters' gradient; 0 turns clipping off.
       layer_decay: layer-wise learning-rate decay, in (0, 1], see `optim.learning_rate_factors`; 1 turns it off.
       head_learning_rate: learning rate of the heads in multiples of the schedule's, > 0.
-      frozen: one or several patterns of parameters that are not trained: no update, decay or optimizer state.
+      frozen: patterns of parameters that are not trained: no update, decay or optimizer state.
       accumulate_steps: microbatches per batch, processed one after another to save memory; must divide the batch size.
       ema_decay: d in [0, 1) of the exponential moving average of the parameters; 0 turns it off.
-      sam_rho: radius of sharpness-aware minimisation (arXiv:2010.01412), at least 0; 0 turns it off.
-
-    Raises:
-      ValueError: a field out of its range, or one that the chosen schedule does not use.
+      sam_rho: radius of sharpness-aware minimisation (arXiv:2010.01412); 0 turns it off.
     """
 
     name: str = "sgd"

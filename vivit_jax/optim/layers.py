@@ -60,16 +60,8 @@ def learning_rate_factors(params: Any, layer_decay: float, head: float = 1.0) ->
     the spatial encoder, then those of the temporal one; one less than its first layer for an encoder's class token and
     position embedding, one more than its last layer for its LayerNorm; L + 1 for heads and pre-logits layer.
 
-    Args:
-      params: parameters of a ViViT, or a tree of the same shapes; of any model if `layer_decay` is 1.
-      layer_decay: in (0, 1].
-      head: additional factor for the heads, > 0.
-
-    Returns:
-      A tree of float64 scalars, and of [L, 1, ...] for stacked leaves.
-
-    Raises:
-      ValueError: the depth of a parameter is not known.
+    `layer_decay` is in (0, 1]; at 1 the model can be any. `head` is an additional factor for the heads, > 0. The
+    result is a tree of float64 scalars, and of [L, 1, ...] for stacked leaves.
     """
     layers = _count_layers(params) if layer_decay < 1 else {}
     top = sum(layers.values()) + 1

@@ -18,13 +18,9 @@ def path_mask(pattern: str) -> Callable[[Any], Any]:
 
 
 def trained_mask(frozen: Sequence[str]) -> Callable[[Any], Any]:
-    """Returns a function from parameters to a tree of bools: whether the leaf is trained.
+    """Returns a function from parameters to a tree of bools: False where a pattern of `frozen` is found in the path.
 
-    Args:
-      frozen: patterns; a parameter whose path contains one of them is not trained.
-
-    Returns:
-      The function. It raises ValueError if no path contains one of the patterns, or if no parameter is trained.
+    It raises ValueError if one of the patterns is found in no path, or if no parameter is trained.
     """
 
     def mask(params: Any) -> Any:

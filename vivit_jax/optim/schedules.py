@@ -15,18 +15,12 @@ def learning_rate_schedule(
 ) -> optax.Schedule:
     """Returns the learning rate as a function of the step: linear warm-up from 0, then decay over the remaining steps.
 
+    At step s < w of the warm-up (s = 0, 1, ...) it is base * s / w.
+
     Args:
-      config: settings of the optimizer.
-      total_steps: optimizer steps of the whole run, at least 1.
+      total_steps: optimizer steps of the whole run.
       steps_per_epoch: examples in the split / batch size; converts epochs to steps.
       batch_size: clips in a global batch; converts examples to steps, and is needed only for that.
-
-    Returns:
-      step (0-based) -> learning rate. At step s < warm-up it is base * s / warm-up steps.
-
-    Raises:
-      ValueError: the warm-up is not shorter than the run, a step of 'step' is outside the rest of the run, or a length
-        is in examples and there is no batch size.
     """
 
     def in_steps(field: str, value: float, unit: str) -> float:

@@ -13,7 +13,6 @@ The mesh changes the numbers of a run only by the order of floating-point sums.
 
 from vivit_jax.sharding.activations import constrain, num_shards, shard_map_batch, shard_map_logical
 from vivit_jax.sharding.mesh import (
-    AXES,
     batch_sharding,
     check_batch_size,
     check_model,
@@ -23,11 +22,9 @@ from vivit_jax.sharding.mesh import (
     process_rows,
     replicated,
 )
-from vivit_jax.sharding.rules import RULES, abstract_like, state_sharding
+from vivit_jax.sharding.rules import abstract_like, state_sharding
 
 __all__ = [
-    "AXES",
-    "RULES",
     "abstract_like",
     "batch_sharding",
     "check_batch_size",

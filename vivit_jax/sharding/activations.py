@@ -37,20 +37,11 @@ def num_shards(logical_axis: str) -> int:
 
 
 def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
-    """Constrains the sharding of an array to that of its logical axes on the current mesh.
+    """Constrains the sharding of an array to that of its logical axes on the current mesh: one name per dimension.
 
     The compiler pads a dimension that the number of devices does not divide. A dimension shorter than that number is
     not split.
-
-    Args:
-      x: an array.
-      *logical_axes: for each dimension a key of `LOGICAL_AXES`, or None.
-
-    Raises:
-      ValueError: the number of names is not the number of dimensions.
     """
-    if len(logical_axes) != x.ndim:
-        raise ValueError(f"{len(logical_axes)} logical axes {logical_axes} for an array of shape {x.shape}")
     axes = _split(x.shape, logical_axes)
     return jax.lax.with_sharding_constraint(x, P(*axes)) if any(axes) else x
 
@@ -77,11 +68,7 @@ def shard_map_logical(
 
     For loops and kernels, which the partitioner cannot split. `function` must treat the named dimensions as
     independent. Dimensions that the number of devices does not divide are padded with zeros; the result is cut to size.
-
-    Args:
-      function: arrays -> one array.
-      arguments: the logical axes of each argument, see `constrain`.
-      result: the logical axes of the result. Each must be an axis of an argument, and has its size.
+    `arguments` are the logical axes of each argument, `result` those of the one result, each an axis of an argument.
     """
 
     def sharded(*arrays: jax.Array) -> jax.Array:

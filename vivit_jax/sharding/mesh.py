@@ -30,13 +30,8 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
     contiguous range of the batch's rows is replaced by the order of processes.
 
     Args:
-      axes: axis name -> number of devices, of which one may be -1, "all that remain". Axes that are left out have 1
-        device; `data` takes the remaining ones unless another axis is -1.
+      axes: axis name -> number of devices, of which one may be -1, "all that remain". See `complete_axes`.
       devices: default: all devices of all processes.
-
-    Raises:
-      ValueError: an unknown axis, a size that is neither positive nor the only -1, or a product of sizes other than the
-        number of devices.
     """
     devices = list(devices if devices is not None else jax.devices())
     axes = dict(axes or {})
@@ -87,18 +82,10 @@ def _rows_are_contiguous(devices: np.ndarray) -> bool:
 def check_model(mesh: Mesh, config: Any) -> None:
     """Checks that the mesh splits the dimensions of a model evenly.
 
-    Plain arithmetic, to fail before anything compiles. Only the tokens of Model 1 with their class token may be split
-    unevenly: they are padded, by less than one token per device.
-
-    Args:
-      mesh: from `make_mesh`.
-      config: a `ViViTConfig`, or anything with its `attention`, `hidden_size`, `num_heads`, `mlp_dim` and `grid`.
-
-    Raises:
-      ValueError: a dimension is not divided; the message has the sizes that would divide it.
+    Only the tokens of Model 1 with their class token may be split unevenly: they are padded, by less than one token per
+    device. `config` is a `ViViTConfig`.
     """
-    attention = config.attention
-    n_t, n_h, n_w = config.grid
+    attention, (n_t, n_h, n_w) = config.attention, config.grid
     _check_divides(mesh, "fsdp", "hidden_size", config.hidden_size)
     if attention == "factorised_dot_product":
         _check_divides(mesh, "tensor", "half of num_heads (Model 4 gives each half to one axis)", config.num_heads // 2)
@@ -157,13 +144,7 @@ def process_rows(mesh: Mesh, batch_size: int) -> tuple[int, int]:
 
 
 def place_batch(batch: Mapping[str, Any], mesh: Mesh, batch_size: int) -> Any:
-    """Makes global arrays on the mesh from this process's rows of a batch.
-
-    Args:
-      batch: NumPy arrays (nested dicts allowed) whose first dimension is the rows of `process_rows`.
-      mesh: from `make_mesh`.
-      batch_size: the number of rows in the global batch.
-    """
+    """Makes arrays of the global batch on the mesh from a tree of NumPy arrays with this process's `process_rows`."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x), (batch_size, *np.shape(x)[1:])),

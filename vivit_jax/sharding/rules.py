@@ -39,15 +39,7 @@ def state_sharding(mesh: Mesh, abstract: Any, rules: Rules = RULES) -> Any:
     """Returns the sharding of each leaf of a train state or parameter tree, by the first rule that matches its path.
 
     The optimizer's moments and the averaged parameters (EMA) have paths that end as the parameters' do, and so get the
-    same shardings.
-
-    Args:
-      mesh: from `make_mesh`.
-      abstract: a tree of arrays or `jax.ShapeDtypeStruct`.
-      rules: (regular expression to search in the path 'params/encoder/...', names of the leaf's last dimensions).
-
-    Raises:
-      ValueError: no rule matches a leaf.
+    same shardings. `abstract` is a tree of arrays or `jax.ShapeDtypeStruct`.
     """
 
     def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
