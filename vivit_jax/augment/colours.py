@@ -46,10 +46,8 @@ def jitter_colours(
 
     Args:
       frames: float [..., H, W, 3] in [0, 1].
-      brightness: added to every value.
-      saturation: factor of the saturation of HSV, at least 0.
-      contrast: factor of the distance from a channel's mean over the frame.
-      hue: rotation in turns of the colour circle, in [-1, 1].
+      brightness, hue: added to every value, and to the hue in turns of the colour circle, in [-1, 1].
+      saturation, contrast: factors >= 0 of HSV's saturation, and of the distance from a channel's mean over the frame.
     """
     frames = adjust_saturation(frames + brightness, saturation)
     mean = jnp.mean(frames, axis=(-3, -2), keepdims=True)

@@ -18,18 +18,17 @@ class AugmentConfig:
     colours, erasing, mixup or cutmix.
 
     Attributes:
-      colour_jitter_probability: in [0, 1], of changing a clip's brightness, saturation, contrast and hue.
-      grayscale_probability: in [0, 1], of making a clip grey, independent of the colour jitter.
+      colour_jitter_probability, grayscale_probability: of changing a clip's brightness, saturation, contrast and hue,
+        and, independently, of making it grey.
       rand_augment_layers, rand_augment_magnitude: operations per clip and their strength, both at least 0; see
         `rand_augment.operations`.
       rand_augment_ops: 'paper', the paper's twelve operations, which move no pixels; 'video' adds rotation, shears and
         translations. For classes that depend on left and right or up and down, choose a small magnitude.
-      erase_probability: in [0, 1], of filling a box of a clip with noise (random erasing, arXiv:1708.04896).
+      erase_probability: of filling a box of a clip with noise (random erasing, arXiv:1708.04896).
       mixup: alpha of lambda ~ Beta(alpha, alpha), the weight of a clip in its mixture; 0 turns mixup off.
       cutmix: the same for the share of the frame that the box of the other clip leaves (arXiv:1905.04899). If mixup is
         on too, one of the two is drawn.
-      mix_per_example: draw lambda, the box and the choice between the two for each clip instead of once per batch (as
-        published).
+      mix_per_example: draw lambda, box and choice for each clip instead of once per batch (as published).
     """
 
     colour_jitter_probability: float = 0.0

@@ -14,14 +14,10 @@ ATTEMPTS = 10
 
 
 def erase(keys: jax.Array, video: jax.Array, *, probability: float) -> jax.Array:
-    """Fills a box of each clip with noise, with a probability in [0, 1].
+    """Fills a box of each clip of `video`, [B, T, H, W, 3] in [0, 255], with noise, with a probability in [0, 1].
 
     The noise is uniform in [0, 255] for each pixel and channel (best in the paper of random erasing), and the same in
-    all frames, so that it adds no motion.
-
-    Args:
-      keys: [B], one per clip.
-      video: [B, T, H, W, 3] in [0, 255], uint8 or float.
+    all frames, so that it adds no motion. `keys` are [B].
     """
 
     def one_clip(key: jax.Array, clip: jax.Array) -> jax.Array:
@@ -38,13 +34,9 @@ def erased_box(
 ) -> jax.Array:
     """Draws the box to erase: algorithm 1 of the paper of random erasing, bool [H, W] = `size`.
 
-    The box has a uniform area, a log-uniform ratio of height to width (so that tall and wide boxes are equally likely,
-    as in timm and torchvision; the paper draws it uniformly), and a uniform position inside the frame. If none of
-    `ATTEMPTS` boxes fits into the frame, nothing is erased.
-
-    Args:
-      area: (low, high) of the box's share of the frame.
-      aspect: the ratio lies in [aspect, 1 / aspect].
+    The box has a uniform share of the frame's area, in the range `area`; a log-uniform ratio of height to width in
+    [aspect, 1 / aspect], so that tall and wide boxes are equally likely (as in timm and torchvision; the paper draws it
+    uniformly); and a uniform position. If none of `ATTEMPTS` boxes fits into the frame, nothing is erased.
     """
     (key,) = jax.random.split(key, 1)  # from when there could be several boxes: keeps the draws of older runs
     area_key, ratio_key, position_key = jax.random.split(key, 3)

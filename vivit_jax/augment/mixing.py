@@ -15,12 +15,7 @@ def mix_clips(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Mixes each clip with its partner (`swap_pairs`) by mixup or cutmix; if both are on, one of them is drawn.
 
-    Lambda, the box, and the choice between the two are drawn once per batch, as published, or for each clip with
-    `mix_per_example`. A clip whose partner is padding is not mixed.
-
-    Args:
-      video: float [B, T, H, W, 3], any range.
-      mask: [B], 0 on padding.
+    `video` is float [B, T, H, W, 3]. A clip whose partner is padding (0 in `mask`, [B]) is not mixed.
 
     Returns:
       (mixed video; float32 [B] in [0, 1], the weight of each clip's own label for `mix`: lambda for mixup, for cutmix

@@ -36,11 +36,7 @@ Operation = Callable[[jax.Array, jax.Array], jax.Array]  # (clip [T, H, W, 3], k
 def rand_augment(keys: jax.Array, video: jax.Array, *, layers: int, magnitude: float, ops: str = "paper") -> jax.Array:
     """Applies `layers` operations to each clip, drawn uniformly from `operations(magnitude, ops)`.
 
-    Args:
-      keys: [B], one per clip.
-      video: uint8 [B, T, H, W, 3]; all frames of a clip get the same operations.
-      layers: operations per clip, N of the RandAugment paper.
-      magnitude: strength of all operations, M of the RandAugment paper.
+    `video` is uint8 [B, T, H, W, 3], `keys` are [B]; `layers` and `magnitude` are N and M of the RandAugment paper.
     """
     if video.dtype != jnp.uint8:
         raise TypeError(f"RandAugment takes uint8 pixels, not {video.dtype}; apply it before normalising")

@@ -50,8 +50,7 @@ def xla_attention(
     Args:
       query, key, value: [..., heads, N, head_dim], N = N_q for the query and N_k for the others.
       dropout_rate: probability in [0, 1) of dropping a weight; the others are divided by 1 - rate.
-      dropout_key: None for no dropout.
-      logit_cap: see `attention_weights`.
+      dropout_key, logit_cap: None for no dropout; see `attention_weights`.
 
     Returns:
       [..., heads, N_q, head_dim] in the dtype of `value`.

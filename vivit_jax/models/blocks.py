@@ -89,13 +89,11 @@ class EncoderBlock(nn.Module):
 
     `config.attention` decides on the attention layers:
 
-    * Models 1 and 2, `spatiotemporal` and `factorised_encoder`: one, over all tokens of a sequence (`norm_attention`,
-      `attention`).
+    * Models 1 and 2: one, over all tokens of a sequence (`norm_attention`, `attention`).
     * Model 3, `factorised_self_attention` (figure 5, eqs. 4 to 6): one over time (`norm_time`, `attention_time`) and
       one over space (`norm_space`, `attention_space`), each with its own LayerNorm and residual, in
       `config.attention_order`.
-    * Model 4, `factorised_dot_product` (figure 6): one, with half of its heads over time and half over space (names as
-      in Model 1).
+    * Model 4, `factorised_dot_product` (figure 6): one, with half of its heads over time, half over space (same names).
 
     The other parameters are `norm_mlp` and `mlp`. The residual stream keeps the dtype of the input. `sow_attention`:
     see `MultiHeadAttention`; `logical_axes`: see `Encoder`.
@@ -149,10 +147,9 @@ class Encoder(nn.Module):
     for the class token; `layers`, the blocks' parameters stacked as [L, ...], scanned or not; `norm`.
 
     Attributes:
-      class_token: prepend a class token along the last token axis.
+      class_token: whether to prepend a class token along the last token axis.
       token_axes: number of token axes that have positions: 1 (a sequence) or 2 (time, space).
       deterministic: disables dropout and stochastic depth.
-      sow_attention: sows the attention weights, stacked over layers.
       logical_axes: the logical axis (`vivit_jax.sharding.constrain`) of each axis between batch and d, `tokens`, `time`
         or `space`, which the mesh may split; None for an axis that stays unsplit, () for all of them.
       remat: what the backward pass recomputes; None: `config.remat`.

@@ -38,9 +38,8 @@ class ViViTConfig:
     """The architecture of a ViViT (section 3). Values are normalised and checked when the config is made.
 
     Attributes:
-      hidden_size, mlp_dim: d, the width of a token, and the width of the MLP's hidden layer.
+      hidden_size, mlp_dim: d, the width of a token (`num_heads` divides it), and that of the MLP's hidden layer.
       num_layers: L, the layers of the encoder; of the spatial encoder in Model 2.
-      num_heads: must divide d.
       attention: `spatiotemporal` (Model 1), `factorised_encoder` (Model 2), `factorised_self_attention` (Model 3) or
         `factorised_dot_product` (Model 4); section 3.3.
       tokenizer: `tubelet` or `uniform_frames`; section 3.2.
@@ -54,13 +53,11 @@ class ViViTConfig:
       frame_pooling: Model 2 pools each frame to one vector before its temporal encoder. False: the temporal encoder
         runs along time for each position in the frame, as in VideoPrism (arXiv:2402.13217); no class token.
       representation_size: width of a dense layer with tanh before the head; None for none.
-      dropout_rate: in [0, 1), after the position embedding, after attention and in the MLP.
-      attention_dropout_rate: in [0, 1), of the attention weights.
+      dropout_rate: in [0, 1), after the position embedding, after attention and in the MLP; not of attention weights.
       stochastic_depth_rate: in [0, 1), of the last layer; layer i of L drops its branches with rate * i / (L - 1).
       stochastic_depth_rescale: divide a kept branch by its probability. False is the published code's behaviour: no
         rescaling, and no stochastic depth in Model 3.
       activation: `gelu_tanh` (the tanh approximation, as published) or `gelu` (exact).
-      qkv_bias: whether the query, key and value projections have biases.
       attention_order: Model 3's first and second axis, `time_space` (as published) or `space_time`.
       attention_logit_cap: c > 0 replaces the attention logits by c tanh(logits / c); VideoPrism has c = 50.
       attention_backend: `xla`, or `tiled` (less memory, and faster on CPUs from about a thousand tokens).

@@ -23,8 +23,7 @@ class OptimizerConfig:
     Patterns are regular expressions, searched in paths such as 'encoder/layers/mlp/dense_in/kernel'.
 
     Attributes:
-      name: 'sgd' (with momentum, no Nesterov), 'adamw' (arXiv:1711.05101), 'lamb' (arXiv:1904.00962) or 'lion'
-        (arXiv:2302.06675).
+      name: 'sgd', 'adamw' (arXiv:1711.05101), 'lamb' (arXiv:1904.00962) or 'lion' (arXiv:2302.06675).
       learning_rate: at the end of the warm-up; > 0.
       schedule: after the warm-up: 'cosine', 'linear' (both to `end_learning_rate`), 'constant', 'step' (times
         `step_decay_factor` at each of `schedule_steps`) or 'rsqrt' (see `rsqrt_timescale`).
@@ -36,11 +35,10 @@ class OptimizerConfig:
       rsqrt_timescale: t > 0 of 'rsqrt': the learning rate s steps after the warm-up is base / sqrt(1 + s / t)
         (arXiv:2106.04560; big_vision's `create_learning_rate_schedule`). None: 10,000 steps.
       schedule_unit: of `schedule_steps` and `rsqrt_timescale`: 'steps', 'epochs' or 'examples'.
-      momentum: of SGD, in [0, 1).
+      momentum: of SGD, in [0, 1); no Nesterov.
       b1, b2, eps: of the other optimizers: decay of the moments, in [0, 1), and epsilon, > 0. b2=None: as published,
         0.999, or 0.99 for Lion, which has no epsilon.
-      weight_decay: decoupled, times the learning rate, at least 0 (published: 0).
-      decay_pattern: the parameters that weight decay applies to; by default kernels only.
+      weight_decay, decay_pattern: decoupled weight decay, times the learning rate, of the parameters with this pattern.
       clip_norm: upper limit of the global norm of the trained parameters' gradient; 0 turns clipping off.
       layer_decay: layer-wise learning-rate decay, in (0, 1], see `optim.learning_rate_factors`; 1 turns it off.
       head_learning_rate: learning rate of the heads in multiples of the schedule's, > 0.
