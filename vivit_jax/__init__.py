@@ -3,4 +3,8 @@
 from vivit_jax.models import ViViT, ViViTConfig
 """
 
+from vivit_jax.utils import extras
+
 __version__ = "0.2.0"
+
+extras.report_missing_extra()

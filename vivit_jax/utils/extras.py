@@ -1,0 +1,35 @@
+"""Packages of the optional extras: a program that lacks one ends in one line instead of a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import TracebackType
+
+# Modules of the extras in pyproject.toml, by extra.
+MODULES = {
+    "train": {"av", "clu", "matplotlib", "PIL", "sklearn", "tensorboard", "tensorflow", "tensorflow_datasets", "tqdm"},
+    "report": {"jinja2"},
+}
+
+
+def report_missing_extra() -> None:
+    """Makes programs of this package (`python -m vivit_jax.NAME`, `vivit-NAME`) name the extra that they lack.
+
+    Called by `vivit_jax/__init__.py`, since most programs import optional packages before their first line runs.
+    """
+    program = os.path.basename(sys.argv[0])  # "-m" while Python looks for the module that it will run
+    if program == "-m" or program.startswith("vivit-"):
+        sys.excepthook = _excepthook
+
+
+def _excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    module = (getattr(error, "name", None) or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    for extra, modules in MODULES.items():
+        if module in modules:
+            sys.stderr.write(
+                f"error: {module} is not installed; this program needs the extra {extra}: "
+                f'pip install "vivit_jax[{extra}]"\n'
+            )
+            return
+    sys.__excepthook__(kind, error, traceback)
