@@ -18,7 +18,6 @@ class Head:
     """Where the class of a head is in a record.
 
     Attributes:
-      name: name of the head.
       feature: context feature that holds the class.
       first, count: the class is the one value of `feature` in [first, first + count), minus `first`; if `count` is
         None, the feature has one value. Scenic stores labels of EPIC-Kitchens as [noun, 300 + verb] in one feature.
@@ -49,12 +48,7 @@ DEFAULT = Head("label", "clip/label/index")
 def label_features(heads: Sequence[Head], kinds: Mapping[str, str]) -> dict[str, str]:
     """Returns {feature: kind} of all features that hold labels.
 
-    Args:
-      heads: heads to read.
-      kinds: feature -> kind of all features in the records, as in protobuf ("int64_list").
-
-    Raises:
-      ValueError: neither number nor text of a head exists.
+    `kinds` has all features of the records; kinds are those of protobuf ("int64_list").
     """
     features = {}
     for head in heads:
@@ -78,78 +72,66 @@ def read_label(head: Head, record: Mapping[str, np.ndarray]) -> Label | str:
     texts = next((record[name] for name in head.text_features if len(record.get(name, ()))), np.zeros(0, object))
     if values.dtype == object:  # `head.feature` itself holds text
         values, texts = np.zeros(0, np.int64), values
-    if len(values) == 0 and len(texts) == 0:
-        return f"head {head.name!r}: no label in {head.feature}"
+    texts = [text.decode("utf-8", "replace") for text in texts]
+    if not len(values):
+        if not texts:
+            return f"head {head.name!r}: no label in {head.feature}"
+        return Label(None, texts[0] if len(texts) == 1 else None)
     selected = np.arange(len(values))
     if head.count is not None:
         selected = np.flatnonzero((values >= head.first) & (values < head.first + head.count))
-    if len(values) and len(selected) != 1:
+    if len(selected) != 1:
         return (
             f"head {head.name!r}: {head.feature} holds {values.tolist()}, of which one must be the class "
             f"(--head={head.name}=FEATURE:FIRST:COUNT picks one of several)"
         )
-    number, text = (int(values[selected[0]]) - head.first if len(values) else None), None
-    if len(texts) == len(values):
-        text = texts[selected[0]]
-    elif len(texts) == 1 and not len(values):
-        text = texts[0]
-    return Label(number, None if text is None else text.decode("utf-8", "replace"))
+    index = selected[0]
+    return Label(int(values[index]) - head.first, texts[index] if len(texts) == len(values) else None)
 
 
 def class_ids(
-    labels: Mapping[Hashable, Mapping[str, Label | str]],
-    heads: Sequence[Head],
-    class_names: Mapping[str, Sequence[str]],
-    source: str,
-) -> tuple[dict[Hashable, dict[str, int]], dict[str, list[str]], dict[Hashable, str]]:
-    """Assigns class ids.
+    head: Head, labels: Mapping[Hashable, Label | str], given: Sequence[str] | None, source: str
+) -> tuple[dict[Hashable, int], list[str], dict[Hashable, str]]:
+    """Assigns class ids of a head: returns (record -> id, class names, record -> reason why it has none).
 
     Args:
-      labels: record -> head -> what `read_label` returned.
-      heads: heads to assign.
-      class_names: head -> names, where the user gave them.
+      labels: record -> what `read_label` returned.
+      given: class names, if the user gave them.
       source: what decides the class: "index", "text", or "auto" (the number where there is one).
 
-    Returns:
-      (record -> head -> class id, head -> class names, record -> reason why it has no class id).
-
     Raises:
-      ValueError: numbers and texts that do not agree, or texts asked for where there are none.
+      ValueError: numbers and texts contradict each other, or there are no texts to decide by.
     """
-    ids, reasons, names = {record: {} for record in labels}, {}, {}
-    for head in heads:
-        valid = [of_record[head.name] for of_record in labels.values() if not isinstance(of_record[head.name], str)]
-        by_text = source == "text" or (source == "auto" and all(label.number is None for label in valid))
-        names[head.name] = _class_names(head, valid, class_names.get(head.name), by_text)
-        id_of = {name: number for number, name in enumerate(names[head.name])}
-        for record, of_record in labels.items():
-            label = of_record[head.name]
-            if isinstance(label, str):
-                reasons.setdefault(record, label)
-            elif by_text and label.text not in id_of:
-                reasons.setdefault(record, f"head {head.name!r}: the label {label.text!r} is none of the classes")
-            elif not by_text and (label.number is None or not 0 <= label.number < len(id_of)):
-                limits = f"0 to {len(id_of) - 1}"
-                reasons.setdefault(record, f"head {head.name!r}: class {label.number} is outside {limits}")
-            else:
-                ids[record][head.name] = id_of[label.text] if by_text else label.number
-    return {record: of_record for record, of_record in ids.items() if record not in reasons}, names, reasons
+    valid = [label for label in labels.values() if isinstance(label, Label)]
+    by_text = source == "text" or (source == "auto" and all(label.number is None for label in valid))
+    names = _names_from_texts(head, valid, given) if by_text else _names_by_number(head, valid, given)
+    id_of = {name: number for number, name in enumerate(names)}
+    ids, reasons = {}, {}
+    for record, label in labels.items():
+        if isinstance(label, str):
+            reasons[record] = label
+        elif by_text and label.text not in id_of:
+            reasons[record] = f"head {head.name!r}: the label {label.text!r} is none of the classes"
+        elif not by_text and (label.number is None or not 0 <= label.number < len(names)):
+            reasons[record] = f"head {head.name!r}: class {label.number} is outside 0 to {len(names) - 1}"
+        else:
+            ids[record] = id_of[label.text] if by_text else label.number
+    return ids, names, reasons
 
 
-def _class_names(head: Head, labels: Sequence[Label], given: Sequence[str] | None, by_text: bool) -> list[str]:
-    if by_text:
-        texts = {label.text for label in labels if label.text is not None}
-        if not texts and labels:
-            raise ValueError(
-                f"head {head.name!r}: the records hold no texts of the classes, only numbers: --labels=index"
-            )
-        return list(given) if given is not None else sorted(texts)
+def _names_from_texts(head: Head, labels: Sequence[Label], given: Sequence[str] | None) -> list[str]:
+    texts = {label.text for label in labels if label.text is not None}
+    if labels and not texts:
+        raise ValueError(f"head {head.name!r}: the records hold no texts of the classes, only numbers: --labels=index")
+    return sorted(texts) if given is None else list(given)
 
-    # By number: where there are texts too, each number must have one text, and each text one number.
-    name_of = dict(enumerate(given)) if given is not None else {}
+
+def _names_by_number(head: Head, labels: Sequence[Label], given: Sequence[str] | None) -> list[str]:
+    """Returns the name of each number: given, or its text; checks that each has one text and each text one number."""
+    name_of = dict(enumerate(given or ()))
     number_of = {name: number for number, name in name_of.items()}
     for number, text in labels:
-        if number is None or text is None or (given is not None and not 0 <= number < len(given)):
+        if number is None or text is None or (given is not None and number not in name_of):
             continue
         if name_of.setdefault(number, text) != text or number_of.setdefault(text, number) != number:
             other = name_of[number] if name_of[number] != text else f"also class {number_of[text]}"
@@ -159,10 +141,9 @@ def _class_names(head: Head, labels: Sequence[Label], given: Sequence[str] | Non
             )
     if given is not None:
         return list(given)
-    largest = max((label.number for label in labels if label.number is not None), default=-1)
-    # One wrong number among millions must not make a table of as many names.
-    if head.count is None and largest >= 1_000_000:
+    count = head.count or 1 + max((label.number for label in labels if label.number is not None), default=-1)
+    if head.count is None and count > 1_000_000:  # one wrong number would make a table of as many names
         raise ValueError(
-            f"head {head.name!r}: class {largest} is too large for a class id; name another feature (--head)"
+            f"head {head.name!r}: class {count - 1} is too large for a class id; name another feature (--head)"
         )
-    return [name_of.get(number, str(number)) for number in range(head.count or largest + 1)]
+    return [name_of.get(number, str(number)) for number in range(count)]

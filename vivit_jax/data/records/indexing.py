@@ -52,6 +52,17 @@ def video_arrays(videos: Sequence[VideoEntry]) -> dict[str, np.ndarray]:
     return {name: np.array([getattr(video, name) for video in videos], dtype) for name, dtype in types.items()}
 
 
+def chunk_arrays(positions: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the fields of `RecordSplit` that describe the chunks, from the `record_positions` of each shard."""
+    offset, length, checksum = np.concatenate([np.zeros((0, 3), np.int64), *positions]).T
+    return {
+        "chunk_shard": np.repeat(np.arange(len(positions), dtype=np.int64), [len(shard) for shard in positions]),
+        "chunk_offset": np.ascontiguousarray(offset),
+        "chunk_length": np.ascontiguousarray(length),
+        "chunk_checksum": checksum.astype(np.uint32),
+    }
+
+
 def assemble(
     folder: storage.PathLike,
     split: str,
@@ -69,10 +80,6 @@ def assemble(
       class_names: head -> name of each class id.
       shards: file names; None for those in `folder`.
       positions: `record_positions` of each shard; None to read them.
-
-    Raises:
-      ValueError: the shards do not hold as many records as the videos need, or a head has one label in some videos and
-        several in others.
     """
     folder = storage.path(folder)
     shards = list_shards(folder)[split] if shards is None else shards
@@ -82,7 +89,6 @@ def assemble(
         expected = sum(-(-entry.num_frames // CHUNK_FRAMES) for entry in entries)
         if len(of_shard) != expected:
             raise ValueError(f"{folder / shard}: {len(of_shard)} records, {expected} expected")
-    chunks = np.concatenate([np.zeros((0, 3), np.int64), *positions])
     all_videos = [video for entries in videos for video in entries]
     arrays = video_arrays(all_videos)
     num_chunks = -(-arrays["num_frames"].astype(np.int64) // CHUNK_FRAMES)
@@ -90,15 +96,12 @@ def assemble(
         folder=folder,
         name=split,
         shards=list(shards),
-        **arrays,
         labels={head: _label_array(head, [video.labels[head] for video in all_videos]) for head in class_names},
-        first_chunk=np.concatenate([[0], np.cumsum(num_chunks)[:-1]]).astype(np.int64)[: len(all_videos)],
+        first_chunk=np.cumsum(num_chunks) - num_chunks,
         num_chunks=num_chunks,
-        chunk_shard=np.repeat(np.arange(len(shards), dtype=np.int64), [len(of_shard) for of_shard in positions]),
-        chunk_offset=chunks[:, 0],
-        chunk_length=chunks[:, 1],
-        chunk_checksum=chunks[:, 2].astype(np.uint32),
         class_names=class_names,
+        **arrays,
+        **chunk_arrays(positions),
     )
 
 

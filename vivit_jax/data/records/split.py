@@ -27,7 +27,7 @@ CHUNK_FRAMES = 16
 CHUNKS, SEQUENCE = "chunks", "sequence"
 _VIDEO_FIELDS = ("video_id", "num_frames", "fps", "height", "width", "first_chunk", "num_chunks")
 _CHUNK_FIELDS = ("chunk_shard", "chunk_offset", "chunk_length", "chunk_checksum")
-_SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<shard>\d{5})-of-(?P<count>\d{5})$")
+_SHARD = re.compile(r".+-(?P<base>[^-]+)\.tfrecord-(?P<number>\d{5})-of-(?P<count>\d{5})")
 # Formats of the index file. 1 has no `form`: chunks. 3 allows multi-label heads; without one, 2 is written, which older
 # versions read.
 _FORMAT, _SINGLE_LABEL_FORMAT = 3, 2
@@ -245,18 +245,26 @@ def save_class_names(folder: storage.PathLike, class_names: Mapping[str, Sequenc
 
 
 def list_shards(folder: storage.PathLike) -> dict[str, list[str]]:
-    """Lists the shards of each split in order: {split: names}.
+    """Lists the shards of chunk records: {split: names in order}; raises NoRecordsError if some are missing."""
+    return group_shards(folder, storage.names(folder), _SHARD)
+
+
+def group_shards(folder: storage.PathLike, names: Sequence[str], pattern: re.Pattern) -> dict[str, list[str]]:
+    """Groups sorted file names by the group `base` of a pattern; ignores those that do not match.
 
     Raises:
-      NoRecordsError: some shards of a split are missing.
+      NoRecordsError: the groups `number` of the pattern are not 0 to `count` - 1.
     """
-    shards: dict[str, dict[int, str]] = {}
-    counts: dict[str, int] = {}
-    for name in storage.names(folder):
-        if match := _SHARD.match(name):
-            shards.setdefault(match["split"], {})[int(match["shard"])] = name
-            counts[match["split"]] = int(match["count"])
-    for split, names in shards.items():
-        if sorted(names) != list(range(counts[split])):
-            raise NoRecordsError(f"{folder}: split {split!r} has {len(names)} of {counts[split]} shards")
-    return {split: [names[i] for i in sorted(names)] for split, names in shards.items()}
+    shards: dict[str, list[str]] = {}
+    numbers: dict[tuple[str, int], list[int]] = {}
+    for name in names:
+        if match := pattern.fullmatch(name):
+            shards.setdefault(match["base"], []).append(name)
+            if match["count"]:
+                numbers.setdefault((match["base"], int(match["count"])), []).append(int(match["number"]))
+    for (base, count), present in numbers.items():
+        if present != list(range(count)) or len(present) < len(shards[base]):
+            raise NoRecordsError(
+                f"{folder}: {base} has {len(shards[base])} of {count} shards; copy the missing ones, and remove others"
+            )
+    return shards
