@@ -28,11 +28,7 @@ _SEARCH = flags.DEFINE_bool("search", False, "Also find the largest training bat
 
 
 def parse_pairs(flag: str, pairs: list[str], form: str) -> dict[str, int]:
-    """Parses a flag's NAME=NUMBER pairs.
-
-    Raises:
-      ValueError: a pair has another form; the message names `form`.
-    """
+    """Parses a flag's NAME=NUMBER pairs; `form` is for the error message."""
     try:
         return {name: int(number) for name, _, number in (pair.partition("=") for pair in pairs)}
     except ValueError as error:
@@ -40,11 +36,7 @@ def parse_pairs(flag: str, pairs: list[str], form: str) -> dict[str, int]:
 
 
 def dataset_heads(name: str, pairs: list[str]) -> dict[str, int]:
-    """Returns {head: classes}, from HEAD=CLASSES pairs if there are any, else from the catalog.
-
-    Raises:
-      ValueError: the catalog does not know the number of classes.
-    """
+    """Returns {head: classes}, from HEAD=CLASSES pairs if there are any, else from the catalog."""
     from vivit_jax.data import catalog
 
     if pairs:

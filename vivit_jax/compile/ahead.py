@@ -17,40 +17,23 @@ _REQUIRED = re.compile(r"([\d.]+)([KMG]?)\)? ?(?:of|exceeds available HBM) \(?([
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """The compiler's figures for a program. Bytes are those of one device.
-
-    Attributes:
-      fits: False where the program needs more memory than a device has.
-      peak: bytes in use at the worst moment (`compiled_step.peak_bytes`). Where the program does not fit, the bytes
-        that the compiler's message names (some versions of XLA name the temporaries alone).
-      available: bytes that the compiler gives to a program; None where it did not say.
-      argument, temporary: bytes of the arguments (state and batch) and of the temporaries; None where the program does
-        not fit. They overlap in memory, so their sum can exceed `peak`.
-      traffic: collectives, the largest first.
-      seconds: compilation time.
-      message: the compiler's error where the program does not fit.
-    """
+    """The compiler's figures for a program. Bytes are those of one device."""
 
     fits: bool
+    # Bytes in use at the worst moment. Where the program does not fit, the bytes that the compiler's message names
+    # (some versions of XLA name the temporaries alone).
     peak: int
-    available: int | None = None
+    available: int | None = None  # bytes that the compiler gives to a program, where it said so
+    # Bytes of state and batch, and of temporaries, where the program fits. They overlap: the sum can exceed `peak`.
     argument: int | None = None
     temporary: int | None = None
-    traffic: tuple[collectives.Traffic, ...] = ()
-    seconds: float = 0.0
-    message: str = ""
+    traffic: tuple[collectives.Traffic, ...] = ()  # the largest first
+    seconds: float = 0.0  # of compilation
+    message: str = ""  # the compiler's error where the program does not fit
 
 
 def compile_ahead(lowered: Any, mesh: Any) -> Compiled:
-    """Compiles a lowered program.
-
-    Args:
-      lowered: from `jax.jit(...).lower(...)`, for the devices of `mesh`.
-      mesh: its axes name the traffic.
-
-    Raises:
-      jax.errors.JaxRuntimeError: the compiler failed for another reason than memory.
-    """
+    """Compiles a program, from `jax.jit(...).lower(...)`, for the devices of a mesh, whose axes name the traffic."""
     began = time.perf_counter()
     try:
         executable = lowered.compile()
@@ -86,19 +69,15 @@ def parse_out_of_memory(message: str) -> tuple[int, int | None]:
 def largest_batch(
     compile_with: Callable[[int], Compiled], memory: int, start: int, at_most: int = 1024
 ) -> tuple[int, dict[int, Compiled]]:
-    """Finds the most clips per batch shard with which a program fits, in few compilations (usually four).
+    """Finds the most clips per batch shard with which a program fits: (clips, 0 if none fits; all that was tried).
 
-    Memory grows nearly linearly with the clips: the line through two compiled batches predicts the next one to try.
-    The result was compiled, and so was one clip more, which does not fit.
+    Memory grows nearly linearly with the clips: the line through two compiled batches predicts the next one to try,
+    so that usually four compilations suffice. The result was compiled, and so was one clip more, which does not fit.
 
     Args:
       compile_with: clips per batch shard -> the compiled program.
       memory: bytes of a device.
-      start: clips to begin with, at least 1.
-      at_most: upper limit of the search.
-
-    Returns:
-      (clips, 0 if not even one fits; {clips: compiled program} of all that was tried).
+      start, at_most: clips to begin with, and the upper limit of the search.
     """
     tried: dict[int, Compiled] = {}
     low, high = 0, at_most + 1  # `low` fits, `high` does not

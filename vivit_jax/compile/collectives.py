@@ -37,30 +37,17 @@ _PAIRS = re.compile(r"source_target_pairs=(\{\{.*?\}\})")
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """All collectives of one kind, mesh axis and dtype, in one run of the program.
+    """All collectives of one kind, mesh axis and dtype, in one run of the program."""
 
-    Attributes:
-      kind: one of `KINDS`, or 'send' between slices.
-      axis: mesh axis, several joined by `+`; 'slices' between slices.
-      dtype: as XLA writes it: bf16, f32.
-      count: number of operations.
-      bytes: input or output bytes of one device, whichever is larger.
-    """
-
-    kind: str
-    axis: str
-    dtype: str
-    count: int
-    bytes: int
+    kind: str  # one of `KINDS`, or 'send' between slices
+    axis: str  # mesh axis, several joined by `+`; 'slices' between slices
+    dtype: str  # as XLA writes it: bf16, f32
+    count: int  # of operations
+    bytes: int  # input or output bytes of one device, whichever is larger
 
 
 def find(text: str, mesh: Mapping[str, int]) -> list[Traffic]:
-    """Returns the collectives of a program, the largest first.
-
-    Args:
-      text: `compiled.as_text()`.
-      mesh: {axis: size} in the order of the mesh, as `dict(mesh.shape)`.
-    """
+    """Returns the collectives of `compiled.as_text()`, the largest first; `mesh` is `dict(mesh.shape)`."""
     bodies, entry = _computations(text)
     devices = math.prod(mesh.values())
     totals: dict[tuple[str, str, str], list[int]] = {}  # (kind, axis, dtype) -> [count, bytes]

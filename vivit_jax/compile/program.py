@@ -18,40 +18,25 @@ from vivit_jax.train_step import make_eval_step
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A config on the devices of a slice.
-
-    Attributes:
-      experiment: the config.
-      heads: {head: classes} of its data set.
-      mesh: the config's mesh over the slice's devices.
-    """
+    """A config on the devices of a slice."""
 
     experiment: Experiment
-    heads: Mapping[str, int]
-    mesh: Any
+    heads: Mapping[str, int]  # {head: classes} of its data set
+    mesh: Any  # the config's mesh over the slice's devices
 
     @classmethod
     def on(cls, experiment: Experiment, heads: Mapping[str, int], devices: Sequence[Any]) -> Target:
-        """Builds the config's mesh on these devices.
-
-        Raises:
-          ValueError: the mesh does not cover the devices or does not divide the model.
-        """
+        """Builds the config's mesh on these devices; ValueError where it does not cover them or divide the model."""
         mesh = sharding.make_mesh(experiment.mesh, devices)
         sharding.check_model(mesh, experiment.model_config(heads))
         return cls(experiment, heads, mesh)
 
     @property
     def batch_shards(self) -> int:
-        """Number of shards of the batch."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     def clips_per_shard(self, batch_size: int) -> int:
-        """Returns the clips in each shard of a global batch.
-
-        Raises:
-          ValueError: the batch does not divide evenly.
-        """
+        """Returns the clips in each shard of a global batch, which must divide evenly."""
         sharding.check_batch_size(self.mesh, batch_size, "batch_size")
         return batch_size // self.batch_shards
 

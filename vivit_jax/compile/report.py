@@ -17,10 +17,8 @@ def print_report(target: Target, slice_: Slice, step: str) -> bool:
     # The heading, before compilation, which takes a minute or more.
     axes = ", ".join(f"{axis} {size}" for axis, size in dict(target.mesh.shape).items() if size > 1) or "one device"
     model = experiment.model_config(target.heads)
-    if training:
-        program = f"training step, {batch} clips"
-    else:
-        program = f"evaluation, {batch} videos of {experiment.evaluation.views} views"
+    evaluation = f"evaluation, {batch} videos of {experiment.evaluation.views} views"
+    program = f"training step, {batch} clips" if training else evaluation
     print(f"{program} on {slice_}; mesh: {axes}; {clips} per shard; {model.dtype}, remat {model.remat}", flush=True)
 
     compiled = compile_ahead(target.lower_train(clips) if training else target.lower_eval(clips), target.mesh)
@@ -42,14 +40,11 @@ def print_report(target: Target, slice_: Slice, step: str) -> bool:
 
 def summarize(compiled: Compiled, slice_: Slice) -> list[str]:
     """Returns lines with the memory, traffic and compilation time of a program."""
-    available = (compiled.available or slice_.memory) / GIB
+    peak, available = compiled.peak / GIB, (compiled.available or slice_.memory) / GIB
     if not compiled.fits:
-        required = f"{compiled.peak / GIB:.1f} GiB needed of {available:.1f} on each device"
-        return [f"DOES NOT FIT: {required}", compiled.message]
-    lines = [
-        f"memory     {compiled.peak / GIB:.2f} GiB of {available:.0f} on each device at the worst moment; arguments "
-        f"{compiled.argument / GIB:.2f}, temporaries {compiled.temporary / GIB:.2f}"
-    ]
+        return [f"DOES NOT FIT: {peak:.1f} GiB needed of {available:.1f} on each device", compiled.message]
+    parts = f"arguments {compiled.argument / GIB:.2f}, temporaries {compiled.temporary / GIB:.2f}"
+    lines = [f"memory     {peak:.2f} GiB of {available:.0f} on each device at the worst moment; {parts}"]
     for traffic in compiled.traffic:
         mebibytes = traffic.bytes / 2**20
         # Between slices the network is slow, so that small messages count too.
