@@ -3,7 +3,7 @@
     python -m vivit_jax.cost                                      the paper's tables and figures beside our programs
     python -m vivit_jax.cost --config=configs/k400_vivit_l.py     one experiment
 
-Counts are made with abstract arguments (`jax.eval_shape`, `jit(...).lower`), so a ViViT-H allocates no memory.
+Arguments are abstract (`jax.eval_shape`, `jit(...).lower`), so a ViViT-H allocates no memory.
 """
 
 from vivit_jax.cost.counts import forward_count, train_count

@@ -28,9 +28,6 @@ def forward_count(config: ViViTConfig) -> float:
     The counted program is unoptimised, float32, unrolled and with plain attention, whatever the config's dtype, scan,
     remat and backend: XLA counts the body of a loop once, and a cast as an operation. Nothing is compiled. Some
     versions of jaxlib sum in float32, so that about five digits hold.
-
-    Raises:
-      RuntimeError: JAX has no CPU backend, the only one that counts without compiling.
     """
     config = _countable(dataclasses.replace(config, remat="none", remat_temporal=None))
     video = jax.ShapeDtypeStruct((1, *config.video_shape), jnp.float32)
@@ -38,29 +35,15 @@ def forward_count(config: ViViTConfig) -> float:
 
 
 def train_count(
-    config: ViViTConfig,
-    optimizer: optax.GradientTransformation,
-    *,
-    label_smoothing: float = 0.0,
+    config: ViViTConfig, optimizer: optax.GradientTransformation, *, label_smoothing: float = 0.0
 ) -> tuple[float, float]:
-    """Returns the multiply-adds of a training step (XLA's flops / 2), counted as in `forward_count`.
+    """Returns the multiply-adds of a training step: (per clip: forward, backward, loss; per step: optimizer, metrics).
 
-    Args:
-      config: the architecture; recomputation by `remat` and the random bits of dropout count.
-      optimizer: optax transformation.
-      label_smoothing: in [0, 1).
-
-    Returns:
-      (per clip: forward, backward, loss; per step: optimizer and metrics).
-
-    Raises:
-      RuntimeError: as `forward_count`.
-      ValueError: the model has no head to train.
+    They are counted as in `forward_count`; recomputation by `remat` and the random bits of dropout count too.
     """
     if not config.heads:
         raise ValueError("num_classes=None leaves no head to train; give the number of classes")
-    config = _countable(config)
-    schedule = optax.constant_schedule(0.1)
+    config, schedule = _countable(config), optax.constant_schedule(0.1)
     program = build_train_program(ViViT(config), optimizer, schedule, label_smoothing=label_smoothing)
     state = program.state
 
@@ -102,9 +85,5 @@ def _countable(config: ViViTConfig) -> ViViTConfig:
 
 def _flops(function: Callable[..., Any], *args: Any) -> float:
     """Returns XLA's flops of a function of abstract arguments. Only the CPU backend counts without compiling."""
-    try:
-        cpu = jax.devices("cpu")[0]
-    except RuntimeError as error:
-        raise RuntimeError(f"counting needs JAX's CPU backend: {error}") from error
-    with jax.default_device(cpu):
+    with jax.default_device(jax.devices("cpu")[0]):
         return float(jax.jit(function).lower(*args).cost_analysis()["flops"])

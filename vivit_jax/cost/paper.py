@@ -35,8 +35,7 @@ _DECIMALS = {"GFLOPs": 2, "M parameters": 3, "tokens": 0}
 _COUNTED = (
     "GFLOPs are 10^9 multiply-adds of one clip's forward pass, as in the paper: half of the flops in XLA's cost "
     "analysis of the unoptimised float32 program. 'Matrix products' is their share by the closed formula "
-    "(vivit_jax.cost.matrix_products); the rest is elementwise: softmax, LayerNorm, GELU, biases, residuals. (Some "
-    "versions of jaxlib sum in float32: five digits hold.)"
+    "(vivit_jax.cost.matrix_products); the rest is elementwise: softmax, LayerNorm, GELU, biases, residuals."
 )
 _DRAWN = "The paper plots this; published numbers are those of the same model in Tables 2 and 5."
 _TABLE5 = (
@@ -47,13 +46,13 @@ _TABLE5 = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One quantity, ours beside the published one (None where the paper prints none)."""
+    """One quantity, ours beside the published one."""
 
     model: str
     quantity: str  # a key of `_DECIMALS`
     ours: float
     digits: int  # decimals of the published number
-    published: float | None = None
+    published: float | None = None  # None where the paper prints none
     products: float | None = None  # share of the matrix products in a count of multiply-adds
     remark: str = ""
 
@@ -66,11 +65,11 @@ class Row:
         """Returns the cells of the columns `HEADER`."""
         decimals = _DECIMALS[self.quantity]
         ours, products = f"{self.ours:.{decimals}f}", "" if self.products is None else f"{self.products:.{decimals}f}"
-        if self.published is None:
-            return (self.model, self.quantity, "", ours, "", "", products, self.remark)
-        published = f"{self.published:.{self.digits}f}"
-        difference = f"{100 * (self.ours - self.published) / self.published:+.3f}"
-        last_digit = "same" if self.agrees else "differs"
+        published = difference = last_digit = ""
+        if self.published is not None:
+            published = f"{self.published:.{self.digits}f}"
+            difference = f"{100 * (self.ours - self.published) / self.published:+.3f}"
+            last_digit = "same" if self.agrees else "differs"
         return (self.model, self.quantity, published, ours, difference, last_digit, products, self.remark)
 
 
@@ -132,15 +131,7 @@ TABLES: dict[str, tuple[str, Callable[[], Iterable[Row]], str]] = {
 
 
 def tables(names: Sequence[str] = tuple(TABLES), log: Callable[[str], None] = lambda _: None) -> Iterable[Table]:
-    """Yields tables as they are counted.
-
-    Args:
-      names: keys of `TABLES`.
-      log: receives a line of progress before each table.
-
-    Raises:
-      ValueError: unknown name.
-    """
+    """Yields tables, keys of `TABLES`, as they are counted; `log` receives a line of progress before each."""
     if unknown := [name for name in names if name not in TABLES]:
         raise ValueError(f"only={','.join(unknown)} is unknown; choose among {', '.join(TABLES)}")
     for name in names:
@@ -181,10 +172,10 @@ def _other_depths(config: ViViTConfig, published: float) -> str:
     released = config.temporal_layers
     depths = [dataclasses.replace(config, temporal_layers=layers) for layers in range(released + 1)]
     millions = [count_parameters(depth) / 1e6 for depth in depths]
-    gflops = [forward_count(depth) / 1e9 for depth in depths]
     nearest = min(range(released + 1), key=lambda layers: abs(millions[layers] - published))
+    nearest_gflops, gflops = (forward_count(depths[layers]) / 1e9 for layers in (nearest, released))
     return (
         f"the released model has {released} temporal layers of {millions[-1] - millions[-2]:.2f} M each; nearest are "
-        f"{nearest} layers, {millions[nearest]:.1f} M and {gflops[nearest]:.1f} GFLOPs, but the published GFLOPs are "
-        f"those of {released} ({gflops[released]:.2f} G)"
+        f"{nearest} layers, {millions[nearest]:.1f} M and {nearest_gflops:.1f} GFLOPs, but the published GFLOPs are "
+        f"those of {released} ({gflops:.2f} G)"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -15,40 +16,25 @@ WIDTH = 120  # of notes in text
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table whose last column is a remark.
+    """A table whose last column is a remark."""
 
-    Attributes:
-      name: one word, `table2`; the first column of the CSV.
-      title: above the table.
-      header: names of the columns, the last `remark`.
-      rows: cells as text.
-      notes: sentences under the table.
-    """
-
-    name: str
+    name: str  # one word, `table2`; the first column of the CSV
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # sentences under the table
 
 
 def render(shown: Sequence[Table], form: str) -> str:
-    """Returns all tables as one text.
-
-    Args:
-      shown: tables. In CSV, consecutive tables with one header are joined, and notes are omitted.
-      form: one of `FORMATS`.
-
-    Raises:
-      ValueError: unknown form.
-    """
+    """Returns all tables as one text. In CSV, consecutive tables with one header are joined, and notes are omitted."""
     if form not in FORMATS:
         raise ValueError(f"format={form!r} is unknown; choose one of {', '.join(FORMATS)}")
     if form != "csv":
         return "\n\n".join(_page(table, markdown=form == "markdown") for table in shown)
     parts = []
     for header, group in itertools.groupby(shown, key=lambda table: table.header):
-        rows = [(table.name, *map(_without_commas, row)) for table in group for row in table.rows]
+        rows = [(table.name, *row) for table in group for row in table.rows]
+        rows = [[cell.replace(",", "") if _is_number(cell) else cell for cell in row] for row in rows]
         parts.append(tables.to_csv(("table", *header), rows))
     return "".join(parts).rstrip("\n")
 
@@ -75,13 +61,5 @@ def _page(table: Table, *, markdown: bool) -> str:
     return "\n".join([table.title, "", *lines, "", *notes]).rstrip()
 
 
-def _without_commas(cell: str) -> str:
-    return cell.replace(",", "") if _is_number(cell) else cell
-
-
 def _is_number(cell: str) -> bool:
-    try:
-        float(cell.replace(",", "") or 0)
-    except ValueError:
-        return False
-    return True
+    return re.fullmatch(r"[+-]?[\d,.]*", cell) is not None

@@ -22,19 +22,11 @@ Log = Callable[[str], None]
 def tables_of(experiment: Experiment, *, compiled: bool = True, log: Log = lambda _: None) -> list[Table]:
     """Returns the tables `parameters`, `multiply_adds` and `memory` of an experiment. Nothing is allocated.
 
-    Args:
-      experiment: its model, data set (for the classes), optimizer and batch size count.
-      compiled: compile for this machine's default device, for the memory of activations.
-      log: receives a line of progress before each table.
-
-    Raises:
-      ValueError: a data set without records that the catalog does not know.
-      ConfigError: an invalid model.
+    With `compiled` it is compiled for this machine's default device, for the memory of activations. `log` receives a
+    line of progress before each table.
     """
-    data = experiment.data
-    program = experiment.train_program(
-        catalog.of_records(data.name, build.records_folder(data.name, data.dir)).heads, mesh=None
-    )
+    records = build.records_folder(experiment.data.name, experiment.data.dir)
+    program = experiment.train_program(catalog.of_records(experiment.data.name, records).heads, mesh=None)
     config = program.model.config
     heads = ", ".join(f"{name or 'classes'} {classes}" for name, classes in config.heads)
     video, grid = (" x ".join(map(str, shape)) for shape in ((config.num_frames, *config.image_shape), config.grid))
@@ -103,21 +95,11 @@ def _memory(experiment: Experiment, program: TrainProgram, compiled: bool) -> Ta
 
 
 def compiled_temporaries(program: TrainProgram) -> tuple[int, int]:
-    """Compiles for this machine's default device and returns the bytes of temporaries for one clip.
-
-    Returns:
-      (inference; training step, where they hold activations, gradients and updates).
-
-    Raises:
-      RuntimeError: the backend does not report memory.
-    """
+    """Compiles for the default device; returns the bytes of temporaries for one clip of (inference, training)."""
     state, batch = program.state, abstract_batch(program.model.config, 1)
     forward = jax.jit(lambda params, video: program.model.apply({"params": params}, normalise(video)))
     lowered = [forward.lower(state.params, batch["video"]), program.step.lower(state, batch)]
-    analyses = [computation.compile().memory_analysis() for computation in lowered]
-    if None in analyses:
-        raise RuntimeError(f"the backend {jax.default_backend()} does not report the memory of its programs")
-    inference, training = (analysis.temp_size_in_bytes for analysis in analyses)
+    inference, training = (computation.compile().memory_analysis().temp_size_in_bytes for computation in lowered)
     return inference, training
 
 
