@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-import ml_collections
 from etils import epath
+from ml_collections import ConfigDict
 
 from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.config.fields import differences, flat
@@ -34,27 +34,18 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The result of a run. A failed run has only a `failure`, the error's text.
-
-    Attributes:
-      metrics: {name: value}.
-      parameters, gflops: of the model; 10^9 multiply-adds of one clip's forward pass.
-    """
+    """The result of a run. A failed run has only a `failure`, the error's text."""
 
     row: str
     seed: int
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     parameters: int | None = None
-    gflops: float | None = None
+    gflops: float | None = None  # 10^9 multiply-adds of one clip's forward pass
     failure: str | None = None
 
 
 def load_sweep(path: epath.PathLike) -> ModuleType:
-    """Loads a config file that defines `sweep()`.
-
-    Raises:
-      ConfigError: there is no such file, or it has no `sweep()`.
-    """
+    """Loads a config file that defines `sweep()`."""
     module = load_module(path)
     if not hasattr(module, "sweep"):
         raise ConfigError(f"{path} has no sweep(); run it with python -m vivit_jax.main, or add one: {{row: config}}")
@@ -71,15 +62,8 @@ def plan(
 ) -> list[Run]:
     """Returns the runs of a sweep: all rows with the first seed, then all with the second, and so on.
 
-    Args:
-      module: from `load_sweep`.
-      workdir: folder of the sweep.
-      seeds: none: the seed of each config.
-      rows: regular expression for the beginning of the rows' names; '' for all.
-      overrides: {dotted field: value} for every row.
-
-    Raises:
-      ConfigError: an invalid config, no matching row, or a row's name that is no folder name.
+    Without `seeds` each config has its own. `rows` is a regular expression for the beginning of the rows' names;
+    `overrides`, {dotted field: value}, apply to every row.
     """
     workdir, configs = epath.Path(workdir), module.sweep()
     chosen = [row for row in configs if re.match(rows, row)]
@@ -91,7 +75,7 @@ def plan(
     for seed in seeds or [None]:
         for row in chosen:
             config, fields = configs[row], dict(overrides or {}) | ({} if seed is None else {"seed": seed})
-            if not isinstance(config, ml_collections.ConfigDict):
+            if not isinstance(config, ConfigDict):
                 config, fields = module.get_config(), {**config, **fields}
             config = _apply_overrides(row, config, fields)
             _fill_placeholders(config, {"{workdir}": str(workdir), "{seed}": str(config.seed)})
@@ -101,10 +85,8 @@ def plan(
     return runs
 
 
-def _apply_overrides(
-    row: str, config: ml_collections.ConfigDict, overrides: Mapping[str, Any]
-) -> ml_collections.ConfigDict:
-    config = ml_collections.ConfigDict(config).lock()  # locked: an unknown field is an error, with the nearest name
+def _apply_overrides(row: str, config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+    config = ConfigDict(config).lock()  # locked: an unknown field is an error, with the nearest name
     for field, value in overrides.items():
         try:
             config.update_from_flattened_dict({field: tuple(value) if isinstance(value, list) else value})
@@ -113,33 +95,24 @@ def _apply_overrides(
     return config
 
 
-def _fill_placeholders(config: ml_collections.ConfigDict, values: Mapping[str, str]) -> None:
+def _fill_placeholders(config: ConfigDict, values: Mapping[str, str]) -> None:
     for field, text in flat(config.to_dict()).items():
-        if isinstance(text, str) and any(placeholder in text for placeholder in values):
+        if isinstance(text, str):
             for placeholder, value in values.items():
                 text = text.replace(placeholder, value)
             config.update_from_flattened_dict({field: text})
 
 
 def load_result(run: Run) -> Result | None:
-    """Returns the stored result of a finished run, None for an unfinished one.
-
-    Raises:
-      ConfigError: the run in this folder had another config; the message lists the differences.
-    """
+    """Returns the result of a finished run, None for an unfinished one; ConfigError if it had another config."""
     path = run.workdir / DONE_FILE
     if not path.exists():
         return None
     stored = json.loads(path.read_text())
-    try:
-        before = Experiment.from_config(stored.pop("config"))  # newer fields get their defaults
-    except ConfigError as error:
-        raise ConfigError(f"{path} holds a config that is not valid any more: {error}") from error
+    before = Experiment.from_config(stored.pop("config"))  # newer fields get their defaults
     if changed := differences(before.to_dict(), run.experiment.to_dict(), without=IGNORED_FIELDS):
-        raise ConfigError(
-            f"{run.workdir} holds a finished run with another config ({'; '.join(changed[:6])}); remove that folder "
-            "to repeat the run, or give another --workdir"
-        )
+        problem = f"{run.workdir} holds a finished run with another config ({'; '.join(changed[:6])})"
+        raise ConfigError(f"{problem}; remove that folder to repeat the run, or give another --workdir")
     return Result(**stored)
 
 
@@ -150,11 +123,7 @@ def save_result(run: Run, result: Result) -> None:
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
-    """Parses FIELD=VALUE texts; a value is a Python literal, else a string.
-
-    Raises:
-      ConfigError: a text without '='.
-    """
+    """Parses FIELD=VALUE texts; a value is a Python literal, else a string."""
     overrides = {}
     for text in texts:
         field, equals, value = text.partition("=")

@@ -19,10 +19,8 @@ from vivit_jax.sweep.plan import Result, Run, load_result, save_result
 def run_all(runs: Sequence[Run]) -> Iterator[Result]:
     """Trains the unfinished runs one after another and yields the result of every run.
 
-    A run that fails is logged and does not stop the others; a later sweep resumes it.
-
-    Raises:
-      ConfigError: a folder holds a run with another config. Raised before anything is trained.
+    A run that fails is logged and does not stop the others; a later sweep resumes it. ConfigError, before anything is
+    trained, where a folder holds a run with another config.
     """
     results = [load_result(run) for run in runs]
     logging.info("%d of %d runs are finished.", sum(result is not None for result in results), len(runs))

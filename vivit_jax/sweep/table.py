@@ -14,11 +14,7 @@ FOLDER = "tables"
 
 
 def columns(results: Sequence[Result], metrics: Sequence[str] = ()) -> list[str]:
-    """Returns the metrics to show: the given ones, else every `top1`, else all.
-
-    Raises:
-      ValueError: no finished run has a given metric.
-    """
+    """Returns the metrics to show: the given ones, else every `top1`, else all."""
     available = list(dict.fromkeys(name for result in results for name in result.metrics))
     if available and (unknown := set(metrics) - set(available)):
         raise ValueError(f"no run has the metrics {', '.join(sorted(unknown))}; there are {', '.join(available)}")
