@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tests.helpers.written_weights import FLAT, KINDS, RNG, TORCH_KINDS, assert_holds, needs_torch, read_all, write
+from tests.helpers.written_weights import FLAT, KINDS, RNG, assert_holds, needs_torch, read_all, write
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax.convert.containers.open import FileError, open_container
 
@@ -38,12 +38,12 @@ def test_truncated_file_is_refused(kind, tmp_path):
             read_all(cut)
 
 
-@pytest.mark.parametrize("kind", ["npz", "npz compressed", TORCH_KINDS[0]])
+@pytest.mark.parametrize("kind", ["npz", "npz compressed"])
 def test_flipped_bit_in_a_zip_is_refused(kind, tmp_path):
     path = write(kind, tmp_path / "weights")
     data = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
-        info = next(info for info in archive.infolist() if "kernel" in info.filename or "/data/" in info.filename)
+        info = next(info for info in archive.infolist() if "kernel" in info.filename)
     names = sum(struct.unpack_from("<HH", data, info.header_offset + 26))
     data[info.header_offset + 30 + names + info.compress_size - 2] ^= 4
     path.write_bytes(data)

@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from tests.helpers.written_weights import assert_holds, needs_torch, write
+from tests.helpers.written_weights import assert_holds, needs_torch
 from vivit_jax.convert.containers.open import FileError, open_container
 
 
@@ -75,19 +75,6 @@ def test_unsupported_torch_contents_are_refused(tmp_path):
         torch.save(tree, tmp_path / "f")
         with pytest.raises(FileError, match=message):
             open_container(tmp_path / "f")
-
-
-@needs_torch
-def test_file_without_checksums_is_read(tmp_path):
-    import torch
-
-    torch.serialization.set_crc32_options(False)
-    try:
-        write("torch", tmp_path / "f")
-    finally:
-        torch.serialization.set_crc32_options(True)
-    with open_container(tmp_path / "f") as container:
-        assert container.leaves["a/kernel"].read().shape == (3, 4)
 
 
 ATTACKS = {

@@ -17,25 +17,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
-import numpy as np
 
 from vivit_jax.config.init_from import InitFrom
-from vivit_jax.convert import engine
 from vivit_jax.convert.containers.open import FileError
 from vivit_jax.convert.engine import ConversionError
 from vivit_jax.convert.image_to_video import adapt, image_to_video
 from vivit_jax.convert.report import Entry, Report, describe_model
-from vivit_jax.convert.source import Path, Source, check_format, find_format, open_weights
+from vivit_jax.convert.source import Source, find_format, open_weights
 from vivit_jax.convert.tables import FORMATS, Hints
 from vivit_jax.convert.tables.sizes import is_image_model
+from vivit_jax.convert.writers import save_params, to_flat
 from vivit_jax.models import ViViTConfig
 from vivit_jax.models.config import INHERITED_FIELDS
 
 __all__ = [
     "FORMATS",
-    "INHERITED_FIELDS",
     "ConversionError",
-    "Entry",
     "FileError",
     "InitFrom",
     "Initialisation",
@@ -55,7 +52,7 @@ __all__ = [
 def load_params(
     source: Source, format: str | None = None, *, config: ViViTConfig, prefix: str | None = None
 ) -> dict[str, Any]:
-    """Loads the weights of exactly the model `config`.
+    """Loads the weights of exactly the model `config`: nested NumPy arrays for `ViViT(config).apply({"params": ...})`.
 
     Args:
       source: a file or folder, or a mapping name -> array (nested mappings are flattened with '/').
@@ -64,13 +61,8 @@ def load_params(
       prefix: load only names with this prefix, and strip it; None: that of the parameters ('params/',
         'optimizer/target/'), auto-detected.
 
-    Returns:
-      The nested dict of NumPy arrays for `ViViT(config).apply({"params": ...})`, in the dtype of the parameters.
-
     Raises:
-      FileNotFoundError: no such file.
       FileError: the file is damaged, incomplete or holds no weights.
-      ValueError: an unknown format, names outside the prefix, or a format that has no such model.
       ConversionError: all leaves that are unknown, missing, of another shape or not finite.
     """
     with open_weights(source, format, prefix) as weights:
@@ -86,16 +78,12 @@ def load_model(
     num_heads: int | None = None,
     like: ViViTConfig | None = None,
 ) -> tuple[ViViTConfig, dict[str, Any]]:
-    """Loads weights together with the config of their model, read off their shapes and metadata.
+    """Loads weights as `load_params`: (config of their model, read off their shapes and metadata; parameters).
 
     Args:
-      source, format, prefix: as for `load_params`.
       grid: (n_t, n_h, n_w), or (n_h, n_w) of an image model, where the positions allow several grids.
       num_heads: where the file does not say.
       like: a model that decides between several readings.
-
-    Returns:
-      (config, nested parameters). Errors are those of `load_params`; ValueError where the model cannot be determined.
     """
     with open_weights(source, format, prefix) as weights:
         config = weights.model_config(Hints(grid, num_heads, like))
@@ -125,11 +113,9 @@ def initialise(
       source: as for `load_params`.
       config: the model; activation, LayerNorm epsilon, biases and the pre-logits layer are inherited from the weights.
       options: the choices of section 3.4; `options.path` is ignored.
-      seed: of random leaves.
       class_names: {head: names by class id} of the model, 'label' for an only head; None: unknown.
 
     Raises:
-      FileNotFoundError, FileError, ValueError: as `load_params`.
       ConversionError: all differences that cannot be converted.
     """
     options = options or InitFrom()
@@ -180,43 +166,3 @@ def inherit_fields(source_config: ViViTConfig, config: ViViTConfig, options: Ini
         fields["representation_size"] = source_config.representation_size
     changes = [f"{name} = {value} (was {getattr(config, name)})" for name, value in fields.items()]
     return dataclasses.replace(config, **fields), changes
-
-
-def to_flat(params: Mapping[str, Any], format: str, config: ViViTConfig) -> dict[str, np.ndarray]:
-    """Returns nested parameters of `config` under the names of a format: the exact inverse of `load_params`.
-
-    Raises:
-      ValueError: an unknown format, or one that has no such model.
-      ConversionError: parameters that the format has no name for.
-    """
-    check_format(format)
-    flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
-    return engine.save(flat, FORMATS[format].rows(config))
-
-
-def save_params(
-    params: Mapping[str, Any],
-    path: Path,
-    format: str,
-    config: ViViTConfig,
-    class_names: Mapping[str, Any] | None = None,
-    record: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes parameters in another format or as a checkpoint of ours; `load_params` reads all of them.
-
-    Args:
-      params: nested.
-      path: a file or folder that does not exist yet; see `vivit_jax.convert.writers`.
-      format: a key of `FORMATS`.
-      config: the model of the parameters.
-      class_names: {head: names by class id}, 'label' for an only head, for formats that store them.
-      record: the config of the run (`Experiment.to_dict`), stored in a checkpoint of ours with `config` as its model.
-
-    Raises:
-      ValueError: an unknown format, one that has no such model, or a path that does not fit it.
-      FileExistsError: the path exists.
-      ConversionError: the format cannot express the model or has no name for a parameter.
-    """
-    from vivit_jax.convert import writers
-
-    writers.write(params, path, format, config, class_names, record)

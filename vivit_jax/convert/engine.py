@@ -45,15 +45,7 @@ def load(
 ) -> Loaded:
     """Converts the leaves of a file to ours, one at a time, so that memory holds the result and one leaf.
 
-    Args:
-      source: name in the file -> leaf.
-      rows: the table.
-      target: our name -> shape and dtype, layers stacked [L, ...]; exactly these are produced.
-      dropped: names to leave out.
-
-    Raises:
-      ConversionError: all names without a row, leaves of ours without or with two sources, missing or extra layers,
-        different shapes, and values that are not finite or not floating-point.
+    `target` is our name -> shape and dtype, layers stacked [L, ...]; exactly these leaves are produced.
     """
     patterns = [(_compile(entry.source), entry) for entry in rows]
     filler = _Filler(target)
@@ -62,19 +54,16 @@ def load(
     for name, leaf in source.items():
         match, entry = _first(patterns, name)
         if match is None:
-            why = drop_reason(name, dropped)
-            if why is None:
+            if (why := drop_reason(name, dropped)) is None:
                 problems.append(f"{name} {tuple(leaf.shape)}: no place for it in this model")
             else:
                 dropped_names[name] = why
-            continue
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):  # NumPy does not count bfloat16
+        elif not jnp.issubdtype(leaf.dtype, jnp.floating):  # NumPy does not count bfloat16
             problems.append(f"{name} {tuple(leaf.shape)}: holds {leaf.dtype}, not floating-point numbers")
-            continue
-        layer = int(match["layer"]) if "layer" in match else None
-        arrays = entry.transform.load(leaf.read())
-        for target_name, array in zip(entry.target, arrays, strict=True):
-            filler.put(target_name.format(**match), layer, array, name)
+        else:
+            layer = int(match["layer"]) if "layer" in match else None
+            for target_name, array in zip(entry.target, entry.transform.load(leaf.read()), strict=True):
+                filler.put(target_name.format(**match), layer, array, name)
     params = filler.finish()
     if problems:
         raise ConversionError("the weights do not fit the model", problems)
@@ -132,8 +121,6 @@ class _Filler:
             layers = {layer for layer in self._filled[name] if layer is not None}
             if not layers:
                 continue
-            if None in self._filled[name]:
-                self.problems.append(f"{name}: filled as a whole and by layers")
             if missing := sorted(set(range(shape[0])) - layers):
                 self.problems.append(f"{name}: layers {missing} are missing, the model has {shape[0]}")
             elif extra := sorted(layers - set(range(shape[0]))):
@@ -146,11 +133,7 @@ class _Filler:
 
 
 def save(params: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    """Converts our leaves, layers stacked [L, ...], to those of a format: the inverse of `load`.
-
-    Raises:
-      ConversionError: leaves without a row, or a row that lacks one of its leaves.
-    """
+    """Converts our leaves, layers stacked [L, ...], to those of a format: the inverse of `load`."""
     patterns = [(_compile(name), entry) for entry in rows for name in entry.target]
     problems: list[str] = []
     flat: dict[str, np.ndarray] = {}
@@ -162,19 +145,16 @@ def save(params: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, np.ndarray
         group = [pattern.format(**match) for pattern in entry.target]
         if missing := [member for member in group if member not in params]:
             problems.append(f"{name}: stored together with {', '.join(missing)}, which is missing")
-            continue
-        if name != group[0]:  # the first of a group writes all of it
-            continue
-        arrays = [np.asarray(params[member]) for member in group]
-        if "{layer}" in entry.source:
-            for layer in range(arrays[0].shape[0]):
-                layer_name = entry.source.format(**{**match, "layer": layer})
-                flat[layer_name] = entry.transform.save([array[layer] for array in arrays])
-        else:
-            flat[entry.source.format(**match)] = entry.transform.save(arrays)
+        elif name == group[0]:  # the first of a group writes all of it
+            arrays = [np.asarray(params[member]) for member in group]
+            if "{layer}" in entry.source:
+                for layer, layer_arrays in enumerate(zip(*arrays, strict=True)):
+                    flat[entry.source.format(layer=layer, **match)] = entry.transform.save(list(layer_arrays))
+            else:
+                flat[entry.source.format(**match)] = entry.transform.save(arrays)
     if problems:
         raise ConversionError("the parameters do not fit the format", problems)
-    return flat
+    return {name: np.ascontiguousarray(array) for name, array in flat.items()}
 
 
 @functools.lru_cache(maxsize=4096)

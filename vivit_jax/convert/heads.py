@@ -34,16 +34,10 @@ def decide(
     *,
     same_features: bool,
 ) -> tuple[dict[str, Decision], list[str]]:
-    """Decides for each head of a model whether it is taken from the weights.
+    """Decides for each head of a model whether it is taken from the weights: ({leaf: decision}, problems).
 
-    Args:
-      choice: `InitFrom.head`.
-      source, config: the model of the weights, and the one to fill.
-      class_names: of both, as far as they are known.
-      same_features: the heads of both follow the same layer (the pre-logits layer, or the one before it).
-
-    Returns:
-      ({leaf: decision}, problems).
+    `choice` is `InitFrom.head`, `class_names` those of `source` and of `config`, as far as they are known;
+    `same_features`: the heads of both follow the same layer (the pre-logits layer, or the one before it).
     """
     target_heads, source_heads = dict(config.heads), dict(source.heads)
     if choice == "keep" and target_heads != source_heads:
@@ -71,11 +65,7 @@ def decide(
 
 
 def match(source: Sequence[str] | None, target: Sequence[str] | None) -> tuple[np.ndarray | None, str]:
-    """Matches class names of the weights and of the model, None where unknown.
-
-    Returns:
-      (int [C], class id in the weights of each class of the model, or None where the classes differ; the reason).
-    """
+    """Returns (int [C], class id in the weights of each class of the model, None where they differ; the reason)."""
     if not source:
         return None, "the weights do not name their classes"
     if not target:

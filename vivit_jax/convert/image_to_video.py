@@ -1,7 +1,7 @@
 """Section 3.4: initial parameters of a model from those of another, image or video, leaf by leaf.
 
 Every leaf of the model is loaded, resized or initialised, every leaf of the weights used or dropped; the report lists
-them with the reason. Any other difference between the two models is an error that lists all differences.
+them with the reason. Any other difference between the two models is an error.
 """
 
 from __future__ import annotations
@@ -39,20 +39,15 @@ def image_to_video(
 ) -> dict[str, Any]:
     """Returns parameters of a video model initialised from those of an image ViT (section 3.4).
 
-    Position embeddings are repeated n_t times, and resized where the grid differs; the patch embedding is converted to
-    tubelets by eq. 8 or 9. Model 2's spatial encoder is the image model, class token included, its temporal encoder
-    random. Model 3's spatial attention is the image model's, its temporal attention starts at zero.
+    Positions are repeated n_t times, and resized where the grid differs; the patch embedding becomes tubelets by eq. 8
+    or 9. Model 2's spatial encoder is the image model, class token included, its temporal encoder random. Model 3's
+    spatial attention is the image model's, its temporal attention starts at zero.
 
     Args:
       image_params: nested, of an image ViT (`load_model`, `load_params`).
       config: the video model, with the image model's activation, epsilon and biases (`initialise` sets them).
       embedding, temporal_attention, head: see `InitFrom`; `head` is `reinit` or `keep`.
       image_config: the image model; None: from the shapes of its parameters.
-      seed: of random leaves.
-
-    Raises:
-      ConversionError: all differences between the two models that cannot be converted.
-      ValueError: an unknown choice, or parameters that are not of an image model.
     """
     options = InitFrom(embedding=embedding, temporal_attention=temporal_attention, head=head, pre_logits="drop")
     if image_config is None:
@@ -72,22 +67,11 @@ def adapt(
     where: str = "parameters",
     class_names: tuple[heads.ClassNames, heads.ClassNames] = ({}, {}),
 ) -> tuple[dict[str, Any], Report]:
-    """Fits the parameters of one model to another.
+    """Fits the parameters of one model to another: (nested parameters of `ViViT(config)`, the report).
 
-    Args:
-      params: nested, of the model `source`, any of ours or an image ViT.
-      source, config: the model of the weights, and the one to fill.
-      options: the choices of section 3.4.
-      seed: of random leaves.
-      origin: our name -> names in the file, for the report.
-      where: the file, for the report.
-      class_names: of `source` and of `config`, as far as they are known.
-
-    Returns:
-      (nested parameters of `ViViT(config)`, the report).
-
-    Raises:
-      ConversionError: all differences that cannot be converted.
+    `params` are nested, of the model `source`, any of ours or an image ViT. `class_names` are those of `source` and of
+    `config`, as far as they are known; `origin` (our name -> names in the file) and `where` (the file) are for the
+    report. ConversionError lists all differences that cannot be converted.
     """
     flat = {k: np.asarray(v) for k, v in flax.traverse_util.flatten_dict(dict(params), sep="/").items()}
     adaptation = _Adaptation(flat, source, config, options, origin or {}, class_names)
@@ -141,13 +125,13 @@ class _Adaptation:
         if self.problems:
             models = f"({describe_model(self.source)}) cannot initialise this model ({describe_model(self.config)})"
             raise ConversionError(f"the weights {models}", self.problems)
-        self._initialise(seed)
+        for name, array in random_leaves(self.config, self._random, seed).items():
+            self.params[name] = array
+            self.entries.append(Entry(name, "initialised", self._random[name]))
         self.params = {name: self.params[name] for name in self.target}
         order = {name: position for position, name in enumerate(self.target)}
         self.entries.sort(key=lambda entry: order.get(entry.name, len(order)))
-        for name in self.source_params:
-            if name not in self._used:
-                raise AssertionError(f"{name} is not accounted for")  # a bug of this module
+        assert self._used.issuperset(self.source_params), "a leaf of the weights is not accounted for"
 
     def _check_configs(self) -> None:
         for name in (*_SAME, *INHERITED_FIELDS):
@@ -156,9 +140,11 @@ class _Adaptation:
                 self.problems.append(f"{name} is {source_value} in the weights, {value} in the model")
         patch, source_patch = self.config.tubelet_size[1:], self.source.tubelet_size[1:]
         if patch != source_patch:
-            self.problems.append(
-                f"patches are {source_patch} pixels in the weights, {patch} in the model (tubelet_size)"
-            )
+            self.problems.append(f"patches are {source_patch} pixels in the weights, {patch} in the model")
+        for name in ("pixel_mean", "pixel_std"):
+            value, channels = getattr(self.options, name), self.source.in_channels
+            if value is not None and len(value) != channels:
+                self.problems.append(f"{name}={value} must have a number for each of {channels} channels")
 
     def _put(self, name: str, array: np.ndarray, source: str, outcome: str = "loaded", how: str = "") -> None:
         """Fills a leaf of the model from the leaf `source` of the weights."""
@@ -191,17 +177,13 @@ class _Adaptation:
         if mean is None or std is None or {*mean, *std} == {0.5}:
             return
         leaves = ("tokenizer/kernel", "tokenizer/bias")
-        try:
-            folded = fold_normalisation(*(self.source_params[name] for name in leaves), mean, std)
-        except ValueError as error:
-            self.problems.append(str(error))
-            return
+        folded = fold_normalisation(*(self.source_params[name] for name in leaves), mean, std)
         self.source_params |= dict(zip(leaves, folded, strict=True))
         self._folded = f"pixels' mean {mean} and std {std} folded in"
 
     def _tokenizer(self) -> None:
-        name, kernel = "tokenizer/kernel", self.source_params["tokenizer/kernel"]
-        choice = self.options.embedding
+        name, choice = "tokenizer/kernel", self.options.embedding
+        kernel = self.source_params[name]
         if choice == "random":
             self._drop("tokenizer", "embedding = random")
             self._reinitialise("tokenizer", "embedding = random")
@@ -216,9 +198,8 @@ class _Adaptation:
             how = f"summed over {old} frames: the response to a static clip"
             self._put(name, kernel.sum(axis=0), name, "resized", how)
         elif old is not None and old > new and choice == "central_frame":
-            self.problems.append(
-                f"embedding='central_frame' cannot shorten tubelets from {old} to {new} frames; use filter_inflation"
-            )
+            problem = f"embedding='central_frame' cannot shorten tubelets from {old} to {new} frames"
+            self.problems.append(f"{problem}; use filter_inflation")
         else:
             central = choice == "central_frame" or (choice is None and old is None)
             resized = central_frame(kernel, new) if central else filter_inflation(kernel, new)
@@ -318,19 +299,17 @@ class _Adaptation:
             self._drop(name, "temporal_encoder = random")
             self._reinitialise(name, "temporal_encoder = random")
         elif source_depth != depth:
-            self.problems.append(
-                f"temporal_layers is {source_depth} in the weights, {depth} in the model; temporal_encoder='random' "
-                "reinitialises the temporal encoder"
-            )
+            problem = f"temporal_layers is {source_depth} in the weights, {depth} in the model"
+            self.problems.append(f"{problem}; temporal_encoder='random' reinitialises the temporal encoder")
         else:
             self._copy(f"{name}/layers", f"{name}/layers")
             self._copy(f"{name}/norm", f"{name}/norm")
             self._class_token(name, name)
             positions = f"{name}/position_embedding"
             slot, field = _split(self.source_params[positions], f"{name}/class_token" in self.source_params)
-            n_t, steps = self.config.grid[0], []
-            if n_t != field.shape[0]:
-                steps, field = [f"from {field.shape[0]} to {n_t} times, linear"], resize_grid(field, [n_t])
+            n_t, old_t = self.config.grid[0], field.shape[0]
+            steps = [f"from {old_t} to {n_t} times, linear"] if n_t != old_t else []
+            field = resize_grid(field, [n_t])
             self._put_positions(positions, positions, slot, field, steps)
 
     def _heads(self) -> None:
@@ -352,32 +331,23 @@ class _Adaptation:
             if not decision.kept:
                 self._reinitialise(leaf, decision.why)
                 continue
+            order = ... if decision.order is None else (..., decision.order)
             for name in _under(leaf, self.source_params):
-                array = self.source_params[name]
-                array = array if decision.order is None else array[..., decision.order]
-                self._put(name, array, name, how=decision.why)
+                self._put(name, self.source_params[name][order], name, how=decision.why)
         for leaf in sorted(heads.leaf_name(head) for head, _ in self.source.heads):
             self._drop(leaf, decisions[leaf].why if leaf in decisions else "the model has no such head")
-
-    def _initialise(self, seed: int) -> None:
-        names = [name for name in self._random if name in self.target]
-        for name, array in random_leaves(self.config, names, seed).items():
-            self.params[name] = array
-            self.entries.append(Entry(name, "initialised", self._random[name]))
 
 
 def random_leaves(config: ViViTConfig, names: Iterable[str], seed: int) -> dict[str, np.ndarray]:
     """Initialises some leaves of a model as training from scratch with this seed does; the others are not computed."""
     names = list(names)
-    if not names:
-        return {}
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         params = ViViT(config).init(key, jnp.zeros((1, *config.video_shape)))["params"]
         flat = flax.traverse_util.flatten_dict(params, sep="/")
         return {name: flat[name] for name in names}
 
-    return {name: np.asarray(leaf) for name, leaf in jax.jit(init)(jax.random.key(seed)).items()}
+    return jax.device_get(jax.jit(init)(jax.random.key(seed))) if names else {}
 
 
 def _encoder_name(config: ViViTConfig) -> str:

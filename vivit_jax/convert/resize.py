@@ -9,14 +9,10 @@ import scipy.ndimage
 
 
 def resize_grid(positions: np.ndarray, grid: Sequence[int]) -> np.ndarray:
-    """Resizes position embeddings by linear interpolation with the corners in place.
+    """Resizes position embeddings [n_1, ..., n_k, d] to [*grid, d] by linear interpolation with the corners in place.
 
     The published code uses `scipy.ndimage.zoom` of order 1 too, but treats every grid as a square.
-
-    `positions` is [n_1, ..., n_k, d], along time, rows, columns or some of these; the result [*grid, d].
     """
-    if len(grid) != positions.ndim - 1:
-        raise ValueError(f"positions on a grid of {positions.ndim - 1} axes cannot be resized to {tuple(grid)}")
     if tuple(grid) == positions.shape[:-1]:
         return positions
     factors = [new / old for new, old in zip(grid, positions.shape[:-1], strict=True)]
@@ -36,9 +32,7 @@ def central_frame(kernel: np.ndarray, t: int) -> np.ndarray:
         kernel = kernel[None]
     frames = kernel.shape[0]
     if frames > t:
-        raise ValueError(
-            f"central_frame would drop {frames - t} of the {frames} frames of the kernel; use filter_inflation"
-        )
+        raise ValueError(f"central_frame would drop {frames - t} of the {frames} frames; use filter_inflation")
     out = np.zeros((t, *kernel.shape[1:]), kernel.dtype)
     start = t // 2 - frames // 2
     out[start : start + frames] = kernel
@@ -68,17 +62,9 @@ def fold_normalisation(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Converts an embedding of (x - mean) / std, x in [0, 1], to one of v = 2 x - 1 in [-1, 1], exactly.
 
-    (x - mean) / std = v / (2 std) + (1/2 - mean) / std; without padding the constant goes into the bias.
-
-    Args:
-      kernel, bias: [..., h, w, C, d] and [d]; returned with the same shapes and dtypes.
-      mean, std: one value for each of the C channels.
+    (x - mean) / std = v / (2 std) + (1/2 - mean) / std; without padding the constant goes into the bias. `kernel` is
+    [..., h, w, C, d], `bias` [d]; `mean` and `std` have a value for each of the C channels.
     """
-    channels = kernel.shape[-2]
-    if len(mean) != channels or len(std) != channels:
-        raise ValueError(
-            f"pixel_mean={tuple(mean)} and pixel_std={tuple(std)} must have a number for each of {channels} channels"
-        )
     wide, scale = kernel.astype(np.float64), np.asarray(std, np.float64)[:, None]
     shift = (0.5 - np.asarray(mean, np.float64)[:, None]) / scale
     constant = (wide * shift).sum(axis=tuple(range(kernel.ndim - 1)))

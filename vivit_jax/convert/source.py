@@ -59,10 +59,9 @@ class OpenedWeights:
         return {head: list(classes) for head, classes in names.items()}
 
     def load(self, config: ViViTConfig, *, strict: bool = True) -> engine.Loaded:
-        """Reads the parameters of exactly the model `config`.
+        """Reads the parameters of exactly the model `config`; ConversionError lists all leaves that do not fit.
 
         `strict` refuses weights with parts that ours does not have and that change what the model computes.
-        ConversionError lists all leaves that do not fit, and names the model of the weights.
         """
         format = FORMATS[self.format]
         target = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
@@ -85,11 +84,9 @@ class OpenedWeights:
         with contextlib.suppress(ValueError):
             source_config = self.model_config(Hints(target=config))
             if source_config != config:
-                lines += [
-                    f"the weights are of: {describe_model(source_config)}",
-                    f"the model wanted:   {describe_model(config)}",
-                    "config.init_from or convert.initialise fit the weights of one model to another",
-                ]
+                lines += [f"the weights are of: {describe_model(source_config)}"]
+                lines += [f"the model wanted:   {describe_model(config)}"]
+                lines += ["config.init_from or convert.initialise fit the weights of one model to another"]
         return lines
 
 
@@ -102,12 +99,9 @@ def open_weights(source: Source, format: str | None = None, prefix: str | None =
             leaves = {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}
             if not leaves:
                 raise ValueError(f"no name in {container.where} begins with prefix={prefix!r}")
-        if format is None:
-            format = find_format(leaves, container.where)
+        format = format or find_format(leaves, container.where)
         check_format(format)
-        excluded: dict[str, str] = {}
-        if prefix is None:
-            leaves, excluded = _strip_prefix(leaves, format, container.where)
+        leaves, excluded = _strip_prefix(leaves, format, container.where) if prefix is None else (leaves, {})
         if (fold := FORMATS[format].fold) is not None:
             leaves = fold(leaves)
         yield OpenedWeights(container, format, leaves, excluded)
@@ -123,7 +117,6 @@ def find_format(names: Mapping[str, Any], where: str = "the source") -> str:
 
 
 def check_format(format: str) -> None:
-    """Raises ValueError where a format is unknown."""
     if format not in FORMATS:
         raise ValueError(f"format={format!r} is not known; choose one of {', '.join(FORMATS)}")
 
@@ -137,9 +130,7 @@ def _strip_prefix(leaves: Mapping[str, Leaf], format: str, where: str) -> tuple[
             continue
         reasons = {name: drop_reason(name, dropped) for name in leaves if not name.startswith(prefix)}
         if unknown := [name for name, why in reasons.items() if why is None]:
-            raise ValueError(
-                f"names under {prefix!r} and {len(unknown)} beside it ({', '.join(unknown[:3])}, ...) in {where}: "
-                f"give prefix={prefix!r} to load those under it and leave the others"
-            )
+            names = f"names under {prefix!r} and {len(unknown)} beside it ({', '.join(unknown[:3])}, ...) in {where}"
+            raise ValueError(f"{names}: give prefix={prefix!r} to load those under it and leave the others")
         return stripped, {name: why for name, why in reasons.items() if why is not None}
     return dict(leaves), {}

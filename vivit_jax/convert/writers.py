@@ -35,7 +35,14 @@ _TRAINING_FIELDS = (
 )
 
 
-def write(
+def to_flat(params: Mapping[str, Any], format: str, config: ViViTConfig) -> dict[str, np.ndarray]:
+    """Returns nested parameters of `config` under the names of a format: the exact inverse of `load_params`."""
+    source.check_format(format)
+    flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
+    return engine.save(flat, FORMATS[format].rows(config))
+
+
+def save_params(
     params: Mapping[str, Any],
     path: source.Path,
     format: str,
@@ -43,19 +50,19 @@ def write(
     class_names: ClassNames = None,
     record: Record = None,
 ) -> None:
-    """Writes parameters; the arguments are those of `vivit_jax.convert.save_params`.
+    """Writes nested parameters of `config`; `load_params` reads all formats. `path`, which must not exist, becomes:
 
-    What `path` becomes, by format:
-
-    * `scenic`: a flat .npz where it ends so, otherwise a Flax msgpack file with the parameters under `params`, as
-      Scenic's `checkpoint_0`.
+    * `scenic`: a flat .npz where it ends so, otherwise Flax msgpack, as Scenic's `checkpoint_0`.
     * `vit_npz`: a flat .npz.
     * `huggingface`: a folder for `from_pretrained`: `model.safetensors`, `config.json`, `preprocessor_config.json`. The
       processor scales pixels to [-1, 1], the range of all our models; the default of its class is [-3, 1].
     * `timm`: a state dict, .safetensors.
     * `orbax`: a run directory whose checkpoint 0 holds the parameters alone, to evaluate, predict and initialise from.
+
+    `class_names` is {head: names by class id}, 'label' for an only head; `record` the config of a run
+    (`Experiment.to_dict`), stored in the checkpoint with `config` as its model. ConversionError where the format cannot
+    express the model or has no name for a parameter.
     """
-    source.check_format(format)
     if format not in _SUFFIXES:
         raise ValueError(f"{format} weights are read, not written; choose one of {', '.join(_SUFFIXES)}")
     path = storage.path(path)
@@ -63,8 +70,7 @@ def write(
         raise ValueError(f"{str(path)!r} must end in {_SUFFIXES[format]} for {format} weights")
     if path.exists():
         raise FileExistsError(f"{path} exists already; choose another path or remove it")
-    flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
-    flat = engine.save(flat, FORMATS[format].rows(config))
+    flat = to_flat(params, format, config)
     if format != "orbax":
         metadata = {"config": huggingface_config(config, class_names)} if format == "huggingface" else {}
         _check_expressible(flat, format, config, metadata)
@@ -80,32 +86,23 @@ def write(
         elif format == "huggingface":
             _write_huggingface(flat, written, config, class_names)
         elif format == "timm":
-            safetensors.numpy.save_file(_contiguous(flat), written, metadata={"format": "pt"})
+            safetensors.numpy.save_file(flat, written, metadata={"format": "pt"})
         elif path.suffix == ".npz":
             np.savez(written, **flat)
         else:
-            tree = flax.traverse_util.unflatten_dict(_contiguous(flat), sep="/")
+            tree = flax.traverse_util.unflatten_dict(flat, sep="/")
             state = {"global_step": 0, "model_state": {}, "params": tree}
             written.write_bytes(flax.serialization.msgpack_serialize(state))
-        if not is_remote:
-            shutil.move(written, path)
-        else:
-            storage.copy(written, path)
-
-
-def _contiguous(flat: Arrays) -> dict[str, np.ndarray]:
-    return {name: np.ascontiguousarray(array) for name, array in flat.items()}
+        move = storage.copy if is_remote else shutil.move
+        move(written, path)
 
 
 def _check_expressible(flat: Arrays, format: str, config: ViViTConfig, metadata: Mapping[str, Any]) -> None:
     """Raises ConversionError where the written file would be read as another model."""
     shapes = {name: array.shape for name, array in flat.items()}
     read_back = FORMATS[format].describe(shapes, metadata, Hints(target=config))
-    ignored = {*_TRAINING_FIELDS}
-    if config.attention != "factorised_encoder":
-        ignored.add("temporal_layers")
-    if config.attention != "factorised_self_attention":
-        ignored.add("attention_order")
+    only = {"temporal_layers": "factorised_encoder", "attention_order": "factorised_self_attention"}
+    ignored = {*_TRAINING_FIELDS, *(field for field, attention in only.items() if config.attention != attention)}
     problems = [
         f"{field.name} = {getattr(config, field.name)}, which would be read as {getattr(read_back, field.name)}"
         for field in dataclasses.fields(ViViTConfig)
@@ -116,24 +113,18 @@ def _check_expressible(flat: Arrays, format: str, config: ViViTConfig, metadata:
 
 
 def huggingface_config(config: ViViTConfig, class_names: ClassNames = None) -> dict[str, Any]:
-    """Returns the `config.json` of Hugging Face for Model 1 or an image ViT.
-
-    Raises:
-      ConversionError: a pre-logits layer or a logit cap, which Hugging Face's classes do not have.
-    """
-    unsupported = ("representation_size", "attention_logit_cap")
-    problems = [f"{name} = {getattr(config, name)}: it has none" for name in unsupported if getattr(config, name)]
-    if problems:
-        raise ConversionError(f"Hugging Face cannot express this model ({describe_model(config)})", problems)
+    """Returns the `config.json` of Hugging Face for Model 1 or an image ViT, without pre-logits layer."""
+    if size := config.representation_size:
+        problem = f"representation_size = {size}: it has no pre-logits layer"
+        raise ConversionError(f"Hugging Face cannot express this model ({describe_model(config)})", [problem])
     image = is_image_model(config)
-    activations = {"gelu": "gelu", "gelu_tanh": "gelu_fast"}
     fields: dict[str, Any] = {
         "model_type": "vit" if image else "vivit",
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
         "intermediate_size": config.mlp_dim,
-        "hidden_act": activations[config.activation],
+        "hidden_act": {"gelu": "gelu", "gelu_tanh": "gelu_fast"}[config.activation],
         "layer_norm_eps": config.layer_norm_eps,
         "qkv_bias": config.qkv_bias,
         # A pair where frames are not square, which needs transformers 5.10.
@@ -145,11 +136,10 @@ def huggingface_config(config: ViViTConfig, class_names: ClassNames = None) -> d
     }
     if image:
         fields["patch_size"] = config.tubelet_size[1]
-        classes = ("ViTModel", "ViTForImageClassification")
     else:
         fields |= {"num_frames": config.num_frames, "tubelet_size": list(config.tubelet_size)}
-        classes = ("VivitModel", "VivitForVideoClassification")
-    fields["architectures"] = [classes[config.num_classes is not None]]
+    architecture = ("ViTModel", "ViTForImageClassification") if image else ("VivitModel", "VivitForVideoClassification")
+    fields["architectures"] = [architecture[config.num_classes is not None]]
     if config.num_classes is not None:
         labels = _class_names(config, class_names)["label"]
         fields["id2label"] = {str(i): label for i, label in enumerate(labels)}
@@ -189,7 +179,7 @@ def _class_names(config: ViViTConfig, class_names: ClassNames) -> dict[str, list
 
 def _write_huggingface(flat: Arrays, path: Path, config: ViViTConfig, names: ClassNames) -> None:
     path.mkdir()
-    safetensors.numpy.save_file(_contiguous(flat), path / "model.safetensors", metadata={"format": "pt"})
+    safetensors.numpy.save_file(dict(flat), path / "model.safetensors", metadata={"format": "pt"})
     (path / "config.json").write_text(json.dumps(huggingface_config(config, names), indent=2) + "\n")
     if not is_image_model(config):
         (path / "preprocessor_config.json").write_text(json.dumps(preprocessor_config(config), indent=2) + "\n")

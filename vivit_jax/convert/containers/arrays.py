@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.serialization
+import jax
 import ml_dtypes
 import numpy as np
 import safetensors
@@ -25,17 +26,11 @@ class FileError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One array of a container.
-
-    Attributes:
-      shape, dtype: as stored; bfloat16 is `ml_dtypes.bfloat16`.
-      read: returns the array, which may be a view of the container: do not modify it. Raises FileError where the file
-        is damaged.
-    """
+    """One array of a container, with shape and dtype as stored."""
 
     shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[], np.ndarray]
+    dtype: np.dtype  # `ml_dtypes.bfloat16` for bfloat16
+    read: Callable[[], np.ndarray]  # the array may be a view of the container: do not modify it
 
 
 Leaves = dict[str, Leaf]
@@ -43,20 +38,12 @@ Leaves = dict[str, Leaf]
 
 @dataclasses.dataclass
 class Container:
-    """An open file, folder or mapping of arrays; a context manager inside which leaves are read.
+    """An open file, folder or mapping of arrays; a context manager inside which leaves are read."""
 
-    Attributes:
-      leaves: by name; nested trees are flattened with '/', names of PyTorch and safetensors are kept.
-      kind: 'npz', 'msgpack', 'safetensors', 'torch', 'orbax' or 'mapping'.
-      where: the path, for messages.
-      metadata: what comes with the arrays: 'config' and 'preprocessor' (JSON files of Hugging Face), 'checkpoint' (the
-        JSON item of our own checkpoints).
-      resources: closed with the container.
-    """
-
-    leaves: Leaves
-    kind: str
-    where: str
+    leaves: Leaves  # by name; nested trees are flattened with '/', names of PyTorch and safetensors are kept
+    kind: str  # 'npz', 'msgpack', 'safetensors', 'torch', 'orbax' or 'mapping'
+    where: str  # the path, for messages
+    # 'config' and 'preprocessor': JSON files of Hugging Face; 'checkpoint': metadata of a checkpoint of ours.
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     resources: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack, repr=False)
 
@@ -101,18 +88,11 @@ def open_mapping(tree: Mapping[str, Any]) -> Container:
     """Opens nested or flat dicts of arrays."""
     leaves: Leaves = {}
     for name, value in flatten(tree):
-        try:
-            # JAX arrays stay on their device until they are read.
-            array = value if isinstance(getattr(value, "dtype", None), np.dtype) else np.asarray(value)
-            if array.dtype.hasobject:
-                raise TypeError("Python objects")
-        except (TypeError, ValueError) as error:
-            raise FileError(
-                f"{name!r} in the mapping is a {type(value).__name__} and no array of numbers ({error}); remove it, or "
-                "convert it to a NumPy or JAX array"
-            ) from error
-        leaf = Leaf(tuple(array.shape), array.dtype, lambda array=array: np.asarray(array))
-        add(leaves, name, leaf, "the mapping")
+        # JAX arrays stay on their device until they are read.
+        array = value if isinstance(value, jax.Array) else np.asarray(value)
+        if array.dtype.hasobject:
+            raise FileError(f"{name!r} in the mapping is a {type(value).__name__} and no array of numbers; remove it")
+        add(leaves, name, Leaf(array.shape, array.dtype, lambda array=array: np.asarray(array)), "the mapping")
     return Container(leaves, "mapping", "the mapping")
 
 
@@ -122,8 +102,7 @@ def open_mapping(tree: Mapping[str, Any]) -> Container:
 def read_npz(path: Path, where: str, resources: contextlib.ExitStack) -> Leaves:
     """Opens the arrays of an .npz, compressed or not."""
     archive = resources.enter_context(np.load(path, allow_pickle=False))
-    names = [member.removesuffix(".npy") for member in archive.zip.namelist() if member.endswith(".npy")]
-    return {name: _npz_leaf(archive, name, where) for name in names}
+    return {name: _npz_leaf(archive, name, where) for name in archive.files}
 
 
 def _npz_leaf(archive: Any, name: str, where: str) -> Leaf:
@@ -131,9 +110,7 @@ def _npz_leaf(archive: Any, name: str, where: str) -> Leaf:
     with reading(f"{name!r} in {where}"), archive.zip.open(f"{name}.npy") as member:
         shape, _, stored = headers[np.lib.format.read_magic(member)](member)
     if stored.hasobject:
-        raise FileError(
-            f"{name!r} in {where} is an array of Python objects, a pickle that could run any code; save plain arrays"
-        )
+        raise FileError(f"{name!r} in {where} is an array of Python objects, a pickle; save plain arrays")
     # NumPy has no bfloat16 of its own and writes it as untyped elements of two bytes.
     dtype = BFLOAT16 if stored == np.dtype("V2") else stored
 
@@ -156,10 +133,8 @@ def read_safetensors(path: Path, where: str, resources: contextlib.ExitStack) ->
     for name in file.keys():  # noqa: SIM118, not a mapping
         header = file.get_slice(name)
         if header.get_dtype() not in _SAFETENSORS:
-            raise FileError(
-                f"{name!r} in {where} is of type {header.get_dtype()}; supported are {', '.join(_SAFETENSORS)}. Save "
-                "the weights in float32 or bfloat16"
-            )
+            supported = f"supported are {', '.join(_SAFETENSORS)}. Save the weights in float32 or bfloat16"
+            raise FileError(f"{name!r} in {where} is of type {header.get_dtype()}; {supported}")
 
         def read(name: str = name) -> np.ndarray:
             with reading(f"{name!r} in {where}"):

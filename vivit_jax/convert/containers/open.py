@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
+import flax.traverse_util
 import jax
 import numpy as np
 from etils import epath
@@ -27,44 +28,32 @@ _READERS = {
     "torch": pytorch.read_torch,
 }
 # Files of a Hugging Face folder, in order of preference; each may be an index of shards.
-_HUGGING_FACE = [
-    f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")
-]
+_HUGGING_FACE = [name + index for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")]
 _HEAD = 512  # bytes from which a kind is detected
 _MAX_HEADER = 100_000_000  # bytes of a safetensors header, the library's own limit
 # What a file without weights begins with -> what it is, and the way out.
 _OTHER_FILES = {
     rb"\Z": "is empty: its download or its writing never finished; download it again",
-    rb"\s*version https://git-lfs": "is a pointer of git-lfs, not the weights: run `git lfs pull` in its repository "
-    "or download the file",
-    rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head)": "is a web page, not weights: the download failed (a login, a "
-    "licence, a wrong address); download it again",
-    rb"(\xef\xbb\xbf)?\s*[{\[]": "is JSON text, not weights; give the file or the folder of the weights",
+    rb"\s*version https://git-lfs": "is a pointer of git-lfs, not the weights: run `git lfs pull` or download the file",
+    rb"\s*<(!doctype|html|\?xml|head)": "is a web page, not weights: the download failed; download it again",
+    rb"\s*[{\[]": "is JSON text, not weights; give the file or the folder of the weights",
     rb"\0+\Z": "begins with zeros only: its download or its writing never finished; download it again",
     rb"\x1f\x8b": "is compressed with gzip: unpack it first",
     rb"\x93NUMPY": "is a single array without a name (.npy): save an .npz with names",
     rb"\x89HDF": "is HDF5 (Keras): load it there and save an .npz",
     rb".{257}ustar": "is a tar archive: unpack it first",
-    rb"\x80[\x02-\x05]": "is a pickle of Python objects, or a part of a PyTorch file; nothing in it was executed. If "
-    "you trust it, load it in Python and save its arrays as .npz or safetensors",
+    rb"\x80[\x02-\x05]": "is a pickle of Python objects, or a part of a PyTorch file; nothing in it was executed",
 }
 
 
 def open_container(source: str | os.PathLike[str] | Mapping[str, Any]) -> Container:
-    """Opens weights without reading their arrays (a msgpack file is read whole).
+    """Opens weights: `with open_container(path) as container: container.leaves[name].read()`.
 
     Args:
       source: a mapping of arrays, flat or nested; a file: .npz, safetensors, PyTorch, Flax msgpack, or the .index.json
         of shards; or a folder: of Hugging Face, a run's workdir or one step of it (of several steps the best), one with
         Flax's `checkpoint_N` (the highest N), or one with a single weight file. Paths may be remote (gs://): a file is
         then copied to the temporary folder.
-
-    Returns:
-      A context manager: `with open_container(path) as container: container.leaves[name].read()`.
-
-    Raises:
-      FileNotFoundError: nothing exists at the path.
-      FileError: it cannot be read, holds no weights, or holds several files of them.
     """
     container = arrays.open_mapping(source) if isinstance(source, Mapping) else _open(epath.Path(source))
     if not container.leaves:
@@ -117,25 +106,20 @@ def _detect(path: epath.Path) -> str:
     for pattern, description in _OTHER_FILES.items():
         if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
             raise FileError(f"{path} {description}")
-    raise FileError(
-        f"{path} is of no known kind (it begins with {head[:8]!r}); supported are .npz, safetensors, PyTorch's .pth, "
-        ".pt and .bin, and Flax msgpack"
-    )
+    supported = ".npz, safetensors, PyTorch's .pth, .pt and .bin, and Flax msgpack"
+    raise FileError(f"{path} is of no known kind (it begins with {head[:8]!r}); supported are {supported}")
 
 
 def _read_shards(path: epath.Path, resources: contextlib.ExitStack) -> tuple[arrays.Leaves, str]:
     """Opens all shards of a Hugging Face index: (their leaves, their kind)."""
     with reading(str(path)):
         index = json.loads(path.read_text())
-    shard_of = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(shard_of, dict) or not shard_of or not all(isinstance(name, str) for name in shard_of.values()):
+    if not (shard_of := index.get("weight_map")):
         raise FileError(f"{path} is JSON without a weight_map: no index of shards")
     shards = sorted(set(shard_of.values()))
     if missing := [name for name in shards if not (path.parent / name).is_file()]:
-        raise FileError(
-            f"{path} names {len(shards)} shards, and of these are missing: {', '.join(missing)}; download them into "
-            f"{path.parent}"
-        )
+        absent = f"of these are missing: {', '.join(missing)}; download them into {path.parent}"
+        raise FileError(f"{path} names {len(shards)} shards, and {absent}")
     leaves: arrays.Leaves = {}
     for shard in shards:
         container = resources.enter_context(_open_file(path.parent / shard))
@@ -154,27 +138,20 @@ def _open_folder(path: epath.Path) -> Container:
             return _open_file(path / name, _read_configs(path))
 
     # A run of this program: its workdir, its folder of checkpoints or one step.
-    if path.name.isdigit() or any(name.isdigit() or name == "checkpoints" for name in names):
-        run = _open_run(path)
-        if run is not None:
-            return run
+    is_run = path.name.isdigit() or any(name.isdigit() or name == "checkpoints" for name in names)
+    if is_run and (run := _open_run(path)) is not None:
+        return run
 
     # Flax: the latest `checkpoint_N`.
-    steps = {int(match[1]): name for name in names if (match := re.fullmatch(r"checkpoint_(\d+)", name))}
+    files = [child for child in children if not child.is_dir()]
+    steps = {int(match[1]): file for file in files if (match := re.fullmatch(r"checkpoint_(\d+)", file.name))}
     if steps:
-        latest = path / steps[max(steps)]
-        if latest.is_dir():
-            raise FileError(
-                f"{latest} is a folder, as Orbax of another program writes it; restore it there and save its "
-                "parameters as .npz"
-            )
-        return _open_file(latest)
+        return _open_file(steps[max(steps)])
 
     # The only file of weights in the folder.
-    candidates: list[epath.Path] = []
-    reasons: list[str] = []
-    for child in children:
-        if child.name.startswith(".") or child.is_dir() or child.suffix == ".json":
+    candidates, reasons = [], []
+    for child in files:
+        if child.name.startswith(".") or child.suffix == ".json":
             continue
         try:
             _detect(child)
@@ -192,8 +169,7 @@ def _open_folder(path: epath.Path) -> Container:
 def _open_run(path: epath.Path) -> Container | None:
     """Opens the parameters in a checkpoint of our own, without the optimizer state; None where there is none.
 
-    Args:
-      path: a workdir, its folder of steps, or one step. Of several steps the best one by the run's metric is taken.
+    `path` is a workdir, its folder of steps, or one step. Of several steps the best one by the run's metric is taken.
     """
     import orbax.checkpoint as ocp  # here: its import takes a second, and other formats do not need it
 
@@ -216,11 +192,10 @@ def _open_run(path: epath.Path) -> Container | None:
 
     def leaf(name: str, stored: Any) -> Leaf:
         def read() -> np.ndarray:
-            abstract: Any = jax.ShapeDtypeStruct(stored.shape, stored.dtype)
-            options: Any = ocp.RestoreArgs(restore_type=np.ndarray)
-            for key in reversed(name.split("/")):
-                abstract, options = {key: abstract}, {key: options}
-            args = ocp.args.PyTreeRestore(abstract, restore_args=options, partial_restore=True)
+            target = {name: jax.ShapeDtypeStruct(stored.shape, stored.dtype)}
+            options = {name: ocp.RestoreArgs(restore_type=np.ndarray)}
+            target, options = (flax.traverse_util.unflatten_dict(tree, sep="/") for tree in (target, options))
+            args = ocp.args.PyTreeRestore(target, restore_args=options, partial_restore=True)
             with reading(f"{name!r} in {where}"):
                 tree = checkpointer.restore(state, args=args)
                 if checkpointing.checksums(tree)[name] != checkpoint_metadata["checksums"].get(name):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import pickle
 import re
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vivit_jax.convert.containers.arrays import BFLOAT16, FileError, Leaf, Leaves, add, flatten, reading
+from vivit_jax.convert.containers.arrays import BFLOAT16, FileError, Leaf, Leaves, add, flatten
 
 LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[2:-1]  # near the start of files before PyTorch 1.6
 PICKLE_MEMBER = re.compile(r"([^/]+/)?data\.pkl")  # in the zip archives since
@@ -24,21 +23,16 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 
 
 def read_torch(path: Path, where: str, resources: contextlib.ExitStack) -> Leaves:
-    """Opens the tensors of a state dict or of one in a training checkpoint (`_WRAPPERS`); other values are left out.
-
-    Raises:
-      FileError: PyTorch is not installed, or the pickle holds more than tensors and plain values.
-    """
+    """Opens the tensors of a state dict or of one in a training checkpoint (`_WRAPPERS`); other values are left out."""
     tree = _load(path, where)
     if not isinstance(tree, Mapping):
         raise FileError(f"{where} holds a {type(tree).__name__}, not a dict of tensors; save the state_dict()")
     while wrapper := next((key for key in _WRAPPERS if _has_tensors(tree.get(key))), None):
         tree = tree[wrapper]
-    check = functools.cache(functools.partial(_check_crc, path))
     leaves: Leaves = {}
     for name, value in flatten(tree):
         if _is_tensor(value):
-            add(leaves, name, _leaf(value, f"{name!r} in {where}", check), where)
+            add(leaves, name, _leaf(value, f"{name!r} in {where}"), where)
     return leaves
 
 
@@ -50,10 +44,8 @@ def _load(path: Path, where: str) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise FileError(
-            f"{where} is a PyTorch file, and PyTorch is not installed: pip install 'vivit_jax[torch]', or save the "
-            "weights as safetensors"
-        ) from error
+        way_out = "pip install 'vivit_jax[torch]', or save the weights as safetensors"
+        raise FileError(f"{where} is a PyTorch file, and PyTorch is not installed: {way_out}") from error
     # Plain values beside the weights: the arguments and metrics of a training program.
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
     plain = [argparse.Namespace, np.dtype, scalar, (scalar, "numpy.core.multiarray.scalar")]
@@ -70,31 +62,19 @@ def _load(path: Path, where: str) -> Any:
         ) from error
 
 
-def _leaf(tensor: Any, where: str, check: Any) -> Leaf:
+def _leaf(tensor: Any, where: str) -> Leaf:
     name = str(tensor.dtype).removeprefix("torch.")
     if tensor.is_quantized or (tensor.is_floating_point() and tensor.element_size() < 2):
         raise FileError(f"{where} is of type {name}; save the weights in float32 or bfloat16")
 
     def read() -> np.ndarray:
-        with reading(where):
-            check()
-            if name == "bfloat16":  # NumPy has none of its own
-                import torch
+        if name == "bfloat16":  # NumPy has none of its own
+            import torch
 
-                return tensor.view(torch.int16).numpy(force=True).view(BFLOAT16)
-            return tensor.numpy(force=True)
+            return tensor.view(torch.int16).numpy(force=True).view(BFLOAT16)
+        return tensor.numpy(force=True)
 
     return Leaf(tuple(tensor.shape), BFLOAT16 if name == "bfloat16" else np.dtype(name), read)
-
-
-def _check_crc(path: Path) -> None:
-    """Compares the checksums of a zip archive, which PyTorch does not."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                info.CRC = info.CRC or None  # type: ignore[assignment]  # 0: written without checksums
-            if (member := archive.testzip()) is not None:
-                raise ValueError(f"wrong checksum of {member}")
 
 
 def _is_tensor(value: Any) -> bool:

@@ -12,11 +12,8 @@ from vivit_jax.models import ViViTConfig
 
 # `hidden_act` -> our `activation`; the tanh approximation has several spellings.
 ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_fast": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
+    **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
+    **dict.fromkeys(("gelu_fast", "gelu_new", "gelu_pytorch_tanh"), "gelu_tanh"),
 }
 # Parts of a layer: (name on disk, name of version 5, our name, kind of `pair`).
 _PARTS = (
@@ -34,8 +31,7 @@ _PARTS = (
 def huggingface(config: ViViTConfig) -> list[Row]:
     """Returns the rows of Model 1 with tubelets and a class token (`vivit.`), or of an image ViT (`vit.`).
 
-    Models without a head are stored without the prefix, and with a pooler: our pre-logits layer. ValueError for our
-    other models.
+    Models without a head are stored without the prefix, and with a pooler: our pre-logits layer.
     """
     image = is_image_model(config)
     kernel = transforms.image_kernel(config, transforms.CONVOLUTION) if image else transforms.CONVOLUTION
@@ -45,10 +41,8 @@ def huggingface(config: ViViTConfig) -> list[Row]:
             "such a model from their weights use config.init_from or convert.initialise"
         )
     if config.classifier != "token" or isinstance(config.num_classes, tuple):
-        raise ValueError(
-            f"Hugging Face's ViViT has a class token and one head; this model has classifier={config.classifier!r} and "
-            f"num_classes={config.num_classes}"
-        )
+        ours = f"classifier={config.classifier!r} and num_classes={config.num_classes}"
+        raise ValueError(f"Hugging Face's ViViT has a class token and one head; this model has {ours}")
     rows: list[Row] = []
     for prefix in ("vit." if image else "vivit.", ""):
         embeddings = f"{prefix}embeddings"
@@ -86,14 +80,11 @@ def pair(name: str, ours: str, kind: str, num_heads: int = 1) -> list[Row]:
 def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViTConfig:
     """Returns the config of the model with these shapes and `config.json`.
 
-    Without `config.json`: ViViT has the tanh GELU and eps 1e-6, ViT the exact GELU and eps 1e-12, as their classes by
-    default. ValueError for a missing leaf or an activation that our models do not have.
+    Without `config.json`: ViViT has the tanh GELU and eps 1e-6, ViT the exact GELU and eps 1e-12, as their classes.
     """
     written = metadata.get("config") or {}
     names = {name.removeprefix("vivit.").removeprefix("vit."): shape for name, shape in shapes.items()}
-    kernel = names.get("embeddings.patch_embeddings.projection.weight", ())
-    shape_of(names, "embeddings.patch_embeddings.projection.weight", 5 if len(kernel) != 4 else 4)
-    d, channels, *time, h, w = kernel
+    d, channels, *time, h, w = shape_of(names, "embeddings.patch_embeddings.projection.weight", 4, 5)
     slots = shape_of(names, "embeddings.position_embeddings", 3)[1] - 1
     on_disk = "encoder.layer.0.intermediate.dense.weight"
     mlp = shape_of(names, on_disk if on_disk in names else "layers.0.mlp.fc1.weight", 2)[0]
@@ -103,16 +94,12 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
         raise ValueError(f"config.json says hidden_act={activation!r}; ViViT here has {', '.join(ACTIVATIONS)}")
     if "pooler.dense.bias" in names and (pooler := written.get("pooler_act", "tanh")) != "tanh":
         raise ValueError(f"config.json says pooler_act={pooler!r}; the pre-logits layer here has tanh")
-    image_size = written.get("image_size")
-    if image_size is not None and hints.grid is None:
+    if (image_size := written.get("image_size")) is not None and hints.grid is None:
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         frames = (written.get("num_frames", 32) // time[0],) if time else ()
         hints = Hints((*frames, height // h, width // w), hints.num_heads, hints.target)
-    if time:
-        n_t, n_h, n_w = clip_grid(slots, (*time, h, w), hints)
-    else:
-        n_t, (n_h, n_w) = 1, space_grid(slots, hints)
     t = time[0] if time else 1
+    n_t, n_h, n_w = clip_grid(slots, (t, h, w), hints) if time else (1, *space_grid(slots, hints))
     heads = written.get("num_attention_heads")
     return ViViTConfig(
         hidden_size=d,

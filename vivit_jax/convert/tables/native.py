@@ -22,12 +22,9 @@ def native(config: ViViTConfig) -> list[Row]:
 
 def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViTConfig:
     """Returns the model that a checkpoint stores; without that, an image ViT by the shapes, or `hints.target`."""
-    checkpoint = metadata.get("checkpoint")
-    if checkpoint:
-        stored = checkpoint["config"]["model"].items()
-        fields = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in stored if value is not None
-        }
+    if checkpoint := metadata.get("checkpoint"):
+        stored = {name: value for name, value in checkpoint["config"]["model"].items() if value is not None}
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
         heads = checkpoint["heads"]
         fields["num_classes"] = next(iter(heads.values())) if list(heads) == ["label"] else heads
         name = fields.pop("name", None)
@@ -44,19 +41,15 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
 
 
 def image_model(shapes: Shapes, hints: Hints) -> ViViTConfig:
-    """Returns the config of the image ViT with these shapes of our parameters.
-
-    Activation and epsilon, which shapes do not show, are those of `hints.target`.
-    """
+    """Returns the config of the image ViT with these shapes; activation and epsilon are those of `hints.target`."""
     h, w, channels, d = shape_of(shapes, "tokenizer/kernel", 4)
     layers, _, heads, _ = shape_of(shapes, "encoder/layers/attention/query/kernel", 4)
     token = "encoder/class_token" in shapes
     grid = space_grid(shape_of(shapes, "encoder/position_embedding", 2)[0] - token, hints)
     hidden = ("activation", "layer_norm_eps", "dtype")
     fields = {name: getattr(hints.target, name) for name in hidden} if hints.target is not None else {}
-    heads_by_name = {
-        match[1]: shape[0] for name, shape in shapes.items() if (match := re.fullmatch(r"head_(.+)/bias", name))
-    }
+    matches = {name: re.fullmatch(r"head_(.+)/bias", name) for name in shapes}
+    heads_by_name = {match[1]: shapes[name][0] for name, match in matches.items() if match}
     return image_config(
         grid,
         (h, w),
@@ -73,9 +66,4 @@ def image_model(shapes: Shapes, hints: Hints) -> ViViTConfig:
     )
 
 
-FORMAT = Format(
-    rows=native,
-    describe=describe,
-    signature=r"(^|/)tokenizer/kernel$",
-    prefixes=("params/", ""),
-)
+FORMAT = Format(rows=native, describe=describe, signature=r"(^|/)tokenizer/kernel$", prefixes=("params/", ""))

@@ -29,15 +29,11 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
-    """Names that are left out on purpose.
-
-    Without those that are not `harmless` the model computes something else: `load_params` refuses the weights,
-    `initialise` reports the loss.
-    """
+    """Names that are left out on purpose."""
 
     pattern: str  # regular expression, matched at the start of a name
     why: str  # for the report
-    harmless: bool = True
+    harmless: bool = True  # False: the model computes something else without them; `load_params` refuses the weights
 
 
 def drop_reason(name: str, dropped: Sequence[Dropped]) -> str | None:
@@ -56,23 +52,14 @@ class Hints:
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """Description of a weight format.
-
-    Attributes:
-      rows: config -> its table.
-      describe: (name -> shape, `Container.metadata`, hints) -> config of the model in the file.
-      signature: regular expression for a name that only this format has.
-      prefixes: possible prefixes of all names, longest first.
-      dropped: names left out on purpose.
-      fold: name without prefix -> leaf, to the same, before the rows apply: for arrays of ours that take several of the
-        file. Leaves are read lazily.
-    """
+    """Description of a weight format."""
 
     rows: Callable[[ViViTConfig], Sequence[Row]]
-    describe: Callable[[Shapes, Mapping[str, Any], Hints], ViViTConfig]
-    signature: str
-    prefixes: tuple[str, ...] = ("",)
+    describe: Callable[[Shapes, Mapping[str, Any], Hints], ViViTConfig]  # from shapes, `Container.metadata` and hints
+    signature: str  # regular expression for a name that only this format has
+    prefixes: tuple[str, ...] = ("",)  # possible prefixes of all names, longest first
     dropped: tuple[Dropped, ...] = ()
+    # Applied to {name without prefix: leaf} before the rows, where an array of ours takes several of the file.
     fold: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
 

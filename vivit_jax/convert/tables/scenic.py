@@ -18,6 +18,14 @@ BLOCK = {
     "LayerNorm_1": "norm_mlp",
     "MlpBlock_0": "mlp",
 }
+BLOCK_MODEL_3 = {
+    "LayerNorm_time": "norm_time",
+    "MultiHeadDotProductAttention_time": "attention_time",
+    "LayerNorm_space": "norm_space",
+    "MultiHeadDotProductAttention_space": "attention_space",
+    "LayerNorm_mlp": "norm_mlp",
+    "MlpBlock": "mlp",
+}
 
 
 def scenic(config: ViViTConfig) -> list[Row]:
@@ -40,17 +48,7 @@ def scenic(config: ViViTConfig) -> list[Row]:
 
 
 def _encoder(config: ViViTConfig, name: str, ours: str, class_token: str) -> list[Row]:
-    if config.attention == "factorised_self_attention":
-        parts = {
-            "LayerNorm_time": "norm_time",
-            "MultiHeadDotProductAttention_time": "attention_time",
-            "LayerNorm_space": "norm_space",
-            "MultiHeadDotProductAttention_space": "attention_space",
-            "LayerNorm_mlp": "norm_mlp",
-            "MlpBlock": "mlp",
-        }
-    else:
-        parts = BLOCK
+    parts = BLOCK_MODEL_3 if config.attention == "factorised_self_attention" else BLOCK
     rows = [
         row(f"{name}/posembed_input/pos_embedding", f"{ours}/position_embedding", transforms.SEQUENCE),
         row(f"{name}/encoder_norm/{{leaf}}", f"{ours}/norm/{{leaf}}"),
@@ -64,13 +62,12 @@ def block_rows(block: str, layers: str, parts: Mapping[str, str]) -> list[Row]:
     """Returns the rows of an encoder block; `parts`: name of a Flax module -> our name."""
     rows = []
     for name, ours in parts.items():
+        leaves = {"{leaf}": "{leaf}"}
         if ours == "mlp":
-            rows.append(row(f"{block}/{name}/Dense_0/{{leaf}}", f"{layers}/{ours}/dense_in/{{leaf}}"))
-            rows.append(row(f"{block}/{name}/Dense_1/{{leaf}}", f"{layers}/{ours}/dense_out/{{leaf}}"))
+            leaves = {"Dense_0/{leaf}": "dense_in/{leaf}", "Dense_1/{leaf}": "dense_out/{leaf}"}
         elif ours.startswith("attention"):
-            rows.append(row(f"{block}/{name}/{{part}}/{{leaf}}", f"{layers}/{ours}/{{part}}/{{leaf}}"))
-        else:
-            rows.append(row(f"{block}/{name}/{{leaf}}", f"{layers}/{ours}/{{leaf}}"))
+            leaves = {"{part}/{leaf}": "{part}/{leaf}"}
+        rows += [row(f"{block}/{name}/{there}", f"{layers}/{ours}/{here}") for there, here in leaves.items()]
     return rows
 
 
@@ -81,9 +78,7 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
     class token is Model 1 with average pooling or Model 4 (without a hint Model 4: the published Model 1 has a token).
     """
     target = hints.target
-    kernel = shapes.get("embedding/kernel", ())
-    shape_of(shapes, "embedding/kernel", 5 if len(kernel) != 4 else 4)
-    *time, h, w, channels, d = kernel
+    *time, h, w, channels, d = shape_of(shapes, "embedding/kernel", 4, 5)
     factorised = any(name.startswith("SpatialTransformer/") for name in shapes)
     encoder = "SpatialTransformer" if factorised else "Transformer"
     block = f"{encoder}/encoderblock_0"
@@ -106,8 +101,7 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
     }
     t = time[0] if time else 1
     if factorised:
-        fields["attention"] = "factorised_encoder"
-        fields["temporal_layers"] = 0
+        fields |= {"attention": "factorised_encoder", "temporal_layers": 0}
         n_h, n_w = space_grid(slots - token, hints)
         n_t = hints.grid[0] if hints.grid and len(hints.grid) == 3 else (target.grid[0] if target else 1)
         if "TemporalTransformer/posembed_input/pos_embedding" in shapes:

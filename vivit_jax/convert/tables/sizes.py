@@ -15,12 +15,12 @@ PUBLISHED_FRAMES = 32
 PUBLISHED_SIZES = (224, 256, 288, 320)  # the crops of the paper: tables 5 and 6, Something-Something v2
 
 
-def shape_of(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
+def shape_of(shapes: Shapes, name: str, *ranks: int) -> tuple[int, ...]:
     """Returns the shape of a leaf; ValueError where it is missing or has another number of axes."""
     if name not in shapes:
         raise ValueError(f"the weights have no {name!r}, without which their model cannot be determined")
-    if len(shapes[name]) != rank:
-        raise ValueError(f"{name!r} has shape {shapes[name]}; {rank} axes were expected")
+    if len(shapes[name]) not in ranks:
+        raise ValueError(f"{name!r} has shape {shapes[name]}; {' or '.join(map(str, ranks))} axes were expected")
     return tuple(shapes[name])
 
 
@@ -40,18 +40,12 @@ def heads_of(hidden_size: int, hints: Hints) -> int:
         return hints.target.num_heads
     published = {row["hidden_size"]: row["num_heads"] for row in BACKBONES.values()}
     if hidden_size not in published:
-        raise ValueError(
-            f"the weights do not say how many attention heads their {hidden_size} channels are split into: "
-            "give num_heads (config.init_from.num_heads, or --num_heads)"
-        )
+        raise ValueError("the weights do not say their number of heads: give config.init_from.num_heads or --num_heads")
     return published[hidden_size]
 
 
 def space_grid(tokens: int, hints: Hints) -> tuple[int, int]:
-    """Returns (n_h, n_w) for n_h n_w tokens, without class token: by a hint, the target's if it fits, or a square.
-
-    ValueError where the hint does not fit, or the tokens are not a square.
-    """
+    """Returns (n_h, n_w) for n_h n_w tokens, without class token: by a hint, the target's if it fits, or a square."""
     if hints.grid is not None:
         grid = tuple(hints.grid[-2:])
         if math.prod(grid) != tokens:
@@ -61,18 +55,15 @@ def space_grid(tokens: int, hints: Hints) -> tuple[int, int]:
         return hints.target.grid[1:]
     side = math.isqrt(tokens)
     if side * side != tokens:
-        raise ValueError(
-            f"{tokens} positions are not a square: give grid=(rows, columns) (config.init_from.grid, or --grid)"
-        )
+        raise ValueError(f"{tokens} positions are not a square: give grid=(rows, columns), init_from.grid or --grid")
     return side, side
 
 
 def clip_grid(tokens: int, tubelet: Sequence[int], hints: Hints) -> tuple[int, int, int]:
     """Returns (n_t, n_h, n_w) for n_t n_h n_w tokens, without class token; `tubelet` is (t, h, w).
 
-    In this order: a hint; the target's grid if it has as many tokens; the grid of the published clips (32 frames, a
-    square crop of 224, 256, 288 or 320 pixels) if it has; the target's rows and columns, or its frames with a square,
-    if only one of these readings exists. ValueError otherwise.
+    In this order: a hint; the target's grid if it has as many tokens; the grid of the published clips if it has; the
+    target's rows and columns, or its frames with a square, if only one of these readings exists.
     """
     t, h, w = tubelet
     if hints.grid is not None:
@@ -88,17 +79,13 @@ def clip_grid(tokens: int, tubelet: Sequence[int], hints: Hints) -> tuple[int, i
     readings = set()
     if target is not None:
         frames, rows, columns = target
-        if tokens % (rows * columns) == 0:
-            readings.add((tokens // (rows * columns), rows, columns))
         side = math.isqrt(tokens // frames)
-        if side * side * frames == tokens:
-            readings.add((frames, side, side))
+        candidates = {(tokens // (rows * columns), rows, columns), (frames, side, side)}
+        readings = {grid for grid in candidates if math.prod(grid) == tokens}
     if len(readings) != 1:
-        candidates = " or ".join(map(str, sorted(readings))) if readings else "many grids"
-        raise ValueError(
-            f"the {tokens} positions of the weights can be {candidates}: give grid=(n_t, n_h, n_w) "
-            "(config.init_from.grid, or --grid)"
-        )
+        grids = " or ".join(map(str, sorted(readings))) if readings else "many grids"
+        way_out = "give grid=(n_t, n_h, n_w), config.init_from.grid or --grid"
+        raise ValueError(f"the {tokens} positions of the weights can be {grids}: {way_out}")
     return readings.pop()
 
 
@@ -110,19 +97,13 @@ def image_config(grid: tuple[int, int], patch: tuple[int, int], **fields: Any) -
 
 def is_image_model(config: ViViTConfig) -> bool:
     """Whether a config is an image ViT: Model 1 of one frame, with a 2-D embedding or tubelets of one frame."""
-    return (
-        config.attention == "spatiotemporal"
-        and config.num_frames == 1
-        and config.tubelet_size[0] == 1
-        and not isinstance(config.num_classes, tuple)
-    )
+    is_frame = config.num_frames == config.tubelet_size[0] == 1
+    return is_frame and config.attention == "spatiotemporal" and not isinstance(config.num_classes, tuple)
 
 
 def check_image_model(config: ViViTConfig, what: str) -> None:
-    """Raises ValueError unless the config is that of an image ViT."""
     if not is_image_model(config):
         raise ValueError(
             f"{what} is an image model, {config.name} ({config.attention}, {config.num_frames} frames) a video model: "
-            "initialise it from the image model (section 3.4) by config.init_from, convert.initialise or "
-            "convert.image_to_video; load_params loads the weights of exactly one model"
+            "initialise it from the image model by config.init_from or convert.initialise (section 3.4)"
         )

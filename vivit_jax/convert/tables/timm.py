@@ -8,14 +8,7 @@ from typing import Any
 from vivit_jax.convert.tables import transforms
 from vivit_jax.convert.tables.huggingface import pair
 from vivit_jax.convert.tables.rows import Format, Hints, Row, Shapes, row
-from vivit_jax.convert.tables.sizes import (
-    check_image_model,
-    count_layers,
-    heads_of,
-    image_config,
-    shape_of,
-    space_grid,
-)
+from vivit_jax.convert.tables.sizes import check_image_model, count_layers, heads_of, image_config, shape_of, space_grid
 from vivit_jax.models import ViViTConfig
 
 
@@ -25,15 +18,13 @@ def timm(config: ViViTConfig) -> list[Row]:
     token = config.classifier == "token"
     block, layers = "blocks.{layer}", "encoder/layers"
     fused = transforms.projection(config.num_heads, parts=3)
-    qkv = {
-        leaf: tuple(f"{layers}/attention/{p}/{leaf}" for p in ("query", "key", "value")) for leaf in ("kernel", "bias")
-    }
+    qkv = [f"{layers}/attention/{part}" for part in ("query", "key", "value")]
     rows = [
         row("patch_embed.proj.weight", "tokenizer/kernel", transforms.image_kernel(config, transforms.CONVOLUTION)),
         row("patch_embed.proj.bias", "tokenizer/bias"),
         row("pos_embed", "encoder/position_embedding", transforms.slotted(config)),
-        row(f"{block}.attn.qkv.weight", qkv["kernel"], fused),
-        row(f"{block}.attn.qkv.bias", qkv["bias"], fused),
+        row(f"{block}.attn.qkv.weight", tuple(f"{part}/kernel" for part in qkv), fused),
+        row(f"{block}.attn.qkv.bias", tuple(f"{part}/bias" for part in qkv), fused),
         *pair(f"{block}.attn.proj", f"{layers}/attention/out", "output", config.num_heads),
         *pair(f"{block}.norm1", f"{layers}/norm_attention", "norm"),
         *pair(f"{block}.norm2", f"{layers}/norm_mlp", "norm"),
@@ -58,8 +49,6 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
     try:
         grid = space_grid(slots - token, hints)
     except ValueError:
-        if not token:
-            raise
         grid = space_grid(slots, hints)  # `no_embed_class`: the class token has no position
     return image_config(
         grid,
@@ -79,8 +68,5 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
 
 
 FORMAT = Format(
-    rows=timm,
-    describe=describe,
-    signature=r"(^|\.)blocks\.\d+\.attn\.qkv\.weight$",
-    prefixes=("module.", "model.", ""),
+    rows=timm, describe=describe, signature=r"(^|\.)blocks\.\d+\.attn\.qkv\.weight$", prefixes=("module.", "model.", "")
 )

@@ -68,10 +68,7 @@ def concatenated(sizes: Sequence[int]) -> Transform:
 
 
 def projection(num_heads: int, parts: int = 1) -> Transform:
-    """Returns the transform (parts x heads x head_dim, d) of PyTorch -> `parts` kernels (d, heads, head_dim) of ours.
-
-    A bias (parts x heads x head_dim,) becomes `parts` of (heads, head_dim).
-    """
+    """Returns the transform (parts x heads x head_dim[, d]) of PyTorch -> `parts` of ([d,] heads, head_dim) of ours."""
 
     def load(x: np.ndarray) -> Leaves:
         if x.shape[0] % (parts * num_heads):

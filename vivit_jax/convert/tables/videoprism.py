@@ -7,8 +7,8 @@ blocks:
   released model has them.
 * Frames in [0, 1], ours in [-1, 1]: folded into the patch projection, exactly, since nothing is padded.
 * LayerNorms store scale - 1: one is added.
-* `per_dim_scale`, a learned factor on each dimension of the queries: folded into the query's kernel and bias. The
-  released video encoders have none.
+* `per_dim_scale`, a learned factor on each dimension of the queries, which the released video encoders do not have:
+  folded into the query's kernel and bias.
 * Norms after a branch (`norm_policy="primer_hybrid"`): refused. The policies `post` and `post_skip`, which no released
   video encoder has, use the names of `pre` and cannot be distinguished from it.
 
@@ -47,10 +47,7 @@ _SCALE = re.compile(r"(?P<attention>.+/self_attention)/per_dim_scale/per_dim_sca
 
 
 def videoprism(config: ViViTConfig) -> list[Row]:
-    """Returns the rows of a video encoder, its layers stacked (`x_layers`) or separate (`x_layers_0`); they read only.
-
-    ValueError with the fields by which the config differs from VideoPrism.
-    """
+    """Returns the rows of a video encoder, its layers stacked (`x_layers`) or separate (`x_layers_0`); read only."""
     fields = {name: (getattr(config, name), value) for name, value in RELEASED.items()}
     differences = [f"{name}={ours!r}, not {value!r}" for name, (ours, value) in fields.items() if ours != value]
     if config.tubelet_size[0] != 1:
@@ -61,16 +58,12 @@ def videoprism(config: ViViTConfig) -> list[Row]:
             "model from their weights use config.init_from or convert.initialise"
         )
     _, h, w = config.tubelet_size
-    rows = [
-        _read(f"{_PROJECTION}/kernel", "tokenizer/kernel", _patches(h, w, config.in_channels)),
-        _read(f"{_PROJECTION}/bias", "tokenizer/bias"),
-    ]
+    rows = [_read(f"{_PROJECTION}/kernel", "tokenizer/kernel", _patches(h, w, config.in_channels))]
+    rows += [_read(f"{_PROJECTION}/bias", "tokenizer/bias")]
     for part in ("spatial", "temporal"):
         encoder = f"{part}_encoder"
-        rows += [
-            _read(f"{part}_pos_emb/emb_var", f"{encoder}/position_embedding"),
-            *_norm(f"{part}_ln", f"{encoder}/norm"),
-        ]
+        rows += [_read(f"{part}_pos_emb/emb_var", f"{encoder}/position_embedding")]
+        rows += _norm(f"{part}_ln", f"{encoder}/norm")
         for name in ("x_layers", "x_layers_{layer}"):
             block, layers = f"{_STACK.format(part=part)}/{name}", f"{encoder}/layers"
             rows += [
@@ -130,15 +123,13 @@ def fold(leaves: Mapping[str, Any]) -> dict[str, Any]:
         folded[f"{_PROJECTION}/kernel"] = _derived(kernel, lambda x: x / 2)
         folded[f"{_PROJECTION}/bias"] = _derived(bias, lambda x: x + kernel.read().astype(np.float64).sum(axis=0) / 2)
     for name, leaf in leaves.items():
-        match = _SCALE.fullmatch(name)
-        if match is None:
-            continue
-        names = [f"{match['attention']}/query/{part}" for part in ("w", "b")]
-        query = {name: leaves[name] for name in names if name in leaves}
-        if all(_scales(leaf.shape, array.shape) for array in query.values()):
-            del folded[name]
-            for query_name, array in query.items():
-                folded[query_name] = _derived(array, lambda x, scale=leaf: _scaled(x, scale.read()))
+        if match := _SCALE.fullmatch(name):
+            names = [f"{match['attention']}/query/{part}" for part in ("w", "b")]
+            query = {name: leaves[name] for name in names if name in leaves}
+            if all(_scales(leaf.shape, array.shape) for array in query.values()):
+                del folded[name]
+                for query_name, array in query.items():
+                    folded[query_name] = _derived(array, lambda x, scale=leaf: _scaled(x, scale.read()))
     return folded
 
 
@@ -171,17 +162,12 @@ def _read(name: str, ours: str, load: Callable[[np.ndarray], np.ndarray] = lambd
 
 
 def _refuse(arrays: Leaves) -> np.ndarray:
-    raise ValueError(
-        "VideoPrism's weights are read and not written: frames in [-1, 1] are folded into them; "
-        "keep the model as a checkpoint of a run"
-    )
+    raise ValueError("VideoPrism's weights are read and not written; keep the model as a checkpoint of a run")
 
 
 def _norm(name: str, ours: str) -> list[Row]:
-    def plus_one(x: np.ndarray) -> np.ndarray:
-        return x.astype(np.promote_types(x.dtype, np.float32)) + 1
-
-    return [_read(f"{name}/scale", f"{ours}/scale", plus_one), _read(f"{name}/bias", f"{ours}/bias")]
+    scale = _read(f"{name}/scale", f"{ours}/scale", lambda x: x.astype(np.promote_types(x.dtype, np.float32)) + 1)
+    return [scale, _read(f"{name}/bias", f"{ours}/bias")]
 
 
 def _output(x: np.ndarray) -> np.ndarray:

@@ -21,11 +21,7 @@ _AUGREG = {
 
 
 def vit_npz(config: ViViTConfig) -> list[Row]:
-    """Returns the rows of an image ViT.
-
-    vision_transformer prepends the class token before it adds the positions, as we do; big_vision after, so the token's
-    slot is zero.
-    """
+    """Returns the rows of an image ViT; big_vision adds the positions before the class token, whose slot is zero."""
     check_image_model(config, "vit_npz (vision_transformer, AugReg, big_vision)")
     layers = "encoder/layers"
     rows = [
@@ -56,10 +52,9 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
     attention, mlp = (next(name for name, ours in names.items() if ours == part) for part in ("attention", "mlp"))
     query = shape_of(shapes, f"{block}/{attention}/query/kernel", 3 + stacked)
     token = "cls" in shapes
-    if "Transformer/posembed_input/pos_embedding" in shapes:
-        tokens = shape_of(shapes, "Transformer/posembed_input/pos_embedding", 3)[1] - token
-    else:
-        tokens = shape_of(shapes, "pos_embedding", 3)[1]
+    positions = "Transformer/posembed_input/pos_embedding"
+    has_slot = token and positions in shapes
+    tokens = shape_of(shapes, positions if positions in shapes else "pos_embedding", 3)[1] - has_slot
     return image_config(
         space_grid(tokens, hints),
         (h, w),
@@ -82,10 +77,6 @@ FORMAT = Format(
     prefixes=("opt/target/params/", "opt/target/", "params/params/", "params/", "img/", "target/", ""),
     dropped=(
         TRAINING_STATE,
-        Dropped(
-            r"MAPHead_0/",
-            "ViViT has no attention that pools its tokens: it averages them or takes a class token",
-            harmless=False,
-        ),
+        Dropped(r"MAPHead_0/", "attention that pools its tokens, which ViViT does not have", harmless=False),
     ),
 )
