@@ -40,7 +40,7 @@ def heads_of(hidden_size: int, hints: Hints) -> int:
         return hints.target.num_heads
     published = {row["hidden_size"]: row["num_heads"] for row in BACKBONES.values()}
     if hidden_size not in published:
-        raise ValueError("the weights do not say their number of heads: give config.init_from.num_heads or --num_heads")
+        raise ValueError("the weights do not show their heads: give num_heads (init_from.num_heads, --num_heads)")
     return published[hidden_size]
 
 
