@@ -263,10 +263,9 @@ class ViViTConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all fields as JSON values, from which `from_dict` makes an equal config."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
         heads = self.num_classes
-        fields["num_classes"] = dict(heads) if isinstance(heads, tuple) else heads
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        return fields | {"num_classes": dict(heads) if isinstance(heads, tuple) else heads}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ViViTConfig:
