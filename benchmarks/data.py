@@ -159,8 +159,8 @@ def feeds(split: RecordSplit, paths: list[Path], folder: Path, batch: int) -> di
         return rng.integers(count - FRAMES * STRIDE) + STRIDE * np.arange(FRAMES)
 
     def pyav(i: int) -> None:
-        video = decode.read_video(paths[i % len(paths)])
-        finish(tf.constant(video.frames[numbers(len(video.frames))]))
+        frames = [frame.image for frame in decode.iterate_frames(paths[i % len(paths)])]
+        finish(tf.constant(np.stack(frames)[numbers(len(frames))]))
 
     ways["PyAV, mp4"] = repeat(pyav, batch)
     try:

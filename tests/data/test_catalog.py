@@ -39,8 +39,8 @@ def test_unknown_names():
 
 
 def test_custom():
-    dataset = catalog.custom("cats_2", "csv", short_side=128)
-    assert (dataset.name, dataset.heads, dataset.annotation_format, dataset.short_side) == ("cats_2", {}, "csv", 128)
+    dataset = catalog.custom("cats_2", "csv")
+    assert (dataset.name, dataset.heads, dataset.annotation_format, dataset.short_side) == ("cats_2", {}, "csv", 256)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ import fractions
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
 from PIL import Image
 
-from vivit_jax.data.video import encode
+from vivit_jax.data.video import decode, encode
 
 BITS = 8
 COUNT = 20
@@ -77,6 +78,19 @@ def write_video(
 def numbered_video(path: Path, count: int, fps=25, height: int = 64, width: int = 64, codec: str = "libx264") -> Path:
     """Writes a video of `count` numbered frames."""
     return write_video(path, [draw_number(i, height, width) for i in range(count)], fps, codec)
+
+
+class Video(NamedTuple):
+    frames: np.ndarray
+    times: np.ndarray
+    fps: float
+
+
+def read_video(path: Path, start=None, end=None, short_side=None) -> Video:
+    """Decodes all frames, uint8 [T, H, W, 3], with their times in seconds and the frame rate."""
+    frames = list(decode.iterate_frames(path, start, end, short_side))
+    times = np.array([frame.time for frame in frames])
+    return Video(np.stack([frame.image for frame in frames]), times, decode.frame_rate(times, frames[-1].fps)[0])
 
 
 def encode_segment(path: Path, options: encode.EncodeOptions | None = None, segment=(None, None)):

@@ -14,7 +14,7 @@ from etils import epath
 from etils.epath import gpath, register
 
 from tests.helpers.sequences import numbered_frames, sequence, write_shards
-from tests.helpers.videos import numbered_video
+from tests.helpers.videos import numbered_video, read_video
 from vivit_jax.data import build, pipeline, verify
 from vivit_jax.data.build import shards, tfds_builder
 from vivit_jax.data.config import PipelineOptions
@@ -153,7 +153,7 @@ def test_videos_are_decoded_from_bucket(ram, tmp_path):
     path = numbered_video(tmp_path / "v.mp4", 12)
     target = storage.path(f"{ram}/v.mp4")
     storage.copy(path, target)
-    np.testing.assert_array_equal(decode.read_video(target).frames, decode.read_video(path).frames)
+    np.testing.assert_array_equal(read_video(target).frames, read_video(path).frames)
     spec = sampling.ClipSpec(4, (48, 48))
     np.testing.assert_array_equal(pipeline.views_from_file(f"{ram}/v.mp4", spec), pipeline.views_from_file(path, spec))
     storage.path(f"{ram}/empty.mp4").write_bytes(b"")

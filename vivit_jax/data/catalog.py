@@ -4,12 +4,8 @@
 
 Published sizes are for comparison only: a build counts its videos.
 
-A custom data set has no entry. It is of one of two kinds, "folder" (a folder per class) or "csv", and the user chooses
-its name:
-
-* `custom(name, kind)`: its description for a build.
-* `of_records(name, folder)`: the description of any data set whose records are in `folder`.
-* `get(name)`: an entry of the catalog.
+A custom data set has no entry: `custom` describes it for a build, `of_records` once it is built. It is of one of two
+kinds, "folder" (a folder per class) or "csv", and the user chooses its name.
 """
 
 from __future__ import annotations
@@ -19,7 +15,6 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 from vivit_jax.data.paths import CLASS_NAMES_FILE, SUMMARY_FILE
 from vivit_jax.utils import storage
@@ -30,40 +25,31 @@ class DatasetInfo:
     """Description of one data set.
 
     Attributes:
-      name: as in `--dataset=NAME`; of a custom data set as in `--name=NAME`.
-      title: as in the literature.
       heads: label head -> number of classes; a single head is called "label". Empty for a custom data set that is not
         built yet.
       splits: split -> published number of rows (EPIC-Kitchens: action segments; Kinetics-400 and 600: of the CVDF copy;
         Kinetics-700: of its paper).
-      annotation_format: key of `annotations.READERS`.
       annotation_files: split -> possible file names, of which the first that exists is read; `*` matches all files.
-      video_layout, source: text for messages.
-      class_files: head -> possible names of the file of class names, if the data set has one.
-      replacements: folders whose files replace those of the same name, as later published.
       short_side: maximum short side of the stored frames in pixels (the paper's implementation details: 256;
         Something-Something v2: 288).
-      rows_per_shard: annotation rows per shard of records.
-      label_separator: separates the labels of a multi-label field in a CSV; None: no such fields.
-      multi_label: names of the multi-label heads, once built.
       mirrored: head -> class -> class of its mirror image, or None if it has none; for classes whose names do not tell
         (`selection.mirror`).
     """
 
-    name: str
-    title: str
+    name: str  # as in `--dataset=NAME`; of a custom data set as in `--name=NAME`
+    title: str  # as in the literature
     heads: Mapping[str, int]
     splits: Mapping[str, int]
-    annotation_format: str
+    annotation_format: str  # key of `annotations.READERS`
     annotation_files: Mapping[str, tuple[str, ...]]
-    video_layout: str
+    video_layout: str  # text for messages, as is `source`
     source: str
-    class_files: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    replacements: tuple[str, ...] = ()
+    class_files: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # head -> possible names
+    replacements: tuple[str, ...] = ()  # folders whose files replace those of the same name, as later published
     short_side: int = 256
     rows_per_shard: int = 64
-    label_separator: str | None = None
-    multi_label: Sequence[str] = ()
+    label_separator: str | None = None  # of the labels of a multi-label field in a CSV; None: no such fields
+    multi_label: Sequence[str] = ()  # heads, once built
     mirrored: Mapping[str, Mapping[str, str | None]] = dataclasses.field(default_factory=dict)
 
 
@@ -186,32 +172,27 @@ _TABLE = (
         source="https://www.qualcomm.com/developer/software/something-something-v-2-dataset (by registration)",
         short_side=288,
     ),
-    *(
-        _ucf101(number, train, test)
-        for number, train, test in ((1, 9_537, 3_783), (2, 9_586, 3_734), (3, 9_624, 3_696))
-    ),
+    _ucf101(1, train=9_537, test=3_783),
+    _ucf101(2, train=9_586, test=3_734),
+    _ucf101(3, train=9_624, test=3_696),
     *(_hmdb51(number) for number in (1, 2, 3)),
 )
-
-DATASETS: Mapping[str, DatasetInfo] = MappingProxyType({dataset.name: dataset for dataset in _TABLE})
-
+DATASETS: Mapping[str, DatasetInfo] = {dataset.name: dataset for dataset in _TABLE}
 
 _CUSTOM_SOURCE = "your files"
 # Kind of a custom data set -> (layout of the videos, annotation files).
-CUSTOM_KINDS: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "folder": (
-            "train/{class}/*.mp4 and val/{class}/*.mp4 (or validation/, test/); without such folders {class}/*.mp4, of "
-            "which a tenth, by a hash of the name, is the validation split",
-            "none: the folders are the labels",
-        ),
-        "csv": (
-            "the paths in the CSV, absolute or under the videos' folder",
-            "one .csv with a header: path,label[,start,end,split]; label_VERB, label_NOUN, ... for several heads; with "
-            "--label_separator=';' (or '|') for multi-label heads",
-        ),
-    }
-)
+CUSTOM_KINDS: Mapping[str, tuple[str, str]] = {
+    "folder": (
+        "train/{class}/*.mp4 and val/{class}/*.mp4 (or validation/, test/); without such folders {class}/*.mp4, of "
+        "which a tenth, by a hash of the name, is the validation split",
+        "none: the folders are the labels",
+    ),
+    "csv": (
+        "the paths in the CSV, absolute or under the videos' folder",
+        "one .csv with a header: path,label[,start,end,split]; label_VERB, label_NOUN, ... for several heads; with "
+        "--label_separator=';' (or '|') for multi-label heads",
+    ),
+}
 LABEL_SEPARATORS = (";", "|")
 _CUSTOM_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -219,9 +200,8 @@ _CUSTOM_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 def get(name: str) -> DatasetInfo:
     """Returns the entry `name`; raises ValueError, which lists all names, if there is none."""
     if name in CUSTOM_KINDS:
-        raise ValueError(
-            f"{name!r} is a kind of custom data set, not a data set: --dataset={name} --name=NAME builds one"
-        )
+        hint = f"--dataset={name} --name=NAME builds one"
+        raise ValueError(f"{name!r} is a kind of custom data set, not a data set: {hint}")
     if name not in DATASETS:
         raise ValueError(
             f"unknown data set {name!r}; known are {', '.join(DATASETS)}. Build a custom data set with "
@@ -230,55 +210,27 @@ def get(name: str) -> DatasetInfo:
     return DATASETS[name]
 
 
-def custom(name: str, kind: str, short_side: int = 256, label_separator: str | None = None) -> DatasetInfo:
-    """Describes a custom data set for a build, which reads its heads and sizes from the files.
-
-    Args:
-      name: lower-case letters, digits and "_", a letter first; not a name of the catalog.
-      kind: "folder" or "csv".
-      short_side: maximum short side of the stored frames in pixels.
-      label_separator: ";" or "|" between the labels of a multi-label field in a CSV; None: single labels.
-
-    Raises:
-      ValueError: an argument outside these limits.
-    """
+def custom(name: str, kind: str, label_separator: str | None = None) -> DatasetInfo:
+    """Describes a custom data set of a kind ("folder" or "csv") for a build, which reads its heads from the files."""
     if kind not in CUSTOM_KINDS:
         raise ValueError(f"unknown kind {kind!r} of custom data set; known are {', '.join(CUSTOM_KINDS)}")
     if name in DATASETS or name in CUSTOM_KINDS:
         raise ValueError(f"the name {name!r} is taken (see python -m vivit_jax.data.catalog): choose another --name")
     if not _CUSTOM_NAME.fullmatch(name):
-        raise ValueError(
-            f"--name={name!r}: a name has 1 to 64 lower-case letters, digits and underscores, a letter first"
-        )
-    if short_side < 1:
-        raise ValueError(f"short_side is {short_side}; it must be at least 1 pixel")
+        limits = "1 to 64 lower-case letters, digits and underscores, a letter first"
+        raise ValueError(f"--name={name!r}: a name has {limits}")
     if label_separator is not None and (kind != "csv" or label_separator not in LABEL_SEPARATORS):
-        raise ValueError(
-            f"label_separator is {label_separator!r} for a {kind}; it is for a csv, and one of "
-            f"{' '.join(LABEL_SEPARATORS)}"
-        )
-    return DatasetInfo(
-        name=name,
-        title=f"{name} (custom, {kind})",
-        heads={},
-        splits={},
-        annotation_format=kind,
-        annotation_files={},
-        video_layout=CUSTOM_KINDS[kind][0],
-        source=_CUSTOM_SOURCE,
-        short_side=short_side,
-        label_separator=label_separator,
-    )
+        limits = f"it is for a csv, and one of {' '.join(LABEL_SEPARATORS)}"
+        raise ValueError(f"label_separator is {label_separator!r} for a {kind}; {limits}")
+    title, layout = f"{name} (custom, {kind})", CUSTOM_KINDS[kind][0]
+    return DatasetInfo(name, title, {}, {}, kind, {}, layout, _CUSTOM_SOURCE, label_separator=label_separator)
 
 
 def of_records(name: str, folder: storage.PathLike) -> DatasetInfo:
     """Describes the data set whose records are in `folder` (DATA_DIR/NAME/VERSION).
 
-    This is the entry of the catalog, or for another name a description with the heads of the records; with the short
-    side of the records where they exist.
-
-    Raises:
-      ValueError: `name` is not in the catalog, and `folder` has no records.
+    This is the entry of the catalog, or for another name a description with the heads of the records, which must exist;
+    with the short side of the records where they exist.
     """
     folder = storage.path(folder)
     classes_file, summary_file = folder / CLASS_NAMES_FILE, folder / SUMMARY_FILE

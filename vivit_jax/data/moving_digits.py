@@ -20,7 +20,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fractions
+import itertools
 import json
+from collections import Counter
 
 import numpy as np
 
@@ -64,11 +66,7 @@ class Clip:
 
 
 def plan(train: int = NUM_TRAIN, validation: int = NUM_VALIDATION, seed: int = SEED) -> list[Clip]:
-    """Returns the clips of both splits in order: verbs and digits balanced, no scan in two splits.
-
-    Raises:
-      ValueError: a split without videos, or a negative seed.
-    """
+    """Returns the clips of both splits in order: verbs and digits balanced, no scan in two splits."""
     if min(train, validation) < 1 or seed < 0:
         raise ValueError(f"train={train}, validation={validation}, seed={seed}: needs 1 or more videos and a seed >= 0")
     from sklearn.datasets import load_digits
@@ -79,29 +77,18 @@ def plan(train: int = NUM_TRAIN, validation: int = NUM_VALIDATION, seed: int = S
     num_held_out = len(order) // 5
     pools = {"train": order[num_held_out:], "validation": order[:num_held_out]}
     clips: list[Clip] = []
-    videos_of_scan: dict[int, int] = {}
+    videos_of_scan = Counter()
     for split, count in (("train", train), ("validation", validation)):
-        scans = {digit: [int(s) for s in pools[split] if digits[s] == digit] for digit in range(len(NOUNS))}
-        used = dict.fromkeys(scans, 0)
+        scans = [itertools.cycle(pools[split][digits[pools[split]] == digit].tolist()) for digit in range(len(NOUNS))]
         # Equally many of each pair of verb and digit, in random order.
         pairs = np.arange(count) % (len(VERBS) * len(NOUNS))
         for i in rng.permutation(count):
             verb, noun = int(pairs[i] % len(VERBS)), int(pairs[i] // len(VERBS))
-            scan = scans[noun][used[noun] % len(scans[noun])]
-            used[noun] += 1
-            videos_of_scan[scan] = videos_of_scan.get(scan, 0) + 1
-            clips.append(
-                Clip(
-                    video_id=f"P{scan:04d}_{videos_of_scan[scan]:02d}",
-                    scan=scan,
-                    verb=verb,
-                    noun=noun,
-                    num_frames=int(rng.integers(FRAMES[0], FRAMES[1] + 1)),
-                    fps=int(rng.integers(FPS[0], FPS[1] + 1)),
-                    split=split,
-                    seed=int(rng.integers(2**62)),
-                )
-            )
+            scan = next(scans[noun])
+            videos_of_scan[scan] += 1
+            video_id = f"P{scan:04d}_{videos_of_scan[scan]:02d}"
+            num_frames, fps = (int(rng.integers(low, high + 1)) for low, high in (FRAMES, FPS))
+            clips.append(Clip(video_id, scan, verb, noun, num_frames, fps, split, seed=int(rng.integers(2**62))))
     return clips
 
 
@@ -232,17 +219,12 @@ def generate(
 ) -> storage.AnyPath:
     """Generates the data set in `out`: `videos/*.mp4`, `annotations/*.csv` and a manifest; returns `out` as a path.
 
-    An interrupted call continues where it stopped.
+    An interrupted call continues where it stopped. Videos of another seed, size or version of the generator in `out`
+    are an error (ValueError).
 
     Args:
-      out: folder; created if absent.
       train, validation: number of videos.
-      seed: of the plan and of every clip.
       num_workers: processes; None: one per core, 0: none but this one.
-      progress: show a progress bar.
-
-    Raises:
-      ValueError: `out` holds videos of another seed, size or version of the generator, or `plan` rejects the sizes.
     """
     out = storage.path(out)
     requested = {"seed": seed, "train": train, "validation": validation, "generator": GENERATOR_VERSION}
@@ -250,9 +232,8 @@ def generate(
     state = json.loads(manifest.read_text()) if manifest.exists() else {**requested, "complete": False}
     stored = {key: state.get(key) for key in requested}
     if stored != requested:
-        raise ValueError(
-            f"{out} holds moving_digits made with {stored}, requested is {requested}: use another folder or delete it"
-        )
+        difference = f"made with {stored}, requested is {requested}"
+        raise ValueError(f"{out} holds moving_digits {difference}: use another folder or delete it")
     if state["complete"]:
         return out
     clips = plan(train, validation, seed)
@@ -265,9 +246,8 @@ def generate(
     present = set(storage.names(videos))
     missing = [(str(videos), clip, scans[clip.scan]) for clip in clips if f"{clip.video_id}.mp4" not in present]
     results = workers.ordered_map("vivit_jax.data.moving_digits:write_clip", missing, num_workers, look_ahead=16)
-    for result in progress_bar.bar(
-        results, title="moving_digits: videos", total=len(clips), done=len(clips) - len(missing), show=progress
-    ):
+    title, done = "moving_digits: videos", len(clips) - len(missing)
+    for result in progress_bar.bar(results, title=title, total=len(clips), done=done, show=progress):
         if isinstance(result, workers.WorkerError):
             raise result
     (out / "annotations").mkdir(exist_ok=True)
@@ -282,9 +262,7 @@ def _annotation_files(clips: list[Clip]) -> dict[str, str]:
     files = {}
     for split, kinetics_split in (("train", "train"), ("validation", "val")):
         epic_rows, kinetics_rows = [], []
-        for clip in clips:
-            if clip.split != split:
-                continue
+        for clip in (clip for clip in clips if clip.split == split):
             seconds = clip.num_frames / clip.fps
             verb, noun = (VERBS[clip.verb], clip.verb), (NOUNS[clip.noun], clip.noun)
             epic_rows.append(epic.segment_row(clip.video_id, seconds, clip.num_frames, verb, noun))

@@ -35,7 +35,7 @@ _TIMES = "image/timestamp"
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One problem; `shard` "" means the whole split; `record` is the number in the shard, `byte` its first byte."""
+    """One problem of a record (its number in the shard, and its first byte) or, with `shard` "", of the whole split."""
 
     reason: str
     shard: str = ""
@@ -48,14 +48,14 @@ class Problem:
 
 @dataclasses.dataclass
 class Report:
-    """Counts and problems of one split; `left_out`: records that the index leaves out (see rejects.csv)."""
+    """Counts and problems of one split."""
 
     split: str
     videos: int = 0
     records: int = 0
     frames: int = 0
     bytes: int = 0
-    left_out: int = 0
+    left_out: int = 0  # records that the index leaves out (see rejects.csv)
     problems: list[Problem] = dataclasses.field(default_factory=list)
 
     def add(self, reason: str, *location: Any) -> None:
@@ -63,23 +63,16 @@ class Report:
 
 
 def verify(folder: storage.PathLike, threads: int | None = None, progress: bool = True) -> list[Report]:
-    """Verifies all splits of a folder of records; memory is bounded by one record and one decoded frame per thread.
+    """Verifies all splits of a folder of records with an index.
 
-    Args:
-      folder: with the index of each split.
-      threads: records read in parallel; None: one per core.
-      progress: show a progress bar.
-
-    Raises:
-      NoRecordsError, BadIndexError: no index, or class names that cannot be used.
-      ValueError: fewer than one thread.
+    Reads `threads` records in parallel (None: one per core); memory is bounded by one record and one decoded frame per
+    thread. Raises NoRecordsError or BadIndexError without an index or with class names that cannot be used.
     """
     folder = storage.path(folder)
     names = sorted(path.stem.removeprefix("index_") for path in folder.glob("index_*.npz"))
     if not names:
-        raise NoRecordsError(
-            f"{folder}: no index of records (index_*.npz); make it: python -m vivit_jax.data.index {folder}"
-        )
+        hint = f"make it: python -m vivit_jax.data.index {folder}"
+        raise NoRecordsError(f"{folder}: no index of records (index_*.npz); {hint}")
     class_names = load_class_names(folder)
     splits, reports = [], [Report(name) for name in names]
     for report in reports:
@@ -94,7 +87,8 @@ def verify(folder: storage.PathLike, threads: int | None = None, progress: bool 
     for head, names in class_names.items():
         if not names or not all(isinstance(name, str) and name for name in names):
             reports[0].add(f"{CLASS_NAMES_FILE}: head {head!r} has no names, or empty ones")
-    _verify_summary(folder / SUMMARY_FILE, reports)
+    if (folder / SUMMARY_FILE).is_file():
+        _verify_summary(folder / SUMMARY_FILE, reports)
     if not any(split.form == SEQUENCE for split, _ in splits):
         try:
             for name in sorted(list_shards(folder).keys() - {report.split for report in reports}):
@@ -112,18 +106,16 @@ def _verify_split(split: RecordSplit, report: Report, threads: int | None, on_vi
     report.left_out = len(split.chunk_shard) - len(record)
     for head, ids in split.labels.items():
         lowest, highest = -1 if head in split.multi_label else 0, len(split.class_names[head]) - 1
-        wrong = ((ids < lowest) | (ids > highest)).reshape(len(ids), -1).any(axis=1)
-        for number in np.flatnonzero(wrong):
-            problem = f"{head} {ids[number]} is outside 0 to {highest}"
-            report.add(f"index: video {number}, {split.video_id[number]}: {problem}")
+        outside = ((ids < lowest) | (ids > highest)).reshape(len(ids), -1).any(axis=1)
+        for number in np.flatnonzero(outside):
+            where = f"index: video {number}, {split.video_id[number]}"
+            report.add(f"{where}: {head} {ids[number]} is outside 0 to {highest}")
     # The records of a shard are consecutive in the index.
     first_of_shard = np.searchsorted(split.chunk_shard, np.arange(len(split.shards)))
     framing = _framing(split)
-    contents = scan.mapped(
-        split.shard_paths, split.chunk_shard[record], split.chunk_offset[record], _contents(split), split.form, threads
-    )
-    for position, content in contents:
-        number, shard = record[position], split.chunk_shard[record[position]]
+    shards, offsets = split.chunk_shard[record], split.chunk_offset[record]
+    for position, content in scan.mapped(split.shard_paths, shards, offsets, _contents(split), split.form, threads):
+        number, shard = record[position], shards[position]
         reasons = [
             f"its {name} is {stored[number]:{form}}, {indexed[number]:{form}} in the index"
             for name, form, stored, indexed in framing
@@ -135,8 +127,7 @@ def _verify_split(split: RecordSplit, report: Report, threads: int | None, on_vi
             reasons += _differences(split, int(video[position]), int(chunk[position]), content)
             report.frames += len(content["sizes"])
         for reason in reasons:
-            in_shard = int(number - first_of_shard[shard])
-            report.add(reason, split.shards[shard], in_shard, int(split.chunk_offset[number]))
+            report.add(reason, split.shards[shard], int(number - first_of_shard[shard]), int(offsets[position]))
         report.records += 1
         report.bytes += int(split.chunk_length[number])
         if chunk[position] + 1 == split.num_chunks[video[position]]:
@@ -213,20 +204,18 @@ def _differences(split: RecordSplit, video: int, chunk: int, content: dict[str, 
 
 
 def _verify_summary(path: storage.AnyPath, reports: Sequence[Report]) -> None:
-    if not path.is_file():
-        return
     try:
         summary = dict(json.loads(path.read_text(encoding="utf-8"))["splits"])
     except (ValueError, KeyError, TypeError) as error:
         reports[0].add(f"{path}: unreadable ({error})")
         return
     for report in reports:
-        if not report.problems:  # otherwise the totals differ anyway
-            stated = summary.get(report.split, {})
-            for name, count in (("videos", report.videos), ("frames", report.frames)):
-                if stated.get(name) != count:
-                    split = f"split {report.split!r}"
-                    report.add(f"{path.name} states {stated.get(name)} {name} in {split}, the records have {count}")
+        if report.problems:  # the totals differ anyway
+            continue
+        for name, count in (("videos", report.videos), ("frames", report.frames)):
+            stated = summary.get(report.split, {}).get(name)
+            if stated != count:
+                report.add(f"{path.name} states {stated} {name} in split {report.split!r}, the records have {count}")
 
 
 def table(reports: Sequence[Report]) -> str:
@@ -243,10 +232,7 @@ def table(reports: Sequence[Report]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m vivit_jax.data.verify",
-        description="Reads and decodes all records of a folder and reports every problem.",
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="DIR", help="folder with the records' index")
     parser.add_argument("--threads", type=int, default=None, help="records read in parallel; default: one per core")
     flags = parser.parse_args(argv)

@@ -8,13 +8,13 @@ its function.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -41,14 +41,13 @@ def resolve(function: str) -> Any:
 
 
 def ordered_map(function: str, tasks: Iterable[Any], workers: int | None = None, look_ahead: int = 2) -> Iterator[Any]:
-    """Yields `function(task)` for each task, in order.
+    """Yields `function(task)` for each task, in order; tasks are picklable and consumed as needed.
 
     If the process of a task dies, its result is a `WorkerError` as a value (not raised): other tasks continue. An
     exception of the function is raised as a `WorkerError`.
 
     Args:
       function: `"package.module:name"`, so that a child imports only that module.
-      tasks: picklable arguments, consumed as needed.
       workers: processes; None: one per core, 0: none but this one.
       look_ahead: tasks started beyond one per worker; at most `workers + look_ahead` results are held.
     """
@@ -111,10 +110,8 @@ class _Child:
             self.connection.send(task)
             succeeded, value = self.connection.recv()
         except (EOFError, OSError):
-            for _ in range(50):
-                if not self.alive():
-                    break
-                time.sleep(0.1)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=5.0)
             self.close()
             return WorkerError(f"the worker process died (exit status {self.process.returncode})")
         if not succeeded:
@@ -131,20 +128,13 @@ class _Child:
 def _serve() -> None:
     """Runs in the child: receives tasks and sends (succeeded, value or traceback) until the pipe is closed."""
     connection = Connection(int(sys.argv[2]))
-    function = None
-    while True:
-        try:
+    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+        while True:
             task = connection.recv()
-        except (EOFError, OSError, KeyboardInterrupt):
-            return
-        try:
-            function = function or resolve(sys.argv[3])
-            answer = (True, function(task))
-        except KeyboardInterrupt:
-            return
-        except BaseException:
-            answer = (False, traceback.format_exc())
-        try:
+            try:
+                answer = (True, resolve(sys.argv[3])(task))
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
+                answer = (False, traceback.format_exc())
             connection.send(answer)
-        except OSError:
-            return

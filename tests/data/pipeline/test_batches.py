@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from tests.helpers.batches import PLAIN, VARIED, assert_same, take
-from tests.helpers.videos import numbered_video, read_number
+from tests.helpers.videos import numbered_video, read_number, read_video
 from vivit_jax.data import build, moving_digits, pipeline
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf
@@ -19,7 +19,6 @@ from vivit_jax.data.pipeline import clips
 from vivit_jax.data.records import reader, scan
 from vivit_jax.data.records.split import open_split
 from vivit_jax.data.selection import order, sampling
-from vivit_jax.data.video import decode
 
 
 @pytest.fixture(scope="module")
@@ -372,5 +371,5 @@ def test_long_file_gives_equal_views(tmp_path):
     moving_digits.write_video(path, moving_digits.render(clip, np.eye(8) * 16), clip.fps)
     spec = pipeline.ClipSpec(6, (48, 48), stride=2, short_side=56)
     whole = pipeline.views_from_file(path, spec, 3, 2)
-    np.testing.assert_array_equal(whole, pipeline.views_from_frames(decode.read_video(path).frames, spec, 3, 2))
+    np.testing.assert_array_equal(whole, pipeline.views_from_frames(read_video(path).frames, spec, 3, 2))
     np.testing.assert_array_equal(whole, pipeline.views_from_file(path, spec, 3, 2, memory_limit=5 * 64 * 64 * 3))

@@ -20,16 +20,7 @@ _POLL_SECONDS = 2.0
 
 
 def runner_flags(runner: str, num_workers: int | None, flags: Sequence[str] = ()) -> list[str]:
-    """Returns Beam's flags for `--runner=...`.
-
-    Args:
-      runner: "direct" for processes of this machine, or the name of a runner of Beam.
-      num_workers: processes of the direct runner; None: one per core.
-      flags: further flags of Beam.
-
-    Raises:
-      ValueError: `num_workers` for another runner, or below 1.
-    """
+    """Returns Beam's flags for `--runner=...`; `num_workers` (None: one per core) is for the direct runner only."""
     if runner != "direct":
         if num_workers is not None:
             raise ValueError(f"--workers is for the runners local and direct; {runner} has its own flags, after --")
@@ -52,9 +43,8 @@ def load() -> tuple[Any, Any]:
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
-        raise ImportError(
-            f"runners other than local need Apache Beam: pip install 'vivit_jax[beam]' ({error})"
-        ) from error
+        hint = "runners other than local need Apache Beam: pip install 'vivit_jax[beam]'"
+        raise ImportError(f"{hint} ({error})") from error
     return apache_beam, PipelineOptions
 
 
@@ -70,17 +60,11 @@ def write_shards(
     """Writes planned shards into the folder `staging` and loads their metadata, so that each is `done`.
 
     Args:
-      todo: planned shards.
       staging: a folder that the workers see too.
-      options: of the frames.
       class_names: head -> name of each class id.
       flags: as `runner_flags` returns.
       on_rows: receives the number of rows finished since the last call.
-      multi_label: names of the multi-label heads.
-
-    Raises:
-      ImportError: see `load`.
-      RuntimeError: Beam has finished, but this process does not see all shards.
+      multi_label: heads.
     """
     apache_beam, pipeline_options = load()
     finished = threading.Event()
@@ -100,8 +84,7 @@ def write_shards(
         watcher.join()
     for shard in todo:
         shards.restore(shard, staging)
-    missing = [str(shard.path(staging)) for shard in todo if not shard.done]
-    if missing:
+    if missing := [str(shard.path(staging)) for shard in todo if not shard.done]:
         raise RuntimeError(
             f"Beam has finished, but {len(missing)} of {len(todo)} shards are missing, first {missing[0]}: the workers "
             "must see the output folder under the same path as this machine (a shared disk, or gs://)"
@@ -128,10 +111,7 @@ def write_shard(
 
 
 def _watch(
-    waiting: list[shards.Shard],
-    staging: storage.AnyPath,
-    on_rows: Callable[[int], None],
-    finished: threading.Event,
+    waiting: list[shards.Shard], staging: storage.AnyPath, on_rows: Callable[[int], None], finished: threading.Event
 ) -> None:
     """Reports the rows of shards whose metadata has appeared, until `finished`."""
     last = False

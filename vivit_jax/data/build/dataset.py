@@ -20,19 +20,12 @@ def build(
     """Builds the records of data set `name` in `out/NAME/1.0.0`, unless they exist, and returns that folder.
 
     Files that cannot be used are no error: `rejects.csv` lists them with the reason. An interrupted build continues at
-    the shard where it stopped.
+    the shard where it stopped. Existing records of other options are an error (ValueError).
 
     Args:
       name: of the catalog, or with `options.kind` any other.
-      videos, annotation_folder: folders of the files; the annotations of a custom data set: None for
-        the videos' folder.
-      out: folder for the records. Each of the three may be in a bucket (gs://).
-      options: see there; None: its defaults.
-
-    Raises:
-      ValueError: unknown data set or split, an option outside its limits, existing records of other options.
-      annotations.MissingDataError, annotations.AnnotationError: see `annotations.read`.
-      ImportError: a runner of Beam without Apache Beam.
+      videos, annotation_folder, out: folders, each possibly in a bucket (gs://); the annotations of a custom data set:
+        None for the videos' folder.
     """
     options = options or BuildOptions()
     if options.kind:
@@ -61,7 +54,6 @@ def build(
 
 
 def _check_same(folder: storage.AnyPath, encode_options, options: BuildOptions) -> None:
-    """Raises ValueError if the records in `folder` were built with other options."""
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     differences = [
         f"{what} {stored} ({requested} requested)"
@@ -73,13 +65,11 @@ def _check_same(folder: storage.AnyPath, encode_options, options: BuildOptions) 
         )
         if stored != requested
     ]
-    absent = [split for split in options.splits or () if split not in summary["splits"]]
-    if absent:
+    if absent := [split for split in options.splits or () if split not in summary["splits"]]:
         differences.append(f"split {', '.join(summary['splits'])} ({', '.join(absent)} requested too)")
     if differences:
-        raise ValueError(
-            f"{folder} holds records with {'; '.join(differences)}: give another --out, or delete that folder"
-        )
+        found = "; ".join(differences)
+        raise ValueError(f"{folder} holds records with {found}: give another --out, or delete that folder")
 
 
 def _some(value) -> str:
@@ -91,18 +81,9 @@ def prepare(
 ) -> storage.AnyPath:
     """Returns the folder of the records of data set `name`, and builds them first if they are absent.
 
-    moving_digits is generated. The others of the catalog are built from the files in `data_dir/NAME/videos` and
-    `data_dir/NAME/annotations`. The records of a custom data set must exist.
-
-    Args:
-      name: of the catalog, or of existing records.
-      data_dir: folder of all data sets; may be in a bucket (gs://).
-      num_workers, progress: as in `BuildOptions`.
-      **generator: `train`, `validation`, `seed` of `moving_digits.generate`.
-
-    Raises:
-      annotations.MissingDataError: neither records nor the files to build them; says which files belong where.
-      ValueError: not in the catalog and without records; moving_digits exists with other sizes or another seed.
+    moving_digits is generated, with the arguments `generator` (`train`, `validation`, `seed`). The others of the
+    catalog are built from the files in `data_dir/NAME/videos` and `data_dir/NAME/annotations`; without these,
+    MissingDataError says which files belong where. The records of a custom data set must exist.
     """
     folder = records_folder(name, data_dir)
     dataset = catalog.of_records(name, folder)

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,45 +27,27 @@ _FORMAT = 3
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """One video file and its rows.
+    """One video file and its rows."""
 
-    Attributes:
-      path: None if the file was not found.
-      first_row: number of the first of `rows` in the split, in the order of the records.
-      rows: of the annotations.
-      segments: (start, end) in seconds for each row; (None, None): the whole file.
-    """
-
-    path: storage.AnyPath | None
-    first_row: int
+    path: storage.AnyPath | None  # None if the file was not found
+    first_row: int  # number of the first of `rows` in the split, in the order of the records
     rows: Sequence[annotations.Row]
-    segments: Sequence[tuple[float | None, float | None]]
+    segments: Sequence[tuple[float | None, float | None]]  # (start, end) in seconds; (None, None): the whole file
 
 
 @dataclasses.dataclass
 class Shard:
-    """One shard: its files and, once `done`, its content.
-
-    Attributes:
-      split, number: split, and number of the shard in it.
-      files: files to encode.
-      videos: videos written, in order.
-      positions: of the records, see `indexing.record_positions`.
-      rejects: (split, video, start, end, reason) of the rows that cannot be used.
-      varying: number of videos with a variable frame rate.
-      repaired: number of frames whose time stamps were missing or did not increase.
-      done: whether it is written.
-    """
+    """One shard: its files and, once `done`, its content."""
 
     split: str
     number: int
     files: list[File]
     videos: list[indexing.VideoEntry] = dataclasses.field(default_factory=list)
-    positions: np.ndarray | None = None
-    rejects: list[tuple[str, ...]] = dataclasses.field(default_factory=list)
-    varying: int = 0
-    repaired: int = 0
-    done: bool = False
+    positions: np.ndarray | None = None  # see `indexing.record_positions`
+    rejects: list[tuple[str, ...]] = dataclasses.field(default_factory=list)  # (split, video, start, end, reason)
+    varying: int = 0  # videos with a variable frame rate
+    repaired: int = 0  # frames whose time stamps were missing or did not increase
+    done: bool = False  # whether it is written
 
     @property
     def num_rows(self) -> int:
@@ -90,26 +71,20 @@ def plan(
 
     Rows of one file stay together, so that it is decoded once; otherwise the order is that of the annotations.
     """
-    rows_of_file: dict[Any, list[tuple[annotations.Row, Any]]] = {}
+    rows_of_file: dict[Any, list[tuple[annotations.Row, Any, tuple[float | None, float | None]]]] = {}
     for number, row in enumerate(rows):
-        location = video_files.find(row)
+        path, *segment = video_files.find(row) or (None, None, None)
         # The possible file names are no longer needed, and take most of the memory of a row.
         row = dataclasses.replace(row, names=())
-        rows_of_file.setdefault(location[0] if location else number, []).append((row, location))
+        rows_of_file.setdefault(path or number, []).append((row, path, tuple(segment)))
     shards = [Shard(split, 0, [])]
     first_row = 0
     for group in rows_of_file.values():
-        location = group[0][1]
-        file = File(
-            path=location[0] if location else None,
-            first_row=first_row,
-            rows=[row for row, _ in group],
-            segments=[location[1:] if location else (None, None) for _, location in group],
-        )
+        rows, paths, segments = zip(*group, strict=True)
         if shards[-1].num_rows >= rows_per_shard:
             shards.append(Shard(split, len(shards), []))
-        shards[-1].files.append(file)
-        first_row += len(group)
+        shards[-1].files.append(File(paths[0], first_row, rows, segments))
+        first_row += len(rows)
     return shards
 
 
@@ -123,10 +98,9 @@ def fingerprint(shards: Iterable[Shard], options: encode.EncodeOptions) -> str:
 
 
 def encode_files(
-    files: Iterable[File], options: encode.EncodeOptions, num_workers: int | None
+    files: Sequence[File], options: encode.EncodeOptions, num_workers: int | None
 ) -> Iterator[list[encode.Segment | str]]:
     """Yields for each file the result of `encode.encode_file`; a crash of the decoder is a reason, too."""
-    files = list(files)
     tasks = [encode.FileTask(file.path, file.segments, options) for file in files if file.path]
     results = workers.ordered_map("vivit_jax.data.video.encode:encode_file", tasks, num_workers)
     for file in files:
@@ -146,23 +120,37 @@ def write(
     serialise: Callable[[Mapping[str, Any]], bytes],
     on_file: Callable[[File], None] = lambda file: None,
 ) -> None:
-    """Writes a shard and its metadata, and fills `shard` with its content.
+    """Writes a planned shard and its metadata into the folder `staging`, and fills `shard` with its content.
 
     Args:
-      shard: planned.
-      staging: folder.
       encoded: as `encode_files` yields, for the files of the shard.
       serialise: converts an example to the bytes of its record.
       on_file: called after each file.
     """
+    from vivit_jax.data.host_tf import tf  # planning needs no TensorFlow
+
     shard.videos, shard.rejects, shard.varying, shard.repaired = [], [], 0, 0
     # `written` renames at the end, so that two workers with the same shard do not mix.
     with storage.written(shard.path(staging)) as partial:
-        _write_records(shard, partial, encoded, serialise, on_file)
+        with tf.io.TFRecordWriter(str(partial)) as writer:
+            for file in shard.files:
+                for number, (row, segment) in enumerate(zip(file.rows, next(encoded), strict=True), file.first_row):
+                    if isinstance(segment, str):
+                        times = ("" if seconds is None else f"{seconds:g}" for seconds in (row.start, row.end))
+                        shard.rejects.append((shard.split, row.video, *times, segment))
+                        continue
+                    for example in _examples(row, number, segment):
+                        writer.write(serialise(example))
+                    size = (segment.height, segment.width)
+                    video = indexing.VideoEntry(row.video, len(segment.frames), segment.fps, *size, dict(row.labels))
+                    shard.videos.append(video)
+                    shard.varying += segment.varies
+                    shard.repaired += segment.repaired
+                on_file(file)
         shard.positions = indexing.record_positions(partial)
-        size = storage.size(partial)
+        num_bytes = storage.size(partial)
     metadata = {
-        "bytes": size,
+        "bytes": num_bytes,
         "videos": [dataclasses.asdict(video) for video in shard.videos],
         "positions": shard.positions.tolist(),
         "rejects": shard.rejects,
@@ -172,34 +160,6 @@ def write(
     # The metadata comes last: a shard with metadata is complete.
     storage.write(shard.metadata_path(staging), json.dumps(metadata))
     shard.done = True
-
-
-def _write_records(
-    shard: Shard,
-    path: Path,
-    encoded: Iterator[list[encode.Segment | str]],
-    serialise: Callable[[Mapping[str, Any]], bytes],
-    on_file: Callable[[File], None],
-) -> None:
-    from vivit_jax.data.host_tf import tf  # planning needs no TensorFlow
-
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for file in shard.files:
-            for number, (row, result) in enumerate(zip(file.rows, next(encoded), strict=True)):
-                if isinstance(result, str):
-                    times = ("" if seconds is None else f"{seconds:g}" for seconds in (row.start, row.end))
-                    shard.rejects.append((shard.split, row.video, *times, result))
-                    continue
-                for example in _examples(row, file.first_row + number, result):
-                    writer.write(serialise(example))
-                shard.videos.append(
-                    indexing.VideoEntry(
-                        row.video, len(result.frames), result.fps, result.height, result.width, dict(row.labels)
-                    )
-                )
-                shard.varying += result.varies
-                shard.repaired += result.repaired
-            on_file(file)
 
 
 def restore(shard: Shard, staging: storage.AnyPath) -> None:

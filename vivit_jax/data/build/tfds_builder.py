@@ -1,15 +1,14 @@
 """TFDS builder: annotations and videos -> sharded TFRecords of 16-frame JPEG chunks, and their index.
 
-The builder is a `tfds.core.ShardBasedBuilder`: one example is one chunk, and each shard holds its rows in the order of
-the annotations. (`GeneratorBasedBuilder` with `disable_shuffling` and integer keys does not scale: beyond 1 GB it sorts
-by spreading 128-bit keys over 1,000 files, where small integers all fall into the first, which is read into memory.
-TFDS's own Beam writers shuffle by such keys, too; here Beam receives whole shards, see `beam.py`.)
+One example is one chunk, and each shard holds its rows in the order of the annotations. (A `GeneratorBasedBuilder` or
+TFDS's own Beam writers would not scale: beyond 1 GB they sort by 128-bit keys spread over 1,000 files, where small
+integers all fall into the first, which is read into memory.)
 
-The shards are written first (`shards.py`), by worker processes or by Beam; TFDS then gives them their final names and
-writes its metadata. The result is an ordinary TFDS folder (`tfds.builder_from_directory` reads it) with the index,
-`rejects.csv` and `summary.json` beside it. A bucket can neither rename a folder atomically nor link files: there, TFDS
-works in a local temporary folder with empty files of the shards' sizes, its metadata is copied to the bucket, the
-shards are renamed there, and `summary.json` comes last.
+The shards are written first, by worker processes (`shards.py`) or by Beam (`beam.py`); TFDS then gives them their final
+names and writes its metadata. The result is an ordinary TFDS folder (`tfds.builder_from_directory` reads it) with the
+index, `rejects.csv` and `summary.json` beside it. A bucket can neither rename a folder atomically nor link files:
+there, TFDS works in a local temporary folder with empty files of the shards' sizes, the shards are renamed in the
+bucket, the metadata is copied to it, and `summary.json` comes last.
 """
 
 from __future__ import annotations
@@ -65,8 +64,7 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
             self._runner_flags = beam.runner_flags(options.runner, options.num_workers, options.runner_flags)
         self._annotations = annotations.read(dataset, annotation_folder)
         rows = self._annotations.rows
-        absent = [split for split in options.splits or () if split not in rows]
-        if absent:
+        if absent := [split for split in options.splits or () if split not in rows]:
             raise ValueError(f"{dataset.name} has no split {', '.join(absent)}; the annotations have {', '.join(rows)}")
         video_files = annotations.VideoFiles(dataset, videos)
         video_files.check(itertools.chain.from_iterable(rows.values()))
@@ -75,11 +73,12 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
             for split in rows
             if options.splits is None or split in options.splits
         }
+        self._all_shards = list(itertools.chain.from_iterable(self._shards.values()))
         self.name = dataset.name
         self._final = records_folder(dataset.name, data_dir)
         self._scratch = tempfile.mkdtemp(prefix="vivit_jax-") if storage.is_remote(data_dir) else None
         super().__init__(data_dir=self._scratch or data_dir)
-        self._staging = storage.path(f"{self._final}.partial-{shards.fingerprint(self._all_shards(), encode_options)}")
+        self._staging = storage.path(f"{self._final}.partial-{shards.fingerprint(self._all_shards, encode_options)}")
 
     def _info(self) -> tfds.core.DatasetInfo:
         return _LocalInfo(
@@ -127,23 +126,17 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
         for name in sorted(others, key=lambda name: name == SUMMARY_FILE):
             storage.copy(local / name, self._final / name)
 
-    def _all_shards(self) -> list[shards.Shard]:
-        return list(itertools.chain.from_iterable(self._shards.values()))
-
     def _write_shards(self) -> None:
-        all_shards = self._all_shards()
-        for shard in all_shards:
+        for shard in self._all_shards:
             shards.restore(shard, self._staging)
-        todo = [shard for shard in all_shards if not shard.done]
-        total, left = (sum(shard.num_rows for shard in part) for part in (all_shards, todo))
+        todo = [shard for shard in self._all_shards if not shard.done]
+        total, left = (sum(shard.num_rows for shard in part) for part in (self._all_shards, todo))
         names, multi_label = self._annotations.class_names, self._annotations.multi_label
-        with progress_bar.bar(
-            title=f"{self.name}: records", total=total, done=total - left, show=self.options.progress
-        ) as bar:
+        title, show = f"{self.name}: records", self.options.progress
+        with progress_bar.bar(title=title, total=total, done=total - left, show=show) as bar:
             if self.options.runner == "local":
-                encoded = shards.encode_files(
-                    (f for shard in todo for f in shard.files), self.encode_options, self.options.num_workers
-                )
+                files = [file for shard in todo for file in shard.files]
+                encoded = shards.encode_files(files, self.encode_options, self.options.num_workers)
                 serialise = serialiser(names, multi_label)
                 for shard in todo:
                     shards.write(shard, self._staging, encoded, serialise, lambda file: bar.update(len(file.rows)))
@@ -160,13 +153,12 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
         self._write_side_files(Path(self.data_dir))
 
     def _log_download_bytes(self) -> None:
-        """Suppresses the announcement of a download, as does the next method."""
+        """Announces nothing, as nothing is downloaded."""
 
-    def _log_download_done(self) -> None:
-        """Does nothing."""
+    _log_download_done = _log_download_bytes
 
     def _example_writer(self) -> tfds.core.writer.ExampleWriter:
-        return _StagedWriter(self._staging, self._all_shards())
+        return _StagedWriter(self._staging, self._all_shards)
 
     def _shard_iterators_per_split(self, dl_manager) -> Mapping[str, Sequence[Callable[[], Iterator]]]:
         del dl_manager  # users download the videos themselves, as the licences require
@@ -177,9 +169,8 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _write_side_files(self, folder: Path) -> None:
         names = self._annotations.class_names
         save_class_names(folder, names)
-        rejects = [reject for shard in self._all_shards() for reject in shard.rejects]
-        text = tables.to_csv(("split", "video", "start", "end", "reason"), rejects)
-        storage.write(folder / REJECTS_FILE, text)
+        rejects = [reject for shard in self._all_shards for reject in shard.rejects]
+        storage.write(folder / REJECTS_FILE, tables.to_csv(("split", "video", "start", "end", "reason"), rejects))
         summary = {
             "dataset": self.name,
             "quality": self.encode_options.quality,
@@ -199,8 +190,6 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
-    """TFDS's metadata of a data set, from this machine only."""
-
     def initialize_from_bucket(self) -> None:
         """Does not query Google's bucket of known data sets, where another one may have this name."""
 
@@ -236,6 +225,10 @@ def _count(shard: shards.Shard) -> Iterator[tuple[str, None]]:
 def _summarise(split: RecordSplit, planned: Sequence[shards.Shard], published: int | None) -> dict[str, Any]:
     """Returns the counts of one split; `fps` and `sizes` map each value to its number of videos."""
     seconds = split.num_frames / split.fps
+    extremes = {}
+    if len(seconds):
+        extremes = {"shortest": round(float(seconds.min()), 3), "longest": round(float(seconds.max()), 3)}
+    sizes = Counter(zip(split.width.tolist(), split.height.tolist(), strict=True))
     return {
         "rows": sum(shard.num_rows for shard in planned),
         "videos": split.num_videos,
@@ -243,18 +236,10 @@ def _summarise(split: RecordSplit, planned: Sequence[shards.Shard], published: i
         "rejects": sum(len(shard.rejects) for shard in planned),
         "frames": int(split.num_frames.sum()),
         "bytes": split.record_bytes,
-        "seconds": {"total": round(float(seconds.sum()), 2)}
-        | (
-            {"shortest": round(float(seconds.min()), 3), "longest": round(float(seconds.max()), 3)}
-            if len(seconds)
-            else {}
-        ),
+        "seconds": {"total": round(float(seconds.sum()), 2), **extremes},
         "fps": {f"{rate:g}": count for rate, count in sorted(Counter(split.fps.round(3).tolist()).items())},
         "varying_fps": sum(shard.varying for shard in planned),
         "repaired_time_stamps": sum(shard.repaired for shard in planned),
-        "sizes": {
-            f"{width}x{height}": count
-            for (width, height), count in Counter(zip(split.width.tolist(), split.height.tolist(), strict=True)).items()
-        },
+        "sizes": {f"{width}x{height}": count for (width, height), count in sizes.items()},
         "classes": split.class_counts(),
     }

@@ -7,7 +7,6 @@ one process per core.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import re
@@ -41,7 +40,7 @@ _DECODER = {"err_detect": "explode", "max_pixels": str(1 << 26)}
 
 
 class VideoError(ValueError):
-    """A file without a usable video; the message names the file and the reason."""
+    """A file without a usable video."""
 
 
 class Frame:
@@ -54,14 +53,7 @@ class Frame:
       image: uint8 [H, W, 3], RGB, 0 to 255 for any range and depth of the file.
     """
 
-    def __init__(
-        self,
-        frame: av.VideoFrame,
-        time: float,
-        fps: float,
-        repaired: bool,
-        convert: Callable[[av.VideoFrame], np.ndarray],
-    ):
+    def __init__(self, frame: av.VideoFrame, time: float, fps: float, repaired: bool, convert: Callable):
         self.time, self.fps, self.repaired = time, fps, repaired
         self._frame, self._convert = frame, convert
 
@@ -89,21 +81,6 @@ class _Converter:
             return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), turns))
         except _DAMAGE as error:
             raise VideoError(f"{self._path}: a frame cannot be converted to RGB ({_reason(error)})") from error
-
-
-@dataclasses.dataclass(frozen=True)
-class Video:
-    """A decoded video.
-
-    Attributes:
-      frames: uint8 [T, H, W, 3], RGB, T >= 1.
-      times: float64 [T], seconds from the start of the video, strictly increasing.
-      fps: frames per second, see `frame_rate`.
-    """
-
-    frames: np.ndarray
-    times: np.ndarray
-    fps: float
 
 
 def output_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
@@ -137,20 +114,25 @@ def iterate_frames(
 ) -> Iterator[Frame]:
     """Yields the frames of a file's first video stream that is not a cover picture, in order of display.
 
-    All frames have the size of the first, and their times are strictly increasing (see `_Clock`).
+    All frames have the size of the first, and their times are strictly increasing (see `_Clock`). Raises VideoError,
+    also for broken data and fewer frames than the header announces.
 
     Args:
       path: of any container and codec of FFmpeg; a file in a bucket is copied to the temporary folder first.
       start, end: seconds from the video's start; frames with start <= time < end. None: from the first, to the last.
       short_side: resize (bicubic) so that the short side has this many pixels; smaller videos keep their size.
-
-    Raises:
-      VideoError: no such file, not a video, no video stream, broken data, fewer frames than the header announces.
     """
     path = storage.path(path)
     with contextlib.ExitStack() as stack:
         try:
-            _check_file(path)
+            if path.is_dir():
+                raise VideoError(f"{path}: a folder, not a file")
+            if not storage.is_remote(path) and path.is_symlink() and not path.exists():
+                raise VideoError(f"{path}: a link to a file that is not there")
+            if not path.is_file():
+                raise VideoError(f"{path}: no such file")
+            if storage.size(path) == 0:
+                raise VideoError(f"{path}: the file is empty (0 bytes)")
             file = stack.enter_context(storage.local(path))
         except OSError as error:
             raise VideoError(f"{path}: {_reason(error)}") from error
@@ -183,25 +165,6 @@ def _iterate(path, file, start, end, short_side) -> Iterator[Frame]:
         yield from _decode(path, container, stream, start, end, short_side)
 
 
-def read_video(
-    path: storage.PathLike, start: float | None = None, end: float | None = None, short_side: int | None = None
-) -> Video:
-    """Reads a whole video, or its frames from `start` to `end` seconds; arguments as `iterate_frames`.
-
-    Raises:
-      VideoError: as `iterate_frames`, and when there is no frame between start and end.
-    """
-    images, times, stated = [], [], 0.0
-    for frame in iterate_frames(path, start, end, short_side):
-        images.append(frame.image)
-        times.append(frame.time)
-        stated = frame.fps
-    if not images:
-        until = "the end" if end is None else f"{end:g} s"
-        raise VideoError(f"{path}: no frames between {start or 0:g} s and {until}")
-    return Video(np.stack(images), np.array(times), frame_rate(times, stated)[0])
-
-
 class _Clock:
     """Converts the time stamps of a file to seconds from its first frame, strictly increasing.
 
@@ -228,17 +191,6 @@ class _Clock:
             time, self._origin = following, stamp - following
         self._last, self._repeats = time, late
         return time, late or stamp is None
-
-
-def _check_file(path: storage.AnyPath) -> None:
-    if path.is_dir():
-        raise VideoError(f"{path}: a folder, not a file")
-    if not storage.is_remote(path) and path.is_symlink() and not path.exists():
-        raise VideoError(f"{path}: a link to a file that is not there")
-    if not path.is_file():
-        raise VideoError(f"{path}: no such file")
-    if storage.size(path) == 0:
-        raise VideoError(f"{path}: the file is empty (0 bytes)")
 
 
 def _decode(path, container, stream, start, end, short_side) -> Iterator[Frame]:

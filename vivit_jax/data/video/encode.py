@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vivit_jax.data.video import decode
-from vivit_jax.utils import storage
+from vivit_jax.utils import checks, storage
 
 # Maximum side of a JPEG in pixels (libjpeg's JPEG_MAX_DIMENSION).
 _JPEG_SIDE = 65_500
@@ -22,25 +22,16 @@ _JPEG_SIDE = 65_500
 
 @dataclasses.dataclass(frozen=True)
 class EncodeOptions:
-    """How frames are stored.
+    """How frames are stored."""
 
-    Attributes:
-      short_side: maximum short side in pixels; None: the size of the source.
-      quality: of the JPEGs, 1 to 95.
-      fps: maximum frames per second, at most 1000; None: those of the source.
-    """
-
-    short_side: int | None
-    quality: int = 85
-    fps: float | None = None
+    short_side: int | None  # maximum, in pixels; None: that of the source
+    quality: int = 85  # of the JPEGs, 1 to 95
+    fps: float | None = None  # maximum, at most 1000; None: that of the source
 
     def __post_init__(self):
-        if not 1 <= self.quality <= 95:
-            raise ValueError(f"JPEG quality is {self.quality}; it must be 1 to 95")
-        if self.short_side is not None and self.short_side < 1:
-            raise ValueError(f"short_side is {self.short_side}; it must be at least 1 pixel")
-        if self.fps is not None and not 0 < self.fps <= 1000:
-            raise ValueError(f"fps is {self.fps:g}; it must be above 0 and at most 1000 frames per second")
+        checks.within("", self, "[1, 95]", "quality")
+        checks.at_least("", self, short_side=1)
+        checks.within("", self, "(0, 1000]", "fps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,22 +45,14 @@ class FileTask:
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """An encoded segment.
+    """An encoded segment."""
 
-    Attributes:
-      frames: JPEG bytes of each frame.
-      fps: frames per second of `frames`: those of the source (see `decode.frame_rate`), or of the options if lower.
-      height, width: stored size in pixels.
-      varies: whether the frame rate of the source varies within the segment.
-      repaired: number of frames whose time stamps were missing or did not increase.
-    """
-
-    frames: list[bytes]
-    fps: float
+    frames: list[bytes]  # JPEGs
+    fps: float  # that of the source (see `decode.frame_rate`), or of the options if lower
     height: int
     width: int
-    varies: bool = False
-    repaired: int = 0
+    varies: bool = False  # whether the frame rate of the source varies within the segment
+    repaired: int = 0  # frames whose time stamps were missing or did not increase
 
 
 def encode_file(task: FileTask) -> list[Segment | str]:
@@ -127,9 +110,8 @@ class _Jpeg:
         if self._last[0] is not frame:
             self.size = height, width = frame.image.shape[:2]
             if max(self.size) > _JPEG_SIDE:
-                raise decode.VideoError(
-                    f"{self._path}: {width} x {height} pixels; a JPEG has at most {_JPEG_SIDE} a side"
-                )
+                size = f"{width} x {height} pixels"
+                raise decode.VideoError(f"{self._path}: {size}; a JPEG has at most {_JPEG_SIDE} a side")
             self._last = (frame, encode_jpeg(frame.image, self._quality))
         return self._last[1]
 
