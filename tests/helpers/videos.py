@@ -86,9 +86,9 @@ class Video(NamedTuple):
     fps: float
 
 
-def read_video(path: Path, start=None, end=None, short_side=None) -> Video:
+def read_video(path: Path, end=None, short_side=None) -> Video:
     """Decodes all frames, uint8 [T, H, W, 3], with their times in seconds and the frame rate."""
-    frames = list(decode.iterate_frames(path, start, end, short_side))
+    frames = list(decode.iterate_frames(path, end, short_side))
     times = np.array([frame.time for frame in frames])
     return Video(np.stack([frame.image for frame in frames]), times, decode.frame_rate(times, frames[-1].fps)[0])
 

@@ -40,7 +40,7 @@ class DatasetInfo:
     title: str  # as in the literature
     heads: Mapping[str, int]
     splits: Mapping[str, int]
-    annotation_format: str  # key of `annotations.READERS`
+    annotation_format: str  # key of `annotations.formats.READERS`
     annotation_files: Mapping[str, tuple[str, ...]]
     video_layout: str  # text for messages, as is `source`
     source: str

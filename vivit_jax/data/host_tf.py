@@ -26,10 +26,9 @@ _TRIM_BYTES, _MMAP_BYTES = 2**31 - 1, 1 << 30
 def keep_freed_memory() -> bool:
     """Makes the C library keep the memory of freed frames and batches for the next ones; returns whether it will.
 
-    By default glibc returns every block of more than 128 KiB to 32 MiB to the kernel, and a batch, a clip, often a
-    single frame is one: each then begins with thousands of page faults, an eighth of a clip's time
-    (`benchmarks/data.py --allocator=system` measures without). The process keeps up to 2 GiB of freed memory instead.
-    The user's own settings (variables MALLOC_*, GLIBC_TUNABLES) and other C libraries are left alone.
+    By default glibc returns large blocks (a batch, a clip, often a frame) to the kernel, so that each begins with
+    thousands of page faults, an eighth of a clip's time (`benchmarks/data.py --allocator=system`). The process keeps up
+    to 2 GiB instead. The user's settings (MALLOC_*, GLIBC_TUNABLES) and other C libraries are left alone.
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False

@@ -4,13 +4,10 @@ Each video is an H.264 MP4 of 64 x 64 pixels, 12 to 30 frames per second and abo
 scikit-learn (`load_digits`; Alpaydin and Kaynak, UCI repository) moves over a moving textured background that does not
 depend on the class, with noise and changing light.
 
-* **verb**: 8 motions in four pairs. The second of a pair runs the paths of the first backwards, so that a model that
-  ignores the order of frames cannot tell them apart.
-* **noun**: the digit.
-
-This is the structure of EPIC-Kitchens-100 (verb, noun, action). The annotations are in the published formats of
-EPIC-Kitchens-100 and Kinetics. No scan is in two splits. The same seed and sizes give the same bytes for any number of
-workers (with one version of NumPy and of the H.264 encoder).
+As in EPIC-Kitchens-100, a class is a verb and a noun: one of 8 motions in four pairs, of which the second runs the
+paths of the first backwards, so that a model that ignores the order of frames cannot tell them apart; and the digit.
+The annotations are in the formats of EPIC-Kitchens-100 and Kinetics. No scan is in two splits. The same seed and sizes
+give the same bytes for any number of workers (with one version of NumPy and of the H.264 encoder).
 
     python -m vivit_jax.data.moving_digits --out=DIR
 """
@@ -32,15 +29,8 @@ from vivit_jax.utils import progress_bar, storage, tables
 
 # In the order of the class ids; each verb is followed by its time reversal.
 VERBS = (
-    "move-left",
-    "move-right",
-    "move-up",
-    "move-down",
-    "circle-clockwise",
-    "circle-anticlockwise",
-    "grow",
-    "shrink",
-)
+    "move-left", "move-right", "move-up", "move-down", "circle-clockwise", "circle-anticlockwise", "grow", "shrink",
+)  # fmt: skip
 NOUNS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIZE = 64
 FRAMES = (26, 38)
@@ -263,14 +253,18 @@ def _annotation_files(clips: list[Clip]) -> dict[str, str]:
     for split, kinetics_split in (("train", "train"), ("validation", "val")):
         epic_rows, kinetics_rows = [], []
         for clip in (clip for clip in clips if clip.split == split):
-            seconds = clip.num_frames / clip.fps
-            verb, noun = (VERBS[clip.verb], clip.verb), (NOUNS[clip.noun], clip.noun)
-            epic_rows.append(epic.segment_row(clip.video_id, seconds, clip.num_frames, verb, noun))
-            kinetics_rows.append([verb[0], clip.video_id, "0", str(int(np.ceil(seconds))), kinetics_split])
+            video, verb, noun, seconds = clip.video_id, VERBS[clip.verb], NOUNS[clip.noun], clip.num_frames / clip.fps
+            # Rounded up to the hundredths of the format, so that the segment includes the last frame.
+            stop = f"00:00:{np.ceil(seconds * 100) / 100:05.2f}"
+            epic_rows.append([
+                f"{video}_0", f"P{clip.scan:04d}", video, "00:00:00.000", "00:00:00.00", stop, 1, clip.num_frames,
+                f"{verb} {noun}", verb, clip.verb, noun, clip.noun, f"['{noun}']", f"[{clip.noun}]",
+            ])  # fmt: skip
+            kinetics_rows.append([verb, video, 0, int(np.ceil(seconds)), kinetics_split])
         files[f"EPIC_100_{split}.csv"] = tables.to_csv(epic.COLUMNS, epic_rows)
         files[f"kinetics_{kinetics_split}.csv"] = tables.to_csv(kinetics.COLUMNS, kinetics_rows)
     for head, names in (("verb", VERBS), ("noun", NOUNS)):
-        rows = [[str(i), name, f"['{name}']"] for i, name in enumerate(names)]
+        rows = [[class_id, name, f"['{name}']"] for class_id, name in enumerate(names)]
         files[f"EPIC_100_{head}_classes.csv"] = tables.to_csv(("id", "key", "instances"), rows)
     return files
 

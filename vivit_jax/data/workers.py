@@ -1,9 +1,8 @@
 """Worker processes with results in order, robust to a crash of the decoder.
 
-`multiprocessing` does not fit: with `spawn` its children import the parent's main program (jax, TensorFlow: seconds and
-hundreds of megabytes each), with `fork` they inherit the locks of these libraries' threads, and a pool is lost when one
-child dies, as a video decoder may on damaged files. Here a child is a new interpreter that imports only the module of
-its function.
+With `multiprocessing`, children import the parent's main program (jax, TensorFlow: seconds and hundreds of megabytes
+each) or inherit the locks of these libraries' threads, and a pool is lost when one child dies, as a video decoder may
+on damaged files. Here a child is a new interpreter that imports only the module of its function.
 """
 
 from __future__ import annotations

@@ -43,11 +43,10 @@ def test_frames_in_order(tmp_path, suffix):
 
 def test_cut_and_short_side(tmp_path):
     path = numbered_video(tmp_path / "v.mp4", 60, fps=20, height=96, width=160)
-    video = read_video(path, start=1.0, end=2.0, short_side=48)
-    assert [read_number(frame) for frame in video.frames] == list(range(20, 40))
-    assert video.frames.shape == (20, 48, 80, 3)
+    video = read_video(path, end=2.0, short_side=48)
+    assert [read_number(frame) for frame in video.frames] == list(range(40))
+    assert video.frames.shape == (40, 48, 80, 3)
     assert read_video(path, short_side=500).frames.shape[1:3] == (96, 160), "never enlarged"
-    assert not list(decode.iterate_frames(path, start=7, end=9))
 
 
 def test_limited_range_is_expanded(tmp_path):

@@ -6,17 +6,8 @@
 Each format has its own module; register a new one in `formats.READERS`.
 """
 
-from vivit_jax.data.annotations.formats import READERS, read
+from vivit_jax.data.annotations.formats import read
 from vivit_jax.data.annotations.rows import AnnotationError, Annotations, MissingDataError, Row, missing_message
 from vivit_jax.data.annotations.video_files import VideoFiles
 
-__all__ = [
-    "READERS",
-    "AnnotationError",
-    "Annotations",
-    "MissingDataError",
-    "Row",
-    "VideoFiles",
-    "missing_message",
-    "read",
-]
+__all__ = ["AnnotationError", "Annotations", "MissingDataError", "Row", "VideoFiles", "missing_message", "read"]

@@ -62,18 +62,3 @@ def _seconds(where: str, timestamp: str) -> float:
         raise AnnotationError(f"{where}: {timestamp!r} is not a time HH:MM:SS.ss")
     hours, minutes, seconds = (parsing.number(where, "timestamp", part) for part in parts)
     return 3600.0 * hours + 60.0 * minutes + seconds
-
-
-def segment_row(
-    video_id: str, seconds: float, num_frames: int, verb: tuple[str, int], noun: tuple[str, int]
-) -> list[str]:
-    """Returns the row of a segment that is a whole video; `verb` and `noun` are (name, class id)."""
-    # Rounded up to the hundredths of the format, so that the segment includes the last frame.
-    hundredths = -int(-seconds * 100 // 1)
-    stop = (
-        f"{hundredths // 360000:02d}:{hundredths // 6000 % 60:02d}:{hundredths // 100 % 60:02d}.{hundredths % 100:02d}"
-    )
-    return [
-        f"{video_id}_0", video_id.split("_")[0], video_id, "00:00:00.000", "00:00:00.00", stop, "1", str(num_frames),
-        f"{verb[0]} {noun[0]}", verb[0], str(verb[1]), noun[0], str(noun[1]), f"['{noun[0]}']", f"[{noun[1]}]",
-    ]  # fmt: skip

@@ -91,12 +91,9 @@ class VideoFiles:
 
     def check(self, rows: Iterable[Row]) -> None:
         """Raises MissingDataError if no row has its file here: the folder is a wrong one."""
-        expected = None
-        for row in rows:
-            if self.find(row):
-                return
-            expected = expected or row.file or row.names[0][0]
-        if expected:
+        rows = list(rows)
+        if rows and not any(map(self.find, rows)):
+            expected = rows[0].file or rows[0].names[0][0]
             example = next((files[0] for files in self._files.values()), "no video")
             raise MissingDataError(
                 f"none of the videos in the annotations is in {self.folder}: looked for {expected}, found there "

@@ -55,13 +55,14 @@ def build(
 
 def _check_same(folder: storage.AnyPath, encode_options, options: BuildOptions) -> None:
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    multi_label = summary.get("multi_label"), options.label_separator
     differences = [
         f"{what} {stored} ({requested} requested)"
         for what, stored, requested in (
             ("JPEG quality", summary["quality"], encode_options.quality),
             ("short side", summary["short_side"], encode_options.short_side),
             ("frame rate", summary.get("fps") or "of the source", encode_options.fps or "of the source"),
-            ("multi-label heads", _some(summary.get("multi_label")), _some(options.label_separator)),
+            ("multi-label heads", *("some" if heads else "none" for heads in multi_label)),
         )
         if stored != requested
     ]
@@ -70,10 +71,6 @@ def _check_same(folder: storage.AnyPath, encode_options, options: BuildOptions) 
     if differences:
         found = "; ".join(differences)
         raise ValueError(f"{folder} holds records with {found}: give another --out, or delete that folder")
-
-
-def _some(value) -> str:
-    return "some" if value else "none"
 
 
 def prepare(

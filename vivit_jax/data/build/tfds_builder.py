@@ -111,11 +111,7 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
         local = Path(self.data_dir)
         self._final.mkdir(parents=True, exist_ok=True)
         names = list_shards(local)
-        moves = [
-            (shard.path(self._staging), self._final / names[split][shard.number])
-            for split, planned in self._shards.items()
-            for shard in planned
-        ]
+        moves = [(s.path(self._staging), self._final / names[s.split][s.number]) for s in self._all_shards]
         kept = {target.name for _, target in moves}
         # Shards of an interrupted build with other options.
         for name in set(storage.names(self._final)) - kept:
@@ -143,9 +139,8 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
             elif todo:
                 from vivit_jax.data.build import beam
 
-                beam.write_shards(
-                    todo, self._staging, self.encode_options, names, self._runner_flags, bar.update, multi_label
-                )
+                flags = self._runner_flags
+                beam.write_shards(todo, self._staging, self.encode_options, names, flags, bar.update, multi_label)
 
     def _download_and_prepare(self, dl_manager, download_config=None) -> None:
         tfds.display_progress_bar(False)  # `_write_shards` has its own
@@ -158,13 +153,11 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
     _log_download_done = _log_download_bytes
 
     def _example_writer(self) -> tfds.core.writer.ExampleWriter:
-        return _StagedWriter(self._staging, self._all_shards)
+        return _StagedWriter([shard.path(self._staging) for shard in self._all_shards])
 
     def _shard_iterators_per_split(self, dl_manager) -> Mapping[str, Sequence[Callable[[], Iterator]]]:
         del dl_manager  # users download the videos themselves, as the licences require
-        return {
-            split: [functools.partial(_count, shard) for shard in planned] for split, planned in self._shards.items()
-        }
+        return {split: [functools.partial(_count, shard) for shard in self._shards[split]] for split in self._shards}
 
     def _write_side_files(self, folder: Path) -> None:
         names = self._annotations.class_names
@@ -200,9 +193,9 @@ class _StagedWriter(tfds.core.writer.ExampleWriter):
     TFDS adds up file sizes, so that a shard in a bucket is represented by an empty (sparse) file of its size.
     """
 
-    def __init__(self, staging: storage.AnyPath, written: Sequence[shards.Shard]):
+    def __init__(self, paths: Sequence[storage.AnyPath]):
         super().__init__(tfds.core.FileFormat.TFRECORD)
-        self._paths = iter([shard.path(staging) for shard in written])
+        self._paths = iter(paths)
 
     def write(self, path, examples):
         del examples  # TFDS counts them itself

@@ -44,21 +44,17 @@ class VideoError(ValueError):
 
 
 class Frame:
-    """One decoded frame, converted to RGB on first access.
-
-    Attributes:
-      time: seconds from the video's first frame.
-      fps: frames per second that the stream states.
-      repaired: whether `time` is estimated, because the file has none or one that does not increase.
-      image: uint8 [H, W, 3], RGB, 0 to 255 for any range and depth of the file.
-    """
+    """One decoded frame, converted to RGB on first access."""
 
     def __init__(self, frame: av.VideoFrame, time: float, fps: float, repaired: bool, convert: Callable):
-        self.time, self.fps, self.repaired = time, fps, repaired
+        self.time = time  # seconds from the video's first frame
+        self.fps = fps  # that the stream states
+        self.repaired = repaired  # whether `time` is estimated, as the file has none or one that does not increase
         self._frame, self._convert = frame, convert
 
     @functools.cached_property
     def image(self) -> np.ndarray:
+        """RGB, uint8 [H, W, 3], 0 to 255 for any range and depth of the file."""
         return self._convert(self._frame)
 
 
@@ -85,11 +81,10 @@ class _Converter:
 
 def output_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
     """Returns (height, width) with a short side of at most `short_side` and the same aspect ratio."""
-    if short_side is None or min(height, width) <= short_side:
+    shorter = min(height, width)
+    if short_side is None or shorter <= short_side:
         return height, width
-    if height <= width:
-        return short_side, max(short_side, round(width * short_side / height))
-    return max(short_side, round(height * short_side / width)), short_side
+    return round(height * short_side / shorter), round(width * short_side / shorter)
 
 
 def frame_rate(times: Sequence[float], stated: float) -> tuple[float, bool]:
@@ -109,9 +104,7 @@ def frame_rate(times: Sequence[float], stated: float) -> tuple[float, bool]:
     return (stated if agrees else len(gaps) / span), False
 
 
-def iterate_frames(
-    path: storage.PathLike, start: float | None = None, end: float | None = None, short_side: int | None = None
-) -> Iterator[Frame]:
+def iterate_frames(path: storage.PathLike, end: float | None = None, short_side: int | None = None) -> Iterator[Frame]:
     """Yields the frames of a file's first video stream that is not a cover picture, in order of display.
 
     All frames have the size of the first, and their times are strictly increasing (see `_Clock`). Raises VideoError,
@@ -119,7 +112,7 @@ def iterate_frames(
 
     Args:
       path: of any container and codec of FFmpeg; a file in a bucket is copied to the temporary folder first.
-      start, end: seconds from the video's start; frames with start <= time < end. None: from the first, to the last.
+      end: seconds from the video's start, only frames before it; None: all.
       short_side: resize (bicubic) so that the short side has this many pixels; smaller videos keep their size.
     """
     path = storage.path(path)
@@ -136,10 +129,10 @@ def iterate_frames(
             file = stack.enter_context(storage.local(path))
         except OSError as error:
             raise VideoError(f"{path}: {_reason(error)}") from error
-        yield from _iterate(path, file, start, end, short_side)
+        yield from _iterate(path, file, end, short_side)
 
 
-def _iterate(path, file, start, end, short_side) -> Iterator[Frame]:
+def _iterate(path, file, end, short_side) -> Iterator[Frame]:
     """Yields the frames of the local file `file`; `path` is for messages."""
     try:
         # Not as stream options: with those, PyAV before 18 crashes on files that announce streams late (FLV).
@@ -162,7 +155,7 @@ def _iterate(path, file, start, end, short_side) -> Iterator[Frame]:
             stream.codec_context.options = _DECODER
         except (AttributeError, RuntimeError) as error:
             raise VideoError(f"{path}: no decoder for its video stream") from error
-        yield from _decode(path, container, stream, start, end, short_side)
+        yield from _decode(path, container, stream, end, short_side)
 
 
 class _Clock:
@@ -193,7 +186,7 @@ class _Clock:
         return time, late or stamp is None
 
 
-def _decode(path, container, stream, start, end, short_side) -> Iterator[Frame]:
+def _decode(path, container, stream, end, short_side) -> Iterator[Frame]:
     fps = float(stream.average_rate or stream.guessed_rate or 0) or 25.0
     clock, decoded, lead, convert = _Clock(fps), 0, 0.0, _Converter(path, short_side)
     # AVI has no presentation times: FFmpeg guesses them wrong for B-frames; decoding times increase steadily.
@@ -208,8 +201,6 @@ def _decode(path, container, stream, start, end, short_side) -> Iterator[Frame]:
                 # A stream that begins between key frames is decoded from the first key frame.
                 lead = float((stamp - stream.start_time) * frame.time_base)
             time, repaired = clock(None if stamp is None else float(stamp * frame.time_base))
-            if start is not None and time < start - TIME_TOLERANCE:
-                continue
             if end is not None and time >= end - TIME_TOLERANCE:
                 return
             yield Frame(frame, time, fps, repaired, convert)

@@ -67,7 +67,7 @@ def encode_file(task: FileTask) -> list[Segment | str]:
     stated_fps, reached, problem = 0.0, -1.0, None
     try:
         end = None if last_end == math.inf else last_end
-        for frame in decode.iterate_frames(task.path, None, end, options.short_side):
+        for frame in decode.iterate_frames(task.path, end, options.short_side):
             stated_fps, reached = frame.fps, frame.time
             while waiting and waiting[-1].start <= frame.time + decode.TIME_TOLERANCE:
                 active.append(waiting.pop())
