@@ -4,20 +4,19 @@ import json
 
 import pytest
 
-from vivit_jax.data import catalog
-from vivit_jax.data.annotations import formats
+from vivit_jax.data import annotations, catalog
 
 
 def test_entries_are_complete():
     text = catalog.table()
     for name, dataset in catalog.DATASETS.items():
         assert f"{name}: {dataset.title}" in text
-        assert dataset.annotation_format in formats.READERS
+        assert dataset.annotation_format in annotations.READERS
         assert "label" in dataset.heads or len(dataset.heads) > 1
         assert {"train", "validation"} <= set(dataset.annotation_files) & set(dataset.splits)
     for kind in catalog.CUSTOM_KINDS:
         assert f"--dataset={kind} --name=NAME" in text
-        assert kind in formats.READERS
+        assert kind in annotations.READERS
 
 
 def test_published_numbers():

@@ -1,8 +1,6 @@
 """Catalog of the data sets: classes, published sizes, annotation files, layouts, sources.
 
-    python -m vivit_jax.data.catalog        prints it
-
-Published sizes are for comparison only: a build counts its videos.
+`python -m vivit_jax.data.catalog` prints it. Published sizes are for comparison only: a build counts its videos.
 
 A custom data set has no entry: `custom` describes it for a build, `of_records` once it is built. It is of one of two
 kinds, "folder" (a folder per class) or "csv", and the user chooses its name.
@@ -25,8 +23,7 @@ class DatasetInfo:
     """Description of one data set.
 
     Attributes:
-      heads: label head -> number of classes; a single head is called "label". Empty for a custom data set that is not
-        built yet.
+      heads: label head -> number of classes; a single head is called "label". Empty before a custom data set is built.
       splits: split -> published number of rows (EPIC-Kitchens: action segments; Kinetics-400 and 600: of the CVDF copy;
         Kinetics-700: of its paper).
       annotation_files: split -> possible file names, of which the first that exists is read; `*` matches all files.
@@ -40,7 +37,7 @@ class DatasetInfo:
     title: str  # as in the literature
     heads: Mapping[str, int]
     splits: Mapping[str, int]
-    annotation_format: str  # key of `annotations.formats.READERS`
+    annotation_format: str  # key of `annotations.READERS`
     annotation_files: Mapping[str, tuple[str, ...]]
     video_layout: str  # text for messages, as is `source`
     source: str

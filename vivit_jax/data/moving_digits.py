@@ -207,14 +207,10 @@ def generate(
     num_workers: int | None = None,
     progress: bool = True,
 ) -> storage.AnyPath:
-    """Generates the data set in `out`: `videos/*.mp4`, `annotations/*.csv` and a manifest; returns `out` as a path.
+    """Generates `train` + `validation` videos, their annotations and a manifest in `out`; returns `out` as a path.
 
     An interrupted call continues where it stopped. Videos of another seed, size or version of the generator in `out`
-    are an error (ValueError).
-
-    Args:
-      train, validation: number of videos.
-      num_workers: processes; None: one per core, 0: none but this one.
+    are an error (ValueError). `num_workers`: None: one per core, 0: none but this one.
     """
     out = storage.path(out)
     requested = {"seed": seed, "train": train, "validation": validation, "generator": GENERATOR_VERSION}

@@ -56,20 +56,15 @@ def ordered_map(function: str, tasks: Iterable[Any], workers: int | None = None,
     if count == 0:
         yield from map(resolve(function), tasks)
         return
-    local = threading.local()
+    local, stopping = threading.local(), threading.Event()
     children: list[_Child] = []
-    lock = threading.Lock()
-    stopping = threading.Event()
 
     def run(task: Any) -> Any:
         child = getattr(local, "child", None)
         if child is None or not child.alive():
             child = local.child = _Child(function)
-            with lock:
-                children.append(child)
-        if stopping.is_set():
-            return None
-        return child.call(task)
+            children.append(child)
+        return None if stopping.is_set() else child.call(task)
 
     pool = ThreadPoolExecutor(count, thread_name_prefix="data-worker")
     waiting: deque[Future] = deque()
@@ -84,9 +79,8 @@ def ordered_map(function: str, tasks: Iterable[Any], workers: int | None = None,
         # Also reached on an exception and when the consumer stops early: no child outlives the generator.
         stopping.set()
         pool.shutdown(wait=False, cancel_futures=True)
-        with lock:
-            for child in children:
-                child.close()
+        for child in children:
+            child.close()
 
 
 class _Child:

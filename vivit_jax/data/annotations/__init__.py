@@ -1,13 +1,47 @@
 """Annotation files in their published formats: rows of each split, class names, and the video file of a row.
 
-    read(dataset, folder)          rows of every split, class names, notes
-    VideoFiles(dataset, folder)    finds the video file of a row
-
-Each format has its own module; register a new one in `formats.READERS`.
+Each format has its own module; register a new one in `READERS`.
 """
 
-from vivit_jax.data.annotations.formats import read
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from vivit_jax.data import catalog
+from vivit_jax.data.annotations import custom, epic, kinetics, moments, something, ucf_hmdb
 from vivit_jax.data.annotations.rows import AnnotationError, Annotations, MissingDataError, Row, missing_message
 from vivit_jax.data.annotations.video_files import VideoFiles
+from vivit_jax.utils import storage
 
 __all__ = ["AnnotationError", "Annotations", "MissingDataError", "Row", "VideoFiles", "missing_message", "read"]
+
+# `DatasetInfo.annotation_format` -> its reader.
+READERS: Mapping[str, Callable[[catalog.DatasetInfo, storage.AnyPath], Annotations]] = {
+    "kinetics_csv": kinetics.read,
+    "epic_csv": epic.read,
+    "moments_csv": moments.read,
+    "something_json": something.read,
+    "ucf_lists": ucf_hmdb.read_ucf101,
+    "hmdb_lists": ucf_hmdb.read_hmdb51,
+    "folder": custom.read_folder,
+    "csv": custom.read_csv,
+}
+
+
+def read(dataset: catalog.DatasetInfo, folder: storage.PathLike) -> Annotations:
+    """Reads the annotations of every split whose file is in `folder`, and logs the notes as warnings.
+
+    Of format "folder", `folder` is that of the videos; of format "csv", it may be the file itself.
+
+    Raises:
+      MissingDataError: the folder or a required file is missing (only training is required of the splits).
+      AnnotationError: the content does not fit the format.
+    """
+    folder = storage.path(folder)
+    if not (folder.is_dir() or (dataset.annotation_format == "csv" and folder.is_file())):
+        raise MissingDataError(missing_message(dataset, annotations=folder))
+    result = READERS[dataset.annotation_format](dataset, folder)
+    for note in result.notes:
+        logging.getLogger(__name__).warning(note)
+    return result

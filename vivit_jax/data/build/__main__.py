@@ -59,11 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--videos", required=True, help="folder of the video files")
     parser.add_argument("--annotations", help="folder of the annotation files; custom data sets: default --videos")
     parser.add_argument("--out", required=True, help="folder for the records, which go to OUT/NAME/1.0.0")
-    parser.add_argument(
-        "--label_separator",
-        metavar="|".join(map(repr, catalog.LABEL_SEPARATORS)),
-        help="separates the labels in the multi-label fields of a CSV",
-    )
+    parser.add_argument("--label_separator", help="; or |, which separates the labels in multi-label fields of a CSV")
     parser.add_argument("--splits", help="splits to build, separated by commas; default: all")
     parser.add_argument("--fps", type=float, help="maximum frames per second; default: those of the source")
     parser.add_argument("--short_side", type=int, help="maximum, in pixels; default: that of the data set")

@@ -61,10 +61,8 @@ def write_shards(
 
     Args:
       staging: a folder that the workers see too.
-      class_names: head -> name of each class id.
       flags: as `runner_flags` returns.
       on_rows: receives the number of rows finished since the last call.
-      multi_label: heads.
     """
     apache_beam, pipeline_options = load()
     finished = threading.Event()

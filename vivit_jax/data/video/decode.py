@@ -1,4 +1,4 @@
-"""Decoding of a video file with PyAV: its RGB frames in order, upright, cut to a segment and resized.
+"""Decoding of a video file with PyAV: its RGB frames in order, upright and resized.
 
 Always decodes from the first frame, since seeking is inexact in some containers, and with one thread, since callers run
 one process per core.
