@@ -15,8 +15,6 @@ import tensorflow as tf
 
 tf.config.set_visible_devices([], "GPU")
 
-__all__ = ["keep_freed_memory", "tf"]
-
 # Options of glibc's malloc.h, and their limits: the largest `int`, or less.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _TRIM_BYTES, _MMAP_BYTES = 2**31 - 1, 1 << 30

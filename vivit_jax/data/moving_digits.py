@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import fractions
 import itertools
 import json
 from collections import Counter
@@ -179,24 +178,20 @@ def _shifted(texture: np.ndarray, shift: np.ndarray) -> np.ndarray:
     return image + fx * (np.roll(image, 1, axis=1) - image)
 
 
-def write_video(path: storage.PathLike, frames: np.ndarray, fps: int) -> None:
-    """Writes uint8 frames [T, H, W, 3] as an H.264 MP4; an interrupted call leaves no file."""
+def write_clip(task: tuple[str, Clip, np.ndarray]) -> None:
+    """Renders and writes one clip, (folder, clip, scan), as an H.264 MP4; runs in a worker process."""
     import av
 
+    folder, clip, scan = task
+    path = storage.path(folder) / f"{clip.video_id}.mp4"
     with storage.written(path) as partial, av.open(str(partial), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fractions.Fraction(fps))
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        stream = container.add_stream("libx264", rate=clip.fps)
+        stream.height, stream.width, stream.pix_fmt = SIZE, SIZE, "yuv420p"
         stream.thread_count = 1
         stream.options = {"preset": "ultrafast", "crf": "18"}
-        for image in frames:
+        for image in render(clip, scan):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
-
-
-def write_clip(task: tuple[str, Clip, np.ndarray]) -> None:
-    """Renders and writes one clip, (folder, clip, scan); runs in a worker process."""
-    folder, clip, scan = task
-    write_video(storage.path(folder) / f"{clip.video_id}.mp4", render(clip, scan), clip.fps)
 
 
 def generate(

@@ -111,8 +111,7 @@ def read_csv(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotatio
         split = values.get("split")
         if split is not None and split.lower() not in _SPLITS:
             raise AnnotationError(f"{where}: split is {split!r}; it must be train, val or test")
-        empty = [name for name in required if not values[name]]
-        if empty:
+        if empty := [name for name in required if not values[name]]:
             raise AnnotationError(f"{where}: {empty[0]} is empty; every row needs a path and its labels")
         unique.add(where, (os.path.normpath(values["path"]), start, end))
         labels = {

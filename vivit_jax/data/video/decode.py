@@ -69,7 +69,9 @@ class _Converter:
         turns = round((frame.rotation or 0) / 90) % 4
         height, width = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
         if self._size is None:
-            self._size = output_size(height, width, self._short_side)
+            shorter = min(height, width)
+            short_side = min(self._short_side or shorter, shorter)
+            self._size = round(height * short_side / shorter), round(width * short_side / shorter)
         height, width = self._size[::-1] if turns % 2 else self._size
         try:
             rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", **_CONVERSION)
@@ -77,14 +79,6 @@ class _Converter:
             return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), turns))
         except _DAMAGE as error:
             raise VideoError(f"{self._path}: a frame cannot be converted to RGB ({_reason(error)})") from error
-
-
-def output_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
-    """Returns (height, width) with a short side of at most `short_side` and the same aspect ratio."""
-    shorter = min(height, width)
-    if short_side is None or shorter <= short_side:
-        return height, width
-    return round(height * short_side / shorter), round(width * short_side / shorter)
 
 
 def frame_rate(times: Sequence[float], stated: float) -> tuple[float, bool]:
