@@ -32,11 +32,8 @@ READERS: Mapping[str, Callable[[catalog.DatasetInfo, storage.AnyPath], Annotatio
 def read(dataset: catalog.DatasetInfo, folder: storage.PathLike) -> Annotations:
     """Reads the annotations of every split whose file is in `folder`, and logs the notes as warnings.
 
-    Of format "folder", `folder` is that of the videos; of format "csv", it may be the file itself.
-
-    Raises:
-      MissingDataError: the folder or a required file is missing (only training is required of the splits).
-      AnnotationError: the content does not fit the format.
+    Of format "folder", `folder` is that of the videos; of format "csv", it may be the file itself. Raises
+    MissingDataError or AnnotationError; of the splits, only the training split is required.
     """
     folder = storage.path(folder)
     if not (folder.is_dir() or (dataset.annotation_format == "csv" and folder.is_file())):

@@ -29,7 +29,7 @@ def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
                 f"{later}: these are not the {dataset.heads[head]} {head} classes of {dataset.title}; get {names[0]} "
                 f"from {dataset.source}"
             )
-        path = parsing.class_file(dataset, folder, head)
+        path = parsing.required(dataset, folder, names)
         entries = parsing.table(path, ("id", "key"))
         classes = [(entry["key"], parsing.integer(where, "id", entry["id"])) for where, entry in entries]
         class_names[head], head_notes = parsing.class_names(dataset, path, classes, head)

@@ -17,7 +17,8 @@ _FOLDERS = {"train": "training", "validation": "validation"}
 
 def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
     """Reads both splits."""
-    paths, class_path = parsing.split_files(dataset, folder), parsing.class_file(dataset, folder)
+    paths = parsing.split_files(dataset, folder)
+    class_path = parsing.required(dataset, folder, dataset.class_files["label"])
     classes = []
     for where, values in parsing.csv_rows(class_path):
         if len(values) != 2:

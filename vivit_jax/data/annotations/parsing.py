@@ -22,7 +22,8 @@ def first(folder: storage.AnyPath, names: Iterable[str]) -> storage.AnyPath | No
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _required(dataset: catalog.DatasetInfo, folder: storage.AnyPath, names: Sequence[str]) -> storage.AnyPath:
+def required(dataset: catalog.DatasetInfo, folder: storage.AnyPath, names: Sequence[str]) -> storage.AnyPath:
+    """Returns the first of `names` in `folder`; raises MissingDataError if there is none."""
     path = first(folder, names)
     if path is None:
         expected = " or ".join(names[:2])
@@ -33,13 +34,8 @@ def _required(dataset: catalog.DatasetInfo, folder: storage.AnyPath, names: Sequ
 def split_files(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> dict[str, storage.AnyPath]:
     """Returns split -> its file; only that of the training split is required."""
     files = {split: first(folder, names) for split, names in dataset.annotation_files.items()}
-    files["train"] = _required(dataset, folder, dataset.annotation_files["train"])
+    files["train"] = required(dataset, folder, dataset.annotation_files["train"])
     return {split: path for split, path in files.items() if path is not None}
-
-
-def class_file(dataset: catalog.DatasetInfo, folder: storage.AnyPath, head: str = "label") -> storage.AnyPath:
-    """Returns the file of the class names of `head`, which is required."""
-    return _required(dataset, folder, dataset.class_files[head])
 
 
 def text(path: storage.AnyPath) -> str:
@@ -132,10 +128,7 @@ def class_names(
 ) -> tuple[list[str], list[str]]:
     """Returns the class names in the order of their ids, and the notes of `class_count_notes`.
 
-    Args:
-      dataset, path, head: for messages and the published number of classes.
-      classes: (name, id) of each class; the ids must be `first_id`, `first_id` + 1, ...
-      first_id: smallest id in the file.
+    `classes` holds (name, id) of each class; the ids must be `first_id`, `first_id` + 1, ...
     """
     name_of_id = {class_id: name for name, class_id in classes}
     if not all(name_of_id.values()):

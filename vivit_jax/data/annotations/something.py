@@ -16,7 +16,8 @@ from vivit_jax.utils import storage
 
 def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
     """Reads both splits."""
-    paths, class_path = parsing.split_files(dataset, folder), parsing.class_file(dataset, folder)
+    paths = parsing.split_files(dataset, folder)
+    class_path = parsing.required(dataset, folder, dataset.class_files["label"])
     entries = parsing.json_entries(class_path, dict)
     classes = [(name, parsing.integer(where, repr(name), class_id)) for where, (name, class_id) in entries]
     names, notes = parsing.class_names(dataset, class_path, classes)

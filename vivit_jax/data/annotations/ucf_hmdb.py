@@ -17,7 +17,8 @@ from vivit_jax.utils import storage
 
 def read_ucf101(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
     """Reads both parts of a split of UCF101."""
-    paths, class_path = parsing.split_files(dataset, folder), parsing.class_file(dataset, folder)
+    paths = parsing.split_files(dataset, folder)
+    class_path = parsing.required(dataset, folder, dataset.class_files["label"])
     classes = []
     for where, content in parsing.lines(class_path):
         number, _, name = content.partition(" ")

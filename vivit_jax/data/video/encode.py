@@ -58,10 +58,7 @@ class Segment:
 def encode_file(task: FileTask) -> list[Segment | str]:
     """Returns each segment, or the reason why it cannot be used; no content of a file raises."""
     options, jpeg = task.options, _Jpeg(task.path, task.options.quality)
-    selectors = [
-        _FrameSelector(start or 0.0, math.inf if end is None else end, options.fps, jpeg)
-        for start, end in task.segments
-    ]
+    selectors = [_FrameSelector(start, end, options.fps, jpeg) for start, end in task.segments]
     last_end = max(selector.end for selector in selectors)
     waiting, active = sorted(selectors, key=lambda selector: -selector.start), []
     stated_fps, reached, problem = 0.0, -1.0, None
@@ -123,8 +120,9 @@ class _FrameSelector:
     one at or before it; no frame is selected twice.
     """
 
-    def __init__(self, start: float, end: float, fps: float | None, jpeg: _Jpeg):
-        self.start, self.end, self._fps, self._jpeg = start, end, fps, jpeg
+    def __init__(self, start: float | None, end: float | None, fps: float | None, jpeg: _Jpeg):
+        self.start, self.end = start or 0.0, math.inf if end is None else end
+        self._fps, self._jpeg = fps, jpeg
         self._pending: decode.Frame | None = None
         self._num_sampled = 0  # sampling times that have their frame
         self.times: list[float] = []  # of all frames of the segment
