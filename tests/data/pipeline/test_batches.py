@@ -367,8 +367,8 @@ def test_argument_errors(train):
 
 def test_long_file_gives_equal_views(tmp_path):
     [clip] = moving_digits.plan(1, 1)[:1]
-    path = tmp_path / "clip.mp4"
-    moving_digits.write_video(path, moving_digits.render(clip, np.eye(8) * 16), clip.fps)
+    moving_digits.write_clip((tmp_path, clip, np.eye(8) * 16))
+    path = tmp_path / f"{clip.video_id}.mp4"
     spec = pipeline.ClipSpec(6, (48, 48), stride=2, short_side=56)
     whole = pipeline.views_from_file(path, spec, 3, 2)
     np.testing.assert_array_equal(whole, pipeline.views_from_frames(read_video(path).frames, spec, 3, 2))
