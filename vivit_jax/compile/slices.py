@@ -88,10 +88,7 @@ def parse(text: str) -> Slice:
 
 
 def without_a_tpu() -> None:
-    """Configures libtpu to compile on a machine without a TPU. Must run before JAX looks for devices.
-
-    JAX itself runs on the CPU: on a machine with a TPU, the compiler would otherwise occupy it.
-    """
+    """Lets libtpu compile on a machine without a TPU, and JAX run on the CPU. Must run before JAX looks for devices."""
     os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
     import jax
 

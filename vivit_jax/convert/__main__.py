@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -41,8 +40,6 @@ def convert() -> str:
     if (_TO.value is None) != (_FORMAT.value is None):
         raise ValueError("--to and --format go together: the path to write, and its format")
     grid = tuple(int(n) for n in _GRID.value) if _GRID.value else None
-    class_names: Mapping[str, Any] | None
-    record: Mapping[str, Any] | None
     if _CONFIG.value is None:
         with open_weights(_FROM.value, _SOURCE_FORMAT.value, _PREFIX.value) as weights:
             config = weights.model_config(Hints(grid, _NUM_HEADS.value))

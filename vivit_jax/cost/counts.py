@@ -1,8 +1,7 @@
 """Multiply-adds and parameters of the model and the training step, with abstract arguments.
 
-The paper counts one multiply-add as one FLOP. XLA counts a multiply-add as two flops and any other elementwise result
-as one (exponentials and the like apart, as "transcendentals"). Half of XLA's flops are the published figures to their
-last digit (Table 2).
+The paper counts one multiply-add as one FLOP, XLA as two flops, and any other elementwise result as one (exponentials
+and the like apart). Half of XLA's flops are the published figures to their last digit (Table 2).
 """
 
 from __future__ import annotations

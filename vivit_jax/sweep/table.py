@@ -10,8 +10,6 @@ from etils import epath
 from vivit_jax.sweep.plan import Result
 from vivit_jax.utils import plots, tables
 
-FOLDER = "tables"
-
 
 def columns(results: Sequence[Result], metrics: Sequence[str] = ()) -> list[str]:
     """Returns the metrics to show: the given ones, else every `top1`, else all."""
@@ -62,7 +60,7 @@ def to_csv(results: Sequence[Result]) -> str:
 
 def write(results: Sequence[Result], workdir: epath.PathLike, name: str, metrics: Sequence[str] = ()) -> None:
     """Writes `tables/NAME.md`, `.csv` and `.png` into the sweep's folder."""
-    folder = epath.Path(workdir) / FOLDER
+    folder = epath.Path(workdir) / "tables"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text(markdown(results, metrics))
     (folder / f"{name}.csv").write_text(to_csv(results))

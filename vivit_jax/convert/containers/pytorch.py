@@ -55,11 +55,9 @@ def _load(path: Path, where: str) -> Any:
             return torch.load(str(path), weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu")
     except pickle.UnpicklingError as error:
         name = re.search(r"unsupported global:? (?:GLOBAL )?(\S+)", str(error), re.IGNORECASE)
-        raise FileError(
-            f"{where} is damaged or holds more than tensors and plain values"
-            f"{f' (it asks for {name[1]})' if name else ''}; nothing in it was executed. If you trust the file, load "
-            "it in PyTorch and save its state_dict() as safetensors"
-        ) from error
+        problem = f"more than tensors and plain values{f' (it asks for {name[1]})' if name else ''}"
+        way_out = "If you trust the file, load it in PyTorch and save its state_dict() as safetensors"
+        raise FileError(f"{where} is damaged or holds {problem}; nothing in it was executed. {way_out}") from error
 
 
 def _leaf(tensor: Any, where: str) -> Leaf:

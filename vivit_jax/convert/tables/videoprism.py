@@ -3,8 +3,7 @@
 They are Model 2 without pooling between its encoders (`frame_pooling=False`) and without a head. Differences from our
 blocks:
 
-* Attention logits capped by 50 tanh(x / 50) and the exact GELU: config fields. The weights do not show them; every
-  released model has them.
+* Attention logits capped by 50 tanh(x / 50) and the exact GELU: config fields, the same in every released model.
 * Frames in [0, 1], ours in [-1, 1]: folded into the patch projection, exactly, since nothing is padded.
 * LayerNorms store scale - 1: one is added.
 * `per_dim_scale`, a learned factor on each dimension of the queries, which the released video encoders do not have:
@@ -31,7 +30,7 @@ from vivit_jax.convert.tables.transforms import Leaves, Transform
 from vivit_jax.models import ViViTConfig
 
 CHANNELS = 3
-# The same in every released model, and not visible in the weights.
+# Not visible in the weights.
 RELEASED: Mapping[str, Any] = {
     "attention": "factorised_encoder",
     "frame_pooling": False,
