@@ -27,8 +27,6 @@ class DatasetInfo:
       splits: split -> published number of rows (EPIC-Kitchens: action segments; Kinetics-400 and 600: of the CVDF copy;
         Kinetics-700: of its paper).
       annotation_files: split -> possible file names, of which the first that exists is read; `*` matches all files.
-      short_side: maximum short side of the stored frames in pixels (the paper's implementation details: 256;
-        Something-Something v2: 288).
       mirrored: head -> class -> class of its mirror image, or None if it has none; for classes whose names do not tell
         (`selection.mirror`).
     """
@@ -43,7 +41,7 @@ class DatasetInfo:
     source: str
     class_files: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # head -> possible names
     replacements: tuple[str, ...] = ()  # folders whose files replace those of the same name, as later published
-    short_side: int = 256
+    short_side: int = 256  # maximum, of the stored frames, in pixels; from the paper's implementation details
     rows_per_shard: int = 64
     label_separator: str | None = None  # of the labels of a multi-label field in a CSV; None: no such fields
     multi_label: Sequence[str] = ()  # heads, once built
@@ -197,8 +195,7 @@ _CUSTOM_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 def get(name: str) -> DatasetInfo:
     """Returns the entry `name`; raises ValueError, which lists all names, if there is none."""
     if name in CUSTOM_KINDS:
-        hint = f"--dataset={name} --name=NAME builds one"
-        raise ValueError(f"{name!r} is a kind of custom data set, not a data set: {hint}")
+        raise ValueError(f"{name!r} is a kind of custom data set: --dataset={name} --name=NAME builds one")
     if name not in DATASETS:
         raise ValueError(
             f"unknown data set {name!r}; known are {', '.join(DATASETS)}. Build a custom data set with "

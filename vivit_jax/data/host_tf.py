@@ -15,9 +15,8 @@ import tensorflow as tf
 
 tf.config.set_visible_devices([], "GPU")
 
-# Options of glibc's malloc.h, and their limits: the largest `int`, or less.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_TRIM_BYTES, _MMAP_BYTES = 2**31 - 1, 1 << 30
+# Options M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's malloc.h -> limit in bytes: at most the largest `int`.
+_MALLOC_LIMITS = {-3: 1 << 30, -1: 2**31 - 1}
 
 
 @functools.cache
@@ -33,9 +32,6 @@ def keep_freed_memory() -> bool:
     try:
         library = ctypes.CDLL(None)
         library.gnu_get_libc_version  # noqa: B018 (musl's mallopt does not exist, macOS's malloc has other numbers)
-        return all(
-            library.mallopt(ctypes.c_int(option), ctypes.c_int(value)) == 1
-            for option, value in ((_M_MMAP_THRESHOLD, _MMAP_BYTES), (_M_TRIM_THRESHOLD, _TRIM_BYTES))
-        )
+        return all(library.mallopt(option, limit) == 1 for option, limit in _MALLOC_LIMITS.items())
     except (AttributeError, OSError, TypeError):
         return False

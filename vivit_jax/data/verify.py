@@ -71,8 +71,7 @@ def verify(folder: storage.PathLike, threads: int | None = None, progress: bool 
     folder = storage.path(folder)
     names = sorted(path.stem.removeprefix("index_") for path in folder.glob("index_*.npz"))
     if not names:
-        hint = f"make it: python -m vivit_jax.data.index {folder}"
-        raise NoRecordsError(f"{folder}: no index of records (index_*.npz); {hint}")
+        raise NoRecordsError(f"{folder}: no index of records (make it: python -m vivit_jax.data.index {folder})")
     class_names = load_class_names(folder)
     splits, reports = [], [Report(name) for name in names]
     for report in reports:

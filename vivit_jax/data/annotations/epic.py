@@ -17,8 +17,8 @@ COLUMNS = (
 def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
     """Reads all splits.
 
-    The class files must be those of the benchmark: the later `EPIC_100_noun_classes_v2.csv` (made for VISOR) adds
-    classes without any segment, and a model with its head would not be comparable with published ones.
+    The later `EPIC_100_noun_classes_v2.csv` (made for VISOR) is refused: it adds classes without any segment, and a
+    model with its head would not be comparable with published ones.
     """
     paths = parsing.split_files(dataset, folder)
     class_names, notes = {}, []

@@ -25,7 +25,6 @@ class Row:
       labels: head -> class id; of a multi-label head a sorted tuple of ids, which may be empty.
       names: (name, is_cut) of possible files, best first: the name without its suffix, with as many parent folders as
         identify it; `is_cut`: the file contains exactly this segment.
-      file: the file where the annotations state it: absolute, or relative to the folder of the videos.
     """
 
     video: str  # name in the annotations (a YouTube id, `P01_101` of EPIC-Kitchens, a path)
@@ -34,7 +33,7 @@ class Row:
     labels: Mapping[str, int | tuple[int, ...]]
     split: str  # "train", "validation" or "test"
     names: tuple[tuple[str, bool], ...] = ()
-    file: str | None = None
+    file: str | None = None  # where the annotations state it: absolute, or relative to the folder of the videos
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,10 +59,7 @@ def write_shards(
 ) -> None:
     """Writes planned shards into the folder `staging` and loads their metadata, so that each is `done`.
 
-    Args:
-      staging: a folder that the workers see too.
-      flags: as `runner_flags` returns.
-      on_rows: receives the number of rows finished since the last call.
+    The workers must see `staging`. `on_rows` receives the number of rows finished since the last call.
     """
     apache_beam, pipeline_options = load()
     finished = threading.Event()

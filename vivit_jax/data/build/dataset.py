@@ -22,10 +22,8 @@ def build(
     Files that cannot be used are no error: `rejects.csv` lists them with the reason. An interrupted build continues at
     the shard where it stopped. Existing records of other options are an error (ValueError).
 
-    Args:
-      name: of the catalog, or with `options.kind` any other.
-      videos, annotation_folder, out: folders, each possibly in a bucket (gs://); the annotations of a custom data set:
-        None for the videos' folder.
+    With `options.kind`, `name` is not of the catalog, and `annotation_folder` may be None: the videos' folder. Each of
+    the three folders may be in a bucket (gs://).
     """
     options = options or BuildOptions()
     if options.kind:

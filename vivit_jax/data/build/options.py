@@ -8,21 +8,15 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class BuildOptions:
-    """How records are built; only the first six fields change them.
-
-    Attributes:
-      fps: maximum frames per second; None: those of the source. The frame for each point in time is the last one at or
-        before it, and no frame is stored twice.
-      runner: "local" for processes of this machine, "direct" for Beam on this machine, or another runner of Beam.
-    """
+    """How records are built; only the first six fields change them."""
 
     kind: str | None = None  # "folder" or "csv" for a custom data set; None for a data set of the catalog
     label_separator: str | None = None  # ";" or "|" in the multi-label fields of a CSV
     splits: Sequence[str] | None = None  # the splits to build; None: all
     quality: int = 85  # of the JPEGs, 1 to 95
     short_side: int | None = None  # maximum, in pixels; None: that of the data set
-    fps: float | None = None
+    fps: float | None = None  # maximum; None: that of the source; see `encode._FrameSelector`
     num_workers: int | None = None  # decoding processes; None: one per core, 0: none but this one
-    runner: str = "local"
+    runner: str = "local"  # processes of this machine; "direct": Beam on this machine; or another runner of Beam
     runner_flags: Sequence[str] = ()  # of Beam
     progress: bool = True

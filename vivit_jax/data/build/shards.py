@@ -122,10 +122,7 @@ def write(
 ) -> None:
     """Writes a planned shard and its metadata into the folder `staging`, and fills `shard` with its content.
 
-    Args:
-      encoded: as `encode_files` yields, for the files of the shard.
-      serialise: converts an example to the bytes of its record.
-      on_file: called after each file.
+    `encoded` yields the results of `encode_files`; `serialise` converts an example to the bytes of its record.
     """
     from vivit_jax.data.host_tf import tf  # planning needs no TensorFlow
 
