@@ -10,7 +10,8 @@ import time
 import pytest
 
 from tests.conftest import REPOSITORY
-from vivit_jax.distributed import DistributedError, Start, initialize, plan
+from vivit_jax.distributed import DistributedError, initialize
+from vivit_jax.distributed.initialize import Start, plan
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -169,7 +170,7 @@ def test_two_processes_compute_together_and_only_primary_logs():
 def test_failing_process_ends_the_others_and_prints_why():
     ended = two_processes(
         """
-        distributed.HEARTBEAT_SECONDS = 4
+        distributed.initialize.HEARTBEAT_SECONDS = 10
         with distributed.synchronized_exit():
             distributed.initialise("on", "localhost:PORT", 2, me)
             if me == 1:
@@ -188,7 +189,7 @@ def test_failing_process_ends_the_others_and_prints_why():
 def test_failing_process_does_not_wait_for_the_others():
     ended = two_processes(
         """
-        distributed.HEARTBEAT_SECONDS = 4
+        distributed.initialize.HEARTBEAT_SECONDS = 10
         import time
         with distributed.synchronized_exit():
             distributed.initialise("on", "localhost:PORT", 2, me)

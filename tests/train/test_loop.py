@@ -183,7 +183,7 @@ def test_sigterm_saves_the_step_and_the_run_resumes(data_dir, finished, tmp_path
     run = experiment(data_dir)
     with sigterm_at(4), pytest.raises(distributed.Preempted) as stop:
         train.train(run, tmp_path / "w")
-    assert (stop.value.step, stop.value.code) == (4, distributed.PREEMPTED_EXIT_CODE)
+    assert (stop.value.step, stop.value.code) == (4, distributed.shutdown.PREEMPTED_EXIT_CODE)
     assert signal.getsignal(signal.SIGTERM) is before
     with checkpointing.Checkpoints(tmp_path / "w" / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.latest() == 4

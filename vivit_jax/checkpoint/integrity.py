@@ -46,18 +46,12 @@ def _leaf_digest(leaf: jax.Array) -> jax.Array:
 
 
 def checksums(tree: Any) -> dict[str, int]:
-    """Returns {path of a leaf: sum modulo 2^32 of its words}.
-
-    Independent of sharding and device count; any single flipped bit changes it.
-    """
+    """Returns {path of a leaf: sum of its words modulo 2^32}: any flipped bit changes it, sharding does not."""
     return _for_each_leaf(_leaf_sum, tree)
 
 
 def order_sensitive_checksums(tree: Any) -> dict[str, int]:
-    """Returns {path of a leaf: 32-bit digest}, as `checksums`, but changed too when numbers swap their positions.
-
-    It tells apart two ways to read the same weights (e.g. a transposed kernel).
-    """
+    """Returns {path of a leaf: 32-bit digest}, which changes too when numbers swap positions (a transposed kernel)."""
     return _for_each_leaf(_leaf_digest, tree)
 
 
@@ -67,13 +61,7 @@ def _for_each_leaf(digest: Callable[[jax.Array], jax.Array], tree: Any) -> dict[
 
 
 def check_params(params: Any, stored: Mapping[str, Any], where: str) -> None:
-    """Raises OtherModelError, listing the differences, unless two trees have the same leaves and shapes.
-
-    Args:
-      params: the model's parameters (arrays or ShapeDtypeStructs), nested dicts.
-      stored: the checkpoint's.
-      where: path for the error.
-    """
+    """Raises OtherModelError, listing the differences, unless model and checkpoint have the same leaves and shapes."""
     if differences := _differences(params, stored, "model"):
         raise OtherModelError(
             f"{where} holds another model:\n  {_shorten(differences)}\nUse the config it was trained with, or another "
@@ -82,7 +70,7 @@ def check_params(params: Any, stored: Mapping[str, Any], where: str) -> None:
 
 
 def check_optimizer(opt_state: Any, stored: Any, where: str) -> None:
-    """Raises OtherModelError unless two optimizers keep the same state; arguments as those of `check_params`."""
+    """Raises OtherModelError unless optimizer and checkpoint have the same leaves and shapes."""
     if differences := _differences(opt_state, stored, "optimizer"):
         raise OtherModelError(
             f"{where} holds the state of another optimizer:\n  {_shorten(differences)}\nTraining resumes with the "

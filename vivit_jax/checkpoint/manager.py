@@ -32,12 +32,7 @@ RENAMED_GUARD_FIELDS = {"in_a_row": "consecutive_skips"}
 
 
 def score(metrics: Mapping[str, Any] | None, name: str) -> float:
-    """Returns the value of a metric such that higher is better (losses are negated); -inf where absent or NaN.
-
-    Args:
-      metrics: of an evaluation, or None.
-      name: of the metric, e.g. `top1`, `verb/loss` or `ema/top1`.
-    """
+    """Returns the value of a metric such that higher is better (losses are negated); -inf where absent or NaN."""
     value = float((metrics or {}).get(name, math.nan))
     if math.isnan(value):
         return -math.inf
@@ -50,11 +45,7 @@ def _absolute(path: epath.PathLike) -> epath.Path:
 
 
 def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
-    """Finds checkpoints: a workdir, its `checkpoints` folder or one step -> (folder of steps, step or None).
-
-    Raises:
-      CheckpointError: there is no checkpoint.
-    """
+    """Finds checkpoints: a workdir, its `checkpoints` folder or one step -> (folder of steps, step or None)."""
     path = _absolute(path)
     for root in (path / FOLDER, path):
         if root.is_dir() and any(child.name.isdigit() for child in root.iterdir()):
@@ -80,11 +71,9 @@ class Checkpoints:
     """The checkpoints of one run; keeps the newest and the best.
 
     Args:
-      root: folder of the steps; created unless `read_only`.
+      root: folder of the steps; created unless `read_only`, which writes and cleans up nothing.
       keep_latest: number of newest steps to keep, at least 1.
-      keep_best: number of best steps to keep; a step without the metric, or with NaN, is never best.
-      best_metric: name of the metric, see `score`.
-      read_only: write and clean up nothing.
+      keep_best: number of steps with the best `best_metric` to keep; without it, or with NaN, a step is never best.
     """
 
     def __init__(
@@ -157,19 +146,17 @@ class Checkpoints:
     ) -> None:
         """Writes one step in the background; the state may be donated at once.
 
+        A step that is already on disk stays as it is. An error of writing the step before it is raised here too.
+
         Args:
-          step: its number. A step that is already on disk stays as it is.
+          step: its number.
           state: tree of arrays.
           metadata: JSON-safe; step, metrics and checksums are added here.
           metrics: of this step's evaluation, for `best`.
-
-        Raises:
-          OSError, ValueError: writing this step, or the one before it, failed (e.g. a full disk).
         """
         if step in self.steps():
             return
-        added = {"step": int(step), "checksums": checksums(state), "metrics": dict(metrics or {})}
-        metadata = {**metadata, **added}
+        metadata = {**metadata, "step": step, "checksums": checksums(state), "metrics": dict(metrics or {})}
         values = {name: float(value) for name, value in metrics.items()} if metrics else None
         try:
             self._manager.save(
@@ -200,14 +187,14 @@ class Checkpoints:
             raise CheckpointError(f"{self.root / str(step)} has no readable {META}: {error}") from error
 
     def restore(self, abstract: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
-        """Restores the newest valid checkpoint, or a given step: each array verified, with dtype and sharding given.
+        """Restores a given step, or the newest valid one, each array verified; returns None where there is no step.
 
         Args:
           abstract: the whole state as `jax.ShapeDtypeStruct`s with shardings.
           step: None: the newest valid one; damaged steps are quarantined in `damaged/` beside the folder of steps.
 
         Returns:
-          (state, metadata), or None where there is no step at all. Parts that the checkpoint lacks are None.
+          (state, metadata); parts of the state that the checkpoint lacks are None.
 
         Raises:
           CheckpointError: the given step is damaged, no step is valid, or it is of another model.
@@ -259,15 +246,9 @@ class Checkpoints:
         return state, metadata
 
     def restore_params(self, abstract: Any, step: int, tree: str = "params") -> Any:
-        """Restores the parameters of a step without the optimizer's state, with `abstract`'s dtypes and shardings.
+        """Restores the parameters ('params' or 'ema') of a step, with `abstract`'s dtypes and shardings.
 
-        Args:
-          abstract: parameters as `jax.ShapeDtypeStruct`s with shardings.
-          step: on disk.
-          tree: 'params' or 'ema'.
-
-        Raises:
-          CheckpointError: unreadable, damaged, of another model, or without an EMA.
+        Raises CheckpointError for a step that is unreadable, damaged, of another model, or without an EMA.
         """
         if tree not in TREES:
             raise ValueError(f"tree={tree!r} must be one of {', '.join(TREES)}")
@@ -332,10 +313,7 @@ class Checkpoints:
 def lock(workdir: epath.PathLike) -> Iterator[None]:
     """Locks a workdir against a second run (Orbax has no lock). The lock ends with the process, however it ends.
 
-    Cloud paths (gs://) have no file locks and are not locked.
-
-    Raises:
-      CheckpointError: another process holds the folder.
+    Raises CheckpointError where another process holds it. Cloud paths (gs://) have no file locks and are not locked.
     """
     path = epath.Path(workdir) / ".lock"
     if jax.process_index() != 0 or "://" in str(workdir):

@@ -25,7 +25,6 @@ MODES = ("auto", "on", "off")
 HEARTBEAT_SECONDS = 30
 SHUTDOWN_SECONDS = 60
 
-
 _VARIABLES = {
     "coordinator_address": "JAX_COORDINATOR_ADDRESS",
     "num_processes": "JAX_NUM_PROCESSES",
@@ -40,20 +39,13 @@ class DistributedError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Arguments of `jax.distributed.initialize`; None for what jax detects.
+    """Arguments of `jax.distributed.initialize`; None for what jax detects."""
 
-    Attributes:
-      coordinator_address: 'host:port' of process 0.
-      num_processes, process_id: the number of processes, and of this one.
-      local_device_ids: the GPUs of this process, as indices into the visible ones.
-      launcher: 'given' (by flags or variables), 'slurm', 'ompi', 'tpu' or 'single' (process).
-    """
-
-    coordinator_address: str | None = None
+    coordinator_address: str | None = None  # 'host:port' of process 0
     num_processes: int | None = None
     process_id: int | None = None
-    local_device_ids: tuple[int, ...] | None = None
-    launcher: str = "given"
+    local_device_ids: tuple[int, ...] | None = None  # the GPUs of this process, as indices into the visible ones
+    launcher: str = "given"  # by flags or variables; else 'slurm', 'ompi', 'tpu' or 'single' (process)
 
 
 def initialise(
@@ -62,17 +54,13 @@ def initialise(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> bool:
-    """Connects the processes of a run. Call it before anything uses a device.
+    """Connects the processes of a run; returns whether `jax.distributed` is initialised. Call it before using a device.
 
     Args:
       mode: 'auto': if several processes are given or detected; 'on': also for a single process, so that jax's own
         handler saves the step on SIGTERM; 'off': never.
       coordinator_address: 'host:port' of process 0; give all three, or none where the launcher is detected.
-      num_processes: at least 1.
-      process_id: in [0, num_processes).
-
-    Returns:
-      Whether `jax.distributed` is initialised.
+      num_processes, process_id: the number of processes, and the index of this one, from 0.
 
     Raises:
       DistributedError: incomplete or wrong settings, or the processes did not find each other within 300 s.
@@ -90,7 +78,8 @@ def initialise(
             return False
         start = _single_process()
         _connect(start)
-    _silence_non_primary(jax.process_index())
+    if jax.process_index() != 0:
+        _log_warnings_only(jax.process_index())
     logging.info("Process %d of %d (%s).", jax.process_index(), jax.process_count(), start.launcher)
     return True
 
@@ -120,11 +109,7 @@ def plan(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> Start | None:
-    """Returns how `initialise` starts `jax.distributed`, from its arguments and the environment; None: not at all.
-
-    Raises:
-      DistributedError: as `initialise`.
-    """
+    """Returns how `initialise` starts `jax.distributed`, from its arguments and the environment; None: not at all."""
     if mode not in MODES:
         raise DistributedError(f"distributed={mode!r}; choose one of {', '.join(MODES)}")
     flags = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
@@ -134,9 +119,11 @@ def plan(
             raise DistributedError(f"--distributed=off, but --{next(iter(flags))} is given: leave one of them out")
         return None
     given = {name: environment[v] for name, v in _VARIABLES.items() if environment.get(v)} | flags
-    for name in ("num_processes", "process_id"):
-        if name in given:
-            given[name] = _whole_number(name, given[name])
+    for name in given.keys() & {"num_processes", "process_id"}:
+        try:
+            given[name] = int(given[name])
+        except ValueError:
+            raise DistributedError(f"{name}={given[name]!r} (from {_VARIABLES[name]}) must be a whole number") from None
     launcher = _detect_launcher(environment)
     if launcher == "ompi":
         given.setdefault("num_processes", int(environment["OMPI_COMM_WORLD_SIZE"]))
@@ -178,13 +165,6 @@ def _check(given: Mapping[str, object], needs_all: str | None) -> None:
         raise DistributedError(f"num_processes={count} must be at least 1")
     if process is not None and (process < 0 or (count is not None and process >= count)):
         raise DistributedError(f"process_id={process} must lie in [0, num_processes={count})")
-
-
-def _whole_number(name: str, value: object) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        raise DistributedError(f"{name}={value!r} (from {_VARIABLES[name]}) must be a whole number") from None
 
 
 def _detect_launcher(environment: Mapping[str, str]) -> str | None:
@@ -235,10 +215,8 @@ def _local_devices(environment: Mapping[str, str], launcher: str | None) -> tupl
 
 def _tasks_of_node(tasks_per_node: str, node: int) -> int:
     """Returns the tasks on a node from Slurm's list: '4(x2),1', node 1 -> 4."""
-    counts: list[int] = []
-    for part in tasks_per_node.split(","):
-        count, _, times = part.partition("(x")
-        counts += [int(count)] * int(times.rstrip(")") or 1)
+    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks_per_node)
+    counts = [int(count) for count, times in parts for _ in range(int(times or 1))]
     return counts[min(node, len(counts) - 1)]
 
 
@@ -249,10 +227,8 @@ def _single_process() -> Start:
     return Start(f"localhost:{port}", 1, 0, launcher="single")
 
 
-def _silence_non_primary(process: int) -> None:
-    """Limits the log of processes other than 0 to warnings, with the process number; `--verbosity=1` shows all."""
-    if process == 0:
-        return
+def _log_warnings_only(process: int) -> None:
+    """Limits the log of a process to warnings, with its number in front; `--verbosity=1` shows all."""
     logging.get_absl_handler().setFormatter(
         standard_logging.Formatter(f"%(asctime)s process {process}: %(message)s", "%H:%M:%S")
     )

@@ -42,12 +42,9 @@ def synchronized_exit() -> Iterator[None]:
     except BaseException as error:
         if not _multi_process():
             raise
-        code = _print_error(error)
-        if code in (0, PREEMPTED_EXIT_CODE):
+        if isinstance(error, SystemExit) and error.code in (None, 0, PREEMPTED_EXIT_CODE):
             raise  # all processes stop at the same step
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        _exit_process(error)
 
 
 @contextlib.contextmanager
@@ -68,20 +65,17 @@ def exit_deadline(seconds: float = 60.0) -> Iterator[None]:
 
 
 def _exit_process(error: BaseException) -> None:
-    code = _print_error(error)
+    """Prints an uncaught exception as Python would, and ends the process with its exit code."""
+    code = 130 if isinstance(error, KeyboardInterrupt) else 1
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    elif error.code is None or isinstance(error.code, int):
+        code = error.code or 0
+    else:
+        print(error.code, file=sys.stderr)
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _print_error(error: BaseException) -> int:
-    """Prints an uncaught exception as Python would; returns the exit code."""
-    if isinstance(error, SystemExit):
-        if error.code is None or isinstance(error.code, int):
-            return error.code or 0
-        print(error.code, file=sys.stderr)
-        return 1
-    traceback.print_exception(error)
-    return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
 def is_primary() -> bool:

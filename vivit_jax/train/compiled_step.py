@@ -28,10 +28,7 @@ def compilation_cache(choice: str, workdir: epath.PathLike) -> Iterator[None]:
 
     Programs that compile in less than a second are not cached; JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS changes that.
 
-    Args:
-      choice: 'workdir': the workdir's `compilation_cache/`, unless JAX_COMPILATION_CACHE_DIR names a folder; 'off'; or
-        a folder.
-      workdir: of the run.
+    `choice`: 'workdir' (its `compilation_cache/`, unless JAX_COMPILATION_CACHE_DIR names a folder), 'off' or a folder.
     """
     previous = jax.config.jax_compilation_cache_dir
     if choice == "off":
@@ -40,39 +37,28 @@ def compilation_cache(choice: str, workdir: epath.PathLike) -> Iterator[None]:
         folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(epath.Path(workdir) / CACHE_FOLDER)
     else:
         folder = choice
-    if folder == previous:
-        yield
-        return
-    _use(folder)
+
+    def use(folder: str | None) -> None:
+        if folder != jax.config.jax_compilation_cache_dir:
+            jax.config.update("jax_compilation_cache_dir", folder)
+            jax_cache.reset_cache()  # jax opens it only once, with the folder of that moment
+
+    use(folder)
     try:
         yield
     finally:
-        _use(previous)
-
-
-def _use(folder: str | None) -> None:
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax_cache.reset_cache()  # jax opens it only once, with the folder of that moment
+        use(previous)
 
 
 class CompiledStep:
-    """Compiles a train step with its first call, and logs the memory it takes.
-
-    Args:
-      step: jitted `(state, batch) -> (state, metrics)`.
-      experiment: the whole config, for the advice.
-    """
+    """Compiles a jitted `(state, batch) -> (state, metrics)` with its first call, and logs the memory it takes."""
 
     def __init__(self, step: Any, experiment: Experiment):
         self._step, self._experiment = step, experiment
         self._compiled: Any = None
 
     def __call__(self, state: Any, batch: Any) -> Any:
-        """Dispatches one step; the first call waits for the devices.
-
-        Raises:
-          OutOfDeviceMemory: on the first call, where the compiler or the devices report that the step does not fit.
-        """
+        """Dispatches one step. The first call waits for the devices; it may raise OutOfDeviceMemory."""
         if self._compiled is not None:
             return self._compiled(state, batch)
         began = time.perf_counter()
@@ -89,12 +75,8 @@ class CompiledStep:
 def peak_bytes(memory: Any, platform: str) -> int:
     """Returns the peak memory of a program on each device in bytes, its code included.
 
-    On TPU it is the compiler's `peak_memory_in_bytes`. Other backends leave the temporaries out of it, so theirs is an
-    upper bound: the sum of arguments, results and temporaries.
-
-    Args:
-      memory: from `memory_analysis()`.
-      platform: of the device: 'tpu', 'gpu' or 'cpu'.
+    On 'tpu' it is the compiler's `peak_memory_in_bytes`. Other backends leave the temporaries out of it, so theirs is
+    an upper bound: the sum of arguments, results and temporaries.
     """
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     peak, code = memory.peak_memory_in_bytes, memory.generated_code_size_in_bytes
@@ -105,13 +87,7 @@ def peak_bytes(memory: Any, platform: str) -> int:
 
 
 def format_memory(memory: Any, platform: str, limit: int | None = None) -> str:
-    """Formats the compiler's memory analysis of a program for the log.
-
-    Args:
-      memory: from `memory_analysis()`; None where a backend does not report it.
-      platform: of the devices: 'tpu', 'gpu' or 'cpu'.
-      limit: bytes available on a device.
-    """
+    """Formats a `memory_analysis()` (None: not reported) for the log; `limit` is the bytes available on a device."""
     if memory is None:
         return "an amount of memory that this backend does not report"
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -124,12 +100,7 @@ def format_memory(memory: Any, platform: str, limit: int | None = None) -> str:
 
 @contextlib.contextmanager
 def oom_advice(what: str, advice: Sequence[str]) -> Iterator[None]:
-    """Turns XLA's out-of-memory error into an `OutOfDeviceMemory` with advice.
-
-    Args:
-      what: compiles or runs inside, for the message.
-      advice: what takes less memory, one line each.
-    """
+    """Turns XLA's out-of-memory error in `what` into an `OutOfDeviceMemory` with lines of advice."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -146,15 +117,10 @@ def oom_advice(what: str, advice: Sequence[str]) -> Iterator[None]:
 
 
 def training_advice(experiment: Experiment, devices: int | None = None) -> list[str]:
-    """Returns what would reduce the memory of the train step and is not set yet, cheapest first.
-
-    Args:
-      experiment: the whole config.
-      devices: number of devices; default, all.
-    """
+    """Returns what would reduce the memory of the train step and is not set yet, cheapest first."""
     devices = devices or jax.device_count()
     model, mesh, size = experiment.model, experiment.mesh, experiment.batch_size
-    accumulate = getattr(experiment.optimizer, "accumulate_steps", 1)
+    accumulate = experiment.optimizer.accumulate_steps
     lines = []
     if model.get("dtype") in (None, "float32"):
         lines.append("config.model.dtype=bfloat16: half of the activations' bytes")

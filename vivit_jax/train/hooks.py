@@ -32,11 +32,7 @@ class Hook:
 
 
 class Hooks(Hook):
-    """Runs several hooks in their order; a context manager that closes them.
-
-    Args:
-      hooks: in the order in which every method of theirs is called.
-    """
+    """Calls the methods of several hooks, in their order; a context manager that closes them."""
 
     def __init__(self, hooks: Sequence[Hook]):
         self.hooks = tuple(hooks)

@@ -24,13 +24,7 @@ from vivit_jax.train_step import TrainProgram, TrainState
 def init_or_restore(
     setup: TrainSetup, checkpoints: checkpointing.Checkpoints, workdir: epath.Path
 ) -> tuple[TrainState, dict[str, Any] | None]:
-    """Returns the state that training starts from, and the metadata of the checkpoint it came from (or None).
-
-    Args:
-      setup: of the run.
-      checkpoints: of the run.
-      workdir: gets `init_report.txt` where the run starts from pretrained weights.
-    """
+    """Returns the state that training starts from, and the metadata of the checkpoint it came from (or None)."""
     # 1. Resume from the newest valid checkpoint of this run.
     restored = checkpoints.restore(setup.program.state)
     if restored is not None:
@@ -51,13 +45,8 @@ def init_from_weights(
 ) -> TrainState:
     """Returns the first state with the pretrained weights of `config.init_from` (section 3.4).
 
-    Logs what became of every array, and writes it to `init_report.txt` in the workdir.
-
-    Args:
-      experiment: the whole config.
-      program: of the run.
-      workdir: of the run.
-      class_names: {head: names by class id} of the training data, to match the classes of the pretrained heads.
+    Logs what became of every array, and writes it to `init_report.txt` in the workdir. `class_names`, of the training
+    data, match the classes of the pretrained heads.
     """
     options = experiment.init_from
     converted = convert.initialise(
@@ -73,12 +62,7 @@ def init_from_weights(
 
 
 def fill_missing_state(program: TrainProgram, state: TrainState) -> TrainState:
-    """Initialises what a restored checkpoint lacked: the EMA with the restored parameters, the guard with zeros.
-
-    Args:
-      program: of the run.
-      state: from `Checkpoints.restore`, with None for each missing part.
-    """
+    """Initialises what a restored checkpoint lacked (None): the EMA with the parameters, the guard with zeros."""
     missing = [
         name
         for name in checkpointing.OPTIONAL
@@ -97,14 +81,7 @@ def fill_missing_state(program: TrainProgram, state: TrainState) -> TrainState:
 
 
 def log_start(setup: TrainSetup, state: TrainState, restored: Mapping[str, Any] | None, workdir: epath.Path) -> None:
-    """Logs what will be trained, writes `config.json`, and warns of what changed since the restored checkpoint.
-
-    Args:
-      setup: of the run.
-      state: that training starts from.
-      restored: metadata of its checkpoint, or None.
-      workdir: of the run.
-    """
+    """Logs what will be trained, writes `config.json`, and warns of what changed since the `restored` checkpoint."""
     metadata = setup.checkpoint_metadata
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     logging.info("Parameters:\n%s", overview)

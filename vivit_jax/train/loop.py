@@ -29,16 +29,13 @@ from vivit_jax.utils import logs
 def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
     """Trains, or resumes training, in `workdir` until the run's last step; evaluates and saves on the way.
 
-    Args:
-      experiment: the whole config.
-      workdir: gets `checkpoints/`, TensorBoard events, `metrics.jsonl`, `config.json`, `pictures/`, `report.html` and,
-        where they apply, `profile/`, `skipped_steps.jsonl`, `failed_step/`.
+    `workdir` gets `checkpoints/`, TensorBoard events, `metrics.jsonl`, `config.json`, `pictures/`, `report.html` and,
+    where they apply, `profile/`, `skipped_steps.jsonl`, `failed_step/`. Wrong settings raise before anything compiles.
 
     Returns:
       The metrics of the last evaluation, on all videos, with the names of `evaluate.evaluate`.
 
     Raises:
-      ConfigError, ValueError, FileNotFoundError: wrong settings or missing data, before anything compiles.
       CheckpointError: another run uses the workdir, or it holds another model's checkpoints.
       TooManySkippedSteps, OutOfDeviceMemory: the message says what helps.
       Preempted (a SystemExit): the run was asked to stop, and has saved its step.

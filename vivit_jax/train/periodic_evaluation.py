@@ -25,7 +25,7 @@ class EarlyStop:
     Args:
       metric: `checkpoint.best_metric`.
       patience: evaluations in a row without improvement after which the run ends; 0: never.
-      record: `record` from the restored checkpoint; ignored if it is of another metric.
+      record: from the restored checkpoint; ignored if it is of another metric.
     """
 
     def __init__(self, metric: str, patience: int, record: Mapping[str, Any] | None = None):
@@ -60,19 +60,12 @@ class EarlyStop:
 class PeriodicEvaluation:
     """Evaluates a run's state at intervals, logs the metrics and decides on early stopping.
 
-    Args:
-      setup: of the run.
-      workdir: gets `evaluation.json` and pictures of the run's last evaluation.
-      writer: receives `eval/NAME` and `eval/seconds`.
-      progress: shows the summary.
-      restored: metadata of the checkpoint that the run resumes from, or None.
-      make_evaluator: `(number of videos, or None for all) -> Evaluator`; default: `setup.make_evaluator`.
+    The workdir gets `evaluation.json` and pictures of the run's last evaluation.
 
     Attributes:
       metrics: of the newest evaluation, always on the same videos, so that steps can be compared; EMA with `ema/` in
         front.
       full_metrics: of the run's last evaluation, on all videos; empty before it.
-      early_stop: the count of evaluations without improvement.
     """
 
     def __init__(
@@ -134,10 +127,6 @@ class PeriodicEvaluation:
         """Evaluates the parameters of a state and, where it has one, their EMA.
 
         The run's last evaluation, planned or by early stopping, is on all videos too; it stays in the workdir.
-
-        Args:
-          step: of the state.
-          state: a `TrainState`.
         """
         last = step >= self._setup.total_steps
         result = full_result = self._evaluate(step, state, self._num_videos)

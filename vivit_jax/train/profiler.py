@@ -21,12 +21,7 @@ PROFILE_FOLDER = "profile"  # inside a run's workdir
 
 
 class Profiler(Hook):
-    """Traces some steps for TensorBoard and XProf, into the workdir's `profile/`.
-
-    Args:
-      steps: (first, last), both traced; None: no trace.
-      workdir: of the run.
-    """
+    """Traces the steps (first, last), both included, for TensorBoard and XProf into the workdir's `profile/`."""
 
     def __init__(self, steps: tuple[int, int] | None, workdir: epath.PathLike):
         self._first, self._last = steps or (0, 0)

@@ -22,13 +22,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """The open resources of a run.
-
-    Attributes:
-      checkpoints: of the run.
-      writer: of metrics, to TensorBoard and `metrics.jsonl`.
-      stack: closes what was opened, last in first out.
-    """
+    """The open resources of a run; `stack` closes them, last in first out."""
 
     checkpoints: checkpointing.Checkpoints
     writer: metric_writers.MetricWriter
@@ -46,11 +40,7 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(setup: TrainSetup, workdir: epath.PathLike) -> Iterator[Session]:
-    """Opens a run's workdir and devices. What was saved and logged is kept when an exception ends the session.
-
-    Raises:
-      CheckpointError: another run uses the workdir.
-    """
+    """Opens a run's workdir, locked, and devices. What was saved and logged is kept when an exception ends it."""
     options = setup.experiment.checkpoint
     with (
         checkpointing.lock(workdir),

@@ -31,11 +31,6 @@ class TrainSetup:
 
     Attributes:
       experiment: the whole config, with the model fields that pretrained weights or checkpoints determine.
-      mesh: over all devices.
-      train_set, eval_set: the data.
-      clip_spec: how clips are cut from videos.
-      program: model, schedule, optimizer, abstract state and jitted train step.
-      total_steps: of the run.
       eval_interval: steps between two evaluations; 0: only at the end.
       checkpoint_metadata: what every checkpoint stores beside the state: config, heads, class names, data.
     """
@@ -73,12 +68,7 @@ class TrainSetup:
 
 
 def set_up(experiment: Experiment, workdir: epath.PathLike) -> TrainSetup:
-    """Builds the `TrainSetup` of a run; reads, but does not write, its workdir.
-
-    Raises:
-      ConfigError, ValueError: settings that are wrong or do not fit together, the devices or the data.
-      FileNotFoundError: the data set is not there.
-    """
+    """Builds the `TrainSetup` of a run; reads, but does not write, its workdir."""
     # Devices.
     mesh = sharding.make_mesh(experiment.mesh)
     accumulate_steps = experiment.optimizer.accumulate_steps
@@ -128,14 +118,7 @@ def inherit_model_fields(
 ) -> Experiment:
     """Returns the experiment with the model fields that its pretrained weights, or its own checkpoints, determine.
 
-    Args:
-      experiment: its model may leave activation, epsilon, biases and the pre-logits layer open.
-      heads: {head: classes}.
-      checkpoint_metadata: of the run's newest checkpoint; a resumed run no longer needs its pretrained weights.
-
-    Raises:
-      ConfigError: the config asks for another value than that of the weights.
-      FileNotFoundError, ValueError: the weights cannot be read, or belong to a model that cannot be converted.
+    A resumed run, with the `checkpoint_metadata` of its newest checkpoint, no longer needs its pretrained weights.
     """
     if checkpoint_metadata is not None:
         return experiment.following(checkpoint_metadata["config"]["model"])
@@ -155,13 +138,7 @@ def inherit_model_fields(
 def check_best_metric(
     experiment: Experiment, heads: Mapping[str, int], multi_label: frozenset[str] = frozenset()
 ) -> None:
-    """Raises ConfigError unless the evaluation measures `checkpoint.best_metric`.
-
-    Args:
-      experiment: the whole config.
-      heads: {head: classes} of the evaluated data set.
-      multi_label: its multi-label heads.
-    """
+    """Raises ConfigError unless the evaluation of a data set measures `checkpoint.best_metric`."""
     measured = accuracy_names(heads, multi_label) + [scalar_name(head, "loss", heads) for head in heads]
     if experiment.optimizer.ema_decay:
         measured += [EMA + name for name in measured]

@@ -42,13 +42,8 @@ class SkippedSteps(Hook):
     """Checks the `skipped` flag of every step, one step late, so that the devices do not wait for the host.
 
     After a skipped step it checks at once, until a step is taken again: skipped steps leave the parameters unchanged,
-    so the current state is the one before the step that is reported.
-
-    Args:
-      max_consecutive: of the guard: skipped steps in a row that end the run.
-      train_set: names the clips.
-      workdir: gets `skipped_steps.jsonl` and, at the end, `failed_step/`.
-      metadata: of the run's checkpoints.
+    so the current state is the one before the step that is reported. Raises TooManySkippedSteps after `max_consecutive`
+    in a row. The workdir gets `skipped_steps.jsonl` and, at the end, `failed_step/`.
     """
 
     def __init__(
@@ -60,17 +55,7 @@ class SkippedSteps(Hook):
         self._check_immediately = True  # the restored run may be inside a streak of skipped steps
 
     def after_step(self, step: int, state: Any, metrics: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
-        """Checks the step before, or this one too after a skipped step.
-
-        Args:
-          step: number of the newest step.
-          state: after it.
-          metrics: of it: `skipped`, `skipped_in_a_row`, `loss`, `gradient_norm`.
-          batch: of it.
-
-        Raises:
-          TooManySkippedSteps: `max_consecutive` in a row were skipped.
-        """
+        """Checks the step before, or this one too after a skipped step."""
         previous, self._unchecked = self._unchecked, _DispatchedStep(step, metrics, batch)
         if previous is not None:
             self._check(previous, state)
@@ -78,7 +63,7 @@ class SkippedSteps(Hook):
             self.flush(step, state)
 
     def flush(self, step: int, state: Any) -> None:
-        """Checks the newest step, waiting for the devices; raises as `after_step`."""
+        """Checks the newest step, waiting for the devices."""
         newest, self._unchecked = self._unchecked, None
         if newest is not None:
             self._check(newest, state)

@@ -24,7 +24,6 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
     ("TPU v4", 275e12),
     ("TPU v5 lite", 197e12),
     ("TPU v5e", 197e12),
-    ("TPU v5p", 459e12),
     ("TPU v5", 459e12),
     ("TPU v6 lite", 918e12),
     ("TPU v6e", 918e12),
@@ -44,24 +43,15 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
 
 
 def peak_flops(kind: str) -> float | None:
-    """Returns the peak FLOP/s of a device in bfloat16; None for one that is not in `PEAK_FLOPS`, such as a CPU.
-
-    Args:
-      kind: `jax.Device.device_kind`.
-    """
+    """Returns the peak FLOP/s in bfloat16 of a `device_kind`; None if not in `PEAK_FLOPS`, such as a CPU."""
     return next((peak for name, peak in PEAK_FLOPS if kind.startswith(name)), None)
 
 
 def model_flops(config: ViViTConfig, clips: int) -> float:
-    """Returns the FLOPs of a training step: 6 for each multiply-add of the forward pass's matrix products.
+    """Returns the FLOPs of a training step on `clips`: 6 for each multiply-add of the forward pass's matrix products.
 
-    2 forward and 4 backward, by the definition of model FLOP utilisation (PaLM, arXiv:2204.02311, appendix B): the
-    architecture's matrix products alone. Recomputation (`remat`), frozen parts, SAM's second pass and the optimizer do
-    not change it.
-
-    Args:
-      config: the architecture.
-      clips: in the global batch.
+    2 forward and 4 backward, by the definition of model FLOP utilisation (PaLM, arXiv:2204.02311, appendix B).
+    Recomputation (`remat`), frozen parts, SAM's second pass and the optimizer do not count.
     """
     return 6.0 * clips * sum(matrix_products(config).values())
 
@@ -70,8 +60,7 @@ class Throughput(Hook):
     """Measures the training steps between two readings, without evaluations and the like (`paused`).
 
     Args:
-      clips: in the global batch.
-      devices: of all processes.
+      clips, devices: in the global batch; of all processes.
       flops: of a step, all devices together.
       peak: FLOP/s of one device; None: unknown, no utilisation is reported.
       clock: returns seconds.
@@ -110,12 +99,10 @@ class Throughput(Hook):
             self._measured_since = (step, since + self._clock() - began)
 
     def read(self, step: int) -> dict[str, float]:
-        """Returns what was measured since the last reading; call it when `step` is done on the devices.
+        """Returns what was measured since the last reading, empty without steps; call it when `step` is done.
 
-        Returns:
-          `steps_per_second`, `clips_per_second`, `clips_per_second_per_device`, `data_wait_seconds` (per step, in which
-          the host waited for its batch), `model_flop_utilisation` in [0, 1] where the devices' peak is known. Empty
-          where no step was measured.
+        `data_wait_seconds` is the time per step in which the host waited for its batch; `model_flop_utilisation`, in
+        [0, 1], is there where the devices' peak is known.
         """
         now = self._clock()
         waits = [self._waits.pop(number) for number in sorted(self._waits) if number <= step]
@@ -136,12 +123,6 @@ class Throughput(Hook):
 
 
 def of_run(config: ViViTConfig, clips: int, peak: float | None = None) -> Throughput:
-    """Returns the `Throughput` of a run on all devices.
-
-    Args:
-      config: the model.
-      clips: in the global batch.
-      peak: FLOP/s of one device; None: from `PEAK_FLOPS`.
-    """
+    """Returns the `Throughput` of a run on all devices; `peak` None: from `PEAK_FLOPS`."""
     peak = peak if peak is not None else peak_flops(jax.devices()[0].device_kind)
     return Throughput(clips, jax.device_count(), model_flops(config, clips), peak)

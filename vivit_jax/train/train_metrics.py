@@ -23,13 +23,7 @@ class TrainMetrics(Hook):
 
     Steps that the guard skipped are left out of the averages, which their values would spoil; their number is logged as
     `skipped`. A window is fetched only when the next step has been dispatched, so that the devices never wait for the
-    log.
-
-    Args:
-      writer: receives `train/NAME`.
-      progress: shows them.
-      throughput: read with each window.
-      every_steps: length of a window.
+    log. Throughput is read with each window.
     """
 
     def __init__(

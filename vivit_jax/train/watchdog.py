@@ -11,13 +11,10 @@ from vivit_jax.train.hooks import Hook
 
 
 class Watchdog(Hook):
-    """Ends the process, with the traceback of each thread on standard error, when a step takes too long.
+    """Ends the process, with the traceback of each thread, when two steps are more than `seconds` apart; 0: off.
 
-    A process that hangs still answers heartbeats, so the others would wait for it forever.
-
-    Args:
-      seconds: longest time between two steps; 0: off. It must cover what the host waits for at once: all steps between
-        two lines of the log.
+    A process that hangs still answers heartbeats, so the others would wait for it forever. The time must cover what the
+    host waits for at once: all steps between two lines of the log.
     """
 
     def __init__(self, seconds: float):

@@ -26,7 +26,7 @@ def loss_and_gradients(
     accumulate_steps: int = 1,
     sam_rho: float = 0.0,
 ) -> tuple[jax.Array, Any, Any]:
-    """Returns the loss of a batch and its gradients.
+    """Returns the loss of a batch, `loss_fn`'s tree of scalars, and the gradients like `params`, 0 where not trained.
 
     Args:
       loss_fn: see `Loss`.
@@ -35,14 +35,8 @@ def loss_and_gradients(
       batch: a tree of arrays [B, ...].
       key: random key of the step; with several microbatches, each gets its own.
       accumulate_steps: number of microbatches, computed one after another to keep the activations of one at a time.
-      sam_rho: rho of sharpness-aware minimisation, at least 0, see `sam_perturb`; both passes use the same keys.
-
-    Returns:
-      (loss, tree of scalars, gradients like `params`, 0 where not trained). With SAM, loss and scalars are those of
-      `params`, the gradients those at the perturbed parameters.
-
-    Raises:
-      ValueError: the batch does not divide into the microbatches.
+      sam_rho: rho of sharpness-aware minimisation, see `sam_perturb`; 0: off. Both passes use the same keys; loss and
+        scalars are those of `params`.
     """
     leaves, structure = jax.tree.flatten(params)
     is_trainable = jax.tree.leaves(trained)
@@ -85,9 +79,6 @@ def split_rows(batch: Any, parts: int) -> Any:
 
     Strided, because each device of a mesh holds consecutive rows: if their number divides by `parts`, every device
     already holds its rows of each part, and no pixels are sent.
-
-    Raises:
-      ValueError: the batch does not divide.
     """
 
     def split(rows: jax.Array) -> jax.Array:
@@ -103,12 +94,7 @@ def sam_perturb(params: Any, gradients: Any, rho: float) -> Any:
     """Returns the parameters within radius rho with the highest loss, to first order: w + rho g / ||g||.
 
     Sharpness-aware minimisation (arXiv:2010.01412, equation 2 with p = 2), with the norm of the global gradient of the
-    trained parameters (scenic uses that of each device's gradient).
-
-    Args:
-      params: parameters.
-      gradients: like `params`; if all are 0, `params` are returned.
-      rho: radius, > 0.
+    trained parameters (scenic uses that of each device's gradient). Gradients of 0 change nothing.
     """
     norm = optax.tree.norm(gradients)
     scale = jnp.where(norm > 0, rho / jnp.where(norm > 0, norm, 1.0), 0.0)

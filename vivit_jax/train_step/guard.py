@@ -45,18 +45,14 @@ class GuardConfig:
 
 @flax.struct.dataclass
 class GuardState:
-    """Counters of the guard, saved in checkpoints.
+    """Counters of the guard, int32 scalars, saved in checkpoints.
 
-    Attributes:
-      skipped: int32 scalar, steps skipped so far in the run.
-      consecutive_skips: int32 scalar, steps skipped since the last accepted one.
-      accepted: int32 scalar, steps not skipped.
-      norm_average: float32 scalar, running average of the accepted steps' gradient norms, starting at 0 (divide it by
-        1 - AVERAGE_DECAY^accepted, as Adam's moments).
+    `norm_average`, float32, is the running average of the accepted steps' gradient norms, starting at 0 (divide it by
+    1 - AVERAGE_DECAY^accepted, as Adam's moments).
     """
 
-    skipped: jax.Array
-    consecutive_skips: jax.Array
+    skipped: jax.Array  # so far in the run
+    consecutive_skips: jax.Array  # since the last accepted step
     accepted: jax.Array
     norm_average: jax.Array
 
@@ -69,14 +65,7 @@ class GuardState:
 def check_step(
     config: GuardConfig, state: GuardState, loss: jax.Array, gradient_norm: jax.Array
 ) -> tuple[jax.Array, GuardState]:
-    """Returns whether a step is accepted (bool scalar), and the guard's state after it.
-
-    Args:
-      config: the limits.
-      state: before this step.
-      loss: scalar.
-      gradient_norm: scalar, global norm of the gradient, at least 0.
-    """
+    """Returns whether a step with this loss and global gradient norm is accepted (bool scalar), and the next state."""
     accept = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
     if config.spike_factor:
         bias_correction = 1 - AVERAGE_DECAY ** state.accepted.astype(jnp.float32)

@@ -35,11 +35,7 @@ class LossConfig:
                 raise ValueError(f"loss.head_weights.{head}={weight} must be at least 0, and finite")
 
     def weights(self, heads: Iterable[str]) -> dict[str, float]:
-        """Returns the weight of each head.
-
-        Raises:
-          ValueError: a weight for a head that does not exist, or none above 0.
-        """
+        """Returns the weight of each head; raises ValueError for unknown heads, or if none is above 0."""
         heads = list(heads)
         if unknown := sorted(set(self.head_weights) - set(heads)):
             raise ValueError(f"loss.head_weights names {', '.join(unknown)}; the heads are {', '.join(heads)}")
@@ -60,19 +56,14 @@ def one_hot_targets(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0
       logits: [B, C] float; the targets get their shape and dtype.
       labels: [B] int, in [0, C); or [B, C] float, 1 for each label of a clip, else 0.
       smoothing: e in [0, 1).
-
-    Raises:
-      ValueError: [B, C] labels of another C.
     """
-    if labels.ndim == logits.ndim and labels.shape != logits.shape:
+    if labels.ndim < logits.ndim:
+        labels = jax.nn.one_hot(labels, logits.shape[-1])
+    elif labels.shape != logits.shape:
         raise ValueError(
             f"labels have the shape {labels.shape}, logits {logits.shape}; their number of classes must be the same"
         )
-    multi_label = labels.ndim == logits.ndim
-    one_hot = (
-        labels.astype(logits.dtype) if multi_label else jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    )
-    return optax.smooth_labels(one_hot, smoothing)
+    return optax.smooth_labels(labels.astype(logits.dtype), smoothing)
 
 
 def example_losses(logits: jax.Array, targets: jax.Array, kind: str = "softmax") -> jax.Array:
@@ -87,24 +78,14 @@ def example_losses(logits: jax.Array, targets: jax.Array, kind: str = "softmax")
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns the softmax cross-entropy, averaged over the examples with mask 1; 0 if there are none.
-
-    Args:
-      logits: [B, C] float.
-      targets: [B, C], a distribution over the classes per example.
-      mask: [B] float, 1 for examples that count, 0 for padding.
-    """
+    """Returns the `masked_mean` of the softmax cross-entropy of logits and target distributions, both [B, C]."""
     return masked_mean(example_losses(logits, targets), mask)
 
 
 def masked_mean(values: jax.Array, mask: jax.Array, total: jax.Array | None = None) -> jax.Array:
-    """Returns the mean of `values` [B] over the examples whose `mask` [B] is 1; 0 if there are none.
+    """Returns the mean of `values` [B], float or bool, over the examples whose `mask` [B] is 1; 0 if there are none.
 
-    Args:
-      values: [B], float or bool.
-      mask: [B].
-      total: for a microbatch, the sum of the whole batch's mask, so that the results add up to the mean of the batch.
-        None: the sum of this mask.
+    For a microbatch, `total` is the sum of the whole batch's mask, so that the results add up to the batch's mean.
     """
     mask = mask.astype(jnp.promote_types(values.dtype, jnp.float32))
     total = jnp.sum(mask) if total is None else total.astype(mask.dtype)
@@ -112,12 +93,7 @@ def masked_mean(values: jax.Array, mask: jax.Array, total: jax.Array | None = No
 
 
 def top1_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns whether the class with the highest logit is the label, or one of the labels: bool [B].
-
-    Args:
-      logits: [B, C].
-      labels: [B] int, or [B, C] float, 1 for each label of a clip.
-    """
+    """Returns whether the class with the highest logit is the label [B], or one of the labels [B, C]: bool [B]."""
     best = jnp.argmax(logits, axis=-1)
     if labels.ndim < logits.ndim:
         return best == labels

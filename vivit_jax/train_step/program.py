@@ -61,15 +61,7 @@ def build_train_program(
     ema_decay: float = 0.0,
     **options: Any,
 ) -> TrainProgram:
-    """Builds a `TrainProgram`; `Experiment.train_program` does so from a config.
-
-    Args:
-      model: Flax module with `config.video_shape`.
-      optimizer, schedule: from `optim`.
-      mesh: from `sharding.make_mesh`; None: one device, no shardings.
-      ema_decay: as in `make_train_step`.
-      **options: further options of `make_train_step`.
-    """
+    """Builds a `TrainProgram` with the options of `make_train_step`; `mesh` None: one device, no shardings."""
     program = TrainProgram(model, optimizer, schedule, ema_decay, state=None, step=None)
     init = _initializer(program)
     state = jax.eval_shape(lambda seed: init(jax.random.key(seed)), 0)

@@ -34,20 +34,12 @@ SINGLE_HEAD = "label"  # name of the head of a data set with only one
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that changes from step to step; a checkpoint holds all of it.
+    """Everything that changes from step to step; a checkpoint holds all of it."""
 
-    Attributes:
-      step: int32 scalar, steps done, including skipped ones.
-      params: the model's parameters, float32.
-      opt_state: optax's state.
-      ema: exponential moving average (EMA) of `params`, a tree like it; None where it is off.
-      guard: counters of the guard.
-    """
-
-    step: jax.Array
-    params: Any
+    step: jax.Array  # int32 scalar, steps done, including skipped ones
+    params: Any  # float32
     opt_state: optax.OptState
-    ema: Any
+    ema: Any  # exponential moving average of `params`, or None
     guard: GuardState
 
     @classmethod
@@ -102,11 +94,10 @@ def make_train_step(
         [B, C] or {head: [B, C]}.
       optimizer: from `optim.make_optimizer`, or any optax transformation, which trains all parameters.
       schedule: step -> learning rate, for the metrics only (the optimizer has its own).
-      seed: of dropout, stochastic depth and augmentation.
       label_smoothing: e in [0, 1), training loss only.
       loss: softmax or sigmoid, and head weights; None: softmax, all weights 1.
       augment: augmentation on the device; None: off.
-      guard: when a step is skipped; None: if loss or gradient is not finite.
+      guard: None: a step is skipped if loss or gradient is not finite.
       accumulate_steps: accumulation steps: microbatches that the batch is split into, to save memory. Up to rounding
         the step is that of the whole batch, except that each microbatch has its own dropout and stochastic depth.
       ema_decay: d of the EMA of the parameters, see `update_ema`; 0: off.
@@ -125,9 +116,6 @@ def make_train_step(
         also `gradient_norm/MODULE` and so on.
       * `skipped`, 1 if the guard skipped this step, else 0, and `skipped_in_a_row`. A skipped step's loss and gradient
         norm are reported as they are, NaN or not.
-
-      Tracing it raises ValueError if model and data differ in heads, the batch does not divide into microbatches, or
-      only one of state and step has an EMA.
     """
     augment, loss, guard = augment or AugmentConfig(), loss or LossConfig(), guard or GuardConfig()
     head_rate = getattr(optimizer, "head_learning_rate", 1.0)
@@ -136,7 +124,8 @@ def make_train_step(
         if (state.ema is None) == bool(ema_decay):
             raise ValueError(f"ema_decay={ema_decay} in the step, but not in the state: TrainState.create takes it too")
         key, num_clips = step_key(seed, state.step), jnp.sum(batch["mask"])
-        trained = optimizer.trained(state.params) if isinstance(optimizer, Optimizer) else _all_true(state.params)
+        all_trained = jax.tree.map(lambda _: True, state.params)
+        trained = optimizer.trained(state.params) if isinstance(optimizer, Optimizer) else all_trained
 
         def loss_fn(params: Any, rows: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
             video = rows["video"] if augment.mixes else normalise(rows["video"])
@@ -165,12 +154,8 @@ def make_train_step(
         # Metrics.
         rate = jnp.asarray(schedule(state.step - state.guard.skipped), jnp.float32)
         norms = _norms("update_norm", updates, norms_by_part)
-        metrics |= {
-            "loss": value,
-            "learning_rate": rate,
-            "skipped": 1.0 - accept,
-            "skipped_in_a_row": guard_state.consecutive_skips,
-        }
+        metrics |= {"loss": value, "learning_rate": rate}
+        metrics |= {"skipped": 1.0 - accept, "skipped_in_a_row": guard_state.consecutive_skips}
         metrics |= {"learning_rate/head": head_rate * rate} if head_rate != 1 else {}
         metrics |= {name: jnp.where(accept, norm, 0.0) for name, norm in norms.items()}
         metrics |= _norms("gradient_norm", gradients, norms_by_part) | _norms("parameter_norm", params, norms_by_part)
@@ -188,28 +173,17 @@ def make_train_step(
 def update_ema(ema: Any, params: Any, decay: float, updates: jax.Array) -> Any:
     """Returns the exponential moving average after one step: d ema + (1 - d) params.
 
-    It starts at the initial parameters; so that they fade quickly, d = min(decay, (1 + n) / (10 + n)) at the n-th
-    update: the warm-up of TensorFlow's `ExponentialMovingAverage` with `num_updates`.
-
-    Args:
-      ema: before, a tree like `params`.
-      params: after the update.
-      decay: in [0, 1).
-      updates: scalar n, number of updates before this one.
+    It starts at the initial parameters; so that they fade quickly, d = min(decay, (1 + n) / (10 + n)) after n
+    `updates`: the warm-up of TensorFlow's `ExponentialMovingAverage` with `num_updates`.
     """
     decay = jnp.minimum(decay, (1.0 + updates) / (10.0 + updates))
     return optax.incremental_update(params, ema, 1.0 - decay)
 
 
 def map_views(fn: Callable[[jax.Array], Any], video: jax.Array) -> Any:
-    """Applies `fn` to the V views of each video, one view after another, so that memory does not grow with V.
+    """Applies `fn` to each view of `video`, uint8 [B, V, T, H, W, 3]; returns its outputs on a leading axis of V.
 
-    Args:
-      fn: takes clips, float32 [B, T, H, W, 3] in [-1, 1].
-      video: uint8 [B, V, T, H, W, 3].
-
-    Returns:
-      The outputs of `fn`, stacked on a leading axis of V.
+    `fn` takes clips, float32 [B, T, H, W, 3] in [-1, 1]. One view after another, so that memory does not grow with V.
     """
     return jax.lax.map(lambda view: fn(normalise(view)), jnp.moveaxis(video, 1, 0))
 
@@ -277,10 +251,6 @@ def _norms(name: str, tree: Any, by_part: bool) -> Metrics:
     """Returns the global norm of a tree and, with `by_part`, of each of its top-level modules."""
     parts = {f"{name}/{part}": optax.tree.norm(leaves) for part, leaves in tree.items()} if by_part else {}
     return {name: optax.tree.norm(tree)} | parts
-
-
-def _all_true(params: Any) -> Any:
-    return jax.tree.map(lambda _: True, params)
 
 
 def _select_trained(trained: Any, new: Any, old: Any) -> Any:
