@@ -56,8 +56,8 @@ def test_last_evaluation_is_on_all_videos_others_on_the_same(tmp_path, monkeypat
     monkeypatch.setattr("vivit_jax.train.periodic_evaluation.write_result", write := mock.Mock())
     run = experiment(**{"evaluation.num_videos": 5, "checkpoint.best_metric": "verb/top1"})
     split = types.SimpleNamespace(num_videos=40, class_names={})
-    setup = types.SimpleNamespace(experiment=run, eval_set=split, eval_interval=1, total_steps=2)
-    evaluation = PeriodicEvaluation(setup, tmp_path, mock.Mock(), progress, make_evaluator=make)
+    setup = types.SimpleNamespace(experiment=run, eval_set=split, eval_interval=1, total_steps=2, make_evaluator=make)
+    evaluation = PeriodicEvaluation(setup, tmp_path, mock.Mock(), progress)
     state = types.SimpleNamespace(params=None, ema=None)
     evaluation.run(1, state)
     assert evaluation.metrics == {"verb/top1": 0.25}

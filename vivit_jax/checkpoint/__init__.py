@@ -1,12 +1,6 @@
 """Checkpoints of a run: Orbax steps with checksums; verified on restore, damaged ones quarantined."""
 
-from vivit_jax.checkpoint.integrity import (
-    CheckpointError,
-    OtherModelError,
-    check_params,
-    checksums,
-    order_sensitive_checksums,
-)
+from vivit_jax.checkpoint.integrity import CheckpointError, check_params, checksums, order_sensitive_checksums
 from vivit_jax.checkpoint.manager import (
     FOLDER,
     META,
@@ -26,7 +20,6 @@ __all__ = [
     "STATE",
     "CheckpointError",
     "Checkpoints",
-    "OtherModelError",
     "check_params",
     "checksums",
     "latest_metadata",

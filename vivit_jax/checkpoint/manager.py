@@ -25,7 +25,6 @@ from vivit_jax.utils import storage
 FOLDER = "checkpoints"  # inside a run's workdir
 QUARANTINE_DIR = "damaged"  # beside the folder of steps
 STATE, META = "state", "meta"
-TREES = ("params", "ema")  # sets of parameters that a step may hold
 OPTIONAL = ("ema", "guard")  # parts of the state that checkpoints may lack
 # Guard fields of checkpoints of version 0.1.0 -> today's name.
 RENAMED_GUARD_FIELDS = {"in_a_row": "consecutive_skips"}
@@ -87,6 +86,8 @@ class Checkpoints:
     ):
         self.root, self.best_metric = _absolute(root), best_metric
         policies = ocp.checkpoint_managers
+        newest = policies.LatestN(n=keep_latest)
+        best = policies.BestN(get_metric_fn=self._score, n=keep_best, keep_checkpoints_without_metrics=False)
         # `best_fn` with `max_to_keep` would delete the newest step; a preservation policy does not.
         self._options = ocp.CheckpointManagerOptions(
             create=not read_only,
@@ -95,12 +96,7 @@ class Checkpoints:
             best_mode="max",
             keep_checkpoints_without_metrics=False,
             cleanup_tmp_directories=not read_only,
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(n=keep_latest),
-                    policies.BestN(get_metric_fn=self._score, n=keep_best, keep_checkpoints_without_metrics=False),
-                ]
-            ),
+            preservation_policy=policies.AnyPreservationPolicy([newest, best]),
         )
         self._open()
 
@@ -187,17 +183,15 @@ class Checkpoints:
             raise CheckpointError(f"{self.root / str(step)} has no readable {META}: {error}") from error
 
     def restore(self, abstract: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
-        """Restores a given step, or the newest valid one, each array verified; returns None where there is no step.
+        """Restores (state, metadata) of a given step, or of the newest valid one; returns None where there is no step.
+
+        Each array is verified. Damaged steps are quarantined in `damaged/` beside the folder of steps, but a given step
+        raises CheckpointError, as do a checkpoint of another model, and steps of which none is valid.
 
         Args:
-          abstract: the whole state as `jax.ShapeDtypeStruct`s with shardings.
-          step: None: the newest valid one; damaged steps are quarantined in `damaged/` beside the folder of steps.
-
-        Returns:
-          (state, metadata); parts of the state that the checkpoint lacks are None.
-
-        Raises:
-          CheckpointError: the given step is damaged, no step is valid, or it is of another model.
+          abstract: the whole state as `jax.ShapeDtypeStruct`s with shardings; parts that the checkpoint lacks come back
+            as None.
+          step: None: the newest valid one.
         """
         if step is not None:
             return self._restore(abstract, step)
@@ -250,8 +244,8 @@ class Checkpoints:
 
         Raises CheckpointError for a step that is unreadable, damaged, of another model, or without an EMA.
         """
-        if tree not in TREES:
-            raise ValueError(f"tree={tree!r} must be one of {', '.join(TREES)}")
+        if tree not in ("params", "ema"):
+            raise ValueError(f"tree={tree!r} must be params or ema")
         metadata, where, stored = self.metadata(step), self.root / str(step), self._stored(step)
         if not stored.get(tree):
             raise CheckpointError(

@@ -61,9 +61,6 @@ def initialise(
         handler saves the step on SIGTERM; 'off': never.
       coordinator_address: 'host:port' of process 0; give all three, or none where the launcher is detected.
       num_processes, process_id: the number of processes, and the index of this one, from 0.
-
-    Raises:
-      DistributedError: incomplete or wrong settings, or the processes did not find each other within 300 s.
     """
     start = plan(os.environ, mode, coordinator_address, num_processes, process_id)
     if start is None:

@@ -63,11 +63,8 @@ def init_from_weights(
 
 def fill_missing_state(program: TrainProgram, state: TrainState) -> TrainState:
     """Initialises what a restored checkpoint lacked (None): the EMA with the parameters, the guard with zeros."""
-    missing = [
-        name
-        for name in checkpointing.OPTIONAL
-        if getattr(program.state, name) is not None and getattr(state, name) is None
-    ]
+    expected = [name for name in checkpointing.OPTIONAL if getattr(program.state, name) is not None]
+    missing = [name for name in expected if getattr(state, name) is None]
     if not missing:
         return state
     logging.warning("The checkpoint has no %s; initialised from its parameters.", " and no ".join(missing))
@@ -95,8 +92,6 @@ def log_start(setup: TrainSetup, state: TrainState, restored: Mapping[str, Any] 
         logging.warning("The config differs from that of the checkpoint: %s", "; ".join(changed))
     if restored["data"] != metadata["data"]:
         logging.warning(
-            "The data or their order changed since the checkpoint (%s -> %s): the run continues, but is not the "
-            "uninterrupted one.",
-            restored["data"],
-            metadata["data"],
+            f"The data or their order changed since the checkpoint ({restored['data']} -> {metadata['data']}): the run "
+            "continues, but is not the uninterrupted one."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -75,11 +75,9 @@ class PeriodicEvaluation:
         writer: metric_writers.MetricWriter,
         progress: logs.Progress,
         restored: Mapping[str, Any] | None = None,
-        make_evaluator: Callable[[int | None], Evaluator] | None = None,
     ):
         self._experiment, self._split, self._setup = setup.experiment, setup.eval_set, setup
         self._workdir, self._writer, self._progress = epath.Path(workdir), writer, progress
-        self._make_evaluator = make_evaluator or setup.make_evaluator
         self._restored = dict(restored or {})
         options = self._experiment.evaluation
         best_metric = self._experiment.checkpoint.best_metric
@@ -146,7 +144,7 @@ class PeriodicEvaluation:
     def _evaluate(self, step: int, state: Any, num_videos: int | None) -> Result:
         """Evaluates and logs; the result holds the metrics of the EMA too."""
         if num_videos not in self._evaluators:
-            self._evaluators[num_videos] = self._make_evaluator(num_videos)
+            self._evaluators[num_videos] = self._setup.make_evaluator(num_videos)
         evaluator = self._evaluators[num_videos]
         advice = compiled_step.evaluation_advice(self._experiment)
         with self._progress.report.timed("evaluation"), compiled_step.oom_advice("the evaluation", advice):
@@ -159,8 +157,8 @@ class PeriodicEvaluation:
             seconds = time.perf_counter() - began
         self._progress.write(f"step {step}: {result.summary()}")
         result = dataclasses.replace(result, scalars=result.scalars | ema_scalars)
-        scalars = result.scalars | {"seconds": seconds}
-        self._writer.write_scalars(step, {f"eval/{name}": value for name, value in scalars.items()})
+        logged = result.scalars | {"seconds": seconds}
+        self._writer.write_scalars(step, {f"eval/{name}": value for name, value in logged.items()})
         self._show_confusion(step, result)
         return result
 

@@ -101,14 +101,8 @@ class SkippedSteps(Hook):
             step.number, consecutive, loss, norm,
             ", ".join(names[:MAX_LOGGED_CLIPS]) + (f" and {omitted} more" if omitted > 0 else ""),
         )  # fmt: skip
-        line = {
-            "step": step.number,
-            "in_a_row": consecutive,
-            "loss": finite_or_none(loss),
-            "gradient_norm": finite_or_none(norm),
-            "index": indices,
-            "videos": names,
-        }
+        line = {"step": step.number, "in_a_row": consecutive, "index": indices, "videos": names}
+        line |= {"loss": finite_or_none(loss), "gradient_norm": finite_or_none(norm)}
         if jax.process_index() == 0:
             self._workdir.mkdir(parents=True, exist_ok=True)
             with (self._workdir / SKIPPED_FILE).open("a") as file:

@@ -1,12 +1,10 @@
 """The device side of training: pure functions of state and batch, compiled by `jax.jit`."""
 
-from vivit_jax.train_step.losses import cross_entropy, masked_mean, one_hot_targets
 from vivit_jax.train_step.program import TrainProgram, build_train_program
 from vivit_jax.train_step.step import (
     SINGLE_HEAD,
     TrainState,
     as_heads,
-    check_heads,
     make_eval_step,
     make_train_step,
     map_views,
@@ -20,13 +18,9 @@ __all__ = [
     "TrainState",
     "as_heads",
     "build_train_program",
-    "check_heads",
-    "cross_entropy",
     "make_eval_step",
     "make_train_step",
     "map_views",
-    "masked_mean",
     "normalise",
-    "one_hot_targets",
     "step_key",
 ]

@@ -77,11 +77,6 @@ def example_losses(logits: jax.Array, targets: jax.Array, kind: str = "softmax")
     return jnp.sum(optax.sigmoid_binary_cross_entropy(logits, targets), axis=-1)
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns the `masked_mean` of the softmax cross-entropy of logits and target distributions, both [B, C]."""
-    return masked_mean(example_losses(logits, targets), mask)
-
-
 def masked_mean(values: jax.Array, mask: jax.Array, total: jax.Array | None = None) -> jax.Array:
     """Returns the mean of `values` [B], float or bool, over the examples whose `mask` [B] is 1; 0 if there are none.
 

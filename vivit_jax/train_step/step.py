@@ -201,15 +201,6 @@ def make_eval_step(apply_fn: Callable[..., Any]) -> Callable[[Any, Batch], dict[
     return eval_step
 
 
-def check_heads(logits: Mapping[str, jax.Array], labels: Mapping[str, Any]) -> None:
-    """Raises ValueError unless model and data have the same heads."""
-    if set(logits) != set(labels):
-        raise ValueError(
-            f"the model has the heads {sorted(logits)}, the data set the labels {sorted(labels)}; "
-            "set model.num_classes from the data set"
-        )
-
-
 def _augment(key: jax.Array, batch: Batch, augment: AugmentConfig) -> Batch:
     """Returns the augmented batch: `video` in [0, 255], or with mixup and cutmix in [-1, 1]; then also `partner`, the
     labels of the clip mixed in, and `share` [B], the share of the clip itself."""
@@ -228,7 +219,11 @@ def _loss(
 ) -> tuple[jax.Array, Metrics]:
     """Returns what some rows contribute to loss and metrics of a batch whose mask sums up to `num_clips`."""
     labels, mask = rows["label"], rows["mask"]
-    check_heads(logits, labels)
+    if set(logits) != set(labels):
+        raise ValueError(
+            f"the model has the heads {sorted(logits)}, the data set the labels {sorted(labels)}; "
+            "set model.num_classes from the data set"
+        )
     weights = config.weights(labels)
     losses, accuracies = {}, {}
     for head, label in labels.items():
