@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,6 @@ from clu import metric_writers
 from etils import epath
 
 from vivit_jax import checkpoint as checkpointing
-from vivit_jax.evaluation.evaluator import Evaluator
 from vivit_jax.evaluation.results import Result, write_result
 from vivit_jax.train import compiled_step
 from vivit_jax.train.setup import EMA, TrainSetup
@@ -85,9 +85,9 @@ class PeriodicEvaluation:
         self.metrics: dict[str, float] = self._restored.get("metrics", {})
         self.full_metrics: dict[str, float] = {}
         # A part that is all of the split is not evaluated twice at the end.
-        part = options.num_videos
-        self._num_videos = part if part is not None and part < self._split.num_videos else None
-        self._evaluators: dict[int | None, Evaluator] = {}
+        is_part = options.num_videos is not None and options.num_videos < self._split.num_videos
+        self._num_videos = options.num_videos if is_part else None
+        self._evaluator = functools.cache(setup.make_evaluator)
 
     @property
     def should_stop(self) -> bool:
@@ -127,25 +127,21 @@ class PeriodicEvaluation:
         The run's last evaluation, planned or by early stopping, is on all videos too; it stays in the workdir.
         """
         last = step >= self._setup.total_steps
-        result = full_result = self._evaluate(step, state, self._num_videos)
+        result = self._evaluate(step, state, self._num_videos)
         self.metrics = result.scalars
         self.early_stop.update(step, result.scalars)
         if self.should_stop and not last:
             self._progress.write(f"step {step}: the run ends early, {self.early_stop}")
         if self.should_stop or last:
             if self._num_videos is not None:
-                full_result = self._evaluate(step, state, None)
-            self.full_metrics = full_result.scalars
-            checkpoint = self._workdir / checkpointing.FOLDER / str(step)
-            write_result(
-                self._workdir, full_result, checkpoint, self._experiment.data.eval_split, self._split.class_names
-            )
+                result = self._evaluate(step, state, None)
+            self.full_metrics = result.scalars
+            checkpoint, split = self._workdir / checkpointing.FOLDER / str(step), self._experiment.data.eval_split
+            write_result(self._workdir, result, checkpoint, split, self._split.class_names)
 
     def _evaluate(self, step: int, state: Any, num_videos: int | None) -> Result:
         """Evaluates and logs; the result holds the metrics of the EMA too."""
-        if num_videos not in self._evaluators:
-            self._evaluators[num_videos] = self._setup.make_evaluator(num_videos)
-        evaluator = self._evaluators[num_videos]
+        evaluator = self._evaluator(num_videos)
         advice = compiled_step.evaluation_advice(self._experiment)
         with self._progress.report.timed("evaluation"), compiled_step.oom_advice("the evaluation", advice):
             began = time.perf_counter()
