@@ -14,12 +14,10 @@ class PipelineOptions:
     """How the input pipeline runs; no option changes a batch.
 
     Attributes:
-      cache: keep the records of the training splits in memory.
-      cache_gb: memory limit of the cache, in units of 2^30 bytes.
+      cache: keep the records of the training splits in memory, up to `cache_gb` * 2^30 bytes.
       threads: clips decoded in parallel; None for one per core.
       prefetch: batches prepared ahead.
-      service_address: 'grpc://host:port' of the machines that make the training clips (docs/data.md); several separated
-        by commas.
+      service_address: 'grpc://host:port' of the machines that make the training clips, separated by commas.
     """
 
     cache: bool = False
@@ -44,15 +42,13 @@ class DataConfig(PipelineOptions):
       name: data set, as in `python -m vivit_jax.data.catalog`; the one that is evaluated.
       dir: folder of the prepared records, DIR/NAME/VERSION. The embedded data set is built there where it is missing.
       video_dir: folder of a custom data set: one folder per class, or videos beside a CSV (docs/data.md). Its records
-        are built under `dir` where they are missing, under a `name` that the catalog does not have. None: they exist.
+        are built under `dir` where they are missing, under a `name` that the catalog does not have.
       annotations: CSV of a custom data set, if it is not in `video_dir`.
-      label_separator: ';' or '|' between the labels of a video in that CSV. A column that contains it is a multi-label
-        head.
-      train_split, eval_split: names of splits.
-      mixture: {name: weight}: data sets under `dir` to train on; each gets a share of the clips in proportion to its
+      label_separator: ';' or '|' in a column of that CSV makes it a multi-label head.
+      mixture: {name: weight}: data sets under `dir` to train on, each with a share of the clips in proportion to its
         weight. {} for `name` alone. Heads and class ids are those of `name`, matched by class name.
-      unknown_classes: classes of a mixture that `name` does not have: 'error' raises an error with the list, 'drop'
-        drops their videos, 'union' adds them to the heads.
+      unknown_classes: classes of a mixture that `name` does not have: 'error', 'drop' their videos, or 'union': add
+        them to the heads.
       subset: the part of the data to use; its `classes` hold for evaluation too.
     """
 

@@ -12,7 +12,7 @@ import argparse
 import csv
 import io
 import json
-import sys
+import re
 from collections.abc import Mapping, Sequence
 
 from vivit_jax.data.records import dmvr, reader, scan
@@ -22,15 +22,15 @@ from vivit_jax.utils import storage
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    flags = _parser().parse_args(sys.argv[1:] if argv is None else list(argv))
+    flags = _parser().parse_args(argv)
     try:
-        splits = parse_splits(flags.split)
+        splits = _parse_splits(flags.split)
         if not _holds_sequences(flags, splits):
             for split in scan.scan(flags.folder):
                 print(f"{split.save()}: {split.num_videos} videos, {len(split.chunk_offset)} records")
             return
-        heads = [parse_head(text) for text in flags.head] or [DEFAULT]
-        class_names = read_class_names(flags.class_names, heads)
+        heads = [_parse_head(text) for text in flags.head] or [DEFAULT]
+        class_names = _read_class_names(flags.class_names, heads)
         for line in dmvr.index_folder(flags.folder, flags.out, splits, heads, class_names, flags.labels):
             print(line)
     except (FileNotFoundError, ValueError) as error:
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _holds_sequences(flags: argparse.Namespace, splits: Mapping[str, str] | None) -> bool:
-    """Returns whether the records in `flags.folder` are sequences (True) or chunks (False)."""
+    """Returns whether the records in `flags.folder` are sequences; else they are chunks."""
     example = dmvr.first_record(flags.folder, splits)
     if example is None:
         raise NoRecordsError(f"{flags.folder}: the shards hold no records that can be read")
@@ -85,8 +85,7 @@ def _holds_sequences(flags: argparse.Namespace, splits: Mapping[str, str] | None
     return False
 
 
-def parse_splits(flags: Sequence[str]) -> dict[str, str] | None:
-    """Parses `--split=NAME=GLOB` flags; None if there are none."""
+def _parse_splits(flags: Sequence[str]) -> dict[str, str] | None:
     patterns = dict(text.partition("=")[::2] for text in flags)
     for name, pattern in patterns.items():
         if not name.replace("_", "").isalnum() or not pattern:
@@ -94,21 +93,18 @@ def parse_splits(flags: Sequence[str]) -> dict[str, str] | None:
     return patterns or None
 
 
-def parse_head(text: str) -> Head:
-    """Parses a `--head=NAME=FEATURE[:FIRST:COUNT]` flag."""
-    name, _, rest = text.partition("=")
-    feature, *numbers = rest.split(":")
-    if name.isidentifier() and feature:
-        if not numbers:
-            return Head(name, feature)
-        if len(numbers) == 2 and all(number.isdecimal() for number in numbers) and int(numbers[1]) > 0:
-            return Head(name, feature, int(numbers[0]), int(numbers[1]))
-    raise ValueError(
-        f"--head={text}: it must be NAME=FEATURE or NAME=FEATURE:FIRST:COUNT, as in --head=verb=clip/label/index:300:97"
-    )
+def _parse_head(text: str) -> Head:
+    match = re.fullmatch(r"([^\W\d]\w*)=([^:]+)(?::(\d+):0*([1-9]\d*))?", text)
+    if match is None:
+        raise ValueError(
+            f"--head={text}: it must be NAME=FEATURE or NAME=FEATURE:FIRST:COUNT, as in "
+            "--head=verb=clip/label/index:300:97"
+        )
+    name, feature, first, count = match.groups()
+    return Head(name, feature, int(first), int(count)) if count else Head(name, feature)
 
 
-def read_class_names(flags: Sequence[str], heads: Sequence[Head]) -> dict[str, list[str]]:
+def _read_class_names(flags: Sequence[str], heads: Sequence[Head]) -> dict[str, list[str]]:
     """Reads the files of `--class_names=[HEAD=]FILE` flags: {head: names in the order of the class ids}."""
     names = {}
     counts = {head.name: head.count for head in heads}

@@ -14,16 +14,12 @@ from vivit_jax.data.selection.training_set import TrainingSet, evaluation_split,
 
 
 def open_data(data: DataConfig) -> tuple[TrainingSet, RecordSplit]:
-    """Opens the training set and the evaluation set, with the same classes.
+    """Opens the training set and the evaluation set, with the same classes; builds a custom data set if missing.
 
-    The records of a custom data set (`data.video_dir`) are built first where they are missing.
-
-    Raises:
-      FileNotFoundError: a data set is missing; the message says what belongs where.
-      MixtureError, SubsetError: data sets that cannot be mixed, or a selection of what does not exist.
+    Raises FileNotFoundError for a missing data set, MixtureError, SubsetError.
     """
     if data.video_dir is not None:
-        build_custom(data)
+        _build_custom(data)
     weights = data.mixture or {data.name: 1.0}
     eval_set = open_split(build.prepare(data.name, data.dir), data.eval_split)
     splits = {name: open_split(build.prepare(name, data.dir), data.train_split) for name in weights}
@@ -34,30 +30,19 @@ def open_data(data: DataConfig) -> tuple[TrainingSet, RecordSplit]:
 def open_eval_set(
     data: DataConfig, class_names: Mapping[str, Sequence[str]] | None = None, *, prepare: bool = True
 ) -> RecordSplit:
-    """Opens the evaluation set alone.
+    """Opens the evaluation set alone, with the class names of the model's heads (None: its own).
 
-    Args:
-      data: data set, split and subset.
-      class_names: those of the model's heads, if they may differ from the split's (mixture); None for the split's own.
-      prepare: build the embedded data set where it is missing.
-
-    Raises:
-      FileNotFoundError: the data set is missing; the message says what belongs where.
-      MixtureError, SubsetError: see `evaluation_split`.
+    `prepare` builds the embedded data set where it is missing.
     """
     folder = build.prepare(data.name, data.dir) if prepare else build.records_folder(data.name, data.dir)
     split = open_split(folder, data.eval_split)
     return evaluation_split(split, split.class_names if class_names is None else class_names, data.subset)
 
 
-def build_custom(data: DataConfig) -> None:
+def _build_custom(data: DataConfig) -> None:
     """Builds the records of a custom data set under `data.dir`, unless they exist.
 
     The layout is a CSV if `data.annotations` names one or `data.video_dir` contains one, else one folder per class.
-
-    Raises:
-      ValueError: `data.name` is taken by the catalog.
-      annotations.MissingDataError, annotations.AnnotationError: no videos, or a layout that is not recognized.
     """
     has_csv = data.annotations is not None or any(epath.Path(data.video_dir).glob("*.csv"))
     kind = "csv" if has_csv else "folder"
@@ -69,10 +54,5 @@ def build_custom(data: DataConfig) -> None:
         ) from error
     if not (build.records_folder(data.name, data.dir) / paths.SUMMARY_FILE).is_file():
         logging.info("Building the records of %s from %s, once.", data.name, data.video_dir)
-    build.build(
-        data.name,
-        data.video_dir,
-        data.annotations,
-        data.dir,
-        build.BuildOptions(kind=kind, label_separator=data.label_separator),
-    )
+    options = build.BuildOptions(kind=kind, label_separator=data.label_separator)
+    build.build(data.name, data.video_dir, data.annotations, data.dir, options)

@@ -28,11 +28,7 @@ class ServiceError(ValueError):
 
 
 class Server:
-    """A dispatcher and its worker, in threads of this process, until `stop`.
-
-    `host` is the name by which the training machines reach this one; ports are 0 for any free one. The attribute
-    `address` is "grpc://host:port", for the config.
-    """
+    """A dispatcher and its worker, in threads of this process; `address` is "grpc://host:port", for the config."""
 
     def __init__(self, port: int = 0, host: str = "localhost", worker_port: int = 0):
         service = tf.data.experimental.service
@@ -43,22 +39,16 @@ class Server:
         self.address = f"grpc://{host}:{port}"
 
     def join(self) -> None:
-        """Blocks until the process ends."""
         self._dispatcher.join()
 
     def stop(self) -> None:
-        """Stops the service; readers get an error."""
         # TensorFlow has this for its own tests; the servers also stop when they are garbage-collected.
         self._worker._stop()
         self._dispatcher._stop()
 
 
 def addresses_of(text: str, timeout: float = 10.0) -> list[str]:
-    """Splits "grpc://host:port,grpc://host:port" into addresses, and checks each; TensorFlow would wait for hours.
-
-    Raises:
-      ServiceError: a malformed or duplicate address, or no connection within `timeout` seconds.
-    """
+    """Splits "grpc://host:port,grpc://host:port" into addresses, and checks each: TensorFlow would wait for hours."""
     addresses = [part.strip() for part in text.split(",")]
     if len(set(addresses)) != len(addresses):
         raise ServiceError(f"data.service_address={text!r} names a machine twice")
@@ -83,8 +73,7 @@ def distribute(
 ) -> tf.data.Dataset:
     """Returns `make(positions)`, computed by the machines of a service, in the same order.
 
-    `positions` is endless, and `make` maps each element to one, independently of earlier ones. Each process of a run
-    creates its own jobs at the addresses, for its own rows.
+    `positions` is endless, and `make` maps each element to one, independently of earlier ones.
     """
     service = tf.data.experimental.service
     # No compression: of pixels it would cost more than it saves.

@@ -176,7 +176,7 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
         }
         for split, planned in self._shards.items():
             videos, positions = [shard.videos for shard in planned], [shard.positions for shard in planned]
-            indexed = indexing.assemble(folder, split, videos, names, positions=positions)
+            indexed = indexing.assemble(folder, split, videos, names, positions)
             indexed.save()
             summary["splits"][split] = _summarise(indexed, planned, self.dataset.splits.get(split))
         storage.write(folder / SUMMARY_FILE, json.dumps(summary, indent=1, ensure_ascii=False))

@@ -1,12 +1,13 @@
 """Batches of NumPy arrays from records, in the order of `selection.order`.
 
 Every random choice of the clip at position p = step * batch_size + row of the training stream comes from (seed, p), and
-the video from the order. So the state of the stream is the step, starting at step N costs what starting at 0 costs, and
-the batches are the same for any number of processes, each of which loads its rows of every batch.
+the video from the order. So the state of the stream is the step, and the batches are the same for any number of
+processes, each of which loads its rows of every batch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -29,14 +30,14 @@ _POSITION = "position"
 _DEFAULT_OPTIONS = PipelineOptions()
 
 
-class Batches:
+class Batches(Iterator, contextlib.AbstractContextManager):
     """Iterator over batches: dicts of NumPy arrays (read-only views of TensorFlow's memory; copy to change them).
 
     Attributes:
       step: number of the next batch.
-      num_batches: batches of one pass over the split (evaluation); None for the endless training stream.
+      num_batches: None for the endless training stream.
       description: threads, prefetching and cache, for the log.
-      repeated_views: videos with two equal test views, because they are too short or too small (evaluation).
+      repeated_views: videos of an evaluation that are too short or too small for different test views.
       corrupt: videos returned so far with mask 0 because their record or a JPEG in it is broken.
       last_corrupt: indices of the last 100 of them.
     """
@@ -60,36 +61,28 @@ class Batches:
         self.corrupt = 0
         self.last_corrupt: list[int] = []
 
-    def __iter__(self) -> Batches:
-        return self
-
     def __next__(self) -> dict:
         if self._iterator is None:
             raise StopIteration
         batch = tf.nest.map_structure(lambda tensor: np.asarray(memoryview(tensor)), next(self._iterator))
         if self._positions is not None:
-            self._check_positions(batch.pop(_POSITION))
+            positions, expected = batch.pop(_POSITION), self._positions(self.step)
+            if not np.array_equal(positions, expected):
+                raise RuntimeError(
+                    f"batch {self.step} holds the positions {positions.tolist()[:8]}..., not {expected.tolist()[:8]}"
+                    "...; with data.service_address, see that no address has more than one worker, otherwise please "
+                    "report this"
+                )
         broken = batch["index"][(batch["mask"] == 0) & (batch["index"] >= 0)]
         self.corrupt += len(broken)
         self.last_corrupt = (self.last_corrupt + broken.tolist())[-100:]
         self.step += 1
         return batch
 
-    def _check_positions(self, positions: np.ndarray) -> None:
-        expected = self._positions(self.step)
-        if not np.array_equal(positions, expected):
-            raise RuntimeError(
-                f"batch {self.step} holds the positions {positions.tolist()[:8]}..., not {expected.tolist()[:8]}...; "
-                "with data.service_address, see that no address has more than one worker, otherwise please report this"
-            )
-
     def close(self) -> None:
         """Stops the background work and frees its memory; may be called twice."""
         self._iterator = None
         gc.collect()  # the graph's functions refer to one another, and to what they hold in memory
-
-    def __enter__(self) -> Batches:
-        return self
 
     def __exit__(self, *exception) -> None:
         self.close()
@@ -109,21 +102,16 @@ def train_batches(
     Args:
       train_set: one split, or several from `training_set`.
       spec: clip parameters.
-      batch_size: size of the global batch, over all processes.
-      seed: seed of the order and of all random choices.
+      batch_size: of the global batch, over all processes.
+      seed: of the order and of all random choices, 0 to 2^31 - 1.
       start_step: number of the first batch.
       rows: (low, high), rows of every global batch that this process loads; None for all.
-      options: cache (decoded frames where they fit, else JPEG), threads, prefetch, service.
+      options: cache, threads, prefetch, service.
 
     Returns:
       Batches of `video` uint8 [b, T, H, W, 3]; `label` {head: int32 [b], or float32 [b, classes] of 0 and 1 for a
-      multi-label head}; `mask` float32 [b], 0 for a broken record; `index` int64 [b] in the split, or in the
-      concatenated splits of a mixture; b = high - low. With `spec.flip_labels="swap"`, the labels are those of the
-      flipped clip.
-
-    Raises:
-      ValueError: batch size, rows, seed or step out of range; splits too large for the cache.
-      service.ServiceError: no service at the address.
+      multi-label head}, of the flipped clip with `spec.flip_labels="swap"`; `mask` float32 [b], 0 for a broken record;
+      `index` int64 [b] in the split, or in the concatenated splits of a mixture; b = high - low.
     """
     low, high = _check_rows(batch_size, rows)
     if start_step < 0 or not 0 <= seed < 2**31:
@@ -186,19 +174,9 @@ def eval_batches(
 ) -> Batches:
     """Returns one pass over a split: every video once, in order; the last batch is padded with mask 0 and index -1.
 
-    Args:
-      eval_set: the split.
-      spec, batch_size, rows: as in `train_batches`.
-      temporal_views: clips evenly spread over each video.
-      spatial_views: crops along the longer side of each clip.
-      options: as in `train_batches`; the service is for training only.
-
-    Returns:
-      Batches as those of `train_batches`, with `video` uint8 [b, V, T, H, W, 3], V = temporal_views * spatial_views
-      (temporal-major). Every process gets the same number of batches, `num_batches`.
-
-    Raises:
-      ValueError: as `train_batches`, and fewer than one view.
+    `temporal_views` clips are evenly spread over each video, with `spatial_views` crops along the longer side. Other
+    arguments and batches as in `train_batches` (without a service), but with `video` uint8 [b, V, T, H, W, 3],
+    V = temporal_views * spatial_views, temporal-major. Every process gets the same number of batches.
     """
     low, high = _check_rows(batch_size, rows)
     if min(temporal_views, spatial_views) < 1:
@@ -238,10 +216,7 @@ class _LabelTables:
     def look_up(self, video, mirrors: Mapping[str, np.ndarray] | None = None, flipped=False) -> dict[str, tf.Tensor]:
         """Returns the labels of a video: {head: int32 [], or float32 [classes]}; zeros where the video is -1.
 
-        Args:
-          video: its number.
-          mirrors: head -> class of the mirror image of each class; None if flips keep labels.
-          flipped: bool [], whether to return the labels of the mirror image.
+        `mirrors`: head -> class of the mirror image of each class, for a clip that is `flipped` (bool []).
         """
         labels = {}
         for head, table in self._ids.items():

@@ -13,13 +13,10 @@ from vivit_jax.data.records.split import RecordSplit
 
 @dataclasses.dataclass(frozen=True)
 class Cached:
-    """A split in memory.
+    """A split in memory, of `size` bytes.
 
-    Attributes:
-      read: reader of its frames.
-      readable: bool [N], videos that could be decoded; None if they are decoded on each read, which then fails on
-        broken records as a reader from disk does.
-      size: bytes held.
+    `readable`: bool [N], videos that could be decoded; None if they are decoded on each read, which then fails on
+    broken records as a reader from disk does.
     """
 
     read: reader.Reader
@@ -30,17 +27,8 @@ class Cached:
 def cache(split: RecordSplit, read: reader.Reader, limit: int, threads: int) -> Cached:
     """Reads a split into memory: decoded frames if they have one size and fit, else the records as they are.
 
-    While it loads, videos in flight come on top: as many as fit into the rest of `limit`, but at least one being
-    decoded and one waiting.
-
-    Args:
-      split: split to keep.
-      read: reader of its frames on disk.
-      limit: bytes that may be held.
-      threads: videos read in parallel.
-
-    Raises:
-      ValueError: neither the decoded frames nor the records fit into `limit`.
+    At most `limit` bytes are held. While it loads, videos in flight come on top: as many as fit into the rest of
+    `limit`, but at least one being decoded and one waiting.
     """
     decoded = int((split.num_frames.astype(np.int64) * split.height * split.width * 3).sum())
     one_size = len(np.unique(split.height)) == len(np.unique(split.width)) == 1

@@ -43,10 +43,8 @@ def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, d
     """Makes a training clip: uint8 [T, h, w, 3].
 
     Args:
-      read: reader of the video's frames.
-      video: its number, as `read` expects it.
+      video: number of the video, as `read` expects it.
       num_frames, height, width: size of the stored video, int64.
-      spec: clip parameters.
       draws: float64 [num_draws(spec)], uniform in [0, 1).
       may_flip: bool [], False if the clip must not be flipped.
     """
@@ -95,16 +93,13 @@ def views(read: Reader, video, num_frames, height, width, spec: ClipSpec, tempor
 
 
 def resized(read: Callable[[Finish | None], tf.Tensor], stored, size, check: bool = False) -> tf.Tensor:
-    """Resizes frames: bilinear with half-pixel centres, antialiased when shrinking below three quarters.
+    """Resizes frames to uint8 [K, h, w, 3]: bilinear with half-pixel centres, antialiased below three quarters.
 
     Args:
       read: returns frames uint8 [K, H, W, 3], each passed through the function it is given.
       stored: (H, W).
       size: (h, w).
       check: raise an error for frames of another size than `stored`.
-
-    Returns:
-      uint8 [K, h, w, 3].
     """
     stored, size = tf.cast(stored, tf.int32), tf.cast(size, tf.int32)
     scale = tf.cast(size, tf.float32) / tf.cast(stored, tf.float32)
@@ -137,10 +132,7 @@ def _checked(frame: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
 def views_from_frames(
     frames: np.ndarray, spec: ClipSpec, temporal_views: int = 1, spatial_views: int = 1
 ) -> np.ndarray:
-    """Makes the test views of a video in memory, as `eval_batches` does.
-
-    Takes uint8 [T, H, W, 3], RGB, T >= 1; returns uint8 [V, spec.num_frames, h, w, 3], temporal-major.
-    """
+    """Makes the test views of RGB frames uint8 [T, H, W, 3] as `eval_batches` does: uint8 [V, T_clip, h, w, 3]."""
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
         raise ValueError(f"frames are {frames.dtype} {frames.shape}; they must be uint8 [T, H, W, 3] with T >= 1")
@@ -156,16 +148,10 @@ def views_from_file(
     short_side: int | None = None,
     memory_limit: int = 1 << 30,
 ) -> np.ndarray:
-    """Makes the test views of a video file, decoded as by a build and cut as by `eval_batches`.
+    """Makes the test views of a video file, decoded as by a build, as `views_from_frames`.
 
     Larger frames are shrunk to `short_side`, that of the data set's records. A video with more than `memory_limit`
-    bytes of frames is decoded twice, and only the frames of the views are kept.
-
-    Returns:
-      uint8 [V, spec.num_frames, h, w, 3], temporal-major.
-
-    Raises:
-      decode.VideoError: the file is not a video, or broken.
+    bytes of frames is decoded twice, and only the frames of the views are kept. Raises decode.VideoError.
     """
     frames, count, size = [], 0, 0
     for frame in decode.iterate_frames(path, short_side=short_side):

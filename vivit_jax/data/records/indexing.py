@@ -26,11 +26,7 @@ class VideoEntry:
 
 
 def record_positions(path: storage.PathLike) -> np.ndarray:
-    """Returns offset, length and checksum of every record of a TFRecord file: int64 [records, 3]. Skips the data.
-
-    Raises:
-      ValueError: the file ends inside a record.
-    """
+    """Returns offset, length and checksum of every record of a TFRecord file: int64 [records, 3]. Skips the data."""
     positions = []
     # A file in a bucket is copied whole: skipping the data of each record would cost a request each.
     with storage.local(path) as local_file, open(local_file, "rb") as file:
@@ -68,23 +64,11 @@ def assemble(
     split: str,
     videos: Sequence[Sequence[VideoEntry]],
     class_names: Mapping[str, Sequence[str]],
-    shards: Sequence[str] | None = None,
-    positions: Sequence[np.ndarray] | None = None,
+    positions: Sequence[np.ndarray],
 ) -> RecordSplit:
-    """Assembles the index of a split of chunk records.
-
-    Args:
-      folder: folder of the records.
-      split: name of the split.
-      videos: videos of each shard, in order.
-      class_names: head -> name of each class id.
-      shards: file names; None for those in `folder`.
-      positions: `record_positions` of each shard; None to read them.
-    """
+    """Assembles the index of a split of chunk records, from the videos and the `record_positions` of each shard."""
     folder = storage.path(folder)
-    shards = list_shards(folder)[split] if shards is None else shards
-    if positions is None:
-        positions = [record_positions(folder / shard) for shard in shards]
+    shards = list_shards(folder)[split]
     for shard, entries, of_shard in zip(shards, videos, positions, strict=True):
         expected = sum(-(-entry.num_frames // CHUNK_FRAMES) for entry in entries)
         if len(of_shard) != expected:
@@ -95,7 +79,7 @@ def assemble(
     return RecordSplit(
         folder=folder,
         name=split,
-        shards=list(shards),
+        shards=shards,
         labels={head: _label_array(head, [video.labels[head] for video in all_videos]) for head in class_names},
         first_chunk=np.cumsum(num_chunks) - num_chunks,
         num_chunks=num_chunks,

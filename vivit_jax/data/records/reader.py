@@ -54,11 +54,7 @@ def records_from(path: tf.Tensor, offset: tf.Tensor) -> tf.data.Dataset:
 
 
 def jpegs_of(form: str, records: tf.Tensor) -> tf.Tensor:
-    """Returns the JPEGs in consecutive records of a video: string [frames].
-
-    Args:
-      form: "chunks": records [C]; "sequence": records [1].
-    """
+    """Returns the JPEGs in consecutive records of a video: string [frames]; a sequence is one record."""
     if form == SEQUENCE:
         features = {SEQUENCE_FRAMES: tf.io.FixedLenSequenceFeature([], tf.string)}
         return tf.io.parse_single_sequence_example(records[0], sequence_features=features)[1][SEQUENCE_FRAMES]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,13 @@ def mapped(
     options.threading.private_threadpool_size = threads
     # Numbers missing from the results are those of records that failed.
     expected = 0
-    for number, result in dataset.with_options(options).as_numpy_iterator():
+    results = itertools.chain(dataset.with_options(options).as_numpy_iterator(), [(len(offset), None)])
+    for number, result in results:
         for broken in range(expected, number):
             yield broken, _find_reason(read, function, form, broken)
-        yield int(number), result
+        if result is not None:
+            yield int(number), result
         expected = int(number) + 1
-    for broken in range(expected, len(offset)):
-        yield broken, _find_reason(read, function, form, broken)
 
 
 def _find_reason(read: Callable, function: Callable, form: str, number: int) -> str:
@@ -98,12 +99,7 @@ def _message(error: tf.errors.OpError) -> str:
 
 
 def scan(folder: storage.PathLike) -> list[RecordSplit]:
-    """Makes the index of every split of chunk records in `folder`, by reading and verifying all bytes.
-
-    Raises:
-      NoRecordsError: no shards, or no class names.
-      ValueError: records that are not chunks of videos in order, or broken ones.
-    """
+    """Makes the index of every split of chunk records in `folder`, by reading and verifying all bytes."""
     folder = storage.path(folder)
     shards = list_shards(folder)
     if not shards:
@@ -116,16 +112,12 @@ def scan(folder: storage.PathLike) -> list[RecordSplit]:
             with storage.local(folder / shard) as local_file:
                 entries.append(list(videos(local_file, names)))
                 positions.append(record_positions(local_file))
-        splits.append(assemble(folder, split, entries, names, files, positions))
+        splits.append(assemble(folder, split, entries, names, positions))
     return splits
 
 
 def videos(path: Path, heads: Iterable[str]) -> Iterator[VideoEntry]:
-    """Yields the videos of a shard of chunk records, with the labels of `heads`.
-
-    Raises:
-      ValueError: records that are not chunks of videos in order, or broken ones.
-    """
+    """Yields the videos of a shard of chunk records, with the labels of `heads`; ValueError for a broken record."""
     chunks_read = num_chunks = 0
     entry, number = None, -1
     try:
@@ -136,12 +128,12 @@ def videos(path: Path, heads: Iterable[str]) -> Iterator[VideoEntry]:
                 if chunks_read != num_chunks:
                     raise ValueError(f"{path}: record {number} begins a video before the one before it is complete")
                 entry = VideoEntry(
-                    video_id=features["video_id"].bytes_list.value[0].decode(),
-                    num_frames=features["num_frames"].int64_list.value[0],
-                    fps=features["fps"].float_list.value[0],
-                    height=features["height"].int64_list.value[0],
-                    width=features["width"].int64_list.value[0],
-                    labels={head: _label(features, head) for head in heads},
+                    features["video_id"].bytes_list.value[0].decode(),
+                    features["num_frames"].int64_list.value[0],
+                    features["fps"].float_list.value[0],
+                    features["height"].int64_list.value[0],
+                    features["width"].int64_list.value[0],
+                    {head: _label(features, head) for head in heads},
                 )
                 chunks_read, num_chunks = 0, -(-entry.num_frames // CHUNK_FRAMES)
                 yield entry

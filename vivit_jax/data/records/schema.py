@@ -14,9 +14,7 @@ import tensorflow_datasets as tfds  # isort: skip: after `host_tf`, which sets T
 def features(class_names: Mapping[str, Sequence[str]], multi_label: Collection[str] = ()) -> tfds.features.FeaturesDict:
     """Returns the features of a record: a chunk of consecutive frames and the facts of its video.
 
-    Args:
-      class_names: head -> name of each class id.
-      multi_label: multi-label heads. Their feature has another name, so that the records show which they are.
+    The feature of a multi-label head has another name, so that the records show which heads are.
     """
     labels = {head: tfds.features.ClassLabel(names=_unique(names)) for head, names in class_names.items()}
     single = {head: label for head, label in labels.items() if head not in multi_label}

@@ -52,7 +52,6 @@ class RecordSplit:
 
     Attributes:
       folder: folder of the index, and of the shards unless their names are absolute.
-      shards: file names of the shards.
       video_id: [N]; an id may occur several times, for segments of one long video.
       num_frames, height, width: int32 [N], of the stored frames.
       fps: float32 [N], frames per second of the source; NaN where unknown.
@@ -96,7 +95,6 @@ class RecordSplit:
 
     @property
     def multi_label(self) -> frozenset[str]:
-        """Multi-label heads."""
         return frozenset(head for head, ids in self.labels.items() if ids.ndim == 2)
 
     @property
@@ -105,7 +103,6 @@ class RecordSplit:
 
     @property
     def record_bytes(self) -> int:
-        """Size of all records of the split."""
         return int(self.chunk_length.sum())
 
     @property
@@ -144,7 +141,7 @@ def open_split(folder: storage.PathLike, split: str) -> RecordSplit:
     Shards are compared with the index by size only; `vivit_jax.data.verify` reads them.
 
     Raises:
-      NoRecordsError: no index, or shards are missing (the message says how to make the records or the index).
+      NoRecordsError: no index, or shards are missing.
       BadIndexError: the index is unreadable or of a newer version, or shards have another size than indexed.
       EmptySplitError: the split has no videos.
     """
@@ -155,7 +152,7 @@ def open_split(folder: storage.PathLike, split: str) -> RecordSplit:
     opened = _load(path, split)
     if opened.num_videos == 0:
         raise EmptySplitError(f"{folder}: split {split!r} has no videos; see rejects.csv and summary.json there")
-    shard_paths, expected_sizes = opened.shard_paths, opened.shard_bytes.tolist()
+    shard_paths = opened.shard_paths
     sizes = storage.sizes(shard_paths)
     missing = [shard for shard, size in zip(shard_paths, sizes, strict=True) if size is None]
     if missing:
@@ -163,7 +160,7 @@ def open_split(folder: storage.PathLike, split: str) -> RecordSplit:
             f"{folder}: {len(missing)} of {len(shard_paths)} shards are missing, first {missing[0]}; put them back, or "
             f"{_REBUILD} DIR"
         )
-    for shard, size, expected in zip(shard_paths, sizes, expected_sizes, strict=True):
+    for shard, size, expected in zip(shard_paths, sizes, opened.shard_bytes.tolist(), strict=True):
         if size != expected:
             raise BadIndexError(
                 f"{shard} has {size:,} bytes, {expected:,} when {path} was made: the copy is not "
@@ -174,6 +171,7 @@ def open_split(folder: storage.PathLike, split: str) -> RecordSplit:
 
 def _load(path: storage.AnyPath, split: str) -> RecordSplit:
     names = load_class_names(path.parent)
+    rebuild = f"{_REBUILD} {path.parent}"
     try:
         # Read whole: seeking in a file in a bucket costs a request each time.
         with np.load(io.BytesIO(path.read_bytes())) as stored:
@@ -181,8 +179,7 @@ def _load(path: storage.AnyPath, split: str) -> RecordSplit:
         version = int(arrays.get("format", 1))
         if version > _FORMAT:
             raise BadIndexError(
-                f"{path} has format {version}, this version reads up to {_FORMAT}: update it, or {_REBUILD} "
-                f"{path.parent}"
+                f"{path} has format {version}, this version reads up to {_FORMAT}: update it, or {rebuild}"
             )
         return RecordSplit(
             folder=path.parent,
@@ -197,9 +194,9 @@ def _load(path: storage.AnyPath, split: str) -> RecordSplit:
     except BadIndexError:
         raise
     except KeyError as error:
-        raise BadIndexError(f"{path}: holds no array {error}; {_REBUILD} {path.parent}") from None
+        raise BadIndexError(f"{path}: holds no array {error}; {rebuild}") from None
     except (zipfile.BadZipFile, OSError, EOFError, TypeError, ValueError) as error:
-        raise BadIndexError(f"{path}: unreadable ({error}); {_REBUILD} {path.parent}") from None
+        raise BadIndexError(f"{path}: unreadable ({error}); {rebuild}") from None
 
 
 def _explain_missing_index(folder: storage.AnyPath, split: str) -> str:
@@ -217,12 +214,7 @@ def _explain_missing_index(folder: storage.AnyPath, split: str) -> str:
 
 
 def load_class_names(folder: storage.PathLike) -> dict[str, list[str]]:
-    """Loads `class_names.json` of a folder of records: {head: name of each class id}.
-
-    Raises:
-      NoRecordsError: the file is missing.
-      BadIndexError: it does not hold a list of names for each head.
-    """
+    """Loads `class_names.json` of a folder of records: {head: name of each class id}."""
     path = storage.path(folder) / CLASS_NAMES_FILE
     if not path.is_file():
         raise NoRecordsError(

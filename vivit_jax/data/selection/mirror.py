@@ -38,8 +38,7 @@ def classes(names: Sequence[str], declared: Mapping[str, str | None] | None = No
 
     Args:
       names: names of the C classes of a head.
-      declared: class -> class of its mirror image (None: none), which takes precedence. Entries for classes that are
-        not in `names` are ignored; a mirror image that is not in `names` is none.
+      declared: class -> class of its mirror image (None: none), which takes precedence.
 
     Returns:
       int32 [C], class ids or `NONE`.
@@ -68,12 +67,7 @@ def _words(name: str) -> tuple[str, ...]:
 
 
 def may_flip(labels: Mapping[str, np.ndarray], mirrors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Returns the videos all of whose classes have a mirror image: bool [N].
-
-    Args:
-      labels: head -> class ids, as in `RecordSplit`.
-      mirrors: head -> result of `classes`.
-    """
+    """Returns the videos all of whose classes have a mirror image: bool [N]; `mirrors`: head -> result of `classes`."""
     result = np.ones(len(next(iter(labels.values()))), bool)
     for head, ids in labels.items():
         without = (mirrors[head][ids] == NONE) & (ids >= 0)
@@ -86,10 +80,7 @@ def describe(
 ) -> str:
     """Describes the effect of flips on labels for the log; "" if no class name has a direction.
 
-    Args:
-      class_names: head -> names.
-      mirrors: head -> result of `classes`.
-      never_flipped: number of videos that are never flipped; None if flips keep all labels.
+    `mirrors`: head -> result of `classes`; `never_flipped`: number of videos, None if flips keep all labels.
     """
     pairs = [(class_names[head][i], i, image) for head, ids in mirrors.items() for i, image in enumerate(ids)]
     directed = [name for name, i, image in pairs if i != image]

@@ -26,11 +26,9 @@ _GROUP = 8192
 
 
 def block_slots(weights: Sequence[float], limit: int = 1000) -> tuple[int, ...]:
-    """Returns the slots of each data set in a block: the shortest block with the exact ratio of the weights, else one
-    of `limit` slots, shared by largest remainder.
+    """Returns the slots of each data set in a block.
 
-    Raises:
-      ValueError: a weight that is not greater than 0, or too small to get a slot in a block.
+    The block is the shortest with the exact ratio of the weights, else one of `limit` slots, by largest remainder.
     """
     values = np.asarray(weights, np.float64)
     if not len(values) or not np.isfinite(values).all() or (values <= 0).any():
@@ -53,11 +51,11 @@ def block_slots(weights: Sequence[float], limit: int = 1000) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The video at each position.
+    """The video at each position; videos are numbered through all data sets.
 
     Attributes:
-      sizes: number of videos of each data set. Videos are numbered through: the first data set has 0 to sizes[0] - 1.
-      seed: seed of all shuffling, 0 to 2^31 - 1.
+      sizes: number of videos of each data set.
+      seed: 0 to 2^31 - 1.
       slots: slots of each data set in a block.
       clips: consecutive positions of a video.
     """
@@ -145,13 +143,10 @@ class Order:
         return (epoch, tf.ensure_shape(permutation, [size])), videos
 
     def fingerprint(self, videos: Iterable[str] = ()) -> str:
-        """Returns 16 hex digits that identify the order.
+        """Returns 16 hex digits that identify the order, and the names in `videos`.
 
         TensorFlow does not promise equal random numbers across versions, so a checkpoint stores this, and a resumed run
         compares it.
-
-        Args:
-          videos: names to include, for a selection of videos that the sizes do not identify.
         """
         digest = hashlib.sha256()
         for dataset, size in enumerate(self.sizes):

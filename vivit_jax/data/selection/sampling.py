@@ -1,8 +1,7 @@
 """Which frames and which pixels of a video make a clip: index arithmetic, no pixels.
 
-Every function takes numbers, NumPy arrays or TensorFlow tensors: it uses arithmetic operators and the few functions in
-`ops`. Randomness comes in as uniform draws. So the same code runs in the graph of the pipeline and in NumPy, where the
-tests check it.
+Every function takes numbers, NumPy arrays or TensorFlow tensors (it uses operators and the functions in `ops`), and
+takes randomness as uniform draws. So the same code runs in the graph of the pipeline and in NumPy, for the tests.
 
 Frames and test views follow the reference (scenic at 4a38d47): the start of a training clip is uniform over those that
 fit; n test clips start at `linspace(0, T - T_clip * stride, n)`; a video that is too short loops; height and width are
@@ -16,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,20 +36,19 @@ FLIP_LABELS = ("keep", "swap")
 
 @dataclasses.dataclass(frozen=True)
 class ClipSpec:
-    """The frames and pixels of a video that make a clip.
+    """The frames and pixels of a video that make a clip; jitter, crop, flip and clips_per_video are for training only.
 
     Attributes:
-      num_frames: T, frames of a clip.
       image_size: (height, width) of the crop in pixels.
       stride: distance between frames of the clip, in frames of the video.
       short_side: pixels of the short side after resizing, before cropping; None: as stored.
-      scale_jitter: (low, high); height and width are scaled by independent uniform factors. Training only.
-      random_crop: crop at a uniformly random position, else in the centre. Training only.
-      flip_probability: probability of a left-right flip. Training only.
+      scale_jitter: (low, high); height and width are scaled by independent uniform factors.
+      random_crop: crop at a uniformly random position, else in the centre.
+      flip_probability: of a left-right flip.
       sampling: `random_start`: T frames `stride` apart. `segments`: one frame from each of T equal segments of the
         video, at random in training, in the middle in evaluation; without stride.
       clips_per_video: clips of one video, each with its own random choices, adjacent in a batch (repeated augmentation,
-        Hoffer et al., 2020, arXiv:1901.09335). Training only.
+        Hoffer et al., 2020, arXiv:1901.09335).
       flip_labels: `keep`: a flipped clip keeps its labels, as published. `swap`: it gets those of its mirror image, and
         clips of a class without a mirror image are not flipped (module `mirror`).
     """
@@ -79,8 +77,9 @@ class ClipSpec:
                 f"raise it to {min(self.image_size)} or more, or make image_size smaller"
             )
         jitter = self.scale_jitter
-        pair = isinstance(jitter, (tuple, list)) and len(jitter) == 2
-        if jitter is not None and not (pair and 0 < jitter[0] <= jitter[1]):
+        if jitter is not None and not (
+            isinstance(jitter, (tuple, list)) and len(jitter) == 2 and 0 < jitter[0] <= jitter[1]
+        ):
             raise ValueError(f"scale_jitter={jitter} must be (low, high) with 0 < low <= high")
         if self.sampling == "segments" and self.stride != 1:
             raise ValueError(
@@ -88,8 +87,7 @@ class ClipSpec:
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """A rectangle of pixels: first row, first column, rows, columns."""
 
     top: Any
@@ -99,11 +97,7 @@ class Box:
 
 
 def train_frames(num_frames, clip_frames: int, stride: int, draw, ops=NUMPY):
-    """Returns the frame numbers of a training clip: int64 [clip_frames].
-
-    The start is uniform over those that fit; the clip spans `clip_frames * stride` frames, as in the reference.
-    `draw` is uniform in [0, 1).
-    """
+    """Returns the frame numbers of a training clip: int64 [clip_frames]; `draw` in [0, 1) decides where it starts."""
     choices = ops.maximum(num_frames - clip_frames * stride, 0) + 1
     start = ops.minimum(ops.to_int(draw * ops.to_float(choices)), choices - 1)
     return (start + ops.arange(clip_frames) * stride) % num_frames
@@ -112,8 +106,7 @@ def train_frames(num_frames, clip_frames: int, stride: int, draw, ops=NUMPY):
 def segment_frames(num_frames, clip_frames: int, draws, ops=NUMPY):
     """Returns one frame number from each of `clip_frames` equal segments of a video: int64 [clip_frames].
 
-    Frame i is `floor((i + draws[i]) * num_frames / clip_frames)`; a video shorter than the clip repeats frames.
-    `draws` [clip_frames], uniform in [0, 1), are the positions within the segments.
+    `draws` [clip_frames] in [0, 1) are the positions within the segments; a short video repeats frames.
     """
     frame = (ops.to_float(ops.arange(clip_frames)) + draws) * ops.to_float(num_frames) / clip_frames
     return ops.minimum(ops.to_int(frame), num_frames - 1)
@@ -122,8 +115,7 @@ def segment_frames(num_frames, clip_frames: int, draws, ops=NUMPY):
 def segment_view_frames(num_frames, clip_frames: int, clips: int, clip, ops=NUMPY):
     """Returns the frame numbers of test clip `clip` of `clips` for models trained on segments: int64 [clip_frames].
 
-    Each segment is divided into `clips` parts, and clip v takes the middle of part v, in integers:
-    `floor((i + (v + 1/2) / clips) * num_frames / clip_frames)`.
+    Clip v takes, of each segment, the middle of part v of `clips`.
     """
     return _middle_of_part(num_frames, clips * clip_frames, ops.arange(clip_frames) * clips + clip)
 
@@ -139,7 +131,7 @@ def view_frames(num_frames, clip_frames: int, stride: int, clips: int, clip, ops
 
 
 def _evenly_spaced(last, count: int, number):
-    """Element `number` of `count` integers from 0 to `last`, evenly spaced; a single one is 0."""
+    """Returns element `number` of `count` evenly spaced integers from 0 to `last`; a single one is 0."""
     return (last * number) // max(count - 1, 1)
 
 
@@ -166,10 +158,7 @@ def clip_frames_of_view(num_frames, spec: ClipSpec, clips: int, clip, ops=NUMPY)
 
 
 def repeated_views(num_frames, height, width, spec: ClipSpec, temporal: int, spatial: int) -> np.ndarray:
-    """Returns the videos with two equal test views: bool [N]. They have too few frames or pixels for that many views.
-
-    `num_frames`, `height`, `width`: int [N], of the stored videos; `temporal` test clips with `spatial` crops each.
-    """
+    """Returns the videos, of sizes int [N], with too few frames or pixels for different test views: bool [N]."""
     frames, height, width = (np.asarray(x, np.int64) for x in (num_frames, height, width))
     result = np.zeros(len(frames), bool)
     # Views only move forwards: if two are equal, two neighbours are.
@@ -204,27 +193,21 @@ def train_window(
     """Returns the window of a stored frame that, resized to the crop's size, is the frame of a training clip.
 
     It is what would remain, to within half a stored pixel, if the frame were resized (short side to `short_side`, then
-    height and width by independent factors) and cropped; the rest of the frame is never decoded.
-
-    Args:
-      height, width: size of the stored frame, int64.
-      short_side: None keeps the scale. Frames smaller than the crop are enlarged until it fits.
-      jitter: (low, high) of the factors; None for none.
-      random: crop at a uniformly random position, else in the centre.
-      draws: four uniforms in [0, 1): height factor, width factor, top, left.
+    height and width by independent factors) and cropped; the rest of the frame is never decoded. Frames smaller than
+    the crop are enlarged until it fits. `draws` are four uniforms in [0, 1): height factor, width factor, top, left.
     """
     scale = _scale(height, width, short_side, crop_height, crop_width, ops)
-    box = []
-    for size, crop, factor, position in (
-        (height, crop_height, draws[0], draws[2]),
-        (width, crop_width, draws[1], draws[3]),
-    ):
+
+    def along_axis(size, crop, factor, position):
         axis_scale = scale if jitter is None else scale * (jitter[0] + (jitter[1] - jitter[0]) * factor)
         window = ops.minimum(ops.maximum(ops.to_int(crop / axis_scale + 0.5), 1), size)
         free = size - window
         start = ops.minimum(ops.to_int(position * ops.to_float(free + 1)), free) if random else free // 2
-        box.append((start, window))
-    return Box(box[0][0], box[1][0], box[0][1], box[1][1])
+        return start, window
+
+    top, rows = along_axis(height, crop_height, draws[0], draws[2])
+    left, columns = along_axis(width, crop_width, draws[1], draws[3])
+    return Box(top, left, rows, columns)
 
 
 def resized(height, width, short_side: int | None, crop_height: int, crop_width: int, ops=NUMPY):

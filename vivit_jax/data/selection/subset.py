@@ -26,14 +26,12 @@ class Subset:
     """Which videos of a split are used; all conditions must hold. The heads of the model do not change.
 
     Attributes:
-      classes: names of classes, NAME or HEAD:NAME; in each head that has names here, a video must have one of them.
-        Also used for evaluation. () for all.
-      list_file: file with one video id per line, as in the records' index; empty lines and lines that begin with # are
-        ignored. Selects all segments of a video.
+      classes: NAME or HEAD:NAME; in each head named here, a video must have one of the classes. Also for evaluation.
+      list_file: file with one video id per line, for all segments of the video; # begins a comment line.
       fraction: fraction of the remaining videos, in (0, 1], rounded to whole videos, at least one.
-      per_class: most videos of each class of the first head, which must not be multi-label; None for all.
-      seed: seed of fraction and per_class. Videos are ranked by a hash of (seed, id), so a smaller fraction or number
-        is contained in a larger one; independent of the seed of training.
+      per_class: most videos of each class of the first head, which must not be multi-label.
+      seed: seed of fraction and per_class, independent of that of training. Videos are ranked by a hash of (seed, id),
+        so a smaller fraction or number is contained in a larger one.
     """
 
     classes: tuple[str, ...] = ()
@@ -53,10 +51,6 @@ class Subset:
         """Whether anything is left out."""
         return bool(self.classes or self.list_file or self.per_class) or self.fraction < 1
 
-    def for_evaluation(self) -> Subset:
-        """Returns the part that also holds for evaluation: the classes."""
-        return Subset(classes=self.classes)
-
     def __str__(self) -> str:
         parts = [f"classes {', '.join(self.classes)}"] if self.classes else []
         parts += [f"those in {self.list_file}"] if self.list_file else []
@@ -66,14 +60,10 @@ class Subset:
 
 
 def apply(splits: Mapping[str, RecordSplit], subset: Subset) -> dict[str, RecordSplit]:
-    """Selects the videos of each split, with the same heads and class names.
+    """Selects the videos of each data set's split; all have the same class names.
 
-    Args:
-      splits: data set -> split, all with the same class names.
-      subset: fraction and per_class apply to each split by itself, a list to all together.
-
-    Raises:
-      SubsetError: a class or an id that is in none of the splits, a list that cannot be read, or a split left empty.
+    Fraction and per_class apply to each split by itself, a list to all together. Raises SubsetError for a class or an
+    id that is in none of the splits, and for a split left empty.
     """
     if not subset:
         return dict(splits)
@@ -92,7 +82,7 @@ def apply(splits: Mapping[str, RecordSplit], subset: Subset) -> dict[str, Record
 def take(split: RecordSplit, indices: np.ndarray) -> RecordSplit:
     """Returns the videos `indices` (int [K]) of a split as a split of the same records."""
     counts = split.num_chunks[indices]
-    first = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)[: len(indices)]
+    first = np.cumsum(counts) - counts
     chunks = np.repeat(split.first_chunk[indices] - first, counts) + np.arange(counts.sum())
     changed = {"labels": {head: ids[indices] for head, ids in split.labels.items()}}
     for field in dataclasses.fields(split):

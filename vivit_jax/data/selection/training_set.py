@@ -13,7 +13,7 @@ from vivit_jax.data.selection import mirror
 from vivit_jax.data.selection import subset as subsets
 from vivit_jax.data.selection.order import Order, block_slots
 from vivit_jax.data.selection.sampling import ClipSpec
-from vivit_jax.data.selection.subset import UNKNOWN_CLASSES, Subset
+from vivit_jax.data.selection.subset import Subset
 
 
 class MixtureError(ValueError):
@@ -26,10 +26,9 @@ class TrainingSet:
 
     Attributes:
       names: names of the data sets.
-      splits: their splits, with the same class names.
+      splits: their splits after `subset`, with the same class names.
       weights: share of the clips of each data set, as a ratio.
       dropped: data set -> number of videos left out because the heads do not have their class.
-      subset: selection that was applied to each split.
       mirrored: head -> class -> class of its mirror image, where the data set states it; see `mirror`.
     """
 
@@ -55,12 +54,10 @@ class TrainingSet:
 
     @property
     def heads(self) -> dict[str, int]:
-        """Head -> number of classes."""
         return self.splits[0].heads
 
     @property
     def multi_label(self) -> frozenset[str]:
-        """Multi-label heads."""
         return self.splits[0].multi_label
 
     def mirror_classes(self) -> dict[str, np.ndarray]:
@@ -115,17 +112,13 @@ def training_set(
       splits: data set -> training split.
       main: data set whose heads and class ids the model has; the one that is evaluated.
       weights: data set -> weight; None for one data set.
-      unknown_classes: what to do with a class that `main` does not have. 'error': raise an error with the list; 'drop':
-        leave out the videos that have it, and count them; 'union': add it to the heads, after the classes of `main`,
-        sorted by name.
+      unknown_classes: what to do with a class that `main` does not have: 'error'; 'drop' its videos, and count them;
+        'union': add it to the heads, after the classes of `main`, sorted by name.
       subset: selection to apply to each split.
       main_split: any split of `main`, for its classes, if `main` is not in `splits`.
 
     Raises:
-      MixtureError: different heads, heads that are multi-label in one data set only, or classes that `main` does not
-        have.
-      SubsetError: see `subset.apply`.
-      ValueError: weights that are not greater than 0.
+      MixtureError: different heads, heads multi-label in one data set only, or unknown classes.
     """
     names = sorted(splits)  # not the order of a mapping that went through JSON and the command line
     ordered_weights = tuple(float((weights or {}).get(name, 1.0)) for name in names)
@@ -133,8 +126,6 @@ def training_set(
     reference = splits.get(main, main_split)
     if reference is None:
         raise MixtureError(f"{main} is not among {', '.join(names)}, so its classes are unknown")
-    if unknown_classes not in UNKNOWN_CLASSES:
-        raise ValueError(f"unknown_classes is {unknown_classes!r}; choose one of {', '.join(UNKNOWN_CLASSES)}")
     for name in names:
         _check_heads(name, splits[name], main, reference)
 
@@ -174,48 +165,29 @@ def _merged_class_names(
     splits: Mapping[str, RecordSplit], main: str, reference: RecordSplit, unknown_classes: str
 ) -> dict[str, list[str]]:
     """Returns {head: class names} of the model; handles classes that `main` does not have."""
-    class_names = {head: list(names) for head, names in reference.class_names.items()}
-    missing = {name: _missing_classes(split, class_names) for name, split in splits.items()}
-    if unknown_classes == "union":
-        for head, names in class_names.items():
-            added: dict[str, str] = {}
-            for of_heads in missing.values():
-                added |= {_key(label): label for label in of_heads.get(head, ()) if _key(label) not in added}
-            names.extend(sorted(added.values()))
-    elif unknown_classes == "error" and any(any(of_heads.values()) for of_heads in missing.values()):
-        lines = [
-            f"{name} has {len(labels)} classes that head {head!r} of {main} does not: {', '.join(labels)}"
-            for name, of_heads in missing.items()
-            for head, labels in of_heads.items()
-            if labels
-        ]
-        raise MixtureError("\n".join([*lines, "drop their videos (unknown_classes='drop') or add them ('union')"]))
-    return class_names
-
-
-def _missing_classes(split: RecordSplit, class_names: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Returns {head: classes with videos in the split that `class_names` does not have}."""
-    result = {}
-    for head, names in split.class_names.items():
-        known = {_key(name) for name in class_names[head]}
-        used = np.unique(split.labels[head])
-        result[head] = [names[i] for i in used if i >= 0 and _key(names[i]) not in known]
-    return result
+    merged, problems = {}, []
+    for head, names in reference.class_names.items():
+        known = set(map(_key, names))
+        added: dict[str, str] = {}
+        for name, split in splits.items():
+            used = [split.class_names[head][i] for i in np.unique(split.labels[head]) if i >= 0]
+            missing = [label for label in used if _key(label) not in known]
+            added = {_key(label): label for label in missing} | added
+            if missing:
+                has = f"{name} has {len(missing)} classes that head {head!r} of {main} does not"
+                problems.append(f"{has}: {', '.join(missing)}")
+        merged[head] = [*names, *(sorted(added.values()) if unknown_classes == "union" else ())]
+    if problems and unknown_classes == "error":
+        raise MixtureError("\n".join([*problems, "drop their videos (unknown_classes='drop') or add them ('union')"]))
+    return merged
 
 
 def evaluation_split(
     split: RecordSplit, class_names: Mapping[str, Sequence[str]], subset: Subset | None = None
 ) -> RecordSplit:
-    """Returns a split as it is evaluated: with the class ids of a model, and the classes of a subset.
+    """Returns a split as it is evaluated: with the class ids of a model, and only the classes of a subset.
 
-    Args:
-      split: split to evaluate.
-      class_names: class names of the model's heads; may be more than the split's, after training on a mixture.
-      subset: only its classes are used.
-
-    Raises:
-      MixtureError: the split has videos of classes that the model does not have.
-      SubsetError: no video of the subset's classes.
+    The model may have more classes, after training on a mixture; MixtureError if it does not have some of the split's.
     """
     relabelled = relabel(split, class_names)
     if relabelled.num_videos != split.num_videos:
@@ -223,7 +195,7 @@ def evaluation_split(
             f"{split.num_videos - relabelled.num_videos} of {split.num_videos} videos of {split.folder}, {split.name}, "
             "are of classes that the model does not have: evaluate it on the data set that it was trained for"
         )
-    return subsets.apply({split.name: relabelled}, (subset or Subset()).for_evaluation())[split.name]
+    return subsets.apply({split.name: relabelled}, Subset(classes=subset.classes if subset else ()))[split.name]
 
 
 def relabel(split: RecordSplit, class_names: Mapping[str, Sequence[str]]) -> RecordSplit:
