@@ -7,8 +7,7 @@ records under the same path.
 
 Machine i of W, in the order of the config, makes the clips i, i + W, i + 2 W, ... of a process's stream, and the reader
 takes from the machines in turn. Each machine is a dispatcher with one worker: with several workers behind one
-dispatcher, no mode of the service keeps an order. So the slowest machine sets the pace, and one that dies stops the
-stream until the run is restarted.
+dispatcher, no mode of the service keeps an order. The slowest machine sets the pace; one that dies stops the run.
 """
 
 from __future__ import annotations

@@ -42,11 +42,8 @@ def is_flipped(spec: ClipSpec, draws: tf.Tensor) -> tf.Tensor:
 def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, draws, may_flip=True) -> tf.Tensor:
     """Makes a training clip: uint8 [T, h, w, 3].
 
-    Args:
-      video: number of the video, as `read` expects it.
-      num_frames, height, width: size of the stored video, int64.
-      draws: float64 [num_draws(spec)], uniform in [0, 1).
-      may_flip: bool [], False if the clip must not be flipped.
+    `video` is the number that `read` expects, `num_frames`, `height` and `width` (int64) the size of the stored video;
+    `draws` float64 [num_draws(spec)] are uniform in [0, 1); `may_flip` bool [] is False if it must not be flipped.
     """
     crop_h, crop_w = spec.image_size
     if spec.sampling == "segments":
@@ -95,11 +92,8 @@ def views(read: Reader, video, num_frames, height, width, spec: ClipSpec, tempor
 def resized(read: Callable[[Finish | None], tf.Tensor], stored, size, check: bool = False) -> tf.Tensor:
     """Resizes frames to uint8 [K, h, w, 3]: bilinear with half-pixel centres, antialiased below three quarters.
 
-    Args:
-      read: returns frames uint8 [K, H, W, 3], each passed through the function it is given.
-      stored: (H, W).
-      size: (h, w).
-      check: raise an error for frames of another size than `stored`.
+    `read` returns frames uint8 [K, H, W, 3], each passed through the function it is given; `stored` is (H, W), `size`
+    (h, w). `check` raises an error for frames of another size than `stored`.
     """
     stored, size = tf.cast(stored, tf.int32), tf.cast(size, tf.int32)
     scale = tf.cast(size, tf.float32) / tf.cast(stored, tf.float32)

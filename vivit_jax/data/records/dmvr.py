@@ -47,16 +47,11 @@ def index_folder(
     """Writes index, class names, rejects and summary of a folder of sequences; yields the lines of a report.
 
     Args:
-      folder: folder of the shards.
-      out: folder of the index; None for `folder`.
+      folder, out: folders of the shards and of the index; None for the same.
       splits: name -> glob pattern of its shards; None: split by the shards' names.
       heads: heads, and where their labels are in the records.
       class_names: head -> names, where the records do not hold them.
       labels: what decides the class: "index", "text", or "auto" (the number where there is one).
-
-    Raises:
-      NoRecordsError: shards are missing.
-      ValueError: `out` is read-only, a shard is cut short, a split has no usable record, or labels contradict.
     """
     out = storage.path(folder if out is None else out)
     out.mkdir(parents=True, exist_ok=True)

@@ -94,13 +94,8 @@ def class_ids(
 ) -> tuple[dict[Hashable, int], list[str], dict[Hashable, str]]:
     """Assigns class ids of a head: returns (record -> id, class names, record -> reason why it has none).
 
-    Args:
-      labels: record -> what `read_label` returned.
-      given: class names, if the user gave them.
-      source: what decides the class: "index", "text", or "auto" (the number where there is one).
-
-    Raises:
-      ValueError: numbers and texts contradict each other, or there are no texts to decide by.
+    `labels` has the results of `read_label`, `given` the class names if the user gave them. `source` decides the class:
+    "index", "text", or "auto" (the number where there is one). ValueError if numbers and texts contradict each other.
     """
     valid = [label for label in labels.values() if isinstance(label, Label)]
     by_text = source == "text" or (source == "auto" and all(label.number is None for label in valid))

@@ -23,9 +23,6 @@ def find_shards(folder: storage.PathLike, patterns: Mapping[str, str] | None = N
 
     `patterns` gives the glob pattern of each split. Without it, a split is named after the word for one in the shards'
     names ("val" is "validation"), or has their whole name if there is no such word, or if two sets of shards have it.
-
-    Raises:
-      NoRecordsError: no shards, none for a pattern, or not all shards of a set.
     """
     folder = storage.path(folder)
     if not folder.is_dir():

@@ -30,12 +30,8 @@ def mapped(
 ) -> Iterator[tuple[int, Result]]:
     """Applies `function` to each record, in order: yields (number, dict of NumPy values), or (number, reason).
 
-    Args:
-      shards: paths.
-      shard, offset: int64 [records], shard number of each record and its first byte there.
-      function: graph function of the serialised record.
-      form: form of the records, "chunks" or "sequence".
-      threads: records read in parallel; None for one per core.
+    `shard` and `offset`, int64 [records], are the index of each record in `shards` (paths) and its first byte there;
+    `function` is a graph function of the serialised record; `threads` is None for one per core.
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; it must be at least 1")

@@ -3,9 +3,7 @@
 A record is a chunk of up to 16 consecutive frames of one video, as JPEG bytes in a `tf.train.Example`, in TFRecord
 shards (per record: 8 bytes length, 4 bytes checksum of the length, the data, 4 bytes masked CRC-32C of the data, all
 little-endian). The chunks of a video are consecutive in one shard. Each split has an index file, `index_{split}.npz`.
-
-Records of Scenic and DMVR, one `tf.train.SequenceExample` per video, are indexed by the same command and read in place
-(module `dmvr`).
+Records of Scenic and DMVR are sequences: one `tf.train.SequenceExample` per video (module `dmvr`).
 """
 
 from __future__ import annotations
@@ -244,8 +242,7 @@ def list_shards(folder: storage.PathLike) -> dict[str, list[str]]:
 def group_shards(folder: storage.PathLike, names: Sequence[str], pattern: re.Pattern) -> dict[str, list[str]]:
     """Groups sorted file names by the group `base` of a pattern; ignores those that do not match.
 
-    Raises:
-      NoRecordsError: the groups `number` of the pattern are not 0 to `count` - 1.
+    Raises NoRecordsError unless the groups `number` of the pattern are 0 to `count` - 1.
     """
     shards: dict[str, list[str]] = {}
     numbers: dict[tuple[str, int], list[int]] = {}

@@ -1,14 +1,9 @@
 """Class of the mirror image of a video, for flips that swap labels.
 
-By class name:
-
-* A name has a direction if one of its words is in `WORDS`: left, leftward(s), leftmost, clockwise and their opposites
-  (counterclockwise may be written counter-clockwise, anticlockwise or anti-clockwise). Words are separated by anything
-  but letters and digits, and case does not matter: "move-left", but not "leftover" or "upright".
-* Its mirror image is the class with the same name and every such word replaced by its opposite, as for "Pushing
-  something from left to right" and "Pushing something from right to left".
-* If there is no such class, or more than one, there is none (`NONE`): videos of the class must not be flipped.
-* A class without a direction is its own mirror image.
+A class name has a direction if one of its words is in `WORDS`: "move-left", but not "leftover" or "upright". Its mirror
+image is the class with the same name and every such word replaced by its opposite, as for "Pushing something from left
+to right" and "Pushing something from right to left". If there is no such class, or more than one, there is none
+(`NONE`): videos of the class must not be flipped. A class without a direction is its own mirror image.
 
 Facts that the names do not show are stated by the data set (`catalog.DatasetFacts.mirrored`) and take precedence.
 """
@@ -34,14 +29,9 @@ _ONE_WORD = re.compile(r"\b(?:counter|anti)[\W_]?clockwise\b")
 
 
 def classes(names: Sequence[str], declared: Mapping[str, str | None] | None = None) -> np.ndarray:
-    """Returns the class of the mirror image of each class.
+    """Returns the class of the mirror image of each of C classes: int32 [C], or `NONE`.
 
-    Args:
-      names: names of the C classes of a head.
-      declared: class -> class of its mirror image (None: none), which takes precedence.
-
-    Returns:
-      int32 [C], class ids or `NONE`.
+    `declared`: class -> class of its mirror image (None: none), which takes precedence over the names.
     """
     declared = declared or {}
     ids: dict[tuple[str, ...], list[int]] = {}

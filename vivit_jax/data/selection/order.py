@@ -5,8 +5,7 @@ blocks; each block has a fixed number of slots for every data set (`slots`), shu
 set of n videos is its u-th slot from the beginning: epoch u // n, index u % n in that epoch's permutation, a stateless
 shuffle by (seed, data set, epoch). With one data set, slot and use are the same.
 
-So the state of the stream is the step, and starting at step N costs what starting at 0 costs: at most two permutations
-of each data set and one group of slots.
+So the state of the stream is the step, and any start costs at most two permutations of each data set and one group.
 """
 
 from __future__ import annotations
@@ -53,11 +52,7 @@ def block_slots(weights: Sequence[float], limit: int = 1000) -> tuple[int, ...]:
 class Order:
     """The video at each position; videos are numbered through all data sets.
 
-    Attributes:
-      sizes: number of videos of each data set.
-      seed: 0 to 2^31 - 1.
-      slots: slots of each data set in a block.
-      clips: consecutive positions of a video.
+    `sizes` has the number of videos of each data set, `slots` its slots in a block, `clips` the positions of a video.
     """
 
     sizes: tuple[int, ...]

@@ -111,14 +111,11 @@ def training_set(
     Args:
       splits: data set -> training split.
       main: data set whose heads and class ids the model has; the one that is evaluated.
-      weights: data set -> weight; None for one data set.
+      weights: data set -> weight, 1 if missing.
       unknown_classes: what to do with a class that `main` does not have: 'error'; 'drop' its videos, and count them;
         'union': add it to the heads, after the classes of `main`, sorted by name.
       subset: selection to apply to each split.
       main_split: any split of `main`, for its classes, if `main` is not in `splits`.
-
-    Raises:
-      MixtureError: different heads, heads multi-label in one data set only, or unknown classes.
     """
     names = sorted(splits)  # not the order of a mapping that went through JSON and the command line
     ordered_weights = tuple(float((weights or {}).get(name, 1.0)) for name in names)
