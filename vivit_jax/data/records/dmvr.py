@@ -32,9 +32,6 @@ _RATE, _START, _END, _TIMES = "image/frame_rate", "clip/start/timestamp", "clip/
 _OPTIONAL = dict.fromkeys(_IDS, "bytes_list") | {_RATE: "float_list", _START: "int64_list", _END: "int64_list"}
 _DTYPES = {"int64_list": tf.int64, "bytes_list": tf.string, "float_list": tf.float32}
 
-# (split, shard, record in the shard, byte in the shard, reason) of a record that cannot be used.
-Reject = tuple[str, str, int, int, str]
-
 
 def index_folder(
     folder: storage.PathLike,
@@ -105,8 +102,8 @@ def _scan(
     heads: Sequence[dmvr_labels.Head],
     given_names: Mapping[str, Sequence[str]],
     label_source: str,
-) -> tuple[list[RecordSplit], list[Reject]]:
-    """Reads all records, and the header of each JPEG; returns the splits, and the records that cannot be used."""
+) -> tuple[list[RecordSplit], list[tuple]]:
+    """Reads all records, and the header of each JPEG; returns the splits, and the rows of `rejects.csv`."""
     shards = find_shards(folder, patterns)
     paths = {split: [str(folder / name) for name in names] for split, names in shards.items()}
     chunks = {
@@ -127,10 +124,9 @@ def _scan(
     samples = []
     for split, of_split in chunks.items():
         step = max(1, len(of_split["chunk_shard"]) // SAMPLED)
-        samples += [
-            record["data"] for _, record in read(split, lambda data: {"data": data}, step) if isinstance(record, dict)
-        ]
-    describe = _describer([example for example in map(_parse, samples) if example is not None], heads)
+        for _, record in read(split, lambda data: {"data": data}, step):
+            samples.append(None if isinstance(record, str) else _parse(record["data"]))
+    describe = _describer([example for example in samples if example is not None], heads)
 
     # Read every record once: its video, or the reason why it cannot be used.
     videos: dict[tuple[str, int], indexing.VideoEntry] = {}
