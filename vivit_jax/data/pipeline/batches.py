@@ -297,6 +297,8 @@ class _Videos:
 
 def _check_rows(batch_size: int, rows: tuple[int, int] | None) -> tuple[int, int]:
     low, high = (0, batch_size) if rows is None else rows
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     if not 0 <= low < high <= batch_size:
         raise ValueError(f"rows ({low}, {high}) are not rows of a batch of {batch_size}")
     return low, high
