@@ -24,7 +24,7 @@ def numbered_frames(numbers: Sequence[int], height: int = 64, width: int = 96) -
     return frames
 
 
-def sequence(frames: Sequence[bytes], times: Sequence[int] = (), **context) -> bytes:
+def sequence(frames: Sequence[bytes], times: Sequence[int | float] = (), **context) -> bytes:
     """Returns a serialised SequenceExample; context features by name, "__" for "/"."""
     example = tf.train.SequenceExample()
     for name, value in context.items():
@@ -35,7 +35,8 @@ def sequence(frames: Sequence[bytes], times: Sequence[int] = (), **context) -> b
     for frame in frames:
         example.feature_lists.feature_list["image/encoded"].feature.add().bytes_list.value[:] = [frame]
     for time in times:
-        example.feature_lists.feature_list["image/timestamp"].feature.add().int64_list.value[:] = [time]
+        feature = example.feature_lists.feature_list["image/timestamp"].feature.add()
+        (feature.float_list if isinstance(time, float) else feature.int64_list).value[:] = [time]
     return example.SerializeToString()
 
 

@@ -303,3 +303,11 @@ def test_command_errors(folder, tmp_path, tiny_records):
     short.write_bytes(short.read_bytes()[:-10])
     with pytest.raises(SystemExit, match=r"cut short: record 1 at byte"):
         run(tmp_path / "short")
+
+
+@pytest.mark.parametrize(("times", "fps"), [([0, 40_000, 80_000], 25.0), ([0.0, 0.04, 0.08], np.nan)])
+def test_frame_rate_from_integer_times_only(tmp_path, times, fps):
+    frames = numbered_frames(range(3), 64, 64)
+    write_shards(tmp_path, "train", [sequence(frames, times, clip__label__index=0)], 1)
+    index_main([str(tmp_path)])
+    np.testing.assert_allclose(open_split(tmp_path, "train").fps, [fps], rtol=1e-6)

@@ -191,17 +191,19 @@ def _describer(examples: Sequence[Any], heads: Sequence[dmvr_labels.Head]) -> Ca
     features |= {name: kind for name, kind in _OPTIONAL.items() if kinds.get(name) == kind}
     context = {name: tf.io.RaggedFeature(_DTYPES[kind]) for name, kind in features.items()}
     # With `allow_missing`, a video without frames is reported here and not by TensorFlow.
-    lists = {
-        reader.SEQUENCE_FRAMES: tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True),
-        _TIMES: tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
-    }
+    lists = {reader.SEQUENCE_FRAMES: tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True)}
+    # MediaSequence's times are integers, in microseconds; others are ignored.
+    times = [time for example in examples for time in example.feature_lists.feature_list[_TIMES].feature[:1]]
+    if all(time.WhichOneof("kind") == "int64_list" for time in times):
+        lists[_TIMES] = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
 
     def describe(record):
         values, sequences = tf.io.parse_single_sequence_example(record, context, lists)
-        frames = sequences[reader.SEQUENCE_FRAMES]
+        frames = sequences.pop(reader.SEQUENCE_FRAMES)
         shapes = tf.map_fn(tf.io.extract_jpeg_shape, frames, fn_output_signature=tf.TensorSpec([3], tf.int32))[:, :2]
-        return values | {
-            _TIMES: sequences[_TIMES],
+        return {
+            **values,
+            **sequences,
             "num_frames": tf.size(frames),
             "smallest": tf.reduce_min(shapes, 0),
             "largest": tf.reduce_max(shapes, 0),
