@@ -257,6 +257,7 @@ def test_disabled_augmentation_adds_nothing_to_the_step():
     assert "random_split" not in program(None)
 
 
+@pytest.mark.slow
 def test_augmented_step_on_eight_devices_matches_one():
     batch = batch_of(16)
     batch = {"video": np.asarray(batch["video"]), "label": {"label": np.asarray(batch["label"]["verb"])}} | {

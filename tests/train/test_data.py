@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pytest
 
 from tests.helpers.experiment import experiment
 from vivit_jax import train
@@ -20,6 +21,7 @@ def second_data_set(folder):
     return records
 
 
+@pytest.mark.slow
 def test_training_on_a_mixture(tmp_path, monkeypatch):
     folder = tmp_path / "data"
     build.prepare("moving_digits", folder, progress=False, train=24, validation=16)

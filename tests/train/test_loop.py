@@ -121,6 +121,7 @@ def test_unmeasured_best_metric_is_refused(data_dir, tmp_path):
         train.train(run, tmp_path / "w")
 
 
+@pytest.mark.slow
 def test_nan_steps_end_the_run_and_can_be_repeated(data_dir, tmp_path):
     run = experiment(data_dir, optimizer__name="sgd", optimizer__learning_rate=1e30, optimizer__clip_norm=0.0)
     run = dataclasses.replace(run, guard=GuardConfig(max_consecutive=2))
@@ -147,6 +148,7 @@ def test_nan_steps_end_the_run_and_can_be_repeated(data_dir, tmp_path):
     assert float(program.step(state, batch)[1]["skipped"]) == 1
 
 
+@pytest.mark.slow
 def test_run_without_improvement_stops_early_for_good(data_dir, tmp_path):
     run = experiment(
         data_dir,
@@ -178,6 +180,7 @@ def test_run_without_improvement_stops_early_for_good(data_dir, tmp_path):
     assert averaged.scalars["verb/loss"] == pytest.approx(metrics["ema/verb/loss"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_step_and_the_run_resumes(data_dir, finished, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     run = experiment(data_dir)

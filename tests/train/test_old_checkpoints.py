@@ -34,6 +34,7 @@ def old_config(data_dir):
     return Experiment.from_config(config)
 
 
+@pytest.mark.slow
 def test_old_run_resumes_with_guard_and_ema(workdir, old_data_dir, caplog):
     metadata = checkpoint.latest_metadata(workdir)
     assert "guard/in_a_row" in metadata["checksums"], "the fixture has the old names"
