@@ -78,6 +78,7 @@ def of_module() -> dict[str, list[Command]]:
     return grouped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", sorted(of_module()))
 def test_program_accepts_documented_flags(module):
     documented = of_module()[module]

@@ -53,6 +53,7 @@ def test_old_run_resumes_with_guard_and_ema(workdir, old_data_dir, caplog):
     assert "guard/consecutive_skips" in checkpoint.latest_metadata(workdir)["checksums"]
 
 
+@pytest.mark.slow
 def test_old_checkpoint_is_evaluated_and_predicts(workdir, old_data_dir):
     for weights in ("params", "ema"):
         result = evaluate.evaluate(old_config(old_data_dir), workdir, weights=weights)

@@ -11,7 +11,8 @@ import jax
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.cost.counts import abstract_batch, forward_count, parameters_by_part, train_count
 from vivit_jax.cost.render import Table
-from vivit_jax.data import build, catalog
+from vivit_jax.data import catalog
+from vivit_jax.data.paths import records_folder
 from vivit_jax.models.flops import matrix_products
 from vivit_jax.train_step import TrainProgram, normalise
 
@@ -25,7 +26,7 @@ def tables_of(experiment: Experiment, *, compiled: bool = True, log: Log = lambd
     With `compiled` it is compiled for this machine's default device, for the memory of activations. `log` receives a
     line of progress before each table.
     """
-    records = build.records_folder(experiment.data.name, experiment.data.dir)
+    records = records_folder(experiment.data.name, experiment.data.dir)
     program = experiment.train_program(catalog.of_records(experiment.data.name, records).heads, mesh=None)
     config = program.model.config
     heads = ", ".join(f"{name or 'classes'} {classes}" for name, classes in config.heads)
