@@ -17,7 +17,7 @@ from tests.conftest import REPOSITORY
 from vivit_jax.data import build
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-# Programs of others, whose command lines are not ours to check.
+# External programs, whose command lines are not checked.
 FOREIGN = {"awk", "cd", "export", "ffmpeg", "gcloud", "kubectl", "ls", "source", "tensorboard", "tfds"}
 
 
