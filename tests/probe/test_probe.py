@@ -199,7 +199,7 @@ def test_errors_of_linear_probe_and_settings():
 
 
 def extract(run, first, workdir, split, settings, params=None):
-    """Returns the features of a split, for the parameters of a checkpoint or for pretrained weights."""
+    """Returns the features of a split for `params`, or for the checkpoint's parameters if they are None."""
     _, model, own = first
     mesh = sharding.make_mesh()
     placed = jax.device_put(own if params is None else params, sharding.replicated(mesh))
