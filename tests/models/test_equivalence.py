@@ -74,6 +74,21 @@ def test_unrolled_has_no_loop_and_remat_recomputes():
     assert flops["none"] < flops["dots"] < flops["full"]
 
 
+def test_remat_dots_stores_the_output_of_tiled_attention_but_not_its_weights(monkeypatch):
+    monkeypatch.setattr("vivit_jax.models.attention.QUERIES_PER_TILE", 7)
+
+    def program(remat):
+        config = small_config(attention_backend="tiled", remat=remat, num_layers=1)
+        video = jax.ShapeDtypeStruct((2, *config.video_shape), jnp.float32)
+        return jax.jit(jax.grad(lambda p, v: ViViT(config).apply({"params": p}, v).sum())).lower(
+            abstract_params(config), video
+        )
+
+    none, dots, full = (program(remat).as_text() for remat in ("none", "dots", "full"))
+    assert dots.count("dot_general") == none.count("dot_general") < full.count("dot_general")
+    assert "x2x7x13xf32" not in dots  # [rows, tiles, queries, keys], stacked by the loops
+
+
 @pytest.mark.parametrize("name", COSTS)
 def test_parameters_and_multiply_adds_match_published_code(name):
     config = ViViTConfig.from_name(

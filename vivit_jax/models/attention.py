@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from vivit_jax import sharding
 from vivit_jax.models.config import ATTENTION_BACKENDS, ViViTConfig
-from vivit_jax.models.dense import dense_options
+from vivit_jax.models.dense import dense_options, stored
 
 Backend = Callable[[jax.Array, jax.Array, jax.Array, float, jax.Array | None, float | None], jax.Array]
 QUERIES_PER_TILE = 256  # measured on CPUs: about the largest tile whose weights stay in cache
@@ -93,7 +93,7 @@ def tiled_attention(
     query = jnp.pad(query, ((0, 0), (0, tiles * tile - n_q), (0, 0))).reshape(rows, tiles, tile, head_dim)
     key, value = (x.reshape(rows, *x.shape[-2:]) for x in (key, value))  # [rows, N_k, head_dim]
     out = jax.lax.map(one_head, (query, key, value, jnp.arange(rows)))  # [rows, tiles, tile, head_dim]
-    return out.reshape(rows, tiles * tile, -1)[:, :n_q].reshape(*lead, n_q, -1)
+    return stored(out.reshape(rows, tiles * tile, -1)[:, :n_q].reshape(*lead, n_q, -1), "attention")
 
 
 BACKENDS: dict[str, Backend] = {"xla": xla_attention, "tiled": tiled_attention}
@@ -132,14 +132,16 @@ class MultiHeadAttention(nn.Module):
         options = dense_options(config)
         project = dict(features=(config.num_heads, config.head_dim), use_bias=config.qkv_bias, **options)
         # Each [..., N, heads, head_dim].
-        q, k, v = (nn.DenseGeneral(name=name, **project)(x).astype(config.dtype) for name in ("query", "key", "value"))
+        names = ("query", "key", "value")
+        q, k, v = (stored(nn.DenseGeneral(name=name, **project)(x).astype(config.dtype)) for name in names)
         heads_per_axis = config.num_heads // len(self.axes)
         outs = []
         for i, axis in enumerate(self.axes):
             heads = slice(i * heads_per_axis, (i + 1) * heads_per_axis)
             outs.append(self._attend(q[..., heads, :], k[..., heads, :], v[..., heads, :], axis))
         out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=-2)  # [..., N, heads, head_dim]
-        return nn.DenseGeneral(config.hidden_size, axis=(-2, -1), name="out", **options)(out).astype(config.dtype)
+        out = nn.DenseGeneral(config.hidden_size, axis=(-2, -1), name="out", **options)(out)
+        return stored(out.astype(config.dtype))
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, axis: int) -> jax.Array:
         """Attends over one token axis with some of the heads: [..., n_t, n_s, heads, head_dim] -> the same shape."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,12 +14,21 @@ import numpy as np
 from vivit_jax import sharding
 from vivit_jax.models.attention import MultiHeadAttention
 from vivit_jax.models.config import ViViTConfig
-from vivit_jax.models.dense import dense_options
+from vivit_jax.models.dense import STORED, dense_options, stored
 
-_REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+# Kernels of fused attention: they return what their backward pass needs (output and row sums), and must not run twice.
+_FUSED = ("pallas_call", "dot_product_attention_fwd")
+
+
+def _stored(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Policy of `remat="dots"`: stores the outputs of dense layers and of fused attention, recomputes the rest.
+
+    By name, not as `dots_with_no_batch_dims_saveable`, which would also store the weights of tiled attention.
+    """
+    return params.get("name") in STORED if primitive.name == "name" else primitive.name.startswith(_FUSED)
+
+
+_REMAT_POLICIES = {"dots": _stored, "full": jax.checkpoint_policies.nothing_saveable}
 
 
 def layer_norm(config: ViViTConfig, name: str, dtype: str | None = None) -> nn.LayerNorm:
@@ -76,11 +86,11 @@ class MlpBlock(nn.Module):
             # One axis for all tokens: twice as fast gradients of dense layers on CPUs. Not where devices split both the
             # batch and the tokens: the merged axis would have to be gathered.
             x, axes = x.reshape(-1, shape[-1]), ("batch",)
-        x = nn.Dense(config.mlp_dim, name="dense_in", **options)(x).astype(config.dtype)  # [tokens, mlp_dim]
+        x = stored(nn.Dense(config.mlp_dim, name="dense_in", **options)(x).astype(config.dtype))  # [tokens, mlp_dim]
         x = sharding.constrain(x, *axes, "mlp")
         x = nn.gelu(x, approximate=config.activation == "gelu_tanh")
         x = nn.Dropout(config.dropout_rate, deterministic=self.deterministic)(x)
-        x = nn.Dense(config.hidden_size, name="dense_out", **options)(x).astype(config.dtype)  # [tokens, d]
+        x = stored(nn.Dense(config.hidden_size, name="dense_out", **options)(x).astype(config.dtype))  # [tokens, d]
         return nn.Dropout(config.dropout_rate, deterministic=self.deterministic)(x).reshape(shape)  # [B, ..., d]
 
 
@@ -188,12 +198,12 @@ class Encoder(nn.Module):
         """Applies all blocks, with their parameters stacked along a leading axis."""
         config = self.config
         block: type[nn.Module] = EncoderBlock
-        remat = self.remat or config.remat
-        if remat != "none":
+        remat, scan = self.remat or config.remat, config.scan_layers is True
+        if remat in _REMAT_POLICIES:
             # CSE cannot undo the recomputation inside a loop, but would in unrolled layers.
-            block = nn.remat(block, policy=_REMAT_POLICIES[remat], prevent_cse=not config.scan_layers)
+            block = nn.remat(block, policy=_REMAT_POLICIES[remat], prevent_cse=not scan)
         # Initialisation always scans: same parameters as unrolled, compiled L times as fast.
-        scan = config.scan_layers or self.is_initializing()
+        scan = scan or self.is_initializing()
         layers = nn.scan(
             block,
             variable_axes={"params": 0, "intermediates": 0},

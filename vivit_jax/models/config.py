@@ -17,6 +17,7 @@ ATTENTIONS = {
     "factorised_dot_product": "Model 4",
 }
 ATTENTION_BACKENDS = ("xla", "tiled")
+AUTO = "auto"
 REMATS = ("none", "dots", "full")  # fastest first
 _NARROW_DTYPES = {"float32": ("float32", "bfloat16"), "bfloat16": ("float32", "bfloat16"), "float64": ()}
 # Fields that a model takes over from its pretrained weights.
@@ -69,9 +70,13 @@ class ViViTConfig:
       gradient_dtype: in which the gradients of the encoders' kernels are summed over devices, `float32` or `bfloat16`;
         None: `dtype`. See `vivit_jax.models.dense`.
       scan_layers: compile one layer and loop over it (short compilation); the parameters and numbers are the same.
-      remat: what the backward pass recomputes: `none`; `dots`, all but the outputs of dense layers; `full`, all but the
-        input of each layer.
+      remat: what the backward pass recomputes: `none`; `dots`, all but the outputs of dense layers and of fused
+        attention; `full`, all but the input of each layer.
       remat_temporal: the same for Model 2's temporal encoder; None: `remat`.
+
+    `auto`, the default of `scan_layers` and `remat`, is decided where a train step is compiled for its devices: the
+    least recomputation that fits (`vivit_jax.train_step.remat`). Elsewhere it is False and `none`, which is fastest:
+    without a backward pass nothing is kept that recomputation could save.
     """
 
     hidden_size: int = 768
@@ -102,8 +107,8 @@ class ViViTConfig:
     dtype: str = "float32"
     residual_dtype: str | None = None
     gradient_dtype: str | None = None
-    scan_layers: bool = False
-    remat: str = "none"
+    scan_layers: bool | str = AUTO
+    remat: str = AUTO
     remat_temporal: str | None = None
 
     def __post_init__(self) -> None:
@@ -117,7 +122,8 @@ class ViViTConfig:
             attention_order=("time_space", "space_time"),
             attention_backend=ATTENTION_BACKENDS,
             dtype=_NARROW_DTYPES,
-            remat=REMATS,
+            scan_layers=(False, True, AUTO),
+            remat=(*REMATS, AUTO),
             remat_temporal=(None, *REMATS),
         )
         narrow = (None, *_NARROW_DTYPES[self.dtype])
@@ -128,8 +134,10 @@ class ViViTConfig:
 
     def _normalise(self) -> None:
         """Converts lists to tuples and mappings to pairs, so that equal configs are equal and hashable."""
-        for name in ("stochastic_depth_rescale", "qkv_bias", "scan_layers", "frame_pooling"):
+        for name in ("stochastic_depth_rescale", "qkv_bias", "frame_pooling"):
             self._set(name, bool(getattr(self, name)))
+        if self.scan_layers != AUTO:
+            self._set("scan_layers", bool(self.scan_layers))
         for name in ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate", "layer_norm_eps"):
             self._set(name, float(getattr(self, name)))
         if self.attention_logit_cap is not None:

@@ -15,8 +15,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from vivit_jax.models.config import ViViTConfig
+
+STORED = ("dense", "attention")  # names of what `remat="dots"` stores
 
 DimensionNumbers = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
 
@@ -35,6 +38,11 @@ def dense_options(config: ViViTConfig) -> dict[str, Any]:
         options["promote_dtype"] = _promote_inputs
         options["dot_general"] = summed_in(config.dtype, config.gradient_dtype)
     return options
+
+
+def stored(x: jax.Array, name: str = "dense") -> jax.Array:
+    """Marks an output that `remat="dots"` stores for the backward pass; `name` is one of `STORED`."""
+    return checkpoint_name(x, name)
 
 
 def _promote_inputs(inputs: jax.Array, *parameters: Any, dtype: str, **_: Any) -> tuple[Any, ...]:
