@@ -11,11 +11,10 @@ Needs libtpu (extra `tpu`), no TPU. Cells that are not compiled keep their text.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,6 @@ BEGIN, END = "<!-- begin: python -m benchmarks.tpu_table -->", "<!-- end -->"
 NOT_COMPILED = "not compiled"
 BAD_MESH = "**no**: mesh"
 
-# Fields of the optimizer that change memory; rates and schedules do not.
-_MEMORY_FIELDS = ("name", "momentum", "clip_norm", "weight_decay", "frozen", "accumulate_steps", "ema_decay", "sam_rho")
 _CELL = re.compile(
     r"([\d.]+) GiB, remat (\w+), (\d+) clips? per shard(?:, (\d+) accumulation steps)?(?:, (\d+) devices per clip)?"
 )
@@ -111,6 +108,8 @@ def measure(name: str, slice_: Slice, programs: dict[str, Any], others: Iterable
     from vivit_jax.compile.program import Target
     from vivit_jax.config.experiment import Experiment
     from vivit_jax.data import catalog
+    from vivit_jax.train.compiled_step import memory_key
+    from vivit_jax.train_step.remat import FASTEST_FIRST
 
     config = load_config(name)
     mesh = mesh_for(config.batch_size, slice_)
@@ -118,12 +117,14 @@ def measure(name: str, slice_: Slice, programs: dict[str, Any], others: Iterable
     entry = Entry(name, slice_.name, False, devices_per_clip=mesh["sequence"])
     clips_per_shard = config.batch_size // mesh["data"]
     steps = [2**i for i in range(1, clips_per_shard.bit_length()) if clips_per_shard % 2**i == 0]
-    options = [*((remat, 1) for remat in REMATS), *((REMATS[-1], count) for count in steps)]
-    for remat, accumulate_steps in options[max((_num_rejected(other, entry) for other in others), default=0) :]:
-        config.model.remat, config.optimizer.accumulate_steps = remat, accumulate_steps
+    choices = FASTEST_FIRST["tpu"]
+    options = [*((choice, 1) for choice in choices), *((choices[-1], count) for count in steps)]
+    for choice, accumulate_steps in options[max((_num_rejected(other, entry) for other in others), default=0) :]:
+        config.model.update(choice._asdict())
+        config.optimizer.accumulate_steps = accumulate_steps
         experiment = Experiment.from_config(config)
         heads = dict(catalog.get(experiment.data.name).heads)
-        key = _program_key(experiment, heads, slice_)
+        key = memory_key(experiment, len(heads), str(slice_))
         try:
             if key not in programs:
                 target = Target.on(experiment, heads, slices.devices(slice_))
@@ -133,7 +134,7 @@ def measure(name: str, slice_: Slice, programs: dict[str, Any], others: Iterable
         except ValueError as error:  # the mesh does not suit the model
             print(f"{name} on {slice_.name}: {error}", flush=True)
             return entry
-        entry = dataclasses.replace(entry, remat=remat, accumulate_steps=accumulate_steps, **programs[key])
+        entry = dataclasses.replace(entry, remat=choice.remat, accumulate_steps=accumulate_steps, **programs[key])
         if entry.fits:
             break
     return entry
@@ -146,20 +147,6 @@ def _num_rejected(other: Entry, entry: Entry) -> int:
     if not same or not other.gib or other_slice.num_devices < slice_.num_devices:
         return 0
     return REMATS.index(other.remat)  # the last remat is always compiled: its message names the memory required
-
-
-def _program_key(experiment: Any, heads: Mapping[str, int], slice_: Slice) -> str:
-    """Returns a hash of what decides the memory: the config without names, paths and host-side fields.
-
-    Of the heads only their number counts: a thousand classes more are four megabytes more.
-    """
-    import jax
-
-    fields = experiment.to_dict()
-    relevant = [fields[name] for name in ("model", "augment", "mesh", "batch_size")]
-    relevant.append({name: fields["optimizer"][name] for name in _MEMORY_FIELDS})
-    text = json.dumps([relevant, len(heads), str(slice_), jax.__version__], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def markdown(entries: Iterable[Entry], columns: Sequence[str]) -> str:

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vivit_jax.compile import collectives
-from vivit_jax.train import compiled_step
+from vivit_jax.compile import collectives, hbm
+from vivit_jax.train_step import memory
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 _REQUIRED = re.compile(r"([\d.]+)([KMG]?)\)? ?(?:of|exceeds available HBM) \(?([\d.]+)([KMG]?)")
@@ -28,6 +28,7 @@ class Compiled:
     argument: int | None = None
     temporary: int | None = None
     traffic: tuple[collectives.Traffic, ...] = ()  # the largest first
+    hbm: int = 0  # bytes read from and written to the device's memory in one run
     seconds: float = 0.0  # of compilation
     message: str = ""  # the compiler's error where the program does not fit
 
@@ -44,13 +45,14 @@ def compile_ahead(lowered: Any, mesh: Any) -> Compiled:
         message = str(error).partition("\n")[0]
         return Compiled(False, required, available, seconds=time.perf_counter() - began, message=message)
     seconds = time.perf_counter() - began
-    memory = executable.memory_analysis()
+    analysis, text = executable.memory_analysis(), executable.as_text()
     return Compiled(
         True,
-        compiled_step.peak_bytes(memory, mesh.devices.flat[0].platform),
-        argument=memory.argument_size_in_bytes,
-        temporary=memory.temp_size_in_bytes,
-        traffic=tuple(collectives.find(executable.as_text(), dict(mesh.shape))),
+        memory.peak_bytes(analysis, mesh.devices.flat[0].platform),
+        argument=analysis.argument_size_in_bytes,
+        temporary=analysis.temp_size_in_bytes,
+        traffic=tuple(collectives.find(text, dict(mesh.shape))),
+        hbm=hbm.traffic(text),
         seconds=seconds,
     )
 
@@ -67,7 +69,7 @@ def parse_out_of_memory(message: str) -> tuple[int, int | None]:
 
 
 def largest_batch(
-    compile_with: Callable[[int], Compiled], memory: int, start: int, at_most: int = 1024
+    compile_with: Callable[[int], Compiled], capacity: int, start: int, at_most: int = 1024
 ) -> tuple[int, dict[int, Compiled]]:
     """Finds the most clips per batch shard with which a program fits: (clips, 0 if none fits; all that was tried).
 
@@ -76,7 +78,7 @@ def largest_batch(
 
     Args:
       compile_with: clips per batch shard -> the compiled program.
-      memory: bytes of a device.
+      capacity: bytes of a device.
       start, at_most: clips to begin with, and the upper limit of the search.
     """
     tried: dict[int, Compiled] = {}
@@ -85,11 +87,11 @@ def largest_batch(
     while high - low > 1:
         compiled = tried[clips] = compile_with(clips)
         low, high = (clips, high) if compiled.fits else (low, clips)
-        clips = _next_batch(tried, low, high, compiled.available or memory)
+        clips = _next_batch(tried, low, high, compiled.available or capacity)
     return low, tried
 
 
-def _next_batch(tried: dict[int, Compiled], low: int, high: int, memory: int) -> int:
+def _next_batch(tried: dict[int, Compiled], low: int, high: int, capacity: int) -> int:
     """Returns the next batch to try, strictly between `low` and `high` unless there is none."""
     fitting = sorted((clips, compiled.peak) for clips, compiled in tried.items() if compiled.fits)
     too_large = tried.get(high)
@@ -97,11 +99,11 @@ def _next_batch(tried: dict[int, Compiled], low: int, high: int, memory: int) ->
     if len(fitting) >= 2 and len(tried) % 3:
         (first, first_peak), (last, last_peak) = fitting[0], fitting[-1]
         slope = (last_peak - first_peak) / (last - first)
-        guess = int(last + (memory - last_peak) / slope) if slope > 0 else high - 1
+        guess = int(last + (capacity - last_peak) / slope) if slope > 0 else high - 1
     elif low and too_large is None:
         guess = 2 * low
-    elif not low and too_large.peak > memory:
-        guess = high * memory // too_large.peak
+    elif not low and too_large.peak > capacity:
+        guess = high * capacity // too_large.peak
     else:
         guess = (low + high) // 2
     return max(low + 1, min(guess, high - 1))

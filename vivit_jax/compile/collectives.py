@@ -12,20 +12,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
-_BYTES |= {"s64": 8, "u64": 8, "f64": 8}
+from vivit_jax.compile import hlo
 
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ({'|'.join(KINDS)})(-start)?\((.*)$")
 # Traffic between slices goes through the hosts: it is no collective but a `send` for the Megascale runtime.
 _SEND = re.compile(r"^\s*%?[\w.\-]+ = (\(.*?\)) send\(.*xla_megascale_runtime")
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
-_CALLED = re.compile(r"\b(?:body|condition|calls|to_apply)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
-_LIMIT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
 # Newer compilers write mesh['a'=4,'b'=2] {'b'}, groups along axes of a mesh, or along part of an axis: {'a':(1)2} is
 # the sub-axis of size 2 of 'a' with size 1 before it.
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}")
@@ -48,10 +41,10 @@ class Traffic:
 
 def find(text: str, mesh: Mapping[str, int]) -> list[Traffic]:
     """Returns the collectives of `compiled.as_text()`, the largest first; `mesh` is `dict(mesh.shape)`."""
-    bodies, entry = _computations(text)
+    bodies, entry = hlo.computations(text)
     devices = math.prod(mesh.values())
     totals: dict[tuple[str, str, str], list[int]] = {}  # (kind, axis, dtype) -> [count, bytes]
-    for name, runs in _run_counts(bodies, entry).items():
+    for name, runs in hlo.run_counts(bodies, entry).items():
         for line in bodies[name]:
             if sent := _SEND.match(line):
                 kind, axis, start, result = "send", "slices", None, sent[1]
@@ -74,60 +67,12 @@ def find(text: str, mesh: Mapping[str, int]) -> list[Traffic]:
     return sorted((Traffic(*key, *total) for key, total in totals.items()), key=lambda traffic: -traffic.bytes)
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Splits a program into {computation: its lines}; also returns the name of the entry computation."""
-    bodies: dict[str, list[str]] = {}
-    entry, name = "", None
-    for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
-            name = match[2]
-            bodies[name] = []
-            entry = name if match[1] else entry
-        elif line.startswith("}"):
-            name = None
-        elif name is not None:
-            bodies[name].append(line)
-    return bodies, entry
-
-
-def _run_counts(bodies: Mapping[str, Sequence[str]], entry: str) -> dict[str, int]:
-    """Returns how often each computation runs in one run of the program; loops of unknown length count once."""
-    counts: dict[str, int] = {}
-
-    def visit(name: str, factor: int) -> None:
-        counts[name] = counts.get(name, 0) + factor
-        for line in bodies[name]:
-            called = _CALLED.findall(line)
-            if branches := _BRANCHES.search(line):
-                called += [branch.strip().lstrip("%") for branch in branches[1].split(",")]
-            trips = _trip_count(line, bodies)
-            for other in called:
-                if other in bodies:
-                    visit(other, factor * trips)
-
-    if entry:
-        visit(entry, 1)
-    return counts
-
-
-def _trip_count(line: str, bodies: Mapping[str, Sequence[str]]) -> int:
-    """Returns a loop's trip count, from its annotation or from the constant its counter is compared with; else 1."""
-    if known := _TRIPS.search(line):
-        return int(known[1])
-    if (condition := _CONDITION.search(line)) is None:
-        return 1
-    body = bodies.get(condition[1], ())
-    limits = [int(limit[1]) for other in body if (limit := _LIMIT.search(other))]
-    counts_up = any("compare(" in other and "direction=LT" in other for other in body)
-    return limits[0] if counts_up and len(limits) == 1 else 1
-
-
 def _sizes(shapes: str, half: bool = False) -> list[tuple[str, int]]:
     """Returns (dtype, bytes) of each array in an instruction's type; with `half`, of the second half of them."""
     sizes = [
-        (dtype, _BYTES[dtype] * math.prod(int(n) for n in dims.split(",") if n))
+        (dtype, hlo.BYTES[dtype] * math.prod(int(n) for n in dims.split(",") if n))
         for dtype, dims in _SHAPE.findall(shapes)
-        if dtype in _BYTES
+        if dtype in hlo.BYTES
     ]
     return sizes[len(sizes) // 2 :] if half else sizes
 

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from vivit_jax import sharding
+from vivit_jax.compile.ahead import Compiled, compile_ahead
 from vivit_jax.config.experiment import Experiment
-from vivit_jax.cost.counts import abstract_batch, train_count
-from vivit_jax.models import ViViT, abstract_params
-from vivit_jax.train_step import make_eval_step
+from vivit_jax.cost.counts import abstract_batch, forward_count, train_count
+from vivit_jax.models import ViViT, ViViTConfig, abstract_params
+from vivit_jax.train_step import TrainProgram, make_eval_step, remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +41,29 @@ class Target:
         sharding.check_batch_size(self.mesh, batch_size, "batch_size")
         return batch_size // self.batch_shards
 
-    def lower_train(self, clips: int) -> Any:
-        """Lowers the training step with `clips` clips per batch shard."""
-        program = self.experiment.train_program(self.heads, self.mesh)
+    def train_program(self) -> TrainProgram:
+        """Returns the training step for the mesh; its model may say `auto`."""
+        return self.experiment.train_program(self.heads, self.mesh)
+
+    def lower_train(self, clips: int, program: TrainProgram | None = None) -> Any:
+        """Lowers the training step, of `program` if given, with `clips` clips per batch shard."""
+        program = program or self.train_program()
         with jax.set_mesh(self.mesh):
             return program.step.lower(program.state, self._batch(program.model, clips * self.batch_shards))
+
+    def compile_train(self, clips: int) -> tuple[ViViTConfig, Compiled]:
+        """Compiles the training step with the least recomputation that fits; returns its model's config, too.
+
+        Args:
+          clips: per batch shard.
+        """
+        program, compiled = remat.least(
+            self.train_program(),
+            self.mesh.devices.flat[0].platform,
+            lambda program: compile_ahead(self.lower_train(clips, program), self.mesh),
+            lambda compiled: compiled.fits,
+        )
+        return program.model.config, compiled
 
     def lower_eval(self, videos: int) -> Any:
         """Lowers the evaluation step with `videos` videos per batch shard, all views."""
@@ -59,11 +78,18 @@ class Target:
         with jax.set_mesh(self.mesh):
             return step.lower(sharding.abstract_like(params, shardings), batch)
 
-    def multiply_adds(self, clips: int) -> float:
-        """Returns the multiply-adds of a training step on all devices, by XLA's count of the unrolled program."""
-        program = self.experiment.train_program(self.heads, None)
-        per_clip, per_step = train_count(program.model.config, program.optimizer)
-        return per_clip * clips * self.batch_shards + per_step
+    def train_work(self, clips: int, model: ViViTConfig) -> float:
+        """Returns the FLOPs of a training step on one device, recomputation included, by XLA's count (`train_count`).
+
+        The counted program has plain attention, since kernels report no FLOPs. `model` says what is recomputed.
+        """
+        per_clip, per_step = train_count(model, self.train_program().optimizer)
+        return 2 * (per_clip * clips * self.batch_shards + per_step) / self.mesh.size
+
+    def eval_work(self, videos: int) -> float:
+        """Returns the FLOPs of an evaluation step on one device, all views of `videos` videos per batch shard."""
+        clips = videos * self.batch_shards * self.experiment.evaluation.views
+        return 2 * clips * forward_count(self.experiment.model_config(self.heads)) / self.mesh.size
 
     def _batch(self, model: ViViT, clips: int) -> Mapping[str, Any]:
         batch = abstract_batch(model.config, clips)

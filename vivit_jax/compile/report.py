@@ -6,6 +6,7 @@ from vivit_jax.compile.ahead import Compiled, compile_ahead, largest_batch
 from vivit_jax.compile.program import Target
 from vivit_jax.compile.slices import GIB, Slice
 from vivit_jax.train import compiled_step, throughput
+from vivit_jax.train_step import remat
 
 
 def print_report(target: Target, slice_: Slice, step: str) -> bool:
@@ -19,15 +20,21 @@ def print_report(target: Target, slice_: Slice, step: str) -> bool:
     model = experiment.model_config(target.heads)
     evaluation = f"evaluation, {batch} videos of {experiment.evaluation.views} views"
     program = f"training step, {batch} clips" if training else evaluation
-    print(f"{program} on {slice_}; mesh: {axes}; {clips} per shard; {model.dtype}, remat {model.remat}", flush=True)
+    print(f"{program} on {slice_}; mesh: {axes}; {clips} per shard; {model.dtype}", flush=True)
 
-    compiled = compile_ahead(target.lower_train(clips) if training else target.lower_eval(clips), target.mesh)
+    if training:
+        model, compiled = target.compile_train(clips)
+        print(f"  model      remat {model.remat}, scan_layers {model.scan_layers}, attention {model.attention_backend}")
+        work, useful = target.train_work(clips, model), throughput.model_flops(model, batch)
+    else:
+        compiled = compile_ahead(target.lower_eval(clips), target.mesh)
+        work, useful = target.eval_work(clips), throughput.model_flops(model, batch * experiment.evaluation.views) / 3
     for line in summarize(compiled, slice_):
         print(f"  {line}")
-    if training and compiled.fits:
-        operations = 2 * target.multiply_adds(clips) / slice_.num_devices
-        milliseconds = 1e3 * operations / throughput.peak_flops(target.mesh.devices.flat[0].device_kind)
-        print(f"  work       {operations / 1e12:.2f} TFLOP per device, {milliseconds:.0f} ms at its peak")
+    if compiled.fits:
+        peak = throughput.peak_flops(target.mesh.devices.flat[0].device_kind)
+        for line in roofline(work, compiled.hbm, useful / target.mesh.size, peak, slice_.bandwidth):
+            print(f"  {line}")
     if not compiled.fits:
         if training:
             advice = compiled_step.training_advice(experiment, target.mesh.size)
@@ -56,16 +63,43 @@ def summarize(compiled: Compiled, slice_: Slice) -> list[str]:
     return [*lines, f"compiled   in {compiled.seconds:.0f} s"]
 
 
+def roofline(work: float, moved: float, useful: float, peak: float, bandwidth: float) -> list[str]:
+    """Returns lines with the work and HBM traffic of one device, and the bound that they set on the utilisation.
+
+    A step takes at least the time of its work at the peak, and of its traffic at the bandwidth; the bound is what the
+    MFU would be if it took no longer than the larger one (Williams et al., "Roofline", CACM 2009).
+
+    Args:
+      work: FLOPs, recomputation included.
+      moved: bytes to and from HBM.
+      useful: FLOPs of the model's matrix products (`throughput.model_flops`).
+      peak, bandwidth: FLOP/s and bytes/s of the device.
+    """
+    compute, transfer = work / peak, moved / bandwidth
+    limit = "HBM" if transfer > compute else "compute"
+    return [
+        f"work       {work / 1e12:.2f} TFLOP per device, {1e3 * compute:.0f} ms at its peak",
+        f"HBM        {moved / GIB:.1f} GiB per device, {1e3 * transfer:.0f} ms at its bandwidth",
+        f"intensity  {work / moved:.0f} FLOP per byte; the device is balanced at {peak / bandwidth:.0f}",
+        f"bound      MFU at most {useful / peak / max(compute, transfer):.0%}, by {limit}",
+    ]
+
+
 def print_largest_batch(target: Target, slice_: Slice) -> int:
-    """Searches for the largest training batch that fits, prints each attempt, and returns the batch size."""
+    """Searches for the largest training batch that fits, prints each attempt, and returns the batch size.
+
+    Where the model says `auto`, with the most recomputation.
+    """
+    program = target.train_program()
+    program = remat.apply(program, remat.choices(program.model.config, target.mesh.devices.flat[0].platform)[-1])
 
     def compile_with(clips: int) -> Compiled:
-        compiled = compile_ahead(target.lower_train(clips), target.mesh)
+        compiled = compile_ahead(target.lower_train(clips, program), target.mesh)
         verdict = "" if compiled.fits else "does not fit, "
         print(f"  {clips} clips per shard: {verdict}{compiled.peak / GIB:.2f} GiB", flush=True)
         return compiled
 
-    print("largest batch")
+    print(f"largest batch, remat {program.model.config.remat}")
     start = max(1, target.experiment.batch_size // target.batch_shards)
     clips, _ = largest_batch(compile_with, slice_.memory, start)
     print(f"  {clips * target.batch_shards} clips, {clips} in each of {target.batch_shards} shards")

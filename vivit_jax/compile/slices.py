@@ -1,7 +1,9 @@
 """TPU slices: their names, topologies, memory, and devices to compile for.
 
-The sizes are from Cloud TPU's documentation. The number in a name counts TensorCores (two per chip) up to v4 and for
-v5p, and chips for v5e and v6e. A chip is two JAX devices for v2 and v3, and one device for later generations.
+Sizes and bandwidths are from Cloud TPU's documentation (cloud.google.com/tpu/docs, a page for each generation, "system
+architecture"); the bandwidths of v2 and v3, 700 and 900 GB/s a chip, also from Jouppi et al., "Ten Lessons From Three
+Generations Shaped Google's TPUv4i", ISCA 2021, table 1. The number in a name counts TensorCores (two per chip) up to v4
+and for v5p, and chips for v5e and v6e. A chip is two JAX devices for v2 and v3, and one device for later generations.
 """
 
 from __future__ import annotations
@@ -21,18 +23,19 @@ class Generation:
     """One generation of TPU."""
 
     memory: int  # HBM bytes of one device
+    bandwidth: float  # HBM bytes/s of one device
     devices_per_chip: int
     cores_per_name: int  # what one chip adds to the number in a slice's name
     topologies: str  # chips along each axis of the torus, of the slices that are known by name
 
 
 GENERATIONS = {
-    "v2": Generation(8 * GIB, 2, 2, "2x2"),
-    "v3": Generation(16 * GIB, 2, 2, "2x2 4x4 4x8 8x8 8x16"),
-    "v4": Generation(32 * GIB, 1, 2, "2x2x1 2x2x2 2x2x4 2x4x4"),
-    "v5e": Generation(16 * GIB, 1, 1, "2x2 2x4 4x4 4x8 8x8 16x16"),
-    "v5p": Generation(95 * GIB, 1, 2, "2x2x1 2x2x4"),
-    "v6e": Generation(32 * GIB, 1, 1, "2x2 2x4 4x4 16x16"),
+    "v2": Generation(8 * GIB, 350e9, 2, 2, "2x2"),
+    "v3": Generation(16 * GIB, 450e9, 2, 2, "2x2 4x4 4x8 8x8 8x16"),
+    "v4": Generation(32 * GIB, 1200e9, 1, 2, "2x2x1 2x2x2 2x2x4 2x4x4"),
+    "v5e": Generation(16 * GIB, 800e9, 1, 1, "2x2 2x4 4x4 4x8 8x8 16x16"),
+    "v5p": Generation(95 * GIB, 2765e9, 1, 2, "2x2x1 2x2x4"),
+    "v6e": Generation(32 * GIB, 1600e9, 1, 1, "2x2 2x4 4x4 16x16"),
 }
 
 
@@ -52,6 +55,11 @@ class Slice:
     def memory(self) -> int:
         """HBM bytes of one device; the compiler leaves slightly less to the program."""
         return GENERATIONS[self.generation].memory
+
+    @property
+    def bandwidth(self) -> float:
+        """HBM bytes/s of one device."""
+        return GENERATIONS[self.generation].bandwidth
 
     @property
     def name(self) -> str:

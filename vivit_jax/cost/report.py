@@ -14,7 +14,7 @@ from vivit_jax.cost.render import Table
 from vivit_jax.data import catalog
 from vivit_jax.data.paths import records_folder
 from vivit_jax.models.flops import matrix_products
-from vivit_jax.train_step import TrainProgram, normalise
+from vivit_jax.train_step import TrainProgram, normalise, remat
 
 HEADER = ("quantity", "value", "unit", "remark")
 Log = Callable[[str], None]
@@ -23,11 +23,13 @@ Log = Callable[[str], None]
 def tables_of(experiment: Experiment, *, compiled: bool = True, log: Log = lambda _: None) -> list[Table]:
     """Returns the tables `parameters`, `multiply_adds` and `memory` of an experiment. Nothing is allocated.
 
+    `remat="auto"` is counted as what it takes first, no recomputation: one clip fits.
     With `compiled` it is compiled for this machine's default device, for the memory of activations. `log` receives a
     line of progress before each table.
     """
     records = records_folder(experiment.data.name, experiment.data.dir)
     program = experiment.train_program(catalog.of_records(experiment.data.name, records).heads, mesh=None)
+    program = remat.apply(program, remat.choices(program.model.config, jax.default_backend())[0])
     config = program.model.config
     heads = ", ".join(f"{name or 'classes'} {classes}" for name, classes in config.heads)
     video, grid = (" x ".join(map(str, shape)) for shape in ((config.num_frames, *config.image_shape), config.grid))

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from vivit_jax.config.experiment import Experiment
+from vivit_jax.train_step import TrainProgram, memory, remat
 
 CACHE_FOLDER = "compilation_cache"  # inside a run's workdir
+# Fields of the optimizer that change memory; rates and schedules do not.
+_MEMORY_FIELDS = ("name", "momentum", "clip_norm", "weight_decay", "frozen", "accumulate_steps", "ema_decay", "sam_rho")
 
 
 class OutOfDeviceMemory(MemoryError):
@@ -51,50 +58,103 @@ def compilation_cache(choice: str, workdir: epath.PathLike) -> Iterator[None]:
 
 
 class CompiledStep:
-    """Compiles a jitted `(state, batch) -> (state, metrics)` with its first call, and logs the memory it takes."""
+    """Compiles the train step of a program with its first call, and logs the memory it takes.
 
-    def __init__(self, step: Any, experiment: Experiment):
-        self._step, self._experiment = step, experiment
+    Where the model says `auto`, it compiles the least recomputation that fits (`train_step.remat`), and remembers it
+    for the next start in the folder of the compilation cache, without one in `workdir`.
+    """
+
+    def __init__(self, program: TrainProgram, experiment: Experiment, workdir: epath.PathLike):
+        self._program, self._experiment, self._workdir = program, experiment, workdir
         self._compiled: Any = None
 
     def __call__(self, state: Any, batch: Any) -> Any:
         """Dispatches one step. The first call waits for the devices; it may raise OutOfDeviceMemory."""
         if self._compiled is not None:
             return self._compiled(state, batch)
-        began = time.perf_counter()
         with oom_advice("the train step", training_advice(self._experiment)):
-            self._compiled = self._step.lower(state, batch).compile()
-            logging.info(
-                "The train step, compiled in %.1f s, takes on each device %s.",
-                time.perf_counter() - began,
-                format_memory(self._compiled.memory_analysis(), jax.default_backend(), _limit()),
-            )
+            self._compiled = self._compile(state, batch)
             return jax.block_until_ready(self._compiled(state, batch))
 
+    def _compile(self, state: Any, batch: Any) -> Any:
+        config, platform, limit = self._program.model.config, jax.default_backend(), memory.device_bytes()
+        choices = remat.choices(config, platform)
+        device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {limit >> 30} GiB"
+        folder = epath.Path(jax.config.jax_compilation_cache_dir or self._workdir)
+        memo = folder / f"remat-{memory_key(self._experiment, len(config.heads), device)}.json"
+        start = _agreed(_read(memo, choices)) if len(choices) > 1 else 0
 
-def peak_bytes(memory: Any, platform: str) -> int:
-    """Returns the peak memory of a program on each device in bytes, its code included.
+        def compile_with(program: TrainProgram) -> Any:
+            began = time.perf_counter()
+            choice = remat.Choice(program.model.config.scan_layers, program.model.config.remat)
+            try:
+                compiled = program.step.lower(state, batch).compile()
+            except jax.errors.JaxRuntimeError as error:
+                if choice == choices[-1] or not memory.is_out_of_memory(error):
+                    raise
+                logging.info("The train step does not fit the devices with %s.", choice)
+                return None
+            logging.info(
+                "The train step (%s), compiled in %.1f s, takes on each device %s.",
+                choice,
+                time.perf_counter() - began,
+                format_memory(compiled.memory_analysis(), platform, limit),
+            )
+            return compiled
 
-    On 'tpu' it is the compiler's `peak_memory_in_bytes`. Other backends leave the temporaries out of it, so theirs is
-    an upper bound: the sum of arguments, results and temporaries.
+        def fits(compiled: Any) -> bool:
+            analysis = compiled and compiled.memory_analysis()
+            peak = memory.peak_bytes(analysis, platform) if analysis else 0  # not reported: it fits
+            return _all_agree(compiled is not None and peak <= remat.USABLE.get(platform, 0.9) * limit)
+
+        program, compiled = remat.least(self._program, platform, compile_with, fits, choices[start])
+        if len(choices) > 1 and jax.process_index() == 0:
+            chosen = remat.Choice(program.model.config.scan_layers, program.model.config.remat)
+            folder.mkdir(parents=True, exist_ok=True)
+            memo.write_text(json.dumps(chosen._asdict()))
+        return compiled
+
+
+def memory_key(experiment: Experiment, num_heads: int, device: str) -> str:
+    """Returns a hash of what decides the memory of a train step: the config without names, paths and host-side fields.
+
+    Of the heads only their number counts: a thousand classes more are four megabytes more. `device` describes the
+    devices to compile for.
     """
-    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    peak, code = memory.peak_memory_in_bytes, memory.generated_code_size_in_bytes
-    if platform == "tpu" and peak >= arguments:  # less than the arguments: not reported
-        return peak + code
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes  # donated buffers are not counted twice
-    return max(arguments + temporary + results, peak) + code
+    fields = experiment.to_dict()
+    relevant = [fields[name] for name in ("model", "augment", "mesh", "batch_size")]
+    relevant.append({name: fields["optimizer"][name] for name in _MEMORY_FIELDS})
+    text = json.dumps([relevant, num_heads, device, jax.__version__], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def format_memory(memory: Any, platform: str, limit: int | None = None) -> str:
+def _read(memo: epath.Path, choices: Sequence[remat.Choice]) -> int:
+    """Returns the index of the choice that an earlier start found; 0 if there is none."""
+    try:
+        return choices.index(remat.Choice(**json.loads(memo.read_text())))
+    except (OSError, ValueError, TypeError):  # no file; cut short; of another version
+        return 0
+
+
+def _agreed(value: int) -> int:
+    """Returns process 0's value."""
+    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def _all_agree(value: bool) -> bool:
+    """Whether all processes say yes."""
+    return value if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(value)).all())
+
+
+def format_memory(analysis: Any, platform: str, limit: int) -> str:
     """Formats a `memory_analysis()` (None: not reported) for the log; `limit` is the bytes available on a device."""
-    if memory is None:
+    if analysis is None:
         return "an amount of memory that this backend does not report"
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    of = f" of {_size(limit)}" if limit else ""
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return (
-        f"at most {_size(peak_bytes(memory, platform))}{of}: state and batch {_size(memory.argument_size_in_bytes)}, "
-        f"temporaries {_size(memory.temp_size_in_bytes)}, new results {_size(results)}"
+        f"at most {_size(memory.peak_bytes(analysis, platform))} of {_size(limit)}: "
+        f"state and batch {_size(analysis.argument_size_in_bytes)}, "
+        f"temporaries {_size(analysis.temp_size_in_bytes)}, new results {_size(results)}"
     )
 
 
@@ -104,15 +164,12 @@ def oom_advice(what: str, advice: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        text = str(error)
-        if "RESOURCE_EXHAUSTED" not in text and "Out of memory" not in text:
+        if not memory.is_out_of_memory(error):
             raise
-        limit = _limit()
-        has = f" ({_size(limit)} on each)" if limit else ""
         raise OutOfDeviceMemory(
-            f"{what} does not fit the memory of the devices{has}. What takes less:\n  "
-            + "\n  ".join(advice)
-            + f"\nXLA says: {text.strip().splitlines()[0][:300]}"
+            f"{what} does not fit the memory of the devices ({_size(memory.device_bytes())} on each). What takes less:"
+            + "\n  ".join(["", *advice])
+            + f"\nXLA says: {str(error).strip().splitlines()[0][:300]}"
         ) from error
 
 
@@ -124,9 +181,9 @@ def training_advice(experiment: Experiment, devices: int | None = None) -> list[
     lines = []
     if model.get("dtype") in (None, "float32"):
         lines.append("config.model.dtype=bfloat16: half of the activations' bytes")
-    if model.get("remat") != "full":
+    if model.get("remat") not in (None, "auto", "full"):  # auto has tried it
         lines.append("config.model.remat=full: keep the inputs of each layer, recompute the rest (a third more work)")
-    if not model.get("scan_layers"):
+    if model.get("scan_layers") is False:
         lines.append("config.model.scan_layers=True: with remat, activations of one layer at a time")
     batch_shards = max(1, devices // max(1, mesh["tensor"] * mesh["sequence"]))
     if size // accumulate > batch_shards:
@@ -144,12 +201,6 @@ def training_advice(experiment: Experiment, devices: int | None = None) -> list[
 def evaluation_advice(experiment: Experiment) -> list[str]:
     """Returns what would reduce the memory of an evaluation."""
     return [f"config.evaluation.batch_size below {experiment.evaluation.batch_size}, or config.model.dtype=bfloat16"]
-
-
-def _limit() -> int | None:
-    """Returns the memory available on a device in bytes; None where the backend does not report it."""
-    stats = jax.local_devices()[0].memory_stats()
-    return (stats or {}).get("bytes_limit")
 
 
 def _size(count: int) -> str:

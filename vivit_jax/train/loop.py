@@ -60,7 +60,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
 
         # Data, compiled step, hooks.
         batches = session.closing(setup.train_batches(first_step))
-        train_step = compiled_step.CompiledStep(setup.program.step, setup.experiment)
+        train_step = compiled_step.CompiledStep(setup.program, setup.experiment, workdir)
         preemption = session.enter(Preemption(session.checkpoints).listening())
         hooks = session.enter(make_hooks(setup, session, progress, batches, workdir))
 

@@ -28,6 +28,7 @@ class TrainProgram:
       optimizer, schedule, ema_decay: as in `make_train_step`.
       state: a TrainState of `jax.ShapeDtypeStruct`, with shardings where there is a mesh.
       step: `(state, batch) -> (state, metrics)`, jitted; `state` is donated.
+      make_step: model -> its `step`.
     """
 
     model: Any
@@ -36,6 +37,11 @@ class TrainProgram:
     ema_decay: float
     state: TrainState
     step: Any
+    make_step: Callable[[Any], Any] | None = None
+
+    def with_model(self, model: Any) -> TrainProgram:
+        """Returns the program of a model that has the same parameters, but computes in another way."""
+        return dataclasses.replace(self, model=model, step=self.make_step(model))
 
     def init_state(self, seed: int) -> TrainState:
         """Returns the state before the first step, with random parameters. The values do not depend on the mesh."""
@@ -70,8 +76,12 @@ def build_train_program(
         shardings = sharding.state_sharding(mesh, state)
         state = sharding.abstract_like(state, shardings)
         out_shardings = (shardings, sharding.replicated(mesh))
-    step = make_train_step(model.apply, optimizer, schedule, ema_decay=ema_decay, **options)
-    return dataclasses.replace(program, state=state, step=jax.jit(step, donate_argnums=0, out_shardings=out_shardings))
+
+    def make_step(model: Any) -> Any:
+        step = make_train_step(model.apply, optimizer, schedule, ema_decay=ema_decay, **options)
+        return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+
+    return dataclasses.replace(program, state=state, make_step=make_step, step=make_step(model))
 
 
 def _initializer(program: TrainProgram) -> Callable[[jax.Array], TrainState]:

@@ -1,0 +1,90 @@
+"""`scan_layers="auto"` and `remat="auto"`: the least recomputation with which a train step fits its devices' memory.
+
+The search compiles the step with one choice after the other, fastest first, until the compiler's count of memory fits.
+The order depends on the platform:
+
+* GPU: unrolled layers, since a loop over the layers cost a quarter of the speed (ViViT-B, Model 2, on an H200); the
+  loop last, for models that fit in no other way.
+* TPU: the loop. It compiles in half of the time, and moves 1 % more bytes (docs/tpu.md).
+* CPU: unrolled without recomputation, else the loop: remat saves memory there only in a loop.
+
+Without a backward pass there is nothing to choose: the layers are unrolled, see `ViViTConfig`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from vivit_jax.train_step.program import TrainProgram
+
+T = TypeVar("T")
+AUTO = "auto"
+# Of the memory of a device, by platform: the rest is for batches in advance and, where programs allocate what they need
+# at run time, for what fragmentation makes unusable.
+USABLE = {"tpu": 0.97, "gpu": 0.9, "cpu": 0.9}
+
+
+class Choice(NamedTuple):
+    """Values of the model's fields `scan_layers` and `remat`."""
+
+    scan_layers: bool
+    remat: str
+
+    def __str__(self) -> str:
+        return f"remat={self.remat}, scan_layers={self.scan_layers}"
+
+
+_LOOP = (Choice(True, "none"), Choice(True, "dots"), Choice(True, "full"))
+_UNROLLED = (Choice(False, "none"), Choice(False, "dots"), Choice(False, "full"))
+FASTEST_FIRST = {"gpu": (*_UNROLLED, _LOOP[-1]), "tpu": _LOOP, "cpu": (_UNROLLED[0], *_LOOP[1:])}
+
+
+def choices(config: Any, platform: str) -> tuple[Choice, ...]:
+    """Returns what `auto` may become, fastest first; a field of `config` that is not `auto` keeps its value.
+
+    Args:
+      config: of a model, with the fields `scan_layers` and `remat`.
+      platform: of the devices: 'cpu', 'gpu' or 'tpu'.
+    """
+    order = FASTEST_FIRST.get(platform, FASTEST_FIRST["gpu"])
+    if config.remat == AUTO:
+        return order if config.scan_layers == AUTO else tuple(Choice(config.scan_layers, c.remat) for c in _LOOP)
+    if config.scan_layers != AUTO:
+        return (Choice(config.scan_layers, config.remat),)
+    # The platform's own order first, then whichever of loop and unrolled is left.
+    wanted = [choice for choice in order if choice.remat == config.remat]
+    others = [Choice(scan, config.remat) for scan in (False, True)]
+    return tuple(dict.fromkeys([*wanted, *others]))
+
+
+def apply(program: TrainProgram, choice: Choice) -> TrainProgram:
+    """Returns the program with this choice: the same state and numbers, another compiled step."""
+    config = dataclasses.replace(program.model.config, **choice._asdict())
+    return program.with_model(program.model.clone(config=config))
+
+
+def least(
+    program: TrainProgram,
+    platform: str,
+    compile_with: Callable[[TrainProgram], T],
+    fits: Callable[[T], bool],
+    start: Choice | None = None,
+) -> tuple[TrainProgram, T]:
+    """Returns the program with the first of its `choices` that fits, else the last, and what `compile_with` made of it.
+
+    Args:
+      program: whose model says `auto`, or not: then there is one choice.
+      platform: of the devices.
+      compile_with: compiles the step of a program.
+      fits: whether the compiled step fits.
+      start: choices before this one are known not to fit.
+    """
+    options = choices(program.model.config, platform)
+    for choice in options[options.index(start) if start in options else 0 :]:
+        chosen = apply(program, choice)
+        compiled = compile_with(chosen)
+        if fits(compiled):
+            break
+    return chosen, compiled
