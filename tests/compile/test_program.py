@@ -41,3 +41,12 @@ def test_evaluation_step_is_lowered_for_the_mesh(target):
 def test_a_batch_that_does_not_divide_is_rejected(target):
     with pytest.raises(ValueError, match="batch_size=9 is not divided by the 8 devices"):
         target.clips_per_shard(9)
+
+
+@pytest.mark.parametrize(("moved", "bound"), [(1e9, "at most 50%, by compute"), (4e9, "at most 25%, by HBM")])
+def test_roofline_is_set_by_the_slower_of_compute_and_hbm(moved, bound):
+    """2 TFLOP at 1 TFLOP/s take 2 s, half of them useful; 1 GB at 1 GB/s takes 1 s."""
+    lines = report.roofline(2e12, moved, 1e12, 1e12, 1e9)
+    assert bound in lines[-1]
+    assert lines[0].endswith("2000 ms at its peak")
+    assert f"{2e12 / moved:.0f} FLOP per byte; the device is balanced at 1000" in lines[2]
