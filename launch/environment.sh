@@ -1,22 +1,27 @@
 #!/usr/bin/env bash
 # Sourced by the other scripts: finds a Python, creates the virtual environment, installs the package in it.
 
-# The first Python, 3.11 or newer, that PYTHON or PATH offers.
+# The versions that the dependencies support. The newest comes with the newest jax, which is faster on many CPUs.
+pythons="3.13 3.12 3.11"
+
+# The version of a Python that can make virtual environments, as 3.13.
+version_of() { "$1" -c 'import sys, ensurepip; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
+
+# The path of PYTHON if it is set, else of the newest Python on PATH of these versions.
 find_python() {
-  local candidate
-  for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11; do
-    [ -n "$candidate" ] || continue
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-      command -v "$candidate"
-      return 0
-    fi
-    if [ "$candidate" = "${PYTHON:-}" ]; then
-      echo "error: PYTHON=$candidate is not a Python 3.11 or newer: $("$candidate" --version 2>&1 || true)" >&2
-      return 1
-    fi
+  local version candidate
+  for version in $pythons; do
+    for candidate in ${PYTHON:-"python$version" python3}; do
+      if [ "$(version_of "$candidate")" = "$version" ]; then
+        command -v "$candidate"
+        return 0
+      fi
+    done
   done
-  echo "error: vivit_jax needs Python 3.11 or newer; python3 here is $(python3 --version 2>&1 || echo absent)." >&2
-  echo "Install one (e.g. from python.org, your package manager or pyenv) and set PYTHON=/path/to/python3." >&2
+  candidate=${PYTHON:-python3}
+  echo "error: vivit_jax needs Python ${pythons// / or } with the module ensurepip (on Debian in python3.13-venv)." >&2
+  echo "$candidate is $("$candidate" --version 2>/dev/null || echo absent). Install a Python (e.g. from python.org, your" \
+    "package manager, pyenv or 'uv python install 3.13') and set PYTHON=/path/to/python3.13." >&2
   return 1
 }
 
@@ -28,6 +33,8 @@ make_environment() {
     python=$(find_python)
     echo "Making $folder with $("$python" --version)"
     "$python" -m venv "$folder"
+  elif python=$(find_python 2>/dev/null) && [ "$(version_of "$python")" != "$(version_of "$folder/bin/python")" ]; then
+    echo "$folder has $("$folder/bin/python" --version); delete the folder to use $("$python" --version)."
   fi
   # shellcheck disable=SC1091
   source "$folder/bin/activate"

@@ -12,7 +12,7 @@ Creates .venv and installs vivit_jax in it, generates the embedded data set (dat
 trains a small ViViT on it (configs/moving_digits.py), evaluates it with several views and predicts two held-out videos.
 
   --workdir DIR   where checkpoints, logs and pictures go (default: runs/moving_digits)
-  PYTHON=PATH     the Python to use, 3.11 or newer (default: the newest of python3 and python3.11 to 3.13 on PATH that fits)
+  PYTHON=PATH     the Python to use, 3.11 to 3.13 (default: the newest of these on PATH)
 TEXT
 }
 

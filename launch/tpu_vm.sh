@@ -18,7 +18,7 @@ Commands
   watch    like up, then restart until the run has succeeded: recreates a preempted TPU, and the run resumes
   create   request the TPU and wait until it is ready
   push     copy the code to every worker
-  setup    install Python 3.12 and the package on every worker; repeat it after setup.py has changed
+  setup    install Python 3.13 and the package on every worker; repeat it after setup.py has changed
   run      start the command after -- on every worker, detached (arguments that begin with -- go to vivit_jax.main)
   stop     stop the run after it has saved a checkpoint
   tail     follow the run's output on one worker

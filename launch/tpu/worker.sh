@@ -10,7 +10,7 @@ usage() {
   cat <<'TEXT'
 usage: launch/tpu/worker.sh setup [EXTRAS] | start COMMAND... | state | stop | [--dry-run | --help]
 
-  setup   install Python 3.12 with uv (the images have 3.10, vivit_jax needs 3.11), and the package with EXTRAS (default
+  setup   install Python 3.13 with uv (the images have 3.10, vivit_jax needs 3.11), and the package with EXTRAS (default
           [all,tpu])
   start   start the command, detached, in the environment; output goes to ~/vivit_jax_job/log. One command at a time
   state   print "job: none", "job: running" or "job: exit CODE"
@@ -26,7 +26,7 @@ setup() {
     curl --location --silent --show-error --fail --retry 5 https://astral.sh/uv/install.sh | sh
   fi
   export PATH="$HOME/.local/bin:$PATH"
-  [ -x "$venv/bin/python" ] || uv venv --python 3.12 "$venv"
+  [ -x "$venv/bin/python" ] || uv venv --python 3.13 "$venv"
   VIRTUAL_ENV=$venv uv pip install --quiet --editable "$code$extras"
   # Huge pages make libtpu start and stop much faster on v5e and newer (jax warns if they are off).
   sudo -n sh -c 'echo always >/sys/kernel/mm/transparent_hugepage/enabled' 2>/dev/null || true

@@ -133,7 +133,7 @@ def test_installed_extras_exist():
 
 
 def test_no_command_is_left_unchecked():
-    checked = {"python", "pip", "python3.12", "sbatch", ".venv/bin/pip"} | FOREIGN
+    checked = {"python", "pip", "python3.13", "sbatch", ".venv/bin/pip"} | FOREIGN
     unknown = {c.words[0] for c in COMMANDS if not c.words[0].startswith("launch/")} - checked
     assert not unknown
 

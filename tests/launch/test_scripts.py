@@ -35,6 +35,38 @@ def test_help_is_shown_and_unknown_arguments_are_rejected(fake, script):
     assert fake("gcloud").run("bash", script, "--no-such-thing").returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("present", "chosen"),
+    [
+        ({"python3": "3.12", "python3.11": "3.11", "python3.13": "3.13"}, "python3.13"),
+        ({"python3": "3.12", "python3.11": "3.11"}, "python3"),
+        ({"python3": "3.14", "python3.11": "3.11"}, "python3.11"),  # the dependencies do not support 3.14
+        ({"python3": "3.10", "python3.13": None}, None),  # python3.13 has no ensurepip
+        ({}, None),
+    ],
+)
+def test_environment_takes_the_newest_supported_python(tmp_path, present, chosen):
+    for name, version in present.items():
+        path, answer = tmp_path / name, f"echo {version}" if version else "exit 1"
+        path.write_text(f'#!/bin/bash\ncase "$1" in --version) echo "Python {version}.1" ;; *) {answer} ;; esac\n')
+        path.chmod(0o755)
+
+    def find(**variables):
+        return subprocess.run(
+            ["/bin/bash", "-c", "source launch/environment.sh; find_python"],
+            cwd=REPOSITORY, env={"PATH": str(tmp_path), **variables}, capture_output=True, text=True,
+        )  # fmt: skip
+
+    found = find()
+    if chosen:
+        assert found.stdout == f"{tmp_path / chosen}\n", found.stderr
+        assert find(PYTHON=str(tmp_path / "python3.11")).stdout == f"{tmp_path / 'python3.11'}\n"
+    else:
+        assert (found.returncode, found.stdout) == (1, "")
+        assert "needs Python 3.13 or 3.12 or 3.11 with the module ensurepip" in found.stderr
+        assert ("python3 is Python 3.10.1" if present else "python3 is absent") in found.stderr
+
+
 def test_gke_manifest_is_a_jobset_of_the_slice(fake):
     yaml = pytest.importorskip("yaml")
     done = fake().run("launch/gke.sh", "manifest", "--name=k", "--type=v5e-16", "--spot", "--slices=2", IMAGE, "--",
