@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,18 +51,22 @@ class Target:
         with jax.set_mesh(self.mesh):
             return program.step.lower(program.state, self._batch(program.model, clips * self.batch_shards))
 
-    def compile_train(self, clips: int) -> tuple[ViViTConfig, Compiled]:
+    def compile_train(self, clips: int, log: Callable[[str], None] = lambda _: None) -> tuple[ViViTConfig, Compiled]:
         """Compiles the training step with the least recomputation that fits; returns its model's config, too.
 
         Args:
           clips: per batch shard.
+          log: is told what does not fit.
         """
-        program, compiled = remat.least(
-            self.train_program(),
-            self.mesh.devices.flat[0].platform,
-            lambda program: compile_ahead(self.lower_train(clips, program), self.mesh),
-            lambda compiled: compiled.fits,
-        )
+
+        def compile_with(program: TrainProgram) -> Compiled:
+            compiled, model = compile_ahead(self.lower_train(clips, program), self.mesh), program.model.config
+            if not compiled.fits:
+                log(f"remat {model.remat}, scan_layers {model.scan_layers}: {compiled.peak / 2**30:.1f} GiB do not fit")
+            return compiled
+
+        platform = self.mesh.devices.flat[0].platform
+        program, compiled = remat.least(self.train_program(), platform, compile_with, lambda compiled: compiled.fits)
         return program.model.config, compiled
 
     def lower_eval(self, videos: int) -> Any:

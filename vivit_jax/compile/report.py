@@ -23,7 +23,7 @@ def print_report(target: Target, slice_: Slice, step: str) -> bool:
     print(f"{program} on {slice_}; mesh: {axes}; {clips} per shard; {model.dtype}", flush=True)
 
     if training:
-        model, compiled = target.compile_train(clips)
+        model, compiled = target.compile_train(clips, log=lambda line: print(f"  {line}", flush=True))
         print(f"  model      remat {model.remat}, scan_layers {model.scan_layers}, attention {model.attention_backend}")
         work, useful = target.train_work(clips, model), throughput.model_flops(model, batch)
     else:
