@@ -17,7 +17,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from vivit_jax.models.attention import BACKENDS
+from vivit_jax.models.attention_backends import BACKENDS
 
 SHAPES = {
     "joint 3137": (1, 12, 3137, 64),

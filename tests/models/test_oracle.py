@@ -36,7 +36,9 @@ def test_model(name):
 @pytest.mark.parametrize("backend", ["xla", "tiled"])
 @pytest.mark.parametrize("kind", ["joint", "capped", "space", "time", "dot_product"])
 def test_attention_layer(kind, backend, monkeypatch):
-    monkeypatch.setattr("vivit_jax.models.attention.QUERIES_PER_TILE", 4)  # 15 tokens: four tiles, the last one padded
+    monkeypatch.setattr(
+        "vivit_jax.models.attention_backends.QUERIES_PER_TILE", 4
+    )  # 15 tokens: four tiles, the last one padded
     n_t, n_s = 5, 3
     over_time, over_space = oracle.neighbours(n_t, n_s)
     axes, see = {

@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.small_models import MODELS, random_params, small_config
 from vivit_jax import sharding
-from vivit_jax.models import ViViT
+from vivit_jax.models import ViViT, attention_backends
 from vivit_jax.train_step import TrainState, make_train_step
 
 ALL = {**MODELS, "unpooled": {**MODELS["model2"], "frame_pooling": False}}
@@ -55,13 +55,13 @@ def one_device(config):
     return step.as_text(), jax.tree.map(np.asarray, state.params), float(metrics["loss"])
 
 
-def assert_same_step(config, axes):
+def assert_same_step(config, axes, rtol=1e-9, atol=1e-10):
     """Checks that a step on eight devices gives the parameters of one device; returns the HLO text on eight."""
     _, params, loss = one_device(config)
     step, state, batch = compiled_step(config, axes)
     state, metrics = step(state, batch)
-    assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-10)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), params, state.params)
+    assert float(metrics["loss"]) == pytest.approx(loss, rel=rtol)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), params, state.params)
     return step.as_text()
 
 
@@ -83,6 +83,18 @@ def test_tiled_attention_is_split_by_queries():
     text = assert_same_step(config, {"tensor": 2, "sequence": 4})
     assert any(shape[-2:] == (7, 25) for shape in shapes(text))
     assert not any(shape[-2:] == (25, 25) for shape in shapes(text))
+
+
+@pytest.mark.parametrize("backend", ["splash", "cudnn"])
+@pytest.mark.parametrize(("name", "axes"), [("model1", MIXED), ("model4", {"tensor": 2, "sequence": 2})])
+def test_fused_attention_is_split_over_devices(backend, name, axes, monkeypatch):
+    """With the kernel interpreted (TPU) or replaced by XLA's (GPU), since there is no such device here."""
+    monkeypatch.setattr("vivit_jax.models.attention.choose_backend", lambda *_: backend)
+    monkeypatch.setattr(attention_backends, "SPLASH_INTERPRET", True)
+    monkeypatch.setattr(attention_backends, "CUDNN_IMPLEMENTATION", "xla")
+    # Another number of classes for each backend, since `one_device` is cached by the config.
+    config = config_of(name, dtype="float32", num_layers=1, num_classes=6 + (backend == "cudnn"))
+    assert_same_step(config, axes, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

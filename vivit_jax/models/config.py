@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from vivit_jax.models.attention_choice import ATTENTION_BACKENDS, Attention, refusal
 from vivit_jax.utils.checks import at_least, one_of, within
 
 ATTENTIONS = {
@@ -16,7 +17,6 @@ ATTENTIONS = {
     "factorised_self_attention": "Model 3",
     "factorised_dot_product": "Model 4",
 }
-ATTENTION_BACKENDS = ("xla", "tiled")
 AUTO = "auto"
 REMATS = ("none", "dots", "full")  # fastest first
 _NARROW_DTYPES = {"float32": ("float32", "bfloat16"), "bfloat16": ("float32", "bfloat16"), "float64": ()}
@@ -61,7 +61,9 @@ class ViViTConfig:
       activation: `gelu_tanh` (the tanh approximation, as published) or `gelu` (exact).
       attention_order: Model 3's first and second axis, `time_space` (as published) or `space_time`.
       attention_logit_cap: c > 0 replaces the attention logits by c tanh(logits / c); VideoPrism has c = 50.
-      attention_backend: `xla`, or `tiled` (less memory, and faster on CPUs from about a thousand tokens).
+      attention_backend: `auto`, the fastest for each attention layer and device by the table in
+        `vivit_jax.models.attention_choice`; or one by name: `xla` (stores all weights), `tiled` (in small parts: less
+        memory, for CPUs), `cudnn` (NVIDIA GPUs, bfloat16) or `splash` (TPUs). The numbers are the same within rounding.
       dtype: of the compute: `float32`, `bfloat16`, or `float64` (needs jax_enable_x64; for tests). Parameters are
         float32 (float64 with `float64`). With `bfloat16` the tokenizer, the residual stream, softmax, the final
         LayerNorm and the head stay float32.
@@ -103,7 +105,7 @@ class ViViTConfig:
     qkv_bias: bool = True
     attention_order: str = "time_space"
     attention_logit_cap: float | None = None
-    attention_backend: str = "xla"
+    attention_backend: str = "auto"
     dtype: str = "float32"
     residual_dtype: str | None = None
     gradient_dtype: str | None = None
@@ -202,6 +204,10 @@ class ViViTConfig:
                 else "frame_pooling=False: a class token would be averaged with the tokens of its frame"
             )
             raise ValueError(f"classifier='token' does not fit {reason}; use classifier='gap'")
+        cap = self.attention_logit_cap is not None
+        work = Attention(1, self.head_dim, self.dtype, dropout=self.attention_dropout_rate > 0, logit_cap=cap)
+        if reason := refusal(self.attention_backend, work):
+            raise ValueError(f"attention_backend={self.attention_backend!r} {reason}; use 'auto'")
         if self.attention == "factorised_dot_product" and self.num_heads % 2:
             raise ValueError(
                 f"num_heads={self.num_heads} is odd: factorised_dot_product gives half of the heads to "

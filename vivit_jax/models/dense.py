@@ -9,7 +9,8 @@ the gradient afterwards does not help: the product itself must be asked for anot
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -43,6 +44,45 @@ def dense_options(config: ViViTConfig) -> dict[str, Any]:
 def stored(x: jax.Array, name: str = "dense") -> jax.Array:
     """Marks an output that `remat="dots"` stores for the backward pass; `name` is one of `STORED`."""
     return checkpoint_name(x, name)
+
+
+class DenseParameters(nn.Module):
+    """The parameters of an `nn.DenseGeneral` over the last axis, without its product.
+
+    Parameters: `kernel` (d, *features), xavier-uniform over the flattened features; `bias` (*features), zero.
+    """
+
+    config: ViViTConfig
+    features: tuple[int, ...]
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self, width: int) -> tuple[jax.Array, jax.Array | None]:
+        """Returns (kernel, bias or None) for inputs of this width."""
+
+        def init_flat(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+            init = nn.initializers.xavier_uniform()
+            return init(key, (width, math.prod(self.features)), dtype).reshape(shape)
+
+        wide = self.config.param_dtype
+        kernel = self.param("kernel", init_flat, (width, *self.features), wide)
+        zeros = nn.initializers.zeros_init()
+        return kernel, self.param("bias", zeros, self.features, wide) if self.use_bias else None
+
+
+def parallel_dense(config: ViViTConfig, x: jax.Array, layers: Sequence[DenseParameters]) -> list[jax.Array]:
+    """Applies dense layers of equal shape to the same [..., d] in one matrix product; [..., *features] for each."""
+    kernels, biases = zip(*(layer(x.shape[-1]) for layer in layers), strict=True)
+    kernel = jnp.stack(kernels, axis=1)  # [d, layers, *features]: the sharded dimensions stay whole
+    options = dense_options(config)
+    if (dot_general := options.get("dot_general")) is None:
+        dot_general, kernel = jax.lax.dot_general, kernel.astype(config.dtype)
+    out = dot_general(x.astype(config.dtype), kernel, (((x.ndim - 1,), (0,)), ((), ())))  # [..., layers, *features]
+    if biases[0] is not None:
+        out = out + jnp.stack(biases).astype(out.dtype)
+    out = stored(out.astype(config.dtype))
+    axis = x.ndim - 1
+    return [jax.lax.index_in_dim(out, i, axis, keepdims=False) for i in range(len(layers))]
 
 
 def _promote_inputs(inputs: jax.Array, *parameters: Any, dtype: str, **_: Any) -> tuple[Any, ...]:

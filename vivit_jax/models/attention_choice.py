@@ -1,0 +1,128 @@
+"""What each attention backend can do, and which one `attention_backend="auto"` takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from absl import logging
+
+ATTENTION_BACKENDS = ("auto", "xla", "tiled", "cudnn", "splash")
+_ALL_DTYPES = ("float32", "bfloat16", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """The devices that a program is compiled for; they need not be attached."""
+
+    platform: str  # 'cpu', 'gpu' or 'tpu'
+    kind: str = ""  # jax's `device_kind`
+    compute_capability: str | None = None  # of a GPU; None: not known
+    jax_version: tuple[int, ...] = (0, 12)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """What one attention layer asks of a backend."""
+
+    keys: int  # tokens attended to
+    head_dim: int
+    dtype: str  # of queries, keys and values
+    training: bool = False  # with gradients
+    dropout: bool = False  # of the attention weights, in this call
+    logit_cap: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A row of `AUTO`: where a backend is the fastest."""
+
+    backend: str
+    platform: str
+    dtypes: tuple[str, ...]
+    min_keys: int
+    training_only: bool = False
+    below_jax: tuple[int, ...] | None = None  # only before this version of jax
+
+    def fits(self, attention: Attention, device: Device) -> bool:
+        return (
+            self.platform == device.platform
+            and attention.dtype in self.dtypes
+            and attention.keys >= self.min_keys
+            and (attention.training or not self.training_only)
+            and (self.below_jax is None or device.jax_version < self.below_jax)
+        )
+
+
+# The first row that fits and whose backend can do what is asked; `xla` where there is none, that is for the 16 and 17
+# tokens of Model 3's and 4's time axis and of Model 2's temporal encoder.
+AUTO = (
+    # benchmarks/device.py, H200: 197 tokens 1.3 times and 3,137 tokens 3.6 times as fast a train step; 16 tokens 0.85.
+    Choice("cudnn", "gpu", ("bfloat16",), 64),
+    # python -m vivit_jax.compile, all generations: a twelfth of the HBM traffic at 3,137 tokens.
+    Choice("splash", "tpu", ("bfloat16", "float32"), 1024),
+    # benchmarks/attention.py, two cores of an Intel Xeon with AMX: from 512 tokens as fast as `xla` or faster with
+    # gradients, in a thirtieth of the memory. Without gradients jax 0.12 fuses `xla`, which is then the fastest; before
+    # it, `tiled` is 1.7 (jax 0.11) to 2.3 times (jax 0.10) as fast at 3,137 tokens.
+    Choice("tiled", "cpu", _ALL_DTYPES, 512, training_only=True),
+    Choice("tiled", "cpu", _ALL_DTYPES, 512, below_jax=(0, 12)),
+)
+
+
+def choose_backend(name: str, attention: Attention, device: Device) -> str:
+    """Returns the backend of an attention layer on a device: `name`, or the choice of `AUTO` for "auto".
+
+    `auto` passes over a backend that cannot do what is asked, with a line in the log.
+
+    Raises:
+      ValueError: the named backend cannot do what is asked.
+    """
+    if name != "auto":
+        if reason := refusal(name, attention, device):
+            raise ValueError(f"attention_backend={name!r} {reason}; use attention_backend='auto'")
+        return name
+    for row in AUTO:
+        if not row.fits(attention, device):
+            continue
+        if (reason := refusal(row.backend, attention, device)) is None:
+            return row.backend
+        _log_once(f"Attention backend {row.backend} is passed over: it {reason}.")
+    return "xla"
+
+
+def refusal(name: str, attention: Attention, device: Device | None = None) -> str | None:
+    """Returns why a backend cannot do what is asked, as the end of a sentence; None if it can. Device None: any."""
+    if name == "cudnn":
+        if attention.dtype != "bfloat16":
+            return f"computes in bfloat16, not in {attention.dtype}"
+        if attention.head_dim % 8 or attention.head_dim > 128:
+            return f"needs a head_dim that is a multiple of 8 and at most 128, not {attention.head_dim}"
+        if attention.logit_cap:
+            return "has no attention_logit_cap"
+        if device and device.platform != "gpu":
+            return f"needs an NVIDIA GPU, the devices are {device.kind or device.platform}"
+        if device and device.compute_capability and not _ampere_or_newer(device.compute_capability):
+            return (
+                f"needs an NVIDIA GPU of compute capability 8.0 or higher, {device.kind} has "
+                f"{device.compute_capability}"
+            )
+    if name == "splash":
+        if attention.dtype == "float64":
+            return "computes in bfloat16 or float32, not in float64"
+        if device and device.platform != "tpu":
+            return f"needs a TPU, the devices are {device.kind or device.platform}"
+    if name in ("cudnn", "splash") and attention.dropout:
+        return "has no dropout of attention weights (attention_dropout_rate)"
+    return None
+
+
+def _ampere_or_newer(compute_capability: str) -> bool:
+    try:
+        return float(compute_capability) >= 8.0
+    except ValueError:  # an AMD GPU: gfx90a
+        return False
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    logging.info(message)
