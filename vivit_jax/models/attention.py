@@ -10,7 +10,7 @@ from vivit_jax import sharding
 from vivit_jax.models.attention_backends import BACKENDS, attention_weights, target_device
 from vivit_jax.models.attention_choice import Attention, choose_backend
 from vivit_jax.models.config import ViViTConfig
-from vivit_jax.models.dense import DenseParameters, dense_options, parallel_dense
+from vivit_jax.models.dense import DenseParameters, dense_options, parallel_dense, stored
 
 
 class MultiHeadAttention(nn.Module):
