@@ -9,6 +9,7 @@ Needs only the checkpoint, which contains the config and the class names.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -23,11 +24,13 @@ from vivit_jax import checkpoint as checkpointing
 from vivit_jax import sharding
 from vivit_jax.config import flags as command_line
 from vivit_jax.config.experiment import ConfigError, Experiment
+from vivit_jax.config.sections import EVALUATION_DTYPES
 from vivit_jax.data import build, catalog, pipeline
 from vivit_jax.data.video import decode
 from vivit_jax.evaluation import evaluate
+from vivit_jax.evaluation.evaluator import for_inference
 from vivit_jax.evaluation.predictions import rank_labels
-from vivit_jax.models import ViViTConfig
+from vivit_jax.models import ViViTConfig, inference
 from vivit_jax.train_step import make_eval_step, normalise
 from vivit_jax.utils import logs, plots
 
@@ -41,13 +44,18 @@ class Prediction:
       ranked: {head: [(label, probability), ...]}, the most probable first. With the heads verb and noun also `action`,
         "verb noun", by the product of both probabilities.
       views: uint8 [V, T, H, W, 3], the model's input.
-      attention: float32 [n_t, n_h, n_w] of the first view, see `attention_map`.
+      attend: clips, uint8 [1, T, H, W, 3] -> their `attention_map`.
     """
 
     path: str
     ranked: dict[str, list[tuple[str, float]]]
     views: np.ndarray
-    attention: np.ndarray
+    attend: Callable[[np.ndarray], jax.Array]
+
+    @functools.cached_property
+    def attention(self) -> np.ndarray:
+        """The attention of the first view, float32 [n_t, n_h, n_w]; computed when it is first asked for."""
+        return np.asarray(self.attend(self.views[:1]))
 
 
 class Predictor:
@@ -57,10 +65,11 @@ class Predictor:
       checkpoint: a workdir, a folder of steps, or one step.
       temporal_views, spatial_views: None: as in the checkpoint's config.
       weights: 'params' or 'ema'.
+      dtype: of the compute, as `config.evaluation.dtype`; None: as in the checkpoint's config.
 
     Raises:
       CheckpointError: no checkpoint, or a damaged one.
-      ConfigError: the number of views is out of range.
+      ConfigError: the number of views is out of range, or the dtype unknown.
     """
 
     def __init__(
@@ -70,23 +79,23 @@ class Predictor:
         temporal_views: int | None = None,
         spatial_views: int | None = None,
         weights: str = "params",
+        dtype: str | None = None,
     ):
         # Files are processed one at a time, so one device is enough.
         mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
-        self.model, self._params, metadata, self.path = evaluate.restore_for_inference(
-            checkpoint, mesh, weights=weights
-        )
+        model, params, metadata, self.path = evaluate.restore_for_inference(checkpoint, mesh, weights=weights)
         config = metadata["config"]
-        views = {"temporal_views": temporal_views, "spatial_views": spatial_views}
-        config["evaluation"] |= {field: value for field, value in views.items() if value is not None}
+        options = {"temporal_views": temporal_views, "spatial_views": spatial_views, "dtype": dtype}
+        config["evaluation"] |= {field: value for field, value in options.items() if value is not None}
         self._experiment = Experiment.from_config(config)
+        self.model = for_inference(model, self._experiment)
+        self._params = inference.cast_params(params, self.model.config)
         self._spec = self._experiment.clip_spec(self.model.config)
         self.class_names: dict[str, list[str]] = metadata["class_names"]
         self.multi_label = frozenset(metadata.get("multi_label", ()))
-        self._logits = jax.jit(make_eval_step(self.model.apply))
-        self._attention = jax.jit(
-            lambda params, video: attention_map(self.model.apply, self.model.config, params, video)
-        )
+        self._logits = jax.jit(make_eval_step(self.model.apply, inference.clips_at_once(self.model.config)))
+        attention = jax.jit(lambda params, clip: attention_map(self.model.apply, self.model.config, params, clip))
+        self._attend = functools.partial(attention, self._params)
 
     def __call__(self, path: epath.PathLike, top: int = 5) -> Prediction:
         """Decodes a file, cuts its views and ranks the labels.
@@ -105,7 +114,7 @@ class Predictor:
         logits = jax.device_get(self._logits(self._params, {"video": views[None]}))
         logits = {head: logits[head][0] for head in self.class_names}
         ranked = rank_labels(logits, self.class_names, top, self.multi_label, self._experiment.loss.name)
-        return Prediction(str(path), ranked, views, np.asarray(self._attention(self._params, views[:1])))
+        return Prediction(str(path), ranked, views, self._attend)
 
     @property
     def _short_side(self) -> int:
@@ -185,6 +194,7 @@ def main(argv: list[str]) -> None:
             temporal_views=options.temporal_views,
             spatial_views=options.spatial_views,
             weights=options.weights,
+            dtype=options.dtype,
         )
     failed = 0
     for file in files:
@@ -213,6 +223,7 @@ def run() -> None:
     flags.DEFINE_integer("temporal_views", None, "Clips over the video's length. Default: the config's.", lower_bound=1)
     flags.DEFINE_integer("spatial_views", None, "Crops of each clip, 1 to 3. Default: the config's.")
     flags.DEFINE_enum("weights", "params", ["params", "ema"], "The parameters, or their EMA.")
+    flags.DEFINE_enum("dtype", None, EVALUATION_DTYPES, "Of the compute. Default: the config's evaluation.dtype, auto.")
     flags.DEFINE_string("pictures", None, "Folder for a PNG of each file: frames, attention, labels.")
     flags.DEFINE_bool("json", False, "Print one JSON object per line.")
     command_line.run(main, required=("workdir",), verbosity=logging.WARNING, positional=True)

@@ -18,6 +18,7 @@ def experiment(data_dir, **changes):
     config.data.dir = str(data_dir)
     config.batch_size = 8
     config.evaluation.batch_size = 8
+    config.evaluation.dtype = "float32"  # whatever is faster on this machine
     config.num_steps = STEPS
     config.log_every_steps = 2
     config.checkpoint.every_steps = 3

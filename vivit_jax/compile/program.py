@@ -13,7 +13,7 @@ from vivit_jax import sharding
 from vivit_jax.compile.ahead import Compiled, compile_ahead
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.cost.counts import abstract_batch, forward_count, train_count
-from vivit_jax.models import ViViT, ViViTConfig, abstract_params
+from vivit_jax.models import ViViT, ViViTConfig, abstract_params, inference
 from vivit_jax.train_step import TrainProgram, make_eval_step, remat
 
 
@@ -71,14 +71,18 @@ class Target:
 
     def lower_eval(self, videos: int) -> Any:
         """Lowers the evaluation step with `videos` videos per batch shard, all views."""
-        model = ViViT(self.experiment.model_config(self.heads))
-        params = abstract_params(model.config)
+        platform = self.mesh.devices.flat[0].platform
+        config = self.experiment.model_config(self.heads)
+        config = inference.inference_config(config, self.experiment.evaluation.dtype, platform)
+        model = ViViT(config)
+        params = inference.cast_params(abstract_params(config), config)
         shardings = sharding.state_sharding(self.mesh, {"params": params})["params"]
         batch = self._batch(model, videos * self.batch_shards)
         video, views = batch["video"], self.experiment.evaluation.views
         shape = (video.shape[0], views, *video.shape[1:])
         batch = {**batch, "video": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=video.sharding)}
-        step = jax.jit(make_eval_step(model.apply), out_shardings=sharding.replicated(self.mesh))
+        step = make_eval_step(model.apply, inference.clips_at_once(config, platform))
+        step = jax.jit(step, out_shardings=sharding.replicated(self.mesh))
         with jax.set_mesh(self.mesh):
             return step.lower(sharding.abstract_like(params, shardings), batch)
 

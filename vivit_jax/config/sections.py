@@ -7,6 +7,8 @@ import re
 
 from vivit_jax.utils.checks import at_least, one_of
 
+EVALUATION_DTYPES = ("auto", "float32", "bfloat16", "model")
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
@@ -42,6 +44,9 @@ class EvaluationConfig:
       patience: early stopping after this many consecutive evaluations without a better `checkpoint.best_metric`; 0:
         off.
       batch_size: videos, each with all its views, in a global batch.
+      dtype: of the compute in evaluation, during training too, in prediction and in probes: `auto` (bfloat16 where the
+        device multiplies it clearly faster than float32, which is measured; else float32), `float32`, `bfloat16`, or
+        `model`, which is `model.dtype`. See docs/performance.md, "Inference dtype".
     """
 
     temporal_views: int = 4
@@ -51,11 +56,12 @@ class EvaluationConfig:
     num_videos: int | None = None
     patience: int = 0
     batch_size: int = 16
+    dtype: str = "auto"
 
     def __post_init__(self) -> None:
         at_least("evaluation", self, temporal_views=1, every_epochs=0, every_steps=1, num_videos=1, patience=0)
         at_least("evaluation", self, batch_size=1)
-        one_of("evaluation", self, spatial_views=(1, 2, 3))
+        one_of("evaluation", self, spatial_views=(1, 2, 3), dtype=EVALUATION_DTYPES)
         if self.patience and not self.every_epochs and self.every_steps is None:
             raise ValueError(
                 f"evaluation.patience={self.patience} needs evaluations during training: set "

@@ -20,7 +20,7 @@ from vivit_jax.data.selection import subset
 from vivit_jax.data.selection.sampling import select_views
 from vivit_jax.evaluation import metrics, predictions
 from vivit_jax.evaluation.results import Result, ViewAblation
-from vivit_jax.models import ViViT
+from vivit_jax.models import ViViT, inference
 from vivit_jax.train_step import as_heads, map_views
 
 
@@ -31,7 +31,7 @@ class Evaluator:
 
     Args:
       model, mesh: of the parameters; `jax.set_mesh(mesh)` must be active in calls.
-      experiment: batch size and views.
+      experiment: batch size, views and compute dtype.
       split, spec: the records, and how clips are cut from them.
       videos: number of videos to evaluate, at least 1, spread over the split (`spread_indices`); None for all.
     """
@@ -44,6 +44,7 @@ class Evaluator:
         self._split_size, self._indices = split.num_videos, spread_indices(split.num_videos, videos)
         self._split = split if len(self._indices) == split.num_videos else subset.take(split, self._indices)
         self._mesh, self._spec, self._experiment = mesh, spec, experiment
+        self._model = model = for_inference(model, experiment)
         self._views = temporal, spatial = experiment.evaluation.temporal_views, experiment.evaluation.spatial_views
         self._log_pipeline = True
         # The temporal views of each ablation; the last has all of them.
@@ -52,7 +53,11 @@ class Evaluator:
         collection = metrics.collection(split.heads, multi_label, loss)
 
         def step(params: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-            views = map_views(lambda view: as_heads(model.apply({"params": params}, view, train=False)), batch["video"])
+            views = map_views(
+                lambda clips: as_heads(model.apply({"params": params}, clips, train=False)),
+                batch["video"],
+                inference.clips_at_once(model.config),
+            )
             targets = {"labels": batch["label"], "mask": batch["mask"]}
             averages = []  # {head: [B, C]} of each selection of temporal views, each with all its spatial views
             for selection in self._selections:
@@ -75,7 +80,7 @@ class Evaluator:
             num_videos = self._split.num_videos
             logging.info("Evaluating on %s, %d videos: %s", self._split.name, num_videos, batches.description)
             self._log_pipeline = False
-        totals, fetched = None, []
+        totals, fetched, params = None, [], inference.cast_params(params, self._model.config)
         batch_size = self._experiment.evaluation.batch_size
         for outputs in run_batches(self._step, params, batches, self._mesh, batch_size):
             updates = outputs.pop("updates")
@@ -119,10 +124,16 @@ class Evaluator:
             views=self._views,
             repeated_views=batches.repeated_views,
             split_size=self._split_size,
+            dtype=self._model.config.dtype,
             predictions=dataclasses.replace(table, index=self._indices[table.index]),
             by_views=tuple(ablations) if len(ablations) > 1 else (),
             average_precision=average_precision,
         )
+
+
+def for_inference(model: ViViT, experiment: Experiment) -> ViViT:
+    """Returns the model with the compute dtype of `config.evaluation.dtype`."""
+    return ViViT(inference.inference_config(model.config, experiment.evaluation.dtype))
 
 
 def open_batches(split: Any, spec: Any, views: tuple[int, int], experiment: Experiment, mesh: Any) -> Batches:

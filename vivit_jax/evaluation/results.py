@@ -42,6 +42,7 @@ class Result:
     views: tuple[int, int]  # temporal, spatial
     repeated_views: int = 0  # videos too short or too small for as many different views
     split_size: int = 0  # videos in the split, of which some or all were evaluated
+    dtype: str = "float32"  # of the compute
     predictions: per_video.Predictions | None = None
     by_views: tuple[ViewAblation, ...] = ()  # by rising number of temporal views; empty with a single one
     # {multi-label head: float [C]}; NaN for a class without a video
@@ -86,6 +87,7 @@ def write_result(
         "videos_of_split": result.split_size or result.counted + result.unreadable,
         "unreadable": result.unreadable,
         "repeated_views": result.repeated_views,
+        "dtype": result.dtype,
         "metrics": result.scalars,
         "by_temporal_views": [
             {"temporal_views": len(row.view_indices), "which": row.view_indices, "metrics": row.scalars}

@@ -43,7 +43,8 @@ def probe(
     training features more while it fits the linear probe.
 
     Args:
-      experiment: `data`, `input`, `mesh`, `evaluation.batch_size`; for pretrained weights `model` and `init_from` too.
+      experiment: `data`, `input`, `mesh`, batch size and dtype of `evaluation`; for pretrained weights `model` and
+        `init_from` too.
       checkpoint: a run, a folder of steps, one step; or pretrained weights in any known format.
       workdir: receives `probe.json`, and `features/` for the next time.
       which: 'best' or 'latest' step of a run.

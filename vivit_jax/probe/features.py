@@ -23,8 +23,8 @@ from vivit_jax.config.experiment import Experiment
 from vivit_jax.config.init_from import REPORT_FILE
 from vivit_jax.data.records.split import RecordSplit
 from vivit_jax.evaluation.evaluate import restore_for_inference
-from vivit_jax.evaluation.evaluator import open_batches, run_batches
-from vivit_jax.models import ViViT, ViViTConfig, abstract_params
+from vivit_jax.evaluation.evaluator import for_inference, open_batches, run_batches
+from vivit_jax.models import ViViT, ViViTConfig, abstract_params, inference
 from vivit_jax.probe.config import ProbeConfig
 from vivit_jax.train.setup import inherit_model_fields
 from vivit_jax.train_step import map_views
@@ -99,7 +99,7 @@ def feature_step(model: ViViT, kind: str) -> Callable[[Any, Mapping[str, Any]], 
             features = out["pre_logits"] if kind == "pre_logits" else mean_token(out["tokens"], model.config)
             return features.astype(jnp.float32)
 
-        features = jnp.mean(map_views(features_of, batch["video"]), axis=0)
+        features = jnp.mean(map_views(features_of, batch["video"], inference.clips_at_once(model.config)), axis=0)
         return {"features": features, "mask": batch["mask"], "index": batch["index"]}
 
     return step
@@ -124,10 +124,11 @@ def extract(
       splits: of the data set.
       model, params, mesh: the frozen model; `params` on `mesh`, and `jax.set_mesh(mesh)` active.
       name: of the weights, for messages.
-      experiment: batch size, clips and pipeline options.
+      experiment: batch size, compute dtype, clips and pipeline options.
       settings: kind of features, views.
       workdir: receives the files.
     """
+    model = for_inference(model, experiment)
     spec, views = experiment.clip_spec(model.config), (settings.temporal_views, settings.spatial_views)
     step = jax.jit(feature_step(model, settings.features), out_shardings=sharding.replicated(mesh))
     key_fields = {
@@ -138,6 +139,7 @@ def extract(
         "views": views,
         "features": settings.features,
     }
+    params = inference.cast_params(params, model.config)
     result = []
     for split in splits:
         key = json.dumps(key_fields | {"videos": fingerprint(split)}, sort_keys=True, default=str)

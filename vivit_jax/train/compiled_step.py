@@ -200,7 +200,9 @@ def training_advice(experiment: Experiment, devices: int | None = None) -> list[
 
 def evaluation_advice(experiment: Experiment) -> list[str]:
     """Returns what would reduce the memory of an evaluation."""
-    return [f"config.evaluation.batch_size below {experiment.evaluation.batch_size}, or config.model.dtype=bfloat16"]
+    return [
+        f"config.evaluation.batch_size below {experiment.evaluation.batch_size}, or config.evaluation.dtype=bfloat16"
+    ]
 
 
 def _size(count: int) -> str:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vivit_jax import sharding
 from vivit_jax.augment import AugmentConfig, augment_pixels, mix_clips, step_keys, swap_pairs
 from vivit_jax.optim import Optimizer
 from vivit_jax.train_step.gradients import loss_and_gradients
@@ -180,22 +181,41 @@ def update_ema(ema: Any, params: Any, decay: float, updates: jax.Array) -> Any:
     return optax.incremental_update(params, ema, 1.0 - decay)
 
 
-def map_views(fn: Callable[[jax.Array], Any], video: jax.Array) -> Any:
+def map_views(fn: Callable[[jax.Array], Any], video: jax.Array, clips: int = 1) -> Any:
     """Applies `fn` to each view of `video`, uint8 [B, V, T, H, W, 3]; returns its outputs on a leading axis of V.
 
-    `fn` takes clips, float32 [B, T, H, W, 3] in [-1, 1]. One view after another, so that memory does not grow with V.
+    A loop over groups of views: memory does not grow with V, and yet no device computes a lone clip where B is small.
+
+    Args:
+      fn: clips, float32 [N, T, H, W, 3] in [-1, 1] -> arrays [N, ...]; rows are independent.
+      video: pixels; a mesh may split B.
+      clips: clips that a device should have at once, at least. A group has the smallest number of views that divides V
+        and gives so many, else all.
     """
-    return jax.lax.map(lambda view: fn(normalise(view)), jnp.moveaxis(video, 1, 0))
+    batch, views = video.shape[:2]
+    enough = clips * sharding.num_shards("batch")
+    group = next((n for n in range(1, views) if views % n == 0 and n * batch >= enough), views)
+
+    def apply(first: jax.Array) -> Any:
+        of_group = jax.lax.dynamic_slice_in_dim(video, first, group, axis=1)  # [B, group, T, H, W, 3]
+        # B is the major axis of the merged one, so that each device keeps its videos.
+        outputs = fn(normalise(of_group.reshape(batch * group, *video.shape[2:])))
+        return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(batch, group, *x.shape[1:]), 1, 0), outputs)
+
+    outputs = jax.lax.map(apply, jnp.arange(0, views, group))  # [V / group, group, B, ...]
+    return jax.tree.map(lambda x: x.reshape(views, *x.shape[2:]), outputs)
 
 
-def make_eval_step(apply_fn: Callable[..., Any]) -> Callable[[Any, Batch], dict[str, jax.Array]]:
+def make_eval_step(apply_fn: Callable[..., Any], clips: int = 1) -> Callable[[Any, Batch], dict[str, jax.Array]]:
     """Makes the multi-view evaluation step (section 4.1): `(params, batch) -> {head: float32 [B, C]}`.
 
-    The logits are averages over the V views of `batch["video"]`, uint8 [B, V, T, H, W, 3].
+    The logits are averages over the V views of `batch["video"]`, uint8 [B, V, T, H, W, 3]. `clips`: see `map_views`.
     """
 
     def eval_step(params: Any, batch: Batch) -> dict[str, jax.Array]:
-        logits = map_views(lambda view: as_heads(apply_fn({"params": params}, view, train=False)), batch["video"])
+        logits = map_views(
+            lambda views: as_heads(apply_fn({"params": params}, views, train=False)), batch["video"], clips
+        )
         return {head: jnp.mean(values, axis=0) for head, values in logits.items()}
 
     return eval_step

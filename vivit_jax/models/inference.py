@@ -1,0 +1,125 @@
+"""The compute dtype of evaluation, prediction and feature extraction, and parameters cast to it once.
+
+Training computes in `ViViTConfig.dtype`. Inference may use another dtype, since the parameters are float32 in any case.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from vivit_jax.models.config import ViViTConfig
+from vivit_jax.utils.trees import path_name
+
+# The leaves that every forward pass casts to the compute dtype, see `dense.dense_options`. The others are used in
+# float32: tokenizer, position embeddings, class tokens, LayerNorms, heads.
+_CAST = re.compile(r"layers/(attention\w*/(query|key|value|out)|mlp/dense_(in|out))/(kernel|bias)$")
+# (rows, contracted, columns) of the products that are timed: a few milliseconds, large enough to occupy the device.
+_PRODUCT = {"cpu": (512, 768, 3072)}
+_LARGE_PRODUCT = (4096, 4096, 4096)
+_REPEATS = 5
+_CLEARLY_FASTER = 1.5  # noise of a busy machine (it measured 0.6 to 1.2 for equal speeds) must not change the answer
+# Tokens that one step of inference should have on each device; see `clips_at_once`.
+_TOKENS = {"cpu": 2048}
+_MORE_TOKENS = 8192
+
+
+def inference_config(config: ViViTConfig, dtype: str, platform: str | None = None) -> ViViTConfig:
+    """Returns the config of a model for inference.
+
+    Args:
+      config: of the trained model; its numbers stay within the rounding of the dtype.
+      dtype: 'float32'; 'bfloat16'; 'auto', bfloat16 where `faster_bfloat16`, else float32; 'model', as in training. A
+        float64 model keeps its dtype.
+      platform: of the devices; None: JAX's default.
+    """
+    if dtype == "model" or config.dtype == "float64":
+        return config
+    if dtype == "auto":
+        dtype = "bfloat16" if faster_bfloat16(platform or jax.default_backend()) else "float32"
+    residual_dtype = config.residual_dtype if dtype == "bfloat16" else None
+    return dataclasses.replace(config, dtype=dtype, residual_dtype=residual_dtype, gradient_dtype=None)
+
+
+def cast_params(params: Any, config: ViViTConfig) -> Any:
+    """Returns the parameters with those that a forward pass casts to `config.dtype` cast already.
+
+    The results of the model are the same to the bit, without a cast of all kernels in each call. `params` are arrays,
+    whose shardings stay, or `jax.ShapeDtypeStruct`.
+    """
+    # The products of `dense.summed_in` cast their kernel themselves, but add the bias in float32.
+    if config.dtype == config.param_dtype or config.gradient_dtype not in (None, config.dtype):
+        return params
+    paths, tree = jax.tree_util.tree_flatten_with_path(params)
+    leaves = [leaf for _, leaf in paths]
+    selected = [i for i, (path, _) in enumerate(paths) if _CAST.search(path_name(path))]
+    wide = [leaves[i] for i in selected]
+    if all(isinstance(leaf, jax.Array) for leaf in wide):
+        shardings = [leaf.sharding for leaf in wide]
+        narrow = jax.jit(lambda arrays: [x.astype(config.dtype) for x in arrays], out_shardings=shardings)(wide)
+    else:
+        narrow = [jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype), sharding=x.sharding) for x in wide]
+    for i, leaf in zip(selected, narrow, strict=True):
+        leaves[i] = leaf
+    return tree.unflatten(leaves)
+
+
+def clips_at_once(config: ViViTConfig, platform: str | None = None) -> int:
+    """Returns the clips that one step of inference should have on each device at least, 1 or more.
+
+    Some thousand tokens occupy a device, more only take memory: a clip of ViViT-B/16x2 has 3,136, one of a small model
+    less than a hundred. `platform` of the devices; None: JAX's default.
+    """
+    tokens = _TOKENS.get(platform or jax.default_backend(), _MORE_TOKENS)
+    return math.ceil(tokens / math.prod(config.grid))
+
+
+@functools.cache
+def faster_bfloat16(platform: str) -> bool:
+    """Returns whether the devices of a platform multiply bfloat16 matrices clearly faster than float32 ones.
+
+    TPUs do. Elsewhere one product is timed in both dtypes, once in a process: CPUs with AMX do with some versions of
+    jax only, and older GPUs do not. All processes of a run get the answer of process 0. Logs the answer.
+    """
+    if platform == "tpu":
+        return True
+    device = jax.local_devices(backend=platform)[0]
+    seconds = _seconds_of_products(device, _PRODUCT.get(platform, _LARGE_PRODUCT))
+    ratio = seconds["float32"] / seconds["bfloat16"]
+    if jax.process_count() > 1:
+        ratio = float(multihost_utils.broadcast_one_to_all(np.float32(ratio)))
+    faster = ratio >= _CLEARLY_FASTER
+    logging.info(
+        "Inference in %s: this device (%s) multiplies bfloat16 %.1f times as fast as float32 with jax %s.",
+        "bfloat16" if faster else "float32", device.device_kind, ratio, jax.__version__,
+    )  # fmt: skip
+    return faster
+
+
+def _seconds_of_products(device: jax.Device, size: tuple[int, int, int]) -> dict[str, float]:
+    """Returns the shortest time of a product in each dtype, alternating."""
+    rows, contracted, columns = size
+    placement = jax.sharding.SingleDeviceSharding(device)
+    programs = {}
+    with jax.set_mesh(jax.sharding.Mesh([device], ("all",))):
+        for dtype in ("float32", "bfloat16"):
+            shapes = (rows, contracted), (contracted, columns)
+            factors = [jax.device_put(np.ones(shape, dtype), placement) for shape in shapes]
+            programs[dtype] = jax.jit(jnp.matmul).lower(*factors).compile(), factors
+    seconds = dict.fromkeys(programs, float("inf"))
+    for _ in range(1 + _REPEATS):  # the first is a warm-up, and never the shortest
+        for dtype, (product, factors) in programs.items():
+            began = time.perf_counter()
+            jax.block_until_ready(product(*factors))
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - began)
+    return seconds
