@@ -16,12 +16,12 @@ from vivit_jax.utils.trees import path_name
 
 
 def seconds(monkeypatch, float32, bfloat16):
-    """Replaces the measured times of the products."""
+    """Replaces the measured times."""
     inference.faster_bfloat16.cache_clear()
-    monkeypatch.setattr(inference, "_seconds_of_products", lambda *_: {"float32": float32, "bfloat16": bfloat16})
+    monkeypatch.setattr(inference, "_seconds_of_mlp", lambda *_: {"float32": float32, "bfloat16": bfloat16})
 
 
-def test_auto_follows_the_measured_products(monkeypatch):
+def test_auto_follows_the_measured_times(monkeypatch):
     config = small_config(dtype="bfloat16", residual_dtype="bfloat16", gradient_dtype="float32")
     seconds(monkeypatch, 3.0, 1.0)
     assert inference.inference_config(config, "auto") == dataclasses.replace(config, gradient_dtype=None)
@@ -34,9 +34,9 @@ def test_auto_follows_the_measured_products(monkeypatch):
     inference.faster_bfloat16.cache_clear()
 
 
-def test_products_are_measured_under_a_mesh_of_several_devices():
+def test_times_are_measured_under_a_mesh_of_several_devices():
     with jax.set_mesh(sharding.make_mesh()):
-        measured = inference._seconds_of_products(jax.local_devices()[0], (8, 16, 32))
+        measured = inference._seconds_of_mlp(jax.local_devices()[0], 8, 16, 32)
     assert set(measured) == {"float32", "bfloat16"}
     assert all(0 < value < 60 for value in measured.values())
 

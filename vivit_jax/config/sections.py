@@ -45,7 +45,7 @@ class EvaluationConfig:
         off.
       batch_size: videos, each with all its views, in a global batch.
       dtype: of the compute in evaluation, during training too, in prediction and in probes: `auto` (bfloat16 where the
-        device multiplies it clearly faster than float32, which is measured; else float32), `float32`, `bfloat16`, or
+        device computes this model clearly faster in it, which is measured; else float32), `float32`, `bfloat16`, or
         `model`, which is `model.dtype`. See docs/performance.md, "Inference dtype".
     """
 

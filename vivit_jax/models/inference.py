@@ -24,9 +24,9 @@ from vivit_jax.utils.trees import path_name
 # The leaves that every forward pass casts to the compute dtype, see `dense.dense_options`. The others are used in
 # float32: tokenizer, position embeddings, class tokens, LayerNorms, heads.
 _CAST = re.compile(r"layers/(attention\w*/(query|key|value|out)|mlp/dense_(in|out))/(kernel|bias)$")
-# (rows, contracted, columns) of the products that are timed: a few milliseconds, large enough to occupy the device.
-_PRODUCT = {"cpu": (512, 768, 3072)}
-_LARGE_PRODUCT = (4096, 4096, 4096)
+# Tokens of the MLP that is timed: some milliseconds.
+_TIMED_TOKENS = {"cpu": 512}
+_MORE_TIMED_TOKENS = 16384
 _REPEATS = 5
 _CLEARLY_FASTER = 1.5  # noise of a busy machine (it measured 0.6 to 1.2 for equal speeds) must not change the answer
 # Tokens that one step of inference should have on each device; see `clips_at_once`.
@@ -46,7 +46,8 @@ def inference_config(config: ViViTConfig, dtype: str, platform: str | None = Non
     if dtype == "model" or config.dtype == "float64":
         return config
     if dtype == "auto":
-        dtype = "bfloat16" if faster_bfloat16(platform or jax.default_backend()) else "float32"
+        faster = faster_bfloat16(platform or jax.default_backend(), config.hidden_size, config.mlp_dim)
+        dtype = "bfloat16" if faster else "float32"
     residual_dtype = config.residual_dtype if dtype == "bfloat16" else None
     return dataclasses.replace(config, dtype=dtype, residual_dtype=residual_dtype, gradient_dtype=None)
 
@@ -85,41 +86,45 @@ def clips_at_once(config: ViViTConfig, platform: str | None = None) -> int:
 
 
 @functools.cache
-def faster_bfloat16(platform: str) -> bool:
-    """Returns whether the devices of a platform multiply bfloat16 matrices clearly faster than float32 ones.
+def faster_bfloat16(platform: str, hidden_size: int, mlp_dim: int) -> bool:
+    """Returns whether the devices of a platform compute an MLP clearly faster in bfloat16 than in float32.
 
-    TPUs do. Elsewhere one product is timed in both dtypes, once in a process: CPUs with AMX do with some versions of
-    jax only, and older GPUs do not. All processes of a run get the answer of process 0. Logs the answer.
+    TPUs do. Elsewhere an MLP of these widths is timed in both, once in a process: older GPUs do not, CPUs with AMX do
+    with newer versions of jax, but not for small widths, where GELU and casts cost more than the products. All
+    processes of a run get the answer of process 0. Logs the answer.
     """
     if platform == "tpu":
         return True
     device = jax.local_devices(backend=platform)[0]
-    seconds = _seconds_of_products(device, _PRODUCT.get(platform, _LARGE_PRODUCT))
+    tokens = _TIMED_TOKENS.get(platform, _MORE_TIMED_TOKENS)
+    seconds = _seconds_of_mlp(device, tokens, hidden_size, mlp_dim)
     ratio = seconds["float32"] / seconds["bfloat16"]
     if jax.process_count() > 1:
         ratio = float(multihost_utils.broadcast_one_to_all(np.float32(ratio)))
     faster = ratio >= _CLEARLY_FASTER
     logging.info(
-        "Inference in %s: this device (%s) multiplies bfloat16 %.1f times as fast as float32 with jax %s.",
-        "bfloat16" if faster else "float32", device.device_kind, ratio, jax.__version__,
+        "Inference in %s: in bfloat16, an MLP of %d x %d is %.1f times as fast as in float32 here (%s, jax %s).",
+        "bfloat16" if faster else "float32", hidden_size, mlp_dim, ratio, device.device_kind, jax.__version__,
     )  # fmt: skip
     return faster
 
 
-def _seconds_of_products(device: jax.Device, size: tuple[int, int, int]) -> dict[str, float]:
-    """Returns the shortest time of a product in each dtype, alternating."""
-    rows, contracted, columns = size
-    placement = jax.sharding.SingleDeviceSharding(device)
-    programs = {}
+def _seconds_of_mlp(device: jax.Device, tokens: int, hidden_size: int, mlp_dim: int) -> dict[str, float]:
+    """Returns the shortest time of an MLP in each dtype, alternating."""
+
+    def mlp(x: jax.Array, kernel_in: jax.Array, bias: jax.Array, kernel_out: jax.Array) -> jax.Array:
+        return jax.nn.gelu(x @ kernel_in + bias) @ kernel_out
+
+    placement, programs = jax.sharding.SingleDeviceSharding(device), {}
+    shapes = (tokens, hidden_size), (hidden_size, mlp_dim), (mlp_dim,), (mlp_dim, hidden_size)
     with jax.set_mesh(jax.sharding.Mesh([device], ("all",))):
         for dtype in ("float32", "bfloat16"):
-            shapes = (rows, contracted), (contracted, columns)
-            factors = [jax.device_put(np.ones(shape, dtype), placement) for shape in shapes]
-            programs[dtype] = jax.jit(jnp.matmul).lower(*factors).compile(), factors
+            arrays = [jax.device_put(np.ones(shape, dtype), placement) for shape in shapes]
+            programs[dtype] = jax.jit(mlp).lower(*arrays).compile(), arrays
     seconds = dict.fromkeys(programs, float("inf"))
     for _ in range(1 + _REPEATS):  # the first is a warm-up, and never the shortest
-        for dtype, (product, factors) in programs.items():
+        for dtype, (program, arrays) in programs.items():
             began = time.perf_counter()
-            jax.block_until_ready(product(*factors))
+            jax.block_until_ready(program(*arrays))
             seconds[dtype] = min(seconds[dtype], time.perf_counter() - began)
     return seconds
