@@ -15,6 +15,7 @@ import json
 import pathlib
 import statistics
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ SMALL = {
 }  # fmt: skip
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="small", help="small, or a name such as ViViT-B/16x2")
     parser.add_argument("--attention", default="factorised_encoder")
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, nargs="+", help="clips at once; default: 1 and the model's own number")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", help="file for the results")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     # Model and parameters.
     fields = {"attention": options.attention, "num_classes": 400}
