@@ -67,15 +67,18 @@ def test_unrolled_has_no_loop_and_remat_recomputes():
         loss = lambda p, v: ViViT(config).apply({"params": p}, v).sum()  # noqa: E731
         return jax.jit(jax.grad(loss)).lower(abstract_params(config), video)
 
-    unrolled, scanned = program(), program(scan_layers=True)
+    unrolled, scanned = program(scan_layers=False), program(scan_layers=True)
     assert "while" not in unrolled.as_text()
     assert "while" in scanned.as_text()
-    flops = {remat: program(remat=remat).cost_analysis()["flops"] for remat in ("none", "dots", "full")}
+    assert "while" in program().as_text()  # auto, train=False
+    flops = {
+        remat: program(remat=remat, scan_layers=False).cost_analysis()["flops"] for remat in ("none", "dots", "full")
+    }
     assert flops["none"] < flops["dots"] < flops["full"]
 
 
 def test_remat_dots_stores_the_output_of_tiled_attention_but_not_its_weights(monkeypatch):
-    monkeypatch.setattr("vivit_jax.models.attention.QUERIES_PER_TILE", 7)
+    monkeypatch.setattr("vivit_jax.models.attention_backends.QUERIES_PER_TILE", 7)
 
     def program(remat):
         config = small_config(attention_backend="tiled", remat=remat, num_layers=1)
@@ -94,6 +97,7 @@ def test_parameters_and_multiply_adds_match_published_code(name):
     config = ViViTConfig.from_name(
         "ViViT-B/16x2",
         attention_backend="xla",  # the count of a loop is that of its body
+        scan_layers=False,
         **{**MODELS[name], **({"temporal_layers": 4} if name == "model2" else {})},
     )
     parameters, multiply_adds = COSTS[name]

@@ -29,8 +29,7 @@ def tables_of(experiment: Experiment, *, compiled: bool = True, log: Log = lambd
     """
     records = records_folder(experiment.data.name, experiment.data.dir)
     program = experiment.train_program(catalog.of_records(experiment.data.name, records).heads, mesh=None)
-    program = remat.apply(program, remat.choices(program.model.config, jax.default_backend())[0])
-    config = program.model.config
+    config = _training(program).model.config
     heads = ", ".join(f"{name or 'classes'} {classes}" for name, classes in config.heads)
     video, grid = (" x ".join(map(str, shape)) for shape in ((config.num_frames, *config.image_shape), config.grid))
     title = f"{config.name} {config.attention}, {video}, {grid} tokens, {heads}"
@@ -39,7 +38,7 @@ def tables_of(experiment: Experiment, *, compiled: bool = True, log: Log = lambd
     parts["all"] = sum(parts.values())
     rows = tuple((part, f"{count:,}", "parameters", "") for part, count in parts.items())
     log("multiply-adds of the forward pass and of a training step (traced, not compiled)")
-    operations = _multiply_adds(experiment, program)
+    operations = _multiply_adds(experiment, _training(program))
     log("memory" + (": compiling the forward pass and the training step of one clip" if compiled else ""))
     memory = _memory(experiment, program, compiled)
     return [Table("parameters", f"Parameters: {title}", HEADER, rows), operations, memory]
@@ -71,7 +70,7 @@ def _multiply_adds(experiment: Experiment, program: TrainProgram) -> Table:
 
 
 def _memory(experiment: Experiment, program: TrainProgram, compiled: bool) -> Table:
-    config = program.model.config
+    config = _training(program).model.config
     parameters, optimizer_state = (_tree_bytes(tree) for tree in (program.state.params, program.state.opt_state))
     quantities = [
         ("parameters", parameters, config.param_dtype),
@@ -101,9 +100,14 @@ def compiled_temporaries(program: TrainProgram) -> tuple[int, int]:
     """Compiles for the default device; returns the bytes of temporaries for one clip of (inference, training)."""
     state, batch = program.state, abstract_batch(program.model.config, 1)
     forward = jax.jit(lambda params, video: program.model.apply({"params": params}, normalise(video)))
-    lowered = [forward.lower(state.params, batch["video"]), program.step.lower(state, batch)]
+    lowered = [forward.lower(state.params, batch["video"]), _training(program).step.lower(state, batch)]
     inference, training = (computation.compile().memory_analysis().temp_size_in_bytes for computation in lowered)
     return inference, training
+
+
+def _training(program: TrainProgram) -> TrainProgram:
+    """Returns the program with the least recomputation where its model says `auto`."""
+    return remat.apply(program, remat.choices(program.model.config, jax.default_backend())[0])
 
 
 def _tree_bytes(tree: Any) -> int:

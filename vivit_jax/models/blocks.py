@@ -13,7 +13,8 @@ import numpy as np
 
 from vivit_jax import sharding
 from vivit_jax.models.attention import MultiHeadAttention
-from vivit_jax.models.config import ViViTConfig
+from vivit_jax.models.attention_backends import target_device
+from vivit_jax.models.config import AUTO, ViViTConfig
 from vivit_jax.models.dense import STORED, dense_options, stored
 
 # Kernels of fused attention: they return what their backward pass needs (output and row sums), and must not run twice.
@@ -198,7 +199,11 @@ class Encoder(nn.Module):
         """Applies all blocks, with their parameters stacked along a leading axis."""
         config = self.config
         block: type[nn.Module] = EncoderBlock
-        remat, scan = self.remat or config.remat, config.scan_layers is True
+        remat, scan = self.remat or config.remat, config.scan_layers
+        if scan == AUTO:
+            # Without gradients the loop was 1.07 to 1.12 times as fast as unrolled layers on a CPU (ViViT-B, 785
+            # tokens), took an eighth of the memory, and compiled 3 to 12 times as fast; on a GPU loops are slow.
+            scan = self.deterministic and target_device().platform != "gpu"
         if remat in _REMAT_POLICIES:
             # CSE cannot undo the recomputation inside a loop, but would in unrolled layers.
             block = nn.remat(block, policy=_REMAT_POLICIES[remat], prevent_cse=not scan)

@@ -77,8 +77,9 @@ class ViViTConfig:
       remat_temporal: the same for Model 2's temporal encoder; None: `remat`.
 
     `auto`, the default of `scan_layers` and `remat`, is decided where a train step is compiled for its devices: the
-    least recomputation that fits (`vivit_jax.train_step.remat`). Elsewhere it is False and `none`, which is fastest:
-    without a backward pass nothing is kept that recomputation could save.
+    least recomputation that fits (`vivit_jax.train_step.remat`). Elsewhere it means no recomputation, and in evaluation
+    (`train=False`) a loop over the layers except on GPUs: without a backward pass nothing is kept for it, and the loop
+    is as fast.
     """
 
     hidden_size: int = 768
