@@ -130,11 +130,13 @@ def measure(name: str, slice_: Slice, programs: dict[str, Any], others: Iterable
                 target = Target.on(experiment, heads, slices.devices(slice_))
                 clips = target.clips_per_shard(experiment.batch_size)
                 compiled = compile_ahead(target.lower_train(clips), target.mesh)
-                programs[key] = {"fits": compiled.fits, "gib": compiled.peak / GIB, "clips": clips}
+                figures = {"fits": compiled.fits, "gib": compiled.peak / GIB, "clips": clips}
+                programs[key] = figures | {"hbm_gib": compiled.hbm / GIB, "seconds": compiled.seconds}
         except ValueError as error:  # the mesh does not suit the model
             print(f"{name} on {slice_.name}: {error}", flush=True)
             return entry
-        entry = dataclasses.replace(entry, remat=choice.remat, accumulate_steps=accumulate_steps, **programs[key])
+        found = {field: programs[key][field] for field in ("fits", "gib", "clips")}
+        entry = dataclasses.replace(entry, remat=choice.remat, accumulate_steps=accumulate_steps, **found)
         if entry.fits:
             break
     return entry
