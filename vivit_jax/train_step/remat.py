@@ -54,10 +54,8 @@ def choices(config: Any, platform: str) -> tuple[Choice, ...]:
         return order if config.scan_layers == AUTO else tuple(Choice(config.scan_layers, c.remat) for c in _LOOP)
     if config.scan_layers != AUTO:
         return (Choice(config.scan_layers, config.remat),)
-    # The platform's own order first, then whichever of loop and unrolled is left.
     wanted = [choice for choice in order if choice.remat == config.remat]
-    others = [Choice(scan, config.remat) for scan in (False, True)]
-    return tuple(dict.fromkeys([*wanted, *others]))
+    return tuple(dict.fromkeys([*wanted, Choice(True, config.remat)]))
 
 
 def apply(program: TrainProgram, choice: Choice) -> TrainProgram:
