@@ -15,7 +15,7 @@ from vivit_jax.compile.hlo import Instruction
 
 # Nothing is moved: names for what other instructions computed, or control flow, whose bodies count themselves.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
-_FREE |= {"partition-id", "replica-id", "opt-barrier", "add-dependency", "send-done", "iota"}
+_FREE |= {"partition-id", "replica-id", "opt-barrier", "add-dependency", "iota", "async-start", "async-update"}
 _VIEWS = ("bitcast", "reshape", "copy", "convert")  # inside a fusion
 _SLICES = ("dynamic-slice", "slice", "gather")
 
