@@ -1,16 +1,17 @@
 """Measures the input pipeline beside other ways to read the same clips, time to the first batch, and the build.
 
-    python benchmarks/data.py [--videos=24] [--rounds=5] [--size=256x340] [--seconds=10] [--allocator=system]
+    python -m benchmarks.data [--videos=24] [--rounds=5] [--size=256x340] [--seconds=10]
 
 Makes videos (a drifting texture, H.264, 25 frames a second), builds records of them with the package's own builder, and
 times training clips of 32 frames, stride 2, 224 x 224. Times are CPU times of this process, which one core would need,
 so that other processes have little influence. The ways alternate within a round; results are medians.
 
 * ours: `pipeline.train_batches` from records on disk (in the page cache) to batches; with the published recipe (random
-  crop, scale jitter, flip), and with a random crop alone, which needs no resizing.
+  crop, scale jitter, flip), resized by the host or left to the device, and with a random crop alone.
 * bare decode_jpeg: the same number of whole frames, nothing else.
 * DMVR: a whole clip in a SequenceExample; its frames decoded, resized to a short side of 256, cropped, flipped.
-* PyAV, decord, torchcodec: from the mp4 files, one thread, then as DMVR. Missing packages are skipped.
+* PyAV, decord, torchcodec: the frames from the mp4 files, one thread, then crop, scale jitter and flip by our own code.
+  A package that is missing or cannot be loaded is skipped; torchcodec needs FFmpeg's shared libraries.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ from PIL import Image
 from vivit_jax.data import build, pipeline
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf
-from vivit_jax.data.pipeline import batches as pipeline_batches
+from vivit_jax.data.pipeline import clips
+from vivit_jax.data.records.reader import cut
 from vivit_jax.data.records.split import RecordSplit, open_split
 from vivit_jax.data.video import decode, encode
 
 FRAMES, STRIDE, CROP, SHORT = 32, 2, 224, 256
+DRAWS = tf.TensorSpec([clips.NUM_DRAWS], tf.float64)
 FULL_SPLIT = 240_480  # videos of Kinetics-400's training split that are still there, about
 
 
@@ -137,6 +140,9 @@ def feeds(split: RecordSplit, paths: list[Path], folder: Path, batch: int) -> di
     one_thread = PipelineOptions(threads=1, prefetch=1)
     ways: dict[str, Iterator] = {
         "ours, recipe": pipeline.train_batches(split, recipe, batch, seed=0, options=one_thread),
+        "ours, device resizes": pipeline.train_batches(
+            split, recipe, batch, seed=0, options=dataclasses.replace(one_thread, resize_on_device=True)
+        ),
         "ours, crop alone": pipeline.train_batches(split, crop, batch, seed=0, options=one_thread),
     }
     some = tf.constant(jpegs_of(split, 0)[: FRAMES * STRIDE : STRIDE])
@@ -152,38 +158,68 @@ def feeds(split: RecordSplit, paths: list[Path], folder: Path, batch: int) -> di
 
     whole = tf.data.TFRecordDataset(str(folder / "dmvr.tfrecord")).repeat().map(parse, 1).batch(batch).prefetch(1)
     ways["DMVR, whole clips"] = iter(whole)
-    finish = tf.function(augment)
+    finish = clip_maker(recipe)
     rng = np.random.default_rng(0)
 
-    def numbers(count: int) -> np.ndarray:
+    def from_file(read: Callable[[Path, np.random.Generator], np.ndarray]) -> Iterator:
+        return repeat(lambda i: finish(read(paths[i % len(paths)], rng), rng.uniform(size=clips.NUM_DRAWS)), batch)
+
+    return ways | {f"{name}, mp4": from_file(read) for name, read in file_readers().items()}
+
+
+def clip_maker(recipe: pipeline.ClipSpec) -> Callable:
+    """Returns the function that makes our training clip of decoded frames uint8 [32, H, W, 3] and uniform draws."""
+    spec = dataclasses.replace(recipe, stride=1)
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([FRAMES, None, None, 3], tf.uint8), DRAWS])
+    def make(frames: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+        read = lambda video, numbers, window, finish: cut(frames, window, finish)  # noqa: E731
+        return clips.train_clip(read, 0, *tf.unstack(tf.shape(frames, tf.int64)[:3]), spec, draws)
+
+    return make
+
+
+def file_readers() -> dict[str, Callable[[Path, np.random.Generator], np.ndarray]]:
+    """Returns {package: reader of 32 frames, stride 2, of a video file from a random frame on}, on one thread."""
+
+    def numbers(count: int, rng: np.random.Generator) -> np.ndarray:
         return rng.integers(count - FRAMES * STRIDE) + STRIDE * np.arange(FRAMES)
 
-    def pyav(i: int) -> None:
-        frames = [frame.image for frame in decode.iterate_frames(paths[i % len(paths)])]
-        finish(tf.constant(np.stack(frames)[numbers(len(frames))]))
+    def with_pyav(path: Path, rng: np.random.Generator) -> np.ndarray:
+        frames = [frame.image for frame in decode.iterate_frames(path)]
+        return np.stack(frames)[numbers(len(frames), rng)]
 
-    ways["PyAV, mp4"] = repeat(pyav, batch)
+    readers = {"PyAV": with_pyav}
     try:
         decord = importlib.import_module("decord")
 
-        def with_decord(i: int) -> None:
-            reader = decord.VideoReader(str(paths[i % len(paths)]), num_threads=1)
-            finish(tf.constant(reader.get_batch(numbers(len(reader))).asnumpy()))
+        def with_decord(path: Path, rng: np.random.Generator) -> np.ndarray:
+            reader = decord.VideoReader(str(path), num_threads=1)
+            return reader.get_batch(numbers(len(reader), rng)).asnumpy()
 
-        ways["decord, mp4"] = repeat(with_decord, batch)
+        readers[f"decord {decord.__version__}"] = with_decord
     except (ImportError, OSError) as error:
-        print(f"decord is skipped: {str(error).splitlines()[0]}")
+        print(f"decord is skipped: {reason(error)}")
     try:
+        torchcodec = importlib.import_module("torchcodec")
         decoders = importlib.import_module("torchcodec.decoders")
+        importlib.import_module("torch").set_num_threads(1)
 
-        def with_torchcodec(i: int) -> None:
-            reader = decoders.VideoDecoder(str(paths[i % len(paths)]), dimension_order="NHWC", num_ffmpeg_threads=1)
-            finish(tf.constant(reader.get_frames_at(numbers(len(reader)).tolist()).data.numpy()))
+        def with_torchcodec(path: Path, rng: np.random.Generator) -> np.ndarray:
+            reader = decoders.VideoDecoder(
+                str(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="approximate"
+            )
+            return reader.get_frames_at(numbers(len(reader), rng).tolist()).data.numpy()
 
-        ways["torchcodec, mp4"] = repeat(with_torchcodec, batch)
+        readers[f"torchcodec {torchcodec.__version__.partition('+')[0]}"] = with_torchcodec
     except (ImportError, OSError, RuntimeError) as error:
-        print(f"torchcodec is skipped: {str(error).splitlines()[0]}")
-    return ways
+        print(f"torchcodec is skipped: {reason(error)}")
+    return readers
+
+
+def reason(error: Exception) -> str:
+    """Returns the first line of an error that says something."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def repeat(make: Callable[[int], object], batch: int) -> Iterator:
@@ -254,12 +290,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", default="256x340", help="height x width of the videos")
     parser.add_argument("--seconds", type=int, default=10)
-    parser.add_argument(
-        "--allocator", choices=("kept", "system"), default="kept", help="system: keep the defaults of the C library"
-    )
     args = parser.parse_args()
-    if args.allocator == "system":
-        pipeline_batches.keep_freed_memory = lambda: False
     with tempfile.TemporaryDirectory() as folder:
         split, paths, seconds = make_data(Path(folder), args)
         per_frame = split.record_bytes / split.num_frames.sum()
@@ -277,11 +308,11 @@ def main() -> None:
                 settled()  # prefetched clips count for the way that made them
                 if number:  # the first is a warm-up
                     spent[way].append((time.process_time() - start) / (3 * args.batch))
-        ours = statistics.median(spent["ours, recipe"])
-        print(f"{'':20} {'ms per clip':>10} {'clips/s/core':>13} {'times ours':>11}")
+        ours, device = (statistics.median(spent[way]) for way in ("ours, recipe", "ours, device resizes"))
+        print(f"{'':22} {'ms per clip':>11} {'clips/s/core':>13} {'times ours':>11} {'times device':>13}")
         for way, times in spent.items():
             cost = statistics.median(times)
-            print(f"{way:20} {1e3 * cost:10.1f} {1 / cost:13.1f} {cost / ours:11.2f}")
+            print(f"{way:22} {1e3 * cost:11.1f} {1 / cost:13.1f} {cost / ours:11.2f} {cost / device:13.2f}")
         first_batches(split)
         build_costs(paths)
 

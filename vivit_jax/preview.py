@@ -78,7 +78,7 @@ def preview(experiment: Experiment, clips: int = 4, step: int = 0) -> Preview:
         seed=experiment.seed,
         start_step=step,
         rows=(0, min(clips + clips % 2, experiment.batch_size)),  # whole pairs: mixup and cutmix mix neighbours
-        options=dataclasses.replace(experiment.data, cache=False, prefetch=1),
+        options=dataclasses.replace(experiment.data, cache=False, prefetch=1, resize_on_device=False),
     ) as batches:
         batch = next(batches)
     augmented, shares = apply_augmentation(batch, experiment.augment, experiment.seed, step)

@@ -15,8 +15,9 @@ from vivit_jax.augment.config import AugmentConfig
 from vivit_jax.augment.draws import clip_keys
 from vivit_jax.augment.erasing import erase
 from vivit_jax.augment.mixing import mix, mix_clips, swap_pairs
+from vivit_jax.augment.resize import resize_windows
 
-__all__ = ["AugmentConfig", "augment_pixels", "mix", "mix_clips", "step_keys", "swap_pairs"]
+__all__ = ["AugmentConfig", "augment_pixels", "mix", "mix_clips", "resize_windows", "step_keys", "swap_pairs"]
 
 _STREAM = 1  # folded into the step's key; the key itself is for dropout
 _ERASING = 2  # folded into the key of the pixels, which is also split for RandAugment and colours

@@ -11,12 +11,14 @@ from vivit_jax.utils.checks import at_least, one_of
 
 @dataclasses.dataclass(frozen=True)
 class PipelineOptions:
-    """How the input pipeline runs; no option changes a batch.
+    """How the input pipeline runs; no option but `resize_on_device` changes a batch.
 
     Attributes:
       cache: keep the records of the training splits in memory, up to `cache_gb` * 2^30 bytes.
       threads: clips decoded in parallel; None for one per core.
       prefetch: batches prepared ahead.
+      resize_on_device: the accelerators resize and flip the training clips; the host sends windows of the stored
+        frames (`augment.resize_windows`). For hosts with few cores (docs/performance.md).
       service_address: 'grpc://host:port' of the machines that make the training clips, separated by commas.
     """
 
@@ -24,6 +26,7 @@ class PipelineOptions:
     cache_gb: float = 2.0
     threads: int | None = None
     prefetch: int = 2
+    resize_on_device: bool = False
     service_address: str | None = None
 
     def __post_init__(self) -> None:

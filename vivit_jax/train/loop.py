@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from vivit_jax import distributed, report, sharding
+from vivit_jax import distributed, report
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.train import compiled_step, initialize, periodic_evaluation, throughput
 from vivit_jax.train.hooks import Hook, Hooks
@@ -69,7 +69,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
             hooks.before_batch(step)
             batch = next(batches)
             hooks.before_step(step, state)
-            placed = sharding.place_batch(batch, setup.mesh, setup.experiment.batch_size)
+            placed = setup.place_batch(batch)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = train_step(state, placed)
             hooks.after_step(step, state, metrics, batch)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
+from vivit_jax import augment, convert, sharding
 from vivit_jax import checkpoint as checkpointing
-from vivit_jax import convert, sharding
 from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.data import pipeline
 from vivit_jax.data.open import open_data
@@ -59,6 +61,21 @@ class TrainSetup:
         )
         logging.info("Training on %s. Clips: %s", self.train_set, batches.description)
         return batches
+
+    def place_batch(self, batch: Mapping[str, Any]) -> Any:
+        """Places this process's rows of a training batch on the mesh, and resizes the clips there if they are not yet.
+
+        Resizing is a program of its own, so that the training step does not depend on where clips are resized.
+        """
+        placed = sharding.place_batch(batch, self.mesh, self.experiment.batch_size)
+        if "window" in placed:
+            placed["video"] = self._resize(placed["video"], placed.pop("window"))
+        return placed
+
+    @functools.cached_property
+    def _resize(self) -> Any:
+        resize = functools.partial(augment.resize_windows, size=self.clip_spec.image_size)
+        return jax.jit(resize, out_shardings=sharding.batch_sharding(self.mesh))
 
     def make_evaluator(self, num_videos: int | None) -> Evaluator:
         """Returns the evaluation on so many videos of `eval_set`, None for all."""

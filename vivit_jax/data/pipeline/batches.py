@@ -8,6 +8,7 @@ processes, each of which loads its rows of every batch.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from vivit_jax.data import service, workers
 from vivit_jax.data.config import PipelineOptions
-from vivit_jax.data.host_tf import keep_freed_memory, tf
+from vivit_jax.data.host_tf import tf
 from vivit_jax.data.pipeline import clips
 from vivit_jax.data.pipeline.cache import cache
 from vivit_jax.data.records.reader import record_reader
@@ -106,12 +107,14 @@ def train_batches(
       seed: of the order and of all random choices, 0 to 2^31 - 1.
       start_step: number of the first batch.
       rows: (low, high), rows of every global batch that this process loads; None for all.
-      options: cache, threads, prefetch, service.
+      options: cache, threads, prefetch, service, where clips are resized.
 
     Returns:
       Batches of `video` uint8 [b, T, H, W, 3]; `label` {head: int32 [b], or float32 [b, classes] of 0 and 1 for a
       multi-label head}, of the flipped clip with `spec.flip_labels="swap"`; `mask` float32 [b], 0 for a broken record;
-      `index` int64 [b] in the split, or in the concatenated splits of a mixture; b = high - low.
+      `index` int64 [b] in the split, or in the concatenated splits of a mixture; b = high - low. With
+      `options.resize_on_device`, `video` is larger, and `augment.resize_windows` makes the clips of it and of `window`
+      int32 [b, 5].
     """
     low, high = _check_rows(batch_size, rows)
     if start_step < 0 or not 0 <= seed < 2**31:
@@ -126,8 +129,9 @@ def train_batches(
     threads = options.threads or workers.default_workers()
     videos = _Videos(train_set.splits, options, threads)
     labels = _LabelTables(train_set.splits)
-    shape = [spec.num_frames, *spec.image_size, 3]
     count = clips.num_draws(spec)
+    region = videos.largest_window(spec) if options.resize_on_device else None
+    shape = [spec.num_frames, *(region or spec.image_size), 3]
 
     # Flips that swap labels: videos with a class that has no mirror image are never flipped.
     swap = spec.flip_probability > 0 and spec.flip_labels == "swap"
@@ -138,10 +142,16 @@ def train_batches(
     def load(position, video):
         draws = clip_draws(seed, position, count)
         allowed = tf.constant(may_flip)[video] if swap else True
-        make = lambda *size: clips.train_clip(videos.read, video, *size, spec, draws, allowed)  # noqa: E731
+        if region is None:
+            make = lambda *size: clips.train_clip(videos.read, video, *size, spec, draws, allowed)  # noqa: E731
+            window = {}
+        else:
+            make = lambda *size: clips.train_region(videos.read, video, *size, spec, draws, region)  # noqa: E731
+            size = videos.size(video)[1:]
+            window = {"window": clips.window_in_region(*size, spec, draws, region, allowed)}
         flipped = tf.logical_and(clips.is_flipped(spec, draws), allowed)
         label = labels.look_up(video, mirrors, flipped) if swap else labels.look_up(video)
-        return videos.example(video, shape, make) | {"label": label, _POSITION: position}
+        return videos.example(video, shape, make) | window | {"label": label, _POSITION: position}
 
     positions = train_set.order(seed, spec).dataset(batch_size, start_step * batch_size, (low, high))
     if addresses:
@@ -248,9 +258,11 @@ class _Videos:
 
     def __init__(self, splits: Sequence[RecordSplit], options: PipelineOptions, threads: int):
         def concatenate(field):
-            return tf.constant(np.concatenate([np.asarray(getattr(split, field), np.int64) for split in splits]))
+            return np.concatenate([np.asarray(getattr(split, field), np.int64) for split in splits])
 
-        self._sizes = [concatenate(field) for field in ("num_frames", "height", "width")]
+        sizes = [concatenate(field) for field in ("num_frames", "height", "width")]
+        self.largest_window = functools.partial(sampling.largest_window, *sizes[1:])
+        self._sizes = [tf.constant(x) for x in sizes]
         self._first = np.cumsum([0, *(split.num_videos for split in splits)])
         self._readers, readable, self.cached_bytes = [], [], 0
         for split in splits:
@@ -274,9 +286,13 @@ class _Videos:
         ]
         return tf.switch_case(split, branches)
 
+    def size(self, video) -> list[tf.Tensor]:
+        """Returns [number of frames, height, width] of a video, or of the first if it is -1."""
+        return [x[tf.maximum(video, 0)] for x in self._sizes]
+
     def example(self, video, shape: list[int], make: Callable[..., tf.Tensor]) -> dict:
         """Returns the example of a video without labels; black frames and mask 0 if it is -1 or cannot be read."""
-        size = [x[tf.maximum(video, 0)] for x in self._sizes]
+        size = self.size(video)
 
         def black():
             return tf.zeros(shape, tf.uint8), 0.0
@@ -315,7 +331,6 @@ def _options(threads: int | None) -> tf.data.Options:
 
 
 def _batched(dataset: tf.data.Dataset, batch_size: int, prefetch: int, threads: int | None) -> tf.data.Dataset:
-    keep_freed_memory()
     return dataset.batch(batch_size, drop_remainder=True).prefetch(prefetch).with_options(_options(threads))
 
 

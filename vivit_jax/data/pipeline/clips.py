@@ -46,15 +46,8 @@ def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, d
     `draws` float64 [num_draws(spec)] are uniform in [0, 1); `may_flip` bool [] is False if it must not be flipped.
     """
     crop_h, crop_w = spec.image_size
-    if spec.sampling == "segments":
-        frames = sampling.segment_frames(num_frames, spec.num_frames, draws[_SEGMENTS], TENSORFLOW)
-    else:
-        frames = sampling.train_frames(num_frames, spec.num_frames, spec.stride, draws[_START], TENSORFLOW)
-    box = sampling.train_window(
-        height, width, spec.short_side, crop_h, crop_w, spec.scale_jitter, spec.random_crop,
-        tf.unstack(draws[_CROP], num=4), TENSORFLOW,
-    )  # fmt: skip
-    window = tf.cast(tf.stack([box.top, box.left, box.height, box.width]), tf.int32)
+    frames, box = _train_frames(num_frames, spec, draws), _train_window(height, width, spec, draws)
+    window = _as_tensor(*box)
     clip = resized(lambda finish: read(video, frames, window, finish), window[2:], spec.image_size)
     clip = tf.ensure_shape(clip, [spec.num_frames, crop_h, crop_w, 3])
     if spec.flip_probability > 0:
@@ -63,6 +56,56 @@ def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, d
         tall = tf.cond(tf.logical_and(is_flipped(spec, draws), may_flip), lambda: tf.reverse(tall, [1]), lambda: tall)
         clip = tf.reshape(tall, clip.shape)
     return clip
+
+
+def train_region(
+    read: Reader, video, num_frames, height, width, spec: ClipSpec, draws, size: tuple[int, int]
+) -> tf.Tensor:
+    """Reads the part of the frames around the window of a training clip: uint8 [T, *size, 3].
+
+    `size` holds every window (`sampling.largest_window`); smaller frames are padded with zeros. Other arguments as
+    `train_clip`.
+    """
+    frames, box = _train_frames(num_frames, spec, draws), _train_window(height, width, spec, draws)
+    region = _as_tensor(*_region_around(box, height, width, size))
+    clip = read(video, frames, region)
+    missing = tf.constant(size) - region[2:]
+    pad = lambda: tf.pad(clip, [[0, 0], [0, missing[0]], [0, missing[1]], [0, 0]])  # noqa: E731
+    return tf.ensure_shape(tf.cond(tf.reduce_any(missing > 0), pad, lambda: clip), [spec.num_frames, *size, 3])
+
+
+def window_in_region(height, width, spec: ClipSpec, draws, size: tuple[int, int], may_flip=True) -> tf.Tensor:
+    """Returns the window of a training clip within its `train_region`, for `augment.resize_windows`: int32 [5].
+
+    That is first row, first column, rows, columns, and 1 if the clip is flipped, else 0.
+    """
+    box = _train_window(height, width, spec, draws)
+    region = _region_around(box, height, width, size)
+    flipped = tf.cast(tf.logical_and(is_flipped(spec, draws), may_flip), tf.int64)
+    return _as_tensor(box.top - region.top, box.left - region.left, box.height, box.width, flipped)
+
+
+def _train_frames(num_frames, spec: ClipSpec, draws) -> tf.Tensor:
+    if spec.sampling == "segments":
+        return sampling.segment_frames(num_frames, spec.num_frames, draws[_SEGMENTS], TENSORFLOW)
+    return sampling.train_frames(num_frames, spec.num_frames, spec.stride, draws[_START], TENSORFLOW)
+
+
+def _train_window(height, width, spec: ClipSpec, draws) -> sampling.Box:
+    uniform = tf.unstack(draws[_CROP], num=4)
+    return sampling.train_window(
+        height, width, spec.short_side, *spec.image_size, spec.scale_jitter, spec.random_crop, uniform, TENSORFLOW
+    )
+
+
+def _region_around(box: sampling.Box, height, width, size: tuple[int, int]) -> sampling.Box:
+    """Returns a region of `size`, or of the frame's size where that is smaller, which holds the window `box`."""
+    rows, columns = tf.minimum(height, size[0]), tf.minimum(width, size[1])
+    return sampling.Box(tf.minimum(box.top, height - rows), tf.minimum(box.left, width - columns), rows, columns)
+
+
+def _as_tensor(*numbers) -> tf.Tensor:
+    return tf.cast(tf.stack(numbers), tf.int32)
 
 
 def views(read: Reader, video, num_frames, height, width, spec: ClipSpec, temporal: int, spatial: int) -> tf.Tensor:

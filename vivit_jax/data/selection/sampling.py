@@ -210,6 +210,14 @@ def train_window(
     return Box(top, left, rows, columns)
 
 
+def largest_window(height, width, spec: ClipSpec) -> tuple[int, int]:
+    """Returns the (height, width) that hold every `train_window` of videos of sizes int [N]."""
+    sizes = np.unique(np.stack([np.asarray(height), np.asarray(width)], 1), axis=0).T
+    # The smallest factor of the scale jitter makes the largest window.
+    box = train_window(*sizes, spec.short_side, *spec.image_size, spec.scale_jitter, False, (0.0,) * 4)
+    return int(box.height.max()), int(box.width.max())
+
+
 def resized(height, width, short_side: int | None, crop_height: int, crop_width: int, ops=NUMPY):
     """Returns (height, width), int64, of a frame resized to `short_side` (None: as stored), or more to fit the crop."""
     scale = _scale(height, width, short_side, crop_height, crop_width, ops)
