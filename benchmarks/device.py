@@ -21,6 +21,7 @@ import argparse
 import concurrent.futures
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import agreement, subjects
-from benchmarks.device_plan import CLIP, Row, describe, peer_plan, plan, summary
+from benchmarks.device_plan import CLIP, Row, describe, peer_plan, plan, print_peers, summary
 
 PARTS = ("speed", "peers", "kernels", "profile")
 GROUP = 12  # programs compiled at the same time
@@ -264,16 +265,15 @@ class Bench:
 
     def peers(self) -> None:
         command = [self.options.peer_python, "-m", "benchmarks.device", "--peer-rows", json.dumps(self.options.sizes)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
         try:
             lines, _ = process.communicate(timeout=PEER_SHARE * 60 * self.options.minutes)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes in which torch.compile works
             lines, _ = process.communicate()
             self.skip("the rest of Hugging Face's rows")
         self.results["peers"] = [json.loads(line) for line in lines.splitlines() if line.startswith("{")]
-        for row in self.results["peers"]:
-            print(f"Hugging Face {row.get('label', ''):60} {describe(row)}", flush=True)
+        print_peers(self.results)
         self.save()
 
 
@@ -291,7 +291,7 @@ def peer_rows(sizes: dict[str, Any]) -> None:
         return
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     for row, compiled in peer_plan():
-        label = f"{row.kind} batch {row.batch} {'compiled' if compiled else 'eager'} ({versions})"
+        label = f"{row.kind:8}batch {row.batch:<3} {'compiled' if compiled else 'eager':9}{versions}"
         result: dict[str, Any] = {"kind": row.kind, "batch": row.batch, "compiled": compiled, "label": label}
         make = subjects.peer_train_step if row.kind == "train" else subjects.peer_forward
         try:

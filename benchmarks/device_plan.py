@@ -136,14 +136,24 @@ def goals(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def print_peers(results: dict[str, Any]) -> None:
+    for row in results["peers"]:
+        print(f"Hugging Face {row.get('label', ''):77} {describe(row)}", flush=True)
+
+
 def summary(results: dict[str, Any]) -> None:
     """Prints the table of all rows and the goals."""
     results["goals"] = goals(results)
-    print("\n" + ", ".join(results["machine"].values()))
+    rates = results["rates"]
+    print("\n" + ", ".join(results["machine"].values()) + f", product {rates['product_flops'] / 1e12:,.4g} TFLOP/s")
     order = {model: number for number, model in enumerate(subjects.MODELS)}
     for row in sorted(results["rows"], key=lambda r: (r["kind"], r["name"], order[r["model"]], r["batch"])):
         known = {field: row[field] for field in Row._fields}
         print(f"{Row(**known).label:90} {describe(row)}")
+    print_peers(results)
+    for verdict in sorted({kernel["verdict"] for kernel in results.get("kernels", [])}):
+        found = [kernel for kernel in results["kernels"] if kernel["verdict"] == verdict]
+        print(f"float64 {verdict}: " + ", ".join(f"{kernel['backend']} {kernel['tokens']}" for kernel in found))
     for skipped in results["skipped"]:
         print(f"left out: {skipped}")
     print("\n".join(results["goals"]))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 import types
 
 import jax
@@ -76,6 +77,20 @@ def test_names_the_rows_that_the_budget_leaves_out(tmp_path, sizes):
     found = device.run(options(tmp_path, sizes, minutes=0), rows)
     assert [text.split(" (")[0] for text in found["skipped"]] == [row.label for row in rows]
     assert json.loads((tmp_path / "device.json").read_text())["skipped"] == found["skipped"]
+
+
+def test_peers_that_take_too_long_keep_their_first_rows(tmp_path, sizes):
+    python = tmp_path / "python"
+    row = {"kind": "train", "batch": 8, "compiled": False, "ms": 9.0, "clips_per_second": 3.0, "label": "train"}
+    python.write_text(f"#!/bin/sh\necho 'a warning'\necho '{json.dumps(row)}'\nsleep 300\n")
+    python.chmod(0o755)
+    chosen = options(tmp_path, sizes, minutes=0.2)
+    chosen.peer_python, began = str(python), time.perf_counter()
+    bench = device.Bench(chosen)
+    bench.peers()
+    assert time.perf_counter() - began < 60
+    assert bench.results["peers"] == [row]
+    assert bench.results["skipped"] == ["the rest of Hugging Face's rows"]
 
 
 def test_out_of_memory_is_a_row_and_the_others_go_on(tmp_path, sizes, monkeypatch):
