@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import metrics as clu_metrics
-from sklearn.metrics import average_precision_score
 
 from vivit_jax.train_step.losses import example_losses, one_hot_targets
 
@@ -139,6 +138,8 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
     `truth` [N, C] is 1 where a class is present; `scores` [N, C] are on any monotone scale, NaN ranks a video last.
     """
+    from sklearn.metrics import average_precision_score  # takes a second, and only multi-label heads need it
+
     truth, largest = np.asarray(truth) > 0, np.finfo(np.float32).max
     scores = np.nan_to_num(scores, nan=-largest, posinf=largest, neginf=-largest)
     result = np.full(truth.shape[1], np.nan)

@@ -21,7 +21,6 @@ from vivit_jax import sharding
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data.open import open_data
 from vivit_jax.data.records.split import RecordSplit
-from vivit_jax.probe.classifiers import fit_linear, knn_votes, score
 from vivit_jax.probe.config import ProbeConfig
 from vivit_jax.probe.features import Features, extract, labels_of, restore
 from vivit_jax.utils.trees import finite_or_none
@@ -82,6 +81,8 @@ def probe(
         if unreadable:
             logging.warning("%d of %d videos (%s) cannot be read and do not count.", unreadable, len(readable), part)
     # Probes, on the features of the readable videos.
+    from vivit_jax.probe.classifiers import fit_linear, knn_votes, score  # imports scikit-learn
+
     (x, y), (test_x, test_y) = (_join(*part) for part in parts.values())
     heads, results, fitted = eval_set.heads, {}, {}
     if "knn" in settings.methods:

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from sklearn.metrics import confusion_matrix
 
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax.config.experiment import CONFIG_FILE, Experiment, default_config
@@ -80,6 +79,8 @@ class Run:
         rows = [video.heads[head] for video in self.videos if head in video.heads]
         if not rows or "accuracy" not in self.evaluation["classes"][head][0]:
             return None
+        from sklearn.metrics import confusion_matrix
+
         predicted = [row["ranked"][0][0] for row in rows]
         return confusion_matrix([row["truth"] for row in rows], predicted, labels=self.class_names[head])
 

@@ -6,10 +6,9 @@ import dataclasses
 import functools
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-from clu import metric_writers
 from etils import epath
 
 from vivit_jax import checkpoint as checkpointing
@@ -17,6 +16,9 @@ from vivit_jax.evaluation.results import Result, write_result
 from vivit_jax.train import compiled_step
 from vivit_jax.train.setup import EMA, TrainSetup
 from vivit_jax.utils import logs, plots
+
+if TYPE_CHECKING:
+    from clu.metric_writers import MetricWriter
 
 
 class EarlyStop:
@@ -72,7 +74,7 @@ class PeriodicEvaluation:
         self,
         setup: TrainSetup,
         workdir: epath.PathLike,
-        writer: metric_writers.MetricWriter,
+        writer: MetricWriter,
         progress: logs.Progress,
         restored: Mapping[str, Any] | None = None,
     ):

@@ -11,11 +11,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import jax
 from absl import logging
 
-from vivit_jax.checkpoint import Checkpoints
+if TYPE_CHECKING:
+    from vivit_jax.checkpoint import Checkpoints
 
 
 class Preemption:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
-from clu import metric_writers
 from etils import epath
 
 from vivit_jax import checkpoint as checkpointing
@@ -16,6 +15,9 @@ from vivit_jax import distributed
 from vivit_jax.train import compiled_step
 from vivit_jax.train.setup import TrainSetup
 from vivit_jax.utils import logs
+
+if TYPE_CHECKING:
+    from clu.metric_writers import MetricWriter
 
 T = TypeVar("T")
 
@@ -25,7 +27,7 @@ class Session:
     """The open resources of a run; `stack` closes them, last in first out."""
 
     checkpoints: checkpointing.Checkpoints
-    writer: metric_writers.MetricWriter
+    writer: MetricWriter
     stack: contextlib.ExitStack
 
     def closing(self, resource: T) -> T:

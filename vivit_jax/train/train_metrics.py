@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from clu import metric_writers
 from clu import metrics as clu_metrics
 
 from vivit_jax.train.hooks import Hook
 from vivit_jax.train.throughput import Throughput
 from vivit_jax.utils import logs
+
+if TYPE_CHECKING:
+    from clu.metric_writers import MetricWriter
 
 _LATEST = ("learning_rate", "skipped_in_a_row")  # per-step values: the latest is logged; counters are summed
 SKIPPED = "skipped"
@@ -28,7 +30,7 @@ class TrainMetrics(Hook):
 
     def __init__(
         self,
-        writer: metric_writers.MetricWriter,
+        writer: MetricWriter,
         progress: logs.Progress,
         throughput: Throughput,
         every_steps: int = 1,

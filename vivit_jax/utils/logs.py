@@ -8,18 +8,20 @@ import logging as standard_logging
 import math
 import sys
 import time
+import types
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from absl import logging
-from clu import metric_writers, periodic_actions
 from etils import epath
-from tqdm.auto import tqdm
 
 from vivit_jax.utils import storage
 from vivit_jax.utils.trees import finite_or_none
+
+if TYPE_CHECKING:
+    from clu.metric_writers import MetricWriter
 
 METRICS_FILE = "metrics.jsonl"
 _BUCKET_SECONDS = 30.0  # between two writes of metrics.jsonl in a bucket
@@ -27,7 +29,7 @@ _BUCKET_SECONDS = 30.0  # between two writes of metrics.jsonl in a bucket
 _EXPECTED = ("Given directory is read only", "CheckpointManagerOptions.read_only", "tracked_metric")
 
 
-class JsonLinesWriter(metric_writers.MultiWriter):
+class JsonLinesWriter:
     """Writes scalars as JSON lines: {"step": ..., "time": Unix seconds, NAME: number, or null where not finite}.
 
     A resumed run appends to the same file; of two lines of one step the later is valid. Appending to an object in a
@@ -35,7 +37,6 @@ class JsonLinesWriter(metric_writers.MultiWriter):
     """
 
     def __init__(self, path: epath.PathLike):
-        super().__init__([])  # with no writers, the methods that are not overridden do nothing
         self._path = epath.Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._pending: list[str] = []
@@ -46,6 +47,9 @@ class JsonLinesWriter(metric_writers.MultiWriter):
         values = finite_or_none({name: float(np.asarray(value)) for name, value in scalars.items()})
         self._pending.append(json.dumps({"step": int(step), "time": round(time.time(), 3), **values}) + "\n")
         self.flush()
+
+    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+        """Does nothing: images are for TensorBoard."""
 
     def flush(self) -> None:
         if time.monotonic() - self._last_write >= self._interval:
@@ -97,9 +101,13 @@ def _is_relevant(record: standard_logging.LogRecord) -> bool:
     return not quiet or (record.levelno >= standard_logging.WARNING and not any(part in text for part in _EXPECTED))
 
 
-def make_writer(workdir: epath.PathLike) -> metric_writers.MetricWriter:
-    """Returns a writer of TensorBoard event files and `metrics.jsonl`; only process 0 writes."""
-    writers: list[metric_writers.MetricWriter] = []
+def make_writer(workdir: epath.PathLike) -> MetricWriter:
+    """Returns a writer of TensorBoard event files and `metrics.jsonl`; only process 0 writes.
+
+    Imports TensorFlow, which `data.host_tf.load` should have configured before.
+    """
+    metric_writers = _import_clu_writers()
+    writers: list[MetricWriter] = []
     if jax.process_index() == 0:
         workdir = epath.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
@@ -108,15 +116,32 @@ def make_writer(workdir: epath.PathLike) -> metric_writers.MetricWriter:
     return metric_writers.AsyncMultiWriter(writers)
 
 
+def _import_clu_writers() -> types.ModuleType:
+    """Imports clu's writers, but not Keras, which TensorBoard's plug-in for hyperparameters (unused) takes a base class
+    from: that takes as long as the rest."""
+    keras_callback = types.ModuleType("tensorboard.plugins.hparams._keras")
+    keras_callback.Callback = None
+    absent = sys.modules.setdefault(keras_callback.__name__, keras_callback) is keras_callback
+    from clu import metric_writers
+
+    if absent:
+        del sys.modules[keras_callback.__name__]
+    return metric_writers
+
+
 class Progress:
     """Shows the progress of a run: a live bar on a terminal, else lines of clu's `ReportProgress` (steps/s, ETA).
 
     `first_step` is the number of steps before this start; `writer` receives steps/s.
     """
 
-    def __init__(self, total_steps: int, first_step: int, writer: metric_writers.MetricWriter, every_seconds: float):
+    def __init__(self, total_steps: int, first_step: int, writer: MetricWriter, every_seconds: float):
+        from clu import periodic_actions
+
         self._bar = None
         if sys.stderr.isatty() and jax.process_index() == 0:
+            from tqdm.auto import tqdm
+
             self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.05)
         self.report = periodic_actions.ReportProgress(
             num_train_steps=total_steps, writer=writer, every_secs=every_seconds

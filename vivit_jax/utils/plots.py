@@ -1,29 +1,44 @@
-"""Figures of a run: confusion matrix, training curves, predictions (matplotlib, without a display)."""
+"""Figures of a run: confusion matrix, training curves, predictions (matplotlib, without a display).
+
+matplotlib is imported when the first figure is drawn.
+"""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 from etils import epath
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from sklearn.metrics import ConfusionMatrixDisplay
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # With more classes, names and numbers would be illegible and are left out.
 MOST_NAMED_CLASSES = 40
 
 
-def confusion_matrix(matrix: np.ndarray, names: Sequence[str], title: str) -> plt.Figure:
+@functools.cache
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
+def confusion_matrix(matrix: np.ndarray, names: Sequence[str], title: str) -> Figure:
     """Draws a confusion matrix, int [C, C], whose rows (true classes) are normalised to 1."""
+    from sklearn.metrics import ConfusionMatrixDisplay
+
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     classes = len(names)
     named = classes <= MOST_NAMED_CLASSES
     side = float(np.clip(0.55 * classes, 5, 14))
-    figure, axes = plt.subplots(figsize=(side + 1.5, side), layout="constrained")
+    figure, axes = _pyplot().subplots(figsize=(side + 1.5, side), layout="constrained")
     ConfusionMatrixDisplay(shares, display_labels=list(names) if named else None).plot(
         ax=axes,
         cmap="Blues",
@@ -39,10 +54,10 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], title: str) -> pl
     return figure
 
 
-def training_curves(series: Mapping[str, Sequence[tuple[int, float]]], title: str) -> plt.Figure:
+def training_curves(series: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Figure:
     """Draws loss, accuracy and learning rate over the steps; `series` are those of `metrics.jsonl`."""
     panels = {"loss": "loss$", "accuracy": "top1$|/accuracy", "learning rate": "^train/learning_rate$"}
-    figure, all_axes = plt.subplots(1, len(panels), figsize=(15, 4), layout="constrained")
+    figure, all_axes = _pyplot().subplots(1, len(panels), figsize=(15, 4), layout="constrained")
     for axes, (label, pattern) in zip(all_axes, panels.items(), strict=True):
         for name, points in sorted(series.items()):
             if re.search(pattern, name) and points:
@@ -59,37 +74,37 @@ def training_curves(series: Mapping[str, Sequence[tuple[int, float]]], title: st
     return figure
 
 
-def to_array(figure: plt.Figure) -> np.ndarray:
+def to_array(figure: Figure) -> np.ndarray:
     """Returns the pixels of a figure, uint8 [H, W, 3], for TensorBoard."""
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
-def close(figure: plt.Figure) -> None:
+def close(figure: Figure) -> None:
     """Frees the memory of a figure."""
-    plt.close(figure)
+    _pyplot().close(figure)
 
 
-def save(figure: plt.Figure, path: epath.PathLike) -> epath.Path:
+def save(figure: Figure, path: epath.PathLike) -> epath.Path:
     """Writes a PNG and closes the figure; returns its path."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         figure.savefig(file, format="png", dpi=110)
-    plt.close(figure)
+    _pyplot().close(figure)
     return path
 
 
 def prediction(
     clip: np.ndarray, attention: np.ndarray, ranked: Mapping[str, Sequence[tuple[str, float]]], title: str
-) -> plt.Figure:
+) -> Figure:
     """Draws a clip as the model saw it, the attention of its last layer, and the top-ranked labels.
 
     `clip` is uint8 [T, H, W, 3], `attention` non-negative [n_t, n_h, n_w]; `ranked`: {head: [(label, probability)]}.
     """
     shown = np.linspace(0, len(clip) - 1, min(8, len(clip))).astype(int)
     height, width = clip.shape[1:3]
-    figure = plt.figure(figsize=(1.6 * len(shown), 3.4 + 1.6 * len(ranked)), layout="constrained")
+    figure = _pyplot().figure(figsize=(1.6 * len(shown), 3.4 + 1.6 * len(ranked)), layout="constrained")
     rows = figure.add_gridspec(2 + len(ranked), len(shown))
     strongest = attention.max()
     for column, frame in enumerate(shown):

@@ -14,12 +14,11 @@ from vivit_jax.data.host_tf import tf
 from vivit_jax.data.records.reader import Finish, Reader, memory_reader
 from vivit_jax.data.selection import sampling
 from vivit_jax.data.selection.sampling import ClipSpec
-from vivit_jax.data.video import decode
 from vivit_jax.utils import storage
 
 TENSORFLOW = types.SimpleNamespace(
-    minimum=tf.minimum,
-    maximum=tf.maximum,
+    minimum=lambda *x: tf.minimum(*x),
+    maximum=lambda *x: tf.maximum(*x),
     to_int=lambda x: tf.cast(tf.floor(x), tf.int64),
     to_float=lambda x: tf.cast(x, tf.float64),
     arange=lambda n: tf.range(n, dtype=tf.int64),
@@ -190,6 +189,8 @@ def views_from_file(
     Larger frames are shrunk to `short_side`, that of the data set's records. A video with more than `memory_limit`
     bytes of frames is decoded twice, and only the frames of the views are kept. Raises decode.VideoError.
     """
+    from vivit_jax.data.video import decode
+
     frames, count, size = [], 0, 0
     for frame in decode.iterate_frames(path, short_side=short_side):
         count, size = count + 1, size + frame.image.nbytes

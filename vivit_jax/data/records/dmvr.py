@@ -30,7 +30,7 @@ SAMPLED = 8
 _IDS = ("clip/media_id", "video/filename", "clip/data_path")
 _RATE, _START, _END, _TIMES = "image/frame_rate", "clip/start/timestamp", "clip/end/timestamp", "image/timestamp"
 _OPTIONAL = dict.fromkeys(_IDS, "bytes_list") | {_RATE: "float_list", _START: "int64_list", _END: "int64_list"}
-_DTYPES = {"int64_list": tf.int64, "bytes_list": tf.string, "float_list": tf.float32}
+_DTYPES = {"int64_list": "int64", "bytes_list": "string", "float_list": "float32"}  # as TensorFlow names them
 
 
 def index_folder(
@@ -189,7 +189,7 @@ def _describer(examples: Sequence[Any], heads: Sequence[dmvr_labels.Head]) -> Ca
     }
     features = dmvr_labels.label_features(heads, kinds)
     features |= {name: kind for name, kind in _OPTIONAL.items() if kinds.get(name) == kind}
-    context = {name: tf.io.RaggedFeature(_DTYPES[kind]) for name, kind in features.items()}
+    context = {name: tf.io.RaggedFeature(tf.dtypes.as_dtype(_DTYPES[kind])) for name, kind in features.items()}
     # With `allow_missing`, a video without frames is reported here and not by TensorFlow.
     lists = {reader.SEQUENCE_FRAMES: tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True)}
     # MediaSequence's times are integers, in microseconds; others are ignored.

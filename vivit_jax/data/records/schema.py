@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from vivit_jax.data import host_tf
 from vivit_jax.data.host_tf import tf
 
-import tensorflow_datasets as tfds  # isort: skip: after `host_tf`, which sets TensorFlow up
+import tensorflow_datasets as tfds  # isort: skip
+
+host_tf.load()  # before tfds uses TensorFlow
 
 
 def features(class_names: Mapping[str, Sequence[str]], multi_label: Collection[str] = ()) -> tfds.features.FeaturesDict:
