@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import hashlib
 import json
@@ -33,11 +34,11 @@ class OutOfDeviceMemory(MemoryError):
 def compilation_cache(choice: str, workdir: epath.PathLike) -> Iterator[None]:
     """Uses jax's persistent compilation cache inside the context.
 
-    Programs that compile in less than a second are not cached; JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS changes that.
+    Programs that compile in less than 0.1 s are not cached; JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS changes that.
 
     `choice`: 'workdir' (its `compilation_cache/`, unless JAX_COMPILATION_CACHE_DIR names a folder), 'off' or a folder.
     """
-    previous = jax.config.jax_compilation_cache_dir
+    previous, seconds = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
     if choice == "off":
         folder = None
     elif choice == "workdir":
@@ -51,14 +52,18 @@ def compilation_cache(choice: str, workdir: epath.PathLike) -> Iterator[None]:
             jax_cache.reset_cache()  # jax opens it only once, with the folder of that moment
 
     use(folder)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # Not jax's second: initialisation and evaluation are many programs that compile in less.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", min(seconds, 0.1))
     try:
         yield
     finally:
         use(previous)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
 
 
 class CompiledStep:
-    """Compiles the train step of a program with its first call, and logs the memory it takes.
+    """Compiles the train step of a program once, and logs the memory it takes.
 
     Where the model says `auto`, it compiles the least recomputation that fits (`train_step.remat`), and remembers it
     for the next start in the folder of the compilation cache, without one in `workdir`.
@@ -67,14 +72,49 @@ class CompiledStep:
     def __init__(self, program: TrainProgram, experiment: Experiment, workdir: epath.PathLike):
         self._program, self._experiment, self._workdir = program, experiment, workdir
         self._compiled: Any = None
+        self._done_one = False
+        self._compiling: concurrent.futures.Future | None = None
+
+    def start(self, mesh: Any, batch: Any) -> None:
+        """Starts to compile in a thread, for a `batch` of `jax.ShapeDtypeStruct`s; without it, the first call compiles.
+
+        XLA compiles while this process imports, restores and opens the data. In a run of several processes the first
+        call compiles: they agree on the recomputation, and must communicate in one order.
+        """
+        if jax.process_count() > 1:
+            return
+
+        def compile_step() -> Any:
+            with jax.set_mesh(mesh):  # which holds in one thread
+                return self._compile(self._program.state, batch)
+
+        pool = concurrent.futures.ThreadPoolExecutor(1, "compile-train-step")
+        self._compiling = pool.submit(compile_step)
+        pool.shutdown(wait=False)
 
     def __call__(self, state: Any, batch: Any) -> Any:
-        """Dispatches one step. The first call waits for the devices; it may raise OutOfDeviceMemory."""
-        if self._compiled is not None:
-            return self._compiled(state, batch)
+        """Dispatches one step. The first call waits for the devices; it may raise OutOfDeviceMemory.
+
+        A later batch of other shapes or types raises ValueError: it would be compiled again.
+        """
+        if self._compiled is None:
+            self.compile(state, batch)
+        try:
+            if self._done_one:
+                return self._compiled(state, batch)
+            with oom_advice("the train step", training_advice(self._experiment)):
+                result = jax.block_until_ready(self._compiled(state, batch))
+            self._done_one = True
+            return result
+        except TypeError as error:
+            raise ValueError(
+                f"a batch differs in shapes or types from those that the train step is compiled for, once: {error}"
+            ) from error
+
+    def compile(self, state: Any, batch: Any) -> None:
+        """Compiles for these arguments, or waits for the compilation that `start` has begun."""
         with oom_advice("the train step", training_advice(self._experiment)):
-            self._compiled = self._compile(state, batch)
-            return jax.block_until_ready(self._compiled(state, batch))
+            self._compiled = self._compiling.result() if self._compiling else self._compile(state, batch)
 
     def _compile(self, state: Any, batch: Any) -> Any:
         config, platform, limit = self._program.model.config, jax.default_backend(), memory.device_bytes()

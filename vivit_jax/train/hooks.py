@@ -13,8 +13,11 @@ class Hook:
     def before_batch(self, step: int) -> None:
         """Called before the loop takes the batch of a step."""
 
+    def after_batch(self, step: int) -> None:
+        """Called when the loop has the batch of a step: the step before is dispatched, but its hooks are not called."""
+
     def before_step(self, step: int, state: Any) -> None:
-        """Called when the batch is there, with the state before the step."""
+        """Called with the state before the step."""
 
     def after_step(self, step: int, state: Any, metrics: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
         """Called when the step is dispatched. `batch` holds this process's rows as NumPy arrays."""
@@ -40,6 +43,10 @@ class Hooks(Hook):
     def before_batch(self, step: int) -> None:
         for hook in self.hooks:
             hook.before_batch(step)
+
+    def after_batch(self, step: int) -> None:
+        for hook in self.hooks:
+            hook.after_batch(step)
 
     def before_step(self, step: int, state: Any) -> None:
         for hook in self.hooks:

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 
 from vivit_jax import distributed, report
 from vivit_jax.config.experiment import Experiment
+from vivit_jax.data import host_tf
 from vivit_jax.train import compiled_step, initialize, periodic_evaluation, throughput
 from vivit_jax.train.hooks import Hook, Hooks
 from vivit_jax.train.preemption import Preemption
@@ -24,6 +26,7 @@ from vivit_jax.train.skipped_steps import SkippedSteps
 from vivit_jax.train.train_metrics import TrainMetrics
 from vivit_jax.train.watchdog import Watchdog
 from vivit_jax.utils import logs
+from vivit_jax.utils.startup import Startup
 
 
 def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
@@ -40,15 +43,25 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
       TooManySkippedSteps, OutOfDeviceMemory: the message says what helps.
       Preempted (a SystemExit): the run was asked to stop, and has saved its step.
     """
-    workdir = epath.Path(workdir)
+    workdir, startup = epath.Path(workdir), Startup()
+    startup.mark("imports")
 
     # Setup: mesh, data, model, schedule, optimizer, train step. Nothing compiles yet.
     setup = set_up(experiment, workdir)
+    startup.mark("setup")
 
     with open_session(setup, workdir) as session:
+        # The train step compiles in the background, unless the run is finished.
+        train_step = compiled_step.CompiledStep(setup.program, setup.experiment, workdir)
+        if (session.checkpoints.latest() or 0) < setup.total_steps:
+            train_step.start(setup.mesh, setup.abstract_batch())
+
         # State: resumed, else from pretrained weights, else random.
         state, restored = initialize.init_or_restore(setup, session.checkpoints, workdir)
         first_step = int(state.step)
+        startup.mark("init" if restored is None else "restore")
+        host_tf.load()  # takes seconds, so not before all that can be wrong with a config has shown
+        startup.mark("imports")
         initialize.log_start(setup, state, restored, workdir)
         progress = session.closing(logs.Progress(setup.total_steps, first_step, session.writer, every_seconds=15.0))
 
@@ -60,19 +73,36 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
 
         # Data, compiled step, hooks.
         batches = session.closing(setup.train_batches(first_step))
-        train_step = compiled_step.CompiledStep(setup.program, setup.experiment, workdir)
         preemption = session.enter(Preemption(session.checkpoints).listening())
         hooks = session.enter(make_hooks(setup, session, progress, batches, workdir))
 
-        for step in range(first_step + 1, last_step + 1):
-            # Train. The host continues while the devices compute.
+        def take_batch(step: int) -> tuple[Any, Any]:
+            """Returns the batch of a step on the host and on the devices, to which it may still be copied."""
             hooks.before_batch(step)
             batch = next(batches)
+            hooks.after_batch(step)
+            return batch, setup.place_batch(batch)
+
+        # First step: the parts of the start are logged.
+        if first_step < last_step:
+            startup.mark("other")
+            batch, placed = take_batch(first_step + 1)
+            startup.mark("data")
+            train_step.compile(state, placed)
+            startup.mark("compile")
+
+        for step in range(first_step + 1, last_step + 1):
+            # Train. The host continues while the devices compute, and copies the next batch to them.
             hooks.before_step(step, state)
-            placed = setup.place_batch(batch)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = train_step(state, placed)
-            hooks.after_step(step, state, metrics, batch)
+            if step == first_step + 1:
+                startup.mark("first step")
+                logging.info("From the start to the end of the first step: %s.", startup)
+            trained = batch
+            if step < last_step:
+                batch, placed = take_batch(step + 1)
+            hooks.after_step(step, state, metrics, trained)
 
             # Evaluate and save, when due.
             preempted = preemption.reached(step)

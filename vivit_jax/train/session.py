@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,9 +27,14 @@ T = TypeVar("T")
 class Session:
     """The open resources of a run; `stack` closes them, last in first out."""
 
+    workdir: epath.PathLike
     checkpoints: checkpointing.Checkpoints
-    writer: MetricWriter
     stack: contextlib.ExitStack
+
+    @functools.cached_property
+    def writer(self) -> MetricWriter:
+        """The writer of metrics, opened when first used: it imports TensorFlow."""
+        return self.closing(logs.make_writer(self.workdir))
 
     def closing(self, resource: T) -> T:
         """Registers a resource whose `close` the end of the session calls; returns it."""
@@ -58,6 +64,4 @@ def open_session(setup: TrainSetup, workdir: epath.PathLike) -> Iterator[Session
             best_metric=options.best_metric,
         )
         stack.callback(checkpoints.close)
-        writer = logs.make_writer(workdir)
-        stack.callback(writer.close)
-        yield Session(checkpoints, writer, stack)
+        yield Session(workdir, checkpoints, stack)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 from vivit_jax import augment, convert, sharding
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax.config.experiment import ConfigError, Experiment
+from vivit_jax.cost.counts import abstract_batch
 from vivit_jax.data import pipeline
 from vivit_jax.data.open import open_data
 from vivit_jax.data.records.split import RecordSplit
@@ -34,7 +36,6 @@ class TrainSetup:
     Attributes:
       experiment: the whole config, with the model fields that pretrained weights or checkpoints determine.
       eval_interval: steps between two evaluations; 0: only at the end.
-      checkpoint_metadata: what every checkpoint stores beside the state: config, heads, class names, data.
     """
 
     experiment: Experiment
@@ -45,7 +46,22 @@ class TrainSetup:
     program: TrainProgram
     total_steps: int
     eval_interval: int
-    checkpoint_metadata: Mapping[str, Any]
+
+    @functools.cached_property
+    def checkpoint_metadata(self) -> Mapping[str, Any]:
+        """What every checkpoint stores beside the state: config, heads, class names, data. Imports TensorFlow."""
+        train_set = self.train_set
+        return {
+            "config": self.experiment.to_dict(),
+            "heads": dict(train_set.heads),
+            "class_names": {head: list(names) for head, names in train_set.class_names.items()},
+            "multi_label": sorted(train_set.multi_label),
+            "data": {
+                "dataset": self.experiment.data.name,
+                "examples": train_set.num_videos,
+                "order": train_set.fingerprint(self.experiment.seed, self.clip_spec),
+            },
+        }
 
     def train_batches(self, start_step: int) -> Any:
         """Returns the endless training stream after `start_step` steps, this process's rows."""
@@ -65,17 +81,27 @@ class TrainSetup:
     def place_batch(self, batch: Mapping[str, Any]) -> Any:
         """Places this process's rows of a training batch on the mesh, and resizes the clips there if they are not yet.
 
-        Resizing is a program of its own, so that the training step does not depend on where clips are resized.
+        Returns what the training step takes. Resizing is a program of its own, so that the training step does not depend on where clips are resized.
         """
         placed = sharding.place_batch(batch, self.mesh, self.experiment.batch_size)
         if "window" in placed:
             placed["video"] = self._resize(placed["video"], placed.pop("window"))
-        return placed
+        return {name: placed[name] for name in ("video", "label", "mask")}
 
     @functools.cached_property
     def _resize(self) -> Any:
         resize = functools.partial(augment.resize_windows, size=self.clip_spec.image_size)
         return jax.jit(resize, out_shardings=sharding.batch_sharding(self.mesh))
+
+    def abstract_batch(self) -> Any:
+        """Returns the result of `place_batch` as `jax.ShapeDtypeStruct`s."""
+        clips, labels = self.experiment.batch_size, {}
+        for head, classes in self.train_set.heads.items():
+            several = head in self.train_set.multi_label
+            shape, dtype = ((clips, classes), jnp.float32) if several else ((clips,), jnp.int32)
+            labels[head] = jax.ShapeDtypeStruct(shape, dtype)
+        batch = {**abstract_batch(self.program.model.config, clips), "label": labels}
+        return sharding.abstract_like(batch, jax.tree.map(lambda _: sharding.batch_sharding(self.mesh), batch))
 
     def make_evaluator(self, num_videos: int | None) -> Evaluator:
         """Returns the evaluation on so many videos of `eval_set`, None for all."""
@@ -106,17 +132,6 @@ def set_up(experiment: Experiment, workdir: epath.PathLike) -> TrainSetup:
     experiment = inherit_model_fields(experiment, train_set.heads, checkpointing.latest_metadata(workdir))
     program = experiment.train_program(train_set.heads, mesh, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     clip_spec = experiment.clip_spec(program.model.config)
-    checkpoint_metadata = {
-        "config": experiment.to_dict(),
-        "heads": dict(train_set.heads),
-        "class_names": {head: list(names) for head, names in train_set.class_names.items()},
-        "multi_label": sorted(train_set.multi_label),
-        "data": {
-            "dataset": experiment.data.name,
-            "examples": train_set.num_videos,
-            "order": train_set.fingerprint(experiment.seed, clip_spec),
-        },
-    }
     return TrainSetup(
         experiment=experiment,
         mesh=mesh,
@@ -126,7 +141,6 @@ def set_up(experiment: Experiment, workdir: epath.PathLike) -> TrainSetup:
         program=program,
         total_steps=total_steps,
         eval_interval=experiment.evaluation.interval(steps_per_epoch),
-        checkpoint_metadata=checkpoint_metadata,
     )
 
 

@@ -78,7 +78,7 @@ class Throughput(Hook):
     def before_batch(self, step: int) -> None:
         self._wait_began = self._clock()
 
-    def before_step(self, step: int, state: Any) -> None:
+    def after_batch(self, step: int) -> None:
         self._waits[step] = self._clock() - self._wait_began
 
     def after_step(self, step: int, *_: Any) -> None:

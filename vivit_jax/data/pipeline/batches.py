@@ -52,9 +52,10 @@ class Batches(Iterator, contextlib.AbstractContextManager):
         num_batches: int | None = None,
         repeated_views: int = 0,
         positions: Callable[[int], np.ndarray] | None = None,
+        videos: _Videos | None = None,
     ):
         self._iterator: Iterator | None = iter(dataset)
-        self._positions = positions
+        self._positions, self._videos, self._begun = positions, videos, False
         self.description = description
         self.step = step
         self.num_batches = num_batches
@@ -66,6 +67,9 @@ class Batches(Iterator, contextlib.AbstractContextManager):
         if self._iterator is None:
             raise StopIteration
         batch = tf.nest.map_structure(lambda tensor: np.asarray(memoryview(tensor)), next(self._iterator))
+        if self._videos is not None and not self._begun:
+            self._begun = True
+            self._videos.start()  # not earlier: it would delay the first batch
         if self._positions is not None:
             positions, expected = batch.pop(_POSITION), self._positions(self.step)
             if not np.array_equal(positions, expected):
@@ -82,6 +86,9 @@ class Batches(Iterator, contextlib.AbstractContextManager):
 
     def close(self) -> None:
         """Stops the background work and frees its memory; may be called twice."""
+        if self._videos is not None:
+            self._videos.close()
+            self._videos = None
         self._iterator = None
         gc.collect()  # the graph's functions refer to one another, and to what they hold in memory
 
@@ -170,6 +177,7 @@ def train_batches(
         description,
         step=start_step,
         positions=lambda step: step * batch_size + np.arange(low, high),
+        videos=videos,
     )
 
 
@@ -264,25 +272,42 @@ class _Videos:
         self.largest_window = functools.partial(sampling.largest_window, *sizes[1:])
         self._sizes = [tf.constant(x) for x in sizes]
         self._first = np.cumsum([0, *(split.num_videos for split in splits)])
-        self._readers, readable, self.cached_bytes = [], [], 0
+        self._readers, self._caches, self.cached_bytes = [], [], 0
         for split in splits:
-            reader, known = record_reader(split), None
+            reader = record_reader(split)
             if options.cache:
                 cached = cache(split, reader, int(options.cache_gb * 2**30) - self.cached_bytes, threads)
-                reader, known, self.cached_bytes = cached.read, cached.readable, self.cached_bytes + cached.size
+                reader, self.cached_bytes = cached.read, self.cached_bytes + cached.size
+                self._caches.append(cached)
             self._readers.append(reader)
-            readable.append(known)
-        # With all frames in memory, unreadable videos are known beforehand, and nothing can fail.
-        self._readable = tf.concat(readable, 0) if all(known is not None for known in readable) else None
+
+    def start(self) -> None:
+        """Starts the threads that fill the cache."""
+        for cached in self._caches:
+            cached.start()
+
+    def close(self) -> None:
+        """Ends them."""
+        for cached in self._caches:
+            cached.close()
 
     def read(self, video, numbers, window=None, finish=None):
         """A `reader.Reader` of all videos."""
-        if len(self._readers) == 1:
-            return self._readers[0](video, numbers, window, finish)
+        return self._in_split(video, [lambda v, read=read: read(v, numbers, window, finish) for read in self._readers])
+
+    def _decoded(self, video):
+        """Returns whether the frames of a video are in memory (reading it cannot fail): bool []; None: never."""
+        functions = [cached.decoded for cached in self._caches]
+        return self._in_split(video, functions) if functions and all(functions) else None
+
+    def _in_split(self, video, functions: Sequence[Callable]):
+        """Calls the function of the split that holds a video with the number of the video in it."""
+        if len(functions) == 1:
+            return functions[0](video)
         split = tf.searchsorted(tf.constant(self._first[1:]), video[None], side="right")[0]
         branches = [
-            lambda reader=reader, first=first: reader(video - first, numbers, window, finish)
-            for reader, first in zip(self._readers, self._first[:-1].tolist(), strict=True)
+            lambda function=function, first=first: function(video - first)
+            for function, first in zip(functions, self._first[:-1].tolist(), strict=True)
         ]
         return tf.switch_case(split, branches)
 
@@ -303,11 +328,11 @@ class _Videos:
             fallback = tf.data.Dataset.from_tensors(video).map(lambda _: black())
             return example.concatenate(fallback).take(1).get_single_element()
 
-        if self._readable is None:
+        if (decoded := self._decoded(video)) is None:
             frames, mask = tf.cond(video >= 0, make_or_black, black)
         else:
-            usable = tf.logical_and(video >= 0, self._readable[tf.maximum(video, 0)])
-            frames, mask = tf.cond(usable, lambda: (make(*size), 1.0), black)
+            case = tf.where(video < 0, 0, tf.where(decoded, 1, 2))
+            frames, mask = tf.switch_case(case, [black, lambda: (make(*size), 1.0), make_or_black])
         return {"video": tf.ensure_shape(frames, shape), "mask": mask, "index": video}
 
 

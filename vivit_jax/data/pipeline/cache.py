@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from collections.abc import Callable
 
 import numpy as np
 
@@ -15,18 +17,21 @@ from vivit_jax.data.records.split import RecordSplit
 class Cached:
     """A split in memory, of `size` bytes.
 
-    `readable`: bool [N], videos that could be decoded; None if they are decoded on each read, which then fails on
-    broken records as a reader from disk does.
+    `decoded`: video -> bool [], whether its frames are in memory, so that reading it cannot fail; None if it is decoded
+    on each read. `start` starts the thread that fills the memory, `close` ends it.
     """
 
     read: reader.Reader
-    readable: tf.Tensor | None = None
+    decoded: Callable[[tf.Tensor], tf.Tensor] | None = None
     size: int = 0
+    start: Callable[[], None] = lambda: None
+    close: Callable[[], None] = lambda: None
 
 
 def cache(split: RecordSplit, read: reader.Reader, limit: int, threads: int) -> Cached:
     """Reads a split into memory: decoded frames if they have one size and fit, else the records as they are.
 
+    Frames are decoded in the background after `start`; until then videos are read from their records, the same pixels.
     At most `limit` bytes are held. While it loads, videos in flight come on top: as many as fit into the rest of
     `limit`, but at least one being decoded and one waiting.
     """
@@ -51,24 +56,45 @@ def _cache_frames(split: RecordSplit, read: reader.Reader, limit: int, threads: 
     threads = max(1, min(threads, remaining // (3 * int(split.num_frames.max()) * frame_bytes)))
     store = _aligned_zeros((int(first[-1]), int(split.height[0]), int(split.width[0]), 3))
     counts = tf.constant(split.num_frames.astype(np.int64))
-    readable = np.zeros(split.num_videos, bool)
+    # 1 where a video is in memory. Not smaller, since TensorFlow copies small tensors into its graphs as constants.
+    filled = _aligned_zeros((max(1024, split.num_videos),))
+    stop = threading.Event()
 
     @tf.autograph.experimental.do_not_convert
     def load(video):
         return video, read(video, tf.range(counts[video]), None)
 
     videos = tf.data.Dataset.range(split.num_videos).map(load, threads).ignore_errors()
-    for video, images in videos.as_numpy_iterator():
-        if images.shape[1:] == store.shape[1:]:  # otherwise the index does not match the records
-            store[first[video] : first[video + 1]] = images
-            readable[video] = True
-    # Shares the memory; `tf.constant` would copy it twice.
-    frames, start = tf.experimental.dlpack.from_dlpack(store.__dlpack__()), tf.constant(first[:-1])
+
+    def fill() -> None:
+        for video, images in videos.as_numpy_iterator():
+            if stop.is_set():
+                return
+            if images.shape[1:] == store.shape[1:]:  # otherwise the index does not match the records
+                store[first[video] : first[video + 1]] = images
+                filled[video] = 1  # last: it may be read from now on
+
+    # Share the memory, and see what is written to it; `tf.constant` would copy it.
+    frames, is_filled = (tf.experimental.dlpack.from_dlpack(array.__dlpack__()) for array in (store, filled))
+    start = tf.constant(first[:-1])
+    thread = threading.Thread(target=fill, name="fill-cache")
+
+    def decoded(video):
+        return tf.gather(is_filled, tf.maximum(video, 0)) > 0
 
     def read_cached(video, numbers, window=None, finish=None):
-        return reader.cut(tf.gather(frames, start[video] + numbers), window, finish)
+        return tf.cond(
+            decoded(video),
+            lambda: reader.cut(tf.gather(frames, start[video] + numbers), window, finish),
+            lambda: read(video, numbers, window, finish),
+        )
 
-    return Cached(read_cached, tf.constant(readable), store.nbytes)
+    def close() -> None:
+        stop.set()
+        if thread.ident is not None:
+            thread.join()
+
+    return Cached(read_cached, decoded, store.nbytes, thread.start, close)
 
 
 def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:

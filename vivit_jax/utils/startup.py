@@ -1,0 +1,28 @@
+"""Seconds from the start of a program to its first step, by what they were spent on."""
+
+from __future__ import annotations
+
+import time
+
+_IMPORTED = time.perf_counter()  # with the package, before jax
+
+
+class Startup:
+    """Divides the time since the program began, or for a later run of the same program since now, into parts."""
+
+    _first = True
+
+    def __init__(self) -> None:
+        self._began = self._last = _IMPORTED if Startup._first else time.perf_counter()
+        Startup._first = False
+        self.parts: dict[str, float] = {}
+
+    def mark(self, part: str) -> None:
+        """Counts the time since the last mark as `part`."""
+        now = time.perf_counter()
+        self.parts[part] = self.parts.get(part, 0.0) + now - self._last
+        self._last = now
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.parts.items())
+        return f"{self._last - self._began:.1f} s ({parts})"
