@@ -16,7 +16,7 @@ from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.data import build
 from vivit_jax.data.records.split import open_split
 from vivit_jax.evaluation import evaluate
-from vivit_jax.train import skipped_steps
+from vivit_jax.train import loop, skipped_steps
 from vivit_jax.train_step.guard import GuardConfig
 from vivit_jax.utils import logs
 
@@ -95,6 +95,29 @@ def test_scan_and_remat_evaluate_the_same_checkpoint(finished, data_dir):
     workdir, metrics, _ = finished
     other = experiment(data_dir, model__scan_layers=True, model__remat="full")
     assert evaluate.evaluate(other, workdir).scalars == pytest.approx(metrics, rel=1e-5)
+
+
+def test_nothing_compiles_after_the_first_log_evaluation_and_checkpoint(data_dir, tmp_path, monkeypatch):
+    """And the train step compiles once, before the first step."""
+    compiled, steps = [], {}
+
+    def on_compilation(event, seconds, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(fun_name)
+
+    def after_step(self, step, *_):
+        steps[step] = len(compiled)
+
+    monkeypatch.setattr(loop.ProgressReport, "after_step", after_step)
+    jax.monitoring.register_event_duration_secs_listener(on_compilation)
+    try:
+        # Logs every 2, evaluates every 4, saves every 3 steps.
+        train.train(experiment(data_dir, num_steps=10, evaluation__every_steps=4), tmp_path / "w")
+    finally:
+        jax.monitoring.unregister_event_duration_listener(on_compilation)
+    assert sum("train_step" in name for name in compiled) == 1
+    assert steps[10] == steps[5], f"compiled after the first evaluation: {compiled[steps[5] :]}"
+    assert not [name for name in compiled[steps[1] :] if "train_step" in name]
 
 
 def test_checkpoint_of_another_model_is_refused(finished, data_dir):

@@ -24,7 +24,7 @@ def test_throughput_between_readings_excludes_pauses():
     for step, wait in ((2, 0.5), (3, 1.5), (4, 9.0)):
         speed.before_batch(step)
         clock.now += wait
-        speed.before_step(step, None)
+        speed.after_batch(step)
         clock.now += 1.0
         speed.after_step(step)
         if step == 3:

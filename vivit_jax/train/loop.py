@@ -83,7 +83,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
             hooks.after_batch(step)
             return batch, setup.place_batch(batch)
 
-        # First step: the parts of the start are logged.
+        placed = None
         if first_step < last_step:
             startup.mark("other")
             batch, placed = take_batch(first_step + 1)
@@ -92,22 +92,26 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
             startup.mark("compile")
 
         for step in range(first_step + 1, last_step + 1):
-            # Train. The host continues while the devices compute, and copies the next batch to them.
+            # Train. The host continues while the devices compute, and copies the next batch to them, except where
+            # evaluation or saving follows.
+            if placed is None:
+                batch, placed = take_batch(step)
             hooks.before_step(step, state)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = train_step(state, placed)
             if step == first_step + 1:
                 startup.mark("first step")
                 logging.info("From the start to the end of the first step: %s.", startup)
-            trained = batch
-            if step < last_step:
+            trained, placed = batch, None
+            save = step % setup.experiment.checkpoint.every_steps == 0
+            if step < last_step and not save and not evaluation.due(step):
                 batch, placed = take_batch(step + 1)
             hooks.after_step(step, state, metrics, trained)
 
             # Evaluate and save, when due.
             preempted = preemption.reached(step)
             evaluate = evaluation.due(step) and not preempted
-            if not (evaluate or preempted or step % setup.experiment.checkpoint.every_steps == 0):
+            if not (evaluate or preempted or save):
                 continue
             hooks.flush(step, state)
             with hooks.paused():

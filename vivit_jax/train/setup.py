@@ -81,7 +81,8 @@ class TrainSetup:
     def place_batch(self, batch: Mapping[str, Any]) -> Any:
         """Places this process's rows of a training batch on the mesh, and resizes the clips there if they are not yet.
 
-        Returns what the training step takes. Resizing is a program of its own, so that the training step does not depend on where clips are resized.
+        Returns what the training step takes. Resizing is a program of its own, so that the training step does not
+        depend on where clips are resized.
         """
         placed = sharding.place_batch(batch, self.mesh, self.experiment.batch_size)
         if "window" in placed:
