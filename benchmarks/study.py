@@ -267,7 +267,7 @@ def times_table(times: Mapping[str, Sequence[float]]) -> str:
 
 def plot(results: Sequence[plan.Result], question: Question, by_views: Mapping, path: epath.Path) -> None:
     """Plots verb, noun and action of a question's rows with standard deviations; for Figure 9 also the views."""
-    figure, panels = plots.plt.subplots(
+    figure, panels = plots.pyplot().subplots(
         1, 2 if by_views else 1, figsize=(10 if by_views else 7, 0.9 + 0.55 * len(question.rows)), layout="constrained",
         squeeze=False,
     )  # fmt: skip

@@ -146,12 +146,12 @@ def captions(
     ]
 
 
-def contact_sheet(clips: Preview, title: str) -> plots.plt.Figure:
+def contact_sheet(clips: Preview, title: str) -> plots.pyplot().Figure:
     """Draws up to eight frames of each clip side by side, before augmentation and, below, after it."""
     num_clips, num_frames, height, width, _ = clips.before.shape
     frames = np.linspace(0, num_frames - 1, min(MAX_FRAMES, num_frames)).round().astype(int)
     figure_width = max(_INCHES * len(frames) * width / height, 6.0)
-    figure, rows = plots.plt.subplots(
+    figure, rows = plots.pyplot().subplots(
         2 * num_clips, 1, figsize=(figure_width, (_INCHES + 0.25) * 2 * num_clips + 0.4), layout="constrained"
     )
     for clip, panels in enumerate(rows.reshape(num_clips, 2)):
@@ -183,7 +183,7 @@ def animation(clips: Preview, title: str) -> list[np.ndarray]:
     columns = min(num_clips, MAX_COLUMNS)
     rows = 2 * -(-num_clips // columns)
     width = max(1.9 * columns, 4.0)
-    figure, panels = plots.plt.subplots(
+    figure, panels = plots.pyplot().subplots(
         rows, columns, figsize=(width, 2.4 * rows + 0.4), layout="constrained", squeeze=False, dpi=100
     )
     for axes in panels.flat:

@@ -160,7 +160,7 @@ def test_figures_show_the_counts(tmp_path, monkeypatch):
         for t in (2, 4, 8, 16)
     ]
     assert heights == pytest.approx(expected)
-    figures.plots.plt.close(figure)
+    figures.plots.pyplot().close(figure)
 
 
 def test_render_text_markdown_and_csv():

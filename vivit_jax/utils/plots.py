@@ -21,7 +21,8 @@ MOST_NAMED_CLASSES = 40
 
 
 @functools.cache
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Returns `matplotlib.pyplot`, which draws into files only."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -38,7 +39,7 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], title: str) -> Fi
     classes = len(names)
     named = classes <= MOST_NAMED_CLASSES
     side = float(np.clip(0.55 * classes, 5, 14))
-    figure, axes = _pyplot().subplots(figsize=(side + 1.5, side), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(side + 1.5, side), layout="constrained")
     ConfusionMatrixDisplay(shares, display_labels=list(names) if named else None).plot(
         ax=axes,
         cmap="Blues",
@@ -57,7 +58,7 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], title: str) -> Fi
 def training_curves(series: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Figure:
     """Draws loss, accuracy and learning rate over the steps; `series` are those of `metrics.jsonl`."""
     panels = {"loss": "loss$", "accuracy": "top1$|/accuracy", "learning rate": "^train/learning_rate$"}
-    figure, all_axes = _pyplot().subplots(1, len(panels), figsize=(15, 4), layout="constrained")
+    figure, all_axes = pyplot().subplots(1, len(panels), figsize=(15, 4), layout="constrained")
     for axes, (label, pattern) in zip(all_axes, panels.items(), strict=True):
         for name, points in sorted(series.items()):
             if re.search(pattern, name) and points:
@@ -82,7 +83,7 @@ def to_array(figure: Figure) -> np.ndarray:
 
 def close(figure: Figure) -> None:
     """Frees the memory of a figure."""
-    _pyplot().close(figure)
+    pyplot().close(figure)
 
 
 def save(figure: Figure, path: epath.PathLike) -> epath.Path:
@@ -91,7 +92,7 @@ def save(figure: Figure, path: epath.PathLike) -> epath.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         figure.savefig(file, format="png", dpi=110)
-    _pyplot().close(figure)
+    pyplot().close(figure)
     return path
 
 
@@ -104,7 +105,7 @@ def prediction(
     """
     shown = np.linspace(0, len(clip) - 1, min(8, len(clip))).astype(int)
     height, width = clip.shape[1:3]
-    figure = _pyplot().figure(figsize=(1.6 * len(shown), 3.4 + 1.6 * len(ranked)), layout="constrained")
+    figure = pyplot().figure(figsize=(1.6 * len(shown), 3.4 + 1.6 * len(ranked)), layout="constrained")
     rows = figure.add_gridspec(2 + len(ranked), len(shown))
     strongest = attention.max()
     for column, frame in enumerate(shown):
