@@ -146,7 +146,7 @@ def captions(
     ]
 
 
-def contact_sheet(clips: Preview, title: str) -> plots.pyplot().Figure:
+def contact_sheet(clips: Preview, title: str) -> Any:
     """Draws up to eight frames of each clip side by side, before augmentation and, below, after it."""
     num_clips, num_frames, height, width, _ = clips.before.shape
     frames = np.linspace(0, num_frames - 1, min(MAX_FRAMES, num_frames)).round().astype(int)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -12,14 +13,14 @@ from vivit_jax.models.config import BACKBONES
 from vivit_jax.utils import plots
 
 
-def figure7b() -> plots.pyplot().Figure:
+def figure7b() -> Any:
     """Draws GFLOPs of Model 1 by backbone; published values are diamonds."""
     rows = [row for row in figure7_rows() if row.quantity == "GFLOPs"]
     title = "Figure 7 (b): Model 1, tubelets 16x2, 32 frames of 224 x 224"
     return _bars({"ours": rows}, list(BACKBONES), title, xlabel="backbone")
 
 
-def figure8b() -> plots.pyplot().Figure:
+def figure8b() -> Any:
     """Draws GFLOPs of the five models of ViT-B by tubelet length; published values are diamonds."""
     rows = list(figure8_rows())
     by_model = {name: [row for row in rows if row.model.startswith(name)] for name in MODELS}
@@ -33,7 +34,7 @@ def save(folder: epath.PathLike) -> list[epath.Path]:
     return [plots.save(draw(), folder / f"{draw.__name__}.png") for draw in (figure7b, figure8b)]
 
 
-def _bars(series: dict[str, Sequence[Row]], labels: Sequence[str], title: str, xlabel: str) -> plots.pyplot().Figure:
+def _bars(series: dict[str, Sequence[Row]], labels: Sequence[str], title: str, xlabel: str) -> Any:
     """Draws a group of bars for each label, with one bar of each series."""
     figure, axes = plots.pyplot().subplots(figsize=(9.6 if len(series) > 1 else 6.4, 4.6), layout="constrained")
     width = 0.85 / len(series)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from etils import epath
 
@@ -68,7 +69,7 @@ def write(results: Sequence[Result], workdir: epath.PathLike, name: str, metrics
         plots.save(_bars(results, shown, name), folder / f"{name}.png")
 
 
-def _bars(results: Sequence[Result], metrics: Sequence[str], title: str) -> plots.pyplot().Figure:
+def _bars(results: Sequence[Result], metrics: Sequence[str], title: str) -> Any:
     """Draws a group of bars for each row, a bar for each metric, error bars for the deviation over the seeds."""
     rows, height = list(dict.fromkeys(result.row for result in results)), 0.8 / len(metrics)
     figure, axes = plots.pyplot().subplots(
