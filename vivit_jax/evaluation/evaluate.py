@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -15,12 +16,15 @@ from vivit_jax.data.open import open_eval_set
 from vivit_jax.evaluation.evaluator import Evaluator
 from vivit_jax.evaluation.results import Result, write_result
 from vivit_jax.models import ViViT, abstract_params
+from vivit_jax.utils.allocator import keep_freed_memory
 
 
 def restore_for_inference(
     checkpoint: epath.PathLike, mesh: Any, *, which: str = "best", weights: str = "params"
 ) -> tuple[ViViT, Any, dict[str, Any], epath.Path]:
     """Restores (model, parameters, metadata, path of the step) from a checkpoint, which alone is enough.
+
+    The model's `attention_backend` is `auto`: the one that it was trained with may need other devices.
 
     Args:
       checkpoint: a workdir, a folder of steps, or one step.
@@ -31,6 +35,8 @@ def restore_for_inference(
     Raises:
       CheckpointError: there is none, it is damaged, or it has no averaged parameters.
     """
+    if mesh.devices.flat[0].platform == "cpu":
+        keep_freed_memory()
     root, step = checkpointing.locate(checkpoint)
     with checkpointing.Checkpoints(root, read_only=True) as checkpoints:
         newest = step if step is not None else checkpoints.latest()
@@ -39,7 +45,7 @@ def restore_for_inference(
         if step is None:
             step = checkpoints.best() if which == "best" else newest
         metadata = checkpoints.metadata(step)
-        model = ViViT(experiment.model_config(metadata["heads"]))
+        model = ViViT(dataclasses.replace(experiment.model_config(metadata["heads"]), attention_backend="auto"))
         abstract = abstract_params(model.config)
         abstract = sharding.abstract_like(abstract, sharding.state_sharding(mesh, {"params": abstract})["params"])
         return model, checkpoints.restore_params(abstract, step, weights), metadata, root / str(step)

@@ -59,8 +59,10 @@ class Choice:
 AUTO = (
     # benchmarks/device.py, H200: 197 tokens 1.3 times and 3,137 tokens 3.6 times as fast a train step; 16 tokens 0.85.
     Choice("cudnn", "gpu", ("bfloat16",), 64),
-    # python -m vivit_jax.compile, all generations: a twelfth of the HBM traffic at 3,137 tokens.
-    Choice("splash", "tpu", ("bfloat16", "float32"), 1024),
+    # Compiled for v3 and v5e with gradients, 12 heads of 64: HBM traffic of `xla` over `splash` 1.1 and 1.8 at 197
+    # tokens, where padding to 256 costs as much, 2.7 and 7.8 at 512, 5.2 and 48 at 1,024; 14 and 47 at 3,137 (heads of
+    # 80). benchmarks/attention.py times them on a TPU.
+    Choice("splash", "tpu", ("bfloat16", "float32"), 512),
     # benchmarks/attention.py, two cores of an Intel Xeon with AMX: from 512 tokens as fast as `xla` or faster with
     # gradients, in a thirtieth of the memory. Without gradients jax 0.12 fuses `xla`, which is then the fastest; before
     # it, `tiled` is 1.7 (jax 0.11) to 2.3 times (jax 0.10) as fast at 3,137 tokens.
