@@ -58,8 +58,9 @@ ROWS = {
     "end of a copy": ("%r = f32[1,100,128]{2,1,0:T(8,128)} copy-done(%u)", 0),
     "kernel": (
         "%r = (bf16[16,100,128]{2,1,0:T(8,128)(2,1)}, f32[100]{0:T(128)}) custom-call(%u, %u, %v), "
-        'custom_call_target="tpu_custom_call"',
-        2 * LAYER + 16 * LAYER // 2 + 128 * 4,
+        'custom_call_target="tpu_custom_call", attributes={kernel={\n"is_dkv": false\n}}, metadata={}\n'
+        "  %after = f32[1,100,128]{2,1,0:T(8,128)} copy(%v)",
+        2 * LAYER + 16 * LAYER // 2 + 128 * 4 + LAYER,  # attributes of several lines do not end the loop's body
     ),
 }
 

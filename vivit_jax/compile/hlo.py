@@ -51,7 +51,7 @@ def computations(text: str) -> tuple[dict[str, list[str]], str]:
             name = match[2]
             bodies[name] = []
             entry = name if match[1] else entry
-        elif line.startswith("}"):
+        elif re.match(r"\}(?:$|, execution_thread)", line):  # not "}}": the attributes of a kernel have several lines
             name = None
         elif name is not None:
             bodies[name].append(line)
