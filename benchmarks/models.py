@@ -113,9 +113,8 @@ def alternate(workers: Mapping[str, Worker], names: Mapping[str, str], repeats: 
 
 
 def exponent(sizes: list[float], values: list[float]) -> float:
-    """Returns p of the least-squares fit value ~ size^p, over the upper half of two or more sizes."""
-    half = min(len(sizes) // 2, len(sizes) - 2)
-    x, y = ([math.log(v) for v in series[half:]] for series in (sizes, values))
+    """Returns p of the least-squares fit value ~ size^p, over the three largest sizes."""
+    x, y = ([math.log(v) for v in series[-3:]] for series in (sizes, values))
     mean_x, mean_y = statistics.fmean(x), statistics.fmean(y)
     covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
     return covariance / sum((a - mean_x) ** 2 for a in x)
@@ -284,7 +283,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
         axis.set_xticks(series["tokens"], [str(tokens) for tokens in series["tokens"]])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-        axis.legend(title="exponent of the upper half")
+        axis.legend(title="exponent of the last three")
     figure.savefig(path, dpi=100)
 
 

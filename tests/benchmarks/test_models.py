@@ -52,9 +52,9 @@ def _without_peer(request):
     return answer
 
 
-def test_exponent_is_that_of_the_upper_half():
+def test_exponent_is_that_of_the_three_largest_sizes():
     sizes = [1.0, 2.0, 4.0, 8.0]
-    assert models.exponent(sizes, [5.0, 5.0, 3 * 16.0, 3 * 64.0]) == pytest.approx(2)
+    assert models.exponent(sizes, [5.0, 3 * 4.0, 3 * 16.0, 3 * 64.0]) == pytest.approx(2)
 
 
 def test_worker_reports_the_peer_as_missing_without_pytorch(tmp_path):
