@@ -272,7 +272,9 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), constrained_layout=True)
-    for row in (row for row in rows if row["part"] == "tokens"):
+    rows = [row for row in rows if row["part"] == "tokens"]
+    ticks = sorted({tokens for row in rows for tokens in row["series"]["tokens"]})
+    for row in rows:
         series = row["series"]
         for axis, name in zip(axes, ("ms", "mib"), strict=True):
             label = f"{row['name']}: {row[f'{name}_exponent']:.2f}"
@@ -280,7 +282,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
             axis.loglog(series["tokens"], series[name], marker="o", label=label)
     for axis, title in zip(axes, ("ms for one clip", "peak memory over the weights, MiB"), strict=True):
         axis.set(title=title, xlabel="tokens")
-        axis.set_xticks(series["tokens"], [str(tokens) for tokens in series["tokens"]])
+        axis.set_xticks(ticks, [str(tokens) for tokens in ticks])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend(title="exponent of the last three")
