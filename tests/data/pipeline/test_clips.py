@@ -103,7 +103,7 @@ def test_batches_resized_on_the_device(tiny_records):
     stream = functools.partial(pipeline.train_batches, records, VARIED, size, seed=3)
     on_device = PipelineOptions(resize_on_device=True)
     mesh, experiment = sharding.make_mesh(), types.SimpleNamespace(batch_size=size)
-    setup = TrainSetup(experiment, mesh, None, None, VARIED, *[None] * 4)
+    setup = TrainSetup(experiment, mesh, None, None, clip_spec=VARIED, program=None, total_steps=3, eval_interval=0)
     on_host, sent = take(stream(), 3), take(stream(options=on_device), 3)
     resumed = take(stream(start_step=2, options=on_device), 1)
     for expected, batch in zip(on_host, sent, strict=True):
