@@ -56,8 +56,8 @@ def assert_matches_oracle(backend, tokens, dtype="float32", cap=None, heads=2):
 
     for name, x, y in zip(("out", "dq", "dk", "dv"), run(*inputs), expected, strict=True):
         assert x.dtype == dtype, name
-        # Relative to the largest value, since bfloat16 kernels round the weights.
-        tolerance = 2e-2 if dtype == "bfloat16" else 1e-5
+        # Relative to the largest value. In bfloat16 kernels round the weights, and jax's XLA attention the logits too.
+        tolerance = {"float32": 1e-5, "bfloat16": 4e-2 if backend == "cudnn" else 2e-2}[dtype]
         atol = tolerance * max(abs(y).max(), 0.1)
         np.testing.assert_allclose(np.asarray(x, np.float64), y, rtol=0, atol=atol, err_msg=name)
 
