@@ -16,7 +16,6 @@ from vivit_jax import convert
 from vivit_jax.config.experiment import CONFIG_FILE, Experiment
 from vivit_jax.config.fields import differences
 from vivit_jax.config.init_from import REPORT_FILE
-from vivit_jax.config.renamed import upgrade
 from vivit_jax.train.setup import TrainSetup
 from vivit_jax.train_step import TrainProgram, TrainState
 
@@ -88,7 +87,8 @@ def log_start(setup: TrainSetup, state: TrainState, restored: Mapping[str, Any] 
         (workdir / CONFIG_FILE).write_text(json.dumps(metadata["config"], indent=2))
     if restored is None:
         return
-    if changed := differences(upgrade(restored["config"], metadata["config"]), metadata["config"]):
+    before = Experiment.from_config(restored["config"]).to_dict()  # fields that are new since then have their defaults
+    if changed := differences(before, metadata["config"]):
         logging.warning("The config differs from that of the checkpoint: %s", "; ".join(changed))
     if restored["data"] != metadata["data"]:
         logging.warning(
