@@ -56,7 +56,7 @@ class Target:
 
         Args:
           clips: per batch shard.
-          log: is told what does not fit.
+          log: receives a line for each choice that does not fit.
         """
 
         def compile_with(program: TrainProgram) -> Compiled:

@@ -54,8 +54,8 @@ def _multiply_adds(experiment: Experiment, program: TrainProgram) -> Table:
         remarks.append(f"includes what remat={config.remat!r} recomputes")
     if config.dropout_rate or config.attention_dropout_rate or config.stochastic_depth_rate:
         remarks.append("includes the random bits of dropout and stochastic depth")
-    if config.attention_backend == "tiled":
-        remarks.append("without the recomputation of the tiled backend")
+    if config.attention_backend != "xla":
+        remarks.append("attention as the xla backend computes it, without what the others recompute")
     quantities = [
         *((f"forward, matrix products: {part}", count, "") for part, count in products.items()),
         ("forward, matrix products", matrix, "closed formula"),
