@@ -137,3 +137,14 @@ def test_mesh_gets_all_axes():
     assert dict(Experiment.from_config({}).mesh) == dict(Experiment.from_config({"mesh": {"data": -1}}).mesh) == whole
     assert dict(Experiment.from_config({"mesh": {"fsdp": -1}}).mesh) == whole | {"data": 1, "fsdp": -1}
     assert dict(Experiment.from_config(default_config()).mesh) == whole
+
+
+def test_heads_are_those_of_the_records(tmp_path):
+    """`cost`, `compile` and `convert` build the model for these heads; UCF101 has 101 classes in the catalog."""
+    config = default_config()
+    config.data.update({"name": "ucf101", "dir": str(tmp_path)})
+    assert Experiment.from_config(config).dataset_heads() == {"label": 101}
+    folder = tmp_path / "ucf101" / "1.0.0"
+    folder.mkdir(parents=True)
+    (folder / "class_names.json").write_text('{"label": ["Archery", "Basketball"]}', encoding="utf-8")
+    assert Experiment.from_config(config).dataset_heads() == {"label": 2}

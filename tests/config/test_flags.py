@@ -28,6 +28,10 @@ def test_fields_are_overridden():
     assert (config.batch_size, config.data.cache, config.data.mixture.ucf101) == (8, True, 2.0)
 
 
+def test_one_mesh_axis_is_overridden():
+    assert dict(parse(CONFIG, "--config.mesh.fsdp=16").mesh) == {"data": -1, "fsdp": 16, "tensor": 1, "sequence": 1}
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -35,6 +39,7 @@ def test_fields_are_overridden():
         ([CONFIG, "--config.model.num_framez=3"], "did you mean config.model.num_frames?"),
         ([CONFIG, "--config.modle.num_layers=3"], "config.modle.num_layers does not exist; did you mean config.model."),
         ([CONFIG, "--config.data.videos=x"], "config.data.videos is now called config.data.video_dir"),
+        ([CONFIG, "--config.mesh.fdsp=2"], "config.mesh has no 'fdsp' that can be set alone"),
         # In another group.
         ([CONFIG, "--config.num_frames=3"], "config.num_frames does not exist; did you mean config.model.num_frames?"),
         ([CONFIG, "--config.data.zzz=3"], "config.data.zzz does not exist; fields of config.data: "),

@@ -68,4 +68,4 @@ def test_of_records(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps({"short_side": 160}))
     assert catalog.of_records("cats", tmp_path).short_side == 160
     kinetics = catalog.of_records("kinetics400", tmp_path)
-    assert (kinetics.heads, kinetics.short_side) == ({"label": 400}, 160), "built with another short side"
+    assert (kinetics.heads, kinetics.short_side) == ({"verb": 2, "noun": 1}, 160), "as built"

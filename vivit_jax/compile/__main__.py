@@ -22,7 +22,7 @@ _SLICE = flags.DEFINE_string(
 )
 flags.DEFINE_alias("topology", "slice")
 _MESH = flags.DEFINE_list("mesh", [], "Comma-separated AXIS=DEVICES, instead of --config.mesh.AXIS: data=-1,fsdp=8.")
-_HEADS = flags.DEFINE_list("heads", [], "Comma-separated HEAD=CLASSES, for a custom data set.")
+_HEADS = flags.DEFINE_list("heads", [], "Comma-separated HEAD=CLASSES; default: of the records, else of the catalog.")
 _STEP = flags.DEFINE_enum("step", "both", ["train", "eval", "both"], "Which program to compile.")
 _SEARCH = flags.DEFINE_bool("search", False, "Also find the largest training batch that fits.")
 
@@ -33,18 +33,6 @@ def parse_pairs(flag: str, pairs: list[str], form: str) -> dict[str, int]:
         return {name: int(number) for name, _, number in (pair.partition("=") for pair in pairs)}
     except ValueError as error:
         raise ValueError(f"--{flag}={','.join(pairs)} must be {form}") from error
-
-
-def dataset_heads(name: str, pairs: list[str]) -> dict[str, int]:
-    """Returns {head: classes}, from HEAD=CLASSES pairs if there are any, else from the catalog."""
-    from vivit_jax.data import catalog
-
-    if pairs:
-        return parse_pairs("heads", pairs, "HEAD=CLASSES, as in --heads=label=12")
-    heads = dict(catalog.get(name).heads)
-    if not all(heads.values()):
-        raise ValueError(f"the number of classes of {name} is unknown; give it, as in --heads=label=12")
-    return heads
 
 
 def main(argv: list[str]) -> None:
@@ -59,12 +47,13 @@ def main(argv: list[str]) -> None:
             config.mesh.update(parse_pairs("mesh", _MESH.value, "AXIS=DEVICES, as in --mesh=data=-1,fsdp=8"))
         experiment = Experiment.from_config(config)
         slice_ = slices.parse(_SLICE.value)
-        target = Target.on(experiment, dataset_heads(experiment.data.name, _HEADS.value), slices.devices(slice_))
+        given = parse_pairs("heads", _HEADS.value, "HEAD=CLASSES, as in --heads=label=12")
+        target = Target.on(experiment, given or experiment.dataset_heads(), slices.devices(slice_))
         steps = ("train", "eval") if _STEP.value == "both" else (_STEP.value,)
         fits = [report.print_report(target, slice_, step) for step in steps]
         if _SEARCH.value:
             report.print_largest_batch(target, slice_)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
     sys.exit(0 if all(fits) else 1)
 

@@ -20,7 +20,9 @@ from vivit_jax.config.fields import ConfigError, check_fields, merge, plain, sec
 from vivit_jax.config.init_from import InitFrom
 from vivit_jax.config.renamed import upgrade
 from vivit_jax.config.sections import CheckpointConfig, EvaluationConfig, ProfileConfig
+from vivit_jax.data import catalog
 from vivit_jax.data.config import DataConfig
+from vivit_jax.data.paths import records_folder
 from vivit_jax.data.selection.sampling import ClipSpec
 from vivit_jax.models import ViViT, ViViTConfig
 from vivit_jax.models.config import INHERITED_FIELDS
@@ -111,6 +113,20 @@ class Experiment:
     def to_dict(self) -> dict[str, Any]:
         """Returns a dict that JSON can hold; the inverse of `from_config`."""
         return plain(dataclasses.asdict(self))
+
+    def dataset_heads(self) -> dict[str, int]:
+        """Returns {head: classes} of the run's data: those of its records, before they are built those of the catalog.
+
+        Raises:
+          ValueError: a data set that is neither built nor in the catalog.
+          FileNotFoundError: a mixture with `unknown_classes='union'` that is not built: its classes are unknown.
+        """
+        data = self.data
+        if data.mixture and data.unknown_classes == "union":
+            from vivit_jax.data.open import open_data  # needs the training extra
+
+            return dict(open_data(data)[0].heads)
+        return dict(catalog.of_records(data.name, records_folder(data.name, data.dir)).heads)
 
     def model_config(self, heads: Mapping[str, int]) -> ViViTConfig:
         """Returns the model's config for a data set's heads, {head: classes}; no head for {}.

@@ -116,8 +116,10 @@ def check_exists(name: str, known: Mapping[str, Any]) -> None:
         raise ConfigError(f"config.{name} is no longer a field: it is always {renamed.REMOVED[name]!r}")
     parent, _, leaf = name.rpartition(".")
     if parent in OPEN_SECTIONS:
+        if leaf in (known.get(parent) or {}):
+            return  # an entry that the config has
         whole = f"--config.{parent}=\"{{'{leaf}': VALUE}}\""
-        raise ConfigError(f"config.{name} cannot be set alone; config.{parent} takes any names, as a whole: {whole}")
+        raise ConfigError(f"config.{parent} has no {leaf!r} that can be set alone; set it as a whole: {whole}")
     siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == parent]
     section_name = f"config.{parent}".rstrip(".")
     if elsewhere := [f"config.{other}" for other in known if other.rpartition(".")[2] == leaf]:

@@ -69,16 +69,12 @@ def convert() -> str:
 def load_config(config: Any, grid: tuple[int, ...] | None) -> tuple[InitFrom, ViViTConfig, dict[str, Any]]:
     """Returns (options, model, the whole config as JSON); flags of the command override its `init_from`."""
     from vivit_jax.config.experiment import Experiment
-    from vivit_jax.data import catalog
-    from vivit_jax.data.paths import records_folder
 
     experiment = Experiment.from_config(config)
     given = {"format": _SOURCE_FORMAT.value, "prefix": _PREFIX.value, "grid": grid, "num_heads": _NUM_HEADS.value}
     given = {name: value for name, value in given.items() if value is not None}
     options = dataclasses.replace(experiment.init_from, **given)
-    data = experiment.data
-    model = experiment.model_config(catalog.of_records(data.name, records_folder(data.name, data.dir)).heads)
-    return options, model, experiment.to_dict()
+    return options, experiment.model_config(experiment.dataset_heads()), experiment.to_dict()
 
 
 def fitting_class_names(weights: OpenedWeights, config: ViViTConfig) -> dict[str, list[str]] | None:

@@ -11,8 +11,6 @@ import jax
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.cost.counts import abstract_batch, forward_count, parameters_by_part, train_count
 from vivit_jax.cost.render import Table
-from vivit_jax.data import catalog
-from vivit_jax.data.paths import records_folder
 from vivit_jax.models.flops import matrix_products
 from vivit_jax.train_step import TrainProgram, normalise, remat
 
@@ -27,8 +25,7 @@ def tables_of(experiment: Experiment, *, compiled: bool = True, log: Log = lambd
     With `compiled` it is compiled for this machine's default device, for the memory of activations. `log` receives a
     line of progress before each table.
     """
-    records = records_folder(experiment.data.name, experiment.data.dir)
-    program = experiment.train_program(catalog.of_records(experiment.data.name, records).heads, mesh=None)
+    program = experiment.train_program(experiment.dataset_heads(), mesh=None)
     config = _training(program).model.config
     heads = ", ".join(f"{name or 'classes'} {classes}" for name, classes in config.heads)
     video, grid = (" x ".join(map(str, shape)) for shape in ((config.num_frames, *config.image_shape), config.grid))

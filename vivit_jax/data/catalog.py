@@ -223,24 +223,26 @@ def custom(name: str, kind: str, label_separator: str | None = None) -> DatasetI
 def of_records(name: str, folder: storage.PathLike) -> DatasetInfo:
     """Describes the data set whose records are in `folder` (DATA_DIR/NAME/VERSION).
 
-    This is the entry of the catalog, or for another name a description with the heads of the records, which must exist;
-    with the short side of the records where they exist.
+    This is the entry of the catalog, or for another name a description of the records, which must exist. Where they
+    exist, heads, short side and multi-label heads are theirs: they may differ from the catalog's (other releases,
+    parts of a data set). Raises ValueError.
     """
     folder = storage.path(folder)
     classes_file, summary_file = folder / CLASS_NAMES_FILE, folder / SUMMARY_FILE
     # Records of other programs that are only indexed may have no summary.
     summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {}
-    if name in DATASETS:
-        dataset = DATASETS[name]
-    elif classes_file.is_file():
-        heads = {head: len(names) for head, names in json.loads(classes_file.read_text(encoding="utf-8")).items()}
-        dataset = DatasetInfo(name, f"{name} (custom)", heads, {}, "", {}, "already in records", _CUSTOM_SOURCE)
-    else:
+    built_with = {key: summary[key] for key in ("short_side", "multi_label") if summary.get(key)}
+    if classes_file.is_file():
+        names = json.loads(classes_file.read_text(encoding="utf-8"))
+        built_with["heads"] = {head: len(of_head) for head, of_head in names.items()}
+    elif name not in DATASETS:
         raise ValueError(
             f"data set {name!r} is not in the catalog ({', '.join(DATASETS)}), and {folder} holds no records of it; "
             f"build them: python -m vivit_jax.data.build --dataset={'|'.join(CUSTOM_KINDS)} --name={name} --videos=DIR"
         )
-    built_with = {key: summary[key] for key in ("short_side", "multi_label") if summary.get(key)}
+    dataset = DATASETS.get(name) or DatasetInfo(
+        name, f"{name} (custom)", {}, {}, "", {}, "already in records", _CUSTOM_SOURCE
+    )
     return dataclasses.replace(dataset, **built_with) if built_with else dataset
 
 

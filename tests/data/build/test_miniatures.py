@@ -28,7 +28,7 @@ def test_from_official_files_to_batches(tmp_path, name):
     )
     assert build.prepare(dataset.name, tmp_path) == records == build.records_folder(dataset.name, tmp_path)
     heads = {head: len(names) for head, names in small.class_names.items()}
-    assert catalog.of_records(dataset.name, records).heads == (heads if kind else dataset.heads)
+    assert catalog.of_records(dataset.name, records).heads == heads
 
     with open(records / "rejects.csv", newline="", encoding="utf-8") as file:
         rejects = {row["video"]: row["reason"] for row in csv.DictReader(file)}
