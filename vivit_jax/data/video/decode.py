@@ -11,12 +11,15 @@ import functools
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import av
 import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
+from PIL import Image
 
+from vivit_jax.data.video import frame_folder
 from vivit_jax.utils import storage
 
 # Containers round time stamps to their time base; segments start and end within this many seconds.
@@ -46,7 +49,7 @@ class VideoError(ValueError):
 class Frame:
     """One decoded frame, converted to RGB on first access."""
 
-    def __init__(self, frame: av.VideoFrame, time: float, fps: float, repaired: bool, convert: Callable):
+    def __init__(self, frame: Any, time: float, fps: float, repaired: bool, convert: Callable):
         self.time = time  # seconds from the video's first frame
         self.fps = fps  # that the stream states
         self.repaired = repaired  # whether `time` is estimated, as the file has none or one that does not increase
@@ -98,7 +101,9 @@ def frame_rate(times: Sequence[float], stated: float) -> tuple[float, bool]:
     return (stated if agrees else len(gaps) / span), False
 
 
-def iterate_frames(path: storage.PathLike, end: float | None = None, short_side: int | None = None) -> Iterator[Frame]:
+def iterate_frames(
+    path: storage.PathLike, end: float | None = None, short_side: int | None = None, fps: float | None = None
+) -> Iterator[Frame]:
     """Yields the frames of a file's first video stream that is not a cover picture, in order of display.
 
     All frames have the size of the first, and their times are strictly increasing (see `_Clock`). Raises VideoError,
@@ -108,12 +113,14 @@ def iterate_frames(path: storage.PathLike, end: float | None = None, short_side:
       path: of any container and codec of FFmpeg; a file in a bucket is copied to the temporary folder first.
       end: seconds from the video's start, only frames before it; None: all.
       short_side: resize (bicubic) so that the short side has this many pixels; smaller videos keep their size.
+      fps: frames per second if `path` is a folder of numbered pictures (`frame_folder`); None: 25.
     """
     path = storage.path(path)
+    if path.is_dir():
+        yield from _iterate_pictures(path, end, short_side, fps or 25.0)
+        return
     with contextlib.ExitStack() as stack:
         try:
-            if path.is_dir():
-                raise VideoError(f"{path}: a folder, not a file")
             if not storage.is_remote(path) and path.is_symlink() and not path.exists():
                 raise VideoError(f"{path}: a link to a file that is not there")
             if not path.is_file():
@@ -124,6 +131,28 @@ def iterate_frames(path: storage.PathLike, end: float | None = None, short_side:
         except OSError as error:
             raise VideoError(f"{path}: {_reason(error)}") from error
         yield from _iterate(path, file, end, short_side)
+
+
+def _iterate_pictures(folder: storage.AnyPath, end: float | None, short_side: int | None, fps: float):
+    """Yields the frames of a folder; raises VideoError."""
+    try:
+        names = frame_folder.frame_names(storage.names(folder))
+    except (OSError, ValueError) as error:
+        raise VideoError(f"{folder}: {getattr(error, 'strerror', None) or error}") from error
+    if not names:
+        raise VideoError(f"{folder}: a folder without numbered pictures (as 00001.jpg or img_00001.png), not a video")
+    read = frame_folder.Converter(short_side)
+
+    def convert(name: str) -> np.ndarray:
+        try:
+            return read(folder / name)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise VideoError(f"{folder / name}: a picture that cannot be read ({error})") from error
+
+    for number, name in enumerate(names):
+        if end is not None and number / fps >= end - TIME_TOLERANCE:
+            return
+        yield Frame(name, number / fps, fps, False, convert)
 
 
 def _iterate(path, file, end, short_side) -> Iterator[Frame]:

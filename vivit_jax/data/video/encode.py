@@ -26,7 +26,7 @@ class EncodeOptions:
 
     short_side: int | None  # maximum, in pixels; None: that of the source
     quality: int = 85  # of the JPEGs, 1 to 95
-    fps: float | None = None  # maximum, at most 1000; None: that of the source
+    fps: float | None = None  # maximum, at most 1000, and the rate of a folder of frames; None: that of the source
 
     def __post_init__(self):
         checks.within("", self, "[1, 95]", "quality")
@@ -64,7 +64,7 @@ def encode_file(task: FileTask) -> list[Segment | str]:
     stated_fps, reached, problem = 0.0, -1.0, None
     try:
         end = None if last_end == math.inf else last_end
-        for frame in decode.iterate_frames(task.path, end, options.short_side):
+        for frame in decode.iterate_frames(task.path, end, options.short_side, options.fps):
             stated_fps, reached = frame.fps, frame.time
             while waiting and waiting[-1].start <= frame.time + decode.TIME_TOLERANCE:
                 active.append(waiting.pop())

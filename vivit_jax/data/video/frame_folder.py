@@ -1,0 +1,52 @@
+"""Folders of numbered pictures, the frames of a video ("rawframes"), as Jester and MMAction2 have them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vivit_jax.utils import storage
+
+PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"))
+_NAME = re.compile(r"(?P<prefix>.*?)(?P<number>\d+)\.[^.]+")
+# Optical flow, which MMAction2 stores beside the frames.
+_FLOW = re.compile(r"(flow.*|[xyuv])[-_]*", re.IGNORECASE)
+
+
+def frame_names(names: Iterable[str]) -> list[str]:
+    """Returns the names of a folder that are frames, in the order of their numbers; hidden files and flow are none.
+
+    Raises ValueError if they are those of several videos.
+    """
+    frames: dict[str, list[tuple[int, str]]] = {}
+    for name in names:
+        if name[0] != "." and name[name.rfind(".") :].lower() in PICTURE_SUFFIXES and (match := _NAME.fullmatch(name)):
+            frames.setdefault(match["prefix"], []).append((int(match["number"]), name))
+    if len(frames) > 1:
+        frames = {prefix: of_prefix for prefix, of_prefix in frames.items() if not _FLOW.fullmatch(prefix)}
+    if len(frames) > 1:
+        shown = ", ".join(f"{prefix}*" for prefix in sorted(frames)[:5])
+        raise ValueError(f"the pictures are not the frames of one video: {shown}")
+    return [name for of_prefix in frames.values() for _, name in sorted(of_prefix)]
+
+
+class Converter:
+    """Reads pictures as RGB, uint8 [H, W, 3], all in the output size of the first."""
+
+    def __init__(self, short_side: int | None):
+        self._short_side, self._size = short_side, None
+
+    def __call__(self, file: storage.AnyPath) -> np.ndarray:
+        """Raises OSError or ValueError for a file that is no whole picture."""
+        with storage.local(file) as local, Image.open(local) as picture:
+            picture = ImageOps.exif_transpose(picture).convert("RGB")
+        if self._size is None:
+            shorter = min(picture.size)
+            short_side = min(self._short_side or shorter, shorter)
+            self._size = tuple(round(side * short_side / shorter) for side in picture.size)
+        if picture.size != self._size:
+            picture = picture.resize(self._size, Image.Resampling.BICUBIC)
+        return np.asarray(picture)
