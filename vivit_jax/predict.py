@@ -24,8 +24,9 @@ from vivit_jax import checkpoint as checkpointing
 from vivit_jax import sharding
 from vivit_jax.config import flags as command_line
 from vivit_jax.config.experiment import ConfigError, Experiment
+from vivit_jax.config.preprocessing import Preprocessing
 from vivit_jax.config.sections import EVALUATION_DTYPES
-from vivit_jax.data import build, catalog, pipeline
+from vivit_jax.data import pipeline
 from vivit_jax.data.video import decode
 from vivit_jax.evaluation import evaluate
 from vivit_jax.evaluation.evaluator import for_inference
@@ -84,13 +85,15 @@ class Predictor:
         # Files are processed one at a time, so one device is enough.
         mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
         model, params, metadata, self.path = evaluate.restore_for_inference(checkpoint, mesh, weights=weights)
-        config = metadata["config"]
         options = {"temporal_views": temporal_views, "spatial_views": spatial_views, "dtype": dtype}
-        config["evaluation"] |= {field: value for field, value in options.items() if value is not None}
-        self._experiment = Experiment.from_config(config)
+        given = {field: value for field, value in options.items() if value is not None}
+        evaluation = metadata["config"].get("evaluation", {}) | given
+        self._experiment = Experiment.from_config(metadata["config"] | {"evaluation": evaluation})
         self.model = for_inference(model, self._experiment)
         self._params = inference.cast_params(params, self.model.config)
-        self._spec = self._experiment.clip_spec(self.model.config)
+        self.preprocessing = Preprocessing.of_checkpoint(metadata, self.model.config)
+        if self.preprocessing.assumed:
+            logging.warning("%s does not say how videos are prepared: %s", self.path, self.preprocessing.assumed)
         self.class_names: dict[str, list[str]] = metadata["class_names"]
         self.multi_label = frozenset(metadata.get("multi_label", ()))
         self._logits = jax.jit(make_eval_step(self.model.apply, inference.clips_at_once(self.model.config)))
@@ -109,21 +112,16 @@ class Predictor:
         """
         evaluation = self._experiment.evaluation
         views = pipeline.views_from_file(
-            path, self._spec, evaluation.temporal_views, evaluation.spatial_views, self._short_side
+            path,
+            self.preprocessing.clip,
+            evaluation.temporal_views,
+            evaluation.spatial_views,
+            self.preprocessing.stored_short_side,
         )
         logits = jax.device_get(self._logits(self._params, {"video": views[None]}))
         logits = {head: logits[head][0] for head in self.class_names}
         ranked = rank_labels(logits, self.class_names, top, self.multi_label, self._experiment.loss.name)
         return Prediction(str(path), ranked, views, self._attend)
-
-    @property
-    def _short_side(self) -> int:
-        """Short side of the stored frames that the model was trained on."""
-        data = self._experiment.data
-        try:
-            return catalog.of_records(data.name, build.records_folder(data.name, data.dir)).short_side
-        except ValueError:  # a custom data set whose records are on another machine
-            return catalog.DatasetInfo.short_side
 
 
 def attention_map(apply_fn: Callable[..., Any], config: ViViTConfig, params: Any, video: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from absl import flags, logging
 
 from vivit_jax.config import flags as command_line
 from vivit_jax.config.init_from import InitFrom
+from vivit_jax.config.preprocessing import KEY, usual_input
 from vivit_jax.convert import FORMATS, describe_model, initialise, save_params
 from vivit_jax.convert.source import OpenedWeights, open_weights
 from vivit_jax.convert.tables import Hints
@@ -46,7 +47,10 @@ def convert() -> str:
             if _TO.value is None:
                 return describe(weights, config)
             class_names = fitting_class_names(weights, config)
-            record = (weights.container.metadata.get("checkpoint") or {}).get("config")
+            stored = weights.container.metadata.get("checkpoint") or {}
+            shortest = ((weights.container.metadata.get("preprocessor") or {}).get("size") or {}).get("shortest_edge")
+            record = stored.get("config") or {"input": usual_input(config, shortest)}
+            preprocessing = stored.get(KEY)
             loaded = weights.load(config)
         params = flax.traverse_util.unflatten_dict(loaded.params, sep="/")
         dropped = "".join(f"\n  dropped {name}: {why}" for name, why in loaded.dropped.items())
@@ -54,12 +58,13 @@ def convert() -> str:
         message = f"{where}: {describe_model(config)}, {len(loaded.params)} leaves{dropped}"
     else:
         options, config, record = load_config(_CONFIG.value, grid)
+        preprocessing = None
         result = initialise(_FROM.value, config, options)
         config, params, message = result.config, result.params, str(result.report)
         with open_weights(_FROM.value, options.format, options.prefix) as weights:
             class_names = fitting_class_names(weights, config) if options.head == "keep" else None
     if _TO.value is not None:
-        save_params(params, _TO.value, _FORMAT.value, config, class_names, record)
+        save_params(params, _TO.value, _FORMAT.value, config, class_names, record, preprocessing)
         message += f"\nwritten: {_TO.value} ({_FORMAT.value})"
         if _FORMAT.value == "huggingface":
             message += "\nIts processor scales pixels to [-1, 1]; the default of Hugging Face's class is [-3, 1]."

@@ -49,6 +49,7 @@ def save_params(
     config: ViViTConfig,
     class_names: ClassNames = None,
     record: Record = None,
+    preprocessing: Record = None,
 ) -> None:
     """Writes nested parameters of `config`; `load_params` reads all formats. `path`, which must not exist, becomes:
 
@@ -60,8 +61,8 @@ def save_params(
     * `orbax`: a run directory whose checkpoint 0 holds the parameters alone, to evaluate, predict and initialise from.
 
     `class_names` is {head: names by class id}, 'label' for an only head; `record` the config of a run
-    (`Experiment.to_dict`), stored in the checkpoint with `config` as its model. ConversionError where the format cannot
-    express the model or has no name for a parameter.
+    (`Experiment.to_dict`), stored in the checkpoint with `config` as its model, and `preprocessing` that of its
+    checkpoint. ConversionError where the format cannot express the model or has no name for a parameter.
     """
     if format not in _SUFFIXES:
         raise ValueError(f"{format} weights are read, not written; choose one of {', '.join(_SUFFIXES)}")
@@ -77,12 +78,12 @@ def save_params(
     path.parent.mkdir(parents=True, exist_ok=True)
     is_remote = storage.is_remote(path)
     if is_remote and format == "orbax":
-        _write_checkpoint(flat, path, config, class_names, record)  # Orbax itself marks it as complete
+        _write_checkpoint(flat, path, config, class_names, record, preprocessing)  # Orbax itself marks it as complete
         return
     with tempfile.TemporaryDirectory(dir=None if is_remote else path.parent, prefix=f".{path.name}.") as folder:
         written = Path(folder) / path.name
         if format == "orbax":
-            _write_checkpoint(flat, written, config, class_names, record)
+            _write_checkpoint(flat, written, config, class_names, record, preprocessing)
         elif format == "huggingface":
             _write_huggingface(flat, written, config, class_names)
         elif format == "timm":
@@ -185,15 +186,20 @@ def _write_huggingface(flat: Arrays, path: Path, config: ViViTConfig, names: Cla
         (path / "preprocessor_config.json").write_text(json.dumps(preprocessor_config(config), indent=2) + "\n")
 
 
-def _write_checkpoint(flat: Arrays, path: Any, config: ViViTConfig, names: ClassNames, record: Record) -> None:
+def _write_checkpoint(
+    flat: Arrays, path: Any, config: ViViTConfig, names: ClassNames, record: Record, preprocessing: Record
+) -> None:
     from vivit_jax import checkpoint as checkpointing  # here: it imports Orbax, which other formats do not need
+    from vivit_jax.config.experiment import Experiment
+    from vivit_jax.config.preprocessing import KEY, usual_input
 
     model = {name: value for name, value in config.to_dict().items() if name != "num_classes"}
     checkpoint_metadata = {
-        "config": {**(record or {}), "model": model},
+        "config": Experiment.from_config({"input": usual_input(config), **(record or {}), "model": model}).to_dict(),
         "heads": {head or "label": classes for head, classes in config.heads},
         "class_names": _class_names(config, names),
         "data": {},
+        **({KEY: preprocessing} if preprocessing else {}),
     }
     params = flax.traverse_util.unflatten_dict(dict(flat), sep="/")
     with checkpointing.Checkpoints(path / checkpointing.FOLDER) as checkpoints:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from vivit_jax import augment, convert, sharding
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax.config.experiment import ConfigError, Experiment
+from vivit_jax.config.preprocessing import KEY, Preprocessing
 from vivit_jax.cost.counts import abstract_batch
 from vivit_jax.data import pipeline
 from vivit_jax.data.open import open_data
@@ -49,13 +50,15 @@ class TrainSetup:
 
     @functools.cached_property
     def checkpoint_metadata(self) -> Mapping[str, Any]:
-        """What every checkpoint stores beside the state: config, heads, class names, data. Imports TensorFlow."""
+        """What every checkpoint stores beside the state: config, classes, preprocessing, data. Imports TensorFlow."""
         train_set = self.train_set
+        preprocessing = Preprocessing(self.clip_spec, **self.eval_set.stored_frames())
         return {
             "config": self.experiment.to_dict(),
             "heads": dict(train_set.heads),
             "class_names": {head: list(names) for head, names in train_set.class_names.items()},
             "multi_label": sorted(train_set.multi_label),
+            KEY: preprocessing.to_dict(),
             "data": {
                 "dataset": self.experiment.data.name,
                 "examples": train_set.num_videos,

@@ -14,10 +14,11 @@ import json
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from vivit_jax.data.paths import CLASS_NAMES_FILE
+from vivit_jax.data.paths import CLASS_NAMES_FILE, SUMMARY_FILE
 from vivit_jax.utils import storage
 
 CHUNK_FRAMES = 16
@@ -109,6 +110,14 @@ class RecordSplit:
         sizes = np.zeros(len(self.shards), np.int64)
         np.maximum.at(sizes, self.chunk_shard, self.chunk_offset + self.chunk_length + 16)
         return sizes
+
+    def stored_frames(self) -> dict[str, Any]:
+        """Returns `stored_short_side` and `stored_fps`, the maxima to which frames were stored; None for no maximum."""
+        path = self.folder / SUMMARY_FILE
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        # Records of other programs do not say: that of the largest video.
+        short_side = summary.get("short_side") or int(np.minimum(self.height, self.width).max())
+        return {"stored_short_side": short_side, "stored_fps": summary.get("fps")}
 
     def class_counts(self) -> dict[str, dict[str, int]]:
         """Returns {head: {name of each class with videos: number of videos}}."""
