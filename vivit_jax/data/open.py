@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from absl import logging
 from etils import epath
 
@@ -16,7 +17,7 @@ from vivit_jax.data.selection.training_set import TrainingSet, evaluation_split,
 def open_data(data: DataConfig) -> tuple[TrainingSet, RecordSplit]:
     """Opens the training set and the evaluation set, with the same classes; builds a custom data set if missing.
 
-    Raises FileNotFoundError for a missing data set, MixtureError, SubsetError.
+    Raises FileNotFoundError for a missing data set, MixtureError, ClassNamesError, SubsetError.
     """
     if data.video_dir is not None:
         _build_custom(data)
@@ -24,19 +25,19 @@ def open_data(data: DataConfig) -> tuple[TrainingSet, RecordSplit]:
     eval_set = open_split(build.prepare(data.name, data.dir), data.eval_split)
     splits = {name: open_split(build.prepare(name, data.dir), data.train_split) for name in weights}
     train_set = training_set(splits, data.name, weights, data.unknown_classes, data.subset, eval_set)
-    return train_set, evaluation_split(eval_set, train_set.class_names, data.subset)
+    return train_set, evaluation_split(eval_set, train_set.class_names, data.subset)[0]
 
 
 def open_eval_set(
-    data: DataConfig, class_names: Mapping[str, Sequence[str]] | None = None, *, prepare: bool = True
-) -> RecordSplit:
-    """Opens the evaluation set alone, with the class names of the model's heads (None: its own).
+    data: DataConfig, class_names: Mapping[str, Sequence[str]], *, prepare: bool = True
+) -> tuple[RecordSplit, dict[str, np.ndarray]]:
+    """Opens the evaluation set alone, for a model with these classes; see `evaluation_split`.
 
     `prepare` builds the embedded data set where it is missing.
     """
     folder = build.prepare(data.name, data.dir) if prepare else build.records_folder(data.name, data.dir)
     split = open_split(folder, data.eval_split)
-    return evaluation_split(split, split.class_names if class_names is None else class_names, data.subset)
+    return evaluation_split(split, class_names, data.subset)
 
 
 def _build_custom(data: DataConfig) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
 
@@ -17,6 +19,7 @@ from vivit_jax.evaluation.evaluator import Evaluator
 from vivit_jax.evaluation.results import Result, write_result
 from vivit_jax.models import ViViT, abstract_params
 from vivit_jax.utils.allocator import keep_freed_memory
+from vivit_jax.utils.class_names import are_placeholders, placeholders
 
 
 def restore_for_inference(
@@ -45,10 +48,37 @@ def restore_for_inference(
         if step is None:
             step = checkpoints.best() if which == "best" else newest
         metadata = checkpoints.metadata(step)
+        metadata["class_names"] = named_classes(metadata, root / str(step))
         model = ViViT(dataclasses.replace(experiment.model_config(metadata["heads"]), attention_backend="auto"))
         abstract = abstract_params(model.config)
         abstract = sharding.abstract_like(abstract, sharding.state_sharding(mesh, {"params": abstract})["params"])
         return model, checkpoints.restore_params(abstract, step, weights), metadata, root / str(step)
+
+
+def named_classes(metadata: Mapping[str, Any], where: epath.PathLike) -> dict[str, list[str]]:
+    """Returns {head: names by class id} of a checkpoint, LABEL_0 and so on where it has none."""
+    names = {head: (metadata.get("class_names") or {}).get(head) for head in metadata["heads"]}
+    for head, classes in metadata["heads"].items():
+        if names[head] and len(names[head]) != classes:
+            raise checkpointing.CheckpointError(
+                f"{where}: head {head!r} has {classes} classes and {len(names[head])} class names; use another step"
+            )
+        names[head] = names[head] or placeholders(classes)
+        if are_placeholders(names[head]):
+            logging.warning("%s does not name its %d classes of %r; they are numbered.", where, classes, head)
+    return names
+
+
+def reorder_heads(params: Mapping[str, Any], orders: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns parameters with the classes of their heads in another order, {head: old class id of each class}."""
+    params = dict(params)
+    for head, order in orders.items():
+        leaf = "head" if head == "label" and "head" in params else f"head_{head}"
+        if (order != np.arange(len(order))).any():
+            for part, values in params[leaf].items():
+                reorder = jax.jit(lambda x, order=order: x[..., order], out_shardings=values.sharding)
+                params[leaf] = {**params[leaf], part: reorder(values)}
+    return params
 
 
 def evaluate(
@@ -69,6 +99,7 @@ def evaluate(
 
     Raises:
       CheckpointError: as `restore_for_inference`, or the checkpoint is of another model.
+      ClassNamesError: its classes are not those of the data.
       FileNotFoundError: the data set is missing; the message says what belongs where.
     """
     data, mesh = experiment.data, sharding.make_mesh(experiment.mesh)
@@ -80,11 +111,12 @@ def evaluate(
         # Fields that do not show in the parameters (frames, dropout, scan) are the config's; those that a config may
         # leave open (activation, ...) are inherited from the checkpoint.
         experiment = experiment.following(restored.config.to_dict())
-        # A mixture may have added classes to the heads; the checkpoint has all their names.
-        split = open_eval_set(data, metadata["class_names"] if data.mixture else None)
+        # Classes are matched by name: those of the data in their order, then those that only the model has.
+        split, orders = open_eval_set(data, metadata["class_names"])
         config = experiment.model_config(split.heads)
         sharding.check_model(mesh, config)
         checkpointing.check_params(abstract_params(config), params, str(path))
+        params = reorder_heads(params, orders)
         result = Evaluator(ViViT(config), mesh, experiment, split, experiment.clip_spec(config))(params)
     logging.info("%s: %s", path, result.summary())
     write_result(workdir, result, path, data.eval_split, split.class_names, experiment.to_dict()["data"])

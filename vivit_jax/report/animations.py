@@ -35,7 +35,7 @@ def animations(
     """
     experiment = Experiment.from_config(config)
     data = dataclasses.replace(experiment.data, eval_split=eval_split)
-    split = open_eval_set(data, class_names, prepare=False)
+    split, _ = open_eval_set(data, class_names, prepare=False)
     for index, name in videos.items():
         if index >= split.num_videos or split.video_id[index] != name:
             raise ValueError(f"{split.folder}: video {index} of {eval_split} is not {name}; the records have changed")

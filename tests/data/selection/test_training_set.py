@@ -14,6 +14,7 @@ from vivit_jax.data.records.split import CLASS_NAMES_FILE, open_split
 from vivit_jax.data.selection import subset, training_set
 from vivit_jax.data.selection.subset import Subset, SubsetError
 from vivit_jax.data.selection.training_set import MixtureError
+from vivit_jax.utils.class_names import ClassNamesError
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +60,18 @@ def test_unknown_classes_error_drop_union(train, other):
     assert verbs_of(union.splits[1]) == verbs_of(other)
     assert verbs_of(dropped.splits[1]) == [name for name in verbs_of(other) if name != "juggle"]
     assert union.locate(48 + 3) == f"other/{other.video_id[3]}"
-    eval_set = training_set.evaluation_split(train, union.class_names)
+    eval_set, _ = training_set.evaluation_split(train, union.class_names)
     assert eval_set.heads == {"verb": 9, "noun": 10}
-    with pytest.raises(MixtureError, match=f"{juggled} of 16 videos .* classes that the model does not have"):
+    with pytest.raises(ClassNamesError, match=r"(?s)'verb' has other classes: 8 .*1 \('juggle'\) only in the data"):
         training_set.evaluation_split(other, train.class_names)
+    known = Subset(classes=tuple(name for name in other.class_names["verb"] if name != "juggle"))
+    shared, orders = training_set.evaluation_split(other, train.class_names, known)
+    assert shared.num_videos == 16 - juggled
+    assert shared.class_names["verb"][:7] == [name for name in other.class_names["verb"] if name != "juggle"]
+    assert [train.class_names["verb"][i] for i in orders["verb"]] == [
+        name.lower().replace("_", " ") for name in shared.class_names["verb"]
+    ]
+    assert verbs_of(shared) == [name for name in verbs_of(other) if name != "juggle"]
     with pytest.raises(MixtureError, match="only data sets with the same heads can be mixed"):
         training_set.training_set(
             {**splits, "kinetics": dataclasses.replace(train, class_names={"label": ["a"]})}, "digits"

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from absl import logging
 
 from vivit_jax.data import catalog
 from vivit_jax.data.records.split import RecordSplit
@@ -14,6 +15,7 @@ from vivit_jax.data.selection import subset as subsets
 from vivit_jax.data.selection.order import Order, block_slots
 from vivit_jax.data.selection.sampling import ClipSpec
 from vivit_jax.data.selection.subset import Subset
+from vivit_jax.utils.class_names import ClassNamesError, class_ids, key, match
 
 
 class MixtureError(ValueError):
@@ -164,12 +166,11 @@ def _merged_class_names(
     """Returns {head: class names} of the model; handles classes that `main` does not have."""
     merged, problems = {}, []
     for head, names in reference.class_names.items():
-        known = set(map(_key, names))
         added: dict[str, str] = {}
         for name, split in splits.items():
             used = [split.class_names[head][i] for i in np.unique(split.labels[head]) if i >= 0]
-            missing = [label for label in used if _key(label) not in known]
-            added = {_key(label): label for label in missing} | added
+            missing = [label for label, i in zip(used, class_ids(used, names), strict=True) if i < 0]
+            added = {key(label): label for label in missing} | added
             if missing:
                 has = f"{name} has {len(missing)} classes that head {head!r} of {main} does not"
                 problems.append(f"{has}: {', '.join(missing)}")
@@ -181,18 +182,42 @@ def _merged_class_names(
 
 def evaluation_split(
     split: RecordSplit, class_names: Mapping[str, Sequence[str]], subset: Subset | None = None
-) -> RecordSplit:
-    """Returns a split as it is evaluated: with the class ids of a model, and only the classes of a subset.
+) -> tuple[RecordSplit, dict[str, np.ndarray]]:
+    """Returns a split as a model is evaluated on it, and {head: class id in the model of each class, int [C]}.
 
-    The model may have more classes, after training on a mixture; MixtureError if it does not have some of the split's.
+    The split has all classes of the model: its own first, in its order, then those that only the model has. Of a subset
+    only the classes count. Raises ClassNamesError where the model lacks the class of a video.
     """
-    relabelled = relabel(split, class_names)
-    if relabelled.num_videos != split.num_videos:
-        raise MixtureError(
-            f"{split.num_videos - relabelled.num_videos} of {split.num_videos} videos of {split.folder}, {split.name}, "
-            "are of classes that the model does not have: evaluate it on the data set that it was trained for"
+    where = f"{split.folder}, {split.name}"
+    if set(split.class_names) != set(class_names):
+        heads = f"the heads {', '.join(split.class_names)}, the model {', '.join(class_names)}"
+        raise ClassNamesError(f"{where} has {heads}: evaluate a model on the data set that it was trained for")
+    matches = {head: match(class_names[head], names) for head, names in split.class_names.items()}
+    others = {head: np.setdiff1d(np.arange(len(class_names[head])), found.ids) for head, found in matches.items()}
+    for head, found in matches.items():
+        if found.warning:
+            logging.warning("Classes of %s, head %r: %s.", where, head, found.warning)
+        elif list(class_names[head]) != list(split.class_names[head]):
+            logging.info("Classes of %s, head %r: %s; reports have the data's order.", where, head, found.how)
+
+    # Of a subset, with the names of both: it may name a class that only the model has.
+    names = {head: [*split.class_names[head], *(class_names[head][i] for i in others[head])] for head in matches}
+    split = dataclasses.replace(split, class_names=names)
+    split = subsets.apply({split.name: split}, Subset(classes=subset.classes if subset else ()))[split.name]
+    problems, shared = [], {}
+    for head, found in matches.items():
+        used = np.unique(split.labels[head])
+        if (found.ids[used[used >= 0]] < 0).any():
+            problems.append(f"head {head!r} has {found.how}")
+        lacking = set(np.flatnonzero(found.ids < 0).tolist())
+        shared[head] = [name for i, name in enumerate(names[head]) if i not in lacking]
+    if problems:
+        raise ClassNamesError(
+            "\n".join([f"{where}: its classes are not those of the model", *problems])
+            + "\nevaluate the model on data with its classes, or on those in common (config.data.subset.classes)"
         )
-    return subsets.apply({split.name: relabelled}, Subset(classes=subset.classes if subset else ()))[split.name]
+    orders = {head: np.concatenate([found.ids[found.ids >= 0], others[head]]) for head, found in matches.items()}
+    return relabel(split, shared), orders
 
 
 def relabel(split: RecordSplit, class_names: Mapping[str, Sequence[str]]) -> RecordSplit:
@@ -201,10 +226,7 @@ def relabel(split: RecordSplit, class_names: Mapping[str, Sequence[str]]) -> Rec
         return split
     labels, known = {}, np.ones(split.num_videos, bool)
     for head, names in class_names.items():
-        # An exact match first, else the first name with the same key.
-        exact = {name: i for i, name in enumerate(names)}
-        by_key = {_key(name): i for i, name in reversed(list(enumerate(names)))}
-        new_ids = [exact.get(name, by_key.get(_key(name), -1)) for name in split.class_names[head]]
+        new_ids = class_ids(split.class_names[head], names)
         # One entry more, for the padding (-1) of multi-label rows.
         labels[head] = np.asarray([*new_ids, -1], np.int32)[split.labels[head]]
         unknown = (labels[head] < 0) & (split.labels[head] >= 0)
@@ -213,8 +235,3 @@ def relabel(split: RecordSplit, class_names: Mapping[str, Sequence[str]]) -> Rec
             labels[head] = np.sort(labels[head].astype(np.uint32), axis=1).astype(np.int32)
     changed = dataclasses.replace(split, labels=labels, class_names={h: list(n) for h, n in class_names.items()})
     return changed if known.all() else subsets.take(changed, np.flatnonzero(known))
-
-
-def _key(name: str) -> str:
-    """What two spellings of a class name have in common."""
-    return " ".join(name.replace("_", " ").replace("-", " ").casefold().split())
