@@ -117,6 +117,7 @@ class Predictor:
             evaluation.temporal_views,
             evaluation.spatial_views,
             self.preprocessing.stored_short_side,
+            self.preprocessing.stored_fps,
         )
         logits = jax.device_get(self._logits(self._params, {"video": views[None]}))
         logits = {head: logits[head][0] for head in self.class_names}

@@ -11,14 +11,15 @@ from PIL import Image
 from scipy import ndimage
 
 from tests.helpers.batches import PLAIN, VARIED, assert_same, take
-from tests.helpers.videos import numbered_video, read_number, read_video
-from vivit_jax.data import build, moving_digits, pipeline
+from tests.helpers.videos import encode_segment, numbered_video, read_number, read_video, shown_numbers
+from vivit_jax.data import build, pipeline
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.pipeline import clips
 from vivit_jax.data.records import reader, scan
 from vivit_jax.data.records.split import open_split
 from vivit_jax.data.selection import order, sampling
+from vivit_jax.data.video import decode, encode
 
 
 @pytest.fixture(scope="module")
@@ -365,11 +366,31 @@ def test_argument_errors(train):
         pipeline.eval_batches(train, PLAIN, 8, 0, 3)
 
 
-def test_long_file_gives_equal_views(tmp_path):
-    [clip] = moving_digits.plan(1, 1)[:1]
-    moving_digits.write_clip((tmp_path, clip, np.eye(8) * 16))
-    path = tmp_path / f"{clip.video_id}.mp4"
-    spec = pipeline.ClipSpec(6, (48, 48), stride=2, short_side=56)
-    whole = pipeline.views_from_file(path, spec, 3, 2)
-    np.testing.assert_array_equal(whole, pipeline.views_from_frames(read_video(path).frames, spec, 3, 2))
-    np.testing.assert_array_equal(whole, pipeline.views_from_file(path, spec, 3, 2, memory_limit=5 * 64 * 64 * 3))
+@pytest.mark.parametrize("guess", [41, 0, 60])  # the number of frames, unknown, wrong
+def test_views_of_file_convert_only_the_frames_they_need(tmp_path, monkeypatch, guess):
+    path, spec = numbered_video(tmp_path / "v.mp4", 41), pipeline.ClipSpec(6, (48, 48), stride=2, short_side=56)
+    assert decode.count_packets(path) == 41
+    expected = pipeline.views_from_frames(read_video(path).frames, spec, 3, 2)
+    converted = []
+    convert = decode._Converter.__call__
+    monkeypatch.setattr(decode._Converter, "__call__", lambda self, frame: converted.append(0) or convert(self, frame))
+    monkeypatch.setattr(decode, "count_packets", lambda path: guess)
+    np.testing.assert_array_equal(pipeline.views_from_file(path, spec, 3, 2), expected)
+    assert len(converted) <= 3 * 6 * (1 if guess == 41 else 2)
+
+
+def test_views_of_file_have_the_frame_rate_of_the_records(tmp_path):
+    path, spec = numbered_video(tmp_path / "v.mp4", 40, fps=20), pipeline.ClipSpec(4, (64, 64))
+    numbers = shown_numbers(encode_segment(path, encode.EncodeOptions(None, 90, fps=8)))
+    views = pipeline.views_from_file(path, spec, 2, fps=8)
+    assert [read_number(frame) for clip in views for frame in clip] == numbers[:4] + numbers[-4:]
+
+
+def test_distant_chunks_are_read_one_by_one(numbered, monkeypatch):
+    """With the same result as in one pass."""
+    spec = pipeline.ClipSpec(3, (48, 48))
+    with pipeline.eval_batches(numbered, spec, 3, 4) as batches:
+        expected = next(batches)["video"]
+    monkeypatch.setattr(reader, "_MAX_SKIPPED", 0)
+    with pipeline.eval_batches(numbered, spec, 3, 4) as batches:
+        np.testing.assert_array_equal(next(batches)["video"], expected)

@@ -15,7 +15,7 @@ class BuildOptions:
     splits: Sequence[str] | None = None  # the splits to build; None: all
     quality: int = 85  # of the JPEGs, 1 to 95
     short_side: int | None = None  # maximum, in pixels; None: that of the data set
-    fps: float | None = None  # maximum; None: that of the source; see `encode._FrameSelector`
+    fps: float | None = None  # maximum; None: that of the source; see `encode.FrameSelector`
     num_workers: int | None = None  # decoding processes; None: one per core, 0: none but this one
     runner: str = "local"  # processes of this machine; "direct": Beam on this machine; or another runner of Beam
     runner_flags: Sequence[str] = ()  # of Beam

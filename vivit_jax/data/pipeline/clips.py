@@ -5,6 +5,7 @@ The graph calls no Python: on this stack an exception next to a `py_function` ha
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable
 
@@ -172,8 +173,11 @@ def views_from_frames(
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
         raise ValueError(f"frames are {frames.dtype} {frames.shape}; they must be uint8 [T, H, W, 3] with T >= 1")
-    reader = memory_reader(tf.constant(frames))
-    return _views_now(reader, frames.shape[:3], spec, temporal_views, spatial_views)
+    views = _Views(spec, temporal_views, spatial_views)
+    views.expect(len(frames))
+    for number in views.places:
+        views.put(number, frames[number])
+    return views.result
 
 
 def views_from_file(
@@ -182,38 +186,83 @@ def views_from_file(
     temporal_views: int = 1,
     spatial_views: int = 1,
     short_side: int | None = None,
-    memory_limit: int = 1 << 30,
+    fps: float | None = None,
 ) -> np.ndarray:
     """Makes the test views of a video file, decoded as by a build, as `views_from_frames`.
 
-    Larger frames are shrunk to `short_side`, that of the data set's records. A video with more than `memory_limit`
-    bytes of frames is decoded twice, and only the frames of the views are kept. Raises decode.VideoError.
+    Which frames the views need follows from the number of frames. That is taken from the packets of the file; where it
+    turns out to be another, the file is decoded again. No frame but one is in memory, beside the views.
+
+    Args:
+      path: a file that FFmpeg can decode.
+      spec: how clips are cut.
+      temporal_views, spatial_views: numbers of views.
+      short_side, fps: maxima of the data set's records; None: those of the source.
+
+    Raises:
+      decode.VideoError: the file is not a video, or damaged.
     """
-    from vivit_jax.data.video import decode
+    from vivit_jax.data.video import decode, encode
 
-    frames, count, size = [], 0, 0
-    for frame in decode.iterate_frames(path, short_side=short_side):
-        count, size = count + 1, size + frame.image.nbytes
-        if size <= memory_limit:
-            frames.append(frame.image)
-    if count == len(frames):
-        return views_from_frames(np.stack(frames), spec, temporal_views, spatial_views)
-
-    # Too large for the limit: decode again, and keep only the frames of the views.
-    frames.clear()
-    needed = [sampling.clip_frames_of_view(count, spec, temporal_views, i) for i in range(temporal_views)]
-    needed = np.unique(np.concatenate(needed))
-    needed_set = set(needed.tolist())
-    numbered = enumerate(decode.iterate_frames(path, short_side=short_side))
-    kept = np.stack([frame.image for number, frame in numbered if number in needed_set])
-    read_kept, kept_numbers = memory_reader(tf.constant(kept)), tf.constant(needed, tf.int64)
-
-    def read(video, numbers, window=None, finish=None):
-        return read_kept(video, tf.searchsorted(kept_numbers, tf.cast(numbers, tf.int64)), window, finish)
-
-    return _views_now(read, (count, *kept.shape[1:3]), spec, temporal_views, spatial_views)
+    views = _Views(spec, temporal_views, spatial_views)
+    kept = list(range(decode.count_packets(path))) if fps is None else []  # numbers in the file of the frames to use
+    for _ in range(3):
+        views.expect(len(kept))
+        needed = {kept[number]: number for number in views.places}
+        selector = encode.FrameSelector(None, None, fps, lambda frame: frame.number)
+        for number, frame in enumerate(decode.iterate_frames(path, short_side=short_side)):
+            if number == 0:
+                frame.image  # noqa: B018 (the first that is converted decides the size of all)
+            if number in needed:
+                views.put(needed[number], frame.image)
+            selector.offer(types.SimpleNamespace(number=number, time=frame.time, fps=frame.fps, repaired=False))
+        selector.finish()
+        if selector.frames == kept:
+            return views.result
+        kept = selector.frames
+    raise decode.VideoError(f"{path}: the number of its frames changes from one reading to the next")
 
 
-def _views_now(read: Reader, shape: tuple[int, ...], spec: ClipSpec, temporal: int, spatial: int) -> np.ndarray:
-    size = (tf.constant(x, tf.int64) for x in shape)
-    return views(read, tf.constant(0, tf.int64), *size, spec, temporal, spatial).numpy()
+class _Views:
+    """The test views of a video, filled frame by frame.
+
+    Attributes:
+      places: number of each frame that the views need -> its [(temporal view, position in the clip), ...].
+    """
+
+    def __init__(self, spec: ClipSpec, temporal: int, spatial: int):
+        self._spec, self._temporal = spec, temporal
+        self._cut = _cutter(spec.image_size, spec.short_side, spatial)
+        self._pixels = np.zeros((temporal, spatial, spec.num_frames, *spec.image_size, 3), np.uint8)
+        self.places: dict[int, list[tuple[int, int]]] = {}
+
+    def expect(self, num_frames: int) -> None:
+        """Begins with a video of so many frames; with 0, nothing is needed."""
+        self.places = {}
+        for view in range(self._temporal if num_frames else 0):
+            for place, number in enumerate(sampling.clip_frames_of_view(num_frames, self._spec, self._temporal, view)):
+                self.places.setdefault(int(number), []).append((view, place))
+
+    def put(self, number: int, image: np.ndarray) -> None:
+        """Cuts a frame, uint8 [H, W, 3], for all its places."""
+        crops = self._cut(image).numpy()
+        for view, place in self.places[number]:
+            self._pixels[view, :, place] = crops
+
+    @property
+    def result(self) -> np.ndarray:
+        """uint8 [V, T, h, w, 3], temporal-major."""
+        return self._pixels.reshape(-1, *self._pixels.shape[2:])
+
+
+@functools.lru_cache(maxsize=8)
+def _cutter(image_size: tuple[int, int], short_side: int | None, spatial: int) -> Callable:
+    """Returns the compiled function from a frame uint8 [H, W, 3] to its crops uint8 [spatial, h, w, 3]."""
+    spec = ClipSpec(1, image_size, short_side=short_side)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
+    def cut(image):
+        one, (height, width) = tf.constant(1, tf.int64), tf.unstack(tf.shape(image, tf.int64)[:2])
+        return views(memory_reader(image[None]), tf.constant(0, tf.int64), one, height, width, spec, 1, spatial)[:, 0]
+
+    return cut

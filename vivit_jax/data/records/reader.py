@@ -14,6 +14,8 @@ from vivit_jax.data.records.split import SEQUENCE, RecordSplit
 SEQUENCE_FRAMES = "image/encoded"
 # Side in pixels of a JPEG block where chroma has half the resolution: the largest in use.
 _BLOCK = 16
+# Chunks between those that are needed, of some 100 KB each, up to which one pass is faster than a pass for each.
+_MAX_SKIPPED = 64
 # Processes a frame uint8 [h, w, 3], e.g. resizes it. Frames are finished one by one while in the processor's cache, at
 # half the cost of processing all frames of a clip step by step.
 Finish = Callable[["tf.Tensor"], "tf.Tensor"]
@@ -30,14 +32,29 @@ def record_reader(split: RecordSplit) -> Reader:
     size = split.chunk_frames
 
     def read(video, frames, window=None, finish=None):
-        low, high = tf.reduce_min(frames) // size, tf.reduce_max(frames) // size
-        chunk = first[video] + low
-        # One pass from the first needed chunk to the last: the chunks of a video are consecutive. A sequence is one
-        # chunk with all frames of its video.
-        count = high - low + 1
-        chunks = records_from(shards[shard[chunk]], offset[chunk]).take(count)
-        chunks = chunks.batch(count, drop_remainder=True).get_single_element()
-        return decode_frames(tf.gather(jpegs_of(split.form, chunks), frames - low * size), window, finish)
+        # A sequence is one chunk with all frames of its video.
+        needed = tf.unique(tf.sort(frames // size))[0]
+        number, low = tf.size(needed, tf.int64), needed[0]
+        count = needed[-1] - low + 1
+
+        def one_pass():
+            """Reads from the first needed chunk to the last: the chunks of a video are consecutive."""
+            return tf.gather(batch(records_at(low).take(count), count), needed - low)
+
+        def one_by_one():
+            """Reads only the needed chunks: what lies between them in a long video would not fit into memory."""
+            return batch(tf.data.Dataset.from_tensor_slices(needed).flat_map(lambda i: records_at(i).take(1)), number)
+
+        def records_at(i):
+            chunk = first[video] + i
+            return records_from(shards[shard[chunk]], offset[chunk])
+
+        def batch(records, length):
+            return records.batch(length, drop_remainder=True).get_single_element()
+
+        chunks = tf.cond(count - number > _MAX_SKIPPED, one_by_one, one_pass)
+        position = tf.searchsorted(needed, frames // size, out_type=tf.int64) * size + frames % size
+        return decode_frames(tf.gather(jpegs_of(split.form, chunks), position), window, finish)
 
     return read
 

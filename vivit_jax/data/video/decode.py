@@ -271,3 +271,20 @@ def _announced_frames(container, stream, fps: float, lead: float) -> float:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+
+
+def count_packets(path: storage.PathLike) -> int:
+    """Returns the packets of a video's stream, without decoding: of most files the number of frames; 0 if unknown."""
+    path = storage.path(path)
+    # Errors are those of `iterate_frames`, which has the messages. Opening a pipe would wait for ever.
+    with contextlib.suppress(OSError, *_DAMAGE):
+        if path.is_dir():
+            return len(frame_folder.frame_names(storage.names(path)))
+        if path.is_file():
+            with (
+                storage.local(path) as file,
+                av.open(f"file:{file}", container_options=_OPEN, **_METADATA) as container,
+            ):
+                streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+                return sum(packet.size > 0 for packet in container.demux(streams[0])) if streams else 0
+    return 0

@@ -58,7 +58,7 @@ class Segment:
 def encode_file(task: FileTask) -> list[Segment | str]:
     """Returns each segment, or the reason why it cannot be used; no content of a file raises."""
     options, jpeg = task.options, _Jpeg(task.path, task.options.quality)
-    selectors = [_FrameSelector(start, end, options.fps, jpeg) for start, end in task.segments]
+    selectors = [FrameSelector(start, end, options.fps, jpeg) for start, end in task.segments]
     last_end = max(selector.end for selector in selectors)
     waiting, active = sorted(selectors, key=lambda selector: -selector.start), []
     stated_fps, reached, problem = 0.0, -1.0, None
@@ -113,7 +113,7 @@ class _Jpeg:
         return self._last[1]
 
 
-class _FrameSelector:
+class FrameSelector:
     """Selects the frames of one segment: all, or those of a lower frame rate.
 
     At `fps` frames per second, the k-th sampling time is k / fps after the segment's first frame. Its frame is the last
