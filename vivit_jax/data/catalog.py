@@ -44,16 +44,19 @@ class DatasetInfo:
     short_side: int = 256  # maximum, of the stored frames, in pixels; from the paper's implementation details
     rows_per_shard: int = 64
     label_separator: str | None = None  # of the labels of a multi-label field in a CSV; None: no such fields
+    columns: Sequence[str] | None = None  # roles of the columns of a CSV in order; None: detected
     multi_label: Sequence[str] = ()  # heads, once built
     mirrored: Mapping[str, Mapping[str, str | None]] = dataclasses.field(default_factory=dict)
 
 
 def _kinetics(classes: int, **splits: int) -> DatasetInfo:
-    prefixes = (f"kinetics{classes}", f"kinetics_{classes}", "kinetics")
+    # Other spellings, as kinetics-400_train.csv, are found too (`annotations.parsing.first`).
+    prefixes = (f"kinetics{classes}", f"kinetics_{classes}", "kinetics", f"k{classes}")
     file_names = {}  # CVDF's train and val of Kinetics-600 are .txt files
     for split in splits:
         names = ("val", "validate", "validation") if split == "validation" else (split,)
         stems = [stem for name in names for stem in (name, *(f"{p}_{name}" for p in prefixes))]
+        stems += [f"{stem}{ending}" for ending in ("_list", "_list_videos", "_videos") for stem in stems]
         file_names[split] = tuple(f"{stem}{suffix}" for suffix in (".csv", ".txt") for stem in stems)
     return DatasetInfo(
         name=f"kinetics{classes}",
@@ -87,7 +90,7 @@ def _ucf101(number: int, train: int, test: int) -> DatasetInfo:
 
 def _hmdb51(number: int) -> DatasetInfo:
     name = f"*_test_split{number}.txt"
-    files = (name, f"testTrainMulti_7030_splits/{name}")
+    files = (name, f"testTrainMulti_7030_splits/{name}", f"*/{name}", f"*/*/{name}")
     return DatasetInfo(
         name="hmdb51" if number == 1 else f"hmdb51_split{number}",
         title=f"HMDB51, split {number} of 3",
@@ -160,7 +163,8 @@ _TABLE = (
         annotation_format="something_json",
         annotation_files={
             "train": ("something-something-v2-train.json", "train.json"),
-            "validation": ("something-something-v2-validation.json", "validation.json"),
+            "validation": ("something-something-v2-validation.json", "validation.json", "val.json"),
+            "test": ("something-something-v2-test-answers.csv", "test-answers.csv"),
         },
         class_files={"label": ("something-something-v2-labels.json", "labels.json")},
         video_layout="{id}.webm in the folder itself or below, as in 20bn-something-something-v2/",
@@ -185,7 +189,8 @@ CUSTOM_KINDS: Mapping[str, tuple[str, str]] = {
     "csv": (
         "the paths in the CSV, absolute or under the videos' folder",
         "one .csv with a header: path,label[,start,end,split]; label_VERB, label_NOUN, ... for several heads; with "
-        "--label_separator=';' (or '|') for multi-label heads",
+        "--label_separator=';' (or '|') for multi-label heads. Or lists without a header, `path label`; or train.csv, "
+        "val.csv, test.csv",
     ),
 }
 LABEL_SEPARATORS = (";", "|")
@@ -204,7 +209,9 @@ def get(name: str) -> DatasetInfo:
     return DATASETS[name]
 
 
-def custom(name: str, kind: str, label_separator: str | None = None) -> DatasetInfo:
+def custom(
+    name: str, kind: str, label_separator: str | None = None, columns: Sequence[str] | None = None
+) -> DatasetInfo:
     """Describes a custom data set of a kind ("folder" or "csv") for a build, which reads its heads from the files."""
     if kind not in CUSTOM_KINDS:
         raise ValueError(f"unknown kind {kind!r} of custom data set; known are {', '.join(CUSTOM_KINDS)}")
@@ -216,8 +223,14 @@ def custom(name: str, kind: str, label_separator: str | None = None) -> DatasetI
     if label_separator is not None and (kind != "csv" or label_separator not in LABEL_SEPARATORS):
         limits = f"it is for a csv, and one of {' '.join(LABEL_SEPARATORS)}"
         raise ValueError(f"label_separator is {label_separator!r} for a {kind}; {limits}")
+    if columns is not None and (kind != "csv" or "path" not in columns):
+        raise ValueError(
+            f"columns is {','.join(columns)} for a {kind}; it is for a csv, as path,label: one is the path"
+        )
     title, layout = f"{name} (custom, {kind})", CUSTOM_KINDS[kind][0]
-    return DatasetInfo(name, title, {}, {}, kind, {}, layout, _CUSTOM_SOURCE, label_separator=label_separator)
+    return DatasetInfo(
+        name, title, {}, {}, kind, {}, layout, _CUSTOM_SOURCE, label_separator=label_separator, columns=columns
+    )
 
 
 def of_records(name: str, folder: storage.PathLike) -> DatasetInfo:

@@ -48,6 +48,8 @@ class DataConfig(PipelineOptions):
         are built under `dir` where they are missing, under a `name` that the catalog does not have.
       annotations: CSV of a custom data set, if it is not in `video_dir`.
       label_separator: ';' or '|' in a column of that CSV makes it a multi-label head.
+      columns: of that CSV in order, where its header does not tell: "path,label"; - for one that is not used.
+      fps: maximum frames per second of its records; of folders of frames, their rate.
       mixture: {name: weight}: data sets under `dir` to train on, each with a share of the clips in proportion to its
         weight. {} for `name` alone. Heads and class ids are those of `name`, matched by class name.
       unknown_classes: classes of a mixture that `name` does not have: 'error', 'drop' their videos, or 'union': add
@@ -60,6 +62,8 @@ class DataConfig(PipelineOptions):
     video_dir: str | None = None
     annotations: str | None = None
     label_separator: str | None = None
+    columns: str | None = None
+    fps: float | None = None
     train_split: str = "train"
     eval_split: str = "validation"
     mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -74,7 +78,7 @@ class DataConfig(PipelineOptions):
             if not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
                 raise ValueError(f"data.mixture[{name!r}]={weight!r} must be a number greater than 0")
         one_of("data", self, unknown_classes=UNKNOWN_CLASSES)
-        for field in ("annotations", "label_separator"):
+        for field in ("annotations", "label_separator", "columns", "fps"):
             if getattr(self, field) is not None and self.video_dir is None:
                 raise ValueError(
                     f"data.{field}={getattr(self, field)!r} is for a custom data set: set data.video_dir too"

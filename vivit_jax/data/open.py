@@ -47,13 +47,14 @@ def _build_custom(data: DataConfig) -> None:
     """
     has_csv = data.annotations is not None or any(epath.Path(data.video_dir).glob("*.csv"))
     kind = "csv" if has_csv else "folder"
+    columns = data.columns and data.columns.split(",")
     try:
-        catalog.custom(data.name, kind, label_separator=data.label_separator)
+        catalog.custom(data.name, kind, data.label_separator, columns)
     except ValueError as error:
         raise ValueError(
             f"config.data.video_dir={data.video_dir} needs a config.data.name of its own: {error}"
         ) from error
     if not (build.records_folder(data.name, data.dir) / paths.SUMMARY_FILE).is_file():
         logging.info("Building the records of %s from %s, once.", data.name, data.video_dir)
-    options = build.BuildOptions(kind=kind, label_separator=data.label_separator)
+    options = build.BuildOptions(kind, data.label_separator, columns, fps=data.fps)
     build.build(data.name, data.video_dir, data.annotations, data.dir, options)

@@ -6,6 +6,8 @@ import os
 import sys
 from types import TracebackType
 
+from vivit_jax.utils import terminal
+
 # Modules of the extras in pyproject.toml, by extra.
 MODULES = {
     "train": {"av", "clu", "matplotlib", "PIL", "sklearn", "tensorboard", "tensorflow", "tensorflow_datasets", "tqdm"},
@@ -16,11 +18,13 @@ MODULES = {
 def report_missing_extra() -> None:
     """Makes programs of this package (`python -m vivit_jax.NAME`, `vivit-NAME`) name the extra that they lack.
 
-    Called by `vivit_jax/__init__.py`, since most programs import optional packages before their first line runs.
+    Their output escapes what the terminal cannot print. Called by `vivit_jax/__init__.py`, since most programs import
+    optional packages before their first line runs.
     """
     program = os.path.basename(sys.argv[0])  # "-m" while Python looks for the module that it will run
     if program == "-m" or program.startswith("vivit-"):
         sys.excepthook = _excepthook
+        terminal.escape_unprintable()
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

@@ -84,9 +84,9 @@ def sizes(files: Iterable[PathLike]) -> list[int | None]:
 
 
 def write(file: PathLike, content: bytes | str) -> None:
-    """Writes a file, whole or not at all; text as UTF-8."""
+    """Writes a file, whole or not at all; text as UTF-8, with escapes for names of files that are not."""
     with written(file) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager

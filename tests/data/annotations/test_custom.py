@@ -145,8 +145,7 @@ def test_unused_columns_are_noted(tmp_path):
 @pytest.mark.parametrize(
     ("header", "lines", "message"),
     [
-        ("file,label", ["x.mp4,a"], "no column path; found file, label"),
-        ("path;label", ["x.mp4;a"], "no column path; found path;label; the separator must be a comma"),
+        ("where,label", ["x.mp4,a"], "no column path; found where, label; name the columns in order with --columns"),
         ("path,name", ["x.mp4,a"], r"no column label \(or label_HEAD for several heads\); found path, name"),
         ("path,label,label_verb", ["x.mp4,a,b"], "columns label, label_verb; with several heads each needs a name"),
         ("path,label_Verb", ["x.mp4,a"], "column 'label_Verb'; a head's column is label_"),

@@ -1,4 +1,4 @@
-"""Custom data sets: a folder per class, or a CSV `path,label[,start,end,split]`.
+"""Custom data sets: a folder per class, or lists of videos and labels (`lists.py`).
 
 Class ids number the training labels in order: whole numbers by value, then other names alphabetically. Where the files
 state no splits, a hash of the path selects `VALIDATION_FRACTION` of the videos for validation: the same on every
@@ -12,21 +12,18 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from vivit_jax.data import catalog
-from vivit_jax.data.annotations import parsing
+from vivit_jax.data.annotations import lists, parsing
 from vivit_jax.data.annotations.rows import AnnotationError, Annotations, MissingDataError, Row, missing_message
 from vivit_jax.data.annotations.video_files import list_videos
-from vivit_jax.utils import storage
+from vivit_jax.utils import storage, terminal
 
 VALIDATION_FRACTION = 0.1
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validate", "validation"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+_SPLITS = lists.SPLITS
+_LIST_SUFFIXES = (".txt", ".tsv", ".list")  # beside .csv
 _HEAD = re.compile(r"label(?:_(?P<name>[a-z][a-z0-9_]*))?")
 
 
@@ -66,73 +63,163 @@ def read_folder(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
         if count > 1:
             raise AnnotationError(f"{folder}: several folders for {split}: {', '.join(split_of)}; keep one of them")
     depth, layout = (2, "split/class/video") if split_of else (1, "class/video")
+    listing = list_videos(folder)
+    if not listing.videos:
+        others = f"no video in {folder}, but {listing.others()}.\n" if listing.left_alone else ""
+        raise MissingDataError(others + missing_message(dataset, videos=folder))
     entries = []
-    for file in list_videos(folder):
+    for file in listing.videos:
         path = os.path.relpath(file, folder)
-        parts = path.split(os.sep)
+        parts = terminal.printable(path).split(os.sep)
         if len(parts) <= depth:
-            raise AnnotationError(f"{folder}: {path} is in no folder of a class; the layout is {layout}")
+            hint = f"; a video of pictures needs a folder of its own, {layout}/00001.jpg"
+            raise AnnotationError(
+                f"{folder}: {'/'.join(parts)} is in no folder of a class; the layout is {layout}"
+                f"{hint if file in listing.frame_folders else ''}"
+            )
         entries.append(_Entry(path, {"label": (parts[depth - 1],)}, f"{folder}, {path}", split_of.get(parts[0])))
-    if not entries:
-        raise MissingDataError(missing_message(dataset, videos=folder))
-    return _annotations(folder, entries, [])
+    with_videos = {tuple(entry.path.split(os.sep)[:depth]) for entry in entries}
+    all_classes = [(name,) for name in folders]
+    if split_of:
+        all_classes = [(split, name) for split in folders for name in storage.names(folder / split) if name[0] != "."]
+    notes = [
+        f"{folder / os.sep.join(parts)}: no video in this folder of a class"
+        for parts in all_classes
+        if parts not in with_videos and folder.joinpath(*parts).is_dir()
+    ]
+    return _annotations(folder, entries, notes)
 
 
 def read_csv(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
-    """Reads a CSV with a header; `folder` is the file, or a folder with one `.csv` or with NAME.csv.
+    """Reads a list; `folder` is the file, or a folder with one list, with NAME.csv, or with one for each split.
 
     Columns: `path`, absolute, a URI or relative to the videos' folder; `label` for one head, or a column `label_HEAD`
     for each of several; `start` and `end` in seconds, empty for the whole video; `split`: train, val(idation) or test.
     Other columns are ignored and noted. A head whose column contains `dataset.label_separator` is multi-label; there,
     an empty field is a video without labels.
     """
-    path = _csv_file(dataset, folder) if folder.is_dir() else folder
-    table = parsing.table(path, ("path",))
-    columns, separator = list(table[0][1]), dataset.label_separator
-    heads = _heads(path, columns)
-    multi_label = frozenset(
-        head for head, column in heads.items() if separator and any(separator in values[column] for _, values in table)
-    )
+    entries, notes, columns, multi_label = [], [], {}, set()
+    files = _list_files(dataset, folder, notes) if folder.is_dir() else {None: folder}
+    tables: dict[str | None, lists.VideoList] = {}
+    for split, path in files.items():
+        try:
+            tables[split] = lists.read(path, dataset.columns, dataset.label_separator)
+        except lists.NoLabelsError as error:
+            if split != "test":
+                raise
+            notes.append(f"{error}; the test split is left out")
+    path, separator = next(iter(files.values())), dataset.label_separator
+    for split, table in tables.items():
+        notes += [f"{files[split]}: {table.form}"] if table.form else []
+        heads = _heads(files[split], table.columns)
+        if columns and heads.keys() != columns.keys():
+            raise AnnotationError(f"{files[split]}: heads {', '.join(heads)}; {path} has {', '.join(columns)}")
+        columns = heads
+        multi_label |= {
+            h for h, column in heads.items() if separator and any(separator in v[column] for _, v in table.rows)
+        }
+        known = {"path", "start", "end", "class_id", "-", *heads.values(), *(["split"] if split is None else [])}
+        notes += [f"{files[split]}: column {name} is not used" for name in table.columns if name not in known]
     if separator and not multi_label:
         raise AnnotationError(
-            f"{path}: {separator!r} is in no field of {', '.join(heads.values())}, so that each video has one label; "
+            f"{path}: {separator!r} is in no field of {', '.join(columns.values())}, so that each video has one label; "
             "omit --label_separator, or give the separator of the file"
         )
-    known = {"path", "start", "end", "split", *heads.values()}
-    notes = [f"{path}: column {name} is not used" for name in columns if name not in known]
     notes += [f"{path}: head {head} is multi-label, separated by {separator!r}" for head in sorted(multi_label)]
+    for split, table in tables.items():
+        entries += _entries(table, split, separator, multi_label, notes)
+    return _annotations(path, entries, notes, frozenset(multi_label), _numbers(tables.values(), notes))
+
+
+def _entries(
+    table: lists.VideoList, of_file: str | None, separator: str | None, multi_label: Collection[str], notes: list[str]
+) -> list[_Entry]:
+    """Returns the rows of a list; `of_file` is the split of all, None where a column or nothing states it."""
+    heads = _heads(None, table.columns)
     required = ["path", *(column for head, column in heads.items() if head not in multi_label)]
-    unique, entries = parsing.Unique("the segment"), []
-    for where, values in table:
+    entries: dict[Any, _Entry] = {}
+    duplicates = 0
+    for where, values in table.rows:
         start, end = (_seconds(where, key, values.get(key, "")) for key in ("start", "end"))
         if end is not None and end <= (start or 0.0):
             times = f"end {end:g} s is not after start {start or 0:g} s"
             raise AnnotationError(f"{where}: {times}; leave both empty for the whole video")
-        split = values.get("split")
+        split = values.get("split") if of_file is None else of_file
         if split is not None and split.lower() not in _SPLITS:
             raise AnnotationError(f"{where}: split is {split!r}; it must be train, val or test")
         if empty := [name for name in required if not values[name]]:
             raise AnnotationError(f"{where}: {empty[0]} is empty; every row needs a path and its labels")
-        unique.add(where, (os.path.normpath(values["path"]), start, end))
         labels = {
-            head: _split_labels(where, column, values[column], separator) if head in multi_label else (values[column],)
+            head: _split_labels(where, column, values[column], separator)
+            if head in multi_label
+            else (re.sub(r"(?<=\d)\.0+$", "", values[column]),)
             for head, column in heads.items()
         }
-        entries.append(_Entry(values["path"], labels, where, split and _SPLITS[split.lower()], start, end))
-    return _annotations(path, entries, notes, multi_label)
+        split = split and _SPLITS[split.lower()]
+        entry = _Entry(values["path"], labels, where, split, start, end)
+        first = entries.setdefault((os.path.normpath(values["path"]), start, end, split), entry)
+        duplicates += first is not entry
+        if first.labels != labels:
+            times = "".join(f", {seconds:g}" for seconds in (start, end) if seconds is not None)
+            raise AnnotationError(
+                f"{where}: the segment {os.path.normpath(values['path'])}{times} is already in "
+                f"{first.where.rpartition(', ')[2]} with another label; several labels belong into one row, with "
+                "--label_separator"
+            )
+    if duplicates:
+        notes.append(f"{table.rows[0][0].rpartition(', ')[0]}: {duplicates} duplicate rows are ignored")
+    return list(entries.values())
 
 
-def _csv_file(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> storage.AnyPath:
-    files = sorted(folder.glob("*.csv"))
+def _numbers(tables: Iterable[lists.VideoList], notes: list[str]) -> dict[str, int]:
+    """Returns class name -> the number that the lists have beside it; {} if they have none."""
+    pairs = {(v["label"], int(v["class_id"])) for t in tables for _, v in t.rows if "label" in v and "class_id" in v}
+    numbers = dict(pairs)
+    if len(pairs) > len(numbers) or len(set(numbers.values())) < len(numbers):
+        notes.append("column class_id is not used: a class has several numbers, or a number several classes")
+        return {}
+    return numbers
+
+
+def _list_files(
+    dataset: catalog.DatasetInfo, folder: storage.AnyPath, notes: list[str]
+) -> dict[str | None, storage.AnyPath]:
+    """Returns split -> list, or None -> the one list of a folder."""
+    files, of_split = [], {}
+    for file in (folder / name for name in storage.names(folder) if name[0] != "."):
+        suffix, words = file.suffix.lower(), re.split(r"[\W\d_]+", file.stem.lower())
+        splits = {_SPLITS[word] for word in words if word in _SPLITS}
+        # Other files of text may be anything: a README, the names of the classes.
+        if suffix == ".csv" or (suffix in _LIST_SUFFIXES and (splits or any("list" in word for word in words))):
+            files.append(file)
+            if len(splits) == 1:
+                of_split.setdefault(*splits, []).append(file)
+    if named := [file for file in files if file.name == f"{dataset.name}.csv"]:
+        return {None: named[0]}
+    if "train" in of_split and len(of_split) > 1:
+        result: dict[str | None, storage.AnyPath] = {}
+        for split, of_this in of_split.items():
+            # train.csv before train.txt and my_train_list.csv.
+            ranks = [(file.stem.lower() not in _SPLITS, file.suffix.lower() != ".csv") for file in of_this]
+            best = [file for file, rank in zip(of_this, ranks, strict=True) if rank == min(ranks)]
+            if len(best) > 1:
+                names = ", ".join(file.name for file in best)
+                raise AnnotationError(f"{folder}: several lists of the {split} split, {names}; keep one, or rename it")
+            result[split] = best[0]
+        notes.append(
+            f"{folder}: the splits are {', '.join(f'{file.name} ({split})' for split, file in result.items())}"
+        )
+        return result
+    files = [file for file in files if file.suffix.lower() == ".csv"] or files
     if not files:
         raise MissingDataError(missing_message(dataset, annotations=folder))
-    named = [file for file in files if file.name == f"{dataset.name}.csv"]
-    if len(files) > 1 and not named:
+    if len(files) > 1:
+        kind = "CSV files" if files[0].suffix.lower() == ".csv" else "lists"
         raise AnnotationError(
-            f"{folder}: {len(files)} CSV files ({', '.join(file.name for file in files[:5])}); select one with "
-            f"--annotations=FILE, or call it {dataset.name}.csv"
+            f"{folder}: {len(files)} {kind} ({', '.join(file.name for file in files[:5])}); select one with "
+            f"--annotations=FILE, call it {dataset.name}.csv, or call them train.csv, val.csv and test.csv"
         )
-    return (named or files)[0]
+    return {None: files[0]}
 
 
 def _split_labels(where: str, column: str, field: str, separator: str) -> tuple[str, ...]:
@@ -144,7 +231,7 @@ def _split_labels(where: str, column: str, field: str, separator: str) -> tuple[
     return labels
 
 
-def _heads(path: storage.AnyPath, columns: Sequence[str]) -> dict[str, str]:
+def _heads(path: storage.AnyPath | None, columns: Sequence[str]) -> dict[str, str]:
     """Returns head -> its column."""
     heads = {}
     for column in columns:
@@ -154,8 +241,6 @@ def _heads(path: storage.AnyPath, columns: Sequence[str]) -> dict[str, str]:
             raise AnnotationError(
                 f"{path}: column {column!r}; a head's column is label_ and a name of lower-case letters, digits and _"
             )
-    if not heads:
-        raise AnnotationError(f"{path}: no column label (or label_HEAD for several heads); found {', '.join(columns)}")
     if "label" in heads and len(heads) > 1:
         raise AnnotationError(
             f"{path}: columns {', '.join(heads.values())}; with several heads each needs a name, as label_verb"
@@ -171,9 +256,13 @@ def _seconds(where: str, column: str, value: str) -> float | None:
 
 
 def _annotations(
-    path: storage.AnyPath, entries: Sequence[_Entry], notes: list[str], multi_label: frozenset[str] = frozenset()
+    path: storage.AnyPath,
+    entries: Sequence[_Entry],
+    notes: list[str],
+    multi_label: frozenset[str] = frozenset(),
+    numbers: Mapping[str, int] | None = None,
 ) -> Annotations:
-    """Assigns a split to every row and ids to the classes."""
+    """Assigns a split to every row and ids to the classes, in the order of `numbers` if given."""
     if entries[0].split is None:
         held_out = _held_out(entries)
         for entry in entries:
@@ -188,9 +277,14 @@ def _annotations(
             entry.split = entry.split.replace("test", "validation")
         notes.append(f"{path}: a test split but no validation split; the test split serves as validation")
     train_pairs = {pair for entry in entries if entry.split == "train" for pair in entry.pairs()}
+    order = numbers.__getitem__ if numbers else _order
     class_names = {
-        head: sorted((name for h, name in train_pairs if h == head), key=_order) for head in entries[0].labels
+        head: sorted((name for h, name in train_pairs if h == head), key=order) for head in entries[0].labels
     }
+    for head, names in class_names.items():
+        if all(re.fullmatch(r"\d+", name) for name in names):
+            change = "" if names[-1] == str(len(names) - 1) else f"; numbered anew, 0 to {len(names) - 1}"
+            notes.append(f"{path}: classes of {head} are the numbers {names[0]} to {names[-1]}{change}")
     ids = {(head, name): number for head, names in class_names.items() for number, name in enumerate(names)}
     rows: dict[str, list[Row]] = {}
     for entry in sorted(entries, key=lambda entry: ("train", "validation", "test").index(entry.split)):
@@ -202,7 +296,8 @@ def _annotations(
                 )
         labels = {head: tuple(sorted(ids[head, name] for name in names)) for head, names in entry.labels.items()}
         labels |= {head: class_ids[0] for head, class_ids in labels.items() if head not in multi_label}
-        row = Row(entry.path, entry.start, entry.end, labels, entry.split, ((entry.path, False),), entry.path)
+        name = terminal.printable(entry.path)
+        row = Row(name, entry.start, entry.end, labels, entry.split, file=entry.path)
         rows.setdefault(entry.split, []).append(row)
     return Annotations(rows, class_names, tuple(notes), multi_label)
 

@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
+import itertools
 import json
+import logging
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from vivit_jax.data import catalog
@@ -18,8 +22,45 @@ from vivit_jax.utils import storage
 
 
 def first(folder: storage.AnyPath, names: Iterable[str]) -> storage.AnyPath | None:
-    """Returns the first of `names` that is a file in `folder`, or None."""
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    """Returns the first of `names` that is a file in `folder`, or None.
+
+    Otherwise a file whose name differs in case, `_`, `-` and blanks only, there or in the folders below (two levels).
+    """
+    names = list(names)
+    there = set(storage.names(folder))
+    if found := next((n for n in names if n in there or ("/" in n and (folder / n).is_file())), None):
+        return folder / found
+    for paths in _levels(folder):
+        for key in dict.fromkeys(map(_key, names)):
+            if len(found := [path for path in paths if _key(path.name) == key]) > 1:
+                raise AnnotationError(
+                    f"several files of one kind, {', '.join(map(str, found))}; give the folder of one"
+                )
+            if found:
+                logging.getLogger(__name__).warning(
+                    "%s: read as %s", found[0], next(n for n in names if _key(n) == key)
+                )
+                return found[0]
+    return None
+
+
+def _levels(folder: storage.AnyPath) -> Iterator[list[storage.AnyPath]]:
+    """Yields the paths in a folder, then those in its folders, and once more; of a bucket only the first."""
+    level = [folder]
+    for _ in range(1 if storage.is_remote(folder) else 3):
+        level = [path / name for path in level for name in storage.names(path) if name[0] != "."]
+        yield level
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name.rpartition("/")[2].lower())
+
+
+def near_misses(folder: storage.AnyPath, names: Iterable[str]) -> str:
+    """Names the files of a folder and those below whose names resemble `names`, for a message; "" if none does."""
+    found = {path.name for level in itertools.islice(_levels(folder), 2) for path in level}
+    similar = dict.fromkeys(match for name in names for match in difflib.get_close_matches(name, found, 3, 0.5))
+    return f"; similar names there: {', '.join(list(similar)[:5])}" if similar else ""
 
 
 def required(dataset: catalog.DatasetInfo, folder: storage.AnyPath, names: Sequence[str]) -> storage.AnyPath:
@@ -27,7 +68,8 @@ def required(dataset: catalog.DatasetInfo, folder: storage.AnyPath, names: Seque
     path = first(folder, names)
     if path is None:
         expected = " or ".join(names[:2])
-        raise MissingDataError(f"no {expected} in {folder}.\n{missing_message(dataset, annotations=folder)}")
+        similar = near_misses(folder, names[:20])
+        raise MissingDataError(f"no {expected} in {folder}{similar}.\n{missing_message(dataset, annotations=folder)}")
     return path
 
 
@@ -46,6 +88,8 @@ def text(path: storage.AnyPath) -> str:
         raise AnnotationError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
     if "\0" in content:
         raise AnnotationError(f"{path}: contains NUL characters, as UTF-16 does; save it as UTF-8")
+    if content[:100].lstrip().lower().startswith(("<!doctype", "<html")):
+        raise AnnotationError(f"{path}: a web page; download the file itself")
     if not content.strip():
         raise AnnotationError(f"{path}: empty; download it again")
     return content
@@ -57,9 +101,9 @@ def lines(path: storage.AnyPath) -> list[tuple[str, str]]:
     return [(f"{path}, line {number}", line.strip()) for number, line in numbered if line.strip()]
 
 
-def csv_rows(path: storage.AnyPath) -> Iterable[tuple[str, list[str]]]:
+def csv_rows(path: storage.AnyPath, separator: str = ",") -> Iterable[tuple[str, list[str]]]:
     """Yields (where, stripped values) of each row of a CSV file that is not blank."""
-    reader = csv.reader(io.StringIO(text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text(path), newline=""), delimiter=separator, strict=True)
     try:
         for row in reader:
             if any(values := [value.strip() for value in row]):
@@ -74,7 +118,7 @@ def table(path: storage.AnyPath, columns: Iterable[str]) -> list[tuple[str, dict
     names_found = ", ".join(header)
     missing = [name for name in columns if name not in header]
     if missing:
-        hint = "; the separator must be a comma" if len(header) == 1 else ""
+        hint = "; a list `path label` is a custom data set, --dataset=csv --name=NAME" if len(header) < 3 else ""
         raise AnnotationError(f"{path}: no column {', '.join(missing)}; found {names_found}{hint}")
     if len(set(header)) != len(header):
         raise AnnotationError(f"{path}: duplicate column in {names_found}")

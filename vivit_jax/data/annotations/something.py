@@ -1,11 +1,12 @@
 """Something-Something v2: JSON lists with `id`, `label`, `template`, `placeholders`.
 
-The class of a video is its template without the square brackets around the placeholders. The test list has only ids and
-is left out.
+The class of a video is its template without the square brackets around the placeholders. The test list has only ids;
+the published answers to it, `test-answers.csv` with lines `id;class`, are the test split.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from vivit_jax.data import catalog
@@ -15,7 +16,7 @@ from vivit_jax.utils import storage
 
 
 def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
-    """Reads both splits."""
+    """Reads the splits; of the test split the answers."""
     paths = parsing.split_files(dataset, folder)
     class_path = parsing.required(dataset, folder, dataset.class_files["label"])
     entries = parsing.json_entries(class_path, dict)
@@ -25,7 +26,8 @@ def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
     rows: dict[str, list[Row]] = {split: [] for split in paths}
     for split, path in paths.items():
         unique = parsing.Unique("id")
-        for where, entry in parsing.json_entries(path, list):
+        entries = _answers(path) if split == "test" else parsing.json_entries(path, list)
+        for where, entry in entries:
             video, template = (_value(where, entry, key) for key in ("id", "template"))
             unique.add(where, video)
             name = template.replace("[", "").replace("]", "")
@@ -33,6 +35,14 @@ def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
                 raise AnnotationError(f"{where} (id {video}): {name!r} is not in {class_path.name}")
             rows[split].append(Row(video, None, None, {"label": ids[name]}, split, ((video, True),)))
     return Annotations(rows, {"label": names}, tuple(notes))
+
+
+def _answers(path: storage.AnyPath) -> Iterator[tuple[str, dict[str, str]]]:
+    for where, values in parsing.csv_rows(path, ";"):
+        if len(values) != 2:
+            raise AnnotationError(f"{where}: {len(values)} values; an answer is id;class")
+        if values[0] != "id":  # a header
+            yield where, {"id": values[0], "template": values[1]}
 
 
 def _value(where: str, entry: Any, key: str) -> str:

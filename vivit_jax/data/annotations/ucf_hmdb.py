@@ -24,15 +24,15 @@ def read_ucf101(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
         number, _, name = content.partition(" ")
         classes.append((name.strip(), parsing.integer(where, "class number", number)))
     names, notes = parsing.class_names(dataset, class_path, classes, first_id=1)
-    ids = {name: number for number, name in enumerate(names)}
+    ids = {name.casefold(): number for number, name in enumerate(names)}  # copies differ in HandStandPushups
     rows: dict[str, list[Row]] = {split: [] for split in paths}
     for split, path in paths.items():
         unique = parsing.Unique("video")
         for where, content in parsing.lines(path):
             video, number = _name_and_number(where, content) if split == "train" else (content, None)
-            name = video.split("/")[0]
+            name = video.split("/")[0].casefold()
             if name not in ids:
-                raise AnnotationError(f"{where}: class {name!r} of {video} is not in {class_path.name}")
+                raise AnnotationError(f"{where}: class {video.split('/')[0]!r} of {video} is not in {class_path.name}")
             if number not in (None, ids[name] + 1):
                 raise AnnotationError(f"{where}: {video} has number {number}, {class_path.name} has {ids[name] + 1}")
             unique.add(where, video)
@@ -45,7 +45,10 @@ def read_hmdb51(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
     patterns = dataset.annotation_files["train"]
     files = next((matches for pattern in patterns if (matches := [*folder.glob(pattern)])), None)
     if files is None:
-        raise MissingDataError(missing_message(dataset, annotations=folder))
+        similar = parsing.near_misses(folder, [patterns[0].replace("*", "clap")])
+        raise MissingDataError(
+            f"no {patterns[0]} in {folder}{similar}.\n{missing_message(dataset, annotations=folder)}"
+        )
     path_of_class = {path.name.removesuffix(patterns[0].removeprefix("*")): path for path in files}
     names = sorted(path_of_class)
     notes = parsing.class_count_notes(dataset, files[0].parent, names)

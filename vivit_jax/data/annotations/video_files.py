@@ -1,68 +1,129 @@
-"""Finds the video file of a row of the annotations."""
+"""Finds the video file, or folder of frames, of a row of the annotations."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from vivit_jax.data import catalog
 from vivit_jax.data.annotations.rows import MissingDataError, Row, missing_message
+from vivit_jax.data.video.frame_folder import PICTURE_SUFFIXES, frame_names
 from vivit_jax.utils import storage
 
-VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".ts", ".mpg", ".mpeg")
+# Of containers and raw streams that FFmpeg reads, and that hold video rather than sound or a picture.
+_SUFFIXES = (
+    "mp4 m4v mp4v mov qt 3gp 3gpp 3g2 3gp2 mj2 f4v ismv 360 insv lrv mkv mk3d webm avi divx xvid wmv wm asf wtv "
+    "dvr-ms flv kux mpg mpeg mpe mpv mpeg1 mpeg2 mpeg4 m1v m2v mp2v m2p ps vob vro evo mod tod trp tp ts m2ts m2t "
+    "mts mt2s rm rmvb ogv ogm gif apng y4m ivf obu av1 264 h264 avc h26l 265 h265 hevc 266 h266 vvc h261 h263 vc1 "
+    "rcv drc dnxhd cavs avs2 avs3 mjpeg mjpg dv dif mxf gxf nut nuv nsv swf amv bik smk flc fli roq viv lvf ifv dav"
+)
+VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
+# Folders of other programs (archives of macOS, Synology disks).
+_SKIPPED_FOLDERS = ("__MACOSX", "@eaDir", "lost+found")
 
 
-def list_videos(folder: storage.PathLike) -> Iterator[str]:
-    """Yields the paths of the videos (by their suffix) in `folder`, sorted, then those of each folder below it.
+def without_suffix(name: str) -> str:
+    """Removes the suffix of a video file; other names stay as they are, as that of a folder `v1.5`."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in VIDEO_SUFFIXES else name
 
-    Links are followed, hidden files and folders are skipped. A folder that does not exist has no videos.
+
+@dataclasses.dataclass
+class Listing:
+    """Everything below a folder."""
+
+    videos: list[str] = dataclasses.field(default_factory=list)  # files and folders of frames, sorted in each folder
+    frame_folders: set[str] = dataclasses.field(default_factory=set)
+    left_alone: Counter[str] = dataclasses.field(default_factory=Counter)  # suffix -> number of files
+
+    def others(self) -> str:
+        """Names the files that are no videos: "3 .txt, 1 without a suffix"; "" if there are none."""
+        return ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in self.left_alone.most_common(20))
+
+
+def list_videos(folder: storage.PathLike) -> Listing:
+    """Lists the videos (by their suffix) in `folder`, then those of each folder below it.
+
+    A folder with numbered pictures, and with neither videos nor folders in it, is a video too. Links are followed,
+    hidden files and folders are skipped. A folder that does not exist has no videos.
     """
-    remote = storage.is_remote(folder)
-    return _list_remote(storage.path(folder)) if remote else _list_local(os.fspath(folder), frozenset())
+    listing = Listing()
+    if storage.is_remote(folder) or os.path.isdir(folder):
+        _list(os.fspath(folder), frozenset(), listing)
+    return listing
 
 
-def _list_local(folder: str, parents: frozenset[str]) -> Iterator[str]:
-    real_path = os.path.realpath(folder)
-    if real_path in parents or not os.path.isdir(folder):  # a link to one of its parents would never end
+def _list(folder: str, parents: frozenset[str], listing: Listing) -> None:
+    real_path = folder if storage.is_remote(folder) else os.path.realpath(folder)
+    if real_path in parents:  # a link to one of its parents would never end
         return
-    # Hidden files: some disks have a `._x.mp4` beside each `x.mp4`.
-    entries = sorted((entry for entry in os.scandir(folder) if entry.name[0] != "."), key=lambda entry: entry.name)
-    yield from (entry.path for entry in entries if _is_video(entry.name) and not entry.is_dir())
-    for entry in entries:
-        if entry.is_dir():
-            yield from _list_local(entry.path, parents | {real_path})
+    files, folders = _entries(folder)
+    videos = [name for name in files if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES]
+    listing.videos += [os.path.join(folder, name) for name in videos]
+    if parents and not videos and not folders and _holds_frames(files):
+        listing.videos.append(folder)
+        listing.frame_folders.add(folder)
+        return
+    listing.left_alone.update(os.path.splitext(name)[1].lower() for name in set(files).difference(videos))
+    for name in folders:
+        _list(os.path.join(folder, name), parents | {real_path}, listing)
 
 
-def _list_remote(folder: storage.AnyPath) -> Iterator[str]:
-    """Lists a bucket; takes every name with the suffix of a video for a file, as a request for each takes too long."""
-    paths = [folder / name for name in storage.names(folder) if name[0] != "."]
-    yield from (str(path) for path in paths if _is_video(path.name))
-    for path in paths:
-        if not _is_video(path.name):
-            yield from _list_remote(path)
+def _entries(folder: str) -> tuple[list[str], list[str]]:
+    """Returns the sorted names of the files and of the folders in a folder, without hidden ones."""
+    if storage.is_remote(folder):
+        # Names with the suffix of a video or picture count as files, since a request for each takes too long.
+        names = storage.names(folder)
+        unknown = [n for n in names if os.path.splitext(n)[1].lower() not in VIDEO_SUFFIXES | PICTURE_SUFFIXES]
+        are_folders = storage.in_parallel(lambda name: (storage.path(folder) / name).is_dir(), unknown)
+        folders = {name for name, is_folder in zip(unknown, are_folders, strict=True) if is_folder}
+    else:
+        with os.scandir(folder) as entries:
+            is_folder = {entry.name: entry.is_dir() for entry in entries}
+        names, folders = sorted(is_folder), {name for name in is_folder if is_folder[name]}
+    # Some disks have a hidden `._x.mp4` beside each `x.mp4`.
+    names = [name for name in names if name[0] != "." and name not in _SKIPPED_FOLDERS]
+    return [name for name in names if name not in folders], [name for name in names if name in folders]
 
 
-def _is_video(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+def _holds_frames(files: Iterable[str]) -> bool:
+    try:
+        return bool(frame_names(files))
+    except ValueError:  # of several videos: a reject that says so, when it is read
+        return True
 
 
 class VideoFiles:
     """The video files below one folder, which is listed once.
 
     A name matches a file whose path ends in it, by whole parts: `clapping/x` matches `training/clapping/x.mp4`. Of
-    several files, the one with the fewest parent folders wins, then the first in alphabetical order. Files in the
-    folders `dataset.replacements`, below the videos' folder or beside it, win over all others. Only a CSV, which may
-    name files elsewhere, needs no video in the folder.
+    several files, the one with the fewest parent folders wins, then the first in alphabetical order. Where none has the
+    name, one file that differs in upper and lower case only is taken. Files in the folders `dataset.replacements`,
+    below the videos' folder or beside it, win over all others. Only a CSV, which may name files elsewhere, needs no
+    video in the folder.
+
+    Attributes:
+      first_frames: the first folder of frames that `find` returned; None if there was none.
     """
 
     def __init__(self, dataset: catalog.DatasetInfo, folder: storage.PathLike):
         self.folder, self._dataset = storage.path(folder), dataset
-        # Name without folders and suffix -> files of that name.
+        self.first_frames: storage.AnyPath | None = None
+        self._dropped = 0  # leading parts of the paths in a CSV that are not part of the paths here
+        self._frame_folders: set[str] = set()
+        # Name without folders and suffix, in lower case -> files of that name.
         self._files: dict[str, list[str]] = {}
-        self._add(self.folder)
+        others = self._add(self.folder).others()
         if not self._files and dataset.annotation_format != "csv":
-            raise MissingDataError(missing_message(dataset, videos=folder))
+            found = f"no video in {folder}" + (f", but {others} (suffixes of no video)" if others else "")
+            raise MissingDataError(f"{found}.\n{missing_message(dataset, videos=folder)}")
+        if others:
+            logging.getLogger(__name__).warning("%s: left alone, as no videos by their suffix: %s", folder, others)
         parent = storage.absolute(self.folder).parent
         for name in dataset.replacements:
             for beside in (parent / name, parent / "replacement" / name):
@@ -70,32 +131,87 @@ class VideoFiles:
         for files in self._files.values():
             files.sort(key=lambda file: (Path(file).parent.name not in dataset.replacements, file.count(os.sep), file))
 
-    def _add(self, folder: storage.AnyPath) -> None:
-        for file in list_videos(folder):
-            self._files.setdefault(os.path.splitext(os.path.basename(file))[0], []).append(file)
+    def _add(self, folder: storage.AnyPath) -> Listing:
+        listing = list_videos(folder)
+        self._frame_folders |= listing.frame_folders
+        for file in listing.videos:
+            self._files.setdefault(without_suffix(os.path.basename(file)).casefold(), []).append(file)
+        return listing
 
     def find(self, row: Row) -> tuple[storage.AnyPath, float | None, float | None] | None:
         """Returns (file, start, end), or None without a file; start and end are None where the file is the segment."""
+        names = row.names
         if row.file is not None:
             file = storage.under(self.folder, row.file)
-            # A file of a bucket that was listed needs no further request.
-            listed = storage.is_remote(file) and str(file) in self._files.get(file.stem, ())
-            if listed or file.is_file():
+            if not self._is_there(file):
+                relative = "/".join(_parts(row.file)[self._dropped :])
+                file, names = storage.under(self.folder, relative), ((without_suffix(relative), False),)
+            if self._is_there(file):
                 return file, row.start, row.end
-        for name, is_cut in row.names:
-            ending = os.path.join(os.sep, os.path.normpath(name))
-            for file in self._files.get(os.path.basename(name), ()):
-                if os.path.splitext(os.path.join(os.sep, file))[0].endswith(ending):
-                    return storage.path(file), None if is_cut else row.start, None if is_cut else row.end
+        for name, is_cut in names:
+            if file := self._match(name, unique=row.file is not None):
+                if file in self._frame_folders and self.first_frames is None:
+                    self.first_frames = storage.path(file)
+                return storage.path(file), None if is_cut else row.start, None if is_cut else row.end
         return None
 
+    def _is_there(self, file: storage.AnyPath) -> bool:
+        """Returns whether a path is a file or a folder."""
+        if storage.is_remote(file):
+            # A file that was listed needs no further request.
+            return str(file) in self._candidates(file.name) or file.exists()
+        # Not the methods of Path, which raise on names that no file can have.
+        if os.path.isfile(file):
+            return True
+        is_folder = os.path.isdir(file) and not os.path.samefile(file, self.folder)
+        if is_folder and (str(file) in self._frame_folders or _holds_frames(storage.names(file))):
+            self.first_frames = self.first_frames or file
+        return is_folder
+
+    def _match(self, name: str, unique: bool) -> str | None:
+        """Returns the best file whose path ends in `name`; with `unique`, none of several in different folders."""
+        name = os.path.normpath(name)
+        ending, here = os.path.join(os.sep, name), os.path.join(os.sep, self.folder, name)
+        stems = {file: without_suffix(os.path.join(os.sep, file)) for file in self._candidates(name)}
+        found = [file for file, stem in stems.items() if stem.endswith(ending)]
+        if found and unique:
+            found = [file for file in found if stems[file] == here] or found
+        elif not found:
+            unique, found = True, [file for file, stem in stems.items() if stem.casefold().endswith(ending.casefold())]
+        one = len({os.path.dirname(file) for file in found}) == 1
+        return found[0] if one or (found and not unique) else None
+
+    def _candidates(self, name: str) -> list[str]:
+        return self._files.get(without_suffix(os.path.basename(name)).casefold(), [])
+
     def check(self, rows: Iterable[Row]) -> None:
-        """Raises MissingDataError if no row has its file here: the folder is a wrong one."""
+        """Raises MissingDataError if no row has its file here: the folder is a wrong one.
+
+        If the paths of a CSV begin with folders of another machine, which all have in common, these are dropped.
+        """
         rows = list(rows)
-        if rows and not any(map(self.find, rows)):
-            expected = rows[0].file or rows[0].names[0][0]
-            example = next((files[0] for files in self._files.values()), "no video")
-            raise MissingDataError(
-                f"none of the videos in the annotations is in {self.folder}: looked for {expected}, found there "
-                f"{example} and the like.\n{missing_message(self._dataset, videos=self.folder)}"
-            )
+        if not rows or any(map(self.find, rows)):
+            return
+        # Only folders that all paths have in common: otherwise a path could match another video.
+        stated = [_parts(row.file)[:-1] for row in rows if row.file is not None]
+        same = [len(set(parts)) == 1 for parts in zip(*stated, strict=False)]
+        common = stated[0][: (*same, False).index(False)] if stated else []
+        for self._dropped in range(1, len(common) + 1):
+            if any(map(self.find, rows)):
+                prefix = "/".join(common[: self._dropped]).replace("//", "/")
+                logging.getLogger(__name__).warning("%s: paths are found here without their %s", self.folder, prefix)
+                return
+        expected = rows[0].file or rows[0].names[0][0]
+        example = next((files[0] for files in self._files.values()), "no video")
+        raise MissingDataError(
+            f"none of the videos in the annotations is in {self.folder}: looked for {expected}, found there "
+            f"{example} and the like.\n{missing_message(self._dataset, videos=self.folder)}"
+        )
+
+
+def _parts(path: str) -> list[str]:
+    """Splits a path, also one of Windows, at its separators: "/data/a.mp4" into "/", "data" and "a.mp4"."""
+    if storage.is_remote(path):
+        return [path]
+    path = path.replace("\\", "/")
+    return ["/"] * path.startswith("/") + [part for part in re.split("/+", path) if part not in ("", ".")]

@@ -17,6 +17,9 @@ from vivit_jax.data.build.dataset import build
 from vivit_jax.data.build.options import BuildOptions
 from vivit_jax.data.paths import REJECTS_FILE, SUMMARY_FILE
 
+# Share of rejected videos from which a build counts as failed.
+MOST_REJECTED = 0.5
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -27,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = BuildOptions(
         kind=flags.dataset if custom else None,
         label_separator=flags.label_separator,
+        columns=flags.columns.split(",") if flags.columns else None,
         splits=flags.splits.split(",") if flags.splits else None,
         quality=flags.quality,
         short_side=flags.short_side,
@@ -42,13 +46,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             kinds = "|".join(catalog.CUSTOM_KINDS)
             raise ValueError(f"--name={flags.name} is for a custom data set (--dataset={kinds}), not {flags.dataset}")
         folder = build(flags.name or flags.dataset, flags.videos, flags.annotations, flags.out, options)
-    except (FileNotFoundError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise SystemExit(f"error: {error}") from None
     summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     for split, counts in summary["splits"].items():
         print(f"{split}: {counts['videos']} videos, {counts['frames']} frames, {counts['bytes'] / 1e6:.1f} MB")
-    rejected = f", {summary['rejects']} rejected (see {REJECTS_FILE})" if summary["rejects"] else ""
+    rows, rejects = sum(counts["rows"] for counts in summary["splits"].values()), summary["rejects"]
+    rejected = f", {rejects} of {rows} videos ({rejects / rows:.1%}) rejected (see {REJECTS_FILE})" if rejects else ""
     print(f"records in {folder}{rejected}")
+    if rejects >= MOST_REJECTED * rows and not flags.allow_rejects:
+        reason, count = next(iter(summary["reject_reasons"].items()))
+        sys.exit(
+            f"error: {rejects} of {rows} videos ({rejects / rows:.1%}) are rejected, {count} of them: {reason}. The "
+            "records hold the others; --allow_rejects accepts that"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,10 +71,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--annotations", help="folder of the annotation files; custom data sets: default --videos")
     parser.add_argument("--out", required=True, help="folder for the records, which go to OUT/NAME/1.0.0")
     parser.add_argument("--label_separator", help="; or |, which separates the labels in multi-label fields of a CSV")
+    parser.add_argument(
+        "--columns", help="of a CSV in order, where the header does not tell: path,label; - for one that is not used"
+    )
     parser.add_argument("--splits", help="splits to build, separated by commas; default: all")
-    parser.add_argument("--fps", type=float, help="maximum frames per second; default: those of the source")
+    parser.add_argument(
+        "--fps",
+        type=float,
+        help="maximum frames per second, default: those of the source; of folders of frames, their rate",
+    )
     parser.add_argument("--short_side", type=int, help="maximum, in pixels; default: that of the data set")
     parser.add_argument("--quality", type=int, default=85, help="of the JPEGs, 1 to 95")
+    parser.add_argument(
+        "--allow_rejects", action="store_true", help="exit with 0 even if half of the videos are rejected"
+    )
     parser.add_argument("--workers", type=int, default=None, help="decoding processes; default: one per core")
     parser.add_argument(
         "--runner",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from typing import Any
 
 from vivit_jax.data import annotations, catalog, moving_digits
 from vivit_jax.data.build.options import BuildOptions
@@ -27,11 +30,14 @@ def build(
     """
     options = options or BuildOptions()
     if options.kind:
-        dataset = catalog.custom(name, options.kind, label_separator=options.label_separator)
+        dataset = catalog.custom(name, options.kind, options.label_separator, options.columns)
     else:
         dataset = catalog.get(name)
-        if options.label_separator is not None:
-            raise ValueError(f"--label_separator={options.label_separator} is for a custom CSV, not for {name}")
+        for flag in ("label_separator", "columns"):
+            if (value := getattr(options, flag)) is not None:
+                raise ValueError(
+                    f"--{flag}={value if flag != 'columns' else ','.join(value)} is for a custom CSV, not for {name}"
+                )
         if annotation_folder is None:
             raise ValueError(f"{name} has annotation files: give their folder by --annotations=DIR")
     if options.runner == "local" and options.runner_flags:
@@ -48,7 +54,20 @@ def build(
         return folder
     from vivit_jax.data.build import tfds_builder  # TensorFlow takes seconds to import
 
-    return tfds_builder.VideoRecords(dataset, videos, annotation_folder or videos, out, encode_options, options).build()
+    tfds_builder.VideoRecords(dataset, videos, annotation_folder or videos, out, encode_options, options).build()
+    for warning in _warnings(json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))):
+        logging.getLogger(__name__).warning("%s: %s", folder, warning)
+    return folder
+
+
+def _warnings(summary: dict[str, Any]) -> Iterator[str]:
+    """Yields what a user should know about the records of a build."""
+    for split, counts in summary["splits"].items():
+        for head, names in counts.get("classes_without_videos", {}).items():
+            shown = ", ".join(names[:10]) + ", ..." * (len(names) > 10)
+            yield f"{len(names)} classes of {head} have no video in split {split}: {shown}"
+    for reason, count in list(summary["reject_reasons"].items())[:3]:
+        yield f"{count} videos rejected: {reason}"
 
 
 def _check_same(folder: storage.AnyPath, encode_options, options: BuildOptions) -> None:

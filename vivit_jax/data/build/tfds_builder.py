@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from etils import epath
 
 from vivit_jax.data import annotations, catalog
@@ -73,6 +74,11 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
             for split in rows
             if options.splits is None or split in options.splits
         }
+        if video_files.first_frames is not None and encode_options.fps is None:
+            raise ValueError(
+                f"{video_files.first_frames} is a folder of frames, without a frame rate: give it by "
+                "--fps=N (config.data.fps), in frames per second"
+            )
         self._all_shards = list(itertools.chain.from_iterable(self._shards.values()))
         self.name = dataset.name
         self._final = records_folder(dataset.name, data_dir)
@@ -179,6 +185,8 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
             indexed = indexing.assemble(folder, split, videos, names, positions)
             indexed.save()
             summary["splits"][split] = _summarise(indexed, planned, self.dataset.splits.get(split))
+            if empty := _classes_without_videos(indexed, planned):
+                summary["splits"][split]["classes_without_videos"] = empty
         storage.write(folder / SUMMARY_FILE, json.dumps(summary, indent=1, ensure_ascii=False))
 
 
@@ -213,6 +221,18 @@ class _StagedWriter(tfds.core.writer.ExampleWriter):
 def _count(shard: shards.Shard) -> Iterator[tuple[str, None]]:
     """Yields one (key, None) per record of a shard, which TFDS counts."""
     return ((f"{shard.split}-{shard.number}-{i}", None) for i in range(shard.num_records))
+
+
+def _classes_without_videos(split: RecordSplit, planned: Sequence[shards.Shard]) -> dict[str, list[str]]:
+    """Returns head -> classes none of whose rows has a video; of the training split also those without rows."""
+    empty = {}
+    for head, names in split.class_names.items():
+        labels = (row.labels[head] for shard in planned for file in shard.files for row in file.rows)
+        ids = {i for label in labels for i in (label if isinstance(label, tuple) else (label,))}
+        left = set(np.unique(split.labels[head]).tolist())
+        of_head = [name for i, name in enumerate(names) if i not in left and (i in ids or split.name == "train")]
+        empty |= {head: of_head} if of_head else {}
+    return empty
 
 
 def _summarise(split: RecordSplit, planned: Sequence[shards.Shard], published: int | None) -> dict[str, Any]:

@@ -190,8 +190,8 @@ def _describer(examples: Sequence[Any], heads: Sequence[dmvr_labels.Head]) -> Ca
     features = dmvr_labels.label_features(heads, kinds)
     features |= {name: kind for name, kind in _OPTIONAL.items() if kinds.get(name) == kind}
     context = {name: tf.io.RaggedFeature(tf.dtypes.as_dtype(_DTYPES[kind])) for name, kind in features.items()}
-    # With `allow_missing`, a video without frames is reported here and not by TensorFlow.
-    lists = {reader.SEQUENCE_FRAMES: tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True)}
+    # A video without frames is reported here and not by TensorFlow.
+    lists = {reader.SEQUENCE_FRAMES: tf.io.RaggedFeature(tf.string)}
     # MediaSequence's times are integers, in microseconds; others are ignored.
     times = [time for example in examples for time in example.feature_lists.feature_list[_TIMES].feature[:1]]
     if all(time.WhichOneof("kind") == "int64_list" for time in times):
@@ -199,7 +199,7 @@ def _describer(examples: Sequence[Any], heads: Sequence[dmvr_labels.Head]) -> Ca
 
     def describe(record):
         values, sequences = tf.io.parse_single_sequence_example(record, context, lists)
-        frames = sequences.pop(reader.SEQUENCE_FRAMES)
+        frames = sequences.pop(reader.SEQUENCE_FRAMES).flat_values
         shapes = tf.map_fn(tf.io.extract_jpeg_shape, frames, fn_output_signature=tf.TensorSpec([3], tf.int32))[:, :2]
         return {
             **values,

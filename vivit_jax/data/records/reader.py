@@ -73,8 +73,10 @@ def records_from(path: tf.Tensor, offset: tf.Tensor) -> tf.data.Dataset:
 def jpegs_of(form: str, records: tf.Tensor) -> tf.Tensor:
     """Returns the JPEGs in consecutive records of a video: string [frames]; a sequence is one record."""
     if form == SEQUENCE:
-        features = {SEQUENCE_FRAMES: tf.io.FixedLenSequenceFeature([], tf.string)}
-        return tf.io.parse_single_sequence_example(records[0], sequence_features=features)[1][SEQUENCE_FRAMES]
+        # One JPEG to a feature as DMVR writes them, or all of a video in one feature.
+        features = {SEQUENCE_FRAMES: tf.io.RaggedFeature(tf.string)}
+        _, lists = tf.io.parse_single_sequence_example(records[0], sequence_features=features)
+        return lists[SEQUENCE_FRAMES].flat_values
     return tf.io.parse_example(records, {"frames": tf.io.RaggedFeature(tf.string)})["frames"].flat_values
 
 

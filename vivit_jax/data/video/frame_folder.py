@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from vivit_jax.utils import storage
 
@@ -41,6 +40,8 @@ class Converter:
 
     def __call__(self, file: storage.AnyPath) -> np.ndarray:
         """Raises OSError or ValueError for a file that is no whole picture."""
+        from PIL import Image, ImageOps  # of an extra, and the annotations need the names above only
+
         with storage.local(file) as local, Image.open(local) as picture:
             picture = ImageOps.exif_transpose(picture).convert("RGB")
         if self._size is None:
