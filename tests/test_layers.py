@@ -6,7 +6,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "vivit_jax"
 # From the bottom to the top. A package imports those of lower layers, and itself.
 LAYERS = (
-    {"utils", "distributed"},
+    {"utils"},
+    {"distributed"},
     {"data", "optim", "sharding", "checkpoint"},
     {"models", "augment"},
     {"train_step"},

@@ -7,4 +7,4 @@ from vivit_jax.utils import extras, startup  # noqa: F401 (its clock starts here
 
 __version__ = "0.2.0"
 
-extras.report_missing_extra()
+extras.prepare_program()

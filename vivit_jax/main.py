@@ -48,8 +48,8 @@ def main(argv: list[str]) -> None:
     logs.configure_logging()
     errors = (ValueError, FileNotFoundError, MemoryError, FloatingPointError, checkpointing.CheckpointError)
     with distributed.synchronized_exit(), command_line.exit_on(*errors):
-        distributed.initialise(_DISTRIBUTED.value, _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         experiment = Experiment.from_config(_CONFIG.value)
+        distributed.initialise(_DISTRIBUTED.value, _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         if _MODE.value == "train":
             from vivit_jax.train import train
 

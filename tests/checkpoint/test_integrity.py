@@ -1,8 +1,9 @@
 """Checksums of the leaves of a tree."""
 
+import jax
 import numpy as np
 
-from vivit_jax.checkpoint import checksums, order_sensitive_checksums
+from vivit_jax.checkpoint import checksums, integrity, order_sensitive_checksums
 
 
 def test_order_sensitive_checksums_detect_swaps():
@@ -21,3 +22,16 @@ def test_order_sensitive_checksums_detect_swaps():
     assert results[0]["a/b"] == expected
     plain = [checksums({"a": values})["a"] for values in (leaf, swapped, flipped)]
     assert plain[0] == plain[1] != plain[2]
+
+
+def test_all_leaves_are_one_program(monkeypatch):
+    """Separate programs have their collectives under way at once; virtual CPU devices on few cores then hang."""
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:4]), ("fsdp",))
+    sharded = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    tree = {"a": jax.device_put(np.arange(8.0), sharded), "b": jax.device_put(np.ones((4, 3), np.int8), sharded)}
+    calls = []
+    digests = integrity._digests
+    monkeypatch.setattr(integrity, "_digests", lambda *arguments: calls.append(1) or digests(*arguments))
+    assert checksums(tree) == checksums(jax.tree.map(np.asarray, tree))
+    assert len(calls) == 2
+    assert checksums({}) == {}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,12 +29,10 @@ def _words(leaf: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
 
 
-@jax.jit
 def _leaf_sum(leaf: jax.Array) -> jax.Array:
     return jnp.sum(_words(leaf), dtype=jnp.uint32)
 
 
-@jax.jit
 def _leaf_digest(leaf: jax.Array) -> jax.Array:
     """Returns the sum modulo 2^32 of a leaf's words, each times an odd number that depends on its position."""
     words = _words(leaf)
@@ -56,8 +55,16 @@ def order_sensitive_checksums(tree: Any) -> dict[str, int]:
 
 
 def _for_each_leaf(digest: Callable[[jax.Array], jax.Array], tree: Any) -> dict[str, int]:
-    digests = [(path_name(path), digest(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-    return {name: int(value) for name, value in digests}  # fetched only when all are dispatched
+    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True) if jax.tree.leaves(tree) else ((), ())
+    # One program for all leaves. With one for each, their all-reduces are under way at the same time, and virtual CPU
+    # devices on few cores wait for each other until XLA aborts.
+    digests = jax.device_get(_digests(digest, leaves)) if leaves else ()
+    return {path_name(path): int(value) for path, value in zip(paths, digests, strict=True)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _digests(digest: Callable[[jax.Array], jax.Array], leaves: Sequence[jax.Array]) -> jax.Array:
+    return jnp.stack([digest(leaf) for leaf in leaves])
 
 
 def check_params(params: Any, stored: Mapping[str, Any], where: str) -> None:
@@ -65,7 +72,7 @@ def check_params(params: Any, stored: Mapping[str, Any], where: str) -> None:
     if differences := _differences(params, stored, "model"):
         raise OtherModelError(
             f"{where} holds another model:\n  {_shorten(differences)}\nUse the config it was trained with, or another "
-            "workdir."
+            f"--workdir; a new run starts from these weights with --config.init_from.path={where}"
         )
 
 

@@ -81,7 +81,17 @@ def run(
     """Runs a program: parses its flags, of which `required` must be given, and calls `main`; see `parse`."""
     logging.set_verbosity(verbosity)
     flags.mark_flags_as_required(list(required))
-    app.run(main, flags_parser=functools.partial(parse, positional=positional))
+
+    def checked(argv: list[str]) -> None:
+        try:
+            main(argv)
+        except (RuntimeError, AssertionError):
+            from vivit_jax.utils import devices  # --help needs no jax
+
+            devices.exit_without_devices()
+            raise
+
+    app.run(checked, flags_parser=functools.partial(parse, positional=positional))
 
 
 @contextlib.contextmanager

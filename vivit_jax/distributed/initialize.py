@@ -18,6 +18,8 @@ from collections.abc import Mapping
 import jax
 from absl import logging
 
+from vivit_jax.utils import devices
+
 MODES = ("auto", "on", "off")
 
 # jax waits 100 and 300 s by default; with these, the survivors of a failed process end within a minute. Not shorter:
@@ -54,7 +56,9 @@ def initialise(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> bool:
-    """Connects the processes of a run; returns whether `jax.distributed` is initialised. Call it before using a device.
+    """Connects the processes of a run and logs its devices; call it before using a device.
+
+    Returns whether `jax.distributed` is initialised.
 
     Args:
       mode: 'auto': if several processes are given or detected; 'on': also for a single process, so that jax's own
@@ -63,8 +67,17 @@ def initialise(
       num_processes, process_id: the number of processes, and the index of this one, from 0.
     """
     start = plan(os.environ, mode, coordinator_address, num_processes, process_id)
-    if start is None:
-        return False
+    connected = start is not None and _connected(start, mode)
+    if jax.process_index() != 0:
+        _log_warnings_only(jax.process_index())
+    devices.announce()
+    if connected:
+        logging.info("Process %d of %d (%s).", jax.process_index(), jax.process_count(), start.launcher)
+    return connected
+
+
+def _connected(start: Start, mode: str) -> bool:
+    """Starts `jax.distributed`; returns False where there is nothing to connect to."""
     try:
         _connect(start)
     except ValueError as error:
@@ -73,11 +86,7 @@ def initialise(
         # libtpu is installed, but this is no TPU: jax detected no cluster.
         if mode == "auto":
             return False
-        start = _single_process()
-        _connect(start)
-    if jax.process_index() != 0:
-        _log_warnings_only(jax.process_index())
-    logging.info("Process %d of %d (%s).", jax.process_index(), jax.process_count(), start.launcher)
+        _connect(_single_process())
     return True
 
 

@@ -18,6 +18,7 @@ from vivit_jax.data.open import open_eval_set
 from vivit_jax.evaluation.evaluator import Evaluator
 from vivit_jax.evaluation.results import Result, write_result
 from vivit_jax.models import ViViT, abstract_params
+from vivit_jax.utils import devices
 from vivit_jax.utils.allocator import keep_freed_memory
 from vivit_jax.utils.class_names import are_placeholders, placeholders
 
@@ -115,6 +116,7 @@ def evaluate(
         split, orders = open_eval_set(data, metadata["class_names"])
         config = experiment.model_config(split.heads)
         sharding.check_model(mesh, config)
+        devices.warn_of_large_model(config.name, config.hidden_size)
         checkpointing.check_params(abstract_params(config), params, str(path))
         params = reorder_heads(params, orders)
         result = Evaluator(ViViT(config), mesh, experiment, split, experiment.clip_spec(config))(params)

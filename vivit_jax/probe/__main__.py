@@ -79,8 +79,8 @@ def main(argv: list[str]) -> None:
     logs.configure_logging()
     errors = (ValueError, OSError, checkpointing.CheckpointError, convert.ConversionError)
     with distributed.synchronized_exit(), command_line.exit_on(*errors):
-        distributed.initialise()
         experiment = Experiment.from_config(values.config)
+        distributed.initialise()
         result = probe(experiment, values.checkpoint, values.workdir, settings_of(values), which=values.which)
         if result is not None:
             print(table(result))

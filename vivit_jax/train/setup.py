@@ -26,6 +26,7 @@ from vivit_jax.data.selection.training_set import TrainingSet
 from vivit_jax.evaluation.evaluator import Evaluator
 from vivit_jax.evaluation.metrics import accuracy_names, scalar_name
 from vivit_jax.train_step import TrainProgram
+from vivit_jax.utils import devices
 
 EMA = "ema/"  # prefix of the metrics of the averaged parameters
 
@@ -136,6 +137,7 @@ def set_up(experiment: Experiment, workdir: epath.PathLike) -> TrainSetup:
     experiment = inherit_model_fields(experiment, train_set.heads, checkpointing.latest_metadata(workdir))
     program = experiment.train_program(train_set.heads, mesh, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     clip_spec = experiment.clip_spec(program.model.config)
+    devices.warn_of_large_model(program.model.config.name, program.model.config.hidden_size)
     return TrainSetup(
         experiment=experiment,
         mesh=mesh,

@@ -1,8 +1,9 @@
-"""Packages of the optional extras: a program that lacks one ends in one line instead of a traceback."""
+"""What all programs of the package share at their start: missing extras are named in one line, `~` is expanded."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from types import TracebackType
 
@@ -15,8 +16,9 @@ MODULES = {
 }
 
 
-def report_missing_extra() -> None:
-    """Makes programs of this package (`python -m vivit_jax.NAME`, `vivit-NAME`) name the extra that they lack.
+def prepare_program() -> None:
+    """Makes programs of this package (`python -m vivit_jax.NAME`, `vivit-NAME`) name the extra that they lack, and take
+    `--FLAG=~/folder`, which no shell expands.
 
     Their output escapes what the terminal cannot print. Called by `vivit_jax/__init__.py`, since most programs import
     optional packages before their first line runs.
@@ -25,6 +27,10 @@ def report_missing_extra() -> None:
     if program == "-m" or program.startswith("vivit-"):
         sys.excepthook = _excepthook
         terminal.escape_unprintable()
+        home = os.path.expanduser("~")
+        sys.argv[1:] = [
+            re.sub(r"^(--?[\w.]+=)~(?=/|$)", lambda flag: flag[1] + home, argument) for argument in sys.argv[1:]
+        ]
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

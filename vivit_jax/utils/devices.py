@@ -1,0 +1,58 @@
+"""The devices that jax uses: a line in the log, warnings of hardware that is left idle, a clear error without any."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+
+import jax
+from absl import logging
+
+# Device files of accelerators -> (what they are, the extra of this package with their jax).
+_ACCELERATORS = {"/dev/nvidia[0-9]*": ("NVIDIA GPU", "cuda"), "/dev/accel*": ("TPU", "tpu")}
+_LARGE = 768  # width of ViT-B
+
+
+def announce() -> None:
+    """Logs platform, kind and number of the devices; warns of an accelerator that this jax does not use."""
+    kinds = sorted({device.device_kind for device in jax.devices()})
+    logging.info("jax %s on %s: %d x %s.", jax.__version__, jax.default_backend(), jax.device_count(), ", ".join(kinds))
+    if jax.default_backend() != "cpu" or _requested() == "cpu":
+        return
+    for pattern, (name, extra) in _ACCELERATORS.items():
+        if count := len(glob.glob(pattern)):
+            logging.warning(
+                "This machine has %d x %s, but jax uses the CPU alone; to use it: pip install -U 'vivit_jax[%s]'. If "
+                "that is installed, the lines of jax above say what it lacks; JAX_PLATFORMS=cpu ends this warning.",
+                count,
+                name,
+                extra,
+            )
+
+
+def warn_of_large_model(name: str | None, hidden_size: int) -> None:
+    """Warns that a model of ViT-B's width or more will train or be evaluated on a CPU."""
+    if jax.default_backend() == "cpu" and hidden_size >= _LARGE:
+        logging.warning(
+            "%s (width %d) on a CPU: expect seconds for each clip. On an NVIDIA GPU: pip install -U 'vivit_jax[cuda]', "
+            "on a TPU VM: pip install -U 'vivit_jax[tpu]'; a smaller model: --config.model.name=ViViT-Ti/16x2",
+            name or "A model",
+            hidden_size,
+        )
+
+
+def exit_without_devices() -> None:
+    """Ends the program with one line if jax cannot start its backend, as with JAX_PLATFORMS=cuda and no CUDA."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: jax's answer where the plug-in is not installed
+        reason = str(error).partition("\n")[0] or "its plug-in is not installed"
+        sys.exit(
+            f"error: JAX_PLATFORMS={_requested() or ''}: jax cannot start that backend ({reason}). Unset it or set "
+            "JAX_PLATFORMS=cpu; pip install -U 'vivit_jax[cuda]' or 'vivit_jax[tpu]' for an accelerator"
+        )
+
+
+def _requested() -> str | None:
+    return jax.config.jax_platforms or os.environ.get("JAX_PLATFORMS")
