@@ -17,12 +17,18 @@ def model(classes):
     return ViViTConfig(**FIELDS, tubelet_size=(2, 14, 14), num_classes=heads)
 
 
-def adapt_heads(target_classes, head="match", source_classes=CLASSES):
-    """Returns (the weights, the model's parameters, {leaf: outcome of each head})."""
+def report_of(target_classes, head="match", source_classes=CLASSES):
+    """Returns (the weights, the model's parameters, the report)."""
     source = model(CLASSES)
     weights = random_params(source, dtype=np.float32)
     class_names = (source_classes, target_classes)
-    params, report = adapt(weights, source, model(target_classes), InitFrom(head=head), class_names=class_names)
+    options = InitFrom(head=head)
+    return weights, *adapt(weights, source, model(target_classes), options, class_names=class_names)
+
+
+def adapt_heads(*args, **kwargs):
+    """Returns (the weights, the model's parameters, {leaf: outcome of each head})."""
+    weights, params, report = report_of(*args, **kwargs)
     return weights, params, {entry.name: f"{entry.outcome}: {entry.how}" for entry in report.head_entries()}
 
 
@@ -41,7 +47,7 @@ def test_other_classes_reinitialise_the_head():
     assert weights["head_verb"]["kernel"].any()
     assert not params["head_verb"]["kernel"].any()
     assert not params["head_scene"]["kernel"].any()
-    assert "2 in common, 'turn' is only in the model" in outcomes["head_verb/kernel"]
+    assert "1 ('turn') only in the data, 1 ('lift') only in the weights" in outcomes["head_verb/kernel"]
     assert "the weights have no such head" in outcomes["head_scene/kernel"]
     assert outcomes["head_noun/kernel"] == "dropped: the model has no such head"
 
@@ -49,9 +55,33 @@ def test_other_classes_reinitialise_the_head():
 def test_heads_without_class_names_are_kept_on_request():
     _, params, outcomes = adapt_heads(CLASSES, source_classes={})
     assert not params["head_verb"]["kernel"].any()
-    assert "the weights do not name their classes" in outcomes["head_verb/kernel"]
+    assert "the classes of the weights have no names" in outcomes["head_verb/kernel"]
     weights, params, _ = adapt_heads(CLASSES, "keep", source_classes={})
     np.testing.assert_array_equal(params["head_verb"]["kernel"], weights["head_verb"]["kernel"])
     assert not adapt_heads(CLASSES, "reinit")[1]["head_verb"]["kernel"].any()
     with pytest.raises(ConversionError, match="head='keep', but head_verb has other classes: 3 in the weights"):
         adapt_heads({"verb": ("a", "b", "c"), "noun": ("cup", "door")}, "keep")
+
+
+def test_lost_classifiers_are_warned_of():
+    """What was lost or assumed is a warning; a head that is started anew on request is not."""
+    other = {"verb": ("push", "pull", "turn"), "scene": ("kitchen",)}
+    lost = "\n".join(report_of(other)[2].warnings)
+    assert "classifier head_verb of 3 classes ('push', 'pull', 'lift') is not used: head = match: other classes" in lost
+    assert "classifier head_noun of 2 classes ('cup', 'door') is not used: the model has no such head" in lost
+    assert report_of(other, "reinit")[2].warnings == ()
+    assert report_of(CLASSES)[2].warnings == ()
+    (verb, noun) = report_of(CLASSES, source_classes={})[2].warnings
+    assert "3 classes ('LABEL_0', 'LABEL_1', 'LABEL_2') is not used" in verb
+    assert "init_from.head=keep takes it as it is" in noun
+    assert "was not checked" in report_of(CLASSES, "keep", source_classes={})[2].warnings[0]
+    assert "was not checked" in report_of(CLASSES, "keep", {"verb": ["LABEL_0", "LABEL_1", "LABEL_2"]})[2].warnings[0]
+
+
+def test_classes_in_another_spelling_or_a_part_of_them_keep_the_head():
+    weights, params, report = report_of({"verb": ("Pull", "LIFT"), "noun": ("door", "cup")})
+    np.testing.assert_array_equal(params["head_verb"]["kernel"], weights["head_verb"]["kernel"][:, [1, 2]])
+    np.testing.assert_array_equal(params["head_noun"]["bias"], weights["head_noun"]["bias"][[1, 0]])
+    assert report.warnings == (
+        "head_verb: 2 of the 3 classes of the weights in the same order; the other 1 are dropped",
+    )

@@ -21,7 +21,7 @@ MODEL = ["riding a bike", "abseiling", "push-up"]
             "another order",
             "'Abseiling' is 'abseiling'",
         ),
-        (MODEL, ["push-up", "abseiling"], [2, 1], "2 of the model's 3 classes in another order", ""),
+        (MODEL, ["push-up", "abseiling"], [2, 1], "2 of the 3 classes of the model in another order", ""),
         (MODEL, ["push-up", "archery"], [2, -1], r"1 \('archery'\) only in the data, 2 \('riding a bike', ", ""),
         # Two spellings of one class are distinct where both sides have both, else they are not one class.
         (["a b", "a_b"], ["a_b", "a b"], [1, 0], "another order", ""),
@@ -35,7 +35,7 @@ MODEL = ["riding a bike", "abseiling", "push-up"]
             "no names",
             "order is the same was not checked",
         ),
-        (MODEL, ["0", "1", "2"], [0, 1, 2], "no names", "the data's 3 classes have no names"),
+        (MODEL, ["0", "1", "2"], [0, 1, 2], "no names", "the classes of the data have no names"),
         (["LABEL_0", "LABEL_1"], MODEL, [-1, -1, -1], "2 classes in the model, 3 in the data", ""),
         (["0", "1", "2"], ["2", "1", "0"], [2, 1, 0], "the same 3 classes in another order", ""),
     ],

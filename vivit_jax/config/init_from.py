@@ -35,7 +35,7 @@ class InitFrom:
         output projection at zero, so that a block starts as the image model's, and learns. `copy`: a full copy.
         `random`.
       temporal_encoder: Model 2's, where the weights have one: `load` or `random`.
-      head: the classifier of each head. `match`: loaded where the weights and the data set have the same class names,
+      head: the classifier of each head. `match`: loaded where the weights have all classes of the data set, by name,
         in the data set's order; otherwise zero. `reinit`: zero. `keep`: loaded; an error where the class names differ
         or, if the weights have none, their number.
       pre_logits: the dense layer before the head: `load` or `drop` that of the weights.

@@ -19,6 +19,7 @@ from typing import Any
 import flax.traverse_util
 
 from vivit_jax.config.init_from import InitFrom
+from vivit_jax.convert import processor
 from vivit_jax.convert.containers.open import FileError
 from vivit_jax.convert.engine import ConversionError
 from vivit_jax.convert.image_to_video import adapt, image_to_video
@@ -122,11 +123,13 @@ def initialise(
     with open_weights(source, options.format, options.prefix) as weights:
         source_config = weights.model_config(Hints(options.grid, options.num_heads, config))
         loaded = weights.load(dataclasses.replace(source_config, dtype=config.dtype), strict=False)
-        if options.pixel_mean is None and is_image_model(source_config):
-            mean, std = weights.pixel_statistics(source_config.in_channels)
-            options = dataclasses.replace(options, pixel_mean=mean, pixel_std=std)
-        # Heads are matched with checkpoints of ours alone: labels of Hugging Face may be generic ('LABEL_0').
-        source_names = weights.class_names() if weights.format == "orbax" else {}
+        pixels, warnings = processor.read(weights.container.metadata, source_config.in_channels), []
+        if options.pixel_mean is None and pixels is not None and not pixels.is_ours:
+            if is_image_model(source_config):
+                options = dataclasses.replace(options, pixel_mean=pixels.mean, pixel_std=pixels.std)
+            else:
+                warnings = [pixels.warning("--config.init_from.")]
+        source_names = weights.class_names(source_config)
     config, changes = inherit_fields(source_config, config, options)
     params, report = adapt(
         flax.traverse_util.unflatten_dict(loaded.params, sep="/"),
@@ -145,7 +148,8 @@ def initialise(
         entries.append(entry)
     entries += [Entry(name, "dropped", why) for name, why in loaded.dropped.items()]
     target = report.target + (f" [inherited from the weights: {', '.join(changes)}]" if changes else "")
-    return Initialisation(config, params, dataclasses.replace(report, entries=tuple(entries), target=target))
+    report = dataclasses.replace(report, entries=tuple(entries), target=target, warnings=(*report.warnings, *warnings))
+    return Initialisation(config, params, report)
 
 
 def model_for(source: Source, config: ViViTConfig, options: InitFrom) -> ViViTConfig:

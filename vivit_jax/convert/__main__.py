@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from typing import Any
 
 import flax.traverse_util
@@ -21,10 +22,12 @@ from absl import flags, logging
 from vivit_jax.config import flags as command_line
 from vivit_jax.config.init_from import InitFrom
 from vivit_jax.config.preprocessing import KEY, usual_input
-from vivit_jax.convert import FORMATS, describe_model, initialise, save_params
+from vivit_jax.convert import FORMATS, describe_model, initialise, processor, save_params
+from vivit_jax.convert.resize import fold_normalisation
 from vivit_jax.convert.source import OpenedWeights, open_weights
 from vivit_jax.convert.tables import Hints
 from vivit_jax.models import ViViTConfig, count_parameters
+from vivit_jax.utils.class_names import listed
 
 _FROM = flags.DEFINE_string("from", None, "A file or folder of weights; its format is auto-detected.")
 _TO = flags.DEFINE_string("to", None, "Path to write, which must not exist. Without it, --from is described.")
@@ -34,35 +37,51 @@ _SOURCE_FORMAT = flags.DEFINE_enum("source_format", None, list(FORMATS), "Format
 _PREFIX = flags.DEFINE_string("prefix", None, "Read only names in --from with this prefix.")
 _GRID = flags.DEFINE_list("grid", None, "n_t,n_h,n_w of the model in --from, where its positions allow several grids.")
 _NUM_HEADS = flags.DEFINE_integer("num_heads", None, "Attention heads of the model in --from, where it does not say.")
+_MEAN = flags.DEFINE_list("pixel_mean", None, "As init_from.pixel_mean: the weights expect (x - mean) / std of [0, 1].")
+_STD = flags.DEFINE_list("pixel_std", None, "As init_from.pixel_std.")
 
 
 def convert() -> str:
     """Runs the command; returns what it prints."""
     if (_TO.value is None) != (_FORMAT.value is None):
         raise ValueError("--to and --format go together: the path to write, and its format")
-    grid = tuple(int(n) for n in _GRID.value) if _GRID.value else None
+    given = {
+        **{"format": _SOURCE_FORMAT.value, "prefix": _PREFIX.value, "num_heads": _NUM_HEADS.value},
+        **{"grid": _numbers(_GRID, int), "pixel_mean": _numbers(_MEAN, float), "pixel_std": _numbers(_STD, float)},
+    }
+    given = {name: value for name, value in given.items() if value is not None}
     if _CONFIG.value is None:
+        options = InitFrom(**given)
         with open_weights(_FROM.value, _SOURCE_FORMAT.value, _PREFIX.value) as weights:
-            config = weights.model_config(Hints(grid, _NUM_HEADS.value))
+            config = weights.model_config(Hints(options.grid, options.num_heads))
             if _TO.value is None:
                 return describe(weights, config)
-            class_names = fitting_class_names(weights, config)
+            pixels = processor.read(weights.container.metadata, config.in_channels)
+            class_names = weights.class_names(config)
             stored = weights.container.metadata.get("checkpoint") or {}
-            shortest = ((weights.container.metadata.get("preprocessor") or {}).get("size") or {}).get("shortest_edge")
+            size = (weights.container.metadata.get("preprocessor") or {}).get("size")
+            shortest = size.get("shortest_edge") if isinstance(size, dict) else None
             record = stored.get("config") or {"input": usual_input(config, shortest)}
             preprocessing = stored.get(KEY)
             loaded = weights.load(config)
         params = flax.traverse_util.unflatten_dict(loaded.params, sep="/")
+        if options.pixel_mean is not None:
+            leaves = params["tokenizer"]["kernel"], params["tokenizer"]["bias"]
+            kernel, bias = fold_normalisation(*leaves, options.pixel_mean, options.pixel_std)
+            params["tokenizer"] |= {"kernel": kernel, "bias": bias}
         dropped = "".join(f"\n  dropped {name}: {why}" for name, why in loaded.dropped.items())
         where = f"{weights.container.where} ({weights.format})"
         message = f"{where}: {describe_model(config)}, {len(loaded.params)} leaves{dropped}"
+        if pixels is not None and not pixels.is_ours and options.pixel_mean is None:
+            message += f"\nwarning: {pixels.warning('--')}"
     else:
-        options, config, record = load_config(_CONFIG.value, grid)
+        options, config, record, class_names = load_config(_CONFIG.value, given)
         preprocessing = None
-        result = initialise(_FROM.value, config, options)
+        result = initialise(_FROM.value, config, options, class_names=class_names)
         config, params, message = result.config, result.params, str(result.report)
-        with open_weights(_FROM.value, options.format, options.prefix) as weights:
-            class_names = fitting_class_names(weights, config) if options.head == "keep" else None
+        if not class_names and options.head == "keep":
+            with open_weights(_FROM.value, options.format, options.prefix) as weights:
+                class_names = weights.class_names(config)
     if _TO.value is not None:
         save_params(params, _TO.value, _FORMAT.value, config, class_names, record, preprocessing)
         message += f"\nwritten: {_TO.value} ({_FORMAT.value})"
@@ -71,22 +90,27 @@ def convert() -> str:
     return message
 
 
-def load_config(config: Any, grid: tuple[int, ...] | None) -> tuple[InitFrom, ViViTConfig, dict[str, Any]]:
-    """Returns (options, model, the whole config as JSON); flags of the command override its `init_from`."""
+def _numbers(flag: Any, kind: type) -> tuple[Any, ...] | None:
+    return None if flag.value is None else tuple(kind(value.strip(" ()")) for value in flag.value)
+
+
+def load_config(
+    config: Any, given: dict[str, Any]
+) -> tuple[InitFrom, ViViTConfig, dict[str, Any], dict[str, list[str]] | None]:
+    """Returns (options, model, the whole config as JSON, {head: class names} where its records exist).
+
+    `given` overrides fields of the config's `init_from`.
+    """
     from vivit_jax.config.experiment import Experiment
+    from vivit_jax.data.paths import CLASS_NAMES_FILE, records_folder
 
     experiment = Experiment.from_config(config)
-    given = {"format": _SOURCE_FORMAT.value, "prefix": _PREFIX.value, "grid": grid, "num_heads": _NUM_HEADS.value}
-    given = {name: value for name, value in given.items() if value is not None}
     options = dataclasses.replace(experiment.init_from, **given)
-    return options, experiment.model_config(experiment.dataset_heads()), experiment.to_dict()
-
-
-def fitting_class_names(weights: OpenedWeights, config: ViViTConfig) -> dict[str, list[str]] | None:
-    """Returns the class names of the weights where they fit the heads of a model."""
-    names = weights.class_names()
-    fits = names and all(len(names.get(head or "label", ())) == classes for head, classes in config.heads)
-    return names if fits else None
+    heads, data = experiment.dataset_heads(), experiment.data
+    file = records_folder(data.name, data.dir) / CLASS_NAMES_FILE
+    names = json.loads(file.read_text()) if file.is_file() else {}
+    names = names if heads == {head: len(of_head) for head, of_head in names.items()} else None  # not of a mixture
+    return options, experiment.model_config(heads), experiment.to_dict(), names
 
 
 def describe(weights: OpenedWeights, config: ViViTConfig) -> str:
@@ -99,6 +123,10 @@ def describe(weights: OpenedWeights, config: ViViTConfig) -> str:
     ]
     width = max(map(len, weights.leaves))
     lines += [f"  {name:{width}}  {tuple(leaf.shape)} {leaf.dtype}" for name, leaf in weights.leaves.items()]
+    if pixels := processor.read(weights.container.metadata, config.in_channels):
+        lines.insert(2, f"the image processor beside the weights scales pixels to {pixels}; our models take [-1, 1]")
+    if names := weights.class_names(config):
+        lines.insert(2, "; ".join(f"classes of {head!r}: {listed(of_head)}" for head, of_head in names.items()))
     lines += [f"  left out: {name} ({why})" for name, why in weights.excluded.items()]
     return "\n".join(lines)
 

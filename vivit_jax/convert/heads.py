@@ -8,17 +8,20 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vivit_jax.models import ViViTConfig
+from vivit_jax.utils.class_names import listed, match, placeholders
 
 ClassNames = Mapping[str, Sequence[str]]  # head, 'label' for an only head -> names by class id
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """Outcome of one head of the model."""
+    """Outcome of one head of the model or of the weights."""
 
     kept: bool  # the classifier of the weights is taken; otherwise it starts at zero
     why: str  # for the report
-    order: np.ndarray | None = None  # int [C], class id in the weights of each class of the model; None: unchanged
+    order: np.ndarray | None = None  # int [C], class id in the weights of each class of the model
+    warning: str = ""  # what was lost or assumed
+    unchecked: bool = False  # the names of its classes are not known
 
 
 def leaf_name(head: str | None) -> str:
@@ -34,7 +37,7 @@ def decide(
     *,
     same_features: bool,
 ) -> tuple[dict[str, Decision], list[str]]:
-    """Decides for each head of a model whether it is taken from the weights: ({leaf: decision}, problems).
+    """Decides for each head whether it is taken from the weights: ({leaf: decision}, problems).
 
     `choice` is `InitFrom.head`, `class_names` those of `source` and of `config`, as far as they are known;
     `same_features`: the heads of both follow the same layer (the pre-logits layer, or the one before it).
@@ -44,39 +47,37 @@ def decide(
         wrong = f"the weights classify {source.num_classes}, the model {config.num_classes}"
         return {}, [f"head='keep': {wrong}; head='reinit' starts the classifier at zero"]
     decisions, problems = {}, []
-    for head in target_heads:
+    for head, classes in target_heads.items():
         leaf = leaf_name(head)
-        source_names, target_names = (names.get(head or "label") for names in class_names)
-        order, why = match(source_names, target_names)
+        theirs, ours = (names.get(head or "label") for names in class_names)
         if choice == "reinit":
             decisions[leaf] = Decision(False, "head = reinit: at zero")
-        elif choice == "keep":
-            if order is None and source_names and target_names:
-                problems.append(f"head='keep', but {leaf} has {why}; head='reinit' starts it at zero")
-            decisions[leaf] = Decision(True, why if order is not None else "", order)
         elif head not in source_heads:
             decisions[leaf] = Decision(False, "head = match: the weights have no such head; it starts at zero")
-        elif order is None or not same_features:
-            why = why if order is None else "it follows another layer in the weights"
-            decisions[leaf] = Decision(False, f"head = match: {why}; it starts at zero")
         else:
-            decisions[leaf] = Decision(True, why, order)
+            found = match(theirs or placeholders(source_heads[head]), ours or placeholders(classes), "the weights")
+            unchecked = not (theirs and ours and found.named)
+            if choice == "keep":
+                if not found.complete:
+                    problems.append(f"head='keep', but {leaf} has {found.how}; head='reinit' starts it at zero")
+                warning = "that its classes have this order was not checked" if unchecked else found.warning
+                decisions[leaf] = Decision(True, found.how, found.ids, warning and f"{leaf}: {warning}")
+            elif found.complete and same_features and not unchecked:
+                rest = source_heads[head] - classes
+                warning = f"{found.how}; the other {rest} are dropped" if rest else found.warning
+                decisions[leaf] = Decision(True, found.how, found.ids, warning and f"{leaf}: {warning}")
+            else:
+                why = "it follows another layer in the weights" if found.complete else found.how
+                if unchecked:
+                    why = f"the classes of {'the model' if theirs and not ours else 'the weights'} have no names"
+                decisions[leaf] = Decision(False, f"head = match: {why}; it starts at zero", unchecked=unchecked)
+    for head, classes in source_heads.items() if choice == "match" else ():
+        leaf = leaf_name(head)
+        decision = decisions.get(leaf, Decision(False, "the model has no such head"))
+        if not decision.kept:
+            names = listed(class_names[0].get(head or "label") or placeholders(classes)).partition(" ")[2]
+            keep = decision.unchecked and target_heads.get(head) == classes
+            lost = f"the weights' classifier {leaf} of {classes} classes {names} is not used: {decision.why}"
+            lost += "; init_from.head=keep takes it as it is" if keep else ""
+            decisions[leaf] = dataclasses.replace(decision, warning=lost)
     return decisions, problems
-
-
-def match(source: Sequence[str] | None, target: Sequence[str] | None) -> tuple[np.ndarray | None, str]:
-    """Returns (int [C], class id in the weights of each class of the model, None where they differ; the reason)."""
-    if not source:
-        return None, "the weights do not name their classes"
-    if not target:
-        return None, "the names of the model's classes were not given"
-    source, target = list(source), list(target)
-    if source == target:
-        return np.arange(len(target)), f"the same {len(target)} classes"
-    ids = {name: i for i, name in enumerate(source)}
-    if len(ids) == len(source) == len(target) and set(ids) == set(target):
-        return np.array([ids[name] for name in target]), f"the same {len(target)} classes in another order, reordered"
-    new = [name for name in target if name not in ids]
-    example = f", {new[0]!r} is only in the model" if new else ""
-    shared = len(set(ids) & set(target))
-    return None, f"other classes: {len(source)} in the weights, {len(target)} in the model, {shared} in common{example}"

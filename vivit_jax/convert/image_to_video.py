@@ -76,7 +76,8 @@ def adapt(
     flat = {k: np.asarray(v) for k, v in flax.traverse_util.flatten_dict(dict(params), sep="/").items()}
     adaptation = _Adaptation(flat, source, config, options, origin or {}, class_names)
     adaptation.run(seed)
-    report = Report(f"{where}: {describe_model(source)}", describe_model(config), tuple(adaptation.entries))
+    models = f"{where}: {describe_model(source)}", describe_model(config)
+    report = Report(*models, tuple(adaptation.entries), tuple(adaptation.warnings))
     return flax.traverse_util.unflatten_dict(adaptation.params, sep="/"), report
 
 
@@ -98,6 +99,7 @@ class _Adaptation:
         self.params: dict[str, np.ndarray] = {}
         self.entries: list[Entry] = []
         self.problems: list[str] = []
+        self.warnings: list[str] = []
         self._random: dict[str, str] = {}  # our name -> why it starts as in training from scratch
         self._used: set[str] = set()  # names of the weights
         self._folded = ""  # what was folded into the embedding
@@ -327,15 +329,16 @@ class _Adaptation:
             self.options.head, self.source, self.config, self.class_names, same_features=same_features
         )
         self.problems += problems
+        self.warnings += [decision.warning for decision in decisions.values() if decision.warning]
         for leaf, decision in decisions.items():
-            if not decision.kept:
+            if decision.kept:
+                for name in _under(leaf, self.source_params):
+                    self._put(name, self.source_params[name][..., decision.order], name, how=decision.why)
+            else:
                 self._reinitialise(leaf, decision.why)
-                continue
-            order = ... if decision.order is None else (..., decision.order)
-            for name in _under(leaf, self.source_params):
-                self._put(name, self.source_params[name][order], name, how=decision.why)
-        for leaf in sorted(heads.leaf_name(head) for head, _ in self.source.heads):
-            self._drop(leaf, decisions[leaf].why if leaf in decisions else "the model has no such head")
+                self._drop(leaf, decision.why)
+        for head, _ in self.source.heads:
+            self._drop(heads.leaf_name(head), "the model has no such head")
 
 
 def random_leaves(config: ViViTConfig, names: Iterable[str], seed: int) -> dict[str, np.ndarray]:

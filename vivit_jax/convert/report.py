@@ -26,6 +26,7 @@ class Report:
     source: str  # the file and its model
     target: str  # the model that was filled
     entries: tuple[Entry, ...]
+    warnings: tuple[str, ...] = ()  # what was lost or assumed
 
     def summary(self) -> str:
         """Returns one line: source, target, and the number of leaves by outcome."""
@@ -38,8 +39,8 @@ class Report:
         return [entry for entry in self.entries if entry.name.startswith("head") and entry.name.endswith("/kernel")]
 
     def __str__(self) -> str:
-        """Returns the summary and a line for each leaf, grouped by outcome."""
-        lines = [self.summary()]
+        """Returns the summary, the warnings, and a line for each leaf, grouped by outcome."""
+        lines = [self.summary(), *(f"  warning: {line}" for line in self.warnings)]
         width = max((len(entry.name) for entry in self.entries), default=0)
         for outcome in OUTCOMES:
             entries = [entry for entry in self.entries if entry.outcome == outcome]

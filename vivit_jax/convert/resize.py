@@ -65,6 +65,10 @@ def fold_normalisation(
     (x - mean) / std = v / (2 std) + (1/2 - mean) / std; without padding the constant goes into the bias. `kernel` is
     [..., h, w, C, d], `bias` [d]; `mean` and `std` have a value for each of the C channels.
     """
+    if not len(mean) == len(std) == kernel.shape[-2]:
+        raise ValueError(
+            f"pixel_mean={mean} and pixel_std={std} must have a value for each of {kernel.shape[-2]} channels"
+        )
     wide, scale = kernel.astype(np.float64), np.asarray(std, np.float64)[:, None]
     shift = (0.5 - np.asarray(mean, np.float64)[:, None]) / scale
     constant = (wide * shift).sum(axis=tuple(range(kernel.ndim - 1)))

@@ -40,23 +40,14 @@ class OpenedWeights:
         except ValueError as error:
             raise ValueError(f"{self.container.where} ({self.format}): {error}") from error
 
-    def pixel_statistics(self, channels: int) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-        """Returns (mean, std) of the preprocessor's normalisation of pixels in [0, 1]; (None, None) where unknown."""
-        processor = self.container.metadata.get("preprocessor") or {}
-        rescaled = processor.get("do_rescale", True) and abs(processor.get("rescale_factor", 1 / 255) - 1 / 255) < 1e-9
-        if not processor or not rescaled:
-            return None, None
-        if not processor.get("do_normalize", True):
-            return (0.0,) * channels, (1.0,) * channels
-        mean, std = processor.get("image_mean"), processor.get("image_std")
-        return (tuple(mean), tuple(std)) if mean and std else (None, None)
-
-    def class_names(self) -> dict[str, list[str]]:
-        """Returns {head: names by class id}, 'label' for an only head; {} where the weights have no class names."""
-        names = (self.container.metadata.get("checkpoint") or {}).get("class_names", {})
-        if not names and (labels := (self.container.metadata.get("config") or {}).get("id2label")):
+    def class_names(self, config: ViViTConfig) -> dict[str, list[str]]:
+        """Returns {head: names by class id} of the heads that the weights name, 'label' for an only head."""
+        names = (self.container.metadata.get("checkpoint") or {}).get("class_names") or {}
+        labels = (self.container.metadata.get("config") or {}).get("id2label")
+        if labels and not names:  # Hugging Face
             names = {"label": [labels[key] for key in sorted(labels, key=int)]}
-        return {head: list(classes) for head, classes in names.items()}
+        heads = {head or "label": classes for head, classes in config.heads}
+        return {head: list(map(str, of)) for head, of in names.items() if len(of) == heads.get(head)}
 
     def load(self, config: ViViTConfig, *, strict: bool = True) -> engine.Loaded:
         """Reads the parameters of exactly the model `config`; ConversionError lists all leaves that do not fit.

@@ -54,6 +54,8 @@ def init_from_weights(
     logging.info("Initialised from %s", converted.report.summary())
     for entry in converted.report.head_entries():
         logging.info("  %s %s: %s", entry.name, entry.outcome, entry.how)
+    for line in converted.report.warnings:
+        logging.warning("%s", line)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / REPORT_FILE).write_text(f"{converted.report}\n")

@@ -57,38 +57,37 @@ class Match:
         return bool((self.ids >= 0).all())
 
 
-def match(model: Sequence[str], data: Sequence[str]) -> Match:
+def match(model: Sequence[str], data: Sequence[str], where: str = "the model") -> Match:
     """Finds the classes of a data set among those of a model by name, ignoring case, blanks, `_` and `-`.
 
-    Where one side has no names (`are_placeholders`), equally many classes are taken to have the same order.
+    Where one side has no names (`are_placeholders`), equally many classes are taken to have the same order. `where` is
+    what messages call the model.
     """
     model, data = [str(name) for name in model], [str(name) for name in data]
     if model == data:
         return Match(np.arange(len(data)), True, f"the same {len(data)} classes")
     ids = class_ids(data, model)
-    whose = "the model's" if are_placeholders(model) else "the data's" if are_placeholders(data) else None
+    whose = where if are_placeholders(model) else "the data" if are_placeholders(data) else None
     if whose and (ids < 0).all():
+        unnamed = f"the classes of {whose} have no names"
         if len(model) == len(data):
-            warning = f"{whose} {len(data)} classes have no names: that their order is the same was not checked"
-            return Match(np.arange(len(data)), False, f"{whose} classes have no names", warning)
-        how = f"{len(model)} classes in the model, {len(data)} in the data, and {whose} have no names"
-        return Match(ids, False, how)
+            return Match(np.arange(len(data)), False, unnamed, f"{unnamed}: that the order is the same was not checked")
+        return Match(ids, False, f"{len(model)} classes in {where}, {len(data)} in the data, and {unnamed}")
     values, counts = np.unique(ids, return_counts=True)
     ids[np.isin(ids, values[counts > 1])] = -1  # several classes of the data are one of the model
     missing = [name for name, i in zip(data, ids, strict=True) if i < 0]
     others = [model[i] for i in np.setdiff1d(np.arange(len(model)), ids)]
     if missing:
-        sides = f"{_list(missing)} only in the data, {_list(others)} only in the model"
-        return Match(ids, True, f"other classes: {len(model)} in the model, {len(data)} in the data; {sides}")
-    count = f"{len(data)} of the model's {len(model)}" if others else f"the same {len(data)}"
-    how = f"{count} classes in {'the same' if (np.diff(ids) > 0).all() else 'another'} order"
-    respelled = [
-        f"{name!r} is {model[i]!r} in the model" for name, i in zip(data, ids, strict=True) if name != model[i]
-    ]
+        sides = f"{listed(missing)} only in the data, {listed(others)} only in {where}"
+        return Match(ids, True, f"other classes: {len(model)} in {where}, {len(data)} in the data; {sides}")
+    count = f"{len(data)} of the {len(model)} classes of {where}" if others else f"the same {len(data)} classes"
+    how = f"{count} in {'the same' if (np.diff(ids) > 0).all() else 'another'} order"
+    respelled = [f"{name!r} is {model[i]!r} in {where}" for name, i in zip(data, ids, strict=True) if name != model[i]]
     warning = f"{how}, but {len(respelled)} are spelled otherwise: {respelled[0]}" if respelled else ""
     return Match(ids, True, how, warning)
 
 
-def _list(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Returns the number of names and the first few."""
     shown = ", ".join(map(repr, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
     return f"{len(names)} ({shown})" if names else "none"

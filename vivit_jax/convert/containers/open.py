@@ -214,9 +214,13 @@ def _open_run(path: epath.Path) -> Container | None:
 
 def _read_configs(folder: epath.Path) -> dict[str, Any]:
     """Reads the JSON files that Hugging Face puts beside weights, as far as they exist."""
-    configs = {}
-    for key, name in {"config": "config.json", "preprocessor": "preprocessor_config.json"}.items():
-        if (folder / name).is_file():
-            with reading(str(folder / name)):
-                configs[key] = json.loads((folder / name).read_text())
-    return configs
+    found: dict[str, Any] = {}
+    for name in ("config", "preprocessor_config", "video_preprocessor_config", "processor_config"):
+        if (file := folder / f"{name}.json").is_file():
+            with reading(str(file)):
+                found[name] = json.loads(file.read_text())
+    nested = found.get("processor_config", {})  # of version 5
+    processors = found.get("preprocessor_config") or found.get("video_preprocessor_config")
+    processors = processors or nested.get("image_processor") or nested.get("video_processor")
+    configs = {"config": found.get("config"), "preprocessor": processors}
+    return {key: value for key, value in configs.items() if value}
