@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vivit_jax.data import catalog
@@ -22,8 +22,7 @@ from vivit_jax.data.annotations.video_files import list_videos
 from vivit_jax.utils import storage, terminal
 
 VALIDATION_FRACTION = 0.1
-_SPLITS = lists.SPLITS
-_LIST_SUFFIXES = (".txt", ".tsv", ".list")  # beside .csv
+_LIST = re.compile(r".*\.csv|.*(train|val|test|list).*\.(txt|tsv|list)")
 _HEAD = re.compile(r"label(?:_(?P<name>[a-z][a-z0-9_]*))?")
 
 
@@ -48,7 +47,7 @@ def read_folder(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
     A class includes the videos of folders below its own. Other files and hidden files are ignored.
     """
     folders = [name for name in storage.names(folder) if not name.startswith(".") and (folder / name).is_dir()]
-    split_of = {name: _SPLITS[name.lower()] for name in folders if name.lower() in _SPLITS}
+    split_of = {name: parsing.SPLITS[name.lower()] for name in folders if name.lower() in parsing.SPLITS}
     if split_of and "train" not in split_of.values():
         if len(split_of) == len(folders):
             raise AnnotationError(f"{folder}: folders {', '.join(folders)}, but none for training; name it train")
@@ -98,125 +97,96 @@ def read_csv(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotatio
     Other columns are ignored and noted. A head whose column contains `dataset.label_separator` is multi-label; there,
     an empty field is a video without labels.
     """
-    entries, notes, columns, multi_label = [], [], {}, set()
+    notes: list[str] = []
     files = _list_files(dataset, folder, notes) if folder.is_dir() else {None: folder}
-    tables: dict[str | None, lists.VideoList] = {}
-    for split, path in files.items():
+    path, separator = next(iter(files.values())), dataset.label_separator
+    table, heads = [], {}
+    for split, file in files.items():
         try:
-            tables[split] = lists.read(path, dataset.columns, dataset.label_separator)
+            rows, columns, form = lists.read(file, dataset.columns, separator)
         except lists.NoLabelsError as error:
             if split != "test":
                 raise
             notes.append(f"{error}; the test split is left out")
-    path, separator = next(iter(files.values())), dataset.label_separator
-    for split, table in tables.items():
-        notes += [f"{files[split]}: {table.form}"] if table.form else []
-        heads = _heads(files[split], table.columns)
-        if columns and heads.keys() != columns.keys():
-            raise AnnotationError(f"{files[split]}: heads {', '.join(heads)}; {path} has {', '.join(columns)}")
-        columns = heads
-        multi_label |= {
-            h for h, column in heads.items() if separator and any(separator in v[column] for _, v in table.rows)
-        }
-        known = {"path", "start", "end", "class_id", "-", *heads.values(), *(["split"] if split is None else [])}
-        notes += [f"{files[split]}: column {name} is not used" for name in table.columns if name not in known]
+            continue
+        if heads and _heads(file, columns) != heads:
+            raise AnnotationError(f"{file}: columns {', '.join(columns)}; {path} has {', '.join(heads.values())}")
+        heads = _heads(file, columns)
+        known = {"path", "start", "end", "-", *heads.values(), *(() if split else ("split",))}
+        notes += [f"{file}: {form}"] if form else []
+        notes += [f"{file}: column {name} is not used" for name in columns if name not in known]
+        table += [(where, values | {"split": split} if split else values) for where, values in rows]
+    multi_label = frozenset(
+        head for head, column in heads.items() if separator and any(separator in values[column] for _, values in table)
+    )
     if separator and not multi_label:
         raise AnnotationError(
-            f"{path}: {separator!r} is in no field of {', '.join(columns.values())}, so that each video has one label; "
+            f"{path}: {separator!r} is in no field of {', '.join(heads.values())}, so that each video has one label; "
             "omit --label_separator, or give the separator of the file"
         )
     notes += [f"{path}: head {head} is multi-label, separated by {separator!r}" for head in sorted(multi_label)]
-    for split, table in tables.items():
-        entries += _entries(table, split, separator, multi_label, notes)
-    return _annotations(path, entries, notes, frozenset(multi_label), _numbers(tables.values(), notes))
-
-
-def _entries(
-    table: lists.VideoList, of_file: str | None, separator: str | None, multi_label: Collection[str], notes: list[str]
-) -> list[_Entry]:
-    """Returns the rows of a list; `of_file` is the split of all, None where a column or nothing states it."""
-    heads = _heads(None, table.columns)
     required = ["path", *(column for head, column in heads.items() if head not in multi_label)]
     entries: dict[Any, _Entry] = {}
-    duplicates = 0
-    for where, values in table.rows:
+    for where, values in table:
         start, end = (_seconds(where, key, values.get(key, "")) for key in ("start", "end"))
         if end is not None and end <= (start or 0.0):
             times = f"end {end:g} s is not after start {start or 0:g} s"
             raise AnnotationError(f"{where}: {times}; leave both empty for the whole video")
-        split = values.get("split") if of_file is None else of_file
-        if split is not None and split.lower() not in _SPLITS:
+        split = values.get("split")
+        if split is not None and split.lower() not in parsing.SPLITS:
             raise AnnotationError(f"{where}: split is {split!r}; it must be train, val or test")
         if empty := [name for name in required if not values[name]]:
             raise AnnotationError(f"{where}: {empty[0]} is empty; every row needs a path and its labels")
         labels = {
-            head: _split_labels(where, column, values[column], separator)
-            if head in multi_label
-            else (re.sub(r"(?<=\d)\.0+$", "", values[column]),)
+            head: _split_labels(where, column, values[column], separator) if head in multi_label else (values[column],)
             for head, column in heads.items()
         }
-        split = split and _SPLITS[split.lower()]
-        entry = _Entry(values["path"], labels, where, split, start, end)
-        first = entries.setdefault((os.path.normpath(values["path"]), start, end, split), entry)
-        duplicates += first is not entry
-        if first.labels != labels:
-            times = "".join(f", {seconds:g}" for seconds in (start, end) if seconds is not None)
+        entry = _Entry(values["path"], labels, where, split and parsing.SPLITS[split.lower()], start, end)
+        name = os.path.normpath(entry.path)
+        earlier = entries.setdefault((name, start, end, entry.split), entry)
+        if earlier.labels != labels:
+            segment = ", ".join([name, *(f"{seconds:g}" for seconds in (start, end) if seconds is not None)])
             raise AnnotationError(
-                f"{where}: the segment {os.path.normpath(values['path'])}{times} is already in "
-                f"{first.where.rpartition(', ')[2]} with another label; several labels belong into one row, with "
-                "--label_separator"
+                f"{where}: the segment {segment} is already in {earlier.where.rpartition(', ')[2]} with another label; "
+                "several labels of a video belong into one row, with --label_separator"
             )
-    if duplicates:
-        notes.append(f"{table.rows[0][0].rpartition(', ')[0]}: {duplicates} duplicate rows are ignored")
-    return list(entries.values())
-
-
-def _numbers(tables: Iterable[lists.VideoList], notes: list[str]) -> dict[str, int]:
-    """Returns class name -> the number that the lists have beside it; {} if they have none."""
-    pairs = {(v["label"], int(v["class_id"])) for t in tables for _, v in t.rows if "label" in v and "class_id" in v}
-    numbers = dict(pairs)
-    if len(pairs) > len(numbers) or len(set(numbers.values())) < len(numbers):
-        notes.append("column class_id is not used: a class has several numbers, or a number several classes")
-        return {}
-    return numbers
+    if duplicates := len(table) - len(entries):
+        notes.append(f"{path}: {duplicates} duplicate rows are ignored")
+    return _annotations(path, list(entries.values()), notes, multi_label)
 
 
 def _list_files(
     dataset: catalog.DatasetInfo, folder: storage.AnyPath, notes: list[str]
 ) -> dict[str | None, storage.AnyPath]:
     """Returns split -> list, or None -> the one list of a folder."""
-    files, of_split = [], {}
-    for file in (folder / name for name in storage.names(folder) if name[0] != "."):
-        suffix, words = file.suffix.lower(), re.split(r"[\W\d_]+", file.stem.lower())
-        splits = {_SPLITS[word] for word in words if word in _SPLITS}
-        # Other files of text may be anything: a README, the names of the classes.
-        if suffix == ".csv" or (suffix in _LIST_SUFFIXES and (splits or any("list" in word for word in words))):
-            files.append(file)
-            if len(splits) == 1:
-                of_split.setdefault(*splits, []).append(file)
+    of_split: dict[str, list[storage.AnyPath]] = {}
+    files = [folder / name for name in storage.names(folder) if name[0] != "."]
+    # Other files of text may be anything: a README, the names of the classes.
+    files = [file for file in files if _LIST.fullmatch(file.name.lower())]
     if named := [file for file in files if file.name == f"{dataset.name}.csv"]:
         return {None: named[0]}
+    # train.csv before train.txt and my_train_list.csv.
+    for file in sorted(
+        files, key=lambda file: (file.stem.lower() not in parsing.SPLITS, file.suffix.lower() != ".csv")
+    ):
+        words = {parsing.SPLITS.get(word) for word in re.split(r"[\W\d_]+", file.stem.lower())} - {None}
+        if len(words) == 1:
+            of_split.setdefault(*words, []).append(file)
     if "train" in of_split and len(of_split) > 1:
-        result: dict[str | None, storage.AnyPath] = {}
-        for split, of_this in of_split.items():
-            # train.csv before train.txt and my_train_list.csv.
-            ranks = [(file.stem.lower() not in _SPLITS, file.suffix.lower() != ".csv") for file in of_this]
-            best = [file for file, rank in zip(of_this, ranks, strict=True) if rank == min(ranks)]
-            if len(best) > 1:
-                names = ", ".join(file.name for file in best)
+        for split, (best, *others) in of_split.items():
+            if others and best.stem.lower() not in parsing.SPLITS:
+                names = ", ".join(file.name for file in (best, *others))
                 raise AnnotationError(f"{folder}: several lists of the {split} split, {names}; keep one, or rename it")
-            result[split] = best[0]
-        notes.append(
-            f"{folder}: the splits are {', '.join(f'{file.name} ({split})' for split, file in result.items())}"
-        )
+        result = {split: of_split[split][0] for split in ("train", "validation", "test") if split in of_split}
+        notes.append(f"{folder}: the splits are {', '.join(file.name for file in result.values())}")
         return result
     files = [file for file in files if file.suffix.lower() == ".csv"] or files
     if not files:
-        raise MissingDataError(missing_message(dataset, annotations=folder))
+        similar = parsing.near_misses(folder, ["train.csv", f"{dataset.name}.csv", "train_list.txt"])
+        raise MissingDataError(f"no list in {folder}{similar}.\n{missing_message(dataset, annotations=folder)}")
     if len(files) > 1:
-        kind = "CSV files" if files[0].suffix.lower() == ".csv" else "lists"
         raise AnnotationError(
-            f"{folder}: {len(files)} {kind} ({', '.join(file.name for file in files[:5])}); select one with "
+            f"{folder}: {len(files)} CSV files ({', '.join(file.name for file in files[:5])}); select one with "
             f"--annotations=FILE, call it {dataset.name}.csv, or call them train.csv, val.csv and test.csv"
         )
     return {None: files[0]}
@@ -260,9 +230,8 @@ def _annotations(
     entries: Sequence[_Entry],
     notes: list[str],
     multi_label: frozenset[str] = frozenset(),
-    numbers: Mapping[str, int] | None = None,
 ) -> Annotations:
-    """Assigns a split to every row and ids to the classes, in the order of `numbers` if given."""
+    """Assigns a split to every row and ids to the classes."""
     if entries[0].split is None:
         held_out = _held_out(entries)
         for entry in entries:
@@ -277,14 +246,13 @@ def _annotations(
             entry.split = entry.split.replace("test", "validation")
         notes.append(f"{path}: a test split but no validation split; the test split serves as validation")
     train_pairs = {pair for entry in entries if entry.split == "train" for pair in entry.pairs()}
-    order = numbers.__getitem__ if numbers else _order
     class_names = {
-        head: sorted((name for h, name in train_pairs if h == head), key=order) for head in entries[0].labels
+        head: sorted((name for h, name in train_pairs if h == head), key=_order) for head in entries[0].labels
     }
     for head, names in class_names.items():
-        if all(re.fullmatch(r"\d+", name) for name in names):
-            change = "" if names[-1] == str(len(names) - 1) else f"; numbered anew, 0 to {len(names) - 1}"
-            notes.append(f"{path}: classes of {head} are the numbers {names[0]} to {names[-1]}{change}")
+        if all(re.fullmatch(r"\d+", name) for name in names) and names[-1] != str(len(names) - 1):
+            numbers = f"the numbers {names[0]} to {names[-1]}"
+            notes.append(f"{path}: the {len(names)} classes of {head} are {numbers}; their ids begin at 0")
     ids = {(head, name): number for head, names in class_names.items() for number, name in enumerate(names)}
     rows: dict[str, list[Row]] = {}
     for entry in sorted(entries, key=lambda entry: ("train", "validation", "test").index(entry.split)):

@@ -7,42 +7,31 @@ states the meaning. A form that is not clear is an error that says what was foun
 from __future__ import annotations
 
 import csv
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 from vivit_jax.data.annotations import parsing
 from vivit_jax.data.annotations.rows import AnnotationError
-from vivit_jax.data.annotations.video_files import VIDEO_SUFFIXES
+from vivit_jax.data.annotations.video_files import VIDEO_SUFFIXES, without_suffix
 from vivit_jax.utils import storage
 
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validate", "validation"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-# Role -> names of its column in headers, best first; a name of a class comes before its number.
+# Role -> names of its column in headers, best first: the name of a class comes before its number.
 _NAMES = {
     "path": "path video_path clip_path file_path filepath full_path relative_path rel_path video_file video_filename "
     "filename file_name file video clip frame_dir frames_dir folder video_name clip_name video_id clip_id name id",
-    "label": "label label_name label_text class class_name classname category action action_name activity target tag "
+    "label": "label_name label_text class_name classname action_name label class category action activity target tag "
     "gesture template label_id label_idx label_index class_id class_idx class_index classid action_id",
     "start": "start start_time time_start start_sec start_seconds",
     "end": "end end_time time_end end_sec end_seconds stop",
     "split": "split subset partition",
 }
-_NAMES = {role: names.split() for role, names in _NAMES.items()}
-_KNOWN = frozenset(name for names in _NAMES.values() for name in names)
-_CLASS_NAMES = ("label_name", "label_text", "class_name", "classname", "action_name")
-_CLASS_IDS = ("label_id", "label_idx", "label_index", "class_id", "class_idx", "class_index", "classid", "action_id")
-_LABEL_ALIASES = frozenset(name for name in _NAMES["label"] if name.startswith("label_"))
+_KNOWN = frozenset(" ".join(_NAMES.values()).split())
 _SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "|", " ": "blanks"}
+_HINT = "name the columns in order with --columns=path,label (- for one that is not used)"
 _WHOLE = re.compile(r"-?\d+")
 # A path that ends in the suffix of a video, and the rest of the line.
-_PATH_AND_REST = re.compile(
-    rf"(.+?(?:{'|'.join(map(re.escape, sorted(VIDEO_SUFFIXES, reverse=True)))}))\s+(\S.*)", re.IGNORECASE
-)
+_PATH_AND_REST = re.compile(rf"([^'\"].*?({'|'.join(map(re.escape, VIDEO_SUFFIXES))}))\s+(\S.*)", re.IGNORECASE)
 
 Lines = list[tuple[str, list[str]]]  # (where, values) of each line
 
@@ -51,223 +40,151 @@ class NoLabelsError(AnnotationError):
     """A list of videos without labels."""
 
 
-@dataclasses.dataclass(frozen=True)
-class VideoList:
-    """The rows of a list: role or other name of a column -> value.
+def read(
+    path: storage.AnyPath, columns: Sequence[str] | None = None, label_separator: str | None = None
+) -> tuple[list[tuple[str, dict[str, str]]], list[str], str]:
+    """Reads a list; raises AnnotationError, NoLabelsError.
 
-    Roles are path, label, label_HEAD, class_id (the number of `label`), start, end and split.
+    Args:
+      path: of the file.
+      columns: roles of its columns in order: path, label, label_HEAD, start, end, split; others are not used.
+      label_separator: within a field, so that it does not separate fields.
+
+    Returns:
+      (where, role or name of a column -> value) of each row, the roles or names, and the form for the log ("": usual).
     """
-
-    rows: list[tuple[str, dict[str, str]]]
-    columns: list[str]
-    form: str  # in words, for the log; "" for the documented form
-
-
-def read(path: storage.AnyPath, columns: Sequence[str] | None = None, label_separator: str | None = None) -> VideoList:
-    """Reads a list; `columns` are the roles of its columns in order, others than roles are not used.
-
-    Raises AnnotationError, NoLabelsError.
-    """
-    lines = parsing.lines(path)
-    candidates = [separator for separator in _SEPARATORS if separator != label_separator]
-    separator, table = _split(path, lines, candidates, columns)
+    separator, table = _table(path, [s for s in _SEPARATORS if s != label_separator], columns and len(columns))
     (_, first), *rest = table
-    has_header = _is_header(first, [values for _, values in rest])
+    body = [values for _, values in rest]
+    has_header, shown = _is_header(first, body), ", ".join(first)
     if has_header is None and columns is None:
-        raise AnnotationError(
-            f"{path}: is the first line ({', '.join(first)}) a header? Name the columns in order: "
-            "--columns=path,label (- for one that is not used)"
-        )
-    names = list(
-        columns
-        or (
-            _roles(first, [values for _, values in rest])
-            if has_header
-            else _guess(path, [values for _, values in table])
-        )
-    )
+        raise AnnotationError(f"{path}: is the first line ({shown}) a header? If not, {_HINT}")
     if has_header and not rest:
         raise AnnotationError(f"{path}: no rows")
-    if len(names) != len(first):
-        raise AnnotationError(
-            f"{table[0][0]}: {len(first)} values, separated by {_SEPARATORS[separator]}, for the {len(names)} columns "
-            f"--columns={','.join(names)}"
-        )
-    _check_columns(path, names, first)
-    for where, values in rest:
-        if len(values) != len(names):
-            raise AnnotationError(f"{where}: {len(values)} values for {len(names)} columns ({', '.join(first)})")
-    body = rest if has_header else table
-    usual = has_header and separator == "," and names == first
-    header = f"header {', '.join(first)}" if has_header else "no header"
-    form = "" if usual else f"{header}; columns {', '.join(names)}, separated by {_SEPARATORS[separator]}"
-    return VideoList([(where, dict(zip(names, values, strict=True))) for where, values in body], names, form)
-
-
-def _check_columns(path: storage.AnyPath, names: Sequence[str], first: Sequence[str]) -> None:
-    shown = ", ".join(first)
-    way_out = "; name the columns in order with --columns=path,label (- for one that is not used)"
-    if any(count > 1 and name not in ("-", "") for name, count in Counter(names).items()):
+    names = list(columns or (_roles(first) if has_header else _guess(path, [first, *body])))
+    if len(set(names)) < len([name for name in names if name not in ("", "-")]):
         raise AnnotationError(f"{path}: duplicate column in {', '.join(names)}")
     if "path" not in names:
-        if {"youtube_id", "label"} <= set(first):
-            way_out = "; this is the form of Kinetics, --dataset=kinetics400 (or 600, 700)"
-        raise AnnotationError(f"{path}: no column path; found {shown}{way_out}")
-    if not any(re.match("label(_|$)", name) for name in names):
-        raise NoLabelsError(f"{path}: no column label (or label_HEAD for several heads); found {shown}{way_out}")
+        raise AnnotationError(f"{path}: no column path; found {shown}; {_HINT}")
+    if not any(name.startswith("label") for name in names):
+        raise NoLabelsError(f"{path}: no column label (or label_HEAD for several heads); found {shown}; {_HINT}")
+    form = (
+        f"{f'header {shown}' if has_header else 'no header'}; columns {', '.join(names)}, by {_SEPARATORS[separator]}"
+    )
+    rows = [(where, dict(zip(names, values, strict=True))) for where, values in (rest if has_header else table)]
+    return rows, names, "" if has_header and separator == "," and names == first else form
 
 
-def _split(
-    path: storage.AnyPath, lines: list[tuple[str, str]], candidates: Sequence[str], columns: Sequence[str] | None
-) -> tuple[str, Lines]:
-    """Returns the separator of a list and the values of each line."""
-    first = lines[0][1]
-    # A header with names that are known tells.
-    for separator in candidates:
-        cells = _cells(first, separator)
-        names = {_normal(name) for name in cells}
-        if _is_header(cells, []) and len(names & _KNOWN) > ("path" not in names) and len(names) > 1:
-            if separator != " ":
-                return separator, list(parsing.csv_rows(path, separator))
-            body = _split_blanks(lines[1:], len(names)) if lines[1:] else []
-            return separator, [(lines[0][0], cells), *body]
-    tables = {}
-    for separator in candidates:
-        if separator == " ":
-            table = _split_blanks(lines, columns and len(columns))
-        elif separator in first:
-            try:
-                table = list(parsing.csv_rows(path, separator))
-            except AnnotationError:  # quotes of another form
-                continue
-        else:
+def _table(path: storage.AnyPath, separators: Sequence[str], count: int | None) -> tuple[str, Lines]:
+    """Returns the separator of a list and the values of each line, as many in each; `count`: how many, if known."""
+    lines = parsing.lines(path)
+    lines[0] = lines[0][0], lines[0][1].lstrip("# ")
+    tables: dict[str, tuple[Lines, Counter]] = {}
+    for separator in separators:
+        if separator != " " and separator not in lines[0][1]:
             continue
-        counts = Counter(len(values) for _, values in table)
-        if len(counts) == 1 and len(table[0][1]) > 1 and (columns is None or len(columns) == len(table[0][1])):
+        try:
+            table = _split_blanks(lines, count) if separator == " " else list(parsing.csv_rows(path, separator))
+        except AnnotationError:  # quotes of another form
+            continue
+        sizes = Counter(len(values) for _, values in table)
+        if len(sizes) == 1 and len(table[0][1]) > 1 and count in (None, len(table[0][1])):
             return separator, table
-        tables[separator] = table, counts
-    # Otherwise the separator that splits most lines into the same number of values, and the line that differs.
-    separator, (table, counts) = max(
-        tables.items(), key=lambda item: max((n for size, n in item[1][1].items() if size > 1), default=0)
-    )
-    size, number = max(((s, n) for s, n in counts.items() if s > 1), key=lambda item: item[1], default=(0, 0))
-    if len(counts) > 1 and min(counts) > 1:
-        number = f"{min(counts)} to {max(counts)}"
-        raise AnnotationError(
-            f"{path}: lines of {number} values, separated by {_SEPARATORS[separator]}; for several labels of a video, "
-            "separate these by ; or | and give it with --label_separator"
-        )
-    if number <= len(table) / 2:
-        raise NoLabelsError(
-            f"{lines[0][0]}: {first[:100]!r} is no path and label, separated by a blank, comma, tab or semicolon; "
-            "put quotes around paths with blanks"
-        )
-    where, values = next((where, values) for where, values in table if len(values) != size)
+        tables[separator] = table, sizes
+    # The separator that splits most lines into the same number of values.
+    separator = max(tables, key=lambda separator: max((n for k, n in tables[separator][1].items() if k > 1), default=0))
+    table, sizes = tables[separator]
+    if count is None and max(sizes) == 1:
+        line = repr(lines[0][1][:100])
+        raise NoLabelsError(f"{lines[0][0]}: {line} is no path and label; put quotes around paths with blanks")
+    usual = count or sizes.most_common(1)[0][0]
+    where, values = next((where, values) for where, values in table if len(values) != usual)
     raise AnnotationError(
-        f"{where}: {len(values)} values ({', '.join(values)[:100]}), where most lines have {size}, separated by "
-        f"{_SEPARATORS[separator]}"
+        f"{where}: {len(values)} values for {usual} columns ({', '.join(values)[:100]}), separated by "
+        f"{_SEPARATORS[separator]}; several labels of a video need ; or | between them, and --label_separator"
     )
-
-
-def _cells(line: str, separator: str) -> list[str]:
-    return next(csv.reader([line.lstrip("#").strip()], delimiter=separator, skipinitialspace=True), [])
 
 
 def _split_blanks(lines: list[tuple[str, str]], count: int | None) -> Lines:
-    """Splits lines at blanks, also where paths without quotes contain blanks; `count`: of the values, if known."""
+    """Splits lines at blanks, also where paths without quotes contain blanks."""
 
-    def split(function: Callable[[str], list[str] | None]) -> Lines | None:
-        values = [function(line) for _, line in lines]
-        if None in values or len({len(v) for v in values}) != 1 or (count and len(values[0]) != count):
-            return None
-        return [(where, v) for (where, _), v in zip(lines, values, strict=True)]
-
-    def by_suffix(line: str) -> list[str] | None:
-        if line.startswith(("'", '"')) or not (match := _PATH_AND_REST.fullmatch(line)):
-            return None
-        words = match[2].split()
+    def by_suffix(line: str) -> list[str]:
+        if not (match := _PATH_AND_REST.fullmatch(line)):
+            return []
+        words = match[3].split()
         # Words that are no numbers are one label, as "playing guitar".
-        return [match[1], *(words if all(map(_WHOLE.fullmatch, words)) or count == len(words) + 1 else [match[2]])]
+        return [match[1], *(words if all(map(_WHOLE.fullmatch, words)) or count == len(words) + 1 else [match[3]])]
 
-    def by_numbers(line: str) -> list[str] | None:
-        match = re.fullmatch(r"(\S.*?)((?:\s+-?\d+)+)", line)
-        numbers = match[2].split() if match else []
-        if count and len(numbers) >= count:  # the first ones belong to the path
-            return line.rsplit(None, count - 1)
-        return [match[1].strip("'\""), *numbers] if match and len(numbers) < 3 else None
+    def by_blanks(line: str) -> list[str]:
+        return [value for value in next(csv.reader([line], delimiter=" ")) if value]
 
-    def all_blanks(line: str) -> list[str]:
-        return [value for value in _cells(line, " ") if value]
+    def few(line: str) -> list[str]:
+        return values if len(values := by_blanks(line)) <= (count or 3) else []
 
-    def few_blanks(line: str) -> list[str] | None:
-        values = all_blanks(line)
-        return values if len(values) <= (count or 3) else None
+    def by_numbers(line: str) -> list[str]:
+        numbers = re.search(r"(\s+-?\d+)*$", line)[0].split()
+        numbers = numbers[1 - count :] if count else numbers  # the first ones may belong to the path
+        return [line.rsplit(None, len(numbers))[0].strip("'\""), *numbers] if 0 < len(numbers) < 3 or count else []
 
-    forms = (by_suffix, few_blanks, by_numbers)
-    return next(filter(None, map(split, forms)), [(where, all_blanks(line)) for where, line in lines])
+    def uniform(function: Callable[[str], list[str]], lines: list[tuple[str, str]]) -> Lines:
+        table = [(where, function(line)) for where, line in lines]
+        sizes = {len(values) for _, values in table}
+        return table if len(sizes) == 1 and min(sizes) > 1 and count in (None, *sizes) else []
+
+    for function in (by_suffix, few, by_numbers):
+        if table := uniform(function, lines):
+            return table
+        header = by_blanks(lines[0][1])
+        if (table := uniform(function, lines[1:])) and len(header) == len(table[0][1]):
+            return [(lines[0][0], header), *table]
+    return [(where, by_blanks(line)) for where, line in lines]
 
 
 def _is_header(first: Sequence[str], rest: Sequence[Sequence[str]]) -> bool | None:
     """Returns whether the first line is a header; None if that is not clear."""
-    if any(map(_is_path, first)) or any(_WHOLE.fullmatch(value) for value in first):
+    if any(_is_path(value) or _WHOLE.fullmatch(value) for value in first):
         return False
-    if {_normal(value) for value in first} & _KNOWN:
-        return True
-    columns = list(zip(*rest, strict=False))
-    if any(all(map(_WHOLE.fullmatch, column)) or all(map(_is_path, column)) for column in columns):
+    columns = list(zip(*rest, strict=True))
+    all_of_a_kind = any(all(map(kind, column)) for column in columns for kind in (_WHOLE.fullmatch, _is_path))
+    if all_of_a_kind or {_normal(value) for value in first} & _KNOWN:
         return True
     return False if any(value in column for value, column in zip(first, columns, strict=False)) else None
 
 
 def _is_path(value: str) -> bool:
-    return "/" in value or "\\" in value or value[value.rfind(".") :].lower() in VIDEO_SUFFIXES
+    return "/" in value or "\\" in value or without_suffix(value) != value
 
 
 def _normal(name: str) -> str:
     return re.sub(r"[\s-]+", "_", name.strip("#\"' ").lower())
 
 
-def _roles(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def _roles(header: Sequence[str]) -> list[str]:
     """Returns the role of each column of a header, or its name where it has none."""
-    roles = list(header)
-    normal = [_normal(name) for name in header]
-    has_heads = any(name.startswith("label_") and name not in _LABEL_ALIASES for name in normal)
+    roles, normal = list(header), [_normal(name) for name in header]
+    has_heads = any(name.startswith("label_") and name not in _KNOWN for name in normal)
     for role, names in _NAMES.items():
-        if role in header or (role == "label" and has_heads):
-            continue
-        if best := next((name for name in names if name in normal), None):
+        best = next((name for name in names.split() if name in normal), None)
+        if best and not (role == "label" and has_heads):
+            roles = [f"({name})" if name == role else name for name in roles]
             roles[normal.index(best)] = role
-    if "label" not in roles:
-        return roles
-    # `label` may be the number of the class beside its name, or the name beside `label_id`.
-    label = roles.index("label")
-    whole = [all(len(row) > i and _WHOLE.fullmatch(row[i]) for row in rows) for i in range(len(roles))]
-    named = [i for i, name in enumerate(normal) if name in _CLASS_NAMES and i != label and not whole[i]]
-    numbered = [i for i, name in enumerate(normal) if name in _CLASS_IDS and i != label and whole[i]]
-    if named and whole[label]:
-        roles[label], roles[named[0]] = "class_id", "label"
-    elif numbered and not whole[label]:
-        roles[numbered[0]] = "class_id"
-    return [f"({name})" if name in _LABEL_ALIASES else name for name in roles]
+    # `label_id` beside `label` is its number, not another head.
+    return [f"({name})" if name in _KNOWN and name.startswith("label_") else name for name in roles]
 
 
 def _guess(path: storage.AnyPath, rows: Sequence[Sequence[str]]) -> list[str]:
     """Returns the roles of the columns of a list without a header."""
-    columns = list(zip(*rows, strict=False))
+    columns = list(zip(*rows, strict=True))
     whole = [all(map(_WHOLE.fullmatch, column)) for column in columns]
-    paths = [all(map(_is_path, column)) for column in columns]
     if len(columns) == 2:
-        return ["label", "path"] if paths == [False, True] else ["path", "label"]
+        swapped = [all(map(_is_path, column)) for column in columns] == [False, True]
+        return ["label", "path"] if swapped else ["path", "label"]
     if len(columns) == 3:
-        pairs, names, ids = ({*zip(columns[1], columns[2], strict=True)}, {*columns[1]}, {*columns[2]})
-        if {value.lower() for value in ids} <= {*SPLITS}:
+        if {value.lower() for value in columns[2]} <= parsing.SPLITS.keys():
             return ["path", "label", "split"]
-        if whole[1] != whole[2] and len(pairs) == len(names) == len(ids):  # a name and its number
-            return ["path", "class_id", "label"] if whole[1] else ["path", "label", "class_id"]
-        folders = not any(value[value.rfind(".") :].lower() in VIDEO_SUFFIXES for value in columns[0])
-        if whole[1] and whole[2] and folders:  # of MMAction2 and TSN
+        one_to_one = len({*columns[1]}) == len({*columns[2]}) == len({*zip(*columns[1:], strict=True)})
+        if whole[1] != whole[2] and one_to_one:  # a name and its number
+            return ["path", "-", "label"] if whole[1] else ["path", "label", "-"]
+        if whole[1] and whole[2] and columns[0] == tuple(map(without_suffix, columns[0])):  # MMAction2's frames
             return ["path", "num_frames", "label"]
-    raise AnnotationError(
-        f"{path}: {len(columns)} columns without a header, as {', '.join(rows[0])!r}; name them in order: "
-        f"--columns=path,...,label (- for one that is not used)"
-    )
+    raise AnnotationError(f"{path}: {len(columns)} columns without a header ({', '.join(rows[0])}); {_HINT}")

@@ -20,6 +20,13 @@ from vivit_jax.data import catalog
 from vivit_jax.data.annotations.rows import AnnotationError, MissingDataError, missing_message
 from vivit_jax.utils import storage
 
+# Words for splits in file names and columns -> split.
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
 
 def first(folder: storage.AnyPath, names: Iterable[str]) -> storage.AnyPath | None:
     """Returns the first of `names` that is a file in `folder`, or None.
