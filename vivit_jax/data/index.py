@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         class_names = _read_class_names(flags.class_names, heads)
         for line in dmvr.index_folder(flags.folder, flags.out, splits, heads, class_names, flags.labels):
             print(line)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
 
 
@@ -78,6 +78,7 @@ def _holds_sequences(flags: argparse.Namespace, splits: Mapping[str, str] | None
         raise ValueError(
             f"{flags.folder}: the records are neither chunks of vivit_jax nor tf.train.SequenceExamples with a feature "
             f"list {reader.SEQUENCE_FRAMES!r}; they hold {', '.join(sorted(features)) or 'no features'}"
+            f"{' as a feature of the context, not as a list' * (reader.SEQUENCE_FRAMES in features)}"
         )
     given = [name for name in ("out", "split", "head", "class_names") if getattr(flags, name)]
     if given:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from vivit_jax.data import workers
 from vivit_jax.data.host_tf import tf
@@ -81,6 +82,7 @@ def _broken_frame(record: tf.Tensor, form: str) -> str | None:
         return None
     for number, jpeg in enumerate(jpegs):
         try:
+            tf.io.extract_jpeg_shape(jpeg)  # which, unlike decoding, takes no other format
             tf.io.decode_jpeg(jpeg, channels=3)
         except tf.errors.OpError as error:
             return f"frame {number} is no readable JPEG: {_message(error)}"
@@ -88,9 +90,9 @@ def _broken_frame(record: tf.Tensor, form: str) -> str | None:
 
 
 def _message(error: tf.errors.OpError) -> str:
-    """TensorFlow's message without the names of its nodes."""
+    """TensorFlow's message without the names of its nodes and the traceback of its graph."""
     lines = [line.split("}} ", 1)[-1].split(" [Op:", 1)[0].strip() for line in error.message.splitlines()]
-    kept = [line for line in lines if line and not line.startswith("[[")]
+    kept = [line for line in lines if line and not line.startswith(("[[", "Graph execution", "Detected at", 'File "'))]
     return " ".join(dict.fromkeys(kept))[:300] or type(error).__name__
 
 
@@ -138,7 +140,7 @@ def videos(path: Path, heads: Iterable[str]) -> Iterator[VideoEntry]:
             chunks_read += 1
     except tf.errors.DataLossError:
         raise ValueError(f"{path}: record {number + 1} is corrupted: its checksum does not fit") from None
-    except IndexError:
+    except (IndexError, DecodeError):
         raise ValueError(f"{path}: record {number} is no chunk of a video: a feature is missing or empty") from None
     if chunks_read != num_chunks:
         raise ValueError(f"{path}: the last video has {chunks_read} of {num_chunks} chunks")
