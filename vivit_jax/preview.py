@@ -7,8 +7,6 @@ The clips are exactly those of that training step: the same input pipeline, the 
 side by side, a .gif is animated.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import textwrap

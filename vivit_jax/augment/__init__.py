@@ -5,8 +5,6 @@ frames of a clip get the same random draw. The draws of a clip depend only on th
 global batch: a run is the same on any mesh, and pixels stay on their devices.
 """
 
-from __future__ import annotations
-
 import jax
 
 from vivit_jax.augment import rand_augment

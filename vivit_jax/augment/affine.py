@@ -5,8 +5,6 @@ A transform maps the centre of each output pixel to the point of the input whose
 the frame become grey. All frames of a clip get the same transform.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

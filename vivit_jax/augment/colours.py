@@ -1,7 +1,5 @@
 """Colour jitter (brightness, saturation, contrast, hue) and greyscale of the paper's Kinetics recipe (appendix)."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Config of the augmentation on the device."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from vivit_jax.augment.rand_augment import OPERATION_SETS

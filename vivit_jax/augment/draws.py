@@ -1,7 +1,5 @@
 """Random keys of clips, and boxes of pixels: what several augmentations draw."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Random erasing of clips (Zhong et al., arXiv:1708.04896): a box of the frame, the same in all frames."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

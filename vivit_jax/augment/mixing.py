@@ -1,7 +1,5 @@
 """Mixtures of two clips and of their labels: mixup (arXiv:1710.09412) and cutmix (arXiv:1905.04899)."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -12,8 +12,6 @@ number of pixels as the mean grey value; its Sharpness mixes the last row of a f
 both and its Color round differently from Pillow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

@@ -1,7 +1,5 @@
 """Crop, resize and flip of training clips, for an input pipeline that leaves them to the device."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -1,7 +1,5 @@
 """Checkpoints of a run: Orbax steps with checksums; verified on restore, damaged ones quarantined."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from vivit_jax.checkpoint.integrity import CheckpointError, check_params, checksums, order_sensitive_checksums

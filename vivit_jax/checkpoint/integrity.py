@@ -1,7 +1,5 @@
 """Verification of checkpoints: checksums of all arrays; names and shapes against those of the model."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence

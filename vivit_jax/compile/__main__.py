@@ -7,8 +7,6 @@ python -m vivit_jax.compile --config=configs/k400_vivit_l.py:320 --topology=v3:4
 Exit code 1: a step does not fit. No TPU is needed, only its compiler: pip install 'vivit_jax[tpu]'.
 """
 
-from __future__ import annotations
-
 import sys
 
 from absl import flags, logging

@@ -1,7 +1,5 @@
 """Compilation of one program for devices that need not exist, and the largest batch that fits their memory."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import time

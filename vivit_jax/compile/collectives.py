@@ -3,8 +3,6 @@
 Instructions in the body of a loop (a scan over layers) count once per iteration where the trip count is known.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -6,8 +6,6 @@ HBM count, with the padding of their tiles. A fusion that slices an operand, or 
 the slice. A kernel (Pallas) counts its operands and results once each; what it reads repeatedly does not show.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from vivit_jax.compile import hlo

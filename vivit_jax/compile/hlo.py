@@ -1,7 +1,5 @@
 """The text of a compiled program (XLA's HLO): its computations, its instructions, and how often each runs."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence

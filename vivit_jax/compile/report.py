@@ -1,7 +1,5 @@
 """The printed report of a config compiled for a slice."""
 
-from __future__ import annotations
-
 from vivit_jax.compile.ahead import Compiled, compile_ahead, largest_batch
 from vivit_jax.compile.program import Target
 from vivit_jax.compile.slices import GIB, Slice

@@ -6,8 +6,6 @@ Generations Shaped Google's TPUv4i", ISCA 2021, table 1. The number in a name co
 and for v5p, and chips for v5e and v6e. A chip is two JAX devices for v2 and v3, and one device for later generations.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os

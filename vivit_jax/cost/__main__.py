@@ -6,8 +6,6 @@ python -m vivit_jax.cost --plot=pictures
 python -m vivit_jax.cost --config=configs/k400_vivit_l.py --config.model.image_size=320
 """
 
-from __future__ import annotations
-
 import sys
 
 from absl import app, flags, logging

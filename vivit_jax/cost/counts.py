@@ -4,8 +4,6 @@ The paper counts one multiply-add as one FLOP, XLA as two flops, and any other e
 and the like apart). Half of XLA's flops are the published figures to their last digit (Table 2).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -1,7 +1,5 @@
 """Plots of Figures 7 (b) and 8 (b): cost only, since accuracy needs data."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

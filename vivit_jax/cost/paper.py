@@ -3,8 +3,6 @@
 Published numbers are from arXiv:2103.15691. They are printed beside ours, never instead.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """The cost of one experiment: parameters by part, multiply-adds, memory."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

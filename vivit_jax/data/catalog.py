@@ -6,8 +6,6 @@ A custom data set has no entry: `custom` describes it for a build, `of_records` 
 kinds, "folder" (a folder per class) or "csv", and the user chooses its name.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """The data section of a config."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 

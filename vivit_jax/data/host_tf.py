@@ -4,8 +4,6 @@ It is imported when the first of its functions is used: that takes seconds, for 
 config should wait.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import os

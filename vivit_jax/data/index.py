@@ -6,8 +6,6 @@ python -m vivit_jax.data.index DIR --head=noun=clip/label/index:0:300 --head=ver
                                                     EPIC-Kitchens, with labels concatenated as Scenic does
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io

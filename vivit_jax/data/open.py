@@ -1,7 +1,5 @@
 """Opens the training and evaluation data of a run."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Names of the files in a folder of records, and where the folder is."""
 
-from __future__ import annotations
-
 from vivit_jax.utils import storage
 
 VERSION = "1.0.0"

@@ -5,8 +5,6 @@ each) or inherit the locks of these libraries' threads, and a pool is lost when 
 on damaged files. Here a child is a new interpreter that imports only the module of its function.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import json

@@ -4,8 +4,6 @@ On TPU slices, under Slurm and under Open MPI jax detects the other processes; e
 name them, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. A single machine needs nothing.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import glob
 import importlib.util

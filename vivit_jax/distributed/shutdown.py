@@ -1,7 +1,5 @@
 """How the processes of a run end together: exit codes, synchronized exit, exit deadline."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """The multi-head attention layer of Models 1 to 4 (eq. 2; section 3.3)."""
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -5,8 +5,6 @@ head_dim]. All compute softmax(Q K^T / sqrt(head_dim)) V with the softmax in flo
 a dropout rate or a logit cap by `choose_backend` do without it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

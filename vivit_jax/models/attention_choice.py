@@ -1,7 +1,5 @@
 """What each attention backend can do, and which one `attention_backend="auto"` takes."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

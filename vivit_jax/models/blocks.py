@@ -1,7 +1,5 @@
 """The encoder blocks of section 3.3, their parts, and the encoder that stacks them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -6,8 +6,6 @@ the gradient afterwards does not help: the product itself must be asked for anot
 `ViViTConfig.gradient_dtype` sets. Tokenizer, LayerNorms, position embeddings and heads always use float32.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Multiply-adds of the forward pass in closed form."""
 
-from __future__ import annotations
-
 from vivit_jax.models import ViViTConfig
 
 PARTS = ("tokenizer", "projections", "attention", "mlp", "head")

@@ -3,8 +3,6 @@
 Training computes in `ViViTConfig.dtype`. Inference may use another dtype, since the parameters are float32 in any case.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -1,7 +1,5 @@
 """Tokenizers (section 3.2): uniform frame sampling and tubelet embedding."""
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 import numpy as np

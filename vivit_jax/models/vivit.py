@@ -1,7 +1,5 @@
 """ViViT (section 3): Models 1 to 4 and the average-pool baseline, from a clip to logits."""
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import Any

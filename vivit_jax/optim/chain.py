@@ -1,7 +1,5 @@
 """The optimizer of a run: a chain of optax transformations."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Config of the optimizer and the learning-rate schedule."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import re

@@ -3,8 +3,6 @@
 The leaves under `*/layers/` hold all layers of an encoder, [L, ...], while optax treats an array as one layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

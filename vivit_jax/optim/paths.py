@@ -1,7 +1,5 @@
 """Masks of parameters by regular expressions over their paths."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -4,8 +4,6 @@ Not `flax.linen.with_logical_constraint`, which has no counterpart for `shard_ma
 shorter than the number of devices.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

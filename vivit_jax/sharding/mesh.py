@@ -1,7 +1,5 @@
 """The device mesh, what fits on it, and the placement of batches."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

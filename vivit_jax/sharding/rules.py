@@ -1,7 +1,5 @@
 """Sharding rules for parameters and optimizer state, as a table."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -12,8 +12,6 @@ Each run trains in WORKDIR/ROW/seed_SEED and writes `row.json` there when it is 
 interrupted sweep: it skips finished runs and resumes the interrupted one.
 """
 
-from __future__ import annotations
-
 import sys
 
 import jax

@@ -1,7 +1,5 @@
 """The runs of a sweep: their configs, folders and stored results."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """The runs of a sweep, one after another."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """The results of a sweep as a table (Markdown, CSV) and a plot: a row each, mean and deviation over the seeds."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from typing import Any

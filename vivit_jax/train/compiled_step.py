@@ -1,7 +1,5 @@
 """Ahead-of-time compilation of the train step: compilation cache, memory report, advice when out of memory."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import hashlib

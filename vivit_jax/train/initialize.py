@@ -1,7 +1,5 @@
 """The state before the first step: restored, from pretrained weights or random; the start-up log."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -4,8 +4,6 @@ All decisions of a run follow from its config, its seed and the step, so a run t
 the same command continues as if nothing had happened, to the bit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

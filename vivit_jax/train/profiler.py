@@ -4,8 +4,6 @@
 holds other steps than those asked for, and it cannot write to a bucket.
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from typing import Any

@@ -1,7 +1,5 @@
 """Everything that a run derives from its config and data before the first step; config errors show here."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Host-side handling of skipped steps: log and record them, end the run after too many in a row."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping

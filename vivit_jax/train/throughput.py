@@ -1,7 +1,5 @@
 """Throughput of a run: steps and clips per second, model FLOP utilisation, time spent waiting for data."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Ends a process whose training steps have stalled."""
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Gradients of a loss: of the trained parameters only, in microbatches, at SAM's perturbed parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

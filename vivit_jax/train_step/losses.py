@@ -1,7 +1,5 @@
 """Losses of the heads: softmax cross-entropy for one label per clip, sigmoid cross-entropy for multi-label heads."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping

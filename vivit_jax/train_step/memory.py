@@ -1,7 +1,5 @@
 """Memory of compiled programs and of devices."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -12,8 +12,6 @@ The order depends on the platform:
 Without a backward pass there is nothing to recompute; `ViViTConfig` says what `auto` means there.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar

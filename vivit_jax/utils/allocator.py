@@ -1,7 +1,5 @@
 """The memory allocator of the C library, under programs that compute on the CPU."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 

@@ -3,8 +3,6 @@
 `where` is the section of the config, for the message ("" for none). A field that is None is not checked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from typing import Any
 

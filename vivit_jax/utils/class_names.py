@@ -1,7 +1,5 @@
 """Which classes of a model and of a data set are the same, by their names."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import unicodedata

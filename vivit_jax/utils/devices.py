@@ -1,7 +1,5 @@
 """The devices that jax uses: a line in the log, warnings of hardware that is left idle, a clear error without any."""
 
-from __future__ import annotations
-
 import glob
 import os
 import sys

@@ -1,7 +1,5 @@
 """What all programs of the package share at their start: missing extras are named in one line, `~` is expanded."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys

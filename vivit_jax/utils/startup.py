@@ -1,7 +1,5 @@
 """Seconds from the start of a program to its first step, by what they were spent on."""
 
-from __future__ import annotations
-
 import time
 
 _IMPORTED = time.perf_counter()  # with the package, before jax

@@ -6,8 +6,6 @@ URIs that `etils.epath` knows (gs://, s3://, ...) are accessed through `tf.io.gf
 A request to a bucket takes tens of milliseconds, so requests for many files run in parallel.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import tempfile

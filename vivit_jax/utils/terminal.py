@@ -1,7 +1,5 @@
 """Text that a terminal or a UTF-8 file cannot hold."""
 
-from __future__ import annotations
-
 import sys
 
 

@@ -1,7 +1,5 @@
 """Trees of arrays and of JSON values: leaf names, non-finite numbers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -4,8 +4,6 @@ DMVR's generator numbers the classes in the order of a Python set, which differs
 a validation file written by two runs do not mean the same classes. Where the records hold texts too, this is detected.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple

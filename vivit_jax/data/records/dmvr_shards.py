@@ -1,7 +1,5 @@
 """Shards of DMVR and Scenic: which files make up which split."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping

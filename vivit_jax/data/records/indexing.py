@@ -1,7 +1,5 @@
 """Assembles the index of a split, from what a build has just written or from the records alone."""
 
-from __future__ import annotations
-
 import dataclasses
 import struct
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,6 @@ little-endian). The chunks of a video are consecutive in one shard. Each split h
 Records of Scenic and DMVR are sequences: one `tf.train.SequenceExample` per video (module `dmvr`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json

@@ -8,8 +8,6 @@ to right" and "Pushing something from right to left". If there is no such class,
 Facts that the names do not show are stated by the data set (`catalog.DatasetFacts.mirrored`) and take precedence.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 

@@ -10,8 +10,6 @@ section 4.1 and appendix). Alternatively, one frame from each of T equal segment
 et al., 2016, arXiv:1608.00859).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import types

@@ -1,7 +1,5 @@
 """Part of a split: selected by class, by list, by fraction, by number per class."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import hashlib
