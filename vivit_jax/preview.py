@@ -155,7 +155,7 @@ def contact_sheet(clips: Preview, title: str) -> Any:
     for clip, panels in enumerate(rows.reshape(num_clips, 2)):
         for axes, (when, video, caption) in zip(panels, _before_and_after(clips, clip), strict=True):
             axes.imshow(_strip(video[frames]), interpolation="nearest")
-            axes.set_title(f"{clip} {when}: {caption}", fontsize=8, loc="left")
+            axes.set_title(f"{clip} {when}: {plots.readable(caption, 150)}", fontsize=8, loc="left")
             axes.set_axis_off()
     title = textwrap.fill(f"{title}; frames {', '.join(map(str, frames))} of each clip", int(13 * figure_width))
     figure.suptitle(title, fontsize=9)
@@ -192,7 +192,7 @@ def animation(clips: Preview, title: str) -> list[np.ndarray]:
         pairs = zip(panels[row : row + 2, column], _before_and_after(clips, clip), strict=True)
         for axes, (when, video, caption) in pairs:
             images.append((axes.imshow(video[0], interpolation="nearest"), video))
-            axes.set_title(textwrap.fill(f"{when}: {caption}", 30), fontsize=7)
+            axes.set_title(textwrap.fill(f"{when}: {plots.readable(caption, 150)}", 30), fontsize=7)
     figure.suptitle(textwrap.fill(title, int(13 * width)), fontsize=9)
     pictures = []
     for frame in range(num_frames):

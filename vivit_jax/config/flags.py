@@ -14,6 +14,7 @@ from ml_collections import config_flags
 
 from vivit_jax.config.fields import ConfigError, check_exists, paths, plain
 from vivit_jax.config.files import load_config
+from vivit_jax.utils import terminal
 
 USAGE_ERROR = 2  # exit code, as of argparse: starting again will not help
 
@@ -56,7 +57,7 @@ def parse(argv: Sequence[str], known: flags.FlagValues = flags.FLAGS, positional
             raise flags.Error(f"unexpected arguments: {' '.join(rest[1:])}")
         return rest
     except (flags.Error, ConfigError) as error:
-        sys.stderr.write(f"error: {error}\n--help shows the flags.\n")
+        sys.stderr.write(f"error: {error}{terminal.dash_advice(argv[1:])}\n--help shows the flags.\n")
         sys.exit(USAGE_ERROR)
 
 

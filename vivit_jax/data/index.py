@@ -11,16 +11,19 @@ import csv
 import io
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 
 from vivit_jax.data.records import dmvr, reader, scan
 from vivit_jax.data.records.dmvr_labels import DEFAULT, Head
 from vivit_jax.data.records.split import NoRecordsError
-from vivit_jax.utils import storage
+from vivit_jax.utils import storage, terminal
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    flags = _parser().parse_args(argv)
+    parser = _parser()
+    parser.error = lambda text: argparse.ArgumentParser.error(parser, text + terminal.dash_advice(argv or sys.argv[1:]))
+    flags = parser.parse_args(argv)
     try:
         splits = _parse_splits(flags.split)
         if not _holds_sequences(flags, splits):

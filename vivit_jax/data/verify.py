@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from vivit_jax.data.records.split import (
     load_class_names,
     open_split,
 )
-from vivit_jax.utils import progress_bar, storage
+from vivit_jax.utils import progress_bar, storage, terminal
 
 PRINTED = 100  # problems per split that are printed; all are counted
 _TIMES = "image/timestamp"
@@ -234,6 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="DIR", help="folder with the records' index")
     parser.add_argument("--threads", type=int, default=None, help="records read in parallel; default: one per core")
+    parser.error = lambda text: argparse.ArgumentParser.error(parser, text + terminal.dash_advice(argv or sys.argv[1:]))
     flags = parser.parse_args(argv)
     try:
         reports = verify(flags.folder, flags.threads)

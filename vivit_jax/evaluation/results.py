@@ -100,8 +100,9 @@ def write_result(
     if result.predictions is not None:
         per_video.write(workdir / per_video.FILE, result.predictions, class_names)
     for head, matrix in result.confusion.items():
-        figure = plots.confusion_matrix(matrix, class_names[head], f"{head}, {split}")
-        plots.save(figure, workdir / "pictures" / f"confusion_{head}.png")
+        with plots.optional(f"the confusion matrix of {head}"):
+            figure = plots.confusion_matrix(matrix, class_names[head], f"{head}, {split}")
+            plots.save(figure, workdir / "pictures" / plots.file_name(f"confusion_{head}", ".png"))
 
 
 def _class_rows(result: Result, head: str, names: Sequence[str]) -> list[dict[str, Any]]:

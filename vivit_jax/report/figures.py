@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 
 from vivit_jax.utils import plots
 
@@ -18,6 +18,7 @@ MAX_POINTS = 400
 _GREY = "#808995"  # legible on the light and on the dark page
 _STYLE = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _GREY)
 _STYLE |= {
+    "text.parse_math": False,
     "svg.fonttype": "none",
     "font.size": 9,
     "axes.spines.top": False,
@@ -41,14 +42,18 @@ def thin(points: Points) -> Points:
 
 def lines(series: Mapping[str, Points], xlabel: str, *, percent: bool = False, logarithmic: bool = False) -> str:
     """Draws {name: [(x, y), ...]} as an SVG; `percent`: y in [0, 1]; `logarithmic` applies where all y are positive."""
+    names = {name: plots.readable(name) for name in series}  # before the context, which would forget the fonts
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.2, 2.8 + 0.17 * (len(series) // 2)), layout="constrained")
         axes = figure.add_subplot(xlabel=xlabel)
         for name, points in series.items():
             marker = "o" if len(points) <= 40 else ""
-            axes.plot(*zip(*thin(points), strict=True), label=name, linewidth=1.5, marker=marker, markersize=3)
+            axes.plot(*zip(*thin(points), strict=True), label=names[name], linewidth=1.5, marker=marker, markersize=3)
         if logarithmic and all(y > 0 for points in series.values() for _, y in points):
             axes.set_yscale("log")
+            # The default labels are formulas.
+            axes.yaxis.set_major_formatter(LogFormatter())
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
             axes.set_ylim(-0.02, 1.02)

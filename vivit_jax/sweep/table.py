@@ -64,7 +64,8 @@ def write(results: Sequence[Result], workdir: epath.PathLike, name: str, metrics
     (folder / f"{name}.md").write_text(markdown(results, metrics))
     (folder / f"{name}.csv").write_text(to_csv(results))
     if shown := columns(results, metrics):
-        plots.save(_bars(results, shown, name), folder / f"{name}.png")
+        with plots.optional(f"the table {name}"):
+            plots.save(_bars(results, shown, name), folder / f"{name}.png")
 
 
 def _bars(results: Sequence[Result], metrics: Sequence[str], title: str) -> Any:
@@ -77,10 +78,12 @@ def _bars(results: Sequence[Result], metrics: Sequence[str], title: str) -> Any:
         values = [(y, mean_and_deviation(results, row, metric)) for y, row in enumerate(rows)]
         bars = [(y + (i - (len(metrics) - 1) / 2) * height, *value) for y, value in values if value is not None]
         positions, means, deviations = zip(*bars, strict=True)
-        axes.barh(positions, means, height * 0.9, xerr=[x or 0.0 for x in deviations], label=metric, capsize=2)
-    axes.set_yticks(range(len(rows)), rows)
+        axes.barh(
+            positions, means, height * 0.9, xerr=[x or 0.0 for x in deviations], label=plots.readable(metric), capsize=2
+        )
+    axes.set_yticks(range(len(rows)), map(plots.readable, rows))
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.legend(fontsize=8)
-    axes.set(title=title, xlabel="mean over the seeds, and standard deviation")
+    axes.set(title=plots.readable(title), xlabel="mean over the seeds, and standard deviation")
     return figure

@@ -163,14 +163,16 @@ class PeriodicEvaluation:
     def _show_confusion(self, step: int, result: Result) -> None:
         """Writes the confusion matrices as images for TensorBoard."""
         for head, matrix in result.confusion.items() if jax.process_index() == 0 else ():
-            figure = plots.confusion_matrix(matrix, self._split.class_names[head], f"{head}, step {step}")
-            self._writer.write_images(step, {f"eval/confusion_{head}": plots.to_array(figure)[None]})
-            plots.close(figure)
+            with plots.optional(f"the confusion matrix of {head}"):
+                figure = plots.confusion_matrix(matrix, self._split.class_names[head], f"{head}, step {step}")
+                self._writer.write_images(step, {f"eval/confusion_{head}": plots.to_array(figure)[None]})
+                plots.close(figure)
 
 
 def write_curves(workdir: epath.PathLike) -> None:
     """Plots the training curves of the run so far to `workdir/pictures`."""
     workdir = epath.Path(workdir)
     if jax.process_index() == 0:
-        series = logs.read_metrics(workdir / logs.METRICS_FILE)
-        plots.save(plots.training_curves(series, workdir.name), workdir / "pictures" / "training_curves.png")
+        with plots.optional("the training curves"):
+            series = logs.read_metrics(workdir / logs.METRICS_FILE)
+            plots.save(plots.training_curves(series, workdir.name), workdir / "pictures" / "training_curves.png")

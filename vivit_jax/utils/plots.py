@@ -1,34 +1,126 @@
 """Figures of a run: confusion matrix, training curves, predictions (matplotlib, without a display).
 
-matplotlib is imported when the first figure is drawn.
+matplotlib is imported when the first figure is drawn. Every text that is not the program's own passes `readable`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import os
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from absl import logging
 from etils import epath
+
+from vivit_jax.utils import terminal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # With more classes, names and numbers would be illegible and are left out.
 MOST_NAMED_CLASSES = 40
+# The end of the Unicode name of most letters and signs is how they are read.
+_READING = re.compile(r".* (?:LETTER|SYLLABLE|VOWEL SIGN|CHARACTER|DIGIT|SIGN)(?: SMALL| CAPITAL)? (?P<reading>.+)")
 
 
-@functools.cache
 def pyplot() -> Any:
-    """Returns `matplotlib.pyplot`, which draws into files only."""
+    """Returns `matplotlib.pyplot`, which draws into files only, and takes no text for a formula."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot
 
+    matplotlib.rcParams["text.parse_math"] = False  # names of files and classes may hold any number of $
     return matplotlib.pyplot
+
+
+def readable(text: str, longest: int = 60) -> str:
+    """Returns a label or title such that the fonts of this machine can draw it.
+
+    Fonts for scripts that matplotlib's own font lacks are looked for among those of the system. A letter that none has
+    is replaced by its reading in Latin letters, anything else by an escape, as are bytes of file names that are not
+    UTF-8. A text of more than `longest` characters is cut.
+    """
+    text = terminal.printable(str(text))
+    text = text if len(text) <= longest else f"{text[: longest - 3]}..."
+    missing = frozenset(text) - _drawn_by_default()
+    while missing and (font := _font_for(missing)):
+        fonts = pyplot().rcParams["font.family"]
+        pyplot().rcParams["font.family"] = [*fonts, *({font.name} - set(fonts))]
+        missing -= _characters_in(font.fname)
+    return "".join(_latin(character) if character in missing else character for character in text)
+
+
+@functools.cache
+def _drawn_by_default() -> frozenset[str]:
+    from matplotlib import font_manager
+
+    pyplot()
+    return _characters_in(font_manager.findfont(font_manager.FontProperties(family=["sans-serif"]))) | {"\n"}
+
+
+@functools.cache
+def _characters_in(file: str) -> frozenset[str]:
+    from matplotlib import font_manager
+
+    try:
+        characters = map(chr, font_manager.get_font(file).get_charmap())
+    except (OSError, RuntimeError, ValueError):  # FreeType cannot read it
+        return frozenset()
+    return frozenset(character for character in characters if unicodedata.category(character) != "Cc")
+
+
+@functools.cache
+def _font_for(characters: frozenset[str]) -> Any:
+    """Returns the upright font of the system that has the most of the characters; None if all have none."""
+    from matplotlib import font_manager, get_data_path
+
+    # Not matplotlib's own, which are for mathematics, or draw boxes ("Last Resort").
+    fonts = [
+        font
+        for font in font_manager.fontManager.ttflist
+        if font.style == "normal" and "Last Resort" not in font.name and not font.fname.startswith(get_data_path())
+    ]
+    best = max(fonts, key=lambda font: len(characters & _characters_in(font.fname)), default=None)
+    return best if best and characters & _characters_in(best.fname) else None
+
+
+def _latin(character: str) -> str:
+    """Returns a reading of a character ("ka" of a Devanagari letter), its name ("[grinning face]"), or an escape."""
+    plain = unicodedata.normalize("NFKD", character)
+    if plain != character and not frozenset(plain) - _drawn_by_default():
+        return plain
+    name = unicodedata.name(character, "")
+    if "VIRAMA" in name or "VARIATION SELECTOR" in name or unicodedata.category(character) == "Cf":
+        return ""  # modifies the letter before it
+    if match := _READING.fullmatch(name):
+        return match["reading"].lower()
+    named = name and not name.startswith("CJK ")
+    return f"[{name.lower()}]" if named else character.encode("unicode_escape").decode()
+
+
+@contextlib.contextmanager
+def optional(what: str) -> Iterator[None]:
+    """Turns any failure to draw or write a picture into a warning: the work that it shows is done, and must count."""
+    try:
+        yield
+    except Exception as error:
+        logging.warning("No picture of %s: %s: %s", readable(what), type(error).__name__, error)
+
+
+def file_name(stem: str, suffix: str) -> str:
+    """Returns a name that a file system takes: without separators, and cut, with a hash, where it is too long."""
+    stem = re.sub(r"[/\\\0]", "_", stem)
+    if len(os.fsencode(stem)) > 200:
+        shortened = os.fsencode(stem)[:190].decode("utf-8", "ignore")
+        stem = f"{shortened}_{hashlib.sha256(os.fsencode(stem)).hexdigest()[:8]}"
+    return f"{stem}{suffix}"
 
 
 def confusion_matrix(matrix: np.ndarray, names: Sequence[str], title: str) -> Figure:
@@ -40,7 +132,7 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], title: str) -> Fi
     named = classes <= MOST_NAMED_CLASSES
     side = float(np.clip(0.55 * classes, 5, 14))
     figure, axes = pyplot().subplots(figsize=(side + 1.5, side), layout="constrained")
-    ConfusionMatrixDisplay(shares, display_labels=list(names) if named else None).plot(
+    ConfusionMatrixDisplay(shares, display_labels=list(map(readable, names)) if named else None).plot(
         ax=axes,
         cmap="Blues",
         values_format=".2f",
@@ -51,7 +143,7 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], title: str) -> Fi
     if not named:
         axes.set_xticks([])
         axes.set_yticks([])
-    axes.set(title=title, xlabel="predicted", ylabel="true")
+    axes.set(title=readable(title), xlabel="predicted", ylabel="true")
     return figure
 
 
@@ -64,14 +156,14 @@ def training_curves(series: Mapping[str, Sequence[tuple[int, float]]], title: st
             if re.search(pattern, name) and points:
                 steps, values = zip(*points, strict=True)
                 marker = {"marker": "o", "markersize": 3} if name.startswith("eval/") else {"alpha": 0.7}
-                axes.plot(steps, values, label=name, linewidth=1.2, **marker)
+                axes.plot(steps, values, label=readable(name), linewidth=1.2, **marker)
         axes.set(xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize=7)
         if label == "accuracy":
             axes.set_ylim(0, 1.02)
-    figure.suptitle(title)
+    figure.suptitle(readable(title))
     return figure
 
 
@@ -86,14 +178,27 @@ def close(figure: Figure) -> None:
     pyplot().close(figure)
 
 
-def save(figure: Figure, path: epath.PathLike) -> epath.Path:
-    """Writes a PNG and closes the figure; returns its path."""
+def save(figure: Figure, path: epath.PathLike, metadata: Mapping[str, str] | None = None) -> epath.Path:
+    """Writes a PNG, with `metadata` as its text, and closes the figure; returns its path."""
     path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        figure.savefig(file, format="png", dpi=110)
-    pyplot().close(figure)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            figure.savefig(file, format="png", dpi=110, metadata=dict(metadata or {}))
+    finally:
+        pyplot().close(figure)
     return path
+
+
+def text_of(picture: epath.Path, field: str) -> str | None:
+    """Returns a text field of a PNG; None where it has none, or is no PNG."""
+    from PIL import Image
+
+    try:
+        with picture.open("rb") as file, Image.open(file) as image:
+            return image.text.get(field)
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def prediction(
@@ -123,8 +228,9 @@ def prediction(
     for row, (head, labels) in enumerate(ranked.items(), start=2):
         axes = figure.add_subplot(rows[row, :])
         names, probabilities = zip(*reversed(labels), strict=True)
-        axes.barh(names, probabilities, color="#3b6ea5")
-        axes.set(xlim=(0, 1), ylabel=head)
+        axes.barh(range(len(names)), probabilities, color="#3b6ea5")
+        axes.set_yticks(range(len(names)), map(readable, names))
+        axes.set(xlim=(0, 1), ylabel=readable(head))
         axes.tick_params(labelsize=8)
-    figure.suptitle(title)
+    figure.suptitle(readable(title))
     return figure

@@ -8,6 +8,8 @@ A request to a bucket takes tens of milliseconds, so requests for many files run
 
 import contextlib
 import os
+import re
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -21,24 +23,26 @@ PathLike = str | os.PathLike
 # A local path, or a path in a bucket; `epath.Path` has the methods of `pathlib.Path`.
 AnyPath = Path | epath.Path
 _PARALLEL_REQUESTS = 32
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
 def is_remote(path_like: PathLike) -> bool:
     """Returns whether a path is a URI."""
-    return "://" in os.fspath(path_like)
+    return _URI.match(os.fspath(path_like)) is not None
 
 
 def path(path_like: PathLike) -> AnyPath:
     """Returns the path object of a local path or a URI."""
+    if not is_remote(path_like):
+        return Path(path_like)
     text = os.fspath(path_like)
-    if "://" not in text:
-        return Path(text)
     try:
         return epath.Path(text)
     except KeyError as error:
         raise ValueError(
             f"{text}: {error.args[0]} is not a known kind of storage; use gs:// (Google Cloud Storage) or another that "
-            "etils.epath and TensorFlow support"
+            f"etils.epath and TensorFlow support. A local file of this name is ./{text}"
         ) from None
 
 
@@ -67,6 +71,12 @@ def in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> list[An
     """Returns `function` of each item, called from several threads: for requests to a bucket."""
     with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
         return list(pool.map(function, items))
+
+
+def absence(file: AnyPath) -> str:
+    """Returns why a path is no file: "no such file", or what it is instead."""
+    kind = None if is_remote(file) or not file.exists() else _KINDS.get(stat.S_IFMT(os.stat(file).st_mode))
+    return f"{kind}, not a file" if kind else "no such file"
 
 
 def sizes(files: Iterable[PathLike]) -> list[int | None]:

@@ -1,6 +1,8 @@
 """Text that a terminal or a UTF-8 file cannot hold."""
 
+import os
 import sys
+from collections.abc import Iterable
 
 
 def escape_unprintable() -> None:
@@ -16,3 +18,9 @@ def escape_unprintable() -> None:
 def printable(name: str) -> str:
     """Returns a file name as valid Unicode: bytes that are not UTF-8, which Python keeps as surrogates, are escaped."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def dash_advice(arguments: Iterable[str]) -> str:
+    """Returns what to do about files whose names begin with `-`, which look like flags; '' if there are none."""
+    names = [name for name in arguments if name.startswith("-") and os.path.lexists(name)]
+    return f"\n{names[0]!r} is the name of a file: give it as ./{names[0]} or after --" if names else ""

@@ -124,7 +124,7 @@ def iterate_frames(
             if not storage.is_remote(path) and path.is_symlink() and not path.exists():
                 raise VideoError(f"{path}: a link to a file that is not there")
             if not path.is_file():
-                raise VideoError(f"{path}: no such file")
+                raise VideoError(f"{path}: {storage.absence(path)}")
             if storage.size(path) == 0:
                 raise VideoError(f"{path}: the file is empty (0 bytes)")
             file = stack.enter_context(storage.local(path))

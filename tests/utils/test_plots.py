@@ -1,0 +1,50 @@
+"""Labels of any script, formulas that are none, and pictures that fail."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from vivit_jax.utils import plots
+
+LABELS = [r"a$\frac{$b", "$x$", "打篮球", "कूद", "점프", "Привет", "x" * 500, "a\tb", "\udcff.mp4", "\U0001f9ff"]
+
+
+@pytest.fixture(autouse=True)
+def _missing_glyphs_are_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def test_labels_of_any_script_are_drawn_without_boxes_and_formulas(tmp_path):
+    figures = [
+        plots.confusion_matrix(np.eye(len(LABELS), dtype=int), LABELS, LABELS[0]),
+        plots.training_curves({f"eval/{label}/top1": [(1, 0.5)] for label in LABELS}, LABELS[1]),
+        plots.prediction(
+            np.zeros((4, 8, 8, 3), np.uint8), np.ones((2, 2, 2)), {"$": [(label, 0.1) for label in LABELS]}, LABELS[2]
+        ),
+    ]
+    for number, figure in enumerate(figures):
+        assert plots.save(figure, tmp_path / f"{number}.png", {"Source": "x"}).stat().length > 1000
+    assert plots.text_of(tmp_path / "0.png", "Source") == "x"
+
+
+def test_what_no_font_can_draw_is_transliterated(monkeypatch):
+    monkeypatch.setattr(plots, "_font_for", lambda characters: None)
+    assert [plots.readable(text) for text in ("कूद", "점프", "打", "a\tb", "\udcff", "é")] == [
+        *("kauuda", "jeompeu", r"\u6253", r"a\tb", r"\xff", "é"),
+    ]
+
+
+def test_failed_picture_is_a_warning(caplog):
+    with plots.optional("a confusion matrix"):
+        raise RuntimeError("no font")
+    assert "No picture of a confusion matrix: RuntimeError: no font" in caplog.text
+
+
+def test_file_names_are_those_of_any_file_system():
+    assert plots.file_name("confusion_a/b", ".png") == "confusion_a_b.png"
+    names = {plots.file_name("日" * 80 + end, ".png") for end in "ab"}
+    assert len(names) == 2
+    assert max(len(name.encode()) for name in names) <= 255

@@ -1,0 +1,184 @@
+"""Ranks the labels of video files with a trained model, and draws its attention.
+
+    python -m vivit_jax.predict --workdir=runs/moving_digits clip.mp4 folder "more/*.webm"
+    python -m vivit_jax.predict --workdir=runs/moving_digits --pictures=out --json clip.mp4
+
+Needs only the checkpoint, which contains the config, the class names and what prepares a video.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from vivit_jax import checkpoint as checkpointing
+from vivit_jax import sharding
+from vivit_jax.config.experiment import Experiment
+from vivit_jax.config.preprocessing import Preprocessing
+from vivit_jax.data import pipeline
+from vivit_jax.evaluation.evaluate import restore_for_inference
+from vivit_jax.evaluation.evaluator import for_inference
+from vivit_jax.evaluation.predictions import rank_labels
+from vivit_jax.models import inference
+from vivit_jax.predict.attention import attention_map
+from vivit_jax.train_step import make_eval_step
+from vivit_jax.utils import storage
+
+__all__ = ["Prediction", "Predictor", "attention_map"]
+
+# Files share a batch as long as their views have no more bytes, so that memory stays bounded.
+_BATCH_BYTES = 1 << 25
+_MOST_FILES = 8  # of a batch, so that the first answer does not wait for many others
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The labels of one file; as a string, a table of them.
+
+    Attributes:
+      path: the file.
+      ranked: {head: [(label, probability), ...]}, the most probable first. With the heads verb and noun also `action`,
+        "verb noun", by the product of both probabilities.
+      views: uint8 [V, T, H, W, 3], the model's input.
+      attend: clips, uint8 [1, T, H, W, 3] -> their `attention_map`.
+    """
+
+    path: str
+    ranked: dict[str, list[tuple[str, float]]]
+    views: np.ndarray
+    attend: Callable[[np.ndarray], jax.Array]
+
+    @functools.cached_property
+    def attention(self) -> np.ndarray:
+        """The attention of the first view, float32 [n_t, n_h, n_w]; computed when it is first asked for."""
+        return np.asarray(self.attend(self.views[:1]))
+
+    def __str__(self) -> str:
+        lines = [self.path]
+        for head, ranked in self.ranked.items():
+            lines += [f"  {head}"] * (len(self.ranked) > 1)
+            lines += [f"    {probability:6.1%}  {label}" for label, probability in ranked]
+        return "\n".join(lines)
+
+
+class Predictor:
+    """A restored model that predicts the labels of video files.
+
+    Args:
+      checkpoint: a workdir, a folder of steps, or one step.
+      temporal_views, spatial_views: None: as in the checkpoint's config.
+      weights: 'params' or 'ema'.
+      dtype: of the compute, as `config.evaluation.dtype`; None: as in the checkpoint's config.
+
+    Raises:
+      CheckpointError: no checkpoint, or a damaged one.
+      ConfigError: the number of views is out of range, or the dtype unknown.
+    """
+
+    def __init__(
+        self,
+        checkpoint: epath.PathLike,
+        *,
+        temporal_views: int | None = None,
+        spatial_views: int | None = None,
+        weights: str = "params",
+        dtype: str | None = None,
+    ):
+        # One device is enough for a few files.
+        mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
+        model, params, metadata, self.path = restore_for_inference(checkpoint, mesh, weights=weights)
+        if not metadata["heads"]:
+            raise checkpointing.CheckpointError(f"{self.path} holds a model without a classifier, which has no labels")
+        options = {"temporal_views": temporal_views, "spatial_views": spatial_views, "dtype": dtype}
+        given = {field: value for field, value in options.items() if value is not None}
+        evaluation = metadata["config"].get("evaluation", {}) | given
+        self._experiment = Experiment.from_config(metadata["config"] | {"evaluation": evaluation})
+        self.model = for_inference(model, self._experiment)
+        self._params = inference.cast_params(params, self.model.config)
+        self.preprocessing = Preprocessing.of_checkpoint(metadata, self.model.config)
+        if self.preprocessing.assumed:
+            logging.warning("%s does not say how videos are prepared: %s", self.path, self.preprocessing.assumed)
+        self.class_names: dict[str, list[str]] = metadata["class_names"]
+        self.multi_label = frozenset(metadata.get("multi_label", ()))
+        self._logits = jax.jit(make_eval_step(self.model.apply, inference.clips_at_once(self.model.config)))
+        attention = jax.jit(lambda params, clip: attention_map(self.model.apply, self.model.config, params, clip))
+        self._attend = functools.partial(attention, self._params)
+
+    def __call__(self, path: storage.PathLike, top: int = 5) -> Prediction:
+        """Decodes a file, cuts its views and ranks the labels.
+
+        Args:
+          path: a video file that FFmpeg can decode, or a folder with its frames as numbered pictures; one shorter than
+            a clip is looped.
+          top: labels per head.
+
+        Raises:
+          VideoError: the file is not a video, or damaged.
+        """
+        ((_, result),) = self.predict([path], top)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def predict(
+        self, paths: Iterable[storage.PathLike], top: int = 5
+    ) -> Iterator[tuple[storage.PathLike, Prediction | Exception]]:
+        """Yields (path, prediction, or why there is none) of each file in its order; see `__call__`.
+
+        Several files share a batch, and the next batch is decoded while the device computes one.
+        """
+        waiting, rows = None, 0
+        for batch in self._batches(paths):
+            readable = [views for _, views in batch if isinstance(views, np.ndarray)]
+            logits = {}
+            if readable:
+                rows = max(rows, len(readable))  # so that the last batch, which is smaller, needs no other program
+                padded = readable + readable[:1] * (rows - len(readable))
+                logits = self._logits(self._params, {"video": np.stack(padded) if rows > 1 else readable[0][None]})
+            if waiting is not None:
+                yield from self._results(*waiting, top)
+            waiting = batch, logits
+        if waiting is not None:
+            yield from self._results(*waiting, top)
+
+    def _batches(self, paths: Iterable[storage.PathLike]) -> Iterator[list[tuple[storage.PathLike, Any]]]:
+        """Yields lists of (path, its views uint8 [V, T, H, W, 3] or an exception)."""
+        evaluation, prepare = self._experiment.evaluation, self.preprocessing
+        numbers = evaluation.temporal_views, evaluation.spatial_views
+        batch, size = [], 0  # bytes of the views
+        for path in paths:
+            try:
+                views = pipeline.views_from_file(
+                    path, prepare.clip, *numbers, prepare.stored_short_side, prepare.stored_fps
+                )
+            except Exception as error:  # whatever is wrong with a file or its name, the others are predicted
+                batch.append((path, error))
+                continue
+            batch.append((path, views))
+            size += views.nbytes
+            if size + views.nbytes > _BATCH_BYTES or size >= _MOST_FILES * views.nbytes:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+    def _results(
+        self, batch: Sequence[tuple[storage.PathLike, Any]], logits: Mapping[str, jax.Array], top: int
+    ) -> Iterator[tuple[storage.PathLike, Prediction | Exception]]:
+        """Waits for the logits of a batch and ranks the labels of each file."""
+        logits, row = jax.device_get(logits), 0
+        for path, views in batch:
+            if isinstance(views, Exception):
+                yield path, views
+                continue
+            of_file = {head: logits[head][row] for head in self.class_names}
+            ranked = rank_labels(of_file, self.class_names, top, self.multi_label, self._experiment.loss.name)
+            yield path, Prediction(str(path), ranked, views, self._attend)
+            row += 1
