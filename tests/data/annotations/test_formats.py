@@ -87,6 +87,56 @@ def test_kinetics_file_names(miniatures, tmp_path, names):
     assert [len(result.rows[split]) for split in ("train", "validation")] == [6, 2]
 
 
+@pytest.mark.parametrize(
+    ("train", "validation"),
+    [
+        ("kinetics-400_train.csv", "kinetics-400_val.csv"),
+        ("kinetics400_train_list.csv", "kinetics400_val_list.csv"),
+        ("k400/annotations/train.csv", "k400/annotations/val.csv"),
+        ("annotations/Kinetics_400_Train.csv", "annotations/K400-Validate.csv"),
+    ],
+)
+def test_other_spellings_of_kinetics_files(miniatures, tmp_path, train, validation):
+    source = miniatures["kinetics400"].annotations
+    for name, official in ((train, "train.csv"), (validation, "val.csv")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((source / official).read_bytes())
+    result = annotations.read(catalog.get("kinetics400"), tmp_path)
+    assert [len(result.rows[split]) for split in ("train", "validation")] == [6, 2]
+
+
+def test_near_misses_are_named(miniatures, tmp_path):
+    for name in ("train_k4000.csv", "other.json"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(annotations.MissingDataError, match=r"similar names there: train_k4000\.csv\."):
+        annotations.read(catalog.get("kinetics400"), tmp_path)
+    (tmp_path / "a").mkdir()
+    for folder in ("a/k400", "a/old"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.csv").write_text("x")
+    with pytest.raises(annotations.AnnotationError, match=r"several files of one kind, .*; give the folder of one"):
+        annotations.read(catalog.get("kinetics400"), tmp_path)
+
+
+def test_a_list_without_a_header_for_kinetics(tmp_path):
+    (tmp_path / "kinetics400_train_list_videos.txt").write_text("abseiling/x_000001_000011.mp4 0\n")
+    with pytest.raises(annotations.AnnotationError, match="a list `path label` is a custom data set, --dataset=csv"):
+        annotations.read(catalog.get("kinetics400"), tmp_path)
+
+
+def test_answers_of_something_something(miniatures, tmp_path):
+    small = miniatures["something_something_v2"]
+    for path in small.annotations.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    name = small.class_names["label"][1]
+    (tmp_path / "test-answers.csv").write_text(f"4711;{name}\n")
+    result = annotations.read(small.dataset, tmp_path)
+    assert [(row.video, row.labels["label"]) for row in result.rows["test"]] == [("4711", 1)]
+    (tmp_path / "test-answers.csv").write_text("4711\n")
+    with pytest.raises(annotations.AnnotationError, match="line 1: 1 values; an answer is id;class"):
+        annotations.read(small.dataset, tmp_path)
+
+
 def test_kinetics_duplicates_are_noted(tmp_path, caplog):
     row = "abseiling,aaaaaaaaaaa,0,10,train\n"
     (tmp_path / "train.csv").write_text("label,youtube_id,time_start,time_end,split\n" + row + row)

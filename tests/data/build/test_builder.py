@@ -3,11 +3,14 @@
 import csv
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from tests.helpers.videos import bad_files, numbered_video, read_number
+from tests.helpers.videos import bad_files, draw_number, numbered_video, read_number
 from vivit_jax.data import annotations, build, catalog, paths, workers
 from vivit_jax.data.build.__main__ import main as build_main
 from vivit_jax.data.host_tf import tf
@@ -203,6 +206,56 @@ def test_custom_data_set_with_all_flags(tmp_path, capsys):
         build_main(["--dataset=kinetics400", "--name=x", *command[1:]])
     with pytest.raises(SystemExit, match="kinetics400 has annotation files: give their folder"):
         build_main(["--dataset=kinetics400", *command[1:]])
+
+
+def test_folders_of_frames(tmp_path, capsys):
+    for number in (1, 2):
+        folder = tmp_path / "mine" / "up" / str(number)
+        folder.mkdir(parents=True)
+        for frame in range(20):
+            encode.Image.fromarray(draw_number(frame)).save(folder / f"{frame + 1:05d}.png")
+    (tmp_path / "train.txt").write_text("up/1 20 7\nup/2 20 7\n")
+    flags = [f"--videos={tmp_path / 'mine'}", "--workers=0"]
+    with pytest.raises(SystemExit, match=r"up/1 is a folder of frames, without a frame rate: give it by --fps=N"):
+        build_main(["--dataset=folder", "--name=a", f"--out={tmp_path}", *flags])
+    build_main(["--dataset=folder", "--name=a", f"--out={tmp_path}", "--fps=12", *flags])
+    build_main(
+        ["--dataset=csv", "--name=b", f"--out={tmp_path}", "--fps=12", f"--annotations={tmp_path}/train.txt", *flags]
+    )
+    for name in "ab":
+        split = open_split(build.records_folder(name, tmp_path), "train")
+        assert (split.num_frames.tolist(), split.fps.tolist()) == ([20], [12])
+        assert [read_number(frame) for frame in frames_of(split, 0)] == list(range(20))
+
+
+def test_rejects_fail_the_command(tmp_path, capsys, caplog):
+    """From half of the videos on; the class that is left without videos is named."""
+    numbered_video(tmp_path / "v" / "a.mp4", 4)
+    (tmp_path / "list.csv").write_text("path,label,split\na.mp4,walk,train\nb.mp4,run,train\n")
+    command = ["--dataset=csv", f"--videos={tmp_path}/v", f"--annotations={tmp_path}/list.csv", "--workers=0"]
+    with pytest.raises(SystemExit, match=r"1 of 2 videos \(50.0%\) are rejected, .*no such video.*--allow_rejects"):
+        build_main([*command, "--name=a", f"--out={tmp_path}"])
+    assert "1 of 2 videos (50.0%) rejected (see rejects.csv)" in capsys.readouterr().out.splitlines()[-1]
+    assert "1 classes of label have no video in split train: run" in caplog.text
+    build_main([*command, "--name=a", f"--out={tmp_path}", "--allow_rejects"])
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    """Also where the terminal knows ASCII only."""
+    name = b"caf\xe9/\xff.mp4".decode("utf-8", "surrogateescape")
+    for path in (name, "\u65e5\u672c/x.mp4"):
+        numbered_video(tmp_path / "x.mp4", 4)
+        (tmp_path / "mine" / path).parent.mkdir(parents=True)
+        (tmp_path / "x.mp4").rename(tmp_path / "mine" / path)
+    (tmp_path / "mine" / "caf\udce9" / "bad\udcff.mp4").write_bytes(b"x")
+    flags = ["--dataset=folder", "--name=mine", f"--videos={tmp_path / 'mine'}", f"--out={tmp_path}", "--workers=0"]
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "vivit_jax.data.build", *flags]
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"1 of 3 videos (33.3%) rejected" in done.stdout
+    assert "bad\\udcff.mp4" in (tmp_path / "mine/1.0.0/rejects.csv").read_text()
+    assert json.loads((tmp_path / "mine/1.0.0/class_names.json").read_text())["label"] == ["caf\\xe9", "\u65e5\u672c"]
 
 
 def test_prepare_without_data(tmp_path):

@@ -13,7 +13,7 @@ from vivit_jax.data import pipeline, verify
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.index import main as index_main
-from vivit_jax.data.records import indexing
+from vivit_jax.data.records import indexing, reader
 from vivit_jax.data.records.dmvr_shards import find_shards
 from vivit_jax.data.records.split import open_split
 from vivit_jax.data.selection import sampling
@@ -311,3 +311,37 @@ def test_frame_rate_from_integer_times_only(tmp_path, times, fps):
     write_shards(tmp_path, "train", [sequence(frames, times, clip__label__index=0)], 1)
     index_main([str(tmp_path)])
     np.testing.assert_allclose(open_split(tmp_path, "train").fps, [fps], rtol=1e-6)
+
+
+def test_all_frames_in_one_feature(tmp_path):
+    whole = [tf.train.SequenceExample.FromString(record) for record in records()]
+    for example in whole:
+        frames = example.feature_lists.feature_list["image/encoded"]
+        jpegs = [feature.bytes_list.value[0] for feature in frames.feature]
+        del frames.feature[1:]
+        frames.feature[0].bytes_list.value[:] = jpegs
+    write_shards(tmp_path, "train", [example.SerializeToString() for example in whole])
+    run(tmp_path)
+    split = open_split(tmp_path, "train")
+    assert sorted(split.num_frames.tolist()) == sorted(count for _, count, *_ in VIDEOS)
+    video = int(np.argmax(split.num_frames))
+    frames = reader.record_reader(split)(tf.constant(video, tf.int64), tf.constant([0, 30, 59], tf.int64))
+    assert numbers_of(frames.numpy()) == [60, 90, 119]
+    assert not verify.verify(tmp_path, progress=False)[0].problems
+
+
+def test_reasons_without_a_traceback(tmp_path):
+    """Features of another type, and pictures that are no JPEGs."""
+    other, png = records(VIDEOS[:1])[0], tf.io.encode_png(np.zeros((64, 96, 3), np.uint8)).numpy()
+    other = other.replace(b"image/encoded", b"image/encodex")
+    floats = tf.train.SequenceExample.FromString(records(VIDEOS[:1])[0])
+    floats.feature_lists.feature_list["image/encoded"].feature[0].float_list.value[:] = [1.0]
+    bad = [sequence([png], clip__label__index=0), floats.SerializeToString(), other]
+    bad.append(sequence(numbered_frames([1]), clip__label__index=b"zero"))
+    write_shards(tmp_path, "train", records() + bad, 1)
+    run(tmp_path)
+    with open(tmp_path / "rejects.csv", newline="") as file:
+        reasons = [row["reason"] for row in csv.DictReader(file)]
+    expected = ("frame 0 is no readable JPEG", "image/encoded", "no frames", "clip/label/index")
+    assert all(part in reason for part, reason in zip(expected, reasons, strict=True)), reasons
+    assert not any("Graph" in reason or "File" in reason for reason in reasons)

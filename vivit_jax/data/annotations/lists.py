@@ -166,7 +166,7 @@ def _roles(header: Sequence[str]) -> list[str]:
     for role, names in _NAMES.items():
         best = next((name for name in names.split() if name in normal), None)
         if best and not (role == "label" and has_heads):
-            roles = [f"({name})" if name == role else name for name in roles]
+            roles = [f"({name})" if name == role != best else name for name in roles]
             roles[normal.index(best)] = role
     # `label_id` beside `label` is its number, not another head.
     return [f"({name})" if name in _KNOWN and name.startswith("label_") else name for name in roles]
