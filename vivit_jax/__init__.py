@@ -3,7 +3,7 @@
 from vivit_jax.models import ViViT, ViViTConfig
 """
 
-from vivit_jax.utils import extras, startup  # noqa: F401 (its clock starts here)
+from vivit_jax.utils import extras, startup  # whose clock starts here
 
 __version__ = "0.2.0"
 

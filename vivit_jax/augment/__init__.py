@@ -15,8 +15,6 @@ from vivit_jax.augment.erasing import erase
 from vivit_jax.augment.mixing import mix, mix_clips, swap_pairs
 from vivit_jax.augment.resize import resize_windows
 
-__all__ = ["AugmentConfig", "augment_pixels", "mix", "mix_clips", "resize_windows", "step_keys", "swap_pairs"]
-
 _STREAM = 1  # folded into the step's key; the key itself is for dropout
 _ERASING = 2  # folded into the key of the pixels, which is also split for RandAugment and colours
 
@@ -34,10 +32,9 @@ def augment_pixels(key: jax.Array, video: jax.Array, config: AugmentConfig) -> j
     """
     batch_size = len(video)
     rand_key, colour_key = jax.random.split(key)
-    if config.rand_augment_layers:
-        layers, magnitude, ops = config.rand_augment_layers, config.rand_augment_magnitude, config.rand_augment_ops
-        keys = clip_keys(rand_key, batch_size)
-        video = rand_augment.rand_augment(keys, video, layers=layers, magnitude=magnitude, ops=ops)
+    if layers := config.rand_augment_layers:
+        strength = {"magnitude": config.rand_augment_magnitude, "ops": config.rand_augment_ops}
+        video = rand_augment.rand_augment(clip_keys(rand_key, batch_size), video, layers=layers, **strength)
     jitter, grey = config.colour_jitter_probability, config.grayscale_probability
     if jitter or grey:
         # vmap instead of a loop over clips: the arithmetic is a few fused passes, and most clips are jittered.

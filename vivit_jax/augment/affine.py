@@ -21,33 +21,11 @@ def rotate(clip: jax.Array, degrees: jax.Array | float) -> jax.Array:
     return affine(clip, (a, b, centre_x - a * centre_x - b * centre_y, d, e, centre_y - d * centre_x - e * centre_y))
 
 
-def shear_x(clip: jax.Array, factor: jax.Array | float) -> jax.Array:
-    """Takes the colour at (x, y) of a clip, uint8 [T, H, W, 3], from (x + factor y, y); the top edge stays."""
-    return affine(clip, (1, factor, 0, 0, 1, 0))
-
-
-def shear_y(clip: jax.Array, factor: jax.Array | float) -> jax.Array:
-    """Takes the colour at (x, y) of a clip, uint8 [T, H, W, 3], from (x, y + factor x); the left edge stays."""
-    return affine(clip, (1, 0, 0, factor, 1, 0))
-
-
-def translate_x(clip: jax.Array, pixels: jax.Array | float) -> jax.Array:
-    """Takes the colour at (x, y) of a clip, uint8 [T, H, W, 3], from (x + pixels, y): to the left where positive."""
-    return affine(clip, (1, 0, pixels, 0, 1, 0))
-
-
-def translate_y(clip: jax.Array, pixels: jax.Array | float) -> jax.Array:
-    """Takes the colour at (x, y) of a clip, uint8 [T, H, W, 3], from (x, y + pixels): upwards where positive."""
-    return affine(clip, (1, 0, 0, 0, 1, pixels))
-
-
 def affine(clip: jax.Array, coefficients: tuple[jax.Array | float, ...]) -> jax.Array:
-    """Applies one affine transform to every frame, with bilinear interpolation.
+    """Applies the transform with `coefficients` (a, b, c, d, e, f) to every frame of a clip, uint8 [T, H, W, 3].
 
-    As in Pillow, the frame extends half a pixel beyond the centres of its outermost pixels, with their values there,
-    and results are truncated to integers.
-
-    `clip` is uint8 [T, H, W, 3], `coefficients` are (a, b, c, d, e, f), see the module.
+    Bilinear. As in Pillow, the frame extends half a pixel beyond the centres of its outermost pixels, with their values
+    there, and results are truncated to integers.
     """
     frames, height, width, channels = clip.shape
     a, b, c, d, e, f = coefficients

@@ -37,15 +37,11 @@ def random_colours(key: jax.Array, clip: jax.Array, jitter_probability: float, g
 def jitter_colours(
     frames: jax.Array, *, brightness: jax.Array, saturation: jax.Array, contrast: jax.Array, hue: jax.Array
 ) -> jax.Array:
-    """Applies the published colour jitter in the published order: brightness, saturation, contrast, hue.
+    """Applies colour jitter to frames, float [..., H, W, 3] in [0, 1], in the published order.
 
-    As `color_default_augm` of DeepMind's Video Reader (dmvr/processors.py), which scenic's ViViT calls: intermediate
-    values may leave [0, 1], and the result is clipped.
-
-    Args:
-      frames: float [..., H, W, 3] in [0, 1].
-      brightness, hue: added to every value, and to the hue in turns of the colour circle, in [-1, 1].
-      saturation, contrast: factors >= 0 of HSV's saturation, and of the distance from a channel's mean over the frame.
+    `brightness` is added to every value; `saturation` >= 0 multiplies HSV's saturation, `contrast` >= 0 the distance
+    from a channel's mean over the frame; `hue` is added to the hue, in turns of the colour circle. As in DMVR's
+    `color_default_augm`, which scenic's ViViT calls, intermediate values may leave [0, 1], and the result is clipped.
     """
     frames = adjust_saturation(frames + brightness, saturation)
     mean = jnp.mean(frames, axis=(-3, -2), keepdims=True)

@@ -68,10 +68,7 @@ def cutmix_box(key: jax.Array, size: tuple[int, int], share: jax.Array) -> jax.A
 
 
 def mix(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """Returns w x + (1 - w) x', where x' is the partner's values.
-
-    `values` are float [B, ...]; `weights` are [B], or [B, ...] with dimensions that broadcast to those of `values`.
-    """
+    """Returns w x + (1 - w) x' of `values` x, float [B, ...], and the partner's, x'; `weights` [B] or [B, ...]."""
     weights = weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim)).astype(values.dtype)
     return weights * values + (1 - weights) * swap_pairs(values)
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from vivit_jax import sharding
-from vivit_jax.augment import affine
+from vivit_jax.augment import affine as geometry
 
 OPERATION_SETS = ("paper", "video")
 # The published formulas at magnitude `MAX_LEVEL`, the end of their scale:
@@ -61,14 +61,12 @@ def operations(magnitude: float, ops: str = "paper") -> dict[str, Operation]:
     256 m on; SolarizeAdd adds 110 m to values below 128; Color (with the grey clip), Contrast, Brightness (with black)
     and Sharpness blend with factor 1.8 m + 0.1 (1 changes nothing); Cutout blackens a square with sides of 80 m pixels.
 
-    The recipes use magnitudes 15 and 20, beyond the scale: factors of 2.8 and 3.7, squares of 120 and 160 pixels,
-    additions of 165 and 220. Values beyond an operation's range are clipped: Posterize has no effect from magnitude 20
-    on, Solarize from 10 on.
+    The recipes use magnitudes 15 and 20, beyond the scale. Values beyond an operation's range are clipped: Posterize
+    has no effect from magnitude 20 on, Solarize from 10 on.
 
     'video' adds Rotate by 30 m degrees, ShearX and ShearY by 0.3 m, TranslateX and TranslateY by 100 m / 224 of the
-    frame's side in whole pixels, in a random direction, with grey outside the frame. They are those of
-    tensorflow/models, whose 100 m pixels are meant for frames of 224 pixels; from magnitude 22.4 on a translation
-    leaves nothing of the frame.
+    frame's side in whole pixels (tensorflow/models: 100 m pixels), in a random direction, with grey outside the frame.
+    From magnitude 22.4 on a translation leaves nothing of the frame.
     """
     if ops not in OPERATION_SETS:
         raise ValueError(f"ops={ops!r}; choose one of {', '.join(OPERATION_SETS)}")
@@ -97,13 +95,16 @@ def operations(magnitude: float, ops: str = "paper") -> dict[str, Operation]:
     def random_sign(strength: float, key: jax.Array) -> jax.Array:
         return jnp.where(jax.random.bernoulli(key), strength, -strength)
 
-    angle, slope = magnitude / MAX_LEVEL * ROTATION, magnitude / MAX_LEVEL * SHEAR
+    def shift(clip: jax.Array, axis: int, key: jax.Array) -> jax.Array:
+        return random_sign(level(TRANSLATION * clip.shape[axis]), key)
+
+    angle, slope, affine = magnitude / MAX_LEVEL * ROTATION, magnitude / MAX_LEVEL * SHEAR, geometry.affine
     return paper | {
-        "Rotate": lambda clip, key: affine.rotate(clip, random_sign(angle, key)),
-        "ShearX": lambda clip, key: affine.shear_x(clip, random_sign(slope, key)),
-        "ShearY": lambda clip, key: affine.shear_y(clip, random_sign(slope, key)),
-        "TranslateX": lambda clip, key: affine.translate_x(clip, random_sign(level(TRANSLATION * clip.shape[2]), key)),
-        "TranslateY": lambda clip, key: affine.translate_y(clip, random_sign(level(TRANSLATION * clip.shape[1]), key)),
+        "Rotate": lambda clip, key: geometry.rotate(clip, random_sign(angle, key)),
+        "ShearX": lambda clip, key: affine(clip, (1, random_sign(slope, key), 0, 0, 1, 0)),
+        "ShearY": lambda clip, key: affine(clip, (1, 0, 0, random_sign(slope, key), 1, 0)),
+        "TranslateX": lambda clip, key: affine(clip, (1, 0, shift(clip, 2, key), 0, 1, 0)),
+        "TranslateY": lambda clip, key: affine(clip, (1, 0, 0, 0, 1, shift(clip, 1, key))),
     }
 
 

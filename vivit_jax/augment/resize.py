@@ -5,13 +5,10 @@ import jax.numpy as jnp
 
 
 def resize_windows(video: jax.Array, window: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Resizes a window of each clip to `size`, as the input pipeline does: uint8 [B, T, *size, 3].
+    """Resizes a window of each clip of `video`, uint8 [B, T, H, W, 3], to uint8 [B, T, *size, 3], as the pipeline.
 
     Bilinear with half-pixel centres, antialiased if a side shrinks below three quarters: two matrix products per frame.
-
-    Args:
-      video: uint8 [B, T, H, W, 3].
-      window: int32 [B, 5]: first row, first column, rows, columns, and 1 for a clip to be flipped left to right.
+    `window` is int32 [B, 5]: first row, first column, rows, columns, and 1 for a clip to be flipped left to right.
     """
 
     def resize(clip: jax.Array, window: jax.Array) -> jax.Array:

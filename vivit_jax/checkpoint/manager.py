@@ -1,18 +1,14 @@
 """Orbax checkpoints of a run: save, restore, restore parameters alone; verified, with fallback to an older step.
 
 One step on disk holds two items. `state`: parameters, their EMA, optimizer state, step, guard. `meta`, JSON: the
-resolved config, heads and class names, identity of the data, metrics, and a checksum of every array, because Orbax
-restores flipped bits silently. A step with a wrong checksum is quarantined with an error in the log, and the step
-before it is used.
+resolved config, heads and class names, identity of the data, metrics, and a checksum of every array.
 """
-
-from __future__ import annotations
 
 import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
@@ -100,7 +96,7 @@ class Checkpoints:
         )
         self._open()
 
-    def __enter__(self) -> Checkpoints:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -140,15 +136,10 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, metadata: Mapping[str, Any], metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Writes one step in the background; the state may be donated at once.
+        """Writes one step in the background; the state, a tree of arrays, may be donated at once.
 
         A step that is already on disk stays as it is. An error of writing the step before it is raised here too.
-
-        Args:
-          step: its number.
-          state: tree of arrays.
-          metadata: JSON-safe; step, metrics and checksums are added here.
-          metrics: of this step's evaluation, for `best`.
+        `metadata` is JSON-safe; step, metrics and checksums are added. `metrics`: of this evaluation, for `best`.
         """
         if step in self.steps():
             return
@@ -188,10 +179,8 @@ class Checkpoints:
         Each array is verified. Damaged steps are quarantined in `damaged/` beside the folder of steps, but a given step
         raises CheckpointError, as do a checkpoint of another model, and steps of which none is valid.
 
-        Args:
-          abstract: the whole state as `jax.ShapeDtypeStruct`s with shardings; parts that the checkpoint lacks come back
-            as None.
-          step: None: the newest valid one.
+        `abstract` is the whole state as `jax.ShapeDtypeStruct`s with shardings; parts that the checkpoint lacks come
+        back as None.
         """
         if step is not None:
             return self._restore(abstract, step)

@@ -1,10 +1,8 @@
 """The steps of `vivit_jax.train`, lowered with abstract state and batch for devices that need not exist."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +24,7 @@ class Target:
     mesh: Any  # the config's mesh over the slice's devices
 
     @classmethod
-    def on(cls, experiment: Experiment, heads: Mapping[str, int], devices: Sequence[Any]) -> Target:
+    def on(cls, experiment: Experiment, heads: Mapping[str, int], devices: Sequence[Any]) -> Self:
         """Builds the config's mesh on these devices; ValueError where it does not cover them or divide the model."""
         mesh = sharding.make_mesh(experiment.mesh, devices)
         sharding.check_model(mesh, experiment.model_config(heads))

@@ -8,5 +8,3 @@ Arguments are abstract (`jax.eval_shape`, `jit(...).lower`), so a ViViT-H alloca
 
 from vivit_jax.cost.counts import forward_count, train_count
 from vivit_jax.models.flops import matrix_products
-
-__all__ = ["forward_count", "matrix_products", "train_count"]

@@ -2,5 +2,3 @@
 
 from vivit_jax.distributed.initialize import DistributedError, initialise
 from vivit_jax.distributed.shutdown import Preempted, exit_deadline, is_primary, synchronized_exit
-
-__all__ = ["DistributedError", "Preempted", "exit_deadline", "initialise", "is_primary", "synchronized_exit"]

@@ -2,5 +2,3 @@
 
 from vivit_jax.models.config import ViViTConfig
 from vivit_jax.models.vivit import ViViT, abstract_params, count_parameters
-
-__all__ = ["ViViT", "ViViTConfig", "abstract_params", "count_parameters"]

@@ -77,14 +77,8 @@ class MultiHeadAttention(nn.Module):
             self.sow("intermediates", name, weights, init_fn=lambda: None, reduce_fn=lambda _, w: w)
 
         cap = config.attention_logit_cap
-        work = Attention(
-            keys=k.shape[-2],
-            head_dim=config.head_dim,
-            dtype=config.dtype,
-            training=not self.deterministic,
-            dropout=rate > 0,
-            logit_cap=cap is not None,
-        )
+        asked = {"training": not self.deterministic, "dropout": rate > 0, "logit_cap": cap is not None}
+        work = Attention(k.shape[-2], config.head_dim, config.dtype, **asked)
         backend = choose_backend(config.attention_backend, work, target_device())
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

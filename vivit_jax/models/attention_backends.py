@@ -7,6 +7,7 @@ a dropout rate or a logit cap by `choose_backend` do without it.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,14 +109,7 @@ def tiled_attention(
     return stored(out.reshape(rows, tiles * tile, -1)[:, :n_q].reshape(*lead, n_q, -1), "attention")
 
 
-def cudnn_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    dropout_rate: float = 0.0,
-    dropout_key: jax.Array | None = None,
-    logit_cap: float | None = None,
-) -> jax.Array:
+def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array, *_: Any) -> jax.Array:
     """Computes eq. 7 with cuDNN's fused attention, without dropout and logit cap; see `xla_attention`.
 
     For NVIDIA GPUs, in bfloat16. Memory grows with N. cuDNN refuses odd lengths in training: they are padded, and
@@ -127,10 +121,8 @@ def cudnn_attention(
     q, k, v = (_pad_tokens(x, x.shape[-2] + x.shape[-2] % 2).swapaxes(1, 2) for x in (q, k, v))
     lengths = {}
     if n_q % 2 or n_k % 2:
-        lengths = {
-            "query_seq_lengths": jnp.full(q.shape[0], n_q, jnp.int32),
-            "key_value_seq_lengths": jnp.full(q.shape[0], n_k, jnp.int32),
-        }
+        names = {"query_seq_lengths": n_q, "key_value_seq_lengths": n_k}
+        lengths = {name: jnp.full(q.shape[0], length, jnp.int32) for name, length in names.items()}
     out = jax.nn.dot_product_attention(q, k, v, **lengths, implementation=CUDNN_IMPLEMENTATION)
     return out.swapaxes(1, 2)[:, :, :n_q].reshape(*lead, heads, n_q, head_dim)
 
@@ -159,16 +151,11 @@ def splash_attention(
         _pad_tokens(x.reshape(-1, *x.shape[-3:]).astype(operands), padded)
         for x, padded in ((query / math.sqrt(head_dim), padded_q), (key, padded_k), (value, padded_k))
     )
+    sizes = {f"block_q{part}": block_q for part in ("", "_dkv", "_dq")}  # forward and both backward kernels
+    sizes |= {f"block_kv{part}": block_k for part in ("", "_dkv", "_dq")}
     kernel = splash.make_splash_mha(
         masks.MultiHeadMask([masks.FullMask((padded_q, padded_k))] * heads),
-        block_sizes=splash.BlockSizes(
-            block_q=block_q,
-            block_kv=block_k,
-            block_q_dkv=block_q,
-            block_kv_dkv=block_k,
-            block_q_dq=block_q,
-            block_kv_dq=block_k,
-        ),
+        block_sizes=splash.BlockSizes(**sizes),
         attn_logits_soft_cap=logit_cap,
         head_shards=1,
         q_seq_shards=1,
@@ -192,10 +179,5 @@ def _blocks(length: int) -> tuple[int, int]:
     return block, count * block
 
 
-BACKENDS: dict[str, Backend] = {
-    "xla": xla_attention,
-    "tiled": tiled_attention,
-    "cudnn": cudnn_attention,
-    "splash": splash_attention,
-}
-assert ("auto", *BACKENDS) == ATTENTION_BACKENDS
+_FUNCTIONS = (xla_attention, tiled_attention, cudnn_attention, splash_attention)
+BACKENDS: dict[str, Backend] = dict(zip(ATTENTION_BACKENDS[1:], _FUNCTIONS, strict=True))

@@ -102,10 +102,8 @@ def refusal(name: str, attention: Attention, device: Device | None = None) -> st
         if device and device.platform != "gpu":
             return f"needs an NVIDIA GPU, the devices are {device.kind or device.platform}"
         if device and device.compute_capability and not _ampere_or_newer(device.compute_capability):
-            return (
-                f"needs an NVIDIA GPU of compute capability 8.0 or higher, {device.kind} has "
-                f"{device.compute_capability}"
-            )
+            capability = device.compute_capability
+            return f"needs an NVIDIA GPU of compute capability 8.0 or higher, {device.kind} has {capability}"
     if name == "splash":
         if attention.dtype == "float64":
             return "computes in bfloat16 or float32, not in float64"

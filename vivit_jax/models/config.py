@@ -1,12 +1,10 @@
 """The architecture of a ViViT as one frozen, hashable config."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from vivit_jax.models.attention_choice import ATTENTION_BACKENDS, Attention, refusal
 from vivit_jax.utils.checks import at_least, one_of, within
@@ -189,15 +187,11 @@ class ViViTConfig:
         for side, size, patch in zip(("height", "width"), self.image_shape, self.tubelet_size[1:], strict=True):
             _check_divides(f"image_size's {side}", size, f"tubelet_size's {side}", patch)
         if not self.frame_pooling and self.attention != "factorised_encoder":
-            raise ValueError(
-                f"frame_pooling=False does not fit attention={self.attention!r}: only Model 2 pools frames; "
-                "use attention='factorised_encoder', or frame_pooling=True"
-            )
+            use = "only Model 2 pools frames; use attention='factorised_encoder', or frame_pooling=True"
+            raise ValueError(f"frame_pooling=False does not fit attention={self.attention!r}: {use}")
         if not self.frame_pooling and self.temporal_layers < 1:
-            raise ValueError(
-                f"frame_pooling=False does not fit temporal_layers={self.temporal_layers}: all tokens are kept "
-                "for the temporal encoder; use 1 layer or more, or frame_pooling=True"
-            )
+            use = "all tokens are kept for the temporal encoder; use 1 layer or more, or frame_pooling=True"
+            raise ValueError(f"frame_pooling=False does not fit temporal_layers={self.temporal_layers}: {use}")
         if self.classifier == "token" and not self._allows_class_token:
             reason = (
                 f"attention={self.attention!r}: {ATTENTIONS[self.attention]} has no class token (section 3.3)"
@@ -264,7 +258,7 @@ class ViViTConfig:
         return f"ViViT-{backbone}/{h}x{t}" if h == w else f"ViViT-{backbone}/{h}x{w}x{t}"
 
     @classmethod
-    def from_name(cls, name: str, **overrides: Any) -> ViViTConfig:
+    def from_name(cls, name: str, **overrides: Any) -> Self:
         """Makes the config of a name in the paper: 'ViViT-B/16x2' has backbone B, tubelets of 16 x 16 pixels, 2 frames.
 
         A name is 'ViViT-{Ti,S,B,L,H}/{pixels}x{frames}', or '/{height}x{width}x{frames}' where the sides differ.
@@ -283,7 +277,7 @@ class ViViTConfig:
         return fields | {"num_classes": dict(heads) if isinstance(heads, tuple) else heads}
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> ViViTConfig:
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """Makes a config from some of its fields; the others take their defaults."""
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(fields) - set(known)):

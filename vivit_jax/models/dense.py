@@ -28,11 +28,8 @@ def dense_options(config: ViViTConfig) -> dict[str, Any]:
 
     The layer's output may be wider than `config.dtype`: cast it.
     """
-    options: dict[str, Any] = {
-        "dtype": config.dtype,
-        "param_dtype": config.param_dtype,
-        "kernel_init": nn.initializers.xavier_uniform(),
-    }
+    options: dict[str, Any] = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+    options["kernel_init"] = nn.initializers.xavier_uniform()
     if config.gradient_dtype not in (None, config.dtype):
         options["promote_dtype"] = _promote_inputs
         options["dot_general"] = summed_in(config.dtype, config.gradient_dtype)
@@ -79,8 +76,7 @@ def parallel_dense(config: ViViTConfig, x: jax.Array, layers: Sequence[DensePara
     if biases[0] is not None:
         out = out + jnp.stack(biases).astype(out.dtype)
     out = stored(out.astype(config.dtype))
-    axis = x.ndim - 1
-    return [jax.lax.index_in_dim(out, i, axis, keepdims=False) for i in range(len(layers))]
+    return [jax.lax.index_in_dim(out, i, x.ndim - 1, keepdims=False) for i in range(len(layers))]
 
 
 def _promote_inputs(inputs: jax.Array, *parameters: Any, dtype: str, **_: Any) -> tuple[Any, ...]:

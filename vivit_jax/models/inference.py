@@ -1,7 +1,4 @@
-"""The compute dtype of evaluation, prediction and feature extraction, and parameters cast to it once.
-
-Training computes in `ViViTConfig.dtype`. Inference may use another dtype, since the parameters are float32 in any case.
-"""
+"""The compute dtype of evaluation, prediction and feature extraction, and parameters cast to it once."""
 
 import dataclasses
 import functools
@@ -22,24 +19,17 @@ from vivit_jax.utils.trees import path_name
 # The leaves that every forward pass casts to the compute dtype, see `dense.dense_options`. The others are used in
 # float32: tokenizer, position embeddings, class tokens, LayerNorms, heads.
 _CAST = re.compile(r"layers/(attention\w*/(query|key|value|out)|mlp/dense_(in|out))/(kernel|bias)$")
-# Tokens of the MLP that is timed: some milliseconds.
-_TIMED_TOKENS = {"cpu": 512}
-_MORE_TIMED_TOKENS = 16384
+_TIMED_TOKENS = {"cpu": 512}  # of the MLP that is timed, for some milliseconds; elsewhere 16,384
 _REPEATS = 5
 _CLEARLY_FASTER = 1.5  # noise of a busy machine (it measured 0.6 to 1.2 for equal speeds) must not change the answer
-# Tokens that one step of inference should have on each device; see `clips_at_once`.
-_TOKENS = {"cpu": 2048}
-_MORE_TOKENS = 8192
+_TOKENS = {"cpu": 2048}  # that one step of inference should have on each device; elsewhere 8,192
 
 
 def inference_config(config: ViViTConfig, dtype: str, platform: str | None = None) -> ViViTConfig:
-    """Returns the config of a model for inference.
+    """Returns the config of a trained model for inference; its numbers stay within the rounding of `dtype`.
 
-    Args:
-      config: of the trained model; its numbers stay within the rounding of the dtype.
-      dtype: 'float32'; 'bfloat16'; 'auto', bfloat16 where `faster_bfloat16`, else float32; 'model', as in training. A
-        float64 model keeps its dtype.
-      platform: of the devices; None: JAX's default.
+    `dtype`: 'float32', 'bfloat16', 'auto' (bfloat16 where `faster_bfloat16`, else float32) or 'model', as in training.
+    A float64 model keeps its dtype. `platform` of the devices; None: JAX's default.
     """
     if dtype == "model" or config.dtype == "float64":
         return config
@@ -59,18 +49,15 @@ def cast_params(params: Any, config: ViViTConfig) -> Any:
     # The products of `dense.summed_in` cast their kernel themselves, but add the bias in float32.
     if config.dtype == config.param_dtype or config.gradient_dtype not in (None, config.dtype):
         return params
-    paths, tree = jax.tree_util.tree_flatten_with_path(params)
-    leaves = [leaf for _, leaf in paths]
-    selected = [i for i, (path, _) in enumerate(paths) if _CAST.search(path_name(path))]
-    wide = [leaves[i] for i in selected]
-    if all(isinstance(leaf, jax.Array) for leaf in wide):
-        shardings = [leaf.sharding for leaf in wide]
-        narrow = jax.jit(lambda arrays: [x.astype(config.dtype) for x in arrays], out_shardings=shardings)(wide)
+    wide = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if _CAST.search(path_name(path))}
+    if all(isinstance(leaf, jax.Array) for leaf in wide.values()):
+        shardings = [leaf.sharding for leaf in wide.values()]
+        cast = jax.jit(lambda arrays: [x.astype(config.dtype) for x in arrays], out_shardings=shardings)
+        narrow = cast(list(wide.values()))
     else:
-        narrow = [jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype), sharding=x.sharding) for x in wide]
-    for i, leaf in zip(selected, narrow, strict=True):
-        leaves[i] = leaf
-    return tree.unflatten(leaves)
+        narrow = [jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype), sharding=x.sharding) for x in wide.values()]
+    cast_leaves = dict(zip(wide, narrow, strict=True))
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: cast_leaves.get(path, leaf), params)
 
 
 def clips_at_once(config: ViViTConfig, platform: str | None = None) -> int:
@@ -79,7 +66,7 @@ def clips_at_once(config: ViViTConfig, platform: str | None = None) -> int:
     Some thousand tokens occupy a device, more only take memory: a clip of ViViT-B/16x2 has 3,136, one of a small model
     less than a hundred. `platform` of the devices; None: JAX's default.
     """
-    tokens = _TOKENS.get(platform or jax.default_backend(), _MORE_TOKENS)
+    tokens = _TOKENS.get(platform or jax.default_backend(), 8192)
     return math.ceil(tokens / math.prod(config.grid))
 
 
@@ -94,7 +81,7 @@ def faster_bfloat16(platform: str, hidden_size: int, mlp_dim: int) -> bool:
     if platform == "tpu":
         return True
     device = jax.local_devices(backend=platform)[0]
-    tokens = _TIMED_TOKENS.get(platform, _MORE_TIMED_TOKENS)
+    tokens = _TIMED_TOKENS.get(platform, 16384)
     seconds = _seconds_of_mlp(device, tokens, hidden_size, mlp_dim)
     ratio = seconds["float32"] / seconds["bfloat16"]
     if jax.process_count() > 1:

@@ -27,10 +27,9 @@ class ViViT(nn.Module):
     def __call__(
         self, video: jax.Array, *, train: bool = False, features: bool = False, sow_attention: bool = False
     ) -> Any:
-        """Classifies clips.
+        """Classifies clips, `video` [B, T, H, W, C] float in [-1, 1], of the sizes of the config.
 
         Args:
-          video: [B, T, H, W, C] float in [-1, 1], of the sizes of the config.
           train: enables dropout and stochastic depth; if a rate is above 0, `rngs={"dropout": key}` is needed.
           features: return the activations before the head, see below.
           sow_attention: put the attention weights of all layers into the collection `intermediates` (use
@@ -86,11 +85,10 @@ class ViViT(nn.Module):
         out["pre_logits"] = x
         if features and not self.is_initializing():
             return out
-        logits: dict[str | None, jax.Array] = {}
+        logits: dict[str | None, jax.Array] = {}  # [B, classes] of each head
         for head, classes in config.heads:
             name = "head" if head is None else f"head_{head}"
-            dense = nn.Dense(classes, kernel_init=nn.initializers.zeros_init(), name=name, **wide)
-            logits[head] = dense(x)  # [B, classes]
+            logits[head] = nn.Dense(classes, kernel_init=nn.initializers.zeros_init(), name=name, **wide)(x)
         return logits.get(None, logits) if logits else x
 
     def _check(self, video: jax.Array, train: bool) -> None:

@@ -8,5 +8,3 @@ from vivit_jax.optim.chain import Optimizer, make_optimizer
 from vivit_jax.optim.config import OptimizerConfig
 from vivit_jax.optim.layers import learning_rate_factors
 from vivit_jax.optim.schedules import learning_rate_schedule
-
-__all__ = ["Optimizer", "OptimizerConfig", "learning_rate_factors", "learning_rate_schedule", "make_optimizer"]

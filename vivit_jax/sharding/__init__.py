@@ -23,20 +23,3 @@ from vivit_jax.sharding.mesh import (
     replicated,
 )
 from vivit_jax.sharding.rules import abstract_like, state_sharding
-
-__all__ = [
-    "abstract_like",
-    "batch_sharding",
-    "check_batch_size",
-    "check_model",
-    "complete_axes",
-    "constrain",
-    "make_mesh",
-    "num_shards",
-    "place_batch",
-    "process_rows",
-    "replicated",
-    "shard_map_batch",
-    "shard_map_logical",
-    "state_sharding",
-]

@@ -1,10 +1,9 @@
 """The hook protocol of the train loop: what a run does around its steps besides training."""
 
-from __future__ import annotations
-
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 
 class Hook:
@@ -40,25 +39,15 @@ class Hooks(Hook):
     def __init__(self, hooks: Sequence[Hook]):
         self.hooks = tuple(hooks)
 
-    def before_batch(self, step: int) -> None:
+    def _call(self, method: str, *args: Any) -> None:
         for hook in self.hooks:
-            hook.before_batch(step)
+            getattr(hook, method)(*args)
 
-    def after_batch(self, step: int) -> None:
-        for hook in self.hooks:
-            hook.after_batch(step)
-
-    def before_step(self, step: int, state: Any) -> None:
-        for hook in self.hooks:
-            hook.before_step(step, state)
-
-    def after_step(self, step: int, state: Any, metrics: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
-        for hook in self.hooks:
-            hook.after_step(step, state, metrics, batch)
-
-    def flush(self, step: int, state: Any) -> None:
-        for hook in self.hooks:
-            hook.flush(step, state)
+    before_batch = functools.partialmethod(_call, "before_batch")
+    after_batch = functools.partialmethod(_call, "after_batch")
+    before_step = functools.partialmethod(_call, "before_step")
+    after_step = functools.partialmethod(_call, "after_step")
+    flush = functools.partialmethod(_call, "flush")
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -72,7 +61,7 @@ class Hooks(Hook):
             for hook in reversed(self.hooks):
                 stack.callback(hook.close, failed)
 
-    def __enter__(self) -> Hooks:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:

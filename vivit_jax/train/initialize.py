@@ -19,7 +19,7 @@ from vivit_jax.train_step import TrainProgram, TrainState
 
 
 def init_or_restore(
-    setup: TrainSetup, checkpoints: checkpointing.Checkpoints, workdir: epath.Path
+    setup: TrainSetup, checkpoints: Any, workdir: epath.Path
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """Returns the state that training starts from, and the metadata of the checkpoint it came from (or None)."""
     # 1. Resume from the newest valid checkpoint of this run.

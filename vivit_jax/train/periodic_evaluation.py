@@ -1,12 +1,10 @@
 """Evaluation during training: parameters and EMA, on part of the videos or all; early stopping."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from etils import epath
@@ -17,17 +15,12 @@ from vivit_jax.train import compiled_step
 from vivit_jax.train.setup import EMA, TrainSetup
 from vivit_jax.utils import logs, plots
 
-if TYPE_CHECKING:
-    from clu.metric_writers import MetricWriter
-
 
 class EarlyStop:
     """Counts the evaluations since the best one; saved in each checkpoint, so that the count survives a restart.
 
-    Args:
-      metric: `checkpoint.best_metric`.
-      patience: evaluations in a row without improvement after which the run ends; 0: never.
-      record: from the restored checkpoint; ignored if it is of another metric.
+    `metric` is `checkpoint.best_metric`; `patience`: evaluations in a row without improvement after which the run ends,
+    0 for never; `record`: from the restored checkpoint, ignored if it is of another metric.
     """
 
     def __init__(self, metric: str, patience: int, record: Mapping[str, Any] | None = None):
@@ -74,7 +67,7 @@ class PeriodicEvaluation:
         self,
         setup: TrainSetup,
         workdir: epath.PathLike,
-        writer: MetricWriter,
+        writer: Any,  # a MetricWriter of clu
         progress: logs.Progress,
         restored: Mapping[str, Any] | None = None,
     ):

@@ -4,26 +4,20 @@ Under `jax.distributed` the processes agree on the step by its preemption servic
 single process without it handles SIGTERM itself.
 """
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from types import FrameType
-from typing import TYPE_CHECKING
+from typing import Any, Self
 
 import jax
 from absl import logging
 
-if TYPE_CHECKING:
-    from vivit_jax.checkpoint import Checkpoints
-
 
 class Preemption:
-    """Reports whether the run should stop at a step; the same answer in every process."""
+    """Reports whether the run should stop at a step, by its `Checkpoints`; the same answer in every process."""
 
-    def __init__(self, checkpoints: Checkpoints):
+    def __init__(self, checkpoints: Any):
         self._checkpoints = checkpoints
         self._requested = False
 
@@ -32,7 +26,7 @@ class Preemption:
         return self._requested or self._checkpoints.reached_preemption(step)
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[Preemption]:
+    def listening(self) -> Iterator[Self]:
         """Inside, SIGTERM requests the stop instead of ending the process.
 
         Installs nothing under `jax.distributed`, whose own handler it would replace, and outside the main thread, where
@@ -42,8 +36,7 @@ class Preemption:
             yield self
             return
 
-        def request_stop(number: int, frame: FrameType | None) -> None:
-            del number, frame
+        def request_stop(*_: Any) -> None:
             self._requested = True
             logging.warning("SIGTERM: the run saves its next step and stops.")
 

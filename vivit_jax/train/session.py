@@ -1,12 +1,10 @@
 """What surrounds a training run: lock, mesh, compilation cache, checkpoints, logs; closed in order, also on errors."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import jax
 from etils import epath
@@ -17,9 +15,6 @@ from vivit_jax.train import compiled_step
 from vivit_jax.train.setup import TrainSetup
 from vivit_jax.utils import logs
 
-if TYPE_CHECKING:
-    from clu.metric_writers import MetricWriter
-
 T = TypeVar("T")
 
 
@@ -28,12 +23,12 @@ class Session:
     """The open resources of a run; `stack` closes them, last in first out."""
 
     workdir: epath.PathLike
-    checkpoints: checkpointing.Checkpoints
+    checkpoints: Any  # checkpoint.Checkpoints; naming it would import Orbax
     stack: contextlib.ExitStack
 
     @functools.cached_property
-    def writer(self) -> MetricWriter:
-        """The writer of metrics, opened when first used: it imports TensorFlow."""
+    def writer(self) -> Any:
+        """The `MetricWriter` of clu, opened when first used: it imports TensorFlow."""
         return self.closing(logs.make_writer(self.workdir))
 
     def closing(self, resource: T) -> T:

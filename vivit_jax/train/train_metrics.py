@@ -1,9 +1,7 @@
 """Training metrics averaged over windows of steps, fetched asynchronously."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +10,6 @@ from clu import metrics as clu_metrics
 from vivit_jax.train.hooks import Hook
 from vivit_jax.train.throughput import Throughput
 from vivit_jax.utils import logs
-
-if TYPE_CHECKING:
-    from clu.metric_writers import MetricWriter
 
 _LATEST = ("learning_rate", "skipped_in_a_row")  # per-step values: the latest is logged; counters are summed
 SKIPPED = "skipped"
@@ -28,13 +23,7 @@ class TrainMetrics(Hook):
     log. Throughput is read with each window.
     """
 
-    def __init__(
-        self,
-        writer: MetricWriter,
-        progress: logs.Progress,
-        throughput: Throughput,
-        every_steps: int = 1,
-    ):
+    def __init__(self, writer: Any, progress: logs.Progress, throughput: Throughput, every_steps: int = 1):
         self._writer, self._progress, self._throughput = writer, progress, throughput
         self._every_steps = every_steps
         self._open: tuple[int, Any] | None = None  # (newest step, collection)

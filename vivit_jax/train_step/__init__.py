@@ -11,16 +11,3 @@ from vivit_jax.train_step.step import (
     normalise,
     step_key,
 )
-
-__all__ = [
-    "SINGLE_HEAD",
-    "TrainProgram",
-    "TrainState",
-    "as_heads",
-    "build_train_program",
-    "make_eval_step",
-    "make_train_step",
-    "map_views",
-    "normalise",
-    "step_key",
-]

@@ -27,8 +27,6 @@ def loss_and_gradients(
     """Returns the loss of a batch, `loss_fn`'s tree of scalars, and the gradients like `params`, 0 where not trained.
 
     Args:
-      loss_fn: see `Loss`.
-      params: parameters.
       trained: a tree of bools like `params`; the others are constants without a backward pass.
       batch: a tree of arrays [B, ...].
       key: random key of the step; with several microbatches, each gets its own.
@@ -42,9 +40,8 @@ def loss_and_gradients(
     def merge(trainable: list[jax.Array]) -> Any:
         """Returns all parameters, from the trainable ones."""
         remaining = iter(trainable)
-        return jax.tree.unflatten(
-            structure, [next(remaining) if t else x for t, x in zip(is_trainable, leaves, strict=True)]
-        )
+        merged = [next(remaining) if t else x for t, x in zip(is_trainable, leaves, strict=True)]
+        return jax.tree.unflatten(structure, merged)
 
     differentiate = jax.value_and_grad(lambda trainable, rows, key: loss_fn(merge(trainable), rows, key), has_aux=True)
 

@@ -4,11 +4,9 @@ A skipped step leaves parameters and optimizer state unchanged, to the bit, and 
 gives up after some failures in a row and lets the next NaN into the parameters.)
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Self
 
 import flax.struct
 import jax
@@ -57,7 +55,7 @@ class GuardState:
     norm_average: jax.Array
 
     @classmethod
-    def create(cls) -> GuardState:
+    def create(cls) -> Self:
         """Returns the state before the first step."""
         return cls(*(jnp.zeros((), dtype) for dtype in (jnp.int32, jnp.int32, jnp.int32, jnp.float32)))
 

@@ -48,19 +48,13 @@ def one_hot_targets(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0
 
     The target is y (1 - e) + e / C over C classes (Szegedy et al., arXiv:1512.00567, section 7). It is the same for the
     sigmoid loss, as in "ResNet strikes back" (arXiv:2110.00476, timm's `BinaryCrossEntropy`) and scenic: moving each of
-    C binary targets towards 1/2 would ask for e C/2 labels per clip.
-
-    Args:
-      logits: [B, C] float; the targets get their shape and dtype.
-      labels: [B] int, in [0, C); or [B, C] float, 1 for each label of a clip, else 0.
-      smoothing: e in [0, 1).
+    C binary targets towards 1/2 would ask for e C/2 labels per clip. `logits` [B, C] give shape and dtype; `labels` are
+    int [B] in [0, C), or float [B, C], 1 for each label of a clip, else 0; `smoothing` is e in [0, 1).
     """
     if labels.ndim < logits.ndim:
         labels = jax.nn.one_hot(labels, logits.shape[-1])
     elif labels.shape != logits.shape:
-        raise ValueError(
-            f"labels have the shape {labels.shape}, logits {logits.shape}; their number of classes must be the same"
-        )
+        raise ValueError(f"labels are {labels.shape}, logits {logits.shape}: their number of classes must be the same")
     return optax.smooth_labels(labels.astype(logits.dtype), smoothing)
 
 
@@ -91,9 +85,3 @@ def top1_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
     if labels.ndim < logits.ndim:
         return best == labels
     return jnp.take_along_axis(labels, best[:, None], axis=-1)[:, 0] > 0
-
-
-def check_labels(head: str, labels: jax.Array, kind: str) -> None:
-    """Raises ValueError if a multi-label head, [B, C], meets the softmax loss."""
-    if kind == "softmax" and labels.ndim > 1:
-        raise ValueError(f"the head {head!r} has several labels per clip; set loss.name='sigmoid'")

@@ -1,10 +1,8 @@
 """The jitted train step with the abstract state that it updates, for a model on a mesh."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +37,7 @@ class TrainProgram:
     step: Any
     make_step: Callable[[Any], Any] | None = None
 
-    def with_model(self, model: Any) -> TrainProgram:
+    def with_model(self, model: Any) -> Self:
         """Returns the program of a model that has the same parameters, but computes in another way."""
         return dataclasses.replace(self, model=model, step=self.make_step(model))
 
@@ -50,9 +48,8 @@ class TrainProgram:
     def state_from_params(self, params: Any) -> TrainState:
         """Returns the state before the first step, with these parameters (arrays on the host or on devices)."""
         shardings = self._shardings()
-        params = jax.device_put(params, shardings.params)
         create = jax.jit(lambda p: TrainState.create(p, self.optimizer, self.ema_decay), out_shardings=shardings)
-        return create(params)
+        return create(jax.device_put(params, shardings.params))
 
     def _shardings(self) -> TrainState:
         return jax.tree.map(lambda leaf: leaf.sharding, self.state)

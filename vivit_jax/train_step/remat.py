@@ -35,18 +35,12 @@ class Choice(NamedTuple):
         return f"remat={self.remat}, scan_layers={self.scan_layers}"
 
 
-_LOOP = (Choice(True, "none"), Choice(True, "dots"), Choice(True, "full"))
-_UNROLLED = (Choice(False, "none"), Choice(False, "dots"), Choice(False, "full"))
+_LOOP, _UNROLLED = (tuple(Choice(scan, remat) for remat in ("none", "dots", "full")) for scan in (True, False))
 FASTEST_FIRST = {"gpu": (*_UNROLLED, _LOOP[-1]), "tpu": _LOOP, "cpu": (_UNROLLED[0], *_LOOP[1:])}
 
 
 def choices(config: Any, platform: str) -> tuple[Choice, ...]:
-    """Returns what `auto` may become, fastest first; a field of `config` that is not `auto` keeps its value.
-
-    Args:
-      config: of a model, with the fields `scan_layers` and `remat`.
-      platform: of the devices: 'cpu', 'gpu' or 'tpu'.
-    """
+    """Returns what `auto` may become on 'cpu', 'gpu' or 'tpu', fastest first; a field that is not `auto` is kept."""
     order = FASTEST_FIRST.get(platform, FASTEST_FIRST["gpu"])
     if config.remat == AUTO:
         return order if config.scan_layers == AUTO else tuple(Choice(config.scan_layers, c.remat) for c in _LOOP)
@@ -71,12 +65,7 @@ def least(
 ) -> tuple[TrainProgram, T]:
     """Returns the program with the first of its `choices` that fits, else the last, and what `compile_with` made of it.
 
-    Args:
-      program: whose model says `auto`, or not: then there is one choice.
-      platform: of the devices.
-      compile_with: compiles the step of a program.
-      fits: whether the compiled step fits.
-      start: choices before this one are known not to fit.
+    Choices before `start` are known not to fit.
     """
     options = choices(program.model.config, platform)
     for choice in options[options.index(start) if start in options else 0 :]:

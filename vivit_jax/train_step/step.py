@@ -4,10 +4,8 @@ The steps do not depend on the model (`apply_fn`), the data or the number of dev
 sums below are sums over the global batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import flax.struct
 import jax
@@ -19,14 +17,7 @@ from vivit_jax.augment import AugmentConfig, augment_pixels, mix_clips, step_key
 from vivit_jax.optim import Optimizer
 from vivit_jax.train_step.gradients import loss_and_gradients
 from vivit_jax.train_step.guard import GuardConfig, GuardState, check_step, select_tree
-from vivit_jax.train_step.losses import (
-    LossConfig,
-    check_labels,
-    example_losses,
-    masked_mean,
-    one_hot_targets,
-    top1_correct,
-)
+from vivit_jax.train_step.losses import LossConfig, example_losses, masked_mean, one_hot_targets, top1_correct
 
 Batch = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
@@ -44,9 +35,7 @@ class TrainState:
     guard: GuardState
 
     @classmethod
-    def create(
-        cls, params: Any, optimizer: optax.GradientTransformation | Optimizer, ema_decay: float = 0.0
-    ) -> TrainState:
+    def create(cls, params: Any, optimizer: optax.GradientTransformation | Optimizer, ema_decay: float = 0.0) -> Self:
         """Returns the state before the first step; the EMA starts at the parameters."""
         return cls(
             step=jnp.zeros((), jnp.int32),
@@ -96,18 +85,15 @@ def make_train_step(
       optimizer: from `optim.make_optimizer`, or any optax transformation, which trains all parameters.
       schedule: step -> learning rate, for the metrics only (the optimizer has its own).
       label_smoothing: e in [0, 1), training loss only.
-      loss: softmax or sigmoid, and head weights; None: softmax, all weights 1.
-      augment: augmentation on the device; None: off.
-      guard: None: a step is skipped if loss or gradient is not finite.
-      accumulate_steps: accumulation steps: microbatches that the batch is split into, to save memory. Up to rounding
-        the step is that of the whole batch, except that each microbatch has its own dropout and stochastic depth.
-      ema_decay: d of the EMA of the parameters, see `update_ema`; 0: off.
-      sam_rho: rho of sharpness-aware minimisation, see `gradients.sam_perturb`; 0: off.
+      loss, augment, guard: None: the defaults of their configs.
+      accumulate_steps: microbatches that the batch is split into, to save memory. Up to rounding the step is that of
+        the whole batch, except that each microbatch has its own dropout and stochastic depth.
+      ema_decay, sam_rho: see `update_ema` and `gradients.sam_perturb`; 0: off.
       norms_by_part: log norms also for each top-level module of the model.
 
     Returns:
-      The train step. `batch`: `video` uint8 [B, T, H, W, 3], `label` {head: int32 [B], or with the
-      sigmoid loss float [B, C], 1 for each label of a clip}, `mask` [B]. Metrics, all float32 scalars:
+      The train step. `batch`: `video` uint8 [B, T, H, W, 3], `label` {head: int32 [B], or with the sigmoid loss float
+      [B, C], 1 for each label of a clip}, `mask` [B]. Metrics, all float32 scalars:
 
       * `loss`, the weighted sum over the heads, and top-1 `accuracy`; with several heads `loss/HEAD` (unweighted) and
         `accuracy/HEAD`. The highest logit must belong to the label, or one of the labels; with mixup and cutmix, to the
@@ -144,10 +130,8 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         # Untrained leaves and skipped steps keep the old values: adding 0 would turn -0.0 into 0.0, and an EMA of equal
         # numbers rounds.
-        params = _select_trained(
-            trained, select_tree(accept, optax.apply_updates(state.params, updates), state.params), state.params
-        )
-        ema = state.ema
+        params = select_tree(accept, optax.apply_updates(state.params, updates), state.params)
+        params, ema = _select_trained(trained, params, state.params), state.ema
         if ema_decay:
             updated = update_ema(ema, params, ema_decay, state.guard.accepted)
             ema = _select_trained(trained, select_tree(accept, updated, ema), ema)
@@ -185,12 +169,9 @@ def map_views(fn: Callable[[jax.Array], Any], video: jax.Array, clips: int = 1) 
     """Applies `fn` to each view of `video`, uint8 [B, V, T, H, W, 3]; returns its outputs on a leading axis of V.
 
     A loop over groups of views: memory does not grow with V, and yet no device computes a lone clip where B is small.
-
-    Args:
-      fn: clips, float32 [N, T, H, W, 3] in [-1, 1] -> arrays [N, ...]; rows are independent.
-      video: pixels; a mesh may split B.
-      clips: clips that a device should have at once, at least. A group has the smallest number of views that divides V
-        and gives so many, else all.
+    A mesh may split B. `fn` maps clips, float32 [N, T, H, W, 3] in [-1, 1], to arrays [N, ...], row by row; `clips` is
+    what a device should have at once, at least: a group has the smallest number of views that divides V and gives so
+    many, else all.
     """
     batch, views = video.shape[:2]
     enough = clips * sharding.num_shards("batch")
@@ -213,10 +194,10 @@ def make_eval_step(apply_fn: Callable[..., Any], clips: int = 1) -> Callable[[An
     """
 
     def eval_step(params: Any, batch: Batch) -> dict[str, jax.Array]:
-        logits = map_views(
-            lambda views: as_heads(apply_fn({"params": params}, views, train=False)), batch["video"], clips
-        )
-        return {head: jnp.mean(values, axis=0) for head, values in logits.items()}
+        def apply(views: jax.Array) -> dict[str, jax.Array]:
+            return as_heads(apply_fn({"params": params}, views, train=False))
+
+        return {head: jnp.mean(logits, axis=0) for head, logits in map_views(apply, batch["video"], clips).items()}
 
     return eval_step
 
@@ -247,7 +228,8 @@ def _loss(
     weights = config.weights(labels)
     losses, accuracies = {}, {}
     for head, label in labels.items():
-        check_labels(head, label, config.name)
+        if config.name == "softmax" and label.ndim > 1:
+            raise ValueError(f"the head {head!r} has several labels per clip; set loss.name='sigmoid'")
         targets, dominant_label = one_hot_targets(logits[head], label, smoothing), label
         if "share" in rows:
             share, partner = rows["share"], rows["partner"][head]

@@ -1,7 +1,5 @@
 """Logging of a run: TensorBoard and JSON-lines metrics, terminal progress, absl log format."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging as standard_logging
@@ -10,7 +8,7 @@ import sys
 import time
 import types
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,9 +18,7 @@ from etils import epath
 from vivit_jax.utils import storage
 from vivit_jax.utils.trees import finite_or_none
 
-if TYPE_CHECKING:
-    from clu.metric_writers import MetricWriter
-
+MetricWriter = Any  # clu.metric_writers.MetricWriter, whose import takes seconds
 METRICS_FILE = "metrics.jsonl"
 _BUCKET_SECONDS = 30.0  # between two writes of metrics.jsonl in a bucket
 # Warnings of Orbax about checkpoints that are opened for reading, or have no metrics (between two evaluations).

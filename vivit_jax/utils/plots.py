@@ -3,8 +3,6 @@
 matplotlib is imported when the first figure is drawn. Every text that is not the program's own passes `readable`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib
@@ -12,7 +10,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -20,9 +18,7 @@ from etils import epath
 
 from vivit_jax.utils import terminal
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+Figure = Any  # matplotlib.figure.Figure
 # With more classes, names and numbers would be illegible and are left out.
 MOST_NAMED_CLASSES = 40
 # The end of the Unicode name of most letters and signs is how they are read.
