@@ -1,6 +1,7 @@
 """Verification: sound records pass; every kind of damage is reported with its location."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -141,3 +142,9 @@ def test_sequences(tmp_path):
 def test_folder_without_records(tmp_path):
     with pytest.raises(SystemExit, match=r"no index of records .*vivit_jax\.data\.index"):
         verify.main([str(tmp_path)])
+
+
+def test_folder_whose_name_is_not_utf8(tiny_records, tmp_path):
+    folder = tmp_path / os.fsdecode(b"\xff:%03d")
+    shutil.copytree(tiny_records, folder)
+    assert problems(folder) == []

@@ -157,7 +157,11 @@ def test_videos_are_decoded_from_bucket(ram, tmp_path):
     spec = sampling.ClipSpec(4, (48, 48))
     np.testing.assert_array_equal(pipeline.views_from_file(f"{ram}/v.mp4", spec), pipeline.views_from_file(path, spec))
     storage.path(f"{ram}/empty.mp4").write_bytes(b"")
-    for name, message in (("empty.mp4", "the file is empty"), ("none.mp4", "no such file"), ("data", "a folder, not")):
+    for name, message in (
+        ("empty.mp4", "the file is empty"),
+        ("none.mp4", "no such file"),
+        ("data", "a folder without"),
+    ):
         (storage.path(ram) / "data").mkdir(exist_ok=True)
         with pytest.raises(decode.VideoError, match=f"ram://bucket/{name}: {message}"):
             next(decode.iterate_frames(f"{ram}/{name}"))

@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 
 from vivit_jax.checkpoint.integrity import CheckpointError, OtherModelError, check_optimizer, check_params, checksums
-from vivit_jax.utils import storage
+from vivit_jax.utils import storage, terminal
 
 FOLDER = "checkpoints"  # inside a run's workdir
 QUARANTINE_DIR = "damaged"  # beside the folder of steps
@@ -36,7 +36,10 @@ def score(metrics: Mapping[str, Any] | None, name: str) -> float:
 
 def _absolute(path: epath.PathLike) -> epath.Path:
     """Orbax silently finds nothing under a relative path. URIs stay as they are; `resolve` would prepend the folder."""
-    return epath.Path(storage.absolute(path))
+    absolute = str(storage.absolute(path))
+    if absolute != terminal.printable(absolute):
+        raise CheckpointError(f"{absolute}: Orbax opens no paths that are not UTF-8; rename the folder or link to it")
+    return epath.Path(absolute)
 
 
 def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:

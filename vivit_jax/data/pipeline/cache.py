@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 from collections.abc import Callable
 
@@ -106,7 +107,8 @@ def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _cache_records(split: RecordSplit, threads: int) -> Cached:
-    shards, shard, offset = (tf.constant(x) for x in (split.shard_paths, split.chunk_shard, split.chunk_offset))
+    paths = list(map(os.fsencode, split.shard_paths))
+    shards, shard, offset = (tf.constant(x) for x in (paths, split.chunk_shard, split.chunk_offset))
 
     @tf.autograph.experimental.do_not_convert
     def load(chunk):

@@ -5,6 +5,7 @@ The graph calls no Python: on this stack an exception next to a `py_function` ha
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from vivit_jax.data.host_tf import tf
@@ -26,7 +27,7 @@ Reader = Callable[..., "tf.Tensor"]
 
 def record_reader(split: RecordSplit) -> Reader:
     """Returns a reader of frames from the shards of a split."""
-    shards = tf.constant(split.shard_paths)
+    shards = tf.constant(list(map(os.fsencode, split.shard_paths)))  # names may be no UTF-8
     first = tf.constant(split.first_chunk)
     shard, offset = tf.constant(split.chunk_shard), tf.constant(split.chunk_offset)
     size = split.chunk_frames

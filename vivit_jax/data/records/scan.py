@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,11 @@ def mapped(
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; it must be at least 1")
-    paths, shard, offset = tf.constant(list(shards), tf.string), tf.constant(shard), tf.constant(offset)
+    paths, shard, offset = (
+        tf.constant(list(map(os.fsencode, shards)), tf.string),
+        tf.constant(shard),
+        tf.constant(offset),
+    )
 
     @tf.autograph.experimental.do_not_convert
     def read(number):
@@ -119,7 +124,7 @@ def videos(path: Path, heads: Iterable[str]) -> Iterator[VideoEntry]:
     chunks_read = num_chunks = 0
     entry, number = None, -1
     try:
-        for number, data in enumerate(tf.compat.v1.io.tf_record_iterator(str(path))):
+        for number, data in enumerate(tf.compat.v1.io.tf_record_iterator(os.fsencode(path))):
             features = tf.train.Example.FromString(data).features.feature
             chunk = features["chunk"].int64_list.value[0]
             if chunk == 0:
