@@ -108,7 +108,7 @@ def test_unusable_sources_are_refused(tmp_path):
         load_params(flat, config=config, prefix="ema/")
     with pytest.raises(ValueError, match=r"must end in \.npz"):
         save_params({}, tmp_path / "weights.bin", "vit_npz", config)
-    with pytest.raises(ValueError, match=r"beside it \(ema, \.\.\.\).*: give prefix='params/'"):
+    with pytest.raises(ValueError, match=r"beside it \(ema, \.\.\.\).*: --prefix=params/ \(prefix="):
         load_params({"ema": np.zeros(()), **{f"params/{name}": leaf for name, leaf in flat.items()}}, config=config)
     flat["cls"] = np.full_like(flat["cls"], np.nan)
     with pytest.raises(ConversionError, match="encoder/class_token: holds NaN"):

@@ -147,6 +147,9 @@ def initialise(
             entry = dataclasses.replace(entry, how=f"{entry.how} (stored as {', '.join(sorted(dtypes))})")
         entries.append(entry)
     entries += [Entry(name, "dropped", why) for name, why in loaded.dropped.items()]
+    for why in dict.fromkeys(rule.why for rule in FORMATS[weights.format].dropped if not rule.harmless):
+        if names := [name for name, reason in loaded.dropped.items() if reason == why]:
+            warnings.append(f"{', '.join(names)} of the weights not used: {why}")
     target = report.target + (f" [inherited from the weights: {', '.join(changes)}]" if changes else "")
     report = dataclasses.replace(report, entries=tuple(entries), target=target, warnings=(*report.warnings, *warnings))
     return Initialisation(config, params, report)

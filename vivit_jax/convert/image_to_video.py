@@ -215,6 +215,8 @@ class _Adaptation:
         is_model_3 = self.config.attention == "factorised_self_attention"
         from_model_3 = self.source.attention == "factorised_self_attention"
         self._copy(f"{self._encoder}/norm", f"{self._source_encoder}/norm")
+        if not _under(f"{self._source_encoder}/norm", self.source_params):
+            self._reinitialise(f"{self._encoder}/norm", "the weights have none: theirs follows the pooling (fc_norm)")
         for part in ("norm_mlp", "mlp"):
             self._copy(f"{layers}/{part}", f"{source_layers}/{part}")
         for part, single in (("norm", "norm_attention"), ("attention", "attention")):

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -15,12 +15,14 @@ from vivit_jax.convert import engine
 from vivit_jax.convert.containers.open import Container, Leaf, open_container
 from vivit_jax.convert.engine import ConversionError
 from vivit_jax.convert.report import describe_model
-from vivit_jax.convert.tables import FORMATS, Hints
+from vivit_jax.convert.tables import FORMATS, Format, Hints, other_models
 from vivit_jax.convert.tables.rows import drop_reason
 from vivit_jax.models import ViViTConfig, abstract_params
 
 Path = str | os.PathLike[str]
 Source = Path | Mapping[str, Any]
+# Modules that PyTorch puts around others, anywhere in a name.
+_WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,21 +58,23 @@ class OpenedWeights:
         """
         format = FORMATS[self.format]
         target = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
+        if not strict and "fc_norm.weight" in self.leaves:  # timm: the norm follows the averaging, so there is no other
+            target = {name: leaf for name, leaf in target.items() if not name.startswith("encoder/norm/")}
         dropped = [rule for rule in format.dropped if rule.harmless or not strict]
         try:
             loaded = engine.load(self.leaves, format.rows(config), target, dropped)
         except ConversionError as error:
             summary = f"{error.summary} ({self.container.where}, {self.format})"
-            raise ConversionError(summary, error.problems, self._advice(config)) from error
+            raise ConversionError(summary, error.problems, self._advice(config, error.problems)) from error
         loaded.dropped.update(self.excluded)
         return loaded
 
-    def _advice(self, config: ViViTConfig) -> list[str]:
+    def _advice(self, config: ViViTConfig, problems: Sequence[str]) -> list[str]:
         """Returns lines on weights that do not fit: parts that ViViT does not have, and the model they are of."""
         lines = [
-            f"{rule.pattern}: {rule.why}"
+            f"{rule.pattern.replace(chr(92), '')}: {rule.why}"
             for rule in FORMATS[self.format].dropped
-            if not rule.harmless and any(re.match(rule.pattern, name) for name in self.leaves)
+            if not rule.harmless and any(re.match(rule.pattern, problem) for problem in problems)
         ]
         with contextlib.suppress(ValueError):
             source_config = self.model_config(Hints(target=config))
@@ -85,23 +89,30 @@ class OpenedWeights:
 def open_weights(source: Source, format: str | None = None, prefix: str | None = None) -> Iterator[OpenedWeights]:
     """Opens weights and detects format and prefix; they are read inside the context. See `convert.load_params`."""
     with open_container(source) as container:
-        leaves = container.leaves
+        leaves = {_WRAPPERS.sub("", name): leaf for name, leaf in container.leaves.items()}
         if prefix is not None:
             leaves = {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}
             if not leaves:
-                raise ValueError(f"no name in {container.where} begins with prefix={prefix!r}")
-        format = format or find_format(leaves, container.where)
+                first = f"the first of its names are {', '.join(list(container.leaves)[:3])}"
+                raise ValueError(f"no name in {container.where} begins with prefix={prefix!r}; {first}")
+        if format is None and (model := other_models.name_of(leaves)):
+            raise ValueError(f"{container.where} holds another model's weights, not those of ViViT or a ViT: {model}")
+        kind = (container.metadata.get("config") or {}).get("model_type")
+        format = format or find_format(leaves, container.where + (f" (model_type {kind})" if kind else ""))
         check_format(format)
-        leaves, excluded = _strip_prefix(leaves, format, container.where) if prefix is None else (leaves, {})
+        leaves, excluded = _strip_prefix(leaves, format, container.where)
         if (fold := FORMATS[format].fold) is not None:
-            leaves = fold(leaves)
+            folded = fold(leaves)
+            kept = {root + name for root in ("", *FORMATS[format].roots) for name in folded}
+            excluded |= {name: "folded into other arrays" for name in leaves if name not in kept}
+            leaves = folded
         yield OpenedWeights(container, format, leaves, excluded)
 
 
 def find_format(names: Mapping[str, Any], where: str = "the source") -> str:
     """Returns the format that uses these names; ValueError where none of `FORMATS` does."""
     for key, format in FORMATS.items():
-        if any(re.search(format.signature, name) for name in names):
+        if any(_prefix(name, format) is not None for name in names):
             return key
     examples = ", ".join(list(names)[:3]) or "none at all"
     raise ValueError(f"the names in {where} are of no known format ({', '.join(FORMATS)}); the first are: {examples}")
@@ -112,16 +123,28 @@ def check_format(format: str) -> None:
         raise ValueError(f"format={format!r} is not known; choose one of {', '.join(FORMATS)}")
 
 
+def _prefix(name: str, format: Format) -> str | None:
+    """Returns what is before the part of a name that a format's rows have; None for a name without its signature."""
+    match = re.match(rf"(?P<prefix>(.*[./])?)({format.signature})", name)
+    if match is None:
+        return None
+    root = next((root for root in format.roots if re.search(rf"(^|[./]){re.escape(root)}$", match["prefix"])), "")
+    return match["prefix"].removesuffix(root)
+
+
 def _strip_prefix(leaves: Mapping[str, Leaf], format: str, where: str) -> tuple[dict[str, Leaf], dict[str, str]]:
     """Strips the prefix of the parameters: (name without it -> leaf, other names -> why they are left out)."""
-    signature, dropped = FORMATS[format].signature, FORMATS[format].dropped
-    for prefix in FORMATS[format].prefixes:
-        stripped = {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}
-        if not any(re.search(signature, name) for name in stripped):
-            continue
-        reasons = {name: drop_reason(name, dropped) for name in leaves if not name.startswith(prefix)}
-        if unknown := [name for name, why in reasons.items() if why is None]:
-            names = f"names under {prefix!r} and {len(unknown)} beside it ({', '.join(unknown[:3])}, ...) in {where}"
-            raise ValueError(f"{names}: give prefix={prefix!r} to load those under it and leave the others")
-        return stripped, {name: why for name, why in reasons.items() if why is not None}
-    return dict(leaves), {}
+    dropped = FORMATS[format].dropped
+    found = {name: _prefix(name, FORMATS[format]) for name in leaves if drop_reason(name, dropped) is None}
+    prefixes = sorted({prefix for prefix in found.values() if prefix is not None})
+    if len(prefixes) > 1:
+        listed = " and ".join(map(repr, prefixes))
+        raise ValueError(f"{where} holds several models, under {listed}: choose one, --prefix={prefixes[0]}")
+    if not prefixes or not (prefix := prefixes[0]):
+        return dict(leaves), {}
+    reasons = {name: drop_reason(name, dropped) for name in leaves if not name.startswith(prefix)}
+    if unknown := [name for name, why in reasons.items() if why is None]:
+        names = f"names under {prefix!r} and {len(unknown)} beside it ({', '.join(unknown[:3])}, ...) in {where}"
+        raise ValueError(f"{names}: --prefix={prefix} (prefix={prefix!r}) loads those under it and leaves the others")
+    stripped = {name.removeprefix(prefix): leaf for name, leaf in leaves.items() if name.startswith(prefix)}
+    return stripped, {name: why for name, why in reasons.items() if why is not None}

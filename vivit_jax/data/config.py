@@ -53,6 +53,7 @@ class DataConfig(PipelineOptions):
       unknown_classes: classes of a mixture that `name` does not have: 'error', 'drop' their videos, or 'union': add
         them to the heads.
       subset: the part of the data to use; its `classes` hold for evaluation too.
+      allow_changed: a run may resume on other records under the same name than those of its checkpoints.
     """
 
     name: str = "kinetics400"
@@ -67,6 +68,7 @@ class DataConfig(PipelineOptions):
     mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
     unknown_classes: str = "error"
     subset: Subset = dataclasses.field(default_factory=Subset)
+    allow_changed: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -90,8 +90,9 @@ def log_start(setup: TrainSetup, state: TrainState, restored: Mapping[str, Any] 
     before = Experiment.from_config(restored["config"]).to_dict()  # fields that are new since then have their defaults
     if changed := differences(before, metadata["config"]):
         logging.warning("The config differs from that of the checkpoint: %s", "; ".join(changed))
-    if restored["data"] != metadata["data"]:
+    data = {name: metadata["data"][name] for name in restored["data"]}  # an older one has no `index`
+    if restored["data"] != data:
         logging.warning(
-            f"The data or their order changed since the checkpoint ({restored['data']} -> {metadata['data']}): the run "
+            f"The data or their order changed since the checkpoint ({restored['data']} -> {data}): the run "
             "continues, but is not the uninterrupted one."
         )

@@ -23,6 +23,7 @@ from vivit_jax.data.selection.sampling import ClipSpec
 from vivit_jax.data.selection.training_set import TrainingSet
 from vivit_jax.evaluation.evaluator import Evaluator
 from vivit_jax.evaluation.metrics import accuracy_names, scalar_name
+from vivit_jax.train import resumed_data
 from vivit_jax.train_step import TrainProgram
 from vivit_jax.utils import devices
 
@@ -62,6 +63,7 @@ class TrainSetup:
                 "dataset": self.experiment.data.name,
                 "examples": train_set.num_videos,
                 "order": train_set.fingerprint(self.experiment.seed, self.clip_spec),
+                "index": train_set.digests(),
             },
         }
 
@@ -126,13 +128,16 @@ def set_up(experiment: Experiment, workdir: epath.PathLike) -> TrainSetup:
 
     # Data.
     train_set, eval_set = open_data(experiment.data)
+    checkpoint_metadata = checkpointing.latest_metadata(workdir)
+    if checkpoint_metadata is not None:
+        train_set, eval_set = resumed_data.follow(train_set, eval_set, experiment.data, checkpoint_metadata)
     check_best_metric(experiment, eval_set.heads, eval_set.multi_label)
     experiment.loss.weights(train_set.heads)  # raises for heads that do not exist
     total_steps = experiment.total_steps(train_set.num_videos)
     steps_per_epoch = experiment.steps_per_epoch(train_set.num_videos)
 
     # Model, schedule, optimizer, train step.
-    experiment = inherit_model_fields(experiment, train_set.heads, checkpointing.latest_metadata(workdir))
+    experiment = inherit_model_fields(experiment, train_set.heads, checkpoint_metadata)
     program = experiment.train_program(train_set.heads, mesh, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     clip_spec = experiment.clip_spec(program.model.config)
     devices.warn_of_large_model(program.model.config.name, program.model.config.hidden_size)

@@ -29,6 +29,7 @@ _READERS = {
 }
 # Files of a Hugging Face folder, in order of preference; each may be an index of shards.
 _HUGGING_FACE = [name + index for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")]
+_STEP = re.compile(r"(?:checkpoint_|ckpt_|step_)?(\d+)")
 _HEAD = 512  # bytes from which a kind is detected
 _MAX_HEADER = 100_000_000  # bytes of a safetensors header, the library's own limit
 # What a file without weights begins with -> what it is, and the way out.
@@ -51,9 +52,9 @@ def open_container(source: str | os.PathLike[str] | Mapping[str, Any]) -> Contai
 
     Args:
       source: a mapping of arrays, flat or nested; a file: .npz, safetensors, PyTorch, Flax msgpack, or the .index.json
-        of shards; or a folder: of Hugging Face, a run's workdir or one step of it (of several steps the best), one with
-        Flax's `checkpoint_N` (the highest N), or one with a single weight file. Paths may be remote (gs://): a file is
-        then copied to the temporary folder.
+        of shards; or a folder: of Hugging Face, a run's workdir or one step of it (of several steps the best), one of
+        Orbax by another program, one with Flax's `checkpoint_N` (the highest N), or one with a single weight file.
+        Paths may be remote (gs://): a file is then copied to the temporary folder.
     """
     container = arrays.open_mapping(source) if isinstance(source, Mapping) else _open(epath.Path(source))
     if not container.leaves:
@@ -142,15 +143,16 @@ def _open_folder(path: epath.Path) -> Container:
     if is_run and (run := _open_run(path)) is not None:
         return run
 
-    # Flax: the latest `checkpoint_N`.
-    files = [child for child in children if not child.is_dir()]
-    steps = {int(match[1]): file for file in files if (match := re.fullmatch(r"checkpoint_(\d+)", file.name))}
+    # Several steps of Orbax or Flax: the latest; one step of Orbax.
+    steps = {int(match[1]): child for child in children if (match := _STEP.fullmatch(child.name))}
     if steps:
-        return _open_file(steps[max(steps)])
+        return _open(steps[max(steps)])
+    if (container := _open_orbax(path)) is not None:
+        return container
 
     # The only file of weights in the folder.
     candidates, reasons = [], []
-    for child in files:
+    for child in (child for child in children if not child.is_dir()):
         if child.name.startswith(".") or child.suffix == ".json":
             continue
         try:
@@ -171,14 +173,15 @@ def _open_run(path: epath.Path) -> Container | None:
 
     `path` is a workdir, its folder of steps, or one step. Of several steps the best one by the run's metric is taken.
     """
-    import orbax.checkpoint as ocp  # here: its import takes a second, and other formats do not need it
-
     from vivit_jax import checkpoint as checkpointing
 
     try:
         root, step = checkpointing.locate(path)
     except checkpointing.CheckpointError:
         return None
+    steps = [root / str(step)] if step is not None else [child for child in root.iterdir() if child.name.isdigit()]
+    if not any((step / checkpointing.META).is_dir() for step in steps):
+        return None  # of another program
     with reading(str(path)), checkpointing.Checkpoints(root, read_only=True) as checkpoints:
         if step is None:
             if not checkpoints.steps():
@@ -187,8 +190,43 @@ def _open_run(path: epath.Path) -> Container | None:
             checkpoints.best_metric = run.get("checkpoint", {}).get("best_metric", checkpoints.best_metric)
             step = checkpoints.best()
         checkpoint_metadata = checkpoints.metadata(step)
-    state, where = root / str(step) / checkpointing.STATE, str(root / str(step))
+    where, checksums, resources = str(root / str(step)), checkpoint_metadata["checksums"], contextlib.ExitStack()
+    with reading(where):
+        leaves = _read_orbax(root / str(step) / checkpointing.STATE, where, resources, "params", checksums)
+    return Container(leaves, "orbax", where, {"checkpoint": checkpoint_metadata}, resources)
+
+
+def _open_orbax(path: epath.Path) -> Container | None:
+    """Opens a tree that Orbax wrote, or a step with several of them; None where there is none."""
+    markers = ("_METADATA", "manifest.ocdbt", "checkpoint")
+    items = {"": path, **{f"{child.name}/": child for child in sorted(path.iterdir()) if child.is_dir()}}
+    items = {name: item for name, item in items.items() if any((item / marker).is_file() for marker in markers)}
+    if not items:
+        return None
+    leaves, resources = {}, contextlib.ExitStack()
+    for name, item in ({"": items[""]} if "" in items else items).items():
+        with reading(str(item)):
+            of_item = _read_orbax(item, str(path), resources)
+        prefix = name if len(items) > 1 and "" not in items else ""
+        leaves |= {f"{prefix}{leaf}": value for leaf, value in of_item.items()}
+    return Container(leaves, "orbax", str(path), {}, resources)
+
+
+def _read_orbax(
+    folder: epath.Path,
+    where: str,
+    resources: contextlib.ExitStack,
+    part: str | None = None,
+    checksums: Mapping[str, Any] | None = None,
+) -> arrays.Leaves:
+    """Lists the arrays of an Orbax tree, or under its key `part`; one is read at a time, and its checksum compared."""
+    import orbax.checkpoint as ocp  # here: its import takes a second, and other formats do not need it
+
+    from vivit_jax import checkpoint as checkpointing
+
     checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    resources.callback(checkpointer.close)
+    tree = checkpointer.metadata(folder).item_metadata.tree
 
     def leaf(name: str, stored: Any) -> Leaf:
         def read() -> np.ndarray:
@@ -197,19 +235,16 @@ def _open_run(path: epath.Path) -> Container | None:
             target, options = (flax.traverse_util.unflatten_dict(tree, sep="/") for tree in (target, options))
             args = ocp.args.PyTreeRestore(target, restore_args=options, partial_restore=True)
             with reading(f"{name!r} in {where}"):
-                tree = checkpointer.restore(state, args=args)
-                if checkpointing.checksums(tree)[name] != checkpoint_metadata["checksums"].get(name):
+                restored = checkpointer.restore(folder, args=args)
+                if checksums is not None and checkpointing.checksums(restored)[name] != checksums.get(name):
                     raise ValueError("its checksum is not the one that was saved")
-            return dict(arrays.flatten(tree))[name]
+            return dict(arrays.flatten(restored))[name]
 
         return Leaf(tuple(stored.shape), np.dtype(stored.dtype), read)
 
-    resources = contextlib.ExitStack()
-    resources.callback(checkpointer.close)
-    with reading(where):
-        parameters = checkpointer.metadata(state).item_metadata.tree["params"]
-        leaves = {name: leaf(f"params/{name}", stored) for name, stored in arrays.flatten(parameters)}
-    return Container(leaves, "orbax", where, {"checkpoint": checkpoint_metadata}, resources)
+    prefix = f"{part}/" if part else ""
+    stored = arrays.flatten(tree[part] if part else tree)
+    return {name: leaf(prefix + name, array) for name, array in stored if getattr(array, "dtype", None) is not None}
 
 
 def _read_configs(folder: epath.Path) -> dict[str, Any]:

@@ -122,8 +122,8 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
 FORMAT = Format(
     rows=huggingface,
     describe=describe,
-    signature=r"(^|\.)embeddings\.patch_embeddings\.projection\.weight$",
-    prefixes=("module.", "model.", ""),
+    signature=r"embeddings\.patch_embeddings\.projection\.weight$",
+    roots=("vivit.", "vit."),
     dropped=(
         Dropped(r"(vit\.)?embeddings\.mask_token$", "the token of masked-image training"),
         Dropped(r"decoder\.", "the decoder of masked-image training"),

@@ -66,4 +66,4 @@ def image_model(shapes: Shapes, hints: Hints) -> ViViTConfig:
     )
 
 
-FORMAT = Format(rows=native, describe=describe, signature=r"(^|/)tokenizer/kernel$", prefixes=("params/", ""))
+FORMAT = Format(rows=native, describe=describe, signature=r"tokenizer/kernel$")

@@ -153,7 +153,6 @@ TRAINING_STATE = Dropped(
 FORMAT = Format(
     rows=scenic,
     describe=describe,
-    signature=r"(^|/)(Spatial|Temporal)?Transformer/encoderblock_\d+/",
-    prefixes=("optimizer/target/params/", "optimizer/target/", "params/params/", "params/", "target/", ""),
+    signature=r"(Spatial|Temporal)?Transformer/encoderblock_\d+/",
     dropped=(TRAINING_STATE,),
 )

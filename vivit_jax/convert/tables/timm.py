@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from vivit_jax.convert.tables import transforms
 from vivit_jax.convert.tables.huggingface import pair
-from vivit_jax.convert.tables.rows import Format, Hints, Row, Shapes, row
+from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Row, Shapes, row
 from vivit_jax.convert.tables.sizes import check_image_model, count_layers, heads_of, image_config, shape_of, space_grid
+from vivit_jax.convert.tables.transforms import derived
 from vivit_jax.models import ViViTConfig
 
 
@@ -45,6 +47,7 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
     """Returns the config of the image model with these shapes."""
     d, channels, h, w = shape_of(shapes, "patch_embed.proj.weight", 4)
     token = "cls_token" in shapes
+    pools = any(name.startswith(("fc_norm.", "attn_pool.")) for name in shapes)
     slots = shape_of(shapes, "pos_embed", 3)[1]
     try:
         grid = space_grid(slots - token, hints)
@@ -59,7 +62,8 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
         mlp_dim=shape_of(shapes, "blocks.0.mlp.fc1.weight", 2)[0],
         in_channels=channels,
         classifier="token" if token else "gap",
-        num_classes=shapes["head.bias"][0] if "head.bias" in shapes else None,
+        # The head of a model that pools otherwise is of no use to ours.
+        num_classes=shapes["head.bias"][0] if "head.bias" in shapes and not pools else None,
         representation_size=shapes["pre_logits.fc.bias"][0] if "pre_logits.fc.bias" in shapes else None,
         activation="gelu",
         layer_norm_eps=1e-6,
@@ -67,6 +71,29 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
     )
 
 
+def fold(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Folds layer scale, a factor on each dimension of a branch's output, into the branch's last layer, exactly."""
+    folded = dict(leaves)
+    for name, scale in leaves.items():
+        if match := re.fullmatch(r"(blocks\.\d+)\.ls([12])\.gamma", name):
+            layer = f"{match[1]}.{'attn.proj' if match[2] == '1' else 'mlp.fc2'}"
+            if f"{layer}.weight" in leaves and f"{layer}.bias" in leaves:
+                del folded[name]
+                weight, bias = (f"{layer}.{part}" for part in ("weight", "bias"))
+                folded[weight] = derived(leaves[weight], lambda x, scale=scale: x * scale.read()[:, None])
+                folded[bias] = derived(leaves[bias], lambda x, scale=scale: x * scale.read())
+    return folded
+
+
 FORMAT = Format(
-    rows=timm, describe=describe, signature=r"(^|\.)blocks\.\d+\.attn\.qkv\.weight$", prefixes=("module.", "model.", "")
+    rows=timm,
+    describe=describe,
+    signature=r"blocks\.\d+\.attn\.qkv\.weight$",
+    fold=fold,
+    dropped=(
+        Dropped(r"mask_token$|decoder_", "of masked-image training"),
+        Dropped(r"fc_norm\.", "the norm after averaging the tokens, which belongs to the classifier", harmless=False),
+        Dropped(r"head\.", "the classifier, which follows another norm or pooling than ours", harmless=False),
+        Dropped(r"attn_pool\.", "attention that pools the tokens (SigLIP), which ViViT does not have", harmless=False),
+    ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,12 @@ class Transform:
 
     load: Callable[[np.ndarray], Leaves]  # array of the format -> ours, one for each name in the row
     save: Callable[[Leaves], np.ndarray]  # the inverse
+
+
+def derived(leaf: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:
+    """Returns a leaf that applies `change` in float64 when it is read; float32 or wider."""
+    dtype = np.promote_types(leaf.dtype, np.float32)
+    return dataclasses.replace(leaf, dtype=dtype, read=lambda: change(leaf.read().astype(np.float64)).astype(dtype))
 
 
 SAME = Transform(load=lambda x: [x], save=lambda xs: xs[0])

@@ -16,7 +16,6 @@ The video-text models (`videoprism_lvt_*`) contain such an encoder under `vision
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -26,7 +25,7 @@ import numpy as np
 
 from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Row, Shapes, row
 from vivit_jax.convert.tables.sizes import count_layers, shape_of, space_grid
-from vivit_jax.convert.tables.transforms import Leaves, Transform
+from vivit_jax.convert.tables.transforms import Leaves, Transform, derived
 from vivit_jax.models import ViViTConfig
 
 CHANNELS = 3
@@ -119,8 +118,8 @@ def fold(leaves: Mapping[str, Any]) -> dict[str, Any]:
     folded = dict(leaves)
     kernel, bias = (leaves.get(f"{_PROJECTION}/{name}") for name in ("kernel", "bias"))
     if kernel is not None and bias is not None:
-        folded[f"{_PROJECTION}/kernel"] = _derived(kernel, lambda x: x / 2)
-        folded[f"{_PROJECTION}/bias"] = _derived(bias, lambda x: x + kernel.read().astype(np.float64).sum(axis=0) / 2)
+        folded[f"{_PROJECTION}/kernel"] = derived(kernel, lambda x: x / 2)
+        folded[f"{_PROJECTION}/bias"] = derived(bias, lambda x: x + kernel.read().astype(np.float64).sum(axis=0) / 2)
     for name, leaf in leaves.items():
         if match := _SCALE.fullmatch(name):
             names = [f"{match['attention']}/query/{part}" for part in ("w", "b")]
@@ -128,14 +127,8 @@ def fold(leaves: Mapping[str, Any]) -> dict[str, Any]:
             if all(_scales(leaf.shape, array.shape) for array in query.values()):
                 del folded[name]
                 for query_name, array in query.items():
-                    folded[query_name] = _derived(array, lambda x, scale=leaf: _scaled(x, scale.read()))
+                    folded[query_name] = derived(array, lambda x, scale=leaf: _scaled(x, scale.read()))
     return folded
-
-
-def _derived(leaf: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:
-    """Returns a leaf that applies `change` in float64 when it is read; float32 or wider."""
-    dtype = np.promote_types(leaf.dtype, np.float32)
-    return dataclasses.replace(leaf, dtype=dtype, read=lambda: change(leaf.read().astype(np.float64)).astype(dtype))
 
 
 def _scales(scale: tuple[int, ...], query: tuple[int, ...]) -> bool:
@@ -184,8 +177,8 @@ FORMAT = Format(
     rows=videoprism,
     describe=describe,
     fold=fold,
-    signature=r"(^|/)(spatial|temporal)_encoder/transformers_stack/x_layers(_\d+)?/",
-    prefixes=("params/", ""),
+    signature=r"(spatial|temporal)_encoder/transformers_stack/x_layers(_\d+)?/",
+    roots=("vision_encoder/",),
     dropped=(
         Dropped(r"text_encoder/", "the text encoder of a video-text model"),
         Dropped(r"auxiliary_encoder/", "layers between the video encoder and the video embedding", harmless=False),

@@ -73,8 +73,10 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
 FORMAT = Format(
     rows=vit_npz,
     describe=describe,
-    signature=r"(^|/)Transformer/encoderblock_\d+/MlpBlock_3/|(^|/)Transformer/encoderblock/|^((opt/target|params)/)*pos_embedding$",
-    prefixes=("opt/target/params/", "opt/target/", "params/params/", "params/", "img/", "target/", ""),
+    # The positions of big_vision alone: other models have them in a module of their own.
+    signature=(
+        r"Transformer/encoderblock_\d+/MlpBlock_3/|Transformer/encoderblock/|(?<!\.)(?<!posembed_input/)pos_embedding$"
+    ),
     dropped=(
         TRAINING_STATE,
         Dropped(r"MAPHead_0/", "attention that pools its tokens, which ViViT does not have", harmless=False),

@@ -7,6 +7,7 @@ Records of Scenic and DMVR are sequences: one `tf.train.SequenceExample` per vid
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 import re
@@ -116,6 +117,21 @@ class RecordSplit:
         # Records of other programs do not say: that of the largest video.
         short_side = summary.get("short_side") or int(np.minimum(self.height, self.width).max())
         return {"stored_short_side": short_side, "stored_fps": summary.get("fps")}
+
+    def digests(self) -> dict[str, str]:
+        """Returns 16 hex digits for each of `videos` (their names), `labels`, and `records` (the stored frames)."""
+        records = ("num_frames", "height", "width", "num_chunks", "chunk_length", "chunk_checksum")
+        parts = {
+            "videos": ["\n".join(self.video_id.tolist())],
+            "labels": [part for head in sorted(self.labels) for part in (head, self.labels[head])],
+            "records": [getattr(self, field) for field in records],
+        }
+        digests = {name: hashlib.sha256() for name in parts}
+        for name, values in parts.items():
+            for value in values:
+                is_text = isinstance(value, str)
+                digests[name].update(value.encode() if is_text else np.ascontiguousarray(value, "<i8").tobytes())
+        return {name: digest.hexdigest()[:16] for name, digest in digests.items()}
 
     def class_counts(self) -> dict[str, dict[str, int]]:
         """Returns {head: {name of each class with videos: number of videos}}."""

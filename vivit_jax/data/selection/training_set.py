@@ -77,6 +77,15 @@ class TrainingSet:
         videos = [name for split in self.splits for name in split.video_id.tolist()] if selected else ()
         return self.order(seed, spec).fingerprint(videos)
 
+    def digests(self) -> dict[str, list[str]]:
+        """Returns `RecordSplit.digests` of each data set, in the order of `names`, for a checkpoint."""
+        digests = [split.digests() for split in self.splits]
+        return {name: [each[name] for each in digests] for name in digests[0]}
+
+    def relabelled(self, class_names: Mapping[str, Sequence[str]]) -> TrainingSet:
+        """Returns the training set with labels as ids of `class_names`."""
+        return dataclasses.replace(self, splits=tuple(relabel(split, class_names) for split in self.splits))
+
     def locate(self, number: int) -> str:
         """Returns the name of a video by its number (`index` in the batches), in a mixture with its data set."""
         for name, split in zip(self.names, self.splits, strict=True):

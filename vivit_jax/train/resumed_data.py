@@ -1,0 +1,69 @@
+"""The data of a resumed run: classes have the ids of its checkpoints, and the videos are those of its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from vivit_jax.config.experiment import ConfigError, Experiment
+from vivit_jax.data.config import DataConfig
+from vivit_jax.data.records.split import RecordSplit
+from vivit_jax.data.selection.training_set import TrainingSet, relabel
+from vivit_jax.utils.class_names import match
+
+# Fields of `config.data` with which a user asks for other videos.
+_SELECTION = ("name", "train_split", "mixture", "unknown_classes", "subset")
+_DIGESTS = {"videos": "the names or the order of the videos", "labels": "the labels", "records": "the stored frames"}
+
+
+def follow(
+    train_set: TrainingSet, eval_set: RecordSplit, data: DataConfig, metadata: Mapping[str, Any]
+) -> tuple[TrainingSet, RecordSplit]:
+    """Returns the data of a run with the class ids of its checkpoint, whose `metadata` are given.
+
+    Raises:
+      ConfigError: the classes are others, or, unless `data.allow_changed`, the videos are, though the config asks for
+        the same ones.
+    """
+    if not metadata["data"]:  # converted weights, which the restore refuses
+        return train_set, eval_set
+    way_out = "put the records of the run back, train in another workdir"
+    names, problems = {}, []
+    for head, ours in train_set.class_names.items():
+        stored = metadata["class_names"].get(head, [])
+        found = match(stored, ours, "the checkpoint")
+        if not found.complete or len(stored) != len(ours):
+            problems.append(f"head {head!r} has {found.how}")
+        names[head] = list(stored if found.complete and found.named else ours)
+        if list(ours) != names[head]:
+            logging.warning("Classes of head %r: %s; they keep the ids of the checkpoint.", head, found.how)
+    if heads := set(metadata["class_names"]) - set(names):
+        problems.append(f"there is no head {', '.join(heads)}")
+    if problems:
+        message = "\n".join(["the classes of the data are not those of the run's checkpoint", *problems])
+        advice = f"{way_out} (--config.init_from.path takes its weights over)"
+        if metadata["heads"] == train_set.heads:
+            advice += ", or, where only names changed, continue with --config.data.allow_changed=True"
+        if not data.allow_changed or metadata["heads"] != train_set.heads:
+            raise ConfigError(f"{message}\n{advice}")
+        logging.warning("%s (config.data.allow_changed)", message)
+    else:
+        train_set, eval_set = train_set.relabelled(names), relabel(eval_set, names)
+
+    before = Experiment.from_config(metadata["config"]).data
+    if any(getattr(before, field) != getattr(data, field) for field in _SELECTION):
+        return train_set, eval_set  # other data by another config, of which the start warns
+    stored, index = metadata["data"].get("index"), train_set.digests()
+    changed = [what for name, what in _DIGESTS.items() if stored and stored[name] != index[name]]
+    if (count := metadata["data"]["examples"]) != train_set.num_videos:
+        changed.insert(0, f"the number of videos ({count} -> {train_set.num_videos})")
+    if changed:
+        message = (
+            f"the training data of {data.name} are not those of the run's checkpoint: {', '.join(changed)} changed"
+        )
+        if not data.allow_changed:
+            raise ConfigError(f"{message}; {way_out}, or continue on these with --config.data.allow_changed=True")
+        logging.warning("%s (config.data.allow_changed).", message)
+    return train_set, eval_set
