@@ -26,6 +26,9 @@ _WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "With --mode=eva
 _WEIGHTS = flags.DEFINE_enum(
     "weights", "params", ["params", "ema"], "With --mode=eval: the parameters, or their EMA (optimizer.ema_decay)."
 )
+_FROM_SCRATCH = flags.DEFINE_bool(
+    "from_scratch", False, "Begin at step 0 where the --workdir shows a run whose checkpoints are gone."
+)
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
     "auto",
@@ -46,7 +49,7 @@ def main(argv: list[str]) -> None:
     from vivit_jax.utils import logs
 
     logs.configure_logging()
-    errors = (ValueError, FileNotFoundError, MemoryError, FloatingPointError, checkpointing.CheckpointError)
+    errors = (ValueError, OSError, MemoryError, FloatingPointError, checkpointing.CheckpointError)
     with distributed.synchronized_exit(), command_line.exit_on(*errors):
         experiment = Experiment.from_config(_CONFIG.value)
         distributed.initialise(_DISTRIBUTED.value, _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
@@ -54,7 +57,7 @@ def main(argv: list[str]) -> None:
             from vivit_jax.train import train
 
             try:
-                metrics = train(experiment, _WORKDIR.value)
+                metrics = train(experiment, _WORKDIR.value, from_scratch=_FROM_SCRATCH.value)
             except distributed.Preempted as preempted:
                 logging.warning("%s", preempted)
                 raise

@@ -10,7 +10,7 @@ import pytest
 
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import sharding
-from vivit_jax.checkpoint import CheckpointError, Checkpoints
+from vivit_jax.checkpoint import CheckpointError, Checkpoints, manager
 from vivit_jax.train import initialize
 from vivit_jax.train_step import TrainProgram, TrainState
 
@@ -153,3 +153,66 @@ def test_another_optimizer_is_refused_but_not_quarantined(tmp_path):
     with Checkpoints(root) as checkpoints, pytest.raises(CheckpointError, match="the state of another optimizer"):
         checkpoints.restore(other)
     assert (root / "1").is_dir()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(5, "Input/output error"),
+        PermissionError(13, "Permission denied"),
+        ValueError("UNKNOWN: Error reading local file: Input/output error [os_error_code='5']"),
+        ValueError("UNAVAILABLE: the bucket does not answer"),
+        MemoryError(),
+    ],
+    ids=lambda error: f"{type(error).__name__}-{str(error)[:9]}",
+)
+@pytest.mark.parametrize("what", ["metadata", "shapes", "arrays"])
+def test_an_outage_is_retried_and_moves_nothing(what, error, tmp_path, monkeypatch):
+    checkpoints, attempts = saved(tmp_path / "c", [1, 2], keep_latest=2), []
+    monkeypatch.setattr(manager, "_RETRY_SECONDS", (0.0, 0.0))
+    restore = manager.ocp.CheckpointManager.restore
+
+    def fail(*_):
+        attempts.append(1)
+        raise error
+
+    def failing(self, step, args):
+        if bool(args.get(manager.STATE)) == (what == "arrays"):
+            fail()
+        return restore(self, step, args=args)
+
+    if what == "shapes":
+        monkeypatch.setattr(checkpoints._manager, "item_metadata", fail)
+    else:
+        monkeypatch.setattr(manager.ocp.CheckpointManager, "restore", failing)
+    with pytest.raises(checkpointing.UnavailableError, match="Nothing was changed"):
+        checkpoints.restore(abstract())
+    assert len(attempts) == 3
+    assert checkpoints.steps() == [1, 2]
+    assert checkpoints.quarantined() == []
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", "{x", '{"config": {}, "checksums": {}}'])
+def test_damaged_metadata_set_the_step_aside(content, tmp_path):
+    saved(tmp_path / "c", [1, 2], keep_latest=2).close()
+    (tmp_path / "c" / "2" / "meta" / "metadata").write_text(content)
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.restore(abstract())[1]["step"] == 1
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{x"])
+def test_damaged_metrics_do_not_block_the_other_steps(content, tmp_path):
+    saved(tmp_path / "c", [1, 2], {1: 0.1, 2: 0.3}, keep_latest=2).close()
+    (tmp_path / "c" / "2" / "metrics" / "metrics").write_text(content)
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.best() == 1
+        assert checkpoints.restore(abstract())[1]["step"] == 1
+
+
+def test_an_altered_field_of_the_metadata_is_damage(tmp_path):
+    saved(tmp_path / "c", [1, 2], keep_latest=2).close()
+    file = tmp_path / "c" / "2" / "meta" / "metadata"
+    file.write_text(file.read_text().replace('"seed": 3', '"seed": 4'))
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.restore(abstract())[1]["step"] == 1
+        assert checkpoints.quarantined() == ["c-2"]

@@ -42,6 +42,21 @@ def killed_after(steps):
     return on_batch(kill)
 
 
+def sigterm_in_evaluation():
+    """Inside, the process receives SIGTERM in each evaluation, before its second batch."""
+    batches = []
+
+    def place(batch, *rest):
+        if np.ndim(batch["video"]) == 6:
+            batches.append(1)
+            if len(batches) == 2:
+                signal.raise_signal(signal.SIGTERM)
+        return place_batch(batch, *rest)
+
+    place_batch = sharding.place_batch
+    return mock.patch.object(sharding, "place_batch", place)
+
+
 def sigterm_at(steps):
     """Inside, the process receives SIGTERM before this training step."""
     return on_batch(lambda step, batch: signal.raise_signal(signal.SIGTERM) if step == steps else None)

@@ -3,20 +3,21 @@
 import dataclasses
 import json
 import signal
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from tests.helpers.experiment import STEPS, config_file, experiment
-from tests.helpers.interrupt import killed_after, recorded_batches, sigterm_at
+from tests.helpers.interrupt import killed_after, recorded_batches, sigterm_at, sigterm_in_evaluation
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import distributed, predict, sharding, train
-from vivit_jax.config.experiment import ConfigError, Experiment
+from vivit_jax.config.experiment import ConfigError, Experiment, default_config
 from vivit_jax.data import build
 from vivit_jax.data.records.split import open_split
 from vivit_jax.evaluation import evaluate
-from vivit_jax.train import loop, skipped_steps
+from vivit_jax.train import initialize, loop, skipped_steps
 from vivit_jax.train_step.guard import GuardConfig
 from vivit_jax.utils import logs
 
@@ -214,6 +215,34 @@ def test_sigterm_saves_the_step_and_the_run_resumes(data_dir, finished, tmp_path
     with checkpointing.Checkpoints(tmp_path / "w" / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.latest() == 4
     assert train.train(run, tmp_path / "w") == pytest.approx(finished[1])
+
+
+@pytest.mark.slow
+def test_sigterm_in_an_evaluation_saves_the_step_and_the_resumed_run_evaluates_it(data_dir, finished, tmp_path):
+    run = experiment(data_dir)
+    with sigterm_in_evaluation(), pytest.raises(distributed.Preempted) as stop:
+        train.train(run, tmp_path / "w")
+    with checkpointing.Checkpoints(tmp_path / "w" / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.latest() == stop.value.step
+        assert checkpoints.metadata(stop.value.step)["metrics"] == {}
+    assert train.train(run, tmp_path / "w") == pytest.approx(finished[1])
+
+
+@pytest.mark.parametrize("trace", ["damaged", "report", "evaluations"])
+def test_a_run_that_lost_its_checkpoints_does_not_begin_again_unasked(trace, tmp_path):
+    if trace == "damaged":
+        (tmp_path / "damaged" / "checkpoints-8").mkdir(parents=True)
+    elif trace == "report":
+        (tmp_path / "report.html").write_text("")
+    else:
+        (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {s}, "eval/top1": 0.5}}\n' for s in (4, 8)))
+    program = types.SimpleNamespace(state=None, init_state=lambda seed: f"begun with seed {seed}")
+    setup = types.SimpleNamespace(experiment=Experiment.from_config(default_config()), program=program)
+    with checkpointing.Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        with pytest.raises(checkpointing.CheckpointError, match=r"holds no checkpoint.*--from_scratch"):
+            initialize.init_or_restore(setup, checkpoints, tmp_path)
+        state, _ = initialize.init_or_restore(setup, checkpoints, tmp_path, from_scratch=True)
+    assert state == f"begun with seed {setup.experiment.seed}"
 
 
 def test_negative_seed_is_refused():

@@ -2,9 +2,15 @@
 
 from typing import Any
 
-from vivit_jax.checkpoint.integrity import CheckpointError, check_params, checksums, order_sensitive_checksums
+from vivit_jax.checkpoint.integrity import (
+    CheckpointError,
+    UnavailableError,
+    check_params,
+    checksums,
+    order_sensitive_checksums,
+)
 
-_OF_MANAGER = {"FOLDER", "META", "OPTIONAL", "STATE", "Checkpoints", "latest_metadata", "locate", "lock", "score"}
+_OF_MANAGER = "FOLDER META OPTIONAL QUARANTINE_DIR STATE Checkpoints latest_metadata locate lock score".split()
 
 
 def __getattr__(name: str) -> Any:

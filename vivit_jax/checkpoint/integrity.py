@@ -1,6 +1,8 @@
 """Verification of checkpoints: checksums of all arrays; names and shapes against those of the model."""
 
 import functools
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +15,10 @@ from vivit_jax.utils.trees import path_name
 
 class CheckpointError(Exception):
     """A checkpoint cannot be found, read or verified, or belongs to another model."""
+
+
+class UnavailableError(CheckpointError):
+    """The storage did not answer, or refused; this says nothing about the checkpoint, which stays where it is."""
 
 
 class OtherModelError(CheckpointError):
@@ -50,6 +56,12 @@ def checksums(tree: Any) -> dict[str, int]:
 def order_sensitive_checksums(tree: Any) -> dict[str, int]:
     """Returns {path of a leaf: 32-bit digest}, which changes too when numbers swap positions (a transposed kernel)."""
     return _for_each_leaf(_leaf_digest, tree)
+
+
+def digest(metadata: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of JSON-safe metadata, without its own field `digest`; 64 hex digits."""
+    text = json.dumps({name: value for name, value in metadata.items() if name != "digest"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _for_each_leaf(digest: Callable[[jax.Array], jax.Array], tree: Any) -> dict[str, int]:

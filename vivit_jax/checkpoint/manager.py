@@ -1,13 +1,16 @@
 """Orbax checkpoints of a run: save, restore, restore parameters alone; verified, with fallback to an older step.
 
 One step on disk holds two items. `state`: parameters, their EMA, optimizer state, step, guard. `meta`, JSON: the
-resolved config, heads and class names, identity of the data, metrics, and a checksum of every array.
+resolved config, heads and class names, identity of the data, metrics, and a checksum of every array, because Orbax
+restores flipped bits silently. A damaged step is quarantined, and the step before it is used. A step that cannot be
+read because the storage fails is tried again, then the program ends and nothing is moved.
 """
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import jax
@@ -15,13 +18,23 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from vivit_jax.checkpoint.integrity import CheckpointError, OtherModelError, check_optimizer, check_params, checksums
+from vivit_jax.checkpoint.integrity import (
+    CheckpointError,
+    OtherModelError,
+    UnavailableError,
+    check_optimizer,
+    check_params,
+    checksums,
+    digest,
+)
 from vivit_jax.utils import storage, terminal
 
 FOLDER = "checkpoints"  # inside a run's workdir
 QUARANTINE_DIR = "damaged"  # beside the folder of steps
 STATE, META = "state", "meta"
+DIGEST = "digest"  # of the other fields of `meta`; absent in checkpoints of version 0.2.0 and older
 OPTIONAL = ("ema", "guard")  # parts of the state that checkpoints may lack
+_RETRY_SECONDS = (1.0, 4.0, 15.0)  # pauses before a storage that fails is read again
 # Guard fields of checkpoints of version 0.1.0 -> today's name.
 RENAMED_GUARD_FIELDS = {"in_a_row": "consecutive_skips"}
 
@@ -63,6 +76,18 @@ def latest_metadata(workdir: epath.PathLike) -> dict[str, Any] | None:
         return None
     with Checkpoints(root, read_only=True) as checkpoints:
         return checkpoints.latest_metadata()
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which one damaged file of metrics does not stop: that step counts as one without metrics."""
+
+    def metrics(self, step: int) -> dict[str, Any] | None:
+        try:
+            found = super().metrics(step)
+        except ValueError as error:
+            logging.error("%s: the metrics of step %d cannot be read (%s)", self.directory, step, error)
+            return None
+        return found if isinstance(found, dict) else None
 
 
 class Checkpoints:
@@ -107,7 +132,7 @@ class Checkpoints:
 
     def _open(self) -> None:
         try:
-            self._manager = ocp.CheckpointManager(
+            self._manager = _Manager(
                 self.root,
                 options=self._options,
                 item_handlers={STATE: ocp.PyTreeCheckpointHandler(), META: ocp.JsonCheckpointHandler()},
@@ -147,6 +172,7 @@ class Checkpoints:
         if step in self.steps():
             return
         metadata = {**metadata, "step": step, "checksums": checksums(state), "metrics": dict(metrics or {})}
+        metadata[DIGEST] = digest(metadata)
         values = {name: float(value) for name, value in metrics.items()} if metrics else None
         try:
             self._manager.save(
@@ -165,22 +191,47 @@ class Checkpoints:
     def latest_metadata(self) -> dict[str, Any] | None:
         """Returns the metadata of the newest step that has a readable one, or None."""
         for step in reversed(self.steps()):
-            with contextlib.suppress(CheckpointError):
+            try:
                 return self.metadata(step)
+            except UnavailableError:
+                raise
+            except CheckpointError:
+                continue
         return None
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """Returns the JSON item of a step."""
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**{META: ocp.args.JsonRestore()}))[META]
-        except Exception as error:
-            raise CheckpointError(f"{self.root / str(step)} has no readable {META}: {error}") from error
+        """Returns the JSON item of a step; its own digest and the fields that every program needs are checked."""
+        args = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
+        found = self._attempt(step, f"has no readable {META}", lambda: self._manager.restore(step, args=args)[META])
+        where = self.root / str(step) / META
+        if not isinstance(found, dict) or not isinstance(found.get("checksums"), dict):
+            raise CheckpointError(f"{where} is without checksums: not as it was saved")
+        if DIGEST in found and found[DIGEST] != digest(found):
+            raise CheckpointError(f"{where} was altered after writing: its digest is another")
+        return found
+
+    def _attempt(self, step: int, what: str, read: Callable[[], Any]) -> Any:
+        """Returns `read()`; CheckpointError where the step is damaged, UnavailableError where the storage fails."""
+        for pause in (*_RETRY_SECONDS, None):
+            try:
+                return read()
+            except Exception as error:
+                message = f"{self.root / str(step)} {what}: {error}"
+                if not storage.is_outage(error):
+                    raise CheckpointError(message) from error
+                if pause is None:
+                    raise UnavailableError(
+                        f"{message}\nNothing was changed; run the same command when it answers"
+                    ) from error
+                logging.warning("%s; trying again in %g s", message, pause)
+                time.sleep(pause)
 
     def restore(self, abstract: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
         """Restores (state, metadata) of a given step, or of the newest valid one; returns None where there is no step.
 
         Each array is verified. Damaged steps are quarantined in `damaged/` beside the folder of steps, but a given step
-        raises CheckpointError, as do a checkpoint of another model, and steps of which none is valid.
+        raises CheckpointError, as do a checkpoint of another model, storage that fails, and steps of which none is
+        valid.
 
         `abstract` is the whole state as `jax.ShapeDtypeStruct`s with shardings; parts that the checkpoint lacks come
         back as None.
@@ -191,7 +242,7 @@ class Checkpoints:
         for candidate in reversed(self.steps()):
             try:
                 return self._restore(abstract, candidate)
-            except OtherModelError:
+            except (OtherModelError, UnavailableError):
                 raise
             except CheckpointError as error:
                 failed.append(f"{candidate}: {error}")
@@ -202,10 +253,7 @@ class Checkpoints:
 
     def _stored(self, step: int) -> Any:
         """Returns the shapes of what a step holds."""
-        try:
-            return self._manager.item_metadata(step)[STATE].tree
-        except Exception as error:
-            raise CheckpointError(f"{self.root / str(step)} has no readable description: {error}") from error
+        return self._attempt(step, "has no readable description", lambda: self._manager.item_metadata(step)[STATE].tree)
 
     def _restore(self, abstract: Any, step: int) -> tuple[Any, dict[str, Any]]:
         metadata, where, stored = self.metadata(step), self.root / str(step), self._stored(step)
@@ -259,10 +307,8 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(read_only=True, create=False),
             item_handlers={STATE: ocp.PyTreeCheckpointHandler()},
         ) as manager:
-            try:
-                return manager.restore(step, args=ocp.args.Composite(**{STATE: args}))[STATE]
-            except Exception as error:
-                raise CheckpointError(f"{self.root / str(step)} cannot be read: {error}") from error
+            composite = ocp.args.Composite(**{STATE: args})
+            return self._attempt(step, "cannot be read", lambda: manager.restore(step, args=composite)[STATE])
 
     @staticmethod
     def _verify(tree: Any, metadata: Mapping[str, Any], where: epath.Path) -> None:
@@ -285,6 +331,10 @@ class Checkpoints:
                 target.rmtree()
             (self.root / str(step)).rename(target)
         self._manager.reload()
+
+    def quarantined(self) -> list[str]:
+        """Returns the names of the steps in `damaged/`."""
+        return [name for name in storage.names(self.root.parent / QUARANTINE_DIR) if name.startswith(self.root.name)]
 
     def wait(self) -> None:
         """Waits until everything saved so far is on disk; raises errors of the background writes."""

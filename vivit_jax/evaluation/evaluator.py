@@ -24,6 +24,15 @@ from vivit_jax.models import ViViT, inference
 from vivit_jax.train_step import as_heads, map_views
 
 
+class EvaluationInterrupted(Exception):
+    """The evaluation was asked to stop between two batches."""
+
+
+def never() -> bool:
+    """Interrupts nothing."""
+    return False
+
+
 class Evaluator:
     """Evaluates parameters on a split, any number of times, with one compiled program.
 
@@ -72,8 +81,13 @@ class Evaluator:
         self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))
         self._merge = jax.jit(lambda old, new: [a.merge(b) for a, b in zip(old, new, strict=True)])
 
-    def __call__(self, params: Any) -> Result:
-        """Evaluates all the videos; raises RuntimeError if it did not see each once (a defect of the program)."""
+    def __call__(self, params: Any, interrupted: Callable[[], bool] = never) -> Result:
+        """Evaluates all the videos.
+
+        Raises:
+          EvaluationInterrupted: `interrupted`, which is called after each batch, returned True.
+          RuntimeError: it did not see each video once (a defect of the program).
+        """
         # Run the model; metrics are merged on the device, predictions fetched.
         batches = open_batches(self._split, self._spec, self._views, self._experiment, self._mesh)
         if self._log_pipeline:
@@ -86,6 +100,9 @@ class Evaluator:
             updates = outputs.pop("updates")
             totals = updates if totals is None else self._merge(totals, updates)
             fetched.append(jax.device_get(outputs))
+            if interrupted():
+                batches.close()
+                raise EvaluationInterrupted
 
         # Order the predictions by video, and check that each was seen once.
         heads = self._split.heads

@@ -10,28 +10,50 @@ from clu import parameter_overview
 from etils import epath
 
 from vivit_jax import checkpoint as checkpointing
-from vivit_jax import convert
+from vivit_jax import convert, report
 from vivit_jax.config.experiment import CONFIG_FILE, Experiment
 from vivit_jax.config.fields import differences
 from vivit_jax.config.init_from import REPORT_FILE
 from vivit_jax.train.setup import TrainSetup
 from vivit_jax.train_step import TrainProgram, TrainState
+from vivit_jax.utils import logs
 
 
 def init_or_restore(
-    setup: TrainSetup, checkpoints: Any, workdir: epath.Path
+    setup: TrainSetup, checkpoints: Any, workdir: epath.Path, from_scratch: bool = False
 ) -> tuple[TrainState, dict[str, Any] | None]:
-    """Returns the state that training starts from, and the metadata of the checkpoint it came from (or None)."""
+    """Returns the state that training starts from, and the metadata of the checkpoint it came from (or None).
+
+    Raises CheckpointError where the run had checkpoints and has none now, unless it may start `from_scratch`.
+    """
     # 1. Resume from the newest valid checkpoint of this run.
     restored = checkpoints.restore(setup.program.state)
     if restored is not None:
         state, metadata = restored
         return fill_missing_state(setup.program, state), metadata
+    if not from_scratch and (had := _lost_checkpoints(checkpoints, workdir)):
+        raise checkpointing.CheckpointError(
+            f"{workdir} {had}, but {checkpoints.root} holds no checkpoint. Is its disk mounted? A sound step in "
+            f"{checkpointing.QUARANTINE_DIR}/ can be moved back, to {checkpoints.root.name}/STEP. Otherwise choose "
+            "another --workdir, or begin again at step 0 with --from_scratch"
+        )
     # 2. Else start from the pretrained weights of the config.
     if setup.experiment.init_from.path is not None:
         return init_from_weights(setup.experiment, setup.program, workdir, setup.train_set.class_names), None
     # 3. Else start from random parameters.
     return setup.program.init_state(setup.experiment.seed), None
+
+
+def _lost_checkpoints(checkpoints: checkpointing.Checkpoints, workdir: epath.Path) -> str:
+    """Says what shows that a run without checkpoints had some; '' where nothing does."""
+    if damaged := checkpoints.quarantined():
+        return f"has steps that were set aside ({', '.join(damaged)})"
+    if (workdir / report.FILE).exists():
+        return f"is a finished run ({report.FILE})"
+    # Saving ends before the next one begins: of a run that was killed early, one evaluation may be all that is there.
+    rows = logs.read_lines(workdir / logs.METRICS_FILE)
+    evaluated = sorted({row["step"] for row in rows if any(name.startswith("eval/") for name in row)})
+    return f"has evaluations of the steps {evaluated[0]} to {evaluated[-1]}" if len(evaluated) > 1 else ""
 
 
 def init_from_weights(

@@ -14,6 +14,7 @@ from etils import epath
 from vivit_jax import distributed, report
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data import host_tf
+from vivit_jax.evaluation.evaluator import EvaluationInterrupted
 from vivit_jax.train import compiled_step, initialize, periodic_evaluation, throughput
 from vivit_jax.train.hooks import Hook, Hooks
 from vivit_jax.train.preemption import Preemption
@@ -27,17 +28,18 @@ from vivit_jax.utils import logs
 from vivit_jax.utils.startup import Startup
 
 
-def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
+def train(experiment: Experiment, workdir: epath.PathLike, *, from_scratch: bool = False) -> dict[str, float]:
     """Trains, or resumes training, in `workdir` until the run's last step; evaluates and saves on the way.
 
     `workdir` gets `checkpoints/`, TensorBoard events, `metrics.jsonl`, `config.json`, `pictures/`, `report.html` and,
     where they apply, `profile/`, `skipped_steps.jsonl`, `failed_step/`. Wrong settings raise before anything compiles.
+    A run whose checkpoints are gone begins again at step 0 only if `from_scratch` says so.
 
     Returns:
       The metrics of the last evaluation, on all videos, with the names of `evaluate.evaluate`.
 
     Raises:
-      CheckpointError: another run uses the workdir, or it holds another model's checkpoints.
+      CheckpointError: another run uses the workdir, or it holds another model's checkpoints, or it lost its own.
       TooManySkippedSteps, OutOfDeviceMemory: the message says what helps.
       Preempted (a SystemExit): the run was asked to stop, and has saved its step.
     """
@@ -54,8 +56,10 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
         if (session.checkpoints.latest() or 0) < setup.total_steps:
             train_step.start(setup.mesh, setup.abstract_batch())
 
+        preemption = session.enter(Preemption(session.checkpoints).listening())
+
         # State: resumed, else from pretrained weights, else random.
-        state, restored = initialize.init_or_restore(setup, session.checkpoints, workdir)
+        state, restored = initialize.init_or_restore(setup, session.checkpoints, workdir, from_scratch)
         first_step = int(state.step)
         startup.mark("init" if restored is None else "restore")
         host_tf.load()  # takes seconds, so not before all that can be wrong with a config has shown
@@ -65,13 +69,15 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
 
         # Evaluation: also of the restored state, if the run was stopped before it could be evaluated.
         evaluation = periodic_evaluation.PeriodicEvaluation(setup, workdir, session.writer, progress, restored)
-        if evaluation.resume(first_step, state):
-            return evaluation.final_metrics  # the run was finished before
+        try:
+            if evaluation.resume(first_step, state, preemption.reached):
+                return evaluation.final_metrics  # the run was finished before
+        except EvaluationInterrupted:
+            raise distributed.Preempted(first_step) from None
         last_step = first_step if evaluation.should_stop else setup.total_steps
 
         # Data, compiled step, hooks.
         batches = session.closing(setup.train_batches(first_step))
-        preemption = session.enter(Preemption(session.checkpoints).listening())
         hooks = session.enter(make_hooks(setup, session, progress, batches, workdir))
 
         def take_batch(step: int) -> tuple[Any, Any]:
@@ -89,6 +95,7 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
             train_step.compile(state, placed)
             startup.mark("compile")
 
+        preemption.training = True
         for step in range(first_step + 1, last_step + 1):
             # Train. The host continues while the devices compute, and copies the next batch to them, except where
             # evaluation or saving follows.
@@ -107,20 +114,25 @@ def train(experiment: Experiment, workdir: epath.PathLike) -> dict[str, float]:
             hooks.after_step(step, state, metrics, trained)
 
             # Evaluate and save, when due.
-            preempted = preemption.reached(step)
+            preempted = preemption.reached()
             evaluate = evaluation.due(step) and not preempted
             if not (evaluate or preempted or save):
                 continue
             hooks.flush(step, state)
             with hooks.paused():
                 if evaluate:
-                    evaluation.run(step, state)
+                    try:
+                        evaluation.run(step, state, preemption.reached)
+                    except EvaluationInterrupted:  # the resumed run evaluates this step
+                        preempted, evaluate = True, False
+                preemption.saving = True
                 with progress.report.timed("checkpoint", wait_jax_async_dispatch=False):
                     metadata = {**setup.checkpoint_metadata, **evaluation.checkpoint_metadata}
                     session.checkpoints.save(step, state, metadata, evaluation.metrics if evaluate else {})
-            if preempted:
-                session.checkpoints.wait()
-                raise distributed.Preempted(step)
+                if preempted:
+                    session.checkpoints.wait()
+                    raise distributed.Preempted(step)
+                preemption.saving = False
             if evaluation.should_stop:
                 break
 

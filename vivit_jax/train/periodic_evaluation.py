@@ -1,15 +1,17 @@
 """Evaluation during training: parameters and EMA, on part of the videos or all; early stopping."""
 
+import copy
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from etils import epath
 
 from vivit_jax import checkpoint as checkpointing
+from vivit_jax.evaluation.evaluator import EvaluationInterrupted, never
 from vivit_jax.evaluation.results import Result, write_result
 from vivit_jax.train import compiled_step
 from vivit_jax.train.setup import EMA, TrainSetup
@@ -104,7 +106,7 @@ class PeriodicEvaluation:
         every = self._setup.eval_interval
         return step == self._setup.total_steps or (every > 0 and step % every == 0)
 
-    def resume(self, step: int, state: Any) -> bool:
+    def resume(self, step: int, state: Any, interrupted: Callable[[], bool] = never) -> bool:
         """Evaluates the restored state if the run was stopped before it could; returns whether the run is finished."""
         if not self._restored:
             return False
@@ -113,36 +115,41 @@ class PeriodicEvaluation:
             self.full_metrics = self._restored.get("whole") or {}
             return True
         if not self.metrics and (last or self.due(step)):
-            self.run(step, state)
+            self.run(step, state, interrupted)
         return False
 
-    def run(self, step: int, state: Any) -> None:
+    def run(self, step: int, state: Any, interrupted: Callable[[], bool] = never) -> None:
         """Evaluates the parameters of a state and, where it has one, their EMA.
 
         The run's last evaluation, planned or by early stopping, is on all videos too; it stays in the workdir.
+        EvaluationInterrupted as `Evaluator`; then nothing is logged or kept.
         """
         last = step >= self._setup.total_steps
-        result = self._evaluate(step, state, self._num_videos)
-        self.metrics = result.scalars
+        result = self._evaluate(step, state, self._num_videos, interrupted)
+        self.metrics, before = result.scalars, copy.copy(self.early_stop)
         self.early_stop.update(step, result.scalars)
         if self.should_stop and not last:
             self._progress.write(f"step {step}: the run ends early, {self.early_stop}")
         if self.should_stop or last:
             if self._num_videos is not None:
-                result = self._evaluate(step, state, None)
+                try:
+                    result = self._evaluate(step, state, None, interrupted)
+                except EvaluationInterrupted:
+                    self.early_stop = before  # the resumed run counts this evaluation
+                    raise
             self.full_metrics = result.scalars
             checkpoint, split = self._workdir / checkpointing.FOLDER / str(step), self._experiment.data.eval_split
             write_result(self._workdir, result, checkpoint, split, self._split.class_names)
 
-    def _evaluate(self, step: int, state: Any, num_videos: int | None) -> Result:
+    def _evaluate(self, step: int, state: Any, num_videos: int | None, interrupted: Callable[[], bool]) -> Result:
         """Evaluates and logs; the result holds the metrics of the EMA too."""
         evaluator = self._evaluator(num_videos)
         advice = compiled_step.evaluation_advice(self._experiment)
         with self._progress.report.timed("evaluation"), compiled_step.oom_advice("the evaluation", advice):
             began = time.perf_counter()
-            result, ema_scalars = evaluator(state.params), {}
+            result, ema_scalars = evaluator(state.params, interrupted), {}
             if state.ema is not None:
-                ema_result = evaluator(state.ema)
+                ema_result = evaluator(state.ema, interrupted)
                 ema_scalars = {EMA + name: value for name, value in ema_result.scalars.items()}
                 self._progress.write(f"step {step}, averaged parameters: {ema_result.summary()}")
             seconds = time.perf_counter() - began

@@ -7,6 +7,7 @@ A request to a bucket takes tens of milliseconds, so requests for many files run
 """
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -25,11 +26,35 @@ AnyPath = Path | epath.Path
 _PARALLEL_REQUESTS = 32
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+# Outages in the errors of TensorStore and TensorFlow, which are no OSError.
+_OS_ERROR_CODE = re.compile(r"os_error_code='(\d+)'")
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+_STATUS = re.compile(
+    r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|"
+    r"(Unavailable|DeadlineExceeded|PermissionDenied|Unauthenticated|ResourceExhausted|Aborted|Cancelled)Error)\b"
+)
 
 
 def is_remote(path_like: PathLike) -> bool:
     """Returns whether a path is a URI."""
     return _URI.match(os.fspath(path_like)) is not None
+
+
+def is_outage(error: BaseException | None) -> bool:
+    """Returns whether reading failed for a reason that says nothing about the file: a disk or bucket that does not
+    answer, no permission, no memory. A file that is absent or cut short, or holds something else, is no outage."""
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        if isinstance(error, OSError) and not isinstance(
+            error, FileNotFoundError | NotADirectoryError | IsADirectoryError
+        ):
+            return True
+        codes = {int(code) for code in _OS_ERROR_CODE.findall(str(error))}
+        if codes - _ABSENT or _STATUS.search(f"{type(error).__name__} {error}"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def path(path_like: PathLike) -> AnyPath:
