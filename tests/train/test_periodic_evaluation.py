@@ -48,7 +48,7 @@ def test_last_evaluation_is_on_all_videos_others_on_the_same(tmp_path, monkeypat
 
     def make(videos):
         result = results.Result({"verb/top1": 0.25 if videos == 5 else 0.5}, {}, videos or 40, 0, (1, 1), 0)
-        return lambda params: result
+        return lambda params, interrupted: result
 
     progress = types.SimpleNamespace(
         write=lambda text: None, report=types.SimpleNamespace(timed=lambda name: contextlib.nullcontext())

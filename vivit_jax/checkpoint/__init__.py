@@ -10,7 +10,8 @@ from vivit_jax.checkpoint.integrity import (
     order_sensitive_checksums,
 )
 
-_OF_MANAGER = "FOLDER META OPTIONAL QUARANTINE_DIR STATE Checkpoints latest_metadata locate lock score".split()
+_OF_MANAGER = {"FOLDER", "META", "OPTIONAL", "QUARANTINE_DIR", "STATE"}
+_OF_MANAGER |= {"Checkpoints", "latest_metadata", "locate", "lock", "score"}
 
 
 def __getattr__(name: str) -> Any:
