@@ -3,8 +3,10 @@
 import shutil
 
 import pytest
+from PIL import Image
 
 from tests.helpers.experiment import experiment
+from vivit_jax.data.config import DataConfig
 from vivit_jax.data.open import open_data
 
 
@@ -26,3 +28,19 @@ def test_folder_of_videos_becomes_a_custom_data_set(data_dir, tmp_path):
     assert open_data(experiment(data_dir, **fields).data)[0].num_videos == 4
     with pytest.raises(ValueError, match=r"config\.data\.video_dir=.* needs a config\.data\.name of its own.*is taken"):
         open_data(experiment(data_dir, **(fields | {"data__name": "kinetics400"})).data)
+
+
+def test_lists_of_folders_of_frames(tmp_path):
+    for name in ("1", "2", "3"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for frame in (1, 2, 3):
+            Image.new("RGB", (32, 32)).save(tmp_path / "mine" / name / f"img_{frame:05d}.jpg")
+    (tmp_path / "train.txt").write_text("wave 3 1\nnod 3 2\n")
+    (tmp_path / "val.txt").write_text("nod 3 3\n")
+    fields = {"name": "gestures", "dir": str(tmp_path / "records"), "video_dir": str(tmp_path / "mine"), "fps": 12.0}
+    data = DataConfig(**fields, annotations=str(tmp_path), columns="label,-,path")
+    train_set, eval_set = open_data(data)
+    assert (train_set.num_videos, eval_set.num_videos, eval_set.fps.tolist()) == (2, 1, [12])
+    assert train_set.class_names == {"label": ["nod", "wave"]}
+    with pytest.raises(ValueError, match=r"data\.fps=12\.0 is for a custom data set: set data\.video_dir too"):
+        DataConfig(fps=12.0)

@@ -114,7 +114,7 @@ def test_near_misses_are_named(miniatures, tmp_path):
     for folder in ("a/k400", "a/old"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "train.csv").write_text("x")
-    with pytest.raises(annotations.AnnotationError, match=r"several files of one kind, .*; give the folder of one"):
+    with pytest.raises(annotations.AnnotationError, match=r"several files for one, .*; give the folder of one"):
         annotations.read(catalog.get("kinetics400"), tmp_path)
 
 

@@ -216,7 +216,7 @@ def test_folders_of_frames(tmp_path, capsys):
             encode.Image.fromarray(draw_number(frame)).save(folder / f"{frame + 1:05d}.png")
     (tmp_path / "train.txt").write_text("up/1 20 7\nup/2 20 7\n")
     flags = [f"--videos={tmp_path / 'mine'}", "--workers=0"]
-    with pytest.raises(SystemExit, match=r"up/1 is a folder of frames, without a frame rate: give it by --fps=N"):
+    with pytest.raises(SystemExit, match=r"up/\d is a folder of frames, without a frame rate: give it by --fps=N"):
         build_main(["--dataset=folder", "--name=a", f"--out={tmp_path}", *flags])
     build_main(["--dataset=folder", "--name=a", f"--out={tmp_path}", "--fps=12", *flags])
     build_main(

@@ -33,20 +33,17 @@ def first(folder: storage.AnyPath, names: Iterable[str]) -> storage.AnyPath | No
 
     Otherwise a file whose name differs in case, `_`, `-` and blanks only, there or in the folders below (two levels).
     """
-    names = list(names)
-    there = set(storage.names(folder))
-    if found := next((n for n in names if n in there or ("/" in n and (folder / n).is_file())), None):
-        return folder / found
+    there, by_key = set(storage.names(folder)), {}
+    for name in names:
+        if name in there or ("/" in name and (folder / name).is_file()):
+            return folder / name
+        by_key.setdefault(_key(name), name)
     for paths in _levels(folder):
-        for key in dict.fromkeys(map(_key, names)):
+        for key, name in by_key.items():
             if len(found := [path for path in paths if _key(path.name) == key]) > 1:
-                raise AnnotationError(
-                    f"several files of one kind, {', '.join(map(str, found))}; give the folder of one"
-                )
+                raise AnnotationError(f"several files for one, {', '.join(map(str, found))}; give the folder of one")
             if found:
-                logging.getLogger(__name__).warning(
-                    "%s: read as %s", found[0], next(n for n in names if _key(n) == key)
-                )
+                logging.getLogger(__name__).warning("%s: read as %s", found[0], name)
                 return found[0]
     return None
 

@@ -140,33 +140,29 @@ class VideoFiles:
 
     def find(self, row: Row) -> tuple[storage.AnyPath, float | None, float | None] | None:
         """Returns (file, start, end), or None without a file; start and end are None where the file is the segment."""
-        names = row.names
+        stated, names = [], row.names
         if row.file is not None:
-            file = storage.under(self.folder, row.file)
-            if not self._is_there(file):
-                relative = "/".join(_parts(row.file)[self._dropped :])
-                file, names = storage.under(self.folder, relative), ((without_suffix(relative), False),)
-            if self._is_there(file):
-                return file, row.start, row.end
-        for name, is_cut in names:
-            if file := self._match(name, unique=row.file is not None):
-                if file in self._frame_folders and self.first_frames is None:
-                    self.first_frames = storage.path(file)
-                return storage.path(file), None if is_cut else row.start, None if is_cut else row.end
-        return None
+            relative = "/".join(_parts(row.file)[self._dropped :])
+            stated = [storage.under(self.folder, name) for name in dict.fromkeys((row.file, relative))]
+            names = ((without_suffix(relative), False),)
+        found = ((file, False) for file in stated if self._is_there(file))
+        matches = ((self._match(name, unique=bool(stated)), is_cut) for name, is_cut in names)
+        file, is_cut = next(found, None) or next((match for match in matches if match[0]), (None, False))
+        if file is None:
+            return None
+        if self.first_frames is None and (str(file) in self._frame_folders or (stated and os.path.isdir(file))):
+            self.first_frames = storage.path(file)
+        return storage.path(file), *((None, None) if is_cut else (row.start, row.end))
 
     def _is_there(self, file: storage.AnyPath) -> bool:
-        """Returns whether a path is a file or a folder."""
+        """Returns whether a path is a file or a folder of frames."""
         if storage.is_remote(file):
             # A file that was listed needs no further request.
             return str(file) in self._candidates(file.name) or file.exists()
         # Not the methods of Path, which raise on names that no file can have.
-        if os.path.isfile(file):
+        if os.path.isfile(file) or str(file) in self._frame_folders:
             return True
-        is_folder = os.path.isdir(file) and not os.path.samefile(file, self.folder)
-        if is_folder and (str(file) in self._frame_folders or _holds_frames(storage.names(file))):
-            self.first_frames = self.first_frames or file
-        return is_folder
+        return os.path.isdir(file) and not os.path.samefile(file, self.folder) and _holds_frames(os.listdir(file))
 
     def _match(self, name: str, unique: bool) -> str | None:
         """Returns the best file whose path ends in `name`; with `unique`, none of several in different folders."""

@@ -54,12 +54,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows, rejects = sum(counts["rows"] for counts in summary["splits"].values()), summary["rejects"]
     rejected = f", {rejects} of {rows} videos ({rejects / rows:.1%}) rejected (see {REJECTS_FILE})" if rejects else ""
     print(f"records in {folder}{rejected}")
-    if rejects >= MOST_REJECTED * rows and not flags.allow_rejects:
+    if rejects and rejects >= MOST_REJECTED * rows and not flags.allow_rejects:
         reason, count = next(iter(summary["reject_reasons"].items()))
-        sys.exit(
-            f"error: {rejects} of {rows} videos ({rejects / rows:.1%}) are rejected, {count} of them: {reason}. The "
-            "records hold the others; --allow_rejects accepts that"
-        )
+        message = f"{rejects} of {rows} videos ({rejects / rows:.1%}) are rejected, {count} of them: {reason}"
+        sys.exit(f"error: {message}. The records hold the others; --allow_rejects accepts that")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from typing import Any
 
 from vivit_jax.data import annotations, catalog, moving_digits
 from vivit_jax.data.build.options import BuildOptions
@@ -55,19 +53,14 @@ def build(
     from vivit_jax.data.build import tfds_builder  # TensorFlow takes seconds to import
 
     tfds_builder.VideoRecords(dataset, videos, annotation_folder or videos, out, encode_options, options).build()
-    for warning in _warnings(json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))):
-        logging.getLogger(__name__).warning("%s: %s", folder, warning)
-    return folder
-
-
-def _warnings(summary: dict[str, Any]) -> Iterator[str]:
-    """Yields what a user should know about the records of a build."""
+    log, summary = logging.getLogger(__name__), json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     for split, counts in summary["splits"].items():
         for head, names in counts.get("classes_without_videos", {}).items():
             shown = ", ".join(names[:10]) + ", ..." * (len(names) > 10)
-            yield f"{len(names)} classes of {head} have no video in split {split}: {shown}"
+            log.warning("%d classes of %s have no video in split %s: %s", len(names), head, split, shown)
     for reason, count in list(summary["reject_reasons"].items())[:3]:
-        yield f"{count} videos rejected: {reason}"
+        log.warning("%d videos rejected: %s", count, reason)
+    return folder
 
 
 def _check_same(folder: storage.AnyPath, encode_options, options: BuildOptions) -> None:
