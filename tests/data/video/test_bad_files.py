@@ -266,7 +266,7 @@ REJECTS = {
         lambda p: write_video(p, [np.zeros((2, 65_536, 3), np.uint8)], codec="ffv1"),
         "65536 x 2 pixels; a JPEG has at most 65500 a side",
     ),
-    "folder.mp4": (folder, "a folder without numbered pictures"),
+    "folder.mp4": (folder, "a folder, not a file"),
     "link.mp4": (symlink, "a link to a file that is not there"),
     "unreadable.mp4": (unreadable, "Permission denied"),
     "picture.mp4": (lambda p: picture(p, "JPEG"), "a picture, not a video"),

@@ -140,7 +140,7 @@ def _iterate_pictures(folder: storage.AnyPath, end: float | None, short_side: in
     except (OSError, ValueError) as error:
         raise VideoError(f"{folder}: {getattr(error, 'strerror', None) or error}") from error
     if not names:
-        raise VideoError(f"{folder}: a folder without numbered pictures (as 00001.jpg or img_00001.png), not a video")
+        raise VideoError(f"{folder}: a folder, not a file, and without numbered pictures as 00001.jpg or img_00001.png")
     read = frame_folder.Converter(short_side)
 
     def convert(name: str) -> np.ndarray:
