@@ -5,11 +5,9 @@ be overridden on the command line. `Experiment.from_config` converts it to froze
 package takes; `Experiment.to_dict` is stored in checkpoints.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import ml_collections
 from ml_collections import config_dict
@@ -92,7 +90,7 @@ class Experiment:
         object.__setattr__(self, "mesh", sharding.complete_axes(self.mesh))
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Experiment:
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Checks a config and freezes it.
 
         Args:
@@ -142,7 +140,7 @@ class Experiment:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"config.model: {error}") from error
 
-    def following(self, model: Mapping[str, Any]) -> Experiment:
+    def following(self, model: Mapping[str, Any]) -> Self:
         """Copies `INHERITED_FIELDS` and the pre-logits layer from `model`, the fields of a `ViViTConfig`, where this
         config leaves them None."""
         names = [name for name in (*INHERITED_FIELDS, "representation_size") if self.model.get(name) is None]

@@ -3,8 +3,6 @@
 Fields are named by dotted paths, 'optimizer.learning_rate'.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import types

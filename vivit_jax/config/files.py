@@ -1,7 +1,5 @@
 """Config files: found by path or by name, loaded as modules."""
 
-from __future__ import annotations
-
 import difflib
 import importlib.resources
 import importlib.util

@@ -1,7 +1,5 @@
 """Command lines of the programs: the `--config` flag with its overrides, usage errors, exit codes."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import re

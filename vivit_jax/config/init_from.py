@@ -1,7 +1,5 @@
 """Options of the initialisation from pretrained weights (`config.init_from`, section 3.4)."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from vivit_jax.utils.checks import at_least, one_of

@@ -4,11 +4,9 @@ With this, predictions need nothing but the checkpoint: neither the records of t
 run was started.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data import catalog
@@ -43,7 +41,7 @@ class Preprocessing:
         return clip | {"image_size": list(self.clip.image_size), "pixels": PIXELS} | stored
 
     @classmethod
-    def of_checkpoint(cls, metadata: Mapping[str, Any], model: ViViTConfig) -> Preprocessing:
+    def of_checkpoint(cls, metadata: Mapping[str, Any], model: ViViTConfig) -> Self:
         """Reads the metadata of a checkpoint; where it is older or converted, assumes what is usual."""
         if stored := metadata.get(KEY):
             clip = ClipSpec(**{name: stored[name] for name in _CLIP_FIELDS})

@@ -6,8 +6,6 @@ returns the config of ViViT-B, Model 2, trained on Kinetics-400 as in the paper;
 changes. Config files import this module, not each other: they are loaded by path and have no package.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any

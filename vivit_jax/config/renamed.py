@@ -3,8 +3,6 @@
 Config files, checkpoints and `config.json` of older runs keep working: `Experiment.from_config` calls `upgrade`.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Sections of a config for checkpoints, evaluation and the profiler."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 

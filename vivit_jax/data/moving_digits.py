@@ -12,8 +12,6 @@ give the same bytes for any number of workers (with one version of NumPy and of 
     python -m vivit_jax.data.moving_digits --out=DIR
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import itertools

@@ -1,7 +1,5 @@
 """Evaluation of a checkpoint (section 4.1): V views of each video, logits averaged."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

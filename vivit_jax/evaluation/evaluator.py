@@ -1,7 +1,5 @@
 """Multi-view evaluation of one split (section 4.1): V views of each video, logits averaged, each video counted once."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping

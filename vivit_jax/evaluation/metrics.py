@@ -3,8 +3,6 @@
 Each member of a collection is a sum over examples, so updates merge in any order, and padding (mask 0) adds nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 

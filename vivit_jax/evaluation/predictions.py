@@ -1,13 +1,11 @@
 """Per-video predictions of an evaluation: labels, the five top-ranked classes, loss; written and read as CSV."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import io
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +46,7 @@ class Predictions:
     heads: Mapping[str, HeadPredictions]  # with the heads `verb` and `noun`, `action` too
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Any], video_id: np.ndarray, heads: Sequence[str]) -> Predictions:
+    def from_arrays(cls, arrays: Mapping[str, Any], video_id: np.ndarray, heads: Sequence[str]) -> Self:
         """Makes the table from an output of `sort_by_index`, the names of all videos of the split, and its heads."""
         # In this order: jit returns dicts with sorted keys.
         names = [head for head in [*heads, metrics.ACTION] if head in arrays["heads"]]

@@ -1,7 +1,5 @@
 """Results of an evaluation and their files: `evaluation.json`, `predictions.csv`, `pictures/confusion_HEAD.png`."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
