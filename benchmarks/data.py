@@ -59,7 +59,7 @@ def write_video(path: Path, seed: int, height: int, width: int, frames: int) -> 
     """Writes a video of a window that drifts over a texture."""
     rng = np.random.default_rng(seed)
     big = texture(rng, height + 64, width + 64)
-    with av.open(str(path), "w") as out:
+    with av.open(f"file:{path}", "w") as out:
         stream = out.add_stream("libx264", rate=25, options={"crf": "23"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for i in range(frames):

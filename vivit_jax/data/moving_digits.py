@@ -182,7 +182,8 @@ def write_clip(task: tuple[str, Clip, np.ndarray]) -> None:
 
     folder, clip, scan = task
     path = storage.path(folder) / f"{clip.video_id}.mp4"
-    with storage.written(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+    # As a file object: FFmpeg would take a name with a colon for a protocol.
+    with storage.written(path) as partial, open(partial, "wb") as file, av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=clip.fps)
         stream.height, stream.width, stream.pix_fmt = SIZE, SIZE, "yuv420p"
         stream.thread_count = 1

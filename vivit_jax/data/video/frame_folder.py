@@ -32,6 +32,12 @@ def frame_names(names: Iterable[str]) -> list[str]:
     return [name for of_prefix in frames.values() for _, name in sorted(of_prefix)]
 
 
+def output_size(size: tuple[int, int], short_side: int | None) -> tuple[int, ...]:
+    """Returns `size` with a short side of `short_side` pixels; smaller sizes, and with None all, as they are."""
+    shorter = min(size)
+    return tuple(round(side * min(short_side or shorter, shorter) / shorter) for side in size)
+
+
 class Converter:
     """Reads pictures as RGB, uint8 [H, W, 3], all in the output size of the first."""
 
@@ -45,9 +51,7 @@ class Converter:
         with storage.local(file) as local, Image.open(local) as picture:
             picture = ImageOps.exif_transpose(picture).convert("RGB")
         if self._size is None:
-            shorter = min(picture.size)
-            short_side = min(self._short_side or shorter, shorter)
-            self._size = tuple(round(side * short_side / shorter) for side in picture.size)
+            self._size = output_size(picture.size, self._short_side)
         if picture.size != self._size:
             picture = picture.resize(self._size, Image.Resampling.BICUBIC)
         return np.asarray(picture)
