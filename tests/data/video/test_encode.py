@@ -101,3 +101,35 @@ def test_real_clips_become_records(shared, tmp_path):
         assert min(split.height[video], split.width[video]) == 128
         stored = read(tf.constant(video, tf.int64), tf.constant([0, len(expected) - 1], tf.int64)).numpy()
         np.testing.assert_allclose(stored.mean(axis=(1, 2)), expected[[0, -1]].mean(axis=(1, 2)), atol=4)
+
+
+def test_colour_edges_of_ten_bits(tmp_path):
+    """Edges between chroma samples stay sharp, wherever the file places the samples."""
+    image = np.repeat(np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)], np.uint8), 16, axis=0)
+    images = [np.broadcast_to(image, (48, 64, 3)).copy()] * 3
+    path = write_video(tmp_path / "v.mp4", images, pix_fmt="yuv420p10le", options={"crf": "1"})
+    decoded = read_video(path).frames.astype(int)
+    assert np.abs(decoded - images).max() <= 6
+
+
+def test_tone_mapping(tmp_path, caplog):
+    """PQ's diffuse white of 203 nits, 58 % of the signal, becomes white; black stays black."""
+    path = tmp_path / "v.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p10le"
+        stream.codec_context.color_trc, stream.codec_context.color_primaries, stream.codec_context.colorspace = 16, 9, 9
+        stream.codec_context.color_range = 1
+        frame = av.VideoFrame(64, 48, "yuv420p10le")
+        for plane, value in zip(frame.planes, (64 + round(0.58 * 876), 512, 512), strict=True):
+            samples = np.full((plane.height, plane.line_size // 2), value, np.uint16)
+            if value > 512:
+                samples[: plane.height // 2] = 64
+            plane.update(samples.tobytes())
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    dark, bright = read_video(path).frames[0, [8, 40]].mean(axis=(1, 2))
+    assert dark < 3
+    if "is not tone-mapped" in caplog.text:
+        pytest.skip("FFmpeg is too old to tone-map")
+    assert bright > 245
