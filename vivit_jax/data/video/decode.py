@@ -139,7 +139,7 @@ def _opened(file: Path) -> Iterator[av.container.InputContainer]:
         # FFmpeg reads patterns in some names (`%03d.gif`), and PyAV takes none that are not UTF-8.
         if re.search("[%\ud800-\udfff]", os.fspath(file)):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vivit_jax-"))
-            link = Path(folder, "video").with_suffix(re.sub(r"[^.\w]", "", file.suffix, flags=re.ASCII))
+            link = Path(folder, "video" + re.sub(r"[^.\w]", "", file.suffix, flags=re.ASCII))
             link.symlink_to(file.absolute())
             file = link
         # Not as stream options: with those, PyAV before 18 crashes on files that announce streams late (FLV).
@@ -172,6 +172,11 @@ def _iterate(path, file, end, short_side) -> Iterator[Frame]:
             raise
 
 
+def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
+    """Returns the first video stream that is not a cover picture."""
+    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
+
+
 class _Clock:
     """Converts the time stamps of a file to seconds from its first frame, strictly increasing.
 
@@ -201,11 +206,10 @@ class _Clock:
 
 
 def _decode(path, container, end, short_side) -> Iterator[Frame]:
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not streams:
+    stream = _video_stream(container)
+    if not stream:
         covers = " but a cover picture" if container.streams.video else ""
         raise VideoError(f"{path}: no video stream in it{covers}")
-    stream = streams[0]
     try:
         stream.thread_count = 1
         stream.codec_context.options = _DECODER
@@ -217,7 +221,10 @@ def _decode(path, container, end, short_side) -> Iterator[Frame]:
     for frame in source.frames():
         decoded += 1
         time, repaired = clock(source.stamp(frame))
-        source.decoded(time + (clock.origin or 0.0))
+        before = source.decoded(time + (clock.origin or 0.0))
+        if decoded == 1 and source.skipped:
+            begin = f"its first {before:.2f} s ({source.skipped} frames) cannot be decoded"
+            _log.warning("%s: begins between key frames: %s and are left out", path, begin)
         if end is not None and time >= end - TIME_TOLERANCE:
             return
         yield Frame(frame, time, fps, repaired, convert)
@@ -225,10 +232,7 @@ def _decode(path, container, end, short_side) -> Iterator[Frame]:
     if decoded == 0:
         what = f"broken after 0 frames ({problem})" if problem else "no frames could be decoded from its video stream"
         raise VideoError(f"{path}: {what}")
-    before, length, lost = source.lost()
-    if source.skipped:
-        begin = f"its first {before:.2f} s ({source.skipped} frames) cannot be decoded"
-        _log.warning("%s: begins between key frames: %s and are left out", path, begin)
+    length, lost = source.lost()
     if lost > LOSS_TOLERANCE * length + 1 / fps:
         if problem or source.holes:
             raise VideoError(f"{path}: broken after {decoded} frames ({problem or 'lost packets'})")
@@ -256,6 +260,6 @@ def count_packets(path: storage.PathLike) -> int:
             return len(frame_folder.frame_names(storage.names(path)))
         if path.is_file():
             with storage.local(path) as file, _opened(file) as container:
-                streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-                return sum(packet.size > 0 for packet in container.demux(streams[0])) if streams else 0
+                stream = _video_stream(container)
+                return sum(packet.size > 0 for packet in container.demux(stream)) if stream else 0
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Iterator
@@ -86,9 +87,8 @@ class Packets:
                 if not self.skipped or begun:
                     self.problem = reason(error)
                     # Earlier frames that wait for their turn are complete.
-                    frames = [
-                        f for f in self._flush() if f.pts is not None and packet.pts is not None and f.pts < packet.pts
-                    ]
+                    limit = -math.inf if packet.pts is None else packet.pts
+                    frames = [frame for frame in self._flush() if frame.pts is not None and frame.pts < limit]
                 else:  # the first frames refer to ones before the beginning
                     self._stream.codec_context.flush_buffers()
                     self.skipped, self._waiting, frames = self.skipped + 1, True, []
@@ -160,18 +160,19 @@ class Packets:
         if stamp is not None:
             self._ends[packet.stream.index] = max(self._ends.get(packet.stream.index, stamp), stamp + duration)
 
-    def decoded(self, stamp: float) -> None:
-        """Notes the time stamp of a decoded frame."""
+    def decoded(self, stamp: float) -> float:
+        """Notes the time stamp of a decoded frame; returns the seconds from the first packet to it."""
         self._frames.append(stamp)
+        return stamp - (self._packets or self._frames)[0]
 
-    def lost(self) -> tuple[float, float, float]:
-        """Returns the seconds before the first decoded frame, from there to the end, and those damaged or missing."""
+    def lost(self) -> tuple[float, float]:
+        """Returns the seconds from the first decoded frame to the end, and how many are damaged or missing."""
         stream, missing, last = self._stream, max(0.0, self._missing()), max(self._frames)
         if "mp4" in self._form and missing > 2 * self._step and self._count < stream.frames:
             # The header counts the frames; edit lists may remove some, but then the time stamps are complete.
             missing = max(missing, (1 - self._count / stream.frames) * float((stream.duration or 0) * stream.time_base))
         lost = self.holes + missing + max(0.0, max(self._packets, default=last) - last)
-        return self._frames[0] - (self._packets or self._frames)[0], last - self._frames[0] + self._step + lost, lost
+        return last - self._frames[0] + self._step + lost, lost
 
     def _missing(self) -> float:
         """Returns the seconds that the header announces after the last packet; 0 if it announces no length."""
