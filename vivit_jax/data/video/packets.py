@@ -125,6 +125,8 @@ class Packets:
                     self._measure(packet)
                 if packet.stream.index != self._stream.index:
                     continue
+                if packet.is_keyframe and packet.size:
+                    self._waiting, held = False, []
                 if not packet.size:
                     if packet.dts is not None:
                         continue  # stands for a frame that is shown again
@@ -141,8 +143,6 @@ class Packets:
                 elif hole:
                     gap = self._stamp - previous - self._step
                     self.holes, hole = self.holes + hole * self._step + (gap if 0 < gap < _DISCONTINUITY else 0.0), 0
-                if packet.size:
-                    self._waiting, held = False, []
                 yield packet
         except DAMAGE as error:
             self.problem = self.problem or reason(error)
