@@ -19,7 +19,7 @@ from vivit_jax.data.pipeline import clips
 from vivit_jax.data.records import reader, scan
 from vivit_jax.data.records.split import open_split
 from vivit_jax.data.selection import order, sampling
-from vivit_jax.data.video import decode, encode
+from vivit_jax.data.video import decode, encode, rgb
 
 
 @pytest.fixture(scope="module")
@@ -372,8 +372,8 @@ def test_views_of_file_convert_only_the_frames_they_need(tmp_path, monkeypatch, 
     assert decode.count_packets(path) == 41
     expected = pipeline.views_from_frames(read_video(path).frames, spec, 3, 2)
     converted = []
-    convert = decode._Converter.__call__
-    monkeypatch.setattr(decode._Converter, "__call__", lambda self, frame: converted.append(0) or convert(self, frame))
+    convert = rgb.Converter.__call__
+    monkeypatch.setattr(rgb.Converter, "__call__", lambda self, frame: converted.append(0) or convert(self, frame))
     monkeypatch.setattr(decode, "count_packets", lambda path: guess)
     np.testing.assert_array_equal(pipeline.views_from_file(path, spec, 3, 2), expected)
     assert len(converted) <= 3 * 6 * (1 if guess == 41 else 2)
