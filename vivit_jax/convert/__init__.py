@@ -10,8 +10,6 @@
 `vivit_jax.convert.tables`; one engine applies them both ways. `python -m vivit_jax.convert` is the command line.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any

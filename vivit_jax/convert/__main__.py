@@ -9,8 +9,6 @@ Without --config the model stays the same. With it the weights are fitted to the
 (section 3.4), as training with `--config.init_from.path` does.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

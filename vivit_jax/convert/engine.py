@@ -1,7 +1,5 @@
 """Applies a table of names (`vivit_jax.convert.tables`) both ways; any leaf that does not fit is an error."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import re

@@ -1,7 +1,5 @@
 """Which classifiers of the weights a model takes over, by the names of their classes (`InitFrom.head`)."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 

@@ -4,8 +4,6 @@ Every leaf of the model is loaded, resized or initialised, every leaf of the wei
 them with the reason. Any other difference between the two models is an error.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

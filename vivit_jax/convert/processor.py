@@ -1,7 +1,5 @@
 """The pixels that weights of Hugging Face expect, as the image processor beside them says."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

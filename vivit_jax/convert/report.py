@@ -1,7 +1,5 @@
 """Report of a weight initialisation: the outcome of every leaf."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 

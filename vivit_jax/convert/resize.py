@@ -1,7 +1,5 @@
 """Section 3.4 on single arrays, in NumPy: positions on another grid, embeddings of another tubelet length."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

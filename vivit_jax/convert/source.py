@@ -1,7 +1,5 @@
 """Opened weights of a known format: which model they are of, and their parameters under our names."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

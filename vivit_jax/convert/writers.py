@@ -1,7 +1,5 @@
 """Writers of weight files and of our checkpoints; a file appears whole or not at all, and nothing is overwritten."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

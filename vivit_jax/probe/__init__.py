@@ -6,8 +6,6 @@ The model computes the features of every training and evaluation video once; the
 the probe fits a weighted k-NN and a logistic regression. The model itself is not trained.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -4,8 +4,6 @@ python -m vivit_jax.probe --checkpoint=runs/digits --config=configs/moving_digit
 python -m vivit_jax.probe --checkpoint=vit_b16.safetensors --config=configs/k400_vivit_b.py --workdir=OUT --method=knn
 """
 
-from __future__ import annotations
-
 import functools
 import re
 

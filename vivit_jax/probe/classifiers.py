@@ -1,7 +1,5 @@
 """What a probe fits to frozen features: weighted k-NN and logistic regression; their accuracies."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import warnings

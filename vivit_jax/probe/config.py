@@ -1,7 +1,5 @@
 """Settings of a probe."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

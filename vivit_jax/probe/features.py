@@ -1,7 +1,5 @@
 """The frozen model of a probe, and the features of videos: computed once, cached on disk."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """The data of a resumed run: classes have the ids of its checkpoints, and the videos are those of its checkpoints."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

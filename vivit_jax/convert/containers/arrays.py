@@ -3,8 +3,6 @@
 Opening reads names, shapes and types; an array is read on demand. Flax reads a msgpack file whole.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -47,7 +45,7 @@ class Container:
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     resources: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack, repr=False)
 
-    def __enter__(self) -> Container:
+    def __enter__(self) -> "Container":
         return self
 
     def __exit__(self, *_: Any) -> None:

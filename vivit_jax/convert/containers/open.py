@@ -1,7 +1,5 @@
 """Opens files, folders and mappings of weights; the kind is auto-detected from the first bytes, never from the name."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

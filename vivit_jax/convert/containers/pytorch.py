@@ -1,7 +1,5 @@
 """PyTorch files (.pth, .pt, .bin), read by PyTorch without running code that their pickle may hold."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import pickle

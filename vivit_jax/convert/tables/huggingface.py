@@ -1,7 +1,5 @@
 """Names of Hugging Face's ViViT (Model 1) and ViT: on disk, which are written, and of version 5 in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

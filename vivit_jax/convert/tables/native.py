@@ -1,7 +1,5 @@
 """Our own names, in Orbax checkpoints and flat files of this program."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Models that are not ViViT or ViT, by a name that only they have; they are refused by name."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

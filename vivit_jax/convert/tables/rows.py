@@ -5,8 +5,6 @@ and the leading axis here; other placeholders such as `{leaf}` stand for one par
 applies rows both ways. Where several rows have the same name of ours the first is written, so aliases come later.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence

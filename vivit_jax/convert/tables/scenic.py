@@ -1,7 +1,5 @@
 """Names of the authors' code (scenic, `projects/vivit/model.py`): five models, both tokenisers, and their image ViT."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Reads the sizes of a model off the shapes of its weights: grids of tokens, heads, layers."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Names of timm's `VisionTransformer`: one fused projection for query, key and value, exact GELU, eps 1e-6."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Transforms of the arrays of one row, between a format and ours."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any

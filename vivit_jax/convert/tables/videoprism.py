@@ -14,8 +14,6 @@ blocks:
 The video-text models (`videoprism_lvt_*`) contain such an encoder under `vision_encoder/`.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Mapping

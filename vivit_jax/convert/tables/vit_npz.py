@@ -1,8 +1,6 @@
 """Names of image ViTs in Flax: vision_transformer and AugReg (`MlpBlock_3`), big_vision (`MlpBlock_0`; layers separate
 or, from a scan, stacked)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The training set: one data set or a weighted mixture of several, whole or in part, with one set of classes."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -42,7 +40,7 @@ class TrainingSet:
     mirrored: Mapping[str, Mapping[str, str | None]] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def from_split(cls, split: RecordSplit | TrainingSet) -> TrainingSet:
+    def from_split(cls, split: "RecordSplit | TrainingSet") -> "TrainingSet":
         """Returns the training set of a single split; a TrainingSet as it is."""
         return split if isinstance(split, cls) else cls((split.name,), (split,))
 
@@ -82,7 +80,7 @@ class TrainingSet:
         digests = [split.digests() for split in self.splits]
         return {name: [each[name] for each in digests] for name in digests[0]}
 
-    def relabelled(self, class_names: Mapping[str, Sequence[str]]) -> TrainingSet:
+    def relabelled(self, class_names: Mapping[str, Sequence[str]]) -> "TrainingSet":
         """Returns the training set with labels as ids of `class_names`."""
         return dataclasses.replace(self, splits=tuple(relabel(split, class_names) for split in self.splits))
 
