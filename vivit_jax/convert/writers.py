@@ -20,6 +20,7 @@ from vivit_jax.convert.tables import FORMATS, Hints
 from vivit_jax.convert.tables.sizes import is_image_model
 from vivit_jax.models import ViViTConfig
 from vivit_jax.utils import storage
+from vivit_jax.utils.class_names import placeholders
 
 Arrays = Mapping[str, np.ndarray]
 ClassNames = Mapping[str, Sequence[str]] | None
@@ -170,7 +171,7 @@ def _class_names(config: ViViTConfig, class_names: ClassNames) -> dict[str, list
     names = {}
     for name, classes in config.heads:
         head = name or "label"
-        names[head] = list((class_names or {}).get(head) or [f"LABEL_{i}" for i in range(classes)])
+        names[head] = list((class_names or {}).get(head) or placeholders(classes))
         if len(names[head]) != classes:
             raise ValueError(f"{len(names[head])} class names were given for {head}, which has {classes} classes")
     return names
@@ -188,7 +189,7 @@ def _write_checkpoint(
     flat: Arrays, path: Any, config: ViViTConfig, names: ClassNames, record: Record, preprocessing: Record
 ) -> None:
     from vivit_jax import checkpoint as checkpointing  # here: it imports Orbax, which other formats do not need
-    from vivit_jax.config.experiment import Experiment
+    from vivit_jax.config.experiment import CONFIG_FILE, Experiment
     from vivit_jax.config.preprocessing import KEY, usual_input
 
     model = {name: value for name, value in config.to_dict().items() if name != "num_classes"}
@@ -202,3 +203,4 @@ def _write_checkpoint(
     params = flax.traverse_util.unflatten_dict(dict(flat), sep="/")
     with checkpointing.Checkpoints(path / checkpointing.FOLDER) as checkpoints:
         checkpoints.save(0, {"params": params}, checkpoint_metadata)
+    (path / CONFIG_FILE).write_text(json.dumps(checkpoint_metadata["config"], indent=2))

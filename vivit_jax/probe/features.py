@@ -179,12 +179,9 @@ def _collect(outputs: Iterator[Any], split: RecordSplit, num_batches: int, name:
 
 
 def fingerprint(split: RecordSplit) -> str:
-    """Hashes the videos of a split (names, sizes, checksums of the records), but not their labels; 64 hex digits."""
-    digest = hashlib.sha256(f"{split.form} {split.chunk_frames}\n".encode())
-    digest.update("\n".join(split.video_id.tolist()).encode())
-    for field in ("num_frames", "height", "width", "first_chunk", "num_chunks", "chunk_length", "chunk_checksum"):
-        digest.update(np.ascontiguousarray(getattr(split, field), "<i8").tobytes())
-    return digest.hexdigest()
+    """Hashes the videos of a split (names, sizes, checksums of the records), but not their labels."""
+    digests = split.digests()
+    return f"{split.form} {split.chunk_frames} {digests['videos']} {digests['records']}"
 
 
 def labels_of(split: RecordSplit, selected: np.ndarray) -> dict[str, np.ndarray]:

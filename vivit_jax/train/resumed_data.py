@@ -28,33 +28,32 @@ def follow(
     if not metadata["data"]:  # converted weights, which the restore refuses
         return train_set, eval_set
     way_out = "put the records of the run back, train in another workdir"
-    names, problems = {}, []
-    for head, ours in train_set.class_names.items():
-        stored = metadata["class_names"].get(head, [])
-        found = match(stored, ours, "the checkpoint")
-        if not found.complete or len(stored) != len(ours):
+    allowed = "--config.data.allow_changed=True"
+    stored, names, problems = metadata["class_names"], {}, []
+    for head in dict.fromkeys([*train_set.class_names, *stored]):
+        theirs, ours = list(stored.get(head, ())), list(train_set.class_names.get(head, ()))
+        found = match(theirs, ours, "the checkpoint")
+        same = found.complete and len(theirs) == len(ours)
+        names[head] = theirs if same and found.named else ours
+        if not same:
             problems.append(f"head {head!r} has {found.how}")
-        names[head] = list(stored if found.complete and found.named else ours)
-        if list(ours) != names[head]:
+        elif ours != names[head]:
             logging.warning("Classes of head %r: %s; they keep the ids of the checkpoint.", head, found.how)
-    if heads := set(metadata["class_names"]) - set(names):
-        problems.append(f"there is no head {', '.join(heads)}")
     if problems:
         message = "\n".join(["the classes of the data are not those of the run's checkpoint", *problems])
-        advice = f"{way_out} (--config.init_from.path takes its weights over)"
-        if metadata["heads"] == train_set.heads:
-            advice += ", or, where only names changed, continue with --config.data.allow_changed=True"
-        if not data.allow_changed or metadata["heads"] != train_set.heads:
-            raise ConfigError(f"{message}\n{advice}")
-        logging.warning("%s (config.data.allow_changed)", message)
+        renamed = metadata["heads"] == train_set.heads
+        if not (data.allow_changed and renamed):
+            advice = f"{way_out} (--config.init_from.path takes its weights over)"
+            raise ConfigError(f"{message}\n{advice}" + (f", or, if only names changed, {allowed}" if renamed else ""))
+        logging.warning("%s (%s)", message, allowed)
     else:
         train_set, eval_set = train_set.relabelled(names), relabel(eval_set, names)
 
     before = Experiment.from_config(metadata["config"]).data
     if any(getattr(before, field) != getattr(data, field) for field in _SELECTION):
         return train_set, eval_set  # other data by another config, of which the start warns
-    stored, index = metadata["data"].get("index"), train_set.digests()
-    changed = [what for name, what in _DIGESTS.items() if stored and stored[name] != index[name]]
+    index, digests = metadata["data"].get("index"), train_set.digests()
+    changed = [what for name, what in _DIGESTS.items() if index and index[name] != digests[name]]
     if (count := metadata["data"]["examples"]) != train_set.num_videos:
         changed.insert(0, f"the number of videos ({count} -> {train_set.num_videos})")
     if changed:
@@ -62,6 +61,6 @@ def follow(
             f"the training data of {data.name} are not those of the run's checkpoint: {', '.join(changed)} changed"
         )
         if not data.allow_changed:
-            raise ConfigError(f"{message}; {way_out}, or continue on these with --config.data.allow_changed=True")
-        logging.warning("%s (config.data.allow_changed).", message)
+            raise ConfigError(f"{message}; {way_out}, or continue on these with {allowed}")
+        logging.warning("%s (%s)", message, allowed)
     return train_set, eval_set

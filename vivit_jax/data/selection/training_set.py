@@ -199,32 +199,25 @@ def evaluation_split(
     if set(split.class_names) != set(class_names):
         heads = f"the heads {', '.join(split.class_names)}, the model {', '.join(class_names)}"
         raise ClassNamesError(f"{where} has {heads}: evaluate a model on the data set that it was trained for")
-    matches = {head: match(class_names[head], names) for head, names in split.class_names.items()}
-    others = {head: np.setdiff1d(np.arange(len(class_names[head])), found.ids) for head, found in matches.items()}
-    for head, found in matches.items():
-        if found.warning:
-            logging.warning("Classes of %s, head %r: %s.", where, head, found.warning)
-        elif list(class_names[head]) != list(split.class_names[head]):
-            logging.info("Classes of %s, head %r: %s; reports have the data's order.", where, head, found.how)
-
-    # Of a subset, with the names of both: it may name a class that only the model has.
-    names = {head: [*split.class_names[head], *(class_names[head][i] for i in others[head])] for head in matches}
+    ids, names, how = {}, {}, {}
+    for head, own in split.class_names.items():
+        found = match(class_names[head], own)
+        if list(class_names[head]) != list(own):
+            log = logging.warning if found.warning else logging.info
+            log("Classes of %s, head %r: %s.", where, head, found.warning or found.how)
+        others = np.setdiff1d(np.arange(len(class_names[head])), found.ids)
+        ids[head], how[head] = np.append(found.ids, others), found.how
+        names[head] = [*own, *(class_names[head][i] for i in others)]
+    # With the names of both, since a subset may name a class that only the model has.
     split = dataclasses.replace(split, class_names=names)
     split = subsets.apply({split.name: split}, Subset(classes=subset.classes if subset else ()))[split.name]
-    problems, shared = [], {}
-    for head, found in matches.items():
-        used = np.unique(split.labels[head])
-        if (found.ids[used[used >= 0]] < 0).any():
-            problems.append(f"head {head!r} has {found.how}")
-        lacking = set(np.flatnonzero(found.ids < 0).tolist())
-        shared[head] = [name for i, name in enumerate(names[head]) if i not in lacking]
-    if problems:
-        raise ClassNamesError(
-            "\n".join([f"{where}: its classes are not those of the model", *problems])
-            + "\nevaluate the model on data with its classes, or on those in common (config.data.subset.classes)"
-        )
-    orders = {head: np.concatenate([found.ids[found.ids >= 0], others[head]]) for head, found in matches.items()}
-    return relabel(split, shared), orders
+    lacking = [head for head, labels in split.labels.items() if (ids[head][labels[labels >= 0]] < 0).any()]
+    if lacking:
+        lines = [f"head {head!r} has {how[head]}" for head in lacking]
+        way_out = "evaluate the model on data with its classes, or on those in common (config.data.subset.classes)"
+        raise ClassNamesError("\n".join([f"{where}: its classes are not those of the model", *lines, way_out]))
+    shared = {head: [name for name, i in zip(names[head], ids[head], strict=True) if i >= 0] for head in ids}
+    return relabel(split, shared), {head: of_head[of_head >= 0] for head, of_head in ids.items()}
 
 
 def relabel(split: RecordSplit, class_names: Mapping[str, Sequence[str]]) -> RecordSplit:
