@@ -155,12 +155,7 @@ class Experiment:
             raise ConfigError(f"config.input: {error}") from error
 
     def train_program(
-        self,
-        heads: Mapping[str, int],
-        mesh: Any,
-        *,
-        total_steps: int = 10**9,
-        steps_per_epoch: float = 1e3,
+        self, heads: Mapping[str, int], mesh: Any, *, total_steps: int = 10**9, steps_per_epoch: float = 1e3
     ) -> TrainProgram:
         """Builds model, schedule, optimizer, abstract state with shardings and the jitted train step. Compiles nothing.
 

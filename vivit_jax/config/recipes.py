@@ -42,24 +42,14 @@ _COLOUR = {
     "augment.colour_jitter_probability": 0.8,
     "augment.grayscale_probability": 0.1,  # from the published code, not in the appendix
 }
-_KINETICS = {
-    "optimizer.learning_rate": 0.1,
-    "num_epochs": 30.0,
-    "input.stride": 2,
-    **_COLOUR,
-}
+_KINETICS = {"optimizer.learning_rate": 0.1, "num_epochs": 30.0, "input.stride": 2, **_COLOUR}
 
 # Table of hyperparameters in the appendix.
 RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "kinetics400": _KINETICS,
         "kinetics600": _KINETICS,
-        "moments_in_time": {
-            "optimizer.learning_rate": 0.25,
-            "num_epochs": 10.0,
-            "input.stride": 2,
-            **_COLOUR,
-        },
+        "moments_in_time": {"optimizer.learning_rate": 0.25, "num_epochs": 10.0, "input.stride": 2, **_COLOUR},
         "epic_kitchens100": {
             "optimizer.learning_rate": 0.5,
             "num_epochs": 50.0,

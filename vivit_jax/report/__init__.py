@@ -7,8 +7,6 @@ Sources are the files of the run (`config.json`, `metrics.jsonl`, `evaluation.js
 are left out.
 """
 
-from __future__ import annotations
-
 import jax
 from absl import logging
 from etils import epath

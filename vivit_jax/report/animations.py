@@ -1,7 +1,5 @@
 """Evaluated videos as small animations, cut as the model sees them."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Line plots and confusion matrices of the report, as data URIs."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The files of a run, read back; needs neither a device nor the data set."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence

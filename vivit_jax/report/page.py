@@ -1,7 +1,5 @@
 """Contents of the report page; `templates/report.html.j2` holds its layout."""
 
-from __future__ import annotations
-
 import datetime
 import math
 import re

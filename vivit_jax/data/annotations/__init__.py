@@ -3,8 +3,6 @@
 Each format has its own module; register a new one in `READERS`.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping
 

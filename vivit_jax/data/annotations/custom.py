@@ -5,8 +5,6 @@ state no splits, a hash of the path selects `VALIDATION_FRACTION` of the videos 
 machine, and stable when videos are added. A test split without a validation split serves as the validation split.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import os
@@ -226,10 +224,7 @@ def _seconds(where: str, column: str, value: str) -> float | None:
 
 
 def _annotations(
-    path: storage.AnyPath,
-    entries: Sequence[_Entry],
-    notes: list[str],
-    multi_label: frozenset[str] = frozenset(),
+    path: storage.AnyPath, entries: Sequence[_Entry], notes: list[str], multi_label: frozenset[str] = frozenset()
 ) -> Annotations:
     """Assigns a split to every row and ids to the classes."""
     if entries[0].split is None:

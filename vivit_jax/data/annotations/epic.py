@@ -1,7 +1,5 @@
 """EPIC-Kitchens-100: segments of long videos with a verb and a noun, and class files `id,key,instances`."""
 
-from __future__ import annotations
-
 from vivit_jax.data import catalog
 from vivit_jax.data.annotations import parsing
 from vivit_jax.data.annotations.rows import AnnotationError, Annotations, Row

@@ -4,8 +4,6 @@ Labels may be quoted, ids may begin with "-". Class ids number the labels of the
 everywhere in the literature.
 """
 
-from __future__ import annotations
-
 from vivit_jax.data import catalog
 from vivit_jax.data.annotations import parsing
 from vivit_jax.data.annotations.rows import AnnotationError, Annotations, Row

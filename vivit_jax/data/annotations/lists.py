@@ -4,8 +4,6 @@ The separator (tab, comma, semicolon, |, blanks), the header and the meaning of 
 states the meaning. A form that is not clear is an error that says what was found.
 """
 
-from __future__ import annotations
-
 import csv
 import re
 from collections import Counter

@@ -3,8 +3,6 @@
 `positive` and `negative` count the annotators who agreed and disagreed with the label (its README).
 """
 
-from __future__ import annotations
-
 import os
 
 from vivit_jax.data import catalog

@@ -3,8 +3,6 @@
 `where` is the file and line of a value for error messages, as in "train.csv, line 3".
 """
 
-from __future__ import annotations
-
 import csv
 import difflib
 import io

@@ -1,7 +1,5 @@
 """Rows and class names of a data set, and the errors for missing or malformed files."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 

@@ -4,8 +4,6 @@ The class of a video is its template without the square brackets around the plac
 the published answers to it, `test-answers.csv` with lines `id;class`, are the test split.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -5,8 +5,6 @@ with lines `1 Class`, counted from 1. HMDB51: one file per class, `{class}_test_
 training, 2: test, 0: not in this split). The test part is the validation split.
 """
 
-from __future__ import annotations
-
 import os
 
 from vivit_jax.data import catalog

@@ -1,7 +1,5 @@
 """Finds the video file, or folder of frames, of a row of the annotations."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import os

@@ -5,8 +5,6 @@ python -m vivit_jax.data.build --dataset=folder|csv --name=MY_NAME --videos=DIR 
 python -m vivit_jax.data.build ... --runner=direct|DataflowRunner|... [-- flags of Beam's runner]
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

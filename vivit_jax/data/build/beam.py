@@ -5,8 +5,6 @@ shards. The shards equal those of a local build, byte by byte. All workers must 
 same path (a bucket or a shared disk) and have this package installed. Beam is the extra `[beam]`.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """`build`, which builds the records of a data set, and `prepare`, which finds or builds them for training."""
 
-from __future__ import annotations
-
 import json
 import logging
 

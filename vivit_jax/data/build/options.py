@@ -1,7 +1,5 @@
 """Options of a build."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

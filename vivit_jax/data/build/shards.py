@@ -4,8 +4,6 @@ A shard is first written into a staging folder, with metadata beside it: its vid
 any process can write it, this one or a worker of Beam on another machine.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import io

@@ -11,8 +11,6 @@ there, TFDS works in a local temporary folder with empty files of the shards' si
 bucket, the metadata is copied to it, and `summary.json` comes last.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools
