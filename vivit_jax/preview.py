@@ -38,46 +38,28 @@ _INCHES = 1.35  # height of a frame in the picture
 
 @dataclasses.dataclass(frozen=True)
 class Preview:
-    """Clips before and after augmentation on the device.
+    """N clips before and after augmentation on the device, with captions: of mixed clips, the classes and shares."""
 
-    Attributes:
-      before: uint8 [N, T, H, W, 3], from the input pipeline, cropped and flipped.
-      after: uint8 [N, T, H, W, 3], the model's input before it is scaled to [-1, 1].
-      captions_before, captions_after: N captions; of mixed clips, the classes and their shares.
-    """
-
-    before: np.ndarray
-    after: np.ndarray
+    before: np.ndarray  # uint8 [N, T, H, W, 3], from the input pipeline, cropped and flipped
+    after: np.ndarray  # uint8 [N, T, H, W, 3], the model's input before it is scaled to [-1, 1]
     captions_before: list[str]
     captions_after: list[str]
 
 
 def preview(experiment: Experiment, clips: int = 4, step: int = 0) -> Preview:
-    """Returns the first clips of a training batch, before and after augmentation.
+    """Returns the first clips (at most a batch) of a step's training batch, before and after augmentation.
 
-    Args:
-      experiment: the run.
-      clips: N, at least 1; at most the batch size is taken.
-      step: step of the run, from 0.
-
-    Raises:
-      FileNotFoundError: the data set is missing; the message says what belongs where.
-      ConfigError, ValueError: the config is not valid, clips or step is out of range.
+    Raises FileNotFoundError for a missing data set, ConfigError or ValueError for a wrong config, clips or step.
     """
     if clips < 1 or step < 0:
         raise ValueError(f"clips={clips}, step={step}: clips must be at least 1, step at least 0")
     train_set, _ = open_data(experiment.data)
     spec = experiment.clip_spec(experiment.model_config(train_set.heads))
     clips = min(clips, experiment.batch_size)
-    with pipeline.train_batches(
-        train_set,
-        spec,
-        batch_size=experiment.batch_size,
-        seed=experiment.seed,
-        start_step=step,
-        rows=(0, min(clips + clips % 2, experiment.batch_size)),  # whole pairs: mixup and cutmix mix neighbours
-        options=dataclasses.replace(experiment.data, cache=False, prefetch=1, resize_on_device=False),
-    ) as batches:
+    rows = (0, min(clips + clips % 2, experiment.batch_size))  # whole pairs: mixup and cutmix mix neighbours
+    options = dataclasses.replace(experiment.data, cache=False, prefetch=1, resize_on_device=False)
+    order = experiment.batch_size, experiment.seed, step
+    with pipeline.train_batches(train_set, spec, *order, rows, options) as batches:
         batch = next(batches)
     augmented, shares = apply_augmentation(batch, experiment.augment, experiment.seed, step)
     before = captions(batch["label"], batch["mask"], train_set.class_names)
@@ -90,13 +72,8 @@ def apply_augmentation(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Augments clips with the random draws of a training step.
 
-    Args:
-      batch: `video` uint8 [B, T, H, W, 3] and `mask` [B]: the first clips of a global batch, an even number or all.
-      config: the augmentation.
-      seed, step: of the run.
-
-    Returns:
-      (uint8 [B, T, H, W, 3], float32 [B], the share of each clip's own label, or None where clips are not mixed).
+    `batch`: `video` uint8 [B, T, H, W, 3] and `mask` [B], of the first clips of a global batch, an even number or all.
+    Returns (uint8 [B, T, H, W, 3], float32 [B], the share of each clip's own label, or None where clips are not mixed).
     """
 
     def program(key: jax.Array, video: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array | None]:
@@ -113,13 +90,10 @@ def captions(
     class_names: Mapping[str, Sequence[str]],
     shares: np.ndarray | None = None,
 ) -> list[str]:
-    """Returns the labels of each clip as text.
+    """Returns the labels of each clip as text, from {head: int [B], or multi-label float [B, C] of 0 and 1}.
 
-    Args:
-      labels: {head: int [B], or multi-label float [B, C] of 0 and 1}.
-      mask: [B], 0 where a record could not be read.
-      class_names: {head: C names}.
-      shares: [B], share of the clip's own label; the rest is its partner's. None: clips are not mixed.
+    `mask` [B] is 0 where a record could not be read; `shares` [B] are those of the clip's own label, the rest is its
+    partner's (None: clips are not mixed).
     """
     shares = np.ones(len(mask)) if shares is None else shares
     partners = np.asarray(swap_pairs(np.arange(len(mask))))
@@ -204,16 +178,9 @@ def animation(clips: Preview, title: str) -> list[np.ndarray]:
 
 
 def write(clips: Preview, out: epath.PathLike, title: str, stride: int = 1) -> epath.Path:
-    """Writes a contact sheet (.png) or an animation (.gif).
+    """Writes a contact sheet (.png) or an animation (.gif), by the suffix of `out`; ValueError for another one.
 
-    Args:
-      clips: from `preview`.
-      out: the file; its suffix decides.
-      title: above the picture.
-      stride: frames of the video between two frames of a clip, for the speed of the animation.
-
-    Raises:
-      ValueError: another suffix.
+    `stride`: frames of the video between two frames of a clip, for the speed of the animation.
     """
     out = _checked(out)
     if out.suffix.lower() == ".png":

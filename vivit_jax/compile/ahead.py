@@ -73,11 +73,8 @@ def largest_batch(
 
     Memory grows nearly linearly with the clips: the line through two compiled batches predicts the next one to try,
     so that usually four compilations suffice. The result was compiled, and so was one clip more, which does not fit.
-
-    Args:
-      compile_with: clips per batch shard -> the compiled program.
-      capacity: bytes of a device.
-      start, at_most: clips to begin with, and the upper limit of the search.
+    `compile_with`: clips per batch shard -> the compiled program; `capacity`: bytes of a device; the search begins with
+    `start` clips.
     """
     tried: dict[int, Compiled] = {}
     low, high = 0, at_most + 1  # `low` fits, `high` does not

@@ -13,10 +13,6 @@ import numpy as np
 from vivit_jax.compile import hlo
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_INSTRUCTION = re.compile(rf"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ({'|'.join(KINDS)})(-start)?\((.*)$")
-# Traffic between slices goes through the hosts: it is no collective but a `send` for the Megascale runtime.
-_SEND = re.compile(r"^\s*%?[\w.\-]+ = (\(.*?\)) send\(.*xla_megascale_runtime")
-_SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 # Newer compilers write mesh['a'=4,'b'=2] {'b'}, groups along axes of a mesh, or along part of an axis: {'a':(1)2} is
 # the sub-axis of size 2 of 'a' with size 1 before it.
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}")
@@ -44,18 +40,21 @@ def find(text: str, mesh: Mapping[str, int]) -> list[Traffic]:
     totals: dict[tuple[str, str, str], list[int]] = {}  # (kind, axis, dtype) -> [count, bytes]
     for name, runs in hlo.run_counts(bodies, entry).items():
         for line in bodies[name]:
-            if sent := _SEND.match(line):
-                kind, axis, start, result = "send", "slices", None, sent[1]
-                sizes = _sizes(result)[:1]  # the other results are for the runtime
-            elif match := _INSTRUCTION.match(line):
-                result, kind, start = match.groups()[:3]
+            if (one := hlo.parse(line)) is None:
+                continue
+            kind = one.opcode.removesuffix("-start")
+            sizes = [(array.dtype, hlo.BYTES[array.dtype] * array.elements) for array in hlo.arrays(one.type)]
+            if kind == "send" and "xla_megascale_runtime" in line:
+                # Traffic between slices goes through the hosts: a `send` for the Megascale runtime.
+                axis, sizes = "slices", sizes[:1]  # the other results are for the runtime
+            elif kind in KINDS:
                 groups = _groups(line, devices)
-                sizes, axis = _sizes(result), _axis(groups, mesh)
+                axis = _axis(groups, mesh)
             else:
                 continue
-            if start and result.startswith("(") and kind != "all-reduce":
+            if one.opcode.endswith("-start") and one.type.startswith("(") and kind != "all-reduce":
                 # An asynchronous start returns its operands before its results.
-                sizes = _sizes(result[result.index("(") :], half=True)
+                sizes = sizes[len(sizes) // 2 :]
             if kind == "reduce-scatter":  # its input is larger than its result
                 sizes = [(dtype, size * len(groups[0])) for dtype, size in sizes]
             for dtype in dict.fromkeys(dtype for dtype, _ in sizes):
@@ -63,16 +62,6 @@ def find(text: str, mesh: Mapping[str, int]) -> list[Traffic]:
                 total[0] += runs
                 total[1] += runs * sum(size for other, size in sizes if other == dtype)
     return sorted((Traffic(*key, *total) for key, total in totals.items()), key=lambda traffic: -traffic.bytes)
-
-
-def _sizes(shapes: str, half: bool = False) -> list[tuple[str, int]]:
-    """Returns (dtype, bytes) of each array in an instruction's type; with `half`, of the second half of them."""
-    sizes = [
-        (dtype, hlo.BYTES[dtype] * math.prod(int(n) for n in dims.split(",") if n))
-        for dtype, dims in _SHAPE.findall(shapes)
-        if dtype in hlo.BYTES
-    ]
-    return sizes[len(sizes) // 2 :] if half else sizes
 
 
 def _groups(line: str, devices: int) -> list[list[int]]:

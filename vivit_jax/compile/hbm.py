@@ -53,16 +53,10 @@ def _moved(one: Instruction, body: Mapping[str, Instruction], fused: Mapping[str
         return 2 * _hbm(update.type) if update else 0
     if one.opcode.endswith("-start"):  # its result holds operand, destination and a semaphore: of a copy or slice
         return _started(one)
-    read = 0
-    for i, operand in enumerate(one.operands):
-        type_ = body[operand].type if operand in body else ""
-        if _hbm(type_):
-            read += min(sliced.get(i, _hbm(type_)), _hbm(type_))
-    arrays = hlo.arrays(one.type)
-    written = sum(
-        min(results.get(i, array.bytes), array.bytes) for i, array in enumerate(arrays) if not array.memory_space
-    )
-    return read + written
+    whole = {i: _hbm(body[operand].type) for i, operand in enumerate(one.operands) if operand in body}
+    read = sum(min(sliced.get(i, size), size) for i, size in whole.items())
+    arrays = {i: array.bytes for i, array in enumerate(hlo.arrays(one.type)) if not array.memory_space}
+    return read + sum(min(results.get(i, size), size) for i, size in arrays.items())
 
 
 def _started(one: Instruction) -> int:

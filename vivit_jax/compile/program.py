@@ -50,11 +50,9 @@ class Target:
             return program.step.lower(program.state, self._batch(program.model, clips * self.batch_shards))
 
     def compile_train(self, clips: int, log: Callable[[str], None] = lambda _: None) -> tuple[ViViTConfig, Compiled]:
-        """Compiles the training step with the least recomputation that fits; returns its model's config, too.
+        """Compiles the training step, with the least recomputation that fits, for so many clips per batch shard.
 
-        Args:
-          clips: per batch shard.
-          log: receives a line for each choice that does not fit.
+        Returns its model's config, too; `log` receives a line for each choice that does not fit.
         """
 
         def compile_with(program: TrainProgram) -> Compiled:

@@ -27,19 +27,16 @@ def print_report(target: Target, slice_: Slice, step: str) -> bool:
     else:
         compiled = compile_ahead(target.lower_eval(clips), target.mesh)
         work, useful = target.eval_work(clips), throughput.model_flops(model, batch * experiment.evaluation.views) / 3
-    for line in summarize(compiled, slice_):
-        print(f"  {line}")
+    lines = summarize(compiled, slice_)
     if compiled.fits:
         peak = throughput.peak_flops(target.mesh.devices.flat[0].device_kind)
-        for line in roofline(work, compiled.hbm, useful / target.mesh.size, peak, slice_.bandwidth):
-            print(f"  {line}")
-    if not compiled.fits:
-        if training:
-            advice = compiled_step.training_advice(experiment, target.mesh.size)
-        else:
-            advice = compiled_step.evaluation_advice(experiment)
-        for line in advice:
-            print(f"  to reduce memory: {line}")
+        lines += roofline(work, compiled.hbm, useful / target.mesh.size, peak, slice_.bandwidth)
+    elif training:
+        lines += [f"to reduce memory: {line}" for line in compiled_step.training_advice(experiment, target.mesh.size)]
+    else:
+        lines += [f"to reduce memory: {line}" for line in compiled_step.evaluation_advice(experiment)]
+    for line in lines:
+        print(f"  {line}")
     return compiled.fits
 
 
@@ -64,14 +61,9 @@ def summarize(compiled: Compiled, slice_: Slice) -> list[str]:
 def roofline(work: float, moved: float, useful: float, peak: float, bandwidth: float) -> list[str]:
     """Returns lines with the work and HBM traffic of one device, and the bound that they set on the utilisation.
 
-    A step takes at least the time of its work at the peak, and of its traffic at the bandwidth; the bound is what the
-    MFU would be if it took no longer than the larger one (Williams et al., "Roofline", CACM 2009).
-
-    Args:
-      work: FLOPs, recomputation included.
-      moved: bytes to and from HBM.
-      useful: FLOPs of the model's matrix products (`throughput.model_flops`).
-      peak, bandwidth: FLOP/s and bytes/s of the device.
+    A step takes at least the time of its `work` (FLOPs, with recomputation) at the `peak`, and of the bytes `moved` to
+    and from HBM at the `bandwidth`; the bound is what the MFU would be if it took no longer than the larger one
+    (Williams et al., "Roofline", CACM 2009). `useful`: FLOPs of the model's matrix products (`throughput.model_flops`).
     """
     compute, transfer = work / peak, moved / bandwidth
     limit = "HBM" if transfer > compute else "compute"

@@ -72,7 +72,6 @@ class Row:
 
 
 def table2_rows() -> Iterable[Row]:
-    """Yields Table 2: multiply-adds and parameters of the five models."""
     for name, fields in MODELS.items():
         config, (gflops, millions) = ViViTConfig.from_name("ViViT-B/16x2", **fields), TABLE2[name]
         yield _gflops(name, config, gflops, 1)
@@ -80,14 +79,12 @@ def table2_rows() -> Iterable[Row]:
 
 
 def table5_rows() -> Iterable[Row]:
-    """Yields Table 5: multiply-adds of ViViT-L/16x2, Model 1, at three resolutions."""
     for crop, published in TABLE5.items():
         config = ViViTConfig.from_name("ViViT-L/16x2", image_size=crop)
         yield _gflops(f"Model 1, L/16x2, crop {crop}", config, published, 0)
 
 
 def figure7_rows() -> Iterable[Row]:
-    """Yields Figure 7 (b): multiply-adds and parameters of Model 1 by backbone."""
     published = {"B": TABLE2["Model 1, spatio-temporal"], "L": (TABLE5[224], None)}
     for backbone in BACKBONES:
         config = ViViTConfig.from_name(f"ViViT-{backbone}/16x2")
@@ -97,7 +94,6 @@ def figure7_rows() -> Iterable[Row]:
 
 
 def figure8_rows() -> Iterable[Row]:
-    """Yields Figure 8 (b): multiply-adds by model and tubelet length (n_t: temporal tokens)."""
     for name, fields in MODELS.items():
         for t in TUBELET_LENGTHS:
             config = ViViTConfig.from_name(f"ViViT-B/16x{t}", **fields)
@@ -106,7 +102,6 @@ def figure8_rows() -> Iterable[Row]:
 
 
 def figure9_rows() -> Iterable[Row]:
-    """Yields Figure 9: more frames with as many tokens, by longer tubelets; Model 1."""
     for frames, t in FRAMES.items():
         config = ViViTConfig.from_name(f"ViViT-B/16x{t}", num_frames=frames)
         label, (n_t, n_h, n_w) = f"{frames} frames, B/16x{t}", config.grid

@@ -19,9 +19,8 @@ Log = Callable[[str], None]
 def tables_of(experiment: Experiment, *, compiled: bool = True, log: Log = lambda _: None) -> list[Table]:
     """Returns the tables `parameters`, `multiply_adds` and `memory` of an experiment. Nothing is allocated.
 
-    `remat="auto"` is counted as what it takes first, no recomputation: one clip fits.
-    With `compiled` it is compiled for this machine's default device, for the memory of activations. `log` receives a
-    line of progress before each table.
+    `remat="auto"` is counted as what it takes first, no recomputation: one clip fits. With `compiled` it is compiled
+    for this machine's default device, for the memory of activations. `log` receives a line before each table.
     """
     program = experiment.train_program(experiment.dataset_heads(), mesh=None)
     config = _training(program).model.config
@@ -96,8 +95,7 @@ def compiled_temporaries(program: TrainProgram) -> tuple[int, int]:
     state, batch = program.state, abstract_batch(program.model.config, 1)
     forward = jax.jit(lambda params, video: program.model.apply({"params": params}, normalise(video)))
     lowered = [forward.lower(state.params, batch["video"]), _training(program).step.lower(state, batch)]
-    inference, training = (computation.compile().memory_analysis().temp_size_in_bytes for computation in lowered)
-    return inference, training
+    return tuple(computation.compile().memory_analysis().temp_size_in_bytes for computation in lowered)
 
 
 def _training(program: TrainProgram) -> TrainProgram:

@@ -56,13 +56,9 @@ def initialise(
 ) -> bool:
     """Connects the processes of a run and logs its devices; call it before using a device.
 
-    Returns whether `jax.distributed` is initialised.
-
-    Args:
-      mode: 'auto': if several processes are given or detected; 'on': also for a single process, so that jax's own
-        handler saves the step on SIGTERM; 'off': never.
-      coordinator_address: 'host:port' of process 0; give all three, or none where the launcher is detected.
-      num_processes, process_id: the number of processes, and the index of this one, from 0.
+    Returns whether `jax.distributed` is initialised. Mode 'auto': if several processes are given or detected; 'on': for
+    a single process too, so that jax's own handler saves the step on SIGTERM; 'off': never. Give all of 'host:port' of
+    process 0, number of processes and index of this one, from 0; or none where the launcher is detected.
     """
     start = plan(os.environ, mode, coordinator_address, num_processes, process_id)
     connected = start is not None and _connected(start, mode)
@@ -89,15 +85,11 @@ def _connected(start: Start, mode: str) -> bool:
 
 
 def _connect(start: Start) -> None:
+    timeouts = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": SHUTDOWN_SECONDS}
+    devices_of_process = None if start.local_device_ids is None else list(start.local_device_ids)
+    where = start.coordinator_address, start.num_processes, start.process_id
     try:
-        jax.distributed.initialize(
-            start.coordinator_address,
-            start.num_processes,
-            start.process_id,
-            local_device_ids=None if start.local_device_ids is None else list(start.local_device_ids),
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
-        )
+        jax.distributed.initialize(*where, local_device_ids=devices_of_process, **timeouts)
     except RuntimeError as error:
         raise DistributedError(
             f"process {start.process_id} of {start.num_processes} did not join the others at "

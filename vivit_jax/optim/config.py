@@ -98,10 +98,8 @@ class OptimizerConfig:
 
     def _check_schedule(self) -> None:
         if self.warmup_steps is not None and self.warmup_examples is not None:
-            raise ValueError(
-                f"optimizer.warmup_steps={self.warmup_steps} and warmup_examples={self.warmup_examples} both set the "
-                "length of the warm-up; give one"
-            )
+            both = f"warmup_steps={self.warmup_steps} and warmup_examples={self.warmup_examples}"
+            raise ValueError(f"optimizer.{both} both set the length of the warm-up; give one")
         for field, default, schedules in (
             ("end_learning_rate", 0.0, ("cosine", "linear")),
             ("schedule_steps", (), ("step",)),

@@ -13,12 +13,8 @@ def learning_rate_schedule(
 ) -> optax.Schedule:
     """Returns the learning rate as a function of the step: linear warm-up from 0, then decay over the remaining steps.
 
-    At step s < w of the warm-up (s = 0, 1, ...) it is base * s / w.
-
-    Args:
-      total_steps: optimizer steps of the whole run.
-      steps_per_epoch: examples in the split / batch size; converts epochs to steps.
-      batch_size: clips in a global batch; converts examples to steps, and is needed only for that.
+    At step s < w of the warm-up (s = 0, 1, ...) it is base * s / w. `total_steps` of the whole run; `steps_per_epoch`
+    is examples in the split / batch size; `batch_size`, of the global batch, is needed only for numbers of examples.
     """
 
     def in_steps(field: str, value: float, unit: str) -> float:

@@ -60,7 +60,7 @@ def plan(
 ) -> list[Run]:
     """Returns the runs of a sweep: all rows with the first seed, then all with the second, and so on.
 
-    Without `seeds` each config has its own. `rows` is a regular expression for the beginning of the rows' names;
+    Without `seeds` each config has its own; `rows` is a regular expression for the beginning of the rows' names;
     `overrides`, {dotted field: value}, apply to every row.
     """
     workdir, configs = epath.Path(workdir), module.sweep()

@@ -71,9 +71,8 @@ def write(results: Sequence[Result], workdir: epath.PathLike, name: str, metrics
 def _bars(results: Sequence[Result], metrics: Sequence[str], title: str) -> Any:
     """Draws a group of bars for each row, a bar for each metric, error bars for the deviation over the seeds."""
     rows, height = list(dict.fromkeys(result.row for result in results)), 0.8 / len(metrics)
-    figure, axes = plots.pyplot().subplots(
-        figsize=(8, 1.2 + 0.22 * len(rows) * (1 + len(metrics))), layout="constrained"
-    )
+    size = (8, 1.2 + 0.22 * len(rows) * (1 + len(metrics)))
+    figure, axes = plots.pyplot().subplots(figsize=size, layout="constrained")
     for i, metric in enumerate(metrics):
         values = [(y, mean_and_deviation(results, row, metric)) for y, row in enumerate(rows)]
         bars = [(y + (i - (len(metrics) - 1) / 2) * height, *value) for y, value in values if value is not None]

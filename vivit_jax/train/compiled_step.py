@@ -33,16 +33,11 @@ def compilation_cache(choice: str, workdir: epath.PathLike) -> Iterator[None]:
     """Uses jax's persistent compilation cache inside the context.
 
     Programs that compile in less than 0.1 s are not cached; JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS changes that.
-
     `choice`: 'workdir' (its `compilation_cache/`, unless JAX_COMPILATION_CACHE_DIR names a folder), 'off' or a folder.
     """
     previous, seconds = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-    if choice == "off":
-        folder = None
-    elif choice == "workdir":
-        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(epath.Path(workdir) / CACHE_FOLDER)
-    else:
-        folder = choice
+    of_workdir = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(epath.Path(workdir) / CACHE_FOLDER)
+    folder = {"off": None, "workdir": of_workdir}.get(choice, choice)
 
     def use(folder: str | None) -> None:
         if folder != jax.config.jax_compilation_cache_dir:
@@ -132,12 +127,8 @@ class CompiledStep:
                     raise
                 logging.info("The train step does not fit the devices with %s.", choice)
                 return None
-            logging.info(
-                "The train step (%s), compiled in %.1f s, takes on each device %s.",
-                choice,
-                time.perf_counter() - began,
-                format_memory(compiled.memory_analysis(), platform, limit),
-            )
+            seconds, takes = time.perf_counter() - began, format_memory(compiled.memory_analysis(), platform, limit)
+            logging.info("The train step (%s), compiled in %.1f s, takes on each device %s.", choice, seconds, takes)
             return compiled
 
         def fits(compiled: Any) -> bool:
@@ -238,9 +229,8 @@ def training_advice(experiment: Experiment, devices: int | None = None) -> list[
 
 def evaluation_advice(experiment: Experiment) -> list[str]:
     """Returns what would reduce the memory of an evaluation."""
-    return [
-        f"config.evaluation.batch_size below {experiment.evaluation.batch_size}, or config.evaluation.dtype=bfloat16"
-    ]
+    size = experiment.evaluation.batch_size
+    return [f"config.evaluation.batch_size below {size}, or config.evaluation.dtype=bfloat16"]
 
 
 def _size(count: int) -> str:

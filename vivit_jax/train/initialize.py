@@ -37,14 +37,13 @@ def init_or_restore(
             f"{checkpointing.QUARANTINE_DIR}/ can be moved back, to {checkpoints.root.name}/STEP. Otherwise choose "
             "another --workdir, or begin again at step 0 with --from_scratch"
         )
-    # 2. Else start from the pretrained weights of the config.
+    # 2. Else start from the pretrained weights of the config, or at random.
     if setup.experiment.init_from.path is not None:
         return init_from_weights(setup.experiment, setup.program, workdir, setup.train_set.class_names), None
-    # 3. Else start from random parameters.
     return setup.program.init_state(setup.experiment.seed), None
 
 
-def _lost_checkpoints(checkpoints: checkpointing.Checkpoints, workdir: epath.Path) -> str:
+def _lost_checkpoints(checkpoints: Any, workdir: epath.Path) -> str:
     """Says what shows that a run without checkpoints had some; '' where nothing does."""
     if damaged := checkpoints.quarantined():
         return f"has steps that were set aside ({', '.join(damaged)})"

@@ -4,7 +4,6 @@ All decisions of a run follow from its config, its seed and the step, so a run t
 the same command continues as if nothing had happened, to the bit.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -35,13 +34,9 @@ def train(experiment: Experiment, workdir: epath.PathLike, *, from_scratch: bool
     where they apply, `profile/`, `skipped_steps.jsonl`, `failed_step/`. Wrong settings raise before anything compiles.
     A run whose checkpoints are gone begins again at step 0 only if `from_scratch` says so.
 
-    Returns:
-      The metrics of the last evaluation, on all videos, with the names of `evaluate.evaluate`.
-
-    Raises:
-      CheckpointError: another run uses the workdir, or it holds another model's checkpoints, or it lost its own.
-      TooManySkippedSteps, OutOfDeviceMemory: the message says what helps.
-      Preempted (a SystemExit): the run was asked to stop, and has saved its step.
+    Returns the metrics of the last evaluation, on all videos, with the names of `evaluate.evaluate`. Raises
+    CheckpointError (another run uses the workdir, or it holds another model's checkpoints, or it lost its own),
+    TooManySkippedSteps, OutOfDeviceMemory, and Preempted (a SystemExit) where the run was asked to stop, and has saved.
     """
     workdir, startup = epath.Path(workdir), Startup()
     startup.mark("imports")
@@ -174,12 +169,7 @@ def make_hooks(
     """
     experiment = setup.experiment
     speed = throughput.of_run(setup.program.model.config, experiment.batch_size, experiment.peak_flops)
-    hooks: Sequence[Hook] = (
-        speed,
-        Watchdog(experiment.step_timeout_seconds),
-        Profiler(experiment.profile.range, workdir),
-        TrainMetrics(session.writer, progress, speed, experiment.log_every_steps),
-        SkippedSteps(experiment.guard.max_consecutive, setup.train_set, workdir, setup.checkpoint_metadata),
-        ProgressReport(setup, progress, batches),
-    )
-    return Hooks(hooks)
+    skipped = SkippedSteps(experiment.guard.max_consecutive, setup.train_set, workdir, setup.checkpoint_metadata)
+    metrics = TrainMetrics(session.writer, progress, speed, experiment.log_every_steps)
+    watchdog, profiler = Watchdog(experiment.step_timeout_seconds), Profiler(experiment.profile.range, workdir)
+    return Hooks([speed, watchdog, profiler, metrics, skipped, ProgressReport(setup, progress, batches)])

@@ -69,16 +69,9 @@ class TrainSetup:
 
     def train_batches(self, start_step: int) -> Any:
         """Returns the endless training stream after `start_step` steps, this process's rows."""
-        batch_size = self.experiment.batch_size
-        batches = pipeline.train_batches(
-            self.train_set,
-            self.clip_spec,
-            batch_size=batch_size,
-            seed=self.experiment.seed,
-            start_step=start_step,
-            rows=sharding.process_rows(self.mesh, batch_size),
-            options=self.experiment.data,
-        )
+        size, seed, data = self.experiment.batch_size, self.experiment.seed, self.experiment.data
+        rows = sharding.process_rows(self.mesh, size)
+        batches = pipeline.train_batches(self.train_set, self.clip_spec, size, seed, start_step, rows, data)
         logging.info("Training on %s. Clips: %s", self.train_set, batches.description)
         return batches
 

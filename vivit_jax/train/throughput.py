@@ -53,11 +53,8 @@ def model_flops(config: ViViTConfig, clips: int) -> float:
 class Throughput(Hook):
     """Measures the training steps between two readings, without evaluations and the like (`paused`).
 
-    Args:
-      clips, devices: in the global batch; of all processes.
-      flops: of a step, all devices together.
-      peak: FLOP/s of one device; None: unknown, no utilisation is reported.
-      clock: returns seconds.
+    `clips` are those of the global batch, `devices` and `flops` (of a step) those of all processes; `peak`: FLOP/s of
+    one device (None: unknown, no utilisation is reported); `clock` returns seconds.
     """
 
     def __init__(

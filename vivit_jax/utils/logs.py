@@ -139,9 +139,8 @@ class Progress:
             from tqdm.auto import tqdm
 
             self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.05)
-        self.report = periodic_actions.ReportProgress(
-            num_train_steps=total_steps, writer=writer, every_secs=every_seconds
-        )
+        report = periodic_actions.ReportProgress
+        self.report = report(num_train_steps=total_steps, writer=writer, every_secs=every_seconds)
 
     def __call__(self, step: int) -> None:
         """Records that `step` is done."""

@@ -1,9 +1,7 @@
 """Files on local disks or in a bucket, through one interface.
 
-URIs that `etils.epath` knows (gs://, s3://, ...) are accessed through `tf.io.gfile`. All other paths are
-`pathlib.Path`, which supports what a bucket does not (links, recursive globs). Here is what the two do not share.
-
-A request to a bucket takes tens of milliseconds, so requests for many files run in parallel.
+`etils.epath` accesses the URIs it knows (gs://, s3://, ...) through `tf.io.gfile`; all other paths are `pathlib.Path`.
+Here is what the two do not share. Requests to a bucket, which take tens of milliseconds, run in parallel.
 """
 
 import contextlib

@@ -56,11 +56,8 @@ class Batches(Iterator, contextlib.AbstractContextManager):
     ):
         self._iterator: Iterator | None = iter(dataset)
         self._positions, self._videos, self._begun = positions, videos, False
-        self.description = description
-        self.step = step
-        self.num_batches = num_batches
-        self.repeated_views = repeated_views
-        self.corrupt = 0
+        self.description, self.step, self.num_batches = description, step, num_batches
+        self.repeated_views, self.corrupt = repeated_views, 0
         self.last_corrupt: list[int] = []
 
     def __next__(self) -> dict:
@@ -105,16 +102,12 @@ def train_batches(
     rows: tuple[int, int] | None = None,
     options: PipelineOptions = _DEFAULT_OPTIONS,
 ) -> Batches:
-    """Returns the endless training stream from `start_step` on.
+    """Returns the endless training stream from batch `start_step` on.
 
     Args:
-      train_set: one split, or several from `training_set`.
-      spec: clip parameters.
       batch_size: of the global batch, over all processes.
       seed: of the order and of all random choices, 0 to 2^31 - 1.
-      start_step: number of the first batch.
       rows: (low, high), rows of every global batch that this process loads; None for all.
-      options: cache, threads, prefetch, service, where clips are resized.
 
     Returns:
       Batches of `video` uint8 [b, T, H, W, 3]; `label` {head: int32 [b], or float32 [b, classes] of 0 and 1 for a
@@ -172,13 +165,9 @@ def train_batches(
         never = int((~may_flip).sum()) if swap else None
         flips = mirror.describe(train_set.class_names, mirrors, never)
         description += f"; {flips}" if flips else ""
-    return Batches(
-        _batched(dataset, high - low, options.prefetch, threads),
-        description,
-        step=start_step,
-        positions=lambda step: step * batch_size + np.arange(low, high),
-        videos=videos,
-    )
+    dataset = _batched(dataset, high - low, options.prefetch, threads)
+    positions = lambda step: step * batch_size + np.arange(low, high)  # noqa: E731
+    return Batches(dataset, description, step=start_step, positions=positions, videos=videos)
 
 
 def eval_batches(
@@ -216,12 +205,10 @@ def eval_batches(
 
     dataset = tf.data.Dataset.from_tensor_slices(positions.astype(np.int64)).map(load, threads)
     sizes = eval_set.num_frames, eval_set.height, eval_set.width
-    return Batches(
-        _batched(dataset, high - low, options.prefetch, threads),
-        _describe(options, threads, (high - low) * int(np.prod(shape)), videos.cached_bytes),
-        num_batches=num_batches,
-        repeated_views=int(sampling.repeated_views(*sizes, spec, temporal_views, spatial_views).sum()),
-    )
+    repeated = int(sampling.repeated_views(*sizes, spec, temporal_views, spatial_views).sum())
+    dataset = _batched(dataset, high - low, options.prefetch, threads)
+    description = _describe(options, threads, (high - low) * int(np.prod(shape)), videos.cached_bytes)
+    return Batches(dataset, description, num_batches=num_batches, repeated_views=repeated)
 
 
 class _LabelTables:

@@ -191,16 +191,8 @@ def views_from_file(
     """Makes the test views of a video file, decoded as by a build, as `views_from_frames`.
 
     Which frames the views need follows from the number of frames. That is taken from the packets of the file; where it
-    turns out to be another, the file is decoded again. No frame but one is in memory, beside the views.
-
-    Args:
-      path: a file that FFmpeg can decode.
-      spec: how clips are cut.
-      temporal_views, spatial_views: numbers of views.
-      short_side, fps: maxima of the data set's records; None: those of the source.
-
-    Raises:
-      decode.VideoError: the file is not a video, or damaged.
+    turns out to be another, the file is decoded again. No frame but one is in memory, beside the views. `short_side`
+    and `fps` are the maxima of the data set's records (None: those of the source). Raises decode.VideoError.
     """
     from vivit_jax.data.video import decode, encode
 

@@ -27,10 +27,9 @@ Reader = Callable[..., "tf.Tensor"]
 
 def record_reader(split: RecordSplit) -> Reader:
     """Returns a reader of frames from the shards of a split."""
-    shards = tf.constant(list(map(os.fsencode, split.shard_paths)))  # names may be no UTF-8
-    first = tf.constant(split.first_chunk)
-    shard, offset = tf.constant(split.chunk_shard), tf.constant(split.chunk_offset)
-    size = split.chunk_frames
+    names = list(map(os.fsencode, split.shard_paths))  # they may be no UTF-8
+    arrays = names, split.first_chunk, split.chunk_shard, split.chunk_offset
+    (shards, first, shard, offset), size = map(tf.constant, arrays), split.chunk_frames
 
     def read(video, frames, window=None, finish=None):
         # A sequence is one chunk with all frames of its video.
@@ -123,6 +122,5 @@ def cut(images: tf.Tensor, window: tf.Tensor | None, finish: Finish | None = Non
 
 def _map_frames(function: Callable[[tf.Tensor], tf.Tensor], items: tf.Tensor) -> tf.Tensor:
     # One after the other: the cores have other clips to work on.
-    return tf.map_fn(
-        function, items, parallel_iterations=1, fn_output_signature=tf.TensorSpec([None, None, 3], tf.uint8)
-    )
+    signature = tf.TensorSpec([None, None, 3], tf.uint8)
+    return tf.map_fn(function, items, parallel_iterations=1, fn_output_signature=signature)

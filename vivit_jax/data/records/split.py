@@ -135,13 +135,11 @@ class RecordSplit:
 
     def class_counts(self) -> dict[str, dict[str, int]]:
         """Returns {head: {name of each class with videos: number of videos}}."""
-        return {
-            head: {
-                self.class_names[head][i]: int(count)
-                for i, count in zip(*np.unique(ids[ids >= 0], return_counts=True), strict=True)
-            }
-            for head, ids in self.labels.items()
-        }
+        result = {}
+        for head, ids in self.labels.items():
+            classes, counts = np.unique(ids[ids >= 0], return_counts=True)
+            result[head] = {self.class_names[head][i]: int(n) for i, n in zip(classes, counts, strict=True)}
+        return result
 
     def save(self) -> storage.AnyPath:
         """Writes `index_{split}.npz` into `folder`, whole or not at all; returns its path."""
@@ -157,14 +155,10 @@ class RecordSplit:
 
 
 def open_split(folder: storage.PathLike, split: str) -> RecordSplit:
-    """Opens the index of a split.
+    """Opens the index of a split; shards are compared with it by size only (`vivit_jax.data.verify` reads them).
 
-    Shards are compared with the index by size only; `vivit_jax.data.verify` reads them.
-
-    Raises:
-      NoRecordsError: no index, or shards are missing.
-      BadIndexError: the index is unreadable or of a newer version, or shards have another size than indexed.
-      EmptySplitError: the split has no videos.
+    Raises NoRecordsError (no index, or shards are missing), BadIndexError (unreadable or of a newer version, or shards
+    have another size than indexed) or EmptySplitError.
     """
     folder = storage.path(folder)
     path = folder / f"index_{split}.npz"
@@ -199,9 +193,8 @@ def _load(path: storage.AnyPath, split: str) -> RecordSplit:
             arrays = {key: stored[key] for key in stored.files}
         version = int(arrays.get("format", 1))
         if version > _FORMAT:
-            raise BadIndexError(
-                f"{path} has format {version}, this version reads up to {_FORMAT}: update it, or {rebuild}"
-            )
+            update = f"this version reads up to {_FORMAT}: update it, or {rebuild}"
+            raise BadIndexError(f"{path} has format {version}, {update}")
         return RecordSplit(
             folder=path.parent,
             name=split,

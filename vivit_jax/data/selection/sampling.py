@@ -74,10 +74,8 @@ class ClipSpec:
                 f"short_side={self.short_side} is smaller than the crop {self.image_size}: "
                 f"raise it to {min(self.image_size)} or more, or make image_size smaller"
             )
-        jitter = self.scale_jitter
-        if jitter is not None and not (
-            isinstance(jitter, (tuple, list)) and len(jitter) == 2 and 0 < jitter[0] <= jitter[1]
-        ):
+        jitter = (1, 1) if self.scale_jitter is None else self.scale_jitter
+        if not (isinstance(jitter, (tuple, list)) and len(jitter) == 2 and 0 < jitter[0] <= jitter[1]):
             raise ValueError(f"scale_jitter={jitter} must be (low, high) with 0 < low <= high")
         if self.sampling == "segments" and self.stride != 1:
             raise ValueError(
@@ -218,11 +216,9 @@ def largest_window(height, width, spec: ClipSpec) -> tuple[int, int]:
 
 def resized(height, width, short_side: int | None, crop_height: int, crop_width: int, ops=NUMPY):
     """Returns (height, width), int64, of a frame resized to `short_side` (None: as stored), or more to fit the crop."""
-    scale = _scale(height, width, short_side, crop_height, crop_width, ops)
-    return (
-        ops.maximum(ops.to_int(ops.to_float(height) * scale + 0.5), crop_height),
-        ops.maximum(ops.to_int(ops.to_float(width) * scale + 0.5), crop_width),
-    )
+    scale, sides = _scale(height, width, short_side, crop_height, crop_width, ops), (height, width)
+    rows, columns = (ops.to_int(ops.to_float(side) * scale + 0.5) for side in sides)
+    return ops.maximum(rows, crop_height), ops.maximum(columns, crop_width)
 
 
 def view_crop(height, width, crop_height: int, crop_width: int, crops: int, crop: int, ops=NUMPY) -> Box:
