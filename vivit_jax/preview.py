@@ -128,7 +128,8 @@ def contact_sheet(clips: Preview, title: str) -> Any:
     )
     for clip, panels in enumerate(rows.reshape(num_clips, 2)):
         for axes, (when, video, caption) in zip(panels, _before_and_after(clips, clip), strict=True):
-            axes.imshow(_strip(video[frames]), interpolation="nearest")
+            padded = np.pad(video[frames], ((0, 0), (0, 0), (0, _GAP), (0, 0)), constant_values=255)
+            axes.imshow(np.concatenate(list(padded), axis=1)[:, :-_GAP], interpolation="nearest")
             axes.set_title(f"{clip} {when}: {plots.readable(caption, 150)}", fontsize=8, loc="left")
             axes.set_axis_off()
     title = textwrap.fill(f"{title}; frames {', '.join(map(str, frames))} of each clip", int(13 * figure_width))
@@ -137,16 +138,8 @@ def contact_sheet(clips: Preview, title: str) -> Any:
 
 
 def _before_and_after(clips: Preview, clip: int) -> tuple[tuple[str, np.ndarray, str], ...]:
-    return (
-        ("before", clips.before[clip], clips.captions_before[clip]),
-        ("after", clips.after[clip], clips.captions_after[clip]),
-    )
-
-
-def _strip(frames: np.ndarray) -> np.ndarray:
-    """[T, H, W, 3] -> [H, T * W + gaps, 3]."""
-    padded = np.pad(frames, ((0, 0), (0, 0), (0, _GAP), (0, 0)), constant_values=255)
-    return np.concatenate(list(padded), axis=1)[:, :-_GAP]
+    before = ("before", clips.before[clip], clips.captions_before[clip])
+    return before, ("after", clips.after[clip], clips.captions_after[clip])
 
 
 def animation(clips: Preview, title: str) -> list[np.ndarray]:
@@ -222,10 +215,7 @@ def main(argv: list[str]) -> None:
 
 def define_flags() -> None:
     """Defines the flags of the program; not on import, since other programs have flags of the same names."""
-    command_line.define_config(
-        "Config: a file, or the name of a packaged config. Any field can be overridden, e.g. "
-        "--config.augment.erase_probability=0.5."
-    )
+    command_line.define_config("Config: a file, or a packaged config's name. --config.FIELD=VALUE overrides a field.")
     flags.DEFINE_string("out", None, "Picture to write: .png, a contact sheet, or .gif, an animation.")
     flags.DEFINE_integer("clips", 4, "How many clips.", lower_bound=1)
     flags.DEFINE_integer("step", 0, "The step of the run whose batch is shown.", lower_bound=0)

@@ -34,13 +34,9 @@ def traffic(text: str) -> int:
         for one in body.values():
             if one.opcode in _FREE or one.opcode.endswith("-done"):
                 continue
-            fused = instructions(_called(one)) if one.opcode == "fusion" else {}
-            total += runs * _moved(one, body, fused)
+            called = one.rest.partition("calls=%")[2].partition(",")[0].split() if one.opcode == "fusion" else ()
+            total += runs * _moved(one, body, instructions(called[0]) if called else {})
     return total
-
-
-def _called(one: Instruction) -> str:
-    return one.rest.partition("calls=%")[2].partition(",")[0].split()[0]
 
 
 def _moved(one: Instruction, body: Mapping[str, Instruction], fused: Mapping[str, Instruction]) -> int:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -65,7 +64,10 @@ def _multiply_adds(experiment: Experiment, program: TrainProgram) -> Table:
 
 def _memory(experiment: Experiment, program: TrainProgram, compiled: bool) -> Table:
     config = _training(program).model.config
-    parameters, optimizer_state = (_tree_bytes(tree) for tree in (program.state.params, program.state.opt_state))
+    parameters, optimizer_state = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        for tree in (program.state.params, program.state.opt_state)
+    )
     quantities = [
         ("parameters", parameters, config.param_dtype),
         ("gradients", parameters, config.param_dtype),
@@ -101,7 +103,3 @@ def compiled_temporaries(program: TrainProgram) -> tuple[int, int]:
 def _training(program: TrainProgram) -> TrainProgram:
     """Returns the program with the least recomputation where its model says `auto`."""
     return remat.apply(program, remat.choices(program.model.config, jax.default_backend())[0])
-
-
-def _tree_bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -222,13 +222,11 @@ def custom(
         limits = f"it is for a csv, and one of {' '.join(LABEL_SEPARATORS)}"
         raise ValueError(f"label_separator is {label_separator!r} for a {kind}; {limits}")
     if columns is not None and (kind != "csv" or "path" not in columns):
-        raise ValueError(
-            f"columns is {','.join(columns)} for a {kind}; it is for a csv, as path,label: one is the path"
-        )
+        limits = "it is for a csv, as path,label: one is the path"
+        raise ValueError(f"columns is {','.join(columns)} for a {kind}; {limits}")
     title, layout = f"{name} (custom, {kind})", CUSTOM_KINDS[kind][0]
-    return DatasetInfo(
-        name, title, {}, {}, kind, {}, layout, _CUSTOM_SOURCE, label_separator=label_separator, columns=columns
-    )
+    options = {"label_separator": label_separator, "columns": columns}
+    return DatasetInfo(name, title, {}, {}, kind, {}, layout, _CUSTOM_SOURCE, **options)
 
 
 def of_records(name: str, folder: storage.PathLike) -> DatasetInfo:
@@ -251,10 +249,8 @@ def of_records(name: str, folder: storage.PathLike) -> DatasetInfo:
             f"data set {name!r} is not in the catalog ({', '.join(DATASETS)}), and {folder} holds no records of it; "
             f"build them: python -m vivit_jax.data.build --dataset={'|'.join(CUSTOM_KINDS)} --name={name} --videos=DIR"
         )
-    dataset = DATASETS.get(name) or DatasetInfo(
-        name, f"{name} (custom)", {}, {}, "", {}, "already in records", _CUSTOM_SOURCE
-    )
-    return dataclasses.replace(dataset, **built_with) if built_with else dataset
+    of_files = DatasetInfo(name, f"{name} (custom)", {}, {}, "", {}, "already in records", _CUSTOM_SOURCE)
+    return dataclasses.replace(DATASETS.get(name, of_files), **built_with)
 
 
 def table() -> str:
@@ -269,17 +265,10 @@ def table() -> str:
     blocks = []
     for dataset in _TABLE:
         files = (*dataset.annotation_files.values(), *dataset.class_files.values())
-        blocks.append(
-            block(
-                f"{dataset.name}: {dataset.title}",
-                classes=counts(dataset.heads),
-                published=counts(dataset.splits),
-                annotations=f"{', '.join(dict.fromkeys(names[0] for names in files))} ({dataset.annotation_format})",
-                videos=dataset.video_layout,
-                short_side=str(dataset.short_side),
-                source=dataset.source,
-            )
-        )
+        names = f"{', '.join(dict.fromkeys(of_split[0] for of_split in files))} ({dataset.annotation_format})"
+        lines = {"classes": counts(dataset.heads), "published": counts(dataset.splits), "annotations": names}
+        lines |= {"videos": dataset.video_layout, "short_side": str(dataset.short_side), "source": dataset.source}
+        blocks.append(block(f"{dataset.name}: {dataset.title}", **lines))
     for kind, (layout, files) in CUSTOM_KINDS.items():
         title = f"{kind}: a custom data set, --dataset={kind} --name=NAME"
         blocks.append(block(title, classes="counted", annotations=files, videos=layout))

@@ -98,18 +98,15 @@ def _parse_splits(flags: Sequence[str]) -> dict[str, str] | None:
 def _parse_head(text: str) -> Head:
     match = re.fullmatch(r"([^\W\d]\w*)=([^:]+)(?::(\d+):0*([1-9]\d*))?", text)
     if match is None:
-        raise ValueError(
-            f"--head={text}: it must be NAME=FEATURE or NAME=FEATURE:FIRST:COUNT, as in "
-            "--head=verb=clip/label/index:300:97"
-        )
+        form = "NAME=FEATURE or NAME=FEATURE:FIRST:COUNT, as in --head=verb=clip/label/index:300:97"
+        raise ValueError(f"--head={text}: it must be {form}")
     name, feature, first, count = match.groups()
     return Head(name, feature, int(first), int(count)) if count else Head(name, feature)
 
 
 def _read_class_names(flags: Sequence[str], heads: Sequence[Head]) -> dict[str, list[str]]:
     """Reads the files of `--class_names=[HEAD=]FILE` flags: {head: names in the order of the class ids}."""
-    names = {}
-    counts = {head.name: head.count for head in heads}
+    names, counts = {}, {head.name: head.count for head in heads}
     for flag in flags:
         head, _, file = flag.rpartition("=")
         head = head or (heads[0].name if len(heads) == 1 else "")

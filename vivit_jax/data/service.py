@@ -52,9 +52,8 @@ def addresses_of(text: str, timeout: float = 10.0) -> list[str]:
     for address in addresses:
         match = _ADDRESS.fullmatch(address)
         if match is None:
-            raise ServiceError(
-                f"data.service_address: {address!r} is not of the form grpc://host:port (several: with commas)"
-            )
+            form = "grpc://host:port (several: with commas)"
+            raise ServiceError(f"data.service_address: {address!r} is not of the form {form}")
         try:
             socket.create_connection((match["host"].strip("[]"), int(match["port"])), timeout).close()
         except OSError as error:
@@ -74,12 +73,8 @@ def distribute(
     """
     service = tf.data.experimental.service
     # No compression: of pixels it would cost more than it saves.
-    parts = [
-        make(positions.shard(len(addresses), i)).apply(
-            service.distribute(processing_mode=service.ShardingPolicy.OFF, service=address, compression=None)
-        )
-        for i, address in enumerate(addresses)
-    ]
+    remote = [service.distribute(service.ShardingPolicy.OFF, address, compression=None) for address in addresses]
+    parts = [make(positions.shard(len(addresses), i)).apply(part) for i, part in enumerate(remote)]
     turns = tf.data.Dataset.range(len(parts)).repeat()
     return tf.data.Dataset.choose_from_datasets(parts, turns, stop_on_empty_dataset=True)
 

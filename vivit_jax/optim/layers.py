@@ -31,10 +31,10 @@ def scale_by_trust_ratio() -> optax.GradientTransformation:
     """Scales by LAMB's trust ratio ||w|| / ||u|| (arXiv:1904.00962, algorithm 2), layer by layer in stacked leaves."""
     ratio = optax.scale_by_trust_ratio()
 
-    def scale(path: tuple[Any, ...], update: jax.Array, param: jax.Array) -> jax.Array:
-        def one_layer(update: jax.Array, param: jax.Array) -> jax.Array:
-            return ratio.update(update, optax.EmptyState(), param)[0]
+    def one_layer(update: jax.Array, param: jax.Array) -> jax.Array:
+        return ratio.update(update, optax.EmptyState(), param)[0]
 
+    def scale(path: tuple[Any, ...], update: jax.Array, param: jax.Array) -> jax.Array:
         return (jax.vmap(one_layer) if is_stacked(path_name(path)) else one_layer)(update, param)
 
     return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates, params))

@@ -76,10 +76,9 @@ def _rows_are_contiguous(devices: np.ndarray) -> bool:
 
 
 def check_model(mesh: Mesh, config: Any) -> None:
-    """Checks that the mesh splits the dimensions of a model evenly.
+    """Checks that the mesh splits the dimensions of a model (a `ViViTConfig`) evenly.
 
-    Only the tokens of Model 1 with their class token may be split unevenly: they are padded, by less than one token per
-    device. `config` is a `ViViTConfig`.
+    Only the tokens of Model 1 with their class token may be split unevenly: they are padded, by less than one a device.
     """
     attention, (n_t, n_h, n_w) = config.attention, config.grid
     _check_divides(mesh, "fsdp", "hidden_size", config.hidden_size)
@@ -141,8 +140,9 @@ def process_rows(mesh: Mesh, batch_size: int) -> tuple[int, int]:
 
 def place_batch(batch: Mapping[str, Any], mesh: Mesh, batch_size: int) -> Any:
     """Makes arrays of the global batch on the mesh from a tree of NumPy arrays with this process's `process_rows`."""
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x), (batch_size, *np.shape(x)[1:])),
-        batch,
-    )
+
+    def place(x: Any) -> jax.Array:
+        shape = (batch_size, *np.shape(x)[1:])
+        return jax.make_array_from_process_local_data(batch_sharding(mesh), np.asarray(x), shape)
+
+    return jax.tree.map(place, batch)

@@ -59,7 +59,7 @@ class CompiledStep:
     """Compiles the train step of a program once, and logs the memory it takes.
 
     Where the model says `auto`, it compiles the least recomputation that fits (`train_step.remat`), and remembers it
-    for the next start in the folder of the compilation cache, without one in `workdir`.
+    in the folder of the compilation cache, else in `workdir`.
     """
 
     def __init__(self, program: TrainProgram, experiment: Experiment, workdir: epath.PathLike):
@@ -115,7 +115,9 @@ class CompiledStep:
         device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {limit >> 30} GiB"
         folder = epath.Path(jax.config.jax_compilation_cache_dir or self._workdir)
         memo = folder / f"remat-{memory_key(self._experiment, len(config.heads), device)}.json"
-        start = _agreed(_read(memo, choices)) if len(choices) > 1 else 0
+        start = _read(memo, choices) if len(choices) > 1 else 0
+        if len(choices) > 1 and jax.process_count() > 1:
+            start = int(multihost_utils.broadcast_one_to_all(np.int32(start)))
 
         def compile_with(program: TrainProgram) -> Any:
             began = time.perf_counter()
@@ -134,13 +136,14 @@ class CompiledStep:
         def fits(compiled: Any) -> bool:
             analysis = compiled and compiled.memory_analysis()
             peak = memory.peak_bytes(analysis, platform) if analysis else 0  # not reported: it fits
-            return _all_agree(compiled is not None and peak <= remat.USABLE.get(platform, 0.9) * limit)
+            fit = compiled is not None and peak <= remat.USABLE.get(platform, 0.9) * limit
+            # On all processes, or on none.
+            return fit if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(fit)).all())
 
         program, compiled = remat.least(self._program, platform, compile_with, fits, choices[start])
         if len(choices) > 1 and jax.process_index() == 0:
-            chosen = remat.Choice(program.model.config.scan_layers, program.model.config.remat)
             folder.mkdir(parents=True, exist_ok=True)
-            memo.write_text(json.dumps(chosen._asdict()))
+            memo.write_text(json.dumps({name: getattr(program.model.config, name) for name in remat.Choice._fields}))
         return compiled
 
 
@@ -163,16 +166,6 @@ def _read(memo: epath.Path, choices: Sequence[remat.Choice]) -> int:
         return choices.index(remat.Choice(**json.loads(memo.read_text())))
     except (OSError, ValueError, TypeError):  # no file; cut short; of another version
         return 0
-
-
-def _agreed(value: int) -> int:
-    """Returns process 0's value."""
-    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
-def _all_agree(value: bool) -> bool:
-    """Whether all processes say yes."""
-    return value if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(value)).all())
 
 
 def format_memory(analysis: Any, platform: str, limit: int) -> str:

@@ -168,7 +168,9 @@ def make_hooks(
     6. ProgressReport, last.
     """
     experiment = setup.experiment
-    speed = throughput.of_run(setup.program.model.config, experiment.batch_size, experiment.peak_flops)
+    flops = throughput.model_flops(setup.program.model.config, experiment.batch_size)
+    peak = experiment.peak_flops or throughput.peak_flops(jax.devices()[0].device_kind)
+    speed = throughput.Throughput(experiment.batch_size, jax.device_count(), flops, peak)
     skipped = SkippedSteps(experiment.guard.max_consecutive, setup.train_set, workdir, setup.checkpoint_metadata)
     metrics = TrainMetrics(session.writer, progress, speed, experiment.log_every_steps)
     watchdog, profiler = Watchdog(experiment.step_timeout_seconds), Profiler(experiment.profile.range, workdir)

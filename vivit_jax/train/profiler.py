@@ -1,7 +1,7 @@
 """A `jax.profiler` trace of some training steps.
 
-`clu.periodic_actions.Profile` does not serve: it starts and stops without waiting for the devices, so that the trace
-holds other steps than those asked for, and it cannot write to a bucket.
+`clu.periodic_actions.Profile` does not wait for the devices, so that it traces other steps than those asked for, and it
+cannot write to a bucket.
 """
 
 import shutil

@@ -76,10 +76,9 @@ class TrainSetup:
         return batches
 
     def place_batch(self, batch: Mapping[str, Any]) -> Any:
-        """Places this process's rows of a training batch on the mesh, and resizes the clips there if they are not yet.
+        """Places this process's rows of a training batch on the mesh, as the training step takes it.
 
-        Returns what the training step takes. Resizing is a program of its own, so that the training step does not
-        depend on where clips are resized.
+        Resizes the clips there if they are not yet, by a program of its own: the step is the same either way.
         """
         placed = sharding.place_batch(batch, self.mesh, self.experiment.batch_size)
         if "window" in placed:
@@ -103,18 +102,16 @@ class TrainSetup:
 
     def make_evaluator(self, num_videos: int | None) -> Evaluator:
         """Returns the evaluation on so many videos of `eval_set`, None for all."""
-        return Evaluator(
-            self.program.model, self.mesh, self.experiment, self.eval_set, self.clip_spec, videos=num_videos
-        )
+        data = self.eval_set, self.clip_spec
+        return Evaluator(self.program.model, self.mesh, self.experiment, *data, videos=num_videos)
 
 
 def set_up(experiment: Experiment, workdir: epath.PathLike) -> TrainSetup:
     """Builds the `TrainSetup` of a run; reads, but does not write, its workdir."""
     # Devices.
     mesh = sharding.make_mesh(experiment.mesh)
-    accumulate_steps = experiment.optimizer.accumulate_steps
     sharding.check_batch_size(mesh, experiment.batch_size, "batch_size")
-    if accumulate_steps > 1:
+    if (accumulate_steps := experiment.optimizer.accumulate_steps) > 1:
         microbatch = experiment.batch_size // accumulate_steps
         sharding.check_batch_size(mesh, microbatch, "batch_size / optimizer.accumulate_steps")
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
@@ -134,16 +131,8 @@ def set_up(experiment: Experiment, workdir: epath.PathLike) -> TrainSetup:
     program = experiment.train_program(train_set.heads, mesh, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     clip_spec = experiment.clip_spec(program.model.config)
     devices.warn_of_large_model(program.model.config.name, program.model.config.hidden_size)
-    return TrainSetup(
-        experiment=experiment,
-        mesh=mesh,
-        train_set=train_set,
-        eval_set=eval_set,
-        clip_spec=clip_spec,
-        program=program,
-        total_steps=total_steps,
-        eval_interval=experiment.evaluation.interval(steps_per_epoch),
-    )
+    interval = experiment.evaluation.interval(steps_per_epoch)
+    return TrainSetup(experiment, mesh, train_set, eval_set, clip_spec, program, total_steps, interval)
 
 
 def inherit_model_fields(
@@ -178,7 +167,5 @@ def check_best_metric(
     name = experiment.checkpoint.best_metric
     if name not in measured:
         no_ema = " (config.optimizer.ema_decay is off, so no weights are averaged)" if name.startswith(EMA) else ""
-        raise ConfigError(
-            f"checkpoint.best_metric={name!r} is not measured on {experiment.data.name}{no_ema}; "
-            f"choose one of {', '.join(measured)}"
-        )
+        where = f"is not measured on {experiment.data.name}{no_ema}"
+        raise ConfigError(f"checkpoint.best_metric={name!r} {where}; choose one of {', '.join(measured)}")

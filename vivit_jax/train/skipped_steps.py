@@ -1,9 +1,8 @@
 """Host-side handling of skipped steps: log and record them, end the run after too many in a row."""
 
-import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,8 +26,7 @@ class TooManySkippedSteps(FloatingPointError):
     """Too many steps in a row were skipped to continue; `failed_step/` holds what repeats the last one."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _DispatchedStep:
+class _DispatchedStep(NamedTuple):
     """A step whose metrics may still be computed on the devices; its batch is on the host."""
 
     number: int
@@ -100,7 +98,7 @@ class SkippedSteps(Hook):
             ", ".join(names[:MAX_LOGGED_CLIPS]) + (f" and {omitted} more" if omitted > 0 else ""),
         )  # fmt: skip
         line = {"step": step.number, "in_a_row": consecutive, "index": indices, "videos": names}
-        line |= {"loss": finite_or_none(loss), "gradient_norm": finite_or_none(norm)}
+        line |= finite_or_none({"loss": loss, "gradient_norm": norm})
         if jax.process_index() == 0:
             self._workdir.mkdir(parents=True, exist_ok=True)
             with (self._workdir / SKIPPED_FILE).open("a") as file:

@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-
 from vivit_jax.models import ViViTConfig
 from vivit_jax.models.flops import matrix_products
 from vivit_jax.train.hooks import Hook
@@ -111,9 +109,3 @@ class Throughput(Hook):
         if self._peak is not None:
             values["model_flop_utilisation"] = speed * self._flops / (self._devices * self._peak)
         return values
-
-
-def of_run(config: ViViTConfig, clips: int, peak: float | None = None) -> Throughput:
-    """Returns the `Throughput` of a run on all devices; `peak` None: from `PEAK_FLOPS`."""
-    peak = peak if peak is not None else peak_flops(jax.devices()[0].device_kind)
-    return Throughput(clips, jax.device_count(), model_flops(config, clips), peak)

@@ -21,11 +21,9 @@ def announce() -> None:
     for pattern, (name, extra) in _ACCELERATORS.items():
         if count := len(glob.glob(pattern)):
             logging.warning(
-                "This machine has %d x %s, but jax uses the CPU alone; to use it: pip install -U 'vivit_jax[%s]'. If "
-                "that is installed, the lines of jax above say what it lacks; JAX_PLATFORMS=cpu ends this warning.",
-                count,
-                name,
-                extra,
+                f"This machine has {count} x {name}, but jax uses the CPU alone; to use it: pip install -U "
+                f"'vivit_jax[{extra}]'. If that is installed, the lines of jax above say what it lacks; "
+                "JAX_PLATFORMS=cpu ends this warning."
             )
 
 
@@ -33,10 +31,9 @@ def warn_of_large_model(name: str | None, hidden_size: int) -> None:
     """Warns that a model of ViT-B's width or more will train or be evaluated on a CPU."""
     if jax.default_backend() == "cpu" and hidden_size >= _LARGE:
         logging.warning(
-            "%s (width %d) on a CPU: expect seconds for each clip. On an NVIDIA GPU: pip install -U 'vivit_jax[cuda]', "
-            "on a TPU VM: pip install -U 'vivit_jax[tpu]'; a smaller model: --config.model.name=ViViT-Ti/16x2",
-            name or "A model",
-            hidden_size,
+            f"{name or 'A model'} (width {hidden_size}) on a CPU: expect seconds for each clip. On an NVIDIA GPU: pip "
+            "install -U 'vivit_jax[cuda]', on a TPU VM: pip install -U 'vivit_jax[tpu]'; a smaller model: "
+            "--config.model.name=ViViT-Ti/16x2"
         )
 
 

@@ -40,10 +40,10 @@ def is_flipped(spec: ClipSpec, draws: tf.Tensor) -> tf.Tensor:
 
 
 def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, draws, may_flip=True) -> tf.Tensor:
-    """Makes a training clip: uint8 [T, h, w, 3].
+    """Makes a training clip: uint8 [T, h, w, 3], of `video`, the number that `read` expects.
 
-    `video` is the number that `read` expects, `num_frames`, `height` and `width` (int64) the size of the stored video;
-    `draws` float64 [num_draws(spec)] are uniform in [0, 1); `may_flip` bool [] is False if it must not be flipped.
+    `num_frames`, `height`, `width` (int64) are the size of the stored video; `draws` float64 [num_draws(spec)] are
+    uniform in [0, 1); `may_flip`: bool [].
     """
     crop_h, crop_w = spec.image_size
     frames, box = _train_frames(num_frames, spec, draws), _train_window(height, width, spec, draws)
@@ -92,10 +92,8 @@ def _train_frames(num_frames, spec: ClipSpec, draws) -> tf.Tensor:
 
 
 def _train_window(height, width, spec: ClipSpec, draws) -> sampling.Box:
-    uniform = tf.unstack(draws[_CROP], num=4)
-    return sampling.train_window(
-        height, width, spec.short_side, *spec.image_size, spec.scale_jitter, spec.random_crop, uniform, TENSORFLOW
-    )
+    uniform, scale = tf.unstack(draws[_CROP], num=4), (spec.short_side, *spec.image_size, spec.scale_jitter)
+    return sampling.train_window(height, width, *scale, spec.random_crop, uniform, TENSORFLOW)
 
 
 def _region_around(box: sampling.Box, height, width, size: tuple[int, int]) -> sampling.Box:
@@ -118,12 +116,8 @@ def views(read: Reader, video, num_frames, height, width, spec: ClipSpec, tempor
     # Clips overlap in short videos: every frame is decoded and resized once.
     unique, position = tf.unique(tf.concat(frames, 0))
     rows, columns = sampling.resized(height, width, spec.short_side, crop_h, crop_w, TENSORFLOW)
-    images = resized(
-        lambda finish: read(video, unique, None, finish),
-        tf.stack([height, width]),
-        tf.stack([rows, columns]),
-        check=True,
-    )
+    stored, size = tf.stack([height, width]), tf.stack([rows, columns])
+    images = resized(lambda finish: read(video, unique, None, finish), stored, size, check=True)
     crops = []
     for i in range(spatial):
         box = sampling.view_crop(rows, columns, crop_h, crop_w, spatial, i, TENSORFLOW)

@@ -72,19 +72,11 @@ def assemble(
         if len(of_shard) != expected:
             raise ValueError(f"{folder / shard}: {len(of_shard)} records, {expected} expected")
     all_videos = [video for entries in videos for video in entries]
-    arrays = video_arrays(all_videos)
+    arrays = video_arrays(all_videos) | chunk_arrays(positions)
     num_chunks = -(-arrays["num_frames"].astype(np.int64) // CHUNK_FRAMES)
-    return RecordSplit(
-        folder=folder,
-        name=split,
-        shards=shards,
-        labels={head: _label_array(head, [video.labels[head] for video in all_videos]) for head in class_names},
-        first_chunk=np.cumsum(num_chunks) - num_chunks,
-        num_chunks=num_chunks,
-        class_names=class_names,
-        **arrays,
-        **chunk_arrays(positions),
-    )
+    arrays |= {"num_chunks": num_chunks, "first_chunk": np.cumsum(num_chunks) - num_chunks}
+    labels = {head: _label_array(head, [video.labels[head] for video in all_videos]) for head in class_names}
+    return RecordSplit(folder, split, shards, labels=labels, class_names=class_names, **arrays)
 
 
 def _label_array(head: str, labels: Sequence[int | Sequence[int]]) -> np.ndarray:

@@ -30,10 +30,9 @@ def mapped(
     form: str,
     threads: int | None = None,
 ) -> Iterator[tuple[int, Result]]:
-    """Applies `function` to each record, in order: yields (number, dict of NumPy values), or (number, reason).
+    """Applies a graph function to each serialised record: yields (number, dict of NumPy values), or (number, reason).
 
-    `shard` and `offset`, int64 [records], are the index of each record in `shards` (paths) and its first byte there;
-    `function` is a graph function of the serialised record; `threads` is None for one per core.
+    `shard` and `offset`, int64 [records], are the index of each record in `shards` (paths) and its first byte there.
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; it must be at least 1")

@@ -171,10 +171,8 @@ def open_split(folder: storage.PathLike, split: str) -> RecordSplit:
     sizes = storage.sizes(shard_paths)
     missing = [shard for shard, size in zip(shard_paths, sizes, strict=True) if size is None]
     if missing:
-        raise NoRecordsError(
-            f"{folder}: {len(missing)} of {len(shard_paths)} shards are missing, first {missing[0]}; put them back, or "
-            f"{_REBUILD} DIR"
-        )
+        many = f"{len(missing)} of {len(shard_paths)} shards are missing, first {missing[0]}"
+        raise NoRecordsError(f"{folder}: {many}; put them back, or {_REBUILD} DIR")
     for shard, size, expected in zip(shard_paths, sizes, opened.shard_bytes.tolist(), strict=True):
         if size != expected:
             raise BadIndexError(

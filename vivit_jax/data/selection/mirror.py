@@ -76,17 +76,11 @@ def describe(
     if not directed:
         return ""
     if never_flipped is None:
-        return (
-            f"flips keep the labels of {len(directed)} classes that name a direction ({_first(directed)}): "
-            "flip_labels='swap' swaps them"
-        )
+        named = f"{len(directed)} classes that name a direction ({_first(directed)})"
+        return f"flips keep the labels of {named}: flip_labels='swap' swaps them"
     text = f"flips swap the labels of {len(directed) - len(without)} classes"
-    if not without:
-        return text
-    return (
-        f"{text}; {never_flipped} videos are never flipped, as there is no class for the mirror image of "
-        f"{_first(without)}"
-    )
+    never = f"; {never_flipped} videos are never flipped, as there is no class for the mirror image of "
+    return text + (never + _first(without) if without else "")
 
 
 def _first(names: Sequence[str]) -> str:
