@@ -5,11 +5,10 @@ and all frames of a clip get the same operations. Its published form is `distort
 `dataset_lib/video_ops.py`, with the operations and magnitudes of `official/legacy/image_classification/augment.py` in
 tensorflow/models. The set `video` adds RandAugment's geometric operations (module `affine`).
 
-The operations are those of Pillow's ImageOps and ImageEnhance, in the same integer arithmetic. Minimum, maximum,
-histogram and mean are taken over the whole clip, as published, so that frames do not flicker. Three properties of the
-published code are not copied: its Contrast blends frames larger than 256 x 256 pixels with white, because it uses the
-number of pixels as the mean grey value; its Sharpness mixes the last row of a frame with the first row of the next; and
-both and its Color round differently from Pillow.
+The operations are those of Pillow's ImageOps and ImageEnhance, in the same integer arithmetic, with minimum, maximum,
+histogram and mean over the whole clip, as published, so that frames do not flicker. Not copied: the published Contrast
+takes the number of pixels for the mean grey value, its Sharpness mixes the last row of a frame with the first of the
+next, and both and Color round differently from Pillow.
 """
 
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 
 from vivit_jax import sharding
 from vivit_jax.augment import affine as geometry
+from vivit_jax.augment.draws import box
 
 OPERATION_SETS = ("paper", "video")
 # The published formulas at magnitude `MAX_LEVEL`, the end of their scale:
@@ -158,9 +158,9 @@ def sharpness(clip: jax.Array, factor: float) -> jax.Array:
     """
     x = clip.astype(jnp.int32)
     rows = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
-    box = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+    total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
     inner = (slice(None), slice(1, -1), slice(1, -1))
-    return _blend(x.at[inner].set((box + 4 * x[inner] + 6) // 13), clip, factor)  # + 6: rounds to nearest
+    return _blend(x.at[inner].set((total + 4 * x[inner] + 6) // 13), clip, factor)  # + 6: rounds to nearest
 
 
 def cutout(clip: jax.Array, key: jax.Array, half: int) -> jax.Array:
@@ -169,11 +169,9 @@ def cutout(clip: jax.Array, key: jax.Array, half: int) -> jax.Array:
     The square has sides of `2 * half` pixels and a centre uniform over the frame; the part outside is cut off. It is
     black because the published code does not pass its grey value on to Cutout.
     """
-    inside = []
-    for size, one_key in zip(clip.shape[1:3], jax.random.split(key), strict=True):
-        from_centre = jnp.arange(size) - jax.random.randint(one_key, (), 0, size)
-        inside.append((from_centre >= -half) & (from_centre < half))
-    return jnp.where((inside[0][:, None] & inside[1])[..., None], jnp.uint8(0), clip)
+    size = clip.shape[1:3]
+    centre = jnp.stack([jax.random.randint(k, (), 0, n) for k, n in zip(jax.random.split(key), size, strict=True)])
+    return jnp.where(box(size, centre - half, centre + half)[..., None], jnp.uint8(0), clip)
 
 
 def _grey(clip: jax.Array) -> jax.Array:

@@ -98,9 +98,8 @@ def parse(line: str) -> Instruction | None:
     if (match := _INSTRUCTION.match(line)) is None:
         return None
     root, name, result, opcode, rest = match.groups()
-    return Instruction(
-        name, result, opcode, tuple(re.findall(r"%([\w.\-]+)", rest.partition(")")[0])), rest, bool(root)
-    )
+    operands = tuple(re.findall(r"%([\w.\-]+)", rest.partition(")")[0]))
+    return Instruction(name, result, opcode, operands, rest, bool(root))
 
 
 def arrays(type_: str) -> list[Array]:

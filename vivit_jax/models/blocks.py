@@ -32,15 +32,12 @@ _REMAT_POLICIES = {"dots": _stored, "full": jax.checkpoint_policies.nothing_save
 
 def layer_norm(config: ViViTConfig, name: str, dtype: str | None = None) -> nn.LayerNorm:
     """Returns a LayerNorm over d in `dtype` (default: `config.dtype`), with statistics in float32 or wider."""
-    dtype = dtype or config.dtype
-    return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=dtype, param_dtype=config.param_dtype, name=name)
+    dtypes = {"dtype": dtype or config.dtype, "param_dtype": config.param_dtype}
+    return nn.LayerNorm(epsilon=config.layer_norm_eps, name=name, **dtypes)
 
 
 def stochastic_depth_rates(rate: float, num_layers: int) -> np.ndarray:
-    """Returns the drop rate of each layer by linear decay (Huang et al., arXiv:1603.09382, section 3).
-
-    It is rate * i / (L - 1) for layer i, float32 [L]; 0 if there is only one layer.
-    """
+    """Returns the drop rate of layer i, rate * i / (L - 1), float32 [L] (arXiv:1603.09382, section 3); 0 if L is 1."""
     return (rate * np.arange(num_layers) / max(num_layers - 1, 1)).astype(np.float32)
 
 
@@ -214,9 +211,8 @@ class Encoder(nn.Module):
             length=self.num_layers,
             unroll=1 if scan else self.num_layers,
         )(config, self.deterministic, self.sow_attention, self.logical_axes, name="layers")
-        drop_rates = None
         # The published code has no stochastic depth in Model 3.
         ignored = config.attention == "factorised_self_attention" and not config.stochastic_depth_rescale
-        if config.stochastic_depth_rate and not self.deterministic and not ignored:
-            drop_rates = jnp.asarray(stochastic_depth_rates(config.stochastic_depth_rate, self.num_layers))  # [L]
-        return layers(x, drop_rates)[0]
+        if self.deterministic or ignored or not config.stochastic_depth_rate:
+            return layers(x, None)[0]
+        return layers(x, jnp.asarray(stochastic_depth_rates(config.stochastic_depth_rate, self.num_layers)))[0]

@@ -38,8 +38,7 @@ class Tokenizer(nn.Module):
         """Embeds clips [B, T, H, W, C] in [-1, 1] as [B, n_t, n_h, n_w, d]."""
         config = self.config
         (n_t, n_h, n_w), (t, h, w) = config.grid, config.tubelet_size
-        channels, d = config.in_channels, config.hidden_size
-        dtype = config.param_dtype
+        channels, d, dtype = config.in_channels, config.hidden_size, config.param_dtype
         kernel_shape: tuple[int, ...] = (t, h, w, channels, d)
         if config.tokenizer == "uniform_frames":
             video = video[:, uniform_frame_indices(config.num_frames, n_t)]  # [B, n_t, H, W, C]

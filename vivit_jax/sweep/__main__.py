@@ -8,8 +8,7 @@ config is a ConfigDict, or {dotted field: value} to override in `get_config()`. 
 value are the folder of the sweep and the seed of the run, so that a row can start from the result of another row:
 `{"init_from.path": "{workdir}/image_model/seed_{seed}"}`.
 
-Each run trains in WORKDIR/ROW/seed_SEED and writes `row.json` there when it is done. The same command continues an
-interrupted sweep: it skips finished runs and resumes the interrupted one.
+Each run trains in WORKDIR/ROW/seed_SEED and writes `row.json` there in the end. The same command continues a sweep.
 """
 
 import sys

@@ -54,7 +54,8 @@ def one_hot_targets(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0
     if labels.ndim < logits.ndim:
         labels = jax.nn.one_hot(labels, logits.shape[-1])
     elif labels.shape != logits.shape:
-        raise ValueError(f"labels are {labels.shape}, logits {logits.shape}: their number of classes must be the same")
+        shapes = f"labels have the shape {labels.shape}, logits {logits.shape}"
+        raise ValueError(f"{shapes}; their number of classes must be the same")
     return optax.smooth_labels(labels.astype(logits.dtype), smoothing)
 
 

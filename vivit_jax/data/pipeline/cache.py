@@ -44,7 +44,8 @@ def cache(split: RecordSplit, read: reader.Reader, limit: int, threads: int) -> 
         return _cache_records(split, threads)
     raise ValueError(
         f"{split.folder}: split {split.name!r} takes {split.record_bytes / 1e9:.1f} GB as JPEG and {decoded / 1e9:.1f} "
-        f"GB decoded, more than data.cache_gb={limit / 2**30:g} allows: raise it or set data.cache=False"
+        f"GB decoded, more than the {limit / 1e9:.1f} GB that the cache may take: raise data.cache_gb or set "
+        "data.cache=False"
     )
 
 
