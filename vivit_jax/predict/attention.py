@@ -1,7 +1,5 @@
 """Where a model looks: the attention of its last layer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

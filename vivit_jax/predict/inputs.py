@@ -1,7 +1,5 @@
 """The videos that the arguments of a command name."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import os

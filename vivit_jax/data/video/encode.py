@@ -3,8 +3,6 @@
 Runs in worker processes, which must not wait for TensorFlow: this module does not import it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import math
