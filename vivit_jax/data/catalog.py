@@ -18,23 +18,14 @@ from vivit_jax.utils import storage
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """Description of one data set.
-
-    Attributes:
-      heads: label head -> number of classes; a single head is called "label". Empty before a custom data set is built.
-      splits: split -> published number of rows (EPIC-Kitchens: action segments; Kinetics-400 and 600: of the CVDF copy;
-        Kinetics-700: of its paper).
-      annotation_files: split -> possible file names, of which the first that exists is read; `*` matches all files.
-      mirrored: head -> class -> class of its mirror image, or None if it has none; for classes whose names do not tell
-        (`selection.mirror`).
-    """
+    """Description of one data set."""
 
     name: str  # as in `--dataset=NAME`; of a custom data set as in `--name=NAME`
     title: str  # as in the literature
-    heads: Mapping[str, int]
-    splits: Mapping[str, int]
+    heads: Mapping[str, int]  # label head -> classes; a single head is "label"; {} before a custom data set is built
+    splits: Mapping[str, int]  # split -> published rows: of Kinetics-400 and 600 the CVDF copy's; EPIC's segments
     annotation_format: str  # key of `annotations.READERS`
-    annotation_files: Mapping[str, tuple[str, ...]]
+    annotation_files: Mapping[str, tuple[str, ...]]  # split -> names, of which the first that exists is read; `*`: all
     video_layout: str  # text for messages, as is `source`
     source: str
     class_files: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # head -> possible names
@@ -44,6 +35,7 @@ class DatasetInfo:
     label_separator: str | None = None  # of the labels of a multi-label field in a CSV; None: no such fields
     columns: Sequence[str] | None = None  # roles of the columns of a CSV in order; None: detected
     multi_label: Sequence[str] = ()  # heads, once built
+    # head -> class -> class of its mirror image (None: none), where names do not tell (`selection.mirror`)
     mirrored: Mapping[str, Mapping[str, str | None]] = dataclasses.field(default_factory=dict)
 
 

@@ -39,9 +39,7 @@ def target_device() -> Device:
 def attention_weights(query: jax.Array, key: jax.Array, logit_cap: float | None = None) -> jax.Array:
     """Returns softmax(Q K^T / sqrt(head_dim)) of eq. 7, [..., heads, N_q, N_k], in float32 or wider.
 
-    Args:
-      query, key: [..., heads, N_q, head_dim] and [..., heads, N_k, head_dim].
-      logit_cap: c > 0 replaces each logit x by c tanh(x / c), as in VideoPrism (arXiv:2402.13217).
+    `logit_cap` c > 0 replaces each logit x by c tanh(x / c), as in VideoPrism (arXiv:2402.13217).
     """
     wide = jnp.promote_types(query.dtype, jnp.float32)
     query = query / math.sqrt(query.shape[-1])
@@ -61,13 +59,8 @@ def xla_attention(
 ) -> jax.Array:
     """Computes eq. 7 as two matrix products and a softmax; stores all N_q x N_k weights of each head.
 
-    Args:
-      query, key, value: [..., heads, N, head_dim], N = N_q for the query and N_k for the others.
-      dropout_rate: probability in [0, 1) of dropping a weight; the others are divided by 1 - rate.
-      dropout_key, logit_cap: None for no dropout; see `attention_weights`.
-
-    Returns:
-      [..., heads, N_q, head_dim] in the dtype of `value`.
+    The query is [..., heads, N_q, head_dim], the others [..., heads, N_k, head_dim], the result like the query in the
+    dtype of `value`. `dropout_rate`: probability in [0, 1) of dropping a weight; the others are divided by 1 - rate.
     """
     weights = attention_weights(query, key, logit_cap)  # [..., heads, N_q, N_k]
     if dropout_rate and dropout_key is not None:

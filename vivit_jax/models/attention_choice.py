@@ -72,10 +72,7 @@ AUTO = (
 def choose_backend(name: str, attention: Attention, device: Device) -> str:
     """Returns the backend of an attention layer on a device: `name`, or the choice of `AUTO` for "auto".
 
-    `auto` passes over a backend that cannot do what is asked, with a line in the log.
-
-    Raises:
-      ValueError: the named backend cannot do what is asked.
+    `auto` passes over a backend that cannot do what is asked, with a line in the log; a named one raises ValueError.
     """
     if name != "auto":
         if reason := refusal(name, attention, device):

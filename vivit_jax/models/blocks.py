@@ -152,23 +152,18 @@ class Encoder(nn.Module):
     Parameters: `class_token` (d,), zero, if there is one; `position_embedding` (positions, d), N(0, 0.02), position 0
     for the class token; `layers`, the blocks' parameters stacked as [L, ...], scanned or not; `norm`.
 
-    Attributes:
-      class_token: whether to prepend a class token along the last token axis.
-      token_axes: number of token axes that have positions: 1 (a sequence) or 2 (time, space).
-      deterministic: disables dropout and stochastic depth.
-      logical_axes: the logical axis (`vivit_jax.sharding.constrain`) of each axis between batch and d, `tokens`, `time`
-        or `space`, which the mesh may split; None for an axis that stays unsplit, () for all of them.
-      remat: what the backward pass recomputes; None: `config.remat`.
+    `logical_axes` has the logical axis (`vivit_jax.sharding.constrain`) of each axis between batch and d, `tokens`,
+    `time` or `space`, which the mesh may split; None for an axis that stays unsplit, () for all of them.
     """
 
     config: ViViTConfig
     num_layers: int
-    class_token: bool
-    token_axes: int = 1
-    deterministic: bool = True
+    class_token: bool  # whether to prepend one along the last token axis
+    token_axes: int = 1  # number of token axes that have positions: 1 (a sequence) or 2 (time, space)
+    deterministic: bool = True  # disables dropout and stochastic depth
     sow_attention: bool = False
     logical_axes: tuple[str | None, ...] = ()
-    remat: str | None = None
+    remat: str | None = None  # what the backward pass recomputes; None: `config.remat`
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

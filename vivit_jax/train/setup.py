@@ -32,21 +32,16 @@ EMA = "ema/"  # prefix of the metrics of the averaged parameters
 
 @dataclasses.dataclass(frozen=True)
 class TrainSetup:
-    """A run before its first step. Nothing is compiled or allocated on the devices yet.
+    """A run before its first step. Nothing is compiled or allocated on the devices yet."""
 
-    Attributes:
-      experiment: the whole config, with the model fields that pretrained weights or checkpoints determine.
-      eval_interval: steps between two evaluations; 0: only at the end.
-    """
-
-    experiment: Experiment
+    experiment: Experiment  # with the model fields that pretrained weights or checkpoints determine
     mesh: Mesh
     train_set: TrainingSet
     eval_set: RecordSplit
     clip_spec: ClipSpec
     program: TrainProgram
     total_steps: int
-    eval_interval: int
+    eval_interval: int  # steps between two evaluations; 0: only at the end
 
     @functools.cached_property
     def checkpoint_metadata(self) -> Mapping[str, Any]:

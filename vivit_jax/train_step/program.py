@@ -19,23 +19,16 @@ class TrainProgram:
     """The jitted train step of a model, and the state that it updates. Nothing is allocated or compiled yet.
 
     The mesh may be over devices that are not attached (`jax.experimental.topologies`): `state` and `step.lower` work
-    there too.
-
-    Attributes:
-      model: Flax module; `model.config.video_shape` is the shape of a clip.
-      optimizer, schedule, ema_decay: as in `make_train_step`.
-      state: a TrainState of `jax.ShapeDtypeStruct`, with shardings where there is a mesh.
-      step: `(state, batch) -> (state, metrics)`, jitted; `state` is donated.
-      make_step: model -> its `step`.
+    there too. Optimizer, schedule and EMA decay are those of `make_train_step`.
     """
 
-    model: Any
+    model: Any  # Flax module; `model.config.video_shape` is the shape of a clip
     optimizer: optax.GradientTransformation | Optimizer
     schedule: optax.Schedule
     ema_decay: float
-    state: TrainState
-    step: Any
-    make_step: Callable[[Any], Any] | None = None
+    state: TrainState  # of `jax.ShapeDtypeStruct`, with shardings where there is a mesh
+    step: Any  # (state, batch) -> (state, metrics), jitted; `state` is donated
+    make_step: Callable[[Any], Any] | None = None  # model -> its `step`
 
     def with_model(self, model: Any) -> Self:
         """Returns the program of a model that has the same parameters, but computes in another way."""

@@ -46,41 +46,29 @@ class BadIndexError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class RecordSplit:
-    """One split of a data set on disk: N videos in C chunks.
+    """One split of a data set on disk: N videos in C chunks."""
 
-    Attributes:
-      folder: folder of the index, and of the shards unless their names are absolute.
-      video_id: [N]; an id may occur several times, for segments of one long video.
-      num_frames, height, width: int32 [N], of the stored frames.
-      fps: float32 [N], frames per second of the source; NaN where unknown.
-      labels: head -> int32 [N], class ids; for a multi-label head int32 [N, L], the ids of each video in rising order,
-        padded with -1.
-      first_chunk, num_chunks: int64 [N], the video's entries in the chunk arrays.
-      chunk_shard, chunk_offset, chunk_length: int64 [C], shard number, first byte of the record, bytes of its data.
-      chunk_checksum: uint32 [C], masked CRC-32C of the data, as in the shard.
-      class_names: head -> name of each class id.
-      chunk_frames: frames in each chunk but the last of a video; for sequences, at least those of the longest video.
-      form: "chunks", or "sequence": each record is a whole video, and unusable records belong to no video.
-    """
-
-    folder: storage.AnyPath
+    folder: storage.AnyPath  # of the index, and of the shards unless their names are absolute
     name: str
     shards: Sequence[str]
-    video_id: np.ndarray
-    num_frames: np.ndarray
-    fps: np.ndarray
+    video_id: np.ndarray  # [N]; an id may occur several times, for segments of one long video
+    num_frames: np.ndarray  # int32 [N], of the stored frames, as height and width
+    fps: np.ndarray  # float32 [N], frames per second of the source; NaN where unknown
     height: np.ndarray
     width: np.ndarray
+    # head -> class ids, int32 [N]; of a multi-label head int32 [N, L], those of a video in rising order, padded with -1
     labels: Mapping[str, np.ndarray]
-    first_chunk: np.ndarray
-    num_chunks: np.ndarray
-    chunk_shard: np.ndarray
-    chunk_offset: np.ndarray
-    chunk_length: np.ndarray
-    chunk_checksum: np.ndarray
-    class_names: Mapping[str, Sequence[str]]
-    chunk_frames: int = CHUNK_FRAMES
-    form: str = CHUNKS
+    first_chunk: np.ndarray  # int64 [N], the first of the video's consecutive entries in the chunk arrays
+    num_chunks: np.ndarray  # int64 [N], their number
+    chunk_shard: np.ndarray  # int64 [C], number of the shard
+    chunk_offset: np.ndarray  # int64 [C], first byte of the record
+    chunk_length: np.ndarray  # int64 [C], bytes of its data
+    chunk_checksum: np.ndarray  # uint32 [C], masked CRC-32C of the data, as in the shard
+    class_names: Mapping[str, Sequence[str]]  # head -> name of each class id
+    chunk_frames: int = (
+        CHUNK_FRAMES  # in each chunk but the last of a video; sequences: at least the longest one
+    )
+    form: str = CHUNKS  # or "sequence": each record is a whole video, and unusable records belong to no video
 
     @property
     def num_videos(self) -> int:
