@@ -23,7 +23,7 @@ class DatasetInfo:
     name: str  # as in `--dataset=NAME`; of a custom data set as in `--name=NAME`
     title: str  # as in the literature
     heads: Mapping[str, int]  # label head -> classes; a single head is "label"; {} before a custom data set is built
-    splits: Mapping[str, int]  # split -> published rows (Kinetics-400, 600: CVDF's copy; 700: its paper; EPIC: segments)
+    splits: Mapping[str, int]  # split -> published rows (Kinetics-400, 600: CVDF's copy, 700: paper; EPIC: segments)
     annotation_format: str  # key of `annotations.READERS`
     annotation_files: Mapping[str, tuple[str, ...]]  # split -> names, of which the first that exists is read; `*`: all
     video_layout: str  # text for messages, as is `source`

@@ -65,9 +65,7 @@ class RecordSplit:
     chunk_length: np.ndarray  # int64 [C], bytes of its data
     chunk_checksum: np.ndarray  # uint32 [C], masked CRC-32C of the data, as in the shard
     class_names: Mapping[str, Sequence[str]]  # head -> name of each class id
-    chunk_frames: int = (
-        CHUNK_FRAMES  # in each chunk but the last of a video; sequences: at least the longest one
-    )
+    chunk_frames: int = CHUNK_FRAMES  # in each chunk but the last of a video; sequences: at least the longest one
     form: str = CHUNKS  # or "sequence": each record is a whole video, and unusable records belong to no video
 
     @property
