@@ -102,7 +102,7 @@ def tiled_attention(
     return stored(out.reshape(rows, tiles * tile, -1)[:, :n_q].reshape(*lead, n_q, -1), "attention")
 
 
-def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array, *_: Any) -> jax.Array:
+def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array, *_: Any, **__: Any) -> jax.Array:
     """Computes eq. 7 with cuDNN's fused attention, without dropout and logit cap; see `xla_attention`.
 
     For NVIDIA GPUs, in bfloat16. Memory grows with N. cuDNN refuses odd lengths in training: they are padded, and
