@@ -10,6 +10,8 @@ takes from the machines in turn. Each machine is a dispatcher with one worker: w
 dispatcher, no mode of the service keeps an order. The slowest machine sets the pace; one that dies stops the run.
 """
 
+from __future__ import annotations
+
 import argparse
 import re
 import socket

@@ -6,6 +6,8 @@ Checks the checksum of every record against its data and against the index, ever
 order of chunks (or time stamps), class names, and the totals of `summary.json`. Exits with 1 if there is a problem.
 """
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import json

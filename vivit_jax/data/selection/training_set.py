@@ -148,8 +148,9 @@ def training_set(
     for name in sorted(names, key=lambda name: name == main):  # `main` takes precedence
         for head, pairs in (catalog.DATASETS[name].mirrored if name in catalog.DATASETS else {}).items():
             mirrored[head] = mirrored.get(head, {}) | dict(pairs)
-    chosen = tuple(selected[name] for name in names)
-    return TrainingSet(tuple(names), chosen, ordered_weights, dropped, subset or Subset(), mirrored)
+    return TrainingSet(
+        tuple(names), tuple(selected[n] for n in names), ordered_weights, dropped, subset or Subset(), mirrored
+    )
 
 
 def _check_heads(name: str, split: RecordSplit, main: str, reference: RecordSplit) -> None:
