@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import vivit_jax
 from tests.conftest import REPOSITORY
 from tests.helpers.small_models import random_params, small_config
 from tests.helpers.videos import numbered_video
@@ -172,6 +173,20 @@ def test_preprocessing_comes_from_the_checkpoint_alone(tmp_path):
     converted = Preprocessing.of_checkpoint({"config": {}, "data": {}}, small_config(num_frames=32))
     assert (converted.clip.stride, converted.clip.short_side) == (2, round(8 * 256 / 224)), "as in the paper"
     assert "32 frames of stride 2" in converted.assumed
+
+
+def test_pretrained_weights_predict_as_converted(tmp_path, videos):
+    """Those of Hugging Face, whose 400 classes without names are Kinetics'."""
+    config = small_config(num_classes=400)
+    params = random_params(config, dtype=np.float32)
+    convert.save_params(params, tmp_path / "hf", "huggingface", config)
+    convert.save_params(params, tmp_path / "run", "orbax", config)
+    path = os.path.join(videos, "b", "c.mp4")
+    direct, converted = (vivit_jax.load(tmp_path / name, temporal_views=2)(path, top=3) for name in ("hf", "run"))
+    names = (REPOSITORY / "vivit_jax" / "predict" / "classes" / "kinetics400.txt").read_text().splitlines()
+    for (label, share), (number, expected) in zip(direct.ranked["label"], converted.ranked["label"], strict=True):
+        assert names.index(label) == int(number.removeprefix("LABEL_"))
+        assert share == pytest.approx(expected, rel=1e-5)
 
 
 def test_model_without_classifier_is_refused(tmp_path):

@@ -1,7 +1,10 @@
 """Ranks the labels of video files with a trained model, and draws its attention.
 
     python -m vivit_jax.predict --workdir=runs/moving_digits clip.mp4 folder "more/*.webm"
-    python -m vivit_jax.predict --workdir=runs/moving_digits --pictures=out --json clip.mp4
+    python -m vivit_jax.predict --checkpoint=vivit-b-16x2-kinetics400 --pictures=out --json clip.mp4
+
+    model = vivit_jax.load("runs/moving_digits")
+    print(model("clip.mp4", top=5))
 
 Needs only the checkpoint, which contains the config, the class names and what prepares a video.
 """
@@ -23,11 +26,11 @@ from vivit_jax import sharding
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.config.preprocessing import Preprocessing
 from vivit_jax.data import pipeline
-from vivit_jax.evaluation.evaluate import restore_for_inference
 from vivit_jax.evaluation.evaluator import for_inference
 from vivit_jax.evaluation.predictions import rank_labels
 from vivit_jax.models import inference
 from vivit_jax.predict.attention import attention_map
+from vivit_jax.predict.weights import restore
 from vivit_jax.train_step import make_eval_step
 from vivit_jax.utils import storage
 
@@ -72,13 +75,14 @@ class Predictor:
     """A restored model that predicts the labels of video files.
 
     Args:
-      checkpoint: a workdir, a folder of steps, or one step.
+      checkpoint: a workdir, a folder of steps, or one step; or weights of any format that `vivit_jax.convert` reads.
       temporal_views, spatial_views: None: as in the checkpoint's config.
       weights: 'params' or 'ema'.
       dtype: of the compute, as `config.evaluation.dtype`; None: as in the checkpoint's config.
 
     Raises:
       CheckpointError: no checkpoint, or a damaged one.
+      FileError, ConversionError, ValueError: weights that are damaged, or not those of a ViViT.
       ConfigError: the number of views is out of range, or the dtype unknown.
     """
 
@@ -93,7 +97,7 @@ class Predictor:
     ):
         # One device is enough for a few files.
         mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
-        model, params, metadata, self.path = restore_for_inference(checkpoint, mesh, weights=weights)
+        model, params, metadata, self.path = restore(checkpoint, mesh, weights)
         if not metadata["heads"]:
             raise checkpointing.CheckpointError(f"{self.path} holds a model without a classifier, which has no labels")
         options = {"temporal_views": temporal_views, "spatial_views": spatial_views, "dtype": dtype}

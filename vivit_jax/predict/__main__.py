@@ -14,7 +14,6 @@ from etils import epath
 
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax.config import flags as command_line
-from vivit_jax.config.experiment import ConfigError
 from vivit_jax.config.sections import EVALUATION_DTYPES
 from vivit_jax.predict import Prediction, Predictor, inputs
 from vivit_jax.utils import logs, plots, storage, terminal
@@ -27,9 +26,11 @@ def main(argv: list[str]) -> None:
     if not files:
         raise app.UsageError("name at least one video file, folder or pattern")
     logs.configure_logging()
-    with command_line.exit_on(checkpointing.CheckpointError, ConfigError):
+    with command_line.exit_on(checkpointing.CheckpointError, ValueError, OSError):
+        if (options.workdir is None) == (options.checkpoint is None):
+            raise ValueError("give --workdir, a run, or --checkpoint, a checkpoint or pretrained weights")
         predictor = Predictor(
-            options.workdir,
+            options.workdir or options.checkpoint,
             temporal_views=options.temporal_views,
             spatial_views=options.spatial_views,
             weights=options.weights,
@@ -87,6 +88,7 @@ def draw(prediction: Prediction, folder: epath.Path) -> epath.Path:
 def run() -> None:
     """Defines the flags (not on import, since other programs have flags of the same names) and runs the program."""
     flags.DEFINE_string("workdir", None, "A run, whose best checkpoint is used, or the folder of one step.")
+    flags.DEFINE_string("checkpoint", None, "In its place, weights in any format that vivit_jax.convert reads.")
     flags.DEFINE_integer("top", 5, "Number of labels to print.", lower_bound=1)
     flags.DEFINE_integer("temporal_views", None, "Clips over the video's length. Default: the config's.", lower_bound=1)
     flags.DEFINE_integer("spatial_views", None, "Crops of each clip, 1 to 3. Default: the config's.")
@@ -95,7 +97,7 @@ def run() -> None:
     flags.DEFINE_string("pictures", None, "Folder for a PNG of each file: frames, attention, labels.")
     flags.DEFINE_bool("json", False, "Print one JSON object per line.")
     flags.DEFINE_bool("csv", False, "Print a line for each label, as CSV.")
-    command_line.run(main, required=("workdir",), verbosity=logging.WARNING, positional=True)
+    command_line.run(main, verbosity=logging.WARNING, positional=True)
 
 
 if __name__ == "__main__":
