@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from vivit_jax.evaluation import metrics
-from vivit_jax.utils import tables
+from vivit_jax.utils import storage, tables
 
 TOP = 5
 FILE = "predictions.csv"
@@ -174,7 +174,7 @@ def write(path: epath.PathLike, predictions: Predictions, class_names: Mapping[s
                 scores = [_format(table.truth_probability[row]), int(table.rank[row]), _format(table.loss[row])]
                 line += ranked[:2] + scores + ranked[2:]
             lines.append(line + [""] * (len(columns) - len(line)))
-    epath.Path(path).write_text(tables.to_csv(columns, lines))
+    storage.write(path, tables.to_csv(columns, lines))
 
 
 def read(path: epath.PathLike) -> Iterator[dict[str, Any]]:
@@ -182,7 +182,7 @@ def read(path: epath.PathLike) -> Iterator[dict[str, Any]]:
 
     Unless `ranked` is empty because the video could not be read, also `truth_probability`, `rank` and `loss`.
     """
-    for line in csv.DictReader(io.StringIO(epath.Path(path).read_text())):
+    for line in csv.DictReader(io.StringIO(epath.Path(path).read_text(encoding="utf-8"))):
         row: dict[str, Any] = {name: line[name] for name in ("video", "head", "truth")} | {"index": int(line["index"])}
         suffixes = [suffix for suffix in ("", "_2", "_3", "_4", "_5") if line.get(f"prediction{suffix}")]
         row["ranked"] = [(line[f"prediction{suffix}"], float(line[f"probability{suffix}"])) for suffix in suffixes]

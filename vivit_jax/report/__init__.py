@@ -11,6 +11,8 @@ import jax
 from absl import logging
 from etils import epath
 
+from vivit_jax.utils import storage
+
 FILE = "report.html"
 
 
@@ -26,7 +28,7 @@ def make(workdir: epath.PathLike) -> epath.Path:
     except ModuleNotFoundError as error:
         raise ImportError(f'{error.name} is missing: pip install "vivit_jax[report]"') from error
     path = epath.Path(workdir) / FILE
-    path.write_text(page.render(load.read_run(workdir)))
+    storage.write(path, page.render(load.read_run(workdir)))
     return path
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from etils import epath
 
 from vivit_jax.sweep.plan import Result
-from vivit_jax.utils import plots, tables
+from vivit_jax.utils import plots, storage, tables
 
 
 def columns(results: Sequence[Result], metrics: Sequence[str] = ()) -> list[str]:
@@ -61,8 +61,8 @@ def write(results: Sequence[Result], workdir: epath.PathLike, name: str, metrics
     """Writes `tables/NAME.md`, `.csv` and `.png` into the sweep's folder."""
     folder = epath.Path(workdir) / "tables"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.md").write_text(markdown(results, metrics))
-    (folder / f"{name}.csv").write_text(to_csv(results))
+    storage.write(folder / f"{name}.md", markdown(results, metrics))
+    storage.write(folder / f"{name}.csv", to_csv(results))
     if shown := columns(results, metrics):
         with plots.optional(f"the table {name}"):
             plots.save(_bars(results, shown, name), folder / f"{name}.png")
