@@ -44,7 +44,11 @@ def restore(checkpoint: epath.PathLike, mesh: Any, weights: str) -> tuple[ViViT,
 
 def _read(path: epath.Path, mesh: Any) -> tuple[ViViT, Any, dict[str, Any], str]:
     with open_weights(path) as weights:
-        config = weights.model_config(Hints())
+        try:
+            config = weights.model_config(Hints())
+        except ValueError as error:  # what only flags can tell
+            convert = f"python -m vivit_jax.convert --from={path} --to=RUN --format=orbax"
+            raise ValueError(f"{error}\nconvert them first, with that flag, and predict with RUN: {convert}") from None
         names, where = weights.class_names(config), weights.container.where
         size = (weights.container.metadata.get("preprocessor") or {}).get("size")
         pixels = processor.read(weights.container.metadata, config.in_channels)
