@@ -160,7 +160,7 @@ def test_videos_are_decoded_from_bucket(ram, tmp_path):
     for name, message in (
         ("empty.mp4", "the file is empty"),
         ("none.mp4", "no such file"),
-        ("data", "a folder without"),
+        ("data", "a folder, not a file"),
     ):
         (storage.path(ram) / "data").mkdir(exist_ok=True)
         with pytest.raises(decode.VideoError, match=f"ram://bucket/{name}: {message}"):
