@@ -242,7 +242,8 @@ def of_records(name: str, folder: storage.PathLike) -> DatasetInfo:
             f"build them: python -m vivit_jax.data.build --dataset={'|'.join(CUSTOM_KINDS)} --name={name} --videos=DIR"
         )
     of_files = DatasetInfo(name, f"{name} (custom)", {}, {}, "", {}, "already in records", _CUSTOM_SOURCE)
-    return dataclasses.replace(DATASETS.get(name, of_files), **built_with)
+    dataset = DATASETS.get(name, of_files)
+    return dataclasses.replace(dataset, **built_with) if built_with else dataset
 
 
 def table() -> str:
