@@ -91,13 +91,9 @@ class Experiment:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Checks a config and freezes it.
+        """Checks and freezes a ConfigDict or the dict of `to_dict`; absent fields get their defaults.
 
-        Args:
-          config: a ConfigDict or the dict of `to_dict`; fields that it does not have get their defaults.
-
-        Raises:
-          ConfigError: a field that does not exist, or a value out of range.
+        Raises ConfigError for a field that does not exist, or a value out of range.
         """
         known = plain(default_config())
         try:
@@ -115,9 +111,8 @@ class Experiment:
     def dataset_heads(self) -> dict[str, int]:
         """Returns {head: classes} of the run's data: those of its records, before they are built those of the catalog.
 
-        Raises:
-          ValueError: a data set that is neither built nor in the catalog.
-          FileNotFoundError: a mixture with `unknown_classes='union'` that is not built: its classes are unknown.
+        Raises ValueError for a data set that is neither built nor in the catalog, FileNotFoundError for a mixture with
+        `unknown_classes='union'` that is not built.
         """
         data = self.data
         if data.mixture and data.unknown_classes == "union":
@@ -127,11 +122,7 @@ class Experiment:
         return dict(catalog.of_records(data.name, records_folder(data.name, data.dir)).heads)
 
     def model_config(self, heads: Mapping[str, int]) -> ViViTConfig:
-        """Returns the model's config for a data set's heads, {head: classes}; no head for {}.
-
-        Raises:
-          ConfigError: `ViViTConfig` rejects a field.
-        """
+        """Returns the model's config for a data set's heads, {head: classes}; no head for {}."""
         fields = {k: tuples(v) for k, v in self.model.items() if v is not None}
         name = fields.pop("name", None)
         fields["num_classes"] = heads["label"] if list(heads) == ["label"] else tuple(heads.items()) or None
@@ -159,14 +150,9 @@ class Experiment:
     ) -> TrainProgram:
         """Builds model, schedule, optimizer, abstract state with shardings and the jitted train step. Compiles nothing.
 
-        Args:
-          heads: {head: classes}.
-          mesh: from `sharding.make_mesh`; None: one device.
-          total_steps, steps_per_epoch: of the run, for the schedule. The defaults serve programs that are compiled but
-            not run: their memory does not depend on them.
-
-        Raises:
-          ConfigError, ValueError: settings of model, schedule or optimizer that do not fit together or the mesh.
+        `heads`: {head: classes}; `mesh` None: one device. The schedule depends on `total_steps` and `steps_per_epoch`;
+        their defaults serve programs that are compiled but not run, whose memory does not depend on them. Raises
+        ConfigError or ValueError for settings that do not fit together or the mesh.
         """
         model = ViViT(self.model_config(heads))
         if mesh is not None:
@@ -219,9 +205,8 @@ def default_config() -> ml_collections.ConfigDict:
     """Returns every field with its default (None is a typed placeholder); config files start from it."""
     config = section(Experiment, without=("model", "input", "mesh", *_SECTIONS))
     config.mesh = ml_collections.ConfigDict(sharding.complete_axes({}))
-    model = section(ViViTConfig, without=("num_classes",), all_optional=True)
-    model["name"] = config_dict.placeholder(str)
-    config.model = model
+    config.model = section(ViViTConfig, without=("num_classes",), all_optional=True)
+    config.model["name"] = config_dict.placeholder(str)
     config.input = section(ClipSpec, without=_MODEL_FIELDS)
     for name, section_type in _SECTIONS.items():
         config[name] = section(section_type)

@@ -24,12 +24,9 @@ class ConfigError(ValueError):
 
 
 def section(cls: type, without: tuple[str, ...] = (), all_optional: bool = False) -> ml_collections.ConfigDict:
-    """Returns the fields of a dataclass as a ConfigDict; those that default to None are placeholders of their type.
+    """Returns the fields of a dataclass as a ConfigDict, `without` some.
 
-    Args:
-      cls: a dataclass.
-      without: names of fields to leave out.
-      all_optional: every field is a placeholder.
+    Those that default to None, or with `all_optional` all, are placeholders of their type.
     """
     result, hints = ml_collections.ConfigDict(), typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -88,11 +85,7 @@ def merge(known: Mapping[str, Any], given: Mapping[str, Any], prefix: str = "") 
 
 
 def check_fields(given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Checks that every section and field of `given` exists in `known`.
-
-    Raises:
-      ConfigError: one does not exist (see `check_exists`), or a value stands where a section belongs.
-    """
+    """Raises ConfigError where a field of `given` is not in `known`, or a value stands where a section belongs."""
     fields = dict(paths(known))
     for name, value in paths(given):
         check_exists(name, fields)
@@ -101,11 +94,7 @@ def check_fields(given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
 
 
 def check_exists(name: str, known: Mapping[str, Any]) -> None:
-    """Checks that the path `name` is one of `known`, the `paths` of a config.
-
-    Raises:
-      ConfigError: it is not; the message has the new name of a renamed field, or the nearest names.
-    """
+    """Raises ConfigError, with the new name or the nearest ones, unless `name` is among `known`, a config's `paths`."""
     if name in known:
         return
     if name in renamed.FIELDS:

@@ -17,18 +17,14 @@ _PACKAGE = "vivit_jax.configs"  # the repository's configs/, as the wheel instal
 def find_config(name: str | os.PathLike) -> Path:
     """Returns the file of a config: a path, or the name of a packaged config (`k400_vivit_l`, `paper/table2`).
 
-    Raises:
-      ConfigError: there is no such file; the message has the nearest names.
+    Raises ConfigError, with the nearest names, where there is none.
     """
     path = Path(name)
     if path.is_file():
         return path
     folder = _packaged_folder()
-    packaged = {
-        file.relative_to(folder).with_suffix("").as_posix(): file
-        for file in sorted(folder.rglob("*.py"))
-        if not file.name.startswith("_")
-    }
+    files = [file for file in sorted(folder.rglob("*.py")) if not file.name.startswith("_")]
+    packaged = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
     if str(name) in packaged:
         return packaged[str(name)]
     known = [*packaged, *(f"configs/{other}.py" for other in packaged if (Path("configs") / f"{other}.py").is_file())]
@@ -44,12 +40,7 @@ def _packaged_folder() -> Path:
 
 
 def load_module(name: str | os.PathLike) -> ModuleType:
-    """Loads a config file (a path or a name) as a module: `get_config()`, and where it has them `ROWS`, `SLICES`,
-    `sweep()`.
-
-    Raises:
-      ConfigError: there is no such file.
-    """
+    """Loads a config file (see `find_config`) as a module: `get_config()`, for some `ROWS`, `SLICES`, `sweep()`."""
     path = find_config(name)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
@@ -60,8 +51,7 @@ def load_module(name: str | os.PathLike) -> ModuleType:
 def load_config(name: str) -> ml_collections.ConfigDict:
     """Loads the config of NAME or NAME:ROW, as `--config` does; NAME as in `find_config`.
 
-    Raises:
-      ConfigError: there is no such file or row, the file has no `get_config()`, or sets a field that does not exist.
+    Raises ConfigError: there is no such file, row or `get_config()`, or it sets a field that does not exist.
     """
     file, _, row = name.partition(":")
     module = load_module(file)
@@ -75,11 +65,7 @@ def load_config(name: str) -> ml_collections.ConfigDict:
 
 
 def expand_rows(name: str) -> list[str]:
-    """Returns FILE:ROW of each row for `FILE:*`, and any other name itself.
-
-    Raises:
-      ConfigError: there is no such file, or it has no `ROWS`.
-    """
+    """Returns FILE:ROW of each row for `FILE:*`, any other name itself; ConfigError where there is no file or row."""
     file, _, row = name.partition(":")
     if row != "*":
         return [name]

@@ -34,19 +34,11 @@ def define_config(
 
 
 def parse(argv: Sequence[str], known: flags.FlagValues = flags.FLAGS, positional: bool = True) -> list[str]:
-    """Parses the flags of a program.
+    """Parses the flags of a program (`argv` as `sys.argv`) and returns the rest, the program's name first.
 
-    Args:
-      argv: the program's name and its arguments, as `sys.argv`.
-      known: the flags that are defined.
-      positional: whether there may be arguments that are not flags.
-
-    Returns:
-      The arguments that are not flags, the program's name first.
-
-    Raises:
-      SystemExit: 2, after one message on standard error: a config file that is missing or cannot be loaded, a field
-        that does not exist (with the nearest name), a value of the wrong type, an unknown flag.
+    Exits with 2, after one message on standard error: a config file that is missing or cannot be loaded, a field that
+    does not exist (with the nearest name), a value of the wrong type, an unknown flag, without `positional` an argument
+    that is no flag.
     """
     try:
         _check_overrides(argv)

@@ -61,9 +61,7 @@ class InitFrom:
         if self.grid is not None:
             grid = tuple(self.grid)
             if len(grid) not in (2, 3) or any(not isinstance(n, int) or n < 1 for n in grid):
-                raise ValueError(
-                    f"init_from.grid={self.grid} must be the positive (n_t, n_h, n_w) of the tokens in the weights"
-                )
+                raise ValueError(f"init_from.grid={self.grid} must be the (n_t, n_h, n_w), > 0, of the weights' tokens")
             object.__setattr__(self, "grid", grid)
         for field in ("pixel_mean", "pixel_std"):
             values = getattr(self, field)

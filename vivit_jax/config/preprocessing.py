@@ -1,8 +1,4 @@
-"""How a video file becomes the clips of a model, as its checkpoints store it.
-
-With this, predictions need nothing but the checkpoint: neither the records of the data set nor the folder in which the
-run was started.
-"""
+"""How a video file becomes the clips of a model, as its checkpoints store it: predictions need nothing else."""
 
 import dataclasses
 from collections.abc import Mapping

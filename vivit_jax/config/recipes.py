@@ -90,15 +90,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 
 def check_row(row: str, rows: Mapping[str, str]) -> None:
-    """Checks the row of `--config=FILE:ROW`.
-
-    Args:
-      row: its name; empty if none was given.
-      rows: {name: description} of the file's rows.
-
-    Raises:
-      ConfigError: there is no such row; the message lists all.
-    """
+    """Raises ConfigError, which lists all rows, unless `--config=FILE:ROW` has one of `rows`, {name: description}."""
     if row not in rows:
         width = max(map(len, rows))
         listed = "\n".join(f"  {name:{width}}  {text}" for name, text in rows.items())
@@ -109,18 +101,13 @@ def check_row(row: str, rows: Mapping[str, str]) -> None:
 def published(dataset: str, model: str, attention: str, **fields: Any) -> ml_collections.ConfigDict:
     """Returns the config of the paper's training and evaluation on a data set (section 4.1, the appendix).
 
+    It is locked: setting an unknown field is an error. `init_from.path` is not set.
+
     Args:
-      dataset: a key of `RECIPES`.
+      dataset: a key of `RECIPES`, else ConfigError.
       model: the name in the paper, 'ViViT-B/16x2'.
       attention: as in `ViViTConfig`.
       **fields: other fields of `config.model`.
-
-    Returns:
-      A locked ConfigDict: setting an unknown field is an error. `init_from.path` is not set.
-
-    Raises:
-      ConfigError: the paper has no recipe for the data set.
-      KeyError: an unknown field of the model.
     """
     if dataset not in RECIPES:
         raise ConfigError(f"the paper has no recipe for data set {dataset!r}, only for {', '.join(RECIPES)}")
@@ -136,8 +123,7 @@ def set_crop(config: ml_collections.ConfigDict, pixels: int) -> None:
     """Sets the crop, and the model's image size, to `pixels` x `pixels`; changes `config` in place.
 
     The frame's short side changes in proportion (256 for a crop of 224), so that a crop shows the same part of the
-    frame. The paper gives only the size of the crop. Stored frames have a short side of at most 256
-    pixels and are enlarged.
+    frame; the paper gives only the crop's size. Stored frames, with a short side of at most 256 pixels, are enlarged.
     """
     config.model.image_size = pixels
     config.input.short_side = round(pixels * COMMON["input.short_side"] / COMMON["model.image_size"])

@@ -41,15 +41,9 @@ REMOVED: Mapping[str, Any] = {
 
 
 def upgrade(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the nested dict `config` with the current names and values; it may hold both old and current ones.
+    """Returns the nested dict `config` of an older version with the current names and values; `defaults` has them all.
 
-    Args:
-      config: as an older version wrote it.
-      defaults: every current field with its default.
-
-    Raises:
-      ValueError: a field is given under both names with different values, or a removed one with another value than
-        the one it always has now.
+    Raises ValueError where a field has different values under both names, or a removed one has another value than now.
     """
     config = copy.deepcopy(dict(config))
     for old, new in FIELDS.items():

@@ -83,8 +83,7 @@ class ProfileConfig:
     """Steps traced for TensorBoard's profiler (XProf).
 
     Attributes:
-      steps: 'FIRST:LAST', counted from 1, both included, e.g. '100:105'; '' for none. The trace is written to
-        `profile/` in the workdir.
+      steps: 'FIRST:LAST', counted from 1, both included; '' for none. The trace is in `profile/` of the workdir.
     """
 
     steps: str = ""
