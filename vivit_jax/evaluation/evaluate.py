@@ -29,13 +29,10 @@ def restore_for_inference(
     The model's `attention_backend` is `auto`: the one that it was trained with may need other devices.
 
     Args:
-      checkpoint: a workdir, a folder of steps, or one step.
+      checkpoint: a workdir, a folder of steps, or one step; CheckpointError where it is absent or damaged.
       mesh: where the parameters are placed.
       which: 'best' or 'latest' step, where `checkpoint` is not one step.
-      weights: 'params', or 'ema' for the averaged parameters.
-
-    Raises:
-      CheckpointError: there is none, it is damaged, or it has no averaged parameters.
+      weights: 'params', or 'ema' for the averaged parameters; CheckpointError where it has none.
     """
     if mesh.devices.flat[0].platform == "cpu":
         keep_freed_memory()

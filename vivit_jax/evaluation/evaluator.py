@@ -1,6 +1,7 @@
 """Multi-view evaluation of one split (section 4.1): V views of each video, logits averaged, each video counted once."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -80,12 +81,7 @@ class Evaluator:
         self._merge = jax.jit(lambda old, new: [a.merge(b) for a, b in zip(old, new, strict=True)])
 
     def __call__(self, params: Any, interrupted: Callable[[], bool] = never) -> Result:
-        """Evaluates all the videos.
-
-        Raises:
-          EvaluationInterrupted: `interrupted`, which is called after each batch, returned True.
-          RuntimeError: it did not see each video once (a defect of the program).
-        """
+        """Evaluates all the videos; raises EvaluationInterrupted once `interrupted` returns True after a batch."""
         # Run the model; metrics are merged on the device, predictions fetched.
         batches = open_batches(self._split, self._spec, self._views, self._experiment, self._mesh)
         if self._log_pipeline:
@@ -166,14 +162,9 @@ def open_batches(split: Any, spec: Any, views: tuple[int, int], experiment: Expe
 
 def run_batches(step: Callable[..., Any], params: Any, batches: Batches, mesh: Any, batch_size: int) -> Iterator[Any]:
     """Yields `step(params, batch)` of each batch, after dispatching the next, so that the device need not wait."""
-    previous = None
-    for batch in batches:
-        outputs = step(params, sharding.place_batch(batch, mesh, batch_size))
-        if previous is not None:
-            yield previous
-        previous = outputs
-    if previous is not None:
-        yield previous
+    dispatched = (step(params, sharding.place_batch(batch, mesh, batch_size)) for batch in batches)
+    for outputs, _ in itertools.pairwise(itertools.chain(dispatched, [None])):
+        yield outputs
 
 
 def spread_indices(total: int, number: int | None) -> np.ndarray:

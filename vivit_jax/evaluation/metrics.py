@@ -85,12 +85,8 @@ def collection(
     """Returns the clu collection for the heads of a data set: the loss, and top-1 and top-5 of single-label heads.
 
     Its `single_from_model_output` takes `logits` {head: [B, C]}, `labels` {head: int32 [B], or float [B, C]} and `mask`
-    [B]. Heads of five classes or fewer have no top-5.
-
-    Args:
-      heads: {head: number of classes}; the heads `verb` and `noun` add an `action`.
-      multi_label: heads that only have a loss here; `average_precision` is their accuracy.
-      loss: its kind, see `losses`.
+    [B]. Heads of five classes or fewer have no top-5; multi-label heads have `average_precision` instead. The heads
+    `verb` and `noun` add an `action`. `loss` is a kind of `losses`.
     """
     members = {f"{head}__loss": _loss(head, loss) for head in heads}
     sizes: dict[str, int] = {head: classes for head, classes in heads.items() if head not in multi_label}

@@ -133,14 +133,7 @@ def rank_labels(
 ) -> dict[str, list[tuple[str, float]]]:
     """Ranks the labels of one video, and with the heads `verb` and `noun` those of `action`.
 
-    Args:
-      logits, class_names: {head: [C]}.
-      number: of labels of each head.
-      multi_label: the multi-label heads.
-      loss: see `of_batch`.
-
-    Returns:
-      {head: [(label, probability), ...]}, the most probable first.
+    Takes {head: logits [C]}, and `loss` as `of_batch`; returns {head: [(label, probability), ...]}, at most `number`.
     """
     ranked = {}
     for head, scores in with_action({head: jnp.asarray(logits[head])[None] for head in logits}, multi_label).items():

@@ -67,11 +67,7 @@ def write_result(
 ) -> None:
     """Writes the files of the evaluation of a checkpoint on a split, from process 0; non-finite values as null.
 
-    Args:
-      workdir: created if missing.
-      result, checkpoint, split: the result, the path of the checkpoint, the name of the split.
-      class_names: {head: names by class id}.
-      data: section of the config with which the report finds the videos; None: that of the workdir's config.
+    With `data`, a section of the config, the report finds the videos; None: that of the workdir's config.
     """
     if jax.process_index() != 0:
         return

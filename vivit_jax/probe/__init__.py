@@ -49,19 +49,14 @@ def probe(
     Returns:
       The content of `probe.json` (with NaN where that has null); None on all processes but the first. `results` is
       {method: {metric: value}} with the methods `knn/K` and `linear` and the metrics of `classifiers.score`.
-
-    Raises:
-      CheckpointError, ConversionError, FileNotFoundError, ValueError: weights or videos are missing, damaged or unfit.
     """
     settings = settings or ProbeConfig()
     mesh = sharding.make_mesh(experiment.mesh)
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
     train_set, eval_set = open_data(experiment.data)
-    if "knn" in settings.methods and max(settings.neighbours) > train_set.num_videos:
-        raise ValueError(
-            f"k-NN with k={max(settings.neighbours)}, but there are {train_set.num_videos} training videos: give a "
-            "smaller --k, or --method=linear"
-        )
+    k, num_videos = max(settings.neighbours), train_set.num_videos
+    if "knn" in settings.methods and k > num_videos:
+        raise ValueError(f"k-NN with k={k} of {num_videos} training videos: give a smaller --k, or --method=linear")
     check_classes(train_set.splits, eval_set, settings)
     # Features, by all processes.
     with jax.set_mesh(mesh):
@@ -127,9 +122,7 @@ def check_classes(train_splits: Sequence[RecordSplit], eval_set: RecordSplit, se
             listed = f"{', '.join(map(repr, unseen[:8]))}{', ...' if len(unseen) > 8 else ''}"
             message = f"{len(unseen)} classes of head {head!r} have evaluated videos but no training video ({listed})"
             if settings.unseen_classes == "error":
-                raise ValueError(
-                    f"{message}; take more training videos, or count theirs as wrong (--unseen_classes=wrong)"
-                )
+                raise ValueError(f"{message}; train on more videos, or count theirs as wrong (--unseen_classes=wrong)")
             logging.warning("%s: they count as wrong.", message)
 
 

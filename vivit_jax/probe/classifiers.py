@@ -34,20 +34,14 @@ def knn_votes(
 
     The k training videos of highest cosine similarity s vote for their classes with weight exp(s / temperature).
 
-    Args:
-      train, test: float [N, d], [M, d].
-      labels: {head: int [N], or [N, C] of a multi-label head, 1 where a class is present}.
-      heads: {head: C}.
-      settings: values of k, temperature.
-
-    Returns:
-      {k: {head: float64 [M, C]}}: share of the votes for each class, in [0, 1]; multi-label, for videos that have it.
+    `train` and `test` are float [N, d], [M, d]; `labels` {head: int [N], or [N, C] of a multi-label head, 1 where a
+    class is present}; `heads` {head: C}. Returns {k: {head: float64 [M, C]}}: the share of the votes for each class, in
+    [0, 1]; multi-label, for videos that have it.
     """
     largest = max(settings.neighbours)
     if largest > len(train):
         raise ValueError(
-            f"k-NN with k={largest} of {len(train)} training videos: give more videos, or a smaller --k (at most "
-            f"{len(train)})"
+            f"k-NN with k={largest} of {len(train)} training videos: give a smaller --k (at most {len(train)})"
         )
     index = NearestNeighbors(n_neighbors=largest, algorithm="brute", metric="cosine").fit(train)
     distances, nearest = index.kneighbors(test)
@@ -71,9 +65,7 @@ class Fitted:
 
     probabilities: np.ndarray  # [M, C] of the evaluated videos; 0 for classes without a training video
     inverse_penalty: float  # the C that was chosen
-    chosen_by: dict[
-        float, float
-    ]  # {C: accuracy on the held-out part, or mean average precision}; empty with a single C
+    chosen_by: dict[float, float]  # {C: accuracy or mean average precision, held out}; empty with a single C
     converged: bool  # whether L-BFGS ended before `max_iterations`
 
 
@@ -82,12 +74,8 @@ def fit_linear(
 ) -> Fitted:
     """Fits one head to standardized training features and applies it; multi-label, one regression for each class.
 
-    Args:
-      train, test: float [N, d], [M, d].
-      labels: int [N], or [N, C] of a multi-label head, 1 where a class is present.
-      classes: C.
-      settings: values of the inverse penalty, held-out share, iterations.
-      head: its name, for messages.
+    `train` and `test` are float [N, d], [M, d]; `labels` int [N], or [N, C] of a multi-label head, 1 where a class is
+    present; `head` is its name, for messages.
     """
     if not (labels != labels[0]).any():
         raise ValueError(
@@ -162,10 +150,7 @@ def score(
     They lie in [0, 1], and are named as those of an evaluation. The scores of the action are the products of verb and
     noun (`metrics.pair_scores`). A true class of probability 0 counts as wrong even if it is among the five highest.
 
-    Args:
-      probabilities: {head: [M, C]}.
-      labels: {head: int [M], or [M, C] of a multi-label head, 1 where a class is present}.
-      heads: {head: C}.
+    `probabilities` is {head: [M, C]}, `labels` and `heads` as in `knn_votes`.
     """
     multi_label = {head for head in heads if labels[head].ndim == 2}
     with np.errstate(divide="ignore"):

@@ -45,6 +45,4 @@ class ProbeConfig:
         if min(self.neighbours) < 1:
             raise ValueError(f"probe.neighbours={self.neighbours} must each be at least 1")
         if not all(0 < c < math.inf for c in self.inverse_penalties):
-            raise ValueError(
-                f"probe.inverse_penalties={self.inverse_penalties} must each be greater than 0, and finite"
-            )
+            raise ValueError(f"probe.inverse_penalties={self.inverse_penalties} must each be greater than 0, finite")

@@ -46,12 +46,9 @@ def restore(
 ) -> tuple[ViViT, Any, str]:
     """Restores the frozen model, as (model, parameters, path); `jax.set_mesh(mesh)` must be active.
 
-    Args:
-      experiment: `model` and `init_from` for pretrained weights; a checkpoint of a run states its own model.
-      checkpoint: a workdir, a folder of steps or one step; or pretrained weights, as `convert.initialise` reads them.
-      workdir: receives `init_report.txt` for pretrained weights (section 3.4).
-      mesh: where the parameters are placed.
-      which: 'best' or 'latest', where `checkpoint` is a run.
+    A `checkpoint` of a run (a workdir, a folder of steps or one step) states its own model. For pretrained weights, in
+    any format of `convert.initialise`, `experiment` has `model` and `init_from`, and `workdir` receives
+    `init_report.txt` (section 3.4).
     """
     try:
         checkpointing.locate(checkpoint)
@@ -116,15 +113,8 @@ def extract(
     """Computes the features of each split, or reads them from `WORKDIR/features/SPLIT-KEY.npz`.
 
     The key is a hash of the weights, the model, the videos and the views. The results have the order of `splits`, and
-    are None on all processes but the first.
-
-    Args:
-      splits: of the data set.
-      model, params, mesh: the frozen model; `params` on `mesh`, and `jax.set_mesh(mesh)` active.
-      name: of the weights, for messages.
-      experiment: batch size, compute dtype, clips and pipeline options.
-      settings: kind of features, views.
-      workdir: receives the files.
+    are None on all processes but the first. `params` are on `mesh`, and `jax.set_mesh(mesh)` must be active; `name` is
+    that of the weights, for messages.
     """
     model = for_inference(model, experiment)
     spec, views = experiment.clip_spec(model.config), (settings.temporal_views, settings.spatial_views)
@@ -141,8 +131,7 @@ def extract(
     result = []
     for split in splits:
         key = json.dumps(key_fields | {"videos": fingerprint(split)}, sort_keys=True, default=str)
-        file_name = f"{split.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
-        path = epath.Path(workdir) / FOLDER / file_name
+        path = epath.Path(workdir) / FOLDER / f"{split.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
         features = _read(path, key) if jax.process_index() == 0 else None
         # Only the first process may see the disk, and all must take the same branch.
         if multihost_utils.broadcast_one_to_all(np.asarray(features is not None)):
@@ -171,10 +160,8 @@ def _collect(outputs: Iterator[Any], split: RecordSplit, num_batches: int, name:
     if not readable.any():
         raise ValueError(f"none of the {split.num_videos} videos of {split.folder}, {split.name}, can be read")
     if num_not_finite := np.sum(~np.isfinite(values).all(axis=1)):
-        raise ValueError(
-            f"the features of {num_not_finite} of {split.num_videos} videos of {split.name} are not finite: the "
-            f"weights of {name} are not sound"
-        )
+        shown = f"the features of {num_not_finite} of {split.num_videos} videos of {split.name} are not finite"
+        raise ValueError(f"{shown}: the weights of {name} are not sound")
     return Features(values, readable)
 
 
