@@ -188,17 +188,7 @@ class Experiment:
         return max(1, int(self.num_epochs * videos * self.input["clips_per_video"] / self.batch_size))
 
 
-_SECTIONS = {
-    "data": DataConfig,
-    "augment": AugmentConfig,
-    "init_from": InitFrom,
-    "loss": LossConfig,
-    "optimizer": OptimizerConfig,
-    "guard": GuardConfig,
-    "evaluation": EvaluationConfig,
-    "checkpoint": CheckpointConfig,
-    "profile": ProfileConfig,
-}
+_SECTIONS = {f.name: f.type for f in dataclasses.fields(Experiment) if dataclasses.is_dataclass(f.type)}
 
 
 def default_config() -> ml_collections.ConfigDict:

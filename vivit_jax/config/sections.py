@@ -61,10 +61,8 @@ class EvaluationConfig:
         at_least("evaluation", self, batch_size=1)
         one_of("evaluation", self, spatial_views=(1, 2, 3), dtype=EVALUATION_DTYPES)
         if self.patience and not self.every_epochs and self.every_steps is None:
-            raise ValueError(
-                f"evaluation.patience={self.patience} needs evaluations during training: set "
-                "evaluation.every_epochs or evaluation.every_steps"
-            )
+            needed = "evaluations during training: set evaluation.every_epochs or evaluation.every_steps"
+            raise ValueError(f"evaluation.patience={self.patience} needs {needed}")
 
     @property
     def views(self) -> int:

@@ -101,12 +101,10 @@ def evaluate(
     data, mesh = experiment.data, sharding.make_mesh(experiment.mesh)
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
     with jax.set_mesh(mesh):
-        restored, params, metadata, path = restore_for_inference(
-            checkpoint or workdir, mesh, which=which, weights=weights
-        )
+        model, params, metadata, path = restore_for_inference(checkpoint or workdir, mesh, which=which, weights=weights)
         # Fields that do not show in the parameters (frames, dropout, scan) are the config's; those that a config may
         # leave open (activation, ...) are inherited from the checkpoint.
-        experiment = experiment.following(restored.config.to_dict())
+        experiment = experiment.following(model.config.to_dict())
         # Classes are matched by name: those of the data in their order, then those that only the model has.
         split, orders = open_eval_set(data, metadata["class_names"])
         config = experiment.model_config(split.heads)

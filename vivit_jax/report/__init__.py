@@ -19,9 +19,7 @@ FILE = "report.html"
 def make(workdir: epath.PathLike) -> epath.Path:
     """Writes `report.html` into the workdir of a run and returns its path.
 
-    Raises:
-      ImportError: the extra `report` is not installed.
-      OSError, ValueError: the workdir holds no run, or one with malformed files.
+    Raises ImportError without the extra `report`, OSError or ValueError for a workdir without a run that can be read.
     """
     try:  # imported here, as training works without the extra
         from vivit_jax.report import load, page

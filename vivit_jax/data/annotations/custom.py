@@ -52,10 +52,8 @@ def read_folder(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
         split_of = {}  # a class may be called "test"
     if split_of and len(split_of) < len(folders):
         others = ", ".join(name for name in folders if name not in split_of)
-        raise AnnotationError(
-            f"{folder}: {others} beside {', '.join(split_of)}; either all folders are splits (train, val, test) or all "
-            "are classes"
-        )
+        expected = "either all folders are splits (train, val, test) or all are classes"
+        raise AnnotationError(f"{folder}: {others} beside {', '.join(split_of)}; {expected}")
     for split, count in Counter(split_of.values()).items():
         if count > 1:
             raise AnnotationError(f"{folder}: several folders for {split}: {', '.join(split_of)}; keep one of them")
@@ -70,20 +68,15 @@ def read_folder(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
         parts = terminal.printable(path).split(os.sep)
         if len(parts) <= depth:
             hint = f"; a video of pictures needs a folder of its own, {layout}/00001.jpg"
-            raise AnnotationError(
-                f"{folder}: {'/'.join(parts)} is in no folder of a class; the layout is {layout}"
-                f"{hint if file in listing.frame_folders else ''}"
-            )
+            layout += hint if file in listing.frame_folders else ""
+            raise AnnotationError(f"{folder}: {'/'.join(parts)} is in no folder of a class; the layout is {layout}")
         entries.append(_Entry(path, {"label": (parts[depth - 1],)}, f"{folder}, {path}", split_of.get(parts[0])))
     with_videos = {tuple(entry.path.split(os.sep)[:depth]) for entry in entries}
     all_classes = [(name,) for name in folders]
     if split_of:
         all_classes = [(split, name) for split in folders for name in storage.names(folder / split) if name[0] != "."]
-    notes = [
-        f"{folder / os.sep.join(parts)}: no video in this folder of a class"
-        for parts in all_classes
-        if parts not in with_videos and folder.joinpath(*parts).is_dir()
-    ]
+    empty = [folder.joinpath(*parts) for parts in all_classes if parts not in with_videos]
+    notes = [f"{path}: no video in this folder of a class" for path in empty if path.is_dir()]
     return _annotations(folder, entries, notes)
 
 
@@ -118,10 +111,8 @@ def read_csv(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotatio
         head for head, column in heads.items() if separator and any(separator in values[column] for _, values in table)
     )
     if separator and not multi_label:
-        raise AnnotationError(
-            f"{path}: {separator!r} is in no field of {', '.join(heads.values())}, so that each video has one label; "
-            "omit --label_separator, or give the separator of the file"
-        )
+        advice = "so that each video has one label; omit --label_separator, or give the separator of the file"
+        raise AnnotationError(f"{path}: {separator!r} is in no field of {', '.join(heads.values())}, {advice}")
     notes += [f"{path}: head {head} is multi-label, separated by {separator!r}" for head in sorted(multi_label)]
     required = ["path", *(column for head, column in heads.items() if head not in multi_label)]
     entries: dict[Any, _Entry] = {}
@@ -144,10 +135,9 @@ def read_csv(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotatio
         earlier = entries.setdefault((name, start, end, entry.split), entry)
         if earlier.labels != labels:
             segment = ", ".join([name, *(f"{seconds:g}" for seconds in (start, end) if seconds is not None)])
-            raise AnnotationError(
-                f"{where}: the segment {segment} is already in {earlier.where.rpartition(', ')[2]} with another label; "
-                "several labels of a video belong into one row, with --label_separator"
-            )
+            advice = "several labels of a video belong into one row, with --label_separator"
+            line = earlier.where.rpartition(", ")[2]
+            raise AnnotationError(f"{where}: the segment {segment} is already in {line} with another label; {advice}")
     if duplicates := len(table) - len(entries):
         notes.append(f"{path}: {duplicates} duplicate rows are ignored")
     return _annotations(path, list(entries.values()), notes, multi_label)
@@ -164,9 +154,7 @@ def _list_files(
     if named := [file for file in files if file.name == f"{dataset.name}.csv"]:
         return {None: named[0]}
     # train.csv before train.txt and my_train_list.csv.
-    for file in sorted(
-        files, key=lambda file: (file.stem.lower() not in parsing.SPLITS, file.suffix.lower() != ".csv")
-    ):
+    for file in sorted(files, key=lambda f: (f.stem.lower() not in parsing.SPLITS, f.suffix.lower() != ".csv")):
         words = {parsing.SPLITS.get(word) for word in re.split(r"[\W\d_]+", file.stem.lower())} - {None}
         if len(words) == 1:
             of_split.setdefault(*words, []).append(file)
@@ -183,10 +171,9 @@ def _list_files(
         similar = parsing.near_misses(folder, ["train.csv", f"{dataset.name}.csv", "train_list.txt"])
         raise MissingDataError(f"no list in {folder}{similar}.\n{missing_message(dataset, annotations=folder)}")
     if len(files) > 1:
-        raise AnnotationError(
-            f"{folder}: {len(files)} CSV files ({', '.join(file.name for file in files[:5])}); select one with "
-            f"--annotations=FILE, call it {dataset.name}.csv, or call them train.csv, val.csv and test.csv"
-        )
+        advice = f"--annotations=FILE, call it {dataset.name}.csv, or call them train.csv, val.csv and test.csv"
+        names = ", ".join(file.name for file in files[:5])
+        raise AnnotationError(f"{folder}: {len(files)} CSV files ({names}); select one with {advice}")
     return {None: files[0]}
 
 
@@ -206,13 +193,11 @@ def _heads(path: storage.AnyPath | None, columns: Sequence[str]) -> dict[str, st
         if match := _HEAD.fullmatch(column):
             heads[match["name"] or "label"] = column
         elif column.startswith("label"):
-            raise AnnotationError(
-                f"{path}: column {column!r}; a head's column is label_ and a name of lower-case letters, digits and _"
-            )
+            form = "label_ and a name of lower-case letters, digits and _"
+            raise AnnotationError(f"{path}: column {column!r}; a head's column is {form}")
     if "label" in heads and len(heads) > 1:
-        raise AnnotationError(
-            f"{path}: columns {', '.join(heads.values())}; with several heads each needs a name, as label_verb"
-        )
+        found = ", ".join(heads.values())
+        raise AnnotationError(f"{path}: columns {found}; with several heads each needs a name, as label_verb")
     return heads
 
 
@@ -241,9 +226,7 @@ def _annotations(
             entry.split = entry.split.replace("test", "validation")
         notes.append(f"{path}: a test split but no validation split; the test split serves as validation")
     train_pairs = {pair for entry in entries if entry.split == "train" for pair in entry.pairs()}
-    class_names = {
-        head: sorted((name for h, name in train_pairs if h == head), key=_order) for head in entries[0].labels
-    }
+    class_names = {head: sorted((n for h, n in train_pairs if h == head), key=_order) for head in entries[0].labels}
     for head, names in class_names.items():
         if all(re.fullmatch(r"\d+", name) for name in names) and names[-1] != str(len(names) - 1):
             numbers = f"the numbers {names[0]} to {names[-1]}"
@@ -253,10 +236,8 @@ def _annotations(
     for entry in sorted(entries, key=lambda entry: ("train", "validation", "test").index(entry.split)):
         for head, name in entry.pairs():
             if (head, name) not in ids:
-                raise AnnotationError(
-                    f"{entry.where}: {head} {name!r} has no training video; the classes are those of the training "
-                    f"split ({len(class_names[head])})"
-                )
+                known = f"the classes are those of the training split ({len(class_names[head])})"
+                raise AnnotationError(f"{entry.where}: {head} {name!r} has no training video; {known}")
         labels = {head: tuple(sorted(ids[head, name] for name in names)) for head, names in entry.labels.items()}
         labels |= {head: class_ids[0] for head, class_ids in labels.items() if head not in multi_label}
         name = terminal.printable(entry.path)

@@ -23,10 +23,8 @@ def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
     for head, names in dataset.class_files.items():
         later = parsing.first(folder, (name.replace(".csv", "_v2.csv") for name in names))
         if later and not parsing.first(folder, names):
-            raise AnnotationError(
-                f"{later}: these are not the {dataset.heads[head]} {head} classes of {dataset.title}; get {names[0]} "
-                f"from {dataset.source}"
-            )
+            published = f"the {dataset.heads[head]} {head} classes of {dataset.title}"
+            raise AnnotationError(f"{later}: these are not {published}; get {names[0]} from {dataset.source}")
         path = parsing.required(dataset, folder, names)
         entries = parsing.table(path, ("id", "key"))
         classes = [(entry["key"], parsing.integer(where, "id", entry["id"])) for where, entry in entries]
@@ -42,10 +40,8 @@ def read(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
             for head, names in class_names.items():
                 labels[head] = parsing.integer(where, f"{head}_class", entry[f"{head}_class"])
                 if not 0 <= labels[head] < len(names):
-                    raise AnnotationError(
-                        f"{where}: {head}_class {labels[head]} is outside 0 to {len(names) - 1} (the classes of "
-                        f"{dataset.class_files[head][0]})"
-                    )
+                    known = f"0 to {len(names) - 1} (the classes of {dataset.class_files[head][0]})"
+                    raise AnnotationError(f"{where}: {head}_class {labels[head]} is outside {known}")
             start, end = (_seconds(where, entry[key]) for key in ("start_timestamp", "stop_timestamp"))
             if end <= start:
                 raise AnnotationError(f"{where}: the segment ends at {end} s, before its start at {start} s")

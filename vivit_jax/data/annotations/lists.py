@@ -43,13 +43,9 @@ def read(
 ) -> tuple[list[tuple[str, dict[str, str]]], list[str], str]:
     """Reads a list; raises AnnotationError, NoLabelsError.
 
-    Args:
-      path: of the file.
-      columns: roles of its columns in order: path, label, label_HEAD, start, end, split; others are not used.
-      label_separator: within a field, so that it does not separate fields.
-
-    Returns:
-      (where, role or name of a column -> value) of each row, the roles or names, and the form for the log ("": usual).
+    `columns`: roles of its columns in order: path, label, label_HEAD, start, end, split; others are not used. The
+    `label_separator` does not separate fields. Returns (where, role or name of a column -> value) of each row, the
+    roles or names, and the form for the log ("": usual).
     """
     separator, table = _table(path, [s for s in _SEPARATORS if s != label_separator], columns and len(columns))
     (_, first), *rest = table
@@ -66,9 +62,8 @@ def read(
         raise AnnotationError(f"{path}: no column path; found {shown}; {_HINT}")
     if not any(name.startswith("label") for name in names):
         raise NoLabelsError(f"{path}: no column label (or label_HEAD for several heads); found {shown}; {_HINT}")
-    form = (
-        f"{f'header {shown}' if has_header else 'no header'}; columns {', '.join(names)}, by {_SEPARATORS[separator]}"
-    )
+    header = f"header {shown}" if has_header else "no header"
+    form = f"{header}; columns {', '.join(names)}, by {_SEPARATORS[separator]}"
     rows = [(where, dict(zip(names, values, strict=True))) for where, values in (rest if has_header else table)]
     return rows, names, "" if has_header and separator == "," and names == first else form
 
@@ -97,10 +92,9 @@ def _table(path: storage.AnyPath, separators: Sequence[str], count: int | None) 
         raise NoLabelsError(f"{lines[0][0]}: {line} is no path and label; put quotes around paths with blanks")
     usual = count or sizes.most_common(1)[0][0]
     where, values = next((where, values) for where, values in table if len(values) != usual)
-    raise AnnotationError(
-        f"{where}: {len(values)} values for {usual} columns ({', '.join(values)[:100]}), separated by "
-        f"{_SEPARATORS[separator]}; several labels of a video need ; or | between them, and --label_separator"
-    )
+    found = f"{len(values)} values for {usual} columns ({', '.join(values)[:100]})"
+    advice = "several labels of a video need ; or | between them, and --label_separator"
+    raise AnnotationError(f"{where}: {found}, separated by {_SEPARATORS[separator]}; {advice}")
 
 
 def _split_blanks(lines: list[tuple[str, str]], count: int | None) -> Lines:

@@ -69,9 +69,8 @@ def required(dataset: catalog.DatasetInfo, folder: storage.AnyPath, names: Seque
     """Returns the first of `names` in `folder`; raises MissingDataError if there is none."""
     path = first(folder, names)
     if path is None:
-        expected = " or ".join(names[:2])
-        similar = near_misses(folder, names[:20])
-        raise MissingDataError(f"no {expected} in {folder}{similar}.\n{missing_message(dataset, annotations=folder)}")
+        expected = f"{' or '.join(names[:2])} in {folder}{near_misses(folder, names[:20])}"
+        raise MissingDataError(f"no {expected}.\n{missing_message(dataset, annotations=folder)}")
     return path
 
 
@@ -192,10 +191,8 @@ def class_count_notes(
     """Returns a note if the head has fewer classes than published; more of them are an error."""
     published = dataset.heads.get(head, len(names))
     if len(names) > published:
-        raise AnnotationError(
-            f"{path}: {len(names)} classes of {head}, {dataset.title} has {published}: the file is of another version "
-            f"or data set; get the right one from {dataset.source}"
-        )
+        advice = f"the file is of another version or data set; get the right one from {dataset.source}"
+        raise AnnotationError(f"{path}: {len(names)} classes of {head}, {dataset.title} has {published}: {advice}")
     return [f"{path}: {len(names)} of the {published} published classes of {head}"] if len(names) < published else []
 
 

@@ -48,8 +48,7 @@ def missing_message(
     dataset: catalog.DatasetInfo, videos: storage.PathLike | None = None, annotations: storage.PathLike | None = None
 ) -> str:
     """Returns the error text for missing data: the folders searched, their expected content, how to get it."""
-    kind = dataset.annotation_format
-    custom = kind in catalog.CUSTOM_KINDS
+    custom = (kind := dataset.annotation_format) in catalog.CUSTOM_KINDS
     lines = [f"{dataset.title}: data is missing."]
     if annotations is not None:
         names = (*dataset.annotation_files.values(), *dataset.class_files.values())

@@ -43,10 +43,8 @@ def read_hmdb51(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
     patterns = dataset.annotation_files["train"]
     files = next((matches for pattern in patterns if (matches := [*folder.glob(pattern)])), None)
     if files is None:
-        similar = parsing.near_misses(folder, [patterns[0].replace("*", "clap")])
-        raise MissingDataError(
-            f"no {patterns[0]} in {folder}{similar}.\n{missing_message(dataset, annotations=folder)}"
-        )
+        hint = parsing.near_misses(folder, [patterns[0].replace("*", "clap")])
+        raise MissingDataError(f"no {patterns[0]} in {folder}{hint}.\n{missing_message(dataset, annotations=folder)}")
     path_of_class = {path.name.removesuffix(patterns[0].removeprefix("*")): path for path in files}
     names = sorted(path_of_class)
     notes = parsing.class_count_notes(dataset, files[0].parent, names)

@@ -68,25 +68,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, help="folder for the records, which go to OUT/NAME/1.0.0")
     parser.add_argument("--label_separator", help="; or |, which separates the labels in multi-label fields of a CSV")
     parser.add_argument(
-        "--columns", help="of a CSV in order, where the header does not tell: path,label; - for one that is not used"
+        "--columns", help="of a CSV in order, if its header is unclear: path,label; - for an unused one"
     )
     parser.add_argument("--splits", help="splits to build, separated by commas; default: all")
     parser.add_argument(
-        "--fps",
-        type=float,
-        help="maximum frames per second, default: those of the source; of folders of frames, their rate",
+        "--fps", type=float, help="maximum frames per second; default: the source's; the rate of folders of frames"
     )
     parser.add_argument("--short_side", type=int, help="maximum, in pixels; default: that of the data set")
     parser.add_argument("--quality", type=int, default=85, help="of the JPEGs, 1 to 95")
-    parser.add_argument(
-        "--allow_rejects", action="store_true", help="exit with 0 even if half of the videos are rejected"
-    )
+    parser.add_argument("--allow_rejects", action="store_true", help="exit with 0 even if half the videos are rejected")
     parser.add_argument("--workers", type=int, default=None, help="decoding processes; default: one per core")
-    parser.add_argument(
-        "--runner",
-        default="local",
-        help="local (this machine), direct (Beam on this machine), or a runner of Beam, with its flags after --",
-    )
+    runners = "local (this machine), direct (Beam on this machine), or a runner of Beam, with its flags after --"
+    parser.add_argument("--runner", default="local", help=runners)
     return parser
 
 

@@ -78,10 +78,9 @@ def write_shards(
     for shard in todo:
         shards.restore(shard, staging)
     if missing := [str(shard.path(staging)) for shard in todo if not shard.done]:
-        raise RuntimeError(
-            f"Beam has finished, but {len(missing)} of {len(todo)} shards are missing, first {missing[0]}: the workers "
-            "must see the output folder under the same path as this machine (a shared disk, or gs://)"
-        )
+        advice = "the workers must see the output folder under the same path as this machine (a shared disk, or gs://)"
+        problem = f"{len(missing)} of {len(todo)} shards are missing, first {missing[0]}"
+        raise RuntimeError(f"Beam has finished, but {problem}: {advice}")
 
 
 def write_shard(

@@ -31,9 +31,8 @@ def build(
         dataset = catalog.get(name)
         for flag in ("label_separator", "columns"):
             if (value := getattr(options, flag)) is not None:
-                raise ValueError(
-                    f"--{flag}={value if flag != 'columns' else ','.join(value)} is for a custom CSV, not for {name}"
-                )
+                shown = ",".join(value) if flag == "columns" else value
+                raise ValueError(f"--{flag}={shown} is for a custom CSV, not for {name}")
         if annotation_folder is None:
             raise ValueError(f"{name} has annotation files: give their folder by --annotations=DIR")
     if options.runner == "local" and options.runner_flags:

@@ -73,10 +73,8 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
             if options.splits is None or split in options.splits
         }
         if video_files.first_frames is not None and encode_options.fps is None:
-            raise ValueError(
-                f"{video_files.first_frames} is a folder of frames, without a frame rate: give it by "
-                "--fps=N (config.data.fps), in frames per second"
-            )
+            advice = "give it by --fps=N (config.data.fps), in frames per second"
+            raise ValueError(f"{video_files.first_frames} is a folder of frames, without a frame rate: {advice}")
         self._all_shards = list(itertools.chain.from_iterable(self._shards.values()))
         self.name = dataset.name
         self._final = records_folder(dataset.name, data_dir)
