@@ -59,10 +59,9 @@ class Preprocessing:
 
 
 def usual_input(model: ViViTConfig, short_side: int | None = None) -> dict[str, Any]:
-    """Returns `config.input` for weights of unknown training: as in the paper (section 4.1).
+    """Returns `config.input` for weights of unknown training, as in the paper (section 4.1).
 
-    Stride 2 for 32 frames, 1 for other lengths; `short_side`, that of the weights' image processor, or where there is
-    none, 256 pixels for crops of 224.
+    Stride 2 for 32 frames, else 1; `short_side` of the weights' image processor, else 256 pixels for crops of 224.
     """
     short_side = max(short_side or round(min(model.image_shape) * 256 / 224), min(model.image_shape))
     return {"stride": 2 if model.num_frames == 32 else 1, "short_side": short_side}

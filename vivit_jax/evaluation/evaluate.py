@@ -56,9 +56,8 @@ def named_classes(metadata: Mapping[str, Any], where: epath.PathLike) -> dict[st
     names = {head: (metadata.get("class_names") or {}).get(head) for head in metadata["heads"]}
     for head, classes in metadata["heads"].items():
         if names[head] and len(names[head]) != classes:
-            raise checkpointing.CheckpointError(
-                f"{where}: head {head!r} has {classes} classes and {len(names[head])} class names; use another step"
-            )
+            problem = f"head {head!r} has {classes} classes and {len(names[head])} class names"
+            raise checkpointing.CheckpointError(f"{where}: {problem}; use another step")
         names[head] = names[head] or placeholders(classes)
         if are_placeholders(names[head]):
             logging.warning("%s does not name its %d classes of %r; they are numbered.", where, classes, head)

@@ -103,10 +103,8 @@ class Evaluator:
         arrays = predictions.sort_by_index(fetched)
         table = predictions.Predictions.from_arrays(arrays, self._split.video_id, list(heads))
         if not np.array_equal(table.index, np.arange(self._split.num_videos)):
-            raise RuntimeError(
-                f"evaluation saw {len(np.unique(table.index))} of the {self._split.num_videos} videos of a split, in "
-                f"{len(table.index)} rows; please report this"
-            )
+            seen = f"{len(np.unique(table.index))} of the {self._split.num_videos} videos of a split"
+            raise RuntimeError(f"evaluation saw {seen}, in {len(table.index)} rows; please report this")
         counted = table.counted
 
         # Scalars for each selection of views.

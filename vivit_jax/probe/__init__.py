@@ -114,10 +114,9 @@ def check_classes(train_splits: Sequence[RecordSplit], eval_set: RecordSplit, se
         for kind, present in (("training", trained), ("evaluated", evaluated)):
             if len(present) < 2 and head not in eval_set.multi_label:
                 classes = f"only the class {names[min(present)]!r}" if present else "no class"
-                raise ValueError(
-                    f"the {kind} videos have {classes} of head {head!r}, so there is nothing to separate; see "
-                    "config.data.train_split, config.data.eval_split and config.data.subset"
-                )
+                advice = "see config.data.train_split, config.data.eval_split and config.data.subset"
+                problem = f"the {kind} videos have {classes} of head {head!r}"
+                raise ValueError(f"{problem}, so there is nothing to separate; {advice}")
         if unseen := [names[i] for i in sorted(evaluated - trained)]:
             listed = f"{', '.join(map(repr, unseen[:8]))}{', ...' if len(unseen) > 8 else ''}"
             message = f"{len(unseen)} classes of head {head!r} have evaluated videos but no training video ({listed})"

@@ -78,17 +78,14 @@ def fit_linear(
     present; `head` is its name, for messages.
     """
     if not (labels != labels[0]).any():
-        raise ValueError(
-            f"the {len(labels)} training videos all have the same labels of head {head!r}, so a linear probe has "
-            "nothing to separate; give videos of two classes or more (config.data.train_split, config.data.subset)"
-        )
+        advice = "give videos of two classes or more (config.data.train_split, config.data.subset)"
+        problem = f"the {len(labels)} training videos all have the same labels of head {head!r}"
+        raise ValueError(f"{problem}, so a linear probe has nothing to separate; {advice}")
     multi_label, grid = labels.ndim == 2, sorted(settings.inverse_penalties)
     held_out = hold_out(labels, settings.held_out_share, settings.seed) if len(grid) > 1 else np.ones(len(labels), bool)
     if not held_out.any():
-        raise ValueError(
-            f"no class of head {head!r} has two training videos, so none can be held out to choose C among "
-            f"{', '.join(map(str, grid))}: give one C (--c={grid[-1]})"
-        )
+        problem = f"no class of head {head!r} has two training videos, so none can be held out to choose C among"
+        raise ValueError(f"{problem} {', '.join(map(str, grid))}: give one C (--c={grid[-1]})")
     regression: Any = LogisticRegression(C=grid[0], max_iter=settings.max_iterations)
     model = make_pipeline(StandardScaler(), OneVsRestClassifier(regression) if multi_label else regression)
     chosen_by: dict[float, float] = {}

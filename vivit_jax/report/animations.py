@@ -23,13 +23,8 @@ def animations(
 ) -> dict[int, str | None]:
     """Reads the first test clip of some videos from the records; OSError or ValueError if these are not available.
 
-    Args:
-      config, eval_split: the config of the run and the name of the evaluated split.
-      class_names: {head: names by class id}; a mixture may have added some to those of the split.
-      videos: {index in the split: expected name of the video}.
-
-    Returns:
-      {index: data URI of an animated WebP (or GIF), None where the record is damaged}.
+    `class_names` is {head: names by class id}, to which a mixture may have added some; `videos` {index in the split:
+    expected name}. Returns {index: data URI of an animated WebP (or GIF), None where the record is damaged}.
     """
     experiment = Experiment.from_config(config)
     data = dataclasses.replace(experiment.data, eval_split=eval_split)

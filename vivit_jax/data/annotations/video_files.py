@@ -197,10 +197,9 @@ class VideoFiles:
                 return
         expected = rows[0].file or rows[0].names[0][0]
         example = next((files[0] for files in self._files.values()), "no video")
-        raise MissingDataError(
-            f"none of the videos in the annotations is in {self.folder}: looked for {expected}, found there "
-            f"{example} and the like.\n{missing_message(self._dataset, videos=self.folder)}"
-        )
+        looked = f"none of the videos in the annotations is in {self.folder}: looked for {expected}"
+        message = missing_message(self._dataset, videos=self.folder)
+        raise MissingDataError(f"{looked}, found there {example} and the like.\n{message}")
 
 
 def _parts(path: str) -> list[str]:

@@ -67,9 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--annotations", help="folder of the annotation files; custom data sets: default --videos")
     parser.add_argument("--out", required=True, help="folder for the records, which go to OUT/NAME/1.0.0")
     parser.add_argument("--label_separator", help="; or |, which separates the labels in multi-label fields of a CSV")
-    parser.add_argument(
-        "--columns", help="of a CSV in order, if its header is unclear: path,label; - for an unused one"
-    )
+    parser.add_argument("--columns", help="of a CSV in order, where unclear: path,label; - for an unused one")
     parser.add_argument("--splits", help="splits to build, separated by commas; default: all")
     parser.add_argument(
         "--fps", type=float, help="maximum frames per second; default: the source's; the rate of folders of frames"

@@ -1,14 +1,13 @@
 """TFDS builder: annotations and videos -> sharded TFRecords of 16-frame JPEG chunks, and their index.
 
-One example is one chunk, and each shard holds its rows in the order of the annotations. (A `GeneratorBasedBuilder` or
-TFDS's own Beam writers would not scale: beyond 1 GB they sort by 128-bit keys spread over 1,000 files, where small
-integers all fall into the first, which is read into memory.)
+Each shard holds its rows in the order of the annotations. (A `GeneratorBasedBuilder` or TFDS's own Beam writers would
+not scale: beyond 1 GB they sort by 128-bit keys spread over 1,000 files, where small integers all fall into the first,
+which is read into memory.) The shards are written first, by worker processes (`shards.py`) or by Beam (`beam.py`); TFDS
+then gives them their final names and writes its metadata.
 
-The shards are written first, by worker processes (`shards.py`) or by Beam (`beam.py`); TFDS then gives them their final
-names and writes its metadata. The result is an ordinary TFDS folder (`tfds.builder_from_directory` reads it) with the
-index, `rejects.csv` and `summary.json` beside it. A bucket can neither rename a folder atomically nor link files:
-there, TFDS works in a local temporary folder with empty files of the shards' sizes, the shards are renamed in the
-bucket, the metadata is copied to it, and `summary.json` comes last.
+A bucket can neither rename a folder atomically nor link files: there, TFDS works in a local temporary folder with empty
+files of the shards' sizes, the shards are renamed in the bucket, the metadata is copied to it, and `summary.json` comes
+last.
 """
 
 import contextlib
