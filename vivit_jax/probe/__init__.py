@@ -54,9 +54,9 @@ def probe(
     mesh = sharding.make_mesh(experiment.mesh)
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
     train_set, eval_set = open_data(experiment.data)
-    k, num_videos = max(settings.neighbours), train_set.num_videos
-    if "knn" in settings.methods and k > num_videos:
-        raise ValueError(f"k-NN with k={k} of {num_videos} training videos: give a smaller --k, or --method=linear")
+    k, n = max(settings.neighbours), train_set.num_videos
+    if "knn" in settings.methods and k > n:
+        raise ValueError(f"k-NN with k={k}, but there are {n} training videos: give a smaller --k, or --method=linear")
     check_classes(train_set.splits, eval_set, settings)
     # Features, by all processes.
     with jax.set_mesh(mesh):
