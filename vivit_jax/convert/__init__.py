@@ -29,40 +29,18 @@ from vivit_jax.convert.writers import save_params, to_flat
 from vivit_jax.models import ViViTConfig
 from vivit_jax.models.config import INHERITED_FIELDS
 
-__all__ = [
-    "FORMATS",
-    "ConversionError",
-    "FileError",
-    "InitFrom",
-    "Initialisation",
-    "Report",
-    "describe_model",
-    "find_format",
-    "image_to_video",
-    "initialise",
-    "load_model",
-    "load_params",
-    "model_for",
-    "save_params",
-    "to_flat",
-]
-
 
 def load_params(
     source: Source, format: str | None = None, *, config: ViViTConfig, prefix: str | None = None
 ) -> dict[str, Any]:
     """Loads the weights of exactly the model `config`: nested NumPy arrays for `ViViT(config).apply({"params": ...})`.
 
-    Args:
-      source: a file or folder, or a mapping name -> array (nested mappings are flattened with '/').
-      format: a key of `FORMATS`; None: auto-detected.
-      config: the model. An image model has `tokenizer="uniform_frames"`, one frame and tubelets of one.
-      prefix: load only names with this prefix, and strip it; None: that of the parameters ('params/',
-        'optimizer/target/'), auto-detected.
+    `source` is a file, a folder or a mapping name -> array (nested ones are flattened with '/'). `format` (a key of
+    `FORMATS`) and `prefix` (load only names with it, and strip it) are auto-detected where None. The config of an image
+    model has `tokenizer="uniform_frames"`, one frame and tubelets of one.
 
-    Raises:
-      FileError: the file is damaged, incomplete or holds no weights.
-      ConversionError: all leaves that are unknown, missing, of another shape or not finite.
+    Raises FileError for a file that is damaged, incomplete or without weights; ConversionError with all leaves that are
+    unknown, missing, of another shape or not finite.
     """
     with open_weights(source, format, prefix) as weights:
         return flax.traverse_util.unflatten_dict(weights.load(config).params, sep="/")
@@ -79,10 +57,7 @@ def load_model(
 ) -> tuple[ViViTConfig, dict[str, Any]]:
     """Loads weights as `load_params`: (config of their model, read off their shapes and metadata; parameters).
 
-    Args:
-      grid: (n_t, n_h, n_w), or (n_h, n_w) of an image model, where the positions allow several grids.
-      num_heads: where the file does not say.
-      like: a model that decides between several readings.
+    `grid`, `num_heads` and `like` say what the file does not: see `Hints`, where `like` is `target`.
     """
     with open_weights(source, format, prefix) as weights:
         config = weights.model_config(Hints(grid, num_heads, like))
@@ -91,7 +66,7 @@ def load_model(
 
 @dataclasses.dataclass(frozen=True)
 class Initialisation:
-    """Result of `initialise`: the model with its inherited fields, its nested parameters, and the report."""
+    """The model with its inherited fields, its nested parameters, and the report."""
 
     config: ViViTConfig
     params: dict[str, Any]
@@ -108,14 +83,9 @@ def initialise(
 ) -> Initialisation:
     """Initialises a model from the weights of any other, image or video, at any size (section 3.4).
 
-    Args:
-      source: as for `load_params`.
-      config: the model; activation, LayerNorm epsilon, biases and the pre-logits layer are inherited from the weights.
-      options: the choices of section 3.4; `options.path` is ignored.
-      class_names: {head: names by class id} of the model, 'label' for an only head; None: unknown.
-
-    Raises:
-      ConversionError: all differences that cannot be converted.
+    Activation, LayerNorm epsilon, biases and the pre-logits layer are inherited from the weights. `options.path` is
+    ignored. `class_names` is {head: names by class id} of the model, 'label' for an only head, as far as known. Raises
+    ConversionError with all differences that cannot be converted.
     """
     options = options or InitFrom()
     with open_weights(source, options.format, options.prefix) as weights:
@@ -129,28 +99,17 @@ def initialise(
                 warnings = [pixels.warning("--config.init_from.")]
         source_names = weights.class_names(source_config)
     config, changes = inherit_fields(source_config, config, options)
+    where, names = weights.container.where, (source_names, class_names or {})
     params, report = adapt(
-        flax.traverse_util.unflatten_dict(loaded.params, sep="/"),
-        source_config,
-        config,
-        options,
-        seed=seed,
-        origin=loaded.origin,
-        where=weights.container.where,
-        class_names=(source_names, class_names or {}),
+        loaded.params, source_config, config, options, seed=seed, origin=loaded.origin, where=where, class_names=names
     )
-    entries = []
-    for entry in report.entries:
-        if entry.outcome in ("loaded", "resized") and (dtypes := loaded.stored_as.get(entry.name)):
-            entry = dataclasses.replace(entry, how=f"{entry.how} (stored as {', '.join(sorted(dtypes))})")
-        entries.append(entry)
-    entries += [Entry(name, "dropped", why) for name, why in loaded.dropped.items()]
+    dropped = [Entry(name, "dropped", why) for name, why in loaded.dropped.items()]
     for why in dict.fromkeys(rule.why for rule in FORMATS[weights.format].dropped if not rule.harmless):
         if names := [name for name, reason in loaded.dropped.items() if reason == why]:
             warnings.append(f"{', '.join(names)} of the weights not used: {why}")
     target = report.target + (f" [inherited from the weights: {', '.join(changes)}]" if changes else "")
-    report = dataclasses.replace(report, entries=tuple(entries), target=target, warnings=(*report.warnings, *warnings))
-    return Initialisation(config, params, report)
+    entries, warnings = (*report.entries, *dropped), (*report.warnings, *warnings)
+    return Initialisation(config, params, Report(report.source, target, entries, warnings))
 
 
 def model_for(source: Source, config: ViViTConfig, options: InitFrom) -> ViViTConfig:
@@ -162,12 +121,9 @@ def model_for(source: Source, config: ViViTConfig, options: InitFrom) -> ViViTCo
 
 def inherit_fields(source_config: ViViTConfig, config: ViViTConfig, options: InitFrom) -> tuple[ViViTConfig, list[str]]:
     """Returns `config` with the `INHERITED_FIELDS` and pre-logits layer of the weights, and a line for each change."""
-    fields = {
-        name: getattr(source_config, name)
-        for name in INHERITED_FIELDS
-        if getattr(source_config, name) != getattr(config, name)
-    }
+    fields = {name: getattr(source_config, name) for name in INHERITED_FIELDS}
     if options.pre_logits == "load" and config.representation_size is None and source_config.representation_size:
         fields["representation_size"] = source_config.representation_size
-    changes = [f"{name} = {value} (was {getattr(config, name)})" for name, value in fields.items()]
+    was = {name: getattr(config, name) for name in fields}
+    changes = [f"{name} = {value} (was {was[name]})" for name, value in fields.items() if value != was[name]]
     return dataclasses.replace(config, **fields), changes

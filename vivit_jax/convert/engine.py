@@ -30,8 +30,7 @@ class Loaded:
     """Result of `load`."""
 
     params: dict[str, np.ndarray]  # our name -> array
-    origin: dict[str, list[str]]  # our name -> names in the file
-    stored_as: dict[str, set[str]]  # our name -> dtypes in the file, where they differ from the parameter's
+    origin: dict[str, str]  # our name -> where it comes from, for the report
     dropped: dict[str, str]  # name in the file -> why it was left out on purpose
 
 
@@ -65,7 +64,7 @@ def load(
     params = filler.finish()
     if problems:
         raise ConversionError("the weights do not fit the model", problems)
-    return Loaded(params, filler.origin, filler.stored_as, dropped_names)
+    return Loaded(params, {name: filler.origin(name) for name in params}, dropped_names)
 
 
 class _Filler:
@@ -73,32 +72,24 @@ class _Filler:
 
     def __init__(self, target: Mapping[str, jax.ShapeDtypeStruct]):
         self.problems: list[str] = []
-        self.origin: dict[str, list[str]] = {}
-        self.stored_as: dict[str, set[str]] = {}
         self._target = target
         self._arrays: dict[str, np.ndarray] = {}
-        self._filled: dict[str, set[int | None]] = {}
-        self._wrong_shapes: dict[str, dict[tuple[int, ...], list[int]]] = {}
+        # Our name -> {layer, None for a whole leaf: the array's (name in the file, shape, dtype)}.
+        self._filled: dict[str, dict[int | None, tuple[str, tuple[int, ...], np.dtype]]] = {}
 
     def put(self, name: str, layer: int | None, array: np.ndarray, source: str) -> None:
         """Stores one layer of a leaf, or (None) the whole leaf."""
         if name not in self._target:
             self.problems.append(f"{source} {array.shape}: would be {name}, which this model does not have")
             return
-        filled = self._filled.setdefault(name, set())
+        filled, leaf = self._filled.setdefault(name, {}), self._target[name]
         if layer in filled:
             self.problems.append(f"{source}: {name} is already filled by another leaf")
             return
-        filled.add(layer)
-        self.origin.setdefault(name, []).append(source)
-        leaf = self._target[name]
+        filled[layer] = source, array.shape, array.dtype
         if layer is None and array.shape != leaf.shape:
             self.problems.append(f"{name}: the source has shape {array.shape}, the model {leaf.shape}")
-        elif layer is not None and array.shape != leaf.shape[1:]:
-            self._wrong_shapes.setdefault(name, {}).setdefault(array.shape, []).append(layer)
-        elif layer is None or layer < leaf.shape[0]:
-            if array.dtype != leaf.dtype:
-                self.stored_as.setdefault(name, set()).add(array.dtype.name)
+        elif layer is None or (array.shape == leaf.shape[1:] and layer < leaf.shape[0]):  # `finish` reports others
             if name not in self._arrays:
                 self._arrays[name] = np.empty(leaf.shape, leaf.dtype)
             destination = self._arrays[name][... if layer is None else layer]
@@ -112,22 +103,26 @@ class _Filler:
     def finish(self) -> dict[str, np.ndarray]:
         """Returns all leaves; missing leaves and wrong layers go to `problems`."""
         for name, leaf in self._target.items():
-            shape = leaf.shape
-            if name not in self._filled:
-                self.problems.append(f"{name} {shape}: nothing in the source fills it")
-                continue
-            layers = {layer for layer in self._filled[name] if layer is not None}
+            shape, layers = leaf.shape, dict(self._filled.get(name, {}))
             if not layers:
+                self.problems.append(f"{name} {shape}: nothing in the source fills it")
+            elif layers.pop(None, None) and not layers:
                 continue
-            if missing := sorted(set(range(shape[0])) - layers):
+            elif missing := sorted(set(range(shape[0])) - set(layers)):
                 self.problems.append(f"{name}: layers {missing} are missing, the model has {shape[0]}")
-            elif extra := sorted(layers - set(range(shape[0]))):
+            elif extra := sorted(set(layers) - set(range(shape[0]))):
                 self.problems.append(f"{name}: the source has layers {extra} too, the model only {shape[0]}")
-            elif wrong_shapes := self._wrong_shapes.get(name):
-                wrong = sorted(layer for layers in wrong_shapes.values() for layer in layers)
-                shapes = ", ".join(map(str, sorted(wrong_shapes)))
-                self.problems.append(f"{name}: layers {wrong} have shape {shapes}, the model {shape[1:]}")
+            elif wrong := {layer: stored for layer, (_, stored, _) in layers.items() if stored != shape[1:]}:
+                shapes = ", ".join(map(str, sorted(set(wrong.values()))))
+                self.problems.append(f"{name}: layers {sorted(wrong)} have shape {shapes}, the model {shape[1:]}")
         return {name: self._arrays[name] for name in self._target if name in self._arrays}
+
+    def origin(self, name: str) -> str:
+        """Returns the names in the file that fill a leaf, and their types where the leaf has another."""
+        sources, _, dtypes = zip(*self._filled[name].values(), strict=True)
+        names = sources[0] if len(sources) == 1 else f"{sources[0]} to {sources[-1]}"
+        others = sorted({dtype.name for dtype in dtypes} - {self._target[name].dtype.name})
+        return f"{names} (stored as {', '.join(others)})" if others else names
 
 
 def save(params: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ Every leaf of the model is loaded, resized or initialised, every leaf of the wei
 them with the reason. Any other difference between the two models is an error.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,8 +23,6 @@ from vivit_jax.convert.tables.rows import Hints
 from vivit_jax.models import ViViT, ViViTConfig, abstract_params
 from vivit_jax.models.config import INHERITED_FIELDS
 
-_SAME = ("hidden_size", "num_layers", "num_heads", "mlp_dim", "in_channels")
-
 
 def image_to_video(
     image_params: Mapping[str, Any],
@@ -37,15 +36,9 @@ def image_to_video(
 ) -> dict[str, Any]:
     """Returns parameters of a video model initialised from those of an image ViT (section 3.4).
 
-    Positions are repeated n_t times, and resized where the grid differs; the patch embedding becomes tubelets by eq. 8
-    or 9. Model 2's spatial encoder is the image model, class token included, its temporal encoder random. Model 3's
-    spatial attention is the image model's, its temporal attention starts at zero.
-
-    Args:
-      image_params: nested, of an image ViT (`load_model`, `load_params`).
-      config: the video model, with the image model's activation, epsilon and biases (`initialise` sets them).
-      embedding, temporal_attention, head: see `InitFrom`; `head` is `reinit` or `keep`.
-      image_config: the image model; None: from the shapes of its parameters.
+    `image_params` are nested (`load_model`, `load_params`); without `image_config` their shapes give it. `config` has
+    the image model's activation, epsilon and biases (`initialise` sets them). For `embedding`, `temporal_attention` and
+    `head` (`reinit` or `keep`) see `InitFrom`; docs/weights.md says what becomes of the other leaves.
     """
     options = InitFrom(embedding=embedding, temporal_attention=temporal_attention, head=head, pre_logits="drop")
     if image_config is None:
@@ -61,15 +54,15 @@ def adapt(
     options: InitFrom,
     *,
     seed: int = 0,
-    origin: Mapping[str, Iterable[str]] | None = None,
+    origin: Mapping[str, str] | None = None,
     where: str = "parameters",
     class_names: tuple[heads.ClassNames, heads.ClassNames] = ({}, {}),
 ) -> tuple[dict[str, Any], Report]:
     """Fits the parameters of one model to another: (nested parameters of `ViViT(config)`, the report).
 
-    `params` are nested, of the model `source`, any of ours or an image ViT. `class_names` are those of `source` and of
-    `config`, as far as they are known; `origin` (our name -> names in the file) and `where` (the file) are for the
-    report. ConversionError lists all differences that cannot be converted.
+    `params` are nested or flat, of the model `source`, any of ours or an image ViT. `class_names` are those of `source`
+    and of `config`, as far as they are known; `origin` (`Loaded.origin`) and `where` (the file) are for the report.
+    ConversionError lists all differences that cannot be converted.
     """
     flat = {k: np.asarray(v) for k, v in flax.traverse_util.flatten_dict(dict(params), sep="/").items()}
     adaptation = _Adaptation(flat, source, config, options, origin or {}, class_names)
@@ -79,21 +72,19 @@ def adapt(
     return flax.traverse_util.unflatten_dict(adaptation.params, sep="/"), report
 
 
+@dataclasses.dataclass
 class _Adaptation:
     """Fills `params` from `source_params` and records the outcome of every leaf."""
 
-    def __init__(
-        self,
-        source_params: dict[str, np.ndarray],
-        source: ViViTConfig,
-        config: ViViTConfig,
-        options: InitFrom,
-        origin: Mapping[str, Iterable[str]],
-        class_names: tuple[heads.ClassNames, heads.ClassNames],
-    ):
-        self.source_params, self.source, self.config, self.options = source_params, source, config, options
-        self.origin, self.class_names = origin, class_names
-        self.target = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
+    source_params: dict[str, np.ndarray]
+    source: ViViTConfig
+    config: ViViTConfig
+    options: InitFrom
+    origin: Mapping[str, str]
+    class_names: tuple[heads.ClassNames, heads.ClassNames]
+
+    def __post_init__(self):
+        self.target = flax.traverse_util.flatten_dict(abstract_params(self.config), sep="/")
         self.params: dict[str, np.ndarray] = {}
         self.entries: list[Entry] = []
         self.problems: list[str] = []
@@ -101,8 +92,7 @@ class _Adaptation:
         self._random: dict[str, str] = {}  # our name -> why it starts as in training from scratch
         self._used: set[str] = set()  # names of the weights
         self._folded = ""  # what was folded into the embedding
-        self._encoder = _encoder_name(config)
-        self._source_encoder = _encoder_name(source)
+        self._encoder, self._source_encoder = _encoder_name(self.config), _encoder_name(self.source)
 
     def run(self, seed: int) -> None:
         """Fills all leaves; raises ConversionError with all that does not fit."""
@@ -125,36 +115,29 @@ class _Adaptation:
         if self.problems:
             models = f"({describe_model(self.source)}) cannot initialise this model ({describe_model(self.config)})"
             raise ConversionError(f"the weights {models}", self.problems)
-        for name, array in random_leaves(self.config, self._random, seed).items():
-            self.params[name] = array
-            self.entries.append(Entry(name, "initialised", self._random[name]))
+        self.params |= random_leaves(self.config, self._random, seed)
+        self.entries += [Entry(name, "initialised", why) for name, why in self._random.items()]
         self.params = {name: self.params[name] for name in self.target}
         order = {name: position for position, name in enumerate(self.target)}
         self.entries.sort(key=lambda entry: order.get(entry.name, len(order)))
         assert self._used.issuperset(self.source_params), "a leaf of the weights is not accounted for"
 
     def _check_configs(self) -> None:
-        for name in (*_SAME, *INHERITED_FIELDS):
+        for name in ("hidden_size", "num_layers", "num_heads", "mlp_dim", "in_channels", *INHERITED_FIELDS):
             value, source_value = getattr(self.config, name), getattr(self.source, name)
             if value != source_value:
                 self.problems.append(f"{name} is {source_value} in the weights, {value} in the model")
         patch, source_patch = self.config.tubelet_size[1:], self.source.tubelet_size[1:]
         if patch != source_patch:
             self.problems.append(f"patches are {source_patch} pixels in the weights, {patch} in the model")
-        for name in ("pixel_mean", "pixel_std"):
-            value, channels = getattr(self.options, name), self.source.in_channels
-            if value is not None and len(value) != channels:
-                self.problems.append(f"{name}={value} must have a number for each of {channels} channels")
 
     def _put(self, name: str, array: np.ndarray, source: str, outcome: str = "loaded", how: str = "") -> None:
         """Fills a leaf of the model from the leaf `source` of the weights."""
         self.params[name] = np.ascontiguousarray(array, dtype=self.target[name].dtype) if name in self.target else array
         self._used.add(source)
-        files = list(self.origin.get(source, ()))
-        if source.startswith("tokenizer/") and self._folded:
-            how = f"{how}; {self._folded}" if how else self._folded
-        label = files[0] if len(files) == 1 else f"{files[0]} to {files[-1]}" if files else source
-        self.entries.append(Entry(name, outcome, f"{label}; {how}" if how else label))
+        folded = self._folded if source.startswith("tokenizer/") else ""
+        parts = (self.origin.get(source, source), how, folded)
+        self.entries.append(Entry(name, outcome, "; ".join(part for part in parts if part)))
 
     def _copy(self, path: str, source: str, how: str = "") -> None:
         """Copies all leaves under a path."""
@@ -235,10 +218,9 @@ class _Adaptation:
         self._copy(path, source_space, f"temporal_attention = {choice}: a copy of the spatial one")
         if choice == "zero":
             why = "temporal_attention = zero: a block starts as the image model's"
-            for name in _under(f"{path}/out", self.params):
-                self.params[name] = np.zeros_like(self.params[name])
-                self.entries = [entry for entry in self.entries if entry.name != name]
-                self.entries.append(Entry(name, "initialised", why))
+            names = _under(f"{path}/out", self.params)
+            self.params |= {name: np.zeros_like(self.params[name]) for name in names}
+            self.entries = [Entry(e.name, "initialised", why) if e.name in names else e for e in self.entries]
 
     def _class_token(self, encoder: str, source_encoder: str) -> None:
         name, source = f"{encoder}/class_token", f"{source_encoder}/class_token"
@@ -251,11 +233,9 @@ class _Adaptation:
 
     def _positions(self) -> None:
         """Fills the positions of the joint or spatial encoder; those of a spatial encoder have no time axis."""
-        source = f"{self._source_encoder}/position_embedding"
         (old_t, *old_space), (n_t, *space) = self.source.grid, self.config.grid
         spatial, from_spatial = "spatial" in self._encoder, "spatial" in self._source_encoder
-        slot, field = _split(self.source_params[source], f"{self._source_encoder}/class_token" in self.source_params)
-        field = field.reshape(*([] if from_spatial else [old_t]), *old_space, -1)
+        field = self._field(self._source_encoder).reshape(*([] if from_spatial else [old_t]), *old_space, -1)
         steps = []
         if spatial and not from_spatial:
             if old_t > 1:
@@ -266,26 +246,31 @@ class _Adaptation:
             field = field[0]
         grid = space if spatial or repeated else [n_t, *space]
         if tuple(grid) != field.shape[:-1]:
-            steps.append(f"from {_times(field.shape[:-1])} to {_times(grid)}, linear")
+            old, new = (" x ".join(map(str, size)) for size in (field.shape[:-1], grid))
+            steps.append(f"from {old} to {new}, linear")
             field = resize_grid(field, grid)
         if repeated:
             field = np.broadcast_to(field, (n_t, *field.shape))
             steps.append(f"repeated {n_t} times")
-        self._put_positions(f"{self._encoder}/position_embedding", source, slot, field, steps)
+        self._put_positions(self._encoder, self._source_encoder, field, steps)
 
-    def _put_positions(
-        self, name: str, source: str, slot: np.ndarray | None, field: np.ndarray, steps: list[str]
-    ) -> None:
-        """Fills positions [..., d], with the class token's slot in front where the model has one."""
-        field = field.reshape(-1, field.shape[-1])
-        has_token = f"{name.rpartition('/')[0]}/class_token" in self.target
-        if has_token and slot is None:
-            slot = np.zeros((1, field.shape[-1]), field.dtype)
-            steps = [*steps, "the class token's at zero"]
-        elif not has_token and slot is not None:
-            steps = [*steps, "without the class token's"]
-        positions = np.concatenate([slot, field]) if has_token else field
-        self._put(name, positions, source, "resized" if steps else "loaded", ", ".join(steps))
+    def _field(self, encoder: str) -> np.ndarray:
+        """Returns the positions of the weights [N, d] without the class token's, which is the first."""
+        positions = self.source_params[f"{encoder}/position_embedding"]
+        return positions[1:] if f"{encoder}/class_token" in self.source_params else positions
+
+    def _put_positions(self, encoder: str, source_encoder: str, field: np.ndarray, steps: list[str]) -> None:
+        """Fills positions [..., d], with the class token's in front where the model has one."""
+        field, source = field.reshape(-1, field.shape[-1]), f"{source_encoder}/position_embedding"
+        had_token = f"{source_encoder}/class_token" in self.source_params
+        if f"{encoder}/class_token" not in self.target:
+            steps = [*steps, "without the class token's"] if had_token else steps
+        elif had_token:
+            field = np.concatenate([self.source_params[source][:1], field])
+        else:
+            field, steps = np.pad(field, ((1, 0), (0, 0))), [*steps, "the class token's at zero"]
+        outcome = "resized" if steps else "loaded"
+        self._put(f"{encoder}/position_embedding", field, source, outcome, ", ".join(steps))
 
     def _temporal_encoder(self) -> None:
         name = "temporal_encoder"
@@ -307,12 +292,9 @@ class _Adaptation:
             self._copy(f"{name}/layers", f"{name}/layers")
             self._copy(f"{name}/norm", f"{name}/norm")
             self._class_token(name, name)
-            positions = f"{name}/position_embedding"
-            slot, field = _split(self.source_params[positions], f"{name}/class_token" in self.source_params)
-            n_t, old_t = self.config.grid[0], field.shape[0]
-            steps = [f"from {old_t} to {n_t} times, linear"] if n_t != old_t else []
-            field = resize_grid(field, [n_t])
-            self._put_positions(positions, positions, slot, field, steps)
+            n_t, field = self.config.grid[0], self._field(name)
+            steps = [f"from {len(field)} to {n_t} times, linear"] if n_t != len(field) else []
+            self._put_positions(name, name, resize_grid(field, [n_t]), steps)
 
     def _heads(self) -> None:
         size, source_size = self.config.representation_size, self.source.representation_size
@@ -361,12 +343,3 @@ def _encoder_name(config: ViViTConfig) -> str:
 def _under(path: str, names: Iterable[str]) -> list[str]:
     """Returns the names of a leaf or of all leaves under a path."""
     return [name for name in names if name == path or name.startswith(f"{path}/")]
-
-
-def _split(positions: np.ndarray, has_token: bool) -> tuple[np.ndarray | None, np.ndarray]:
-    """Splits positions into the class token's slot [1, d] (or None) and the others [N, d]."""
-    return (positions[:1], positions[1:]) if has_token else (None, positions)
-
-
-def _times(grid: Iterable[int]) -> str:
-    return " x ".join(map(str, grid))

@@ -26,8 +26,7 @@ def central_frame(kernel: np.ndarray, t: int) -> np.ndarray:
     `kernel` is [h, w, C, d] of an image model, or [s, h, w, C, d] of tubelets with s <= t frames, whose own central
     frame moves to frame t // 2; the result [t, h, w, C, d].
     """
-    if kernel.ndim == 4:
-        kernel = kernel[None]
+    kernel = kernel[None] if kernel.ndim == 4 else kernel
     frames = kernel.shape[0]
     if frames > t:
         raise ValueError(f"central_frame would drop {frames - t} of the {frames} frames; use filter_inflation")
@@ -43,8 +42,7 @@ def filter_inflation(kernel: np.ndarray, t: int) -> np.ndarray:
     Generalised to tubelets of s frames: each new frame takes the part of the old kernel that it covers in time. The sum
     over the frames, the response to a static clip, stays the same. Shapes are those of `central_frame`.
     """
-    if kernel.ndim == 4:
-        kernel = kernel[None]
+    kernel = kernel[None] if kernel.ndim == 4 else kernel
     frames = kernel.shape[0]
     if frames == t:
         return kernel
@@ -63,10 +61,8 @@ def fold_normalisation(
     (x - mean) / std = v / (2 std) + (1/2 - mean) / std; without padding the constant goes into the bias. `kernel` is
     [..., h, w, C, d], `bias` [d]; `mean` and `std` have a value for each of the C channels.
     """
-    if not len(mean) == len(std) == kernel.shape[-2]:
-        raise ValueError(
-            f"pixel_mean={mean} and pixel_std={std} must have a value for each of {kernel.shape[-2]} channels"
-        )
+    if not len(mean) == len(std) == (channels := kernel.shape[-2]):
+        raise ValueError(f"pixel_mean={mean} and pixel_std={std} must have a value for each of {channels} channels")
     wide, scale = kernel.astype(np.float64), np.asarray(std, np.float64)[:, None]
     shift = (0.5 - np.asarray(mean, np.float64)[:, None]) / scale
     constant = (wide * shift).sum(axis=tuple(range(kernel.ndim - 1)))

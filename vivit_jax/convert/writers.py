@@ -53,10 +53,8 @@ def save_params(
     """Writes nested parameters of `config`; `load_params` reads all formats. `path`, which must not exist, becomes:
 
     * `scenic`: a flat .npz where it ends so, otherwise Flax msgpack, as Scenic's `checkpoint_0`.
-    * `vit_npz`: a flat .npz.
-    * `huggingface`: a folder for `from_pretrained`: `model.safetensors`, `config.json`, `preprocessor_config.json`. The
-      processor scales pixels to [-1, 1], the range of all our models; the default of its class is [-3, 1].
-    * `timm`: a state dict, .safetensors.
+    * `vit_npz`: a flat .npz; `timm`: a state dict, .safetensors.
+    * `huggingface`: a folder for `from_pretrained`: `model.safetensors`, `config.json`, `preprocessor_config.json`.
     * `orbax`: a run directory whose checkpoint 0 holds the parameters alone, to evaluate, predict and initialise from.
 
     `class_names` is {head: names by class id}, 'label' for an only head; `record` the config of a run
@@ -71,20 +69,24 @@ def save_params(
     if path.exists():
         raise FileExistsError(f"{path} exists already; choose another path or remove it")
     flat = to_flat(params, format, config)
+    metadata = {"config": huggingface_config(config, class_names)} if format == "huggingface" else {}
     if format != "orbax":
-        metadata = {"config": huggingface_config(config, class_names)} if format == "huggingface" else {}
         _check_expressible(flat, format, config, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     is_remote = storage.is_remote(path)
-    if is_remote and format == "orbax":
-        _write_checkpoint(flat, path, config, class_names, record, preprocessing)  # Orbax itself marks it as complete
-        return
     with tempfile.TemporaryDirectory(dir=None if is_remote else path.parent, prefix=f".{path.name}.") as folder:
-        written = Path(folder) / path.name
+        # Orbax writes to a bucket by itself, and marks the checkpoint as complete.
+        written = path if is_remote and format == "orbax" else Path(folder) / path.name
         if format == "orbax":
             _write_checkpoint(flat, written, config, class_names, record, preprocessing)
         elif format == "huggingface":
-            _write_huggingface(flat, written, config, class_names)
+            written.mkdir()
+            safetensors.numpy.save_file(flat, written / "model.safetensors", metadata={"format": "pt"})
+            files = {"config.json": metadata["config"]}
+            if not is_image_model(config):
+                files["preprocessor_config.json"] = preprocessor_config(config)
+            for name, content in files.items():
+                (written / name).write_text(json.dumps(content, indent=2) + "\n")
         elif format == "timm":
             safetensors.numpy.save_file(flat, written, metadata={"format": "pt"})
         elif path.suffix == ".npz":
@@ -93,8 +95,8 @@ def save_params(
             tree = flax.traverse_util.unflatten_dict(flat, sep="/")
             state = {"global_step": 0, "model_state": {}, "params": tree}
             written.write_bytes(flax.serialization.msgpack_serialize(state))
-        move = storage.copy if is_remote else shutil.move
-        move(written, path)
+        if written != path:
+            (storage.copy if is_remote else shutil.move)(written, path)
 
 
 def _check_expressible(flat: Arrays, format: str, config: ViViTConfig, metadata: Mapping[str, Any]) -> None:
@@ -148,7 +150,10 @@ def huggingface_config(config: ViViTConfig, class_names: ClassNames = None) -> d
 
 
 def preprocessor_config(config: ViViTConfig) -> dict[str, Any]:
-    """Returns `preprocessor_config.json`: short side 256/224 of the crop, centre crop, pixels x / 127.5 - 1."""
+    """Returns `preprocessor_config.json`: short side 256/224 of the crop, centre crop, pixels x / 127.5 - 1.
+
+    That is the range of all our models; the default of the processor's class is [-3, 1].
+    """
     height, width = config.image_shape
     return {
         "image_processor_type": "VivitImageProcessor",
@@ -175,14 +180,6 @@ def _class_names(config: ViViTConfig, class_names: ClassNames) -> dict[str, list
         if len(names[head]) != classes:
             raise ValueError(f"{len(names[head])} class names were given for {head}, which has {classes} classes")
     return names
-
-
-def _write_huggingface(flat: Arrays, path: Path, config: ViViTConfig, names: ClassNames) -> None:
-    path.mkdir()
-    safetensors.numpy.save_file(dict(flat), path / "model.safetensors", metadata={"format": "pt"})
-    (path / "config.json").write_text(json.dumps(huggingface_config(config, names), indent=2) + "\n")
-    if not is_image_model(config):
-        (path / "preprocessor_config.json").write_text(json.dumps(preprocessor_config(config), indent=2) + "\n")
 
 
 def _write_checkpoint(

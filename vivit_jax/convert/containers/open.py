@@ -17,8 +17,6 @@ from vivit_jax.convert.containers import arrays, pytorch
 from vivit_jax.convert.containers.arrays import Container, FileError, Leaf, reading
 from vivit_jax.utils import storage
 
-__all__ = ["Container", "FileError", "Leaf", "open_container"]
-
 _READERS = {
     "npz": arrays.read_npz,
     "safetensors": arrays.read_safetensors,
@@ -48,11 +46,10 @@ _OTHER_FILES = {
 def open_container(source: str | os.PathLike[str] | Mapping[str, Any]) -> Container:
     """Opens weights: `with open_container(path) as container: container.leaves[name].read()`.
 
-    Args:
-      source: a mapping of arrays, flat or nested; a file: .npz, safetensors, PyTorch, Flax msgpack, or the .index.json
-        of shards; or a folder: of Hugging Face, a run's workdir or one step of it (of several steps the best), one of
-        Orbax by another program, one with Flax's `checkpoint_N` (the highest N), or one with a single weight file.
-        Paths may be remote (gs://): a file is then copied to the temporary folder.
+    `source` is a mapping of arrays, flat or nested; a file: .npz, safetensors, PyTorch, Flax msgpack, or the index.json
+    of shards; or a folder: of Hugging Face, a run's workdir or one step of it (of several steps the best), one of Orbax
+    by another program, one with Flax's `checkpoint_N` (the highest N), or one with a single weight file. Paths may be
+    remote (gs://): a file is then copied to the temporary folder.
     """
     container = arrays.open_mapping(source) if isinstance(source, Mapping) else _open(epath.Path(source))
     if not container.leaves:
@@ -167,10 +164,7 @@ def _open_folder(path: epath.Path) -> Container:
 
 
 def _open_run(path: epath.Path) -> Container | None:
-    """Opens the parameters in a checkpoint of our own, without the optimizer state; None where there is none.
-
-    `path` is a workdir, its folder of steps, or one step. Of several steps the best one by the run's metric is taken.
-    """
+    """Opens the parameters in a checkpoint of our own, of several steps the best by the run's metric; None for none."""
     from vivit_jax import checkpoint as checkpointing
 
     try:
@@ -197,17 +191,16 @@ def _open_run(path: epath.Path) -> Container | None:
 def _open_orbax(path: epath.Path) -> Container | None:
     """Opens a tree that Orbax wrote, or a step with several of them; None where there is none."""
     markers = ("_METADATA", "manifest.ocdbt", "checkpoint")
-    items = {"": path, **{f"{child.name}/": child for child in sorted(path.iterdir()) if child.is_dir()}}
-    items = {name: item for name, item in items.items() if any((item / marker).is_file() for marker in markers)}
-    if not items:
-        return None
+    folders = [path, *(child for child in sorted(path.iterdir()) if child.is_dir())]
+    items = [folder for folder in folders if any((folder / marker).is_file() for marker in markers)]
+    items = [path] if path in items else items
     leaves, resources = {}, contextlib.ExitStack()
-    for name, item in ({"": items[""]} if "" in items else items).items():
+    for item in items:
         with reading(str(item)):
             of_item = _read_orbax(item, str(path), resources)
-        prefix = name if len(items) > 1 and "" not in items else ""
-        leaves |= {f"{prefix}{leaf}": value for leaf, value in of_item.items()}
-    return Container(leaves, "orbax", str(path), {}, resources)
+        prefix = f"{item.name}/" if len(items) > 1 else ""
+        leaves |= {prefix + name: leaf for name, leaf in of_item.items()}
+    return Container(leaves, "orbax", str(path), {}, resources) if items else None
 
 
 def _read_orbax(

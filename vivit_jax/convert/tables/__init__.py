@@ -1,9 +1,7 @@
 """Parameter names of other implementations, as data: one table a format."""
 
 from vivit_jax.convert.tables import huggingface, native, scenic, timm, videoprism, vit_npz
-from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Row
-
-__all__ = ["FORMATS", "Dropped", "Format", "Hints", "Row"]
+from vivit_jax.convert.tables.rows import Format, Hints
 
 # By name, in the order of auto-detection.
 FORMATS: dict[str, Format] = {

@@ -6,21 +6,17 @@ from typing import Any
 
 # Pattern -> the model, and what of it ViViT does not have. The first that matches counts.
 _MODELS = {
-    r"temporal_attn\.|temporal_attention\.|time_embed(dings)?$": (
-        "TimeSformer: attention divided in time and space in each block, and a time embedding"
-    ),
-    r"predictor_blocks\.|predictor_embed\.|predictor\.embeddings\.|embeddings\.patch_embeddings\.proj\.": (
+    r"temporal_att(n|ention)\.|time_embed(dings)?$": "TimeSformer: attention divided in time and space in each block",
+    r"predictor(_blocks|_embed|\.embeddings)\.|embeddings\.patch_embeddings\.proj\.": (
         "V-JEPA or I-JEPA: no class token, and a predictor or rotary positions"
     ),
     r"layers\.\d+\.blocks\.\d+\.|encoder\.layers\.\d+\.blocks\.\d+\.": "Swin: attention in shifted windows",
     r"attn\.pool_[qkv]|attn\.rel_pos_[hwt]|attn\.rel_pos\.": "MViT or another model with relative positions",
     r"blocks\.\d+\.(attn\.q_proj|mlp\.(w12|w1|fc1_g|norm))\.": "EVA or DINOv2-g: gated MLPs (SwiGLU)",
     r"embeddings\.patch_embeddings\.(weight|bias)$": "DINOv3: rotary positions",
-    r"relative_position_bias|lambda_1$|gamma_1$": ("BEiT or DINOv3: scaled branches with relative or rotary positions"),
+    r"relative_position_bias|lambda_1$|gamma_1$": "BEiT or DINOv3: scaled branches with relative or rotary positions",
     r"q_bias$|(^|[./])videomae\.|encoder_to_decoder\.": "VideoMAE (or EVA): no bias on keys, positions computed",
-    r"dist(illation)?_token$|head_dist\.|distillation_classifier\.": (
-        "DeiT, distilled: a second class token and a second classifier"
-    ),
+    r"dist(illation)?_token$|head_dist\.|distillation_classifier\.": "DeiT, distilled: a second token and classifier",
     r"reg(ister)?_tokens?$": "DINOv2 with registers or another ViT with register tokens, which every layer attends to",
     r"layer_scale[12]\.lambda1$": (
         "DINOv2 under Hugging Face's names: scaled branches. Under timm's names (vit_base_patch14_dinov2) it is read"
@@ -35,7 +31,7 @@ _PATCHES = "patch_embeddings.projection.weight"
 
 
 def name_of(leaves: Mapping[str, Any]) -> str | None:
-    """Returns which other model names and shapes are of, and why ViViT cannot have its weights; None for none known."""
+    """Returns which other model the leaves are of, and why ViViT cannot have its weights; None for none known."""
     for pattern, model in _MODELS.items():
         if name := next((name for name in leaves if re.search(pattern, name)), None):
             return f"{model} ({name})"

@@ -17,11 +17,8 @@ BLOCK = {
     "MlpBlock_0": "mlp",
 }
 BLOCK_MODEL_3 = {
-    "LayerNorm_time": "norm_time",
-    "MultiHeadDotProductAttention_time": "attention_time",
-    "LayerNorm_space": "norm_space",
-    "MultiHeadDotProductAttention_space": "attention_space",
-    "LayerNorm_mlp": "norm_mlp",
+    **{f"LayerNorm_{axis}": f"norm_{axis}" for axis in ("time", "space", "mlp")},
+    **{f"MultiHeadDotProductAttention_{axis}": f"attention_{axis}" for axis in ("time", "space")},
     "MlpBlock": "mlp",
 }
 
@@ -148,9 +145,5 @@ TRAINING_STATE = Dropped(
     "training state of the program that wrote the file, not parameters",
 )
 
-FORMAT = Format(
-    rows=scenic,
-    describe=describe,
-    signature=r"(Spatial|Temporal)?Transformer/encoderblock_\d+/",
-    dropped=(TRAINING_STATE,),
-)
+SIGNATURE = r"(Spatial|Temporal)?Transformer/encoderblock_\d+/"
+FORMAT = Format(rows=scenic, describe=describe, signature=SIGNATURE, dropped=(TRAINING_STATE,))

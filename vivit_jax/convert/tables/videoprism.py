@@ -6,12 +6,9 @@ blocks:
 * Attention logits capped by 50 tanh(x / 50) and the exact GELU: config fields, the same in every released model.
 * Frames in [0, 1], ours in [-1, 1]: folded into the patch projection, exactly, since nothing is padded.
 * LayerNorms store scale - 1: one is added.
-* `per_dim_scale`, a learned factor on each dimension of the queries, which the released video encoders do not have:
-  folded into the query's kernel and bias.
-* Norms after a branch (`norm_policy="primer_hybrid"`): refused. The policies `post` and `post_skip`, which no released
-  video encoder has, use the names of `pre` and cannot be distinguished from it.
-
-The video-text models (`videoprism_lvt_*`) contain such an encoder under `vision_encoder/`.
+* `per_dim_scale`, a learned factor on each dimension of the queries, in no released video encoder: folded into them.
+* Norms after a branch (`norm_policy="primer_hybrid"`): refused. The policies `post` and `post_skip`, in no released
+  video encoder either, use the names of `pre` and cannot be distinguished from it.
 """
 
 import math
@@ -107,7 +104,7 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
 
 
 def fold(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Folds the range of pixels and `per_dim_scale` into other leaves, lazily, and strips `vision_encoder/`.
+    """Folds pixels and `per_dim_scale` into other leaves, lazily; strips `vision_encoder/` of video-text models.
 
     * Pixels: u in [0, 1] there, v = 2 u - 1 here; K u + b = (K / 2) v + (b + K 1 / 2), K 1 the sum over a patch.
     * `per_dim_scale` p: queries are q softplus(p) / (softplus(0) sqrt(head_dim)) there, q / sqrt(head_dim) here.
@@ -151,7 +148,7 @@ def _read(name: str, ours: str, load: Callable[[np.ndarray], np.ndarray] = lambd
     return row(name, ours, Transform(load=lambda x: [load(x)], save=_refuse))
 
 
-def _refuse(arrays: Leaves) -> np.ndarray:
+def _refuse(_: Leaves) -> np.ndarray:
     raise ValueError("VideoPrism's weights are read and not written; keep the model as a checkpoint of a run")
 
 

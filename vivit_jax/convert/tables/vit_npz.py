@@ -10,12 +10,8 @@ from vivit_jax.convert.tables.scenic import BLOCK, TRAINING_STATE, block_rows
 from vivit_jax.convert.tables.sizes import check_image_model, count_layers, image_config, shape_of, space_grid
 from vivit_jax.models import ViViTConfig
 
-_AUGREG = {
-    "LayerNorm_0": "norm_attention",
-    "MultiHeadDotProductAttention_1": "attention",
-    "LayerNorm_2": "norm_mlp",
-    "MlpBlock_3": "mlp",
-}
+_AUGREG_MODULES = ("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
+_AUGREG = dict(zip(_AUGREG_MODULES, BLOCK.values(), strict=True))
 
 
 def vit_npz(config: ViViTConfig) -> list[Row]:
@@ -72,9 +68,7 @@ FORMAT = Format(
     rows=vit_npz,
     describe=describe,
     # The positions of big_vision alone: other models have them in a module of their own.
-    signature=(
-        r"Transformer/encoderblock_\d+/MlpBlock_3/|Transformer/encoderblock/|(?<!\.)(?<!posembed_input/)pos_embedding$"
-    ),
+    signature=r"Transformer/encoderblock(_\d+/MlpBlock_3)?/|(?<!\.)(?<!posembed_input/)pos_embedding$",
     dropped=(
         TRAINING_STATE,
         Dropped(r"MAPHead_0/", "attention that pools its tokens, which ViViT does not have", harmless=False),
