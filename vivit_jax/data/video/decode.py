@@ -4,8 +4,6 @@ Always decodes from the first frame, since seeking is inexact in some containers
 one process per core.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools
@@ -82,15 +80,13 @@ def iterate_frames(
 ) -> Iterator[Frame]:
     """Yields the frames of a file's first video stream that is not a cover picture, in order of display.
 
+    `path` is of any container and codec of FFmpeg, or a folder of numbered pictures (`frame_folder`), `fps` a second
+    (None: 25). `end`: only frames before this many seconds. `short_side`: resize (bicubic) to this many pixels; smaller
+    videos keep their size.
+
     All frames have the size of the first, and their times are strictly increasing (see `_Clock`). A stream that begins
     between key frames is decoded from the first one. Raises VideoError, also if more than `LOSS_TOLERANCE` of the
     length is damaged or missing; up to that, the frames before the damage are the video. Logs what is left out.
-
-    Args:
-      path: of any container and codec of FFmpeg; a file in a bucket is copied to the temporary folder first.
-      end: seconds from the video's start, only frames before it; None: all.
-      short_side: resize (bicubic) so that the short side has this many pixels; smaller videos keep their size.
-      fps: frames per second if `path` is a folder of numbered pictures (`frame_folder`); None: 25.
     """
     path = storage.path(path)
     if path.is_dir():
@@ -104,10 +100,30 @@ def iterate_frames(
                 raise VideoError(f"{path}: {storage.absence(path)}")
             if storage.size(path) == 0:
                 raise VideoError(f"{path}: the file is empty (0 bytes)")
-            file = stack.enter_context(storage.local(path))
+            file = stack.enter_context(storage.local(path))  # one in a bucket is copied to the temporary folder
         except OSError as error:
             raise VideoError(f"{path}: {reason(error)}") from error
-        yield from _iterate(path, file, end, short_side)
+        try:
+            container = stack.enter_context(_opened(file))
+        except DAMAGE as error:
+            raise VideoError(f"{path}: not a video that can be read, or cut short ({reason(error)})") from error
+        form = container.format.name
+        if _PLAYLISTS & set(form.split(",")):
+            raise VideoError(f"{path}: a list of other files, not a video ({form})")
+        try:
+            frames = _decode(path, container, end, short_side)
+            if form.endswith("_pipe"):  # a picture, or several in one file
+                begin = []
+                with contextlib.suppress(VideoError):
+                    begin.extend(itertools.islice(frames, 2))
+                if len(begin) < 2:
+                    raise VideoError(f"{path}: a picture, not a video ({form})")
+                yield from begin
+            yield from frames
+        except VideoError as error:
+            if is_encrypted(file, form):
+                raise VideoError(f"{path}: encrypted; decrypt it first") from error
+            raise
 
 
 def _iterate_pictures(folder: storage.AnyPath, end: float | None, short_side: int | None, fps: float):
@@ -144,32 +160,6 @@ def _opened(file: Path) -> Iterator[av.container.InputContainer]:
             file = link
         # Not as stream options: with those, PyAV before 18 crashes on files that announce streams late (FLV).
         yield stack.enter_context(av.open(f"file:{file}", container_options=_OPEN, **_METADATA))
-
-
-def _iterate(path, file, end, short_side) -> Iterator[Frame]:
-    """Yields the frames of the local file `file`; `path` is for messages."""
-    with contextlib.ExitStack() as stack:
-        try:
-            container = stack.enter_context(_opened(file))
-        except DAMAGE as error:
-            raise VideoError(f"{path}: not a video that can be read, or cut short ({reason(error)})") from error
-        form = container.format.name
-        if _PLAYLISTS & set(form.split(",")):
-            raise VideoError(f"{path}: a list of other files, not a video ({form})")
-        try:
-            frames = _decode(path, container, end, short_side)
-            if form.endswith("_pipe"):  # a picture, or several in one file
-                begin = []
-                with contextlib.suppress(VideoError):
-                    begin.extend(itertools.islice(frames, 2))
-                if len(begin) < 2:
-                    raise VideoError(f"{path}: a picture, not a video ({form})")
-                yield from begin
-            yield from frames
-        except VideoError as error:
-            if is_encrypted(file, form):
-                raise VideoError(f"{path}: encrypted; decrypt it first") from error
-            raise
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
@@ -239,9 +229,8 @@ def _decode(path, container, end, short_side) -> Iterator[Frame]:
         expected = decoded * length / (length - lost)
         raise VideoError(f"{path}: cut short: {decoded} frames of about {expected:.0f} that its header announces")
     if problem or lost > 3 / fps:
-        _log.warning(
-            "%s: %.2f of %.2f s are damaged or missing and left out (%s)", path, lost, length, problem or "cut short"
-        )
+        what = f"{lost:.2f} of {length:.2f} s are damaged or missing and left out ({problem or 'cut short'})"
+        _log.warning("%s: %s", path, what)
 
 
 def _convert(path, converter: rgb.Converter, frame: av.VideoFrame) -> np.ndarray:

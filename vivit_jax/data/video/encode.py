@@ -4,9 +4,11 @@ Runs in worker processes, which must not wait for TensorFlow: this module does n
 """
 
 import dataclasses
+import functools
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,8 +16,7 @@ from PIL import Image
 from vivit_jax.data.video import decode
 from vivit_jax.utils import checks, storage
 
-# Maximum side of a JPEG in pixels (libjpeg's JPEG_MAX_DIMENSION).
-_JPEG_SIDE = 65_500
+_JPEG_SIDE = 65_500  # maximum in pixels (libjpeg's JPEG_MAX_DIMENSION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,17 @@ class Segment:
 
 def encode_file(task: FileTask) -> list[Segment | str]:
     """Returns each segment, or the reason why it cannot be used; no content of a file raises."""
-    options, jpeg = task.options, _Jpeg(task.path, task.options.quality)
+    options, size = task.options, (0, 0)
+
+    @functools.lru_cache(1)  # segments may share a frame
+    def jpeg(frame: decode.Frame) -> bytes:
+        nonlocal size
+        size = height, width = frame.image.shape[:2]
+        if max(size) > _JPEG_SIDE:
+            limit = f"a JPEG has at most {_JPEG_SIDE} a side"
+            raise decode.VideoError(f"{task.path}: {width} x {height} pixels; {limit}")
+        return encode_jpeg(frame.image, options.quality)
+
     selectors = [FrameSelector(start, end, options.fps, jpeg) for start, end in task.segments]
     last_end = max(selector.end for selector in selectors)
     waiting, active = sorted(selectors, key=lambda selector: -selector.start), []
@@ -80,8 +91,7 @@ def encode_file(task: FileTask) -> list[Segment | str]:
             results.append(f"{task.path}: no frames between {segment} (it ends at {reached:.2f} s)")
         else:
             fps, varies = decode.frame_rate(selector.times, stated_fps)
-            fps = fps if options.fps is None else min(fps, options.fps)
-            results.append(Segment(selector.frames, fps, *jpeg.size, varies, selector.repaired))
+            results.append(Segment(selector.frames, min(fps, options.fps or fps), *size, varies, selector.repaired))
     return results
 
 
@@ -93,24 +103,6 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-class _Jpeg:
-    """Encodes frames; caches the last one, as segments may share it. `size` is (height, width)."""
-
-    def __init__(self, path: storage.AnyPath, quality: int):
-        self._path, self._quality = path, quality
-        self._last: tuple[decode.Frame | None, bytes] = (None, b"")
-        self.size = (0, 0)
-
-    def __call__(self, frame: decode.Frame) -> bytes:
-        if self._last[0] is not frame:
-            self.size = height, width = frame.image.shape[:2]
-            if max(self.size) > _JPEG_SIDE:
-                size = f"{width} x {height} pixels"
-                raise decode.VideoError(f"{self._path}: {size}; a JPEG has at most {_JPEG_SIDE} a side")
-            self._last = (frame, encode_jpeg(frame.image, self._quality))
-        return self._last[1]
-
-
 class FrameSelector:
     """Selects the frames of one segment: all, or those of a lower frame rate.
 
@@ -118,13 +110,13 @@ class FrameSelector:
     one at or before it; no frame is selected twice.
     """
 
-    def __init__(self, start: float | None, end: float | None, fps: float | None, jpeg: _Jpeg):
+    def __init__(self, start: float | None, end: float | None, fps: float | None, encode: Callable[..., Any]):
         self.start, self.end = start or 0.0, math.inf if end is None else end
-        self._fps, self._jpeg = fps, jpeg
+        self._fps, self._encode = fps, encode
         self._pending: decode.Frame | None = None
         self._num_sampled = 0  # sampling times that have their frame
         self.times: list[float] = []  # of all frames of the segment
-        self.frames: list[bytes] = []
+        self.frames: list[Any] = []  # what `encode` returns of each
         self.repaired = 0
 
     def offer(self, frame: decode.Frame) -> bool:
@@ -135,7 +127,7 @@ class FrameSelector:
         self.times.append(frame.time)
         self.repaired += frame.repaired
         if self._fps is None:
-            self.frames.append(self._jpeg(frame))
+            self.frames.append(self._encode(frame))
         else:
             self._emit_until(frame.time - decode.TIME_TOLERANCE)
             self._pending = frame
@@ -152,5 +144,5 @@ class FrameSelector:
         """Selects the pending frame if a new sampling time is before `time`."""
         num_sampled = math.ceil((time - self.times[0]) * self._fps) if self._pending else 0
         if num_sampled > self._num_sampled:
-            self.frames.append(self._jpeg(self._pending))
+            self.frames.append(self._encode(self._pending))
             self._num_sampled = num_sampled

@@ -1,7 +1,5 @@
 """Folders of numbered pictures, the frames of a video ("rawframes"), as Jester and MMAction2 have them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Packets of a video stream: which of them can be decoded, and how much of the video is missing."""
 
-from __future__ import annotations
-
 import math
 import re
 import struct
@@ -48,13 +46,7 @@ def is_encrypted(file: Path, form: str) -> bool:
 
 
 class Packets:
-    """Decodes a video stream and measures what is missing; times are seconds, as in the stream.
-
-    Attributes:
-      skipped: number of frames before the first key frame, which cannot be decoded.
-      problem: why decoding ended early.
-      holes: seconds between damaged packets and the next key frame.
-    """
+    """Decodes a video stream and measures what is missing; times are seconds, as in the stream."""
 
     def __init__(self, container: av.container.InputContainer, stream: av.VideoStream, fps: float):
         self._container, self._stream, self._step = container, stream, 1.0 / fps
@@ -65,7 +57,9 @@ class Packets:
         self._tag = next(tags, None) if "matroska" in self._form else None
         # Where the length of each stream is known, the others need not be read.
         self._alone = bool(self._tag or "avi" in self._form or ("mp4" in self._form and stream.duration))
-        self.skipped, self.problem, self.holes = 0, None, 0.0
+        self.skipped = 0  # frames before the first key frame, which cannot be decoded
+        self.problem: str | None = None  # why decoding ended early
+        self.holes = 0.0  # seconds between damaged packets and the next key frame
         self._waiting = True  # for the first key frame
         self._packets: list[float] = []  # time stamps, without what an edit list leaves out
         self._frames: list[float] = []  # time stamps of decoded frames

@@ -3,8 +3,6 @@
 PyAV's own conversion ignores where a file's chroma samples lie, which shifts colours by a pixel at edges.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 
