@@ -21,7 +21,7 @@ from vivit_jax.checkpoint import CheckpointError
 from vivit_jax.config.preprocessing import Preprocessing
 from vivit_jax.evaluation.predictions import rank_labels
 from vivit_jax.models import ViViT, ViViTConfig
-from vivit_jax.predict import Predictor, __main__, attention_map, inputs
+from vivit_jax.predict import Predictor, __main__, attention_map
 from vivit_jax.train_step import normalise
 
 
@@ -153,7 +153,7 @@ def test_folders_and_patterns_are_the_videos_in_them(tmp_path, monkeypatch):
     for name in ("a/1.mp4", "a/b/2.webm", "a/note.txt", "c[1].mp4", "f/img_00001.jpg", "f/img_00002.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert list(inputs.videos(["a", "a/**/*.webm", "c[1].mp4", "f", "none*"])) == [
+    assert list(__main__.videos(["a", "a/**/*.webm", "c[1].mp4", "f", "none*"])) == [
         *("a/1.mp4", "a/b/2.webm", "a/b/2.webm", "c[1].mp4", "f", "none*"),
     ]
 

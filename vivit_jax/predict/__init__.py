@@ -9,13 +9,13 @@
 Needs only the checkpoint, which contains the config, the class names and what prepares a video.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.traverse_util
 import jax
 import numpy as np
 from absl import logging
@@ -28,13 +28,10 @@ from vivit_jax.config.preprocessing import Preprocessing
 from vivit_jax.data import pipeline
 from vivit_jax.evaluation.evaluator import for_inference
 from vivit_jax.evaluation.predictions import rank_labels
-from vivit_jax.models import inference
-from vivit_jax.predict.attention import attention_map
+from vivit_jax.models import ViViTConfig, inference
 from vivit_jax.predict.weights import restore
-from vivit_jax.train_step import make_eval_step
+from vivit_jax.train_step import make_eval_step, normalise
 from vivit_jax.utils import storage
-
-__all__ = ["Prediction", "Predictor", "attention_map"]
 
 # Files share a batch as long as their views have no more bytes, so that memory stays bounded.
 _BATCH_BYTES = 1 << 25
@@ -45,22 +42,18 @@ _MOST_FILES = 8  # of a batch, so that the first answer does not wait for many o
 class Prediction:
     """The labels of one file; as a string, a table of them.
 
-    Attributes:
-      path: the file.
-      ranked: {head: [(label, probability), ...]}, the most probable first. With the heads verb and noun also `action`,
-        "verb noun", by the product of both probabilities.
-      views: uint8 [V, T, H, W, 3], the model's input.
-      attend: clips, uint8 [1, T, H, W, 3] -> their `attention_map`.
+    `ranked` is {head: [(label, probability), ...]}, the most probable first. With the heads verb and noun it also has
+    `action`, "verb noun", by the product of both probabilities.
     """
 
     path: str
     ranked: dict[str, list[tuple[str, float]]]
-    views: np.ndarray
-    attend: Callable[[np.ndarray], jax.Array]
+    views: np.ndarray  # uint8 [V, T, H, W, 3], the model's input
+    attend: Callable[[np.ndarray], jax.Array]  # clips, uint8 [1, T, H, W, 3] -> their `attention_map`
 
     @functools.cached_property
     def attention(self) -> np.ndarray:
-        """The attention of the first view, float32 [n_t, n_h, n_w]; computed when it is first asked for."""
+        """The `attention_map` of the first view; computed when it is first asked for."""
         return np.asarray(self.attend(self.views[:1]))
 
     def __str__(self) -> str:
@@ -74,16 +67,10 @@ class Prediction:
 class Predictor:
     """A restored model that predicts the labels of video files.
 
-    Args:
-      checkpoint: a workdir, a folder of steps, or one step; or weights of any format that `vivit_jax.convert` reads.
-      temporal_views, spatial_views: None: as in the checkpoint's config.
-      weights: 'params' or 'ema'.
-      dtype: of the compute, as `config.evaluation.dtype`; None: as in the checkpoint's config.
-
-    Raises:
-      CheckpointError: no checkpoint, or a damaged one.
-      FileError, ConversionError, ValueError: weights that are damaged, or not those of a ViViT.
-      ConfigError: the number of views is out of range, or the dtype unknown.
+    `checkpoint` is a workdir, a folder of steps, or one step; or weights of any format that `vivit_jax.convert` reads.
+    `weights` is 'params' or 'ema'. The numbers of views and the `dtype` of the compute are those of the checkpoint's
+    `config.evaluation` where None. Raises ConfigError for a number of views out of range or an unknown dtype, and the
+    errors of `restore`.
     """
 
     def __init__(
@@ -116,15 +103,10 @@ class Predictor:
         self._attend = functools.partial(attention, self._params)
 
     def __call__(self, path: storage.PathLike, top: int = 5) -> Prediction:
-        """Decodes a file, cuts its views and ranks the labels.
+        """Decodes a file, cuts its views and ranks the labels, `top` per head.
 
-        Args:
-          path: a video file that FFmpeg can decode, or a folder with its frames as numbered pictures; one shorter than
-            a clip is looped.
-          top: labels per head.
-
-        Raises:
-          VideoError: the file is not a video, or damaged.
+        `path` is a video file that FFmpeg can decode, or a folder with its frames as numbered pictures; one shorter
+        than a clip is looped. Raises VideoError for one that is not a video, or damaged.
         """
         ((_, result),) = self.predict([path], top)
         if isinstance(result, Exception):
@@ -138,30 +120,24 @@ class Predictor:
 
         Several files share a batch, and the next batch is decoded while the device computes one.
         """
-        waiting, rows = None, 0
-        for batch in self._batches(paths):
-            readable = [views for _, views in batch if isinstance(views, np.ndarray)]
+        waiting, rows = ([], {}), 0
+        for batch in itertools.chain(self._batches(paths), [[]]):
             logits = {}
-            if readable:
+            if readable := [views for _, views in batch if isinstance(views, np.ndarray)]:
                 rows = max(rows, len(readable))  # so that the last batch, which is smaller, needs no other program
                 padded = readable + readable[:1] * (rows - len(readable))
                 logits = self._logits(self._params, {"video": np.stack(padded) if rows > 1 else readable[0][None]})
-            if waiting is not None:
-                yield from self._results(*waiting, top)
-            waiting = batch, logits
-        if waiting is not None:
             yield from self._results(*waiting, top)
+            waiting = batch, logits
 
     def _batches(self, paths: Iterable[storage.PathLike]) -> Iterator[list[tuple[storage.PathLike, Any]]]:
         """Yields lists of (path, its views uint8 [V, T, H, W, 3] or an exception)."""
         evaluation, prepare = self._experiment.evaluation, self.preprocessing
-        numbers = evaluation.temporal_views, evaluation.spatial_views
+        options = evaluation.temporal_views, evaluation.spatial_views, prepare.stored_short_side, prepare.stored_fps
         batch, size = [], 0  # bytes of the views
         for path in paths:
             try:
-                views = pipeline.views_from_file(
-                    path, prepare.clip, *numbers, prepare.stored_short_side, prepare.stored_fps
-                )
+                views = pipeline.views_from_file(path, prepare.clip, *options)
             except Exception as error:  # whatever is wrong with a file or its name, the others are predicted
                 batch.append((path, error))
                 continue
@@ -186,3 +162,33 @@ class Predictor:
             ranked = rank_labels(of_file, self.class_names, top, self.multi_label, self._experiment.loss.name)
             yield path, Prediction(str(path), ranked, views, self._attend)
             row += 1
+
+
+def attention_map(apply_fn: Callable[..., Any], config: ViViTConfig, params: Any, video: jax.Array) -> jax.Array:
+    """Returns where a model looks: the attention weights of its last layer, float32 [n_t, n_h, n_w], summing to 1.
+
+    With a class token: its row of the weights, averaged over the heads. Without: the weight of each token, averaged
+    over all queries. Factorised models: the product of the weight in time and the weight in space. `apply_fn` is
+    `apply` of the model, `video` uint8 [1, T, H, W, 3].
+    """
+    _, sown = apply_fn({"params": params}, normalise(video), sow_attention=True, mutable=["intermediates"])
+    sown = flax.traverse_util.flatten_dict(sown["intermediates"], sep="/")
+
+    def received(name: str, has_token: bool = False) -> jax.Array:
+        weights = sown[name][-1, 0].mean(axis=-3)  # last layer, first clip, over the heads: [..., queries, keys]
+        return weights[..., 0, 1:] if has_token else weights.mean(axis=-2)
+
+    token = config.classifier == "token"
+    if config.attention == "spatiotemporal":
+        where = received("encoder/layers/attention/weights", token)
+    elif config.attention == "factorised_encoder":
+        where = received("spatial_encoder/layers/attention/weights", token)  # [n_t, n_s]
+        if config.temporal_layers:
+            when = received("temporal_encoder/layers/attention/weights", token)  # [n_t] or [n_s, n_t]
+            where = where / where.sum(-1, keepdims=True) * (when[:, None] if config.frame_pooling else when.T)
+    else:
+        model_3 = config.attention == "factorised_self_attention"
+        name = "encoder/layers/" + ("attention_{}/weights" if model_3 else "attention/weights_{}")
+        where = received(name.format("space")) * received(name.format("time")).T  # [n_t, n_s], [n_s, n_t]
+    where = where.reshape(config.grid).astype("float32")
+    return where / where.sum()

@@ -1,13 +1,13 @@
 """`python -m vivit_jax.predict`: prints the labels of video files; see the package."""
 
-from __future__ import annotations
-
+import contextlib
 import csv
+import glob
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from absl import app, flags, logging
 from etils import epath
@@ -15,27 +15,23 @@ from etils import epath
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax.config import flags as command_line
 from vivit_jax.config.sections import EVALUATION_DTYPES
-from vivit_jax.predict import Prediction, Predictor, inputs
+from vivit_jax.data.annotations.video_files import list_videos
+from vivit_jax.predict import Prediction, Predictor
 from vivit_jax.utils import logs, plots, storage, terminal
 
 _SOURCE = "Source"  # text field of a picture: the file that it shows
 
 
 def main(argv: list[str]) -> None:
-    files, options = list(inputs.videos(argv[1:])), flags.FLAGS
+    files, options = list(videos(argv[1:])), flags.FLAGS
     if not files:
         raise app.UsageError("name at least one video file, folder or pattern")
     logs.configure_logging()
     with command_line.exit_on(checkpointing.CheckpointError, ValueError, OSError):
         if (options.workdir is None) == (options.checkpoint is None):
             raise ValueError("give --workdir, a run, or --checkpoint, a checkpoint or pretrained weights")
-        predictor = Predictor(
-            options.workdir or options.checkpoint,
-            temporal_views=options.temporal_views,
-            spatial_views=options.spatial_views,
-            weights=options.weights,
-            dtype=options.dtype,
-        )
+        names = ("temporal_views", "spatial_views", "weights", "dtype")
+        predictor = Predictor(options.workdir or options.checkpoint, **{name: options[name].value for name in names})
     show = print_json if options.json else csv_printer() if options.csv else print
     failed = 0
     for file, result in predictor.predict(files, options.top):
@@ -53,6 +49,23 @@ def main(argv: list[str]) -> None:
                 draw(result, epath.Path(options.pictures))
     if failed:
         sys.exit(f"{failed} of {len(files)} files could not be read")
+
+
+def videos(arguments: Iterable[str]) -> Iterator[str]:
+    """Yields the videos of each argument: a file, a folder, or a pattern (`**` for any folders below).
+
+    A folder stands for all videos below it, which may be folders of numbered pictures; one with such pictures is a
+    video itself. What does not exist is yielded as it is, and is an error when it is read.
+    """
+    for argument in arguments:
+        found = [argument]
+        if not storage.is_remote(argument) and not os.path.lexists(argument):
+            found = sorted(glob.glob(argument, recursive=True)) or [argument]
+        for path in found:
+            below: list[str] = []
+            with contextlib.suppress(Exception):  # what cannot be listed is an error when it is read
+                below = list_videos(path).videos
+            yield from below or [path]
 
 
 def print_json(prediction: Prediction) -> None:

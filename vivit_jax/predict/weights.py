@@ -1,7 +1,5 @@
 """The model of a prediction, from a checkpoint of a run or from pretrained weights."""
 
-from __future__ import annotations
-
 from importlib import resources
 from typing import Any
 
