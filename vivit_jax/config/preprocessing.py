@@ -58,10 +58,12 @@ class Preprocessing:
         return cls(clip, short_side, assumed=assumed)
 
 
-def usual_input(model: ViViTConfig, short_side: int | None = None) -> dict[str, Any]:
+def usual_input(model: ViViTConfig, processor: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns `config.input` for weights of unknown training, as in the paper (section 4.1).
 
-    Stride 2 for 32 frames, else 1; `short_side` of the weights' image processor, else 256 pixels for crops of 224.
+    Stride 2 for 32 frames, else 1; short side of the weights' image `processor` (JSON), else 256 for crops of 224.
     """
+    size = (processor or {}).get("size")
+    short_side = size.get("shortest_edge") if isinstance(size, dict) else None
     short_side = max(short_side or round(min(model.image_shape) * 256 / 224), min(model.image_shape))
     return {"stride": 2 if model.num_frames == 32 else 1, "short_side": short_side}

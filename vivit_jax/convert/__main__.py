@@ -54,12 +54,9 @@ def convert() -> str:
             config = weights.model_config(Hints(options.grid, options.num_heads))
             if _TO.value is None:
                 return describe(weights, config)
-            pixels = processor.read(weights.container.metadata, config.in_channels)
-            class_names = weights.class_names(config)
-            stored = weights.container.metadata.get("checkpoint") or {}
-            size = (weights.container.metadata.get("preprocessor") or {}).get("size")
-            shortest = size.get("shortest_edge") if isinstance(size, dict) else None
-            record = stored.get("config") or {"input": usual_input(config, shortest)}
+            metadata, class_names = weights.container.metadata, weights.class_names(config)
+            pixels, stored = processor.read(metadata, config.in_channels), metadata.get("checkpoint") or {}
+            record = stored.get("config") or {"input": usual_input(config, metadata.get("preprocessor"))}
             preprocessing = stored.get(KEY)
             loaded = weights.load(config)
         params = flax.traverse_util.unflatten_dict(loaded.params, sep="/")

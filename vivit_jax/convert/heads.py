@@ -54,15 +54,12 @@ def decide(
             decisions[leaf] = Decision(False, "head = match: the weights have no such head; it starts at zero")
         else:
             found = match(theirs or placeholders(source_heads[head]), ours or placeholders(classes), "the weights")
-            unchecked = not (theirs and ours and found.named)
-            if choice == "keep":
-                if not found.complete:
-                    problems.append(f"head='keep', but {leaf} has {found.how}; head='reinit' starts it at zero")
-                warning = "that its classes have this order was not checked" if unchecked else found.warning
-                decisions[leaf] = Decision(True, found.how, found.ids, warning and f"{leaf}: {warning}")
-            elif found.complete and same_features and not unchecked:
-                rest = source_heads[head] - classes
+            unchecked, rest = not (theirs and ours and found.named), source_heads[head] - classes
+            if choice == "keep" and not found.complete:
+                problems.append(f"head='keep', but {leaf} has {found.how}; head='reinit' starts it at zero")
+            elif choice == "keep" or (found.complete and same_features and not unchecked):
                 warning = f"{found.how}; the other {rest} are dropped" if rest else found.warning
+                warning = "that its classes have this order was not checked" if unchecked else warning
                 decisions[leaf] = Decision(True, found.how, found.ids, warning and f"{leaf}: {warning}")
             else:
                 why = "it follows another layer in the weights" if found.complete else found.how

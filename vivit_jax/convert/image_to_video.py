@@ -106,7 +106,7 @@ class _Adaptation:
             self._temporal_encoder()
             self._heads()
         if not self.problems:
-            unfilled = [name for name in self.target if name not in self.params and name not in self._random]
+            unfilled = [name for name in self.target if name not in self.params | self._random]
             self.problems += [f"{name}: nothing in the weights fills it" for name in unfilled]
         for name, array in self.params.items():
             expected = self.target[name].shape if name in self.target else "no such leaf"
@@ -151,7 +151,8 @@ class _Adaptation:
             self.entries.append(Entry(name, "dropped", why))
 
     def _reinitialise(self, path: str, why: str) -> None:
-        """Marks all leaves of the model under a path to start as in training from scratch."""
+        """Lets the leaves of the model under a path start as in training from scratch; drops those of the weights."""
+        self._drop(path, why)
         self._random |= dict.fromkeys(_under(path, self.target), why)
 
     def _fold_pixels(self) -> None:
@@ -168,7 +169,6 @@ class _Adaptation:
         name, choice = "tokenizer/kernel", self.options.embedding
         kernel = self.source_params[name]
         if choice == "random":
-            self._drop("tokenizer", "embedding = random")
             self._reinitialise("tokenizer", "embedding = random")
             return
         # Frames of a tubelet, None for a 2-D embedding.
@@ -274,16 +274,12 @@ class _Adaptation:
 
     def _temporal_encoder(self) -> None:
         name = "temporal_encoder"
-        depth, source_depth = (
-            model.temporal_layers if model.attention == "factorised_encoder" else 0
-            for model in (self.config, self.source)
-        )
-        if not source_depth:
+        depth, source_depth = self.config.temporal_layers, self.source.temporal_layers
+        if not _under(name, self.source_params):
             self._reinitialise(name, "the weights have no temporal encoder")
-        elif not depth:
+        elif not _under(name, self.target):
             self._drop(name, "the model has no temporal encoder")
         elif self.options.temporal_encoder == "random":
-            self._drop(name, "temporal_encoder = random")
             self._reinitialise(name, "temporal_encoder = random")
         elif source_depth != depth:
             problem = f"temporal_layers is {source_depth} in the weights, {depth} in the model"
@@ -306,10 +302,8 @@ class _Adaptation:
             self.problems.append(f"representation_size is {source_size} in the weights, {size} in the model")
         else:
             self._copy("pre_logits", "pre_logits")
-        same_features = bool(size) == bool(source_size)
-        decisions, problems = heads.decide(
-            self.options.head, self.source, self.config, self.class_names, same_features=same_features
-        )
+        same, choice = bool(size) == bool(source_size), self.options.head
+        decisions, problems = heads.decide(choice, self.source, self.config, self.class_names, same_features=same)
         self.problems += problems
         self.warnings += [decision.warning for decision in decisions.values() if decision.warning]
         for leaf, decision in decisions.items():
@@ -318,7 +312,6 @@ class _Adaptation:
                     self._put(name, self.source_params[name][..., decision.order], name, how=decision.why)
             else:
                 self._reinitialise(leaf, decision.why)
-                self._drop(leaf, decision.why)
         for head, _ in self.source.heads:
             self._drop(heads.leaf_name(head), "the model has no such head")
 

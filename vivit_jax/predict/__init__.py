@@ -64,6 +64,9 @@ class Prediction:
         return "\n".join(lines)
 
 
+Result = tuple[storage.PathLike, Prediction | Exception]
+
+
 class Predictor:
     """A restored model that predicts the labels of video files.
 
@@ -113,9 +116,7 @@ class Predictor:
             raise result
         return result
 
-    def predict(
-        self, paths: Iterable[storage.PathLike], top: int = 5
-    ) -> Iterator[tuple[storage.PathLike, Prediction | Exception]]:
+    def predict(self, paths: Iterable[storage.PathLike], top: int = 5) -> Iterator[Result]:
         """Yields (path, prediction, or why there is none) of each file in its order; see `__call__`.
 
         Several files share a batch, and the next batch is decoded while the device computes one.
@@ -149,9 +150,7 @@ class Predictor:
         if batch:
             yield batch
 
-    def _results(
-        self, batch: Sequence[tuple[storage.PathLike, Any]], logits: Mapping[str, jax.Array], top: int
-    ) -> Iterator[tuple[storage.PathLike, Prediction | Exception]]:
+    def _results(self, batch: Sequence[Any], logits: Mapping[str, jax.Array], top: int) -> Iterator[Result]:
         """Waits for the logits of a batch and ranks the labels of each file."""
         logits, row = jax.device_get(logits), 0
         for path, views in batch:

@@ -25,9 +25,8 @@ _KINETICS = (400, 600)  # numbers of classes of the data sets whose class names 
 def restore(checkpoint: epath.PathLike, mesh: Any, weights: str) -> tuple[ViViT, Any, dict[str, Any], str]:
     """Returns (model, parameters, metadata, path) as `restore_for_inference`, also of weights that `convert` reads.
 
-    Raises:
-      CheckpointError: a damaged checkpoint, or a path that does not exist or is an empty folder.
-      FileError, ConversionError, ValueError: weights that are damaged, or not those of a ViViT.
+    Raises CheckpointError for a damaged checkpoint, or a path that does not exist or is an empty folder; FileError,
+    ConversionError or ValueError for weights that are damaged, or not those of a ViViT.
     """
     path = epath.Path(checkpoint)
     try:
@@ -47,13 +46,11 @@ def _read(path: epath.Path, mesh: Any) -> tuple[ViViT, Any, dict[str, Any], str]
         except ValueError as error:  # what only flags can tell
             convert = f"python -m vivit_jax.convert --from={path} --to=RUN --format=orbax"
             raise ValueError(f"{error}\nconvert them first, with that flag, and predict with RUN: {convert}") from None
-        names, where = weights.class_names(config), weights.container.where
-        size = (weights.container.metadata.get("preprocessor") or {}).get("size")
-        pixels = processor.read(weights.container.metadata, config.in_channels)
+        names, where, stored = weights.class_names(config), weights.container.where, weights.container.metadata
+        pixels = processor.read(stored, config.in_channels)
         params = flax.traverse_util.unflatten_dict(weights.load(config).params, sep="/")
     if pixels is not None and not pixels.is_ours:
         logging.warning("%s: %s, with python -m vivit_jax.convert", where, pixels.warning("--"))
-    shortest = size.get("shortest_edge") if isinstance(size, dict) else None
     fields = {name: value for name, value in config.to_dict().items() if name != "num_classes"}
     heads = {head or "label": classes for head, classes in config.heads}
     for head, classes in heads.items():
@@ -64,7 +61,8 @@ def _read(path: epath.Path, mesh: Any) -> tuple[ViViT, Any, dict[str, Any], str]
                 "%s does not name its %d classes: taken for those of Kinetics-%d in alphabetical order, which was not "
                 "checked.", where, classes, classes,
             )  # fmt: skip
-    metadata = {"config": {"input": usual_input(config, shortest), "model": fields}, "heads": heads, "data": {}}
+    config_fields = {"input": usual_input(config, stored.get("preprocessor")), "model": fields}
+    metadata = {"config": config_fields, "heads": heads, "data": {}}
     metadata["class_names"] = named_classes({"heads": heads, "class_names": names}, where)
     # `auto` backends and dtypes are those of a run.
     model = ViViT(Experiment.from_config(metadata["config"]).model_config(heads))

@@ -204,11 +204,7 @@ def _open_orbax(path: epath.Path) -> Container | None:
 
 
 def _read_orbax(
-    folder: epath.Path,
-    where: str,
-    resources: contextlib.ExitStack,
-    part: str | None = None,
-    checksums: Mapping[str, Any] | None = None,
+    folder: epath.Path, where: str, resources: contextlib.ExitStack, part: str = "", checksums: dict | None = None
 ) -> arrays.Leaves:
     """Lists the arrays of an Orbax tree, or under its key `part`; one is read at a time, and its checksum compared."""
     import orbax.checkpoint as ocp  # here: its import takes a second, and other formats do not need it

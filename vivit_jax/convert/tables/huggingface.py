@@ -34,10 +34,9 @@ def huggingface(config: ViViTConfig) -> list[Row]:
     image = is_image_model(config)
     kernel = transforms.image_kernel(config, transforms.CONVOLUTION) if image else transforms.CONVOLUTION
     if not image and (config.attention, config.tokenizer) != ("spatiotemporal", "tubelet"):
-        raise ValueError(
-            f"Hugging Face has ViViT's Model 1 with tubelets, not {config.attention} with {config.tokenizer}: to start "
-            "such a model from their weights use config.init_from or convert.initialise"
-        )
+        way_out = "to start such a model from their weights use config.init_from or convert.initialise"
+        theirs = "Hugging Face has ViViT's Model 1 with tubelets"
+        raise ValueError(f"{theirs}, not {config.attention} with {config.tokenizer}: {way_out}")
     if config.classifier != "token" or isinstance(config.num_classes, tuple):
         ours = f"classifier={config.classifier!r} and num_classes={config.num_classes}"
         raise ValueError(f"Hugging Face's ViViT has a class token and one head; this model has {ours}")
@@ -123,8 +122,7 @@ FORMAT = Format(
     signature=r"embeddings\.patch_embeddings\.projection\.weight$",
     roots=("vivit.", "vit."),
     dropped=(
-        Dropped(r"(vit\.)?embeddings\.mask_token$", "the token of masked-image training"),
-        Dropped(r"decoder\.", "the decoder of masked-image training"),
+        Dropped(r"(vit\.)?embeddings\.mask_token$|decoder\.", "of masked-image training"),
         Dropped(r"(vivit\.|vit\.)?embeddings\.position_ids$", "a buffer that counts positions"),
     ),
 )

@@ -14,8 +14,7 @@ from vivit_jax.models import ViViTConfig, abstract_params
 
 def native(config: ViViTConfig) -> list[Row]:
     """Returns one row for every parameter of the model."""
-    names = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
-    return [row(name, name) for name in names]
+    return [row(name, name) for name in flax.traverse_util.flatten_dict(abstract_params(config), sep="/")]
 
 
 def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViTConfig:
@@ -46,8 +45,8 @@ def image_model(shapes: Shapes, hints: Hints) -> ViViTConfig:
     grid = space_grid(shape_of(shapes, "encoder/position_embedding", 2)[0] - token, hints)
     hidden = ("activation", "layer_norm_eps", "dtype")
     fields = {name: getattr(hints.target, name) for name in hidden} if hints.target is not None else {}
-    matches = {name: re.fullmatch(r"head_(.+)/bias", name) for name in shapes}
-    heads_by_name = {match[1]: shapes[name][0] for name, match in matches.items() if match}
+    biases = ((re.fullmatch(r"head_(.+)/bias", name), shape) for name, shape in shapes.items())
+    heads_by_name = {match[1]: shape[0] for match, shape in biases if match}
     return image_config(
         grid,
         (h, w),

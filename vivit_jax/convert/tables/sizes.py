@@ -9,8 +9,7 @@ from vivit_jax.convert.tables.rows import Hints, Shapes
 from vivit_jax.models import ViViTConfig
 from vivit_jax.models.config import BACKBONES
 
-PUBLISHED_FRAMES = 32
-PUBLISHED_SIZES = (224, 256, 288, 320)  # the crops of the paper: tables 5 and 6, Something-Something v2
+PUBLISHED_FRAMES, PUBLISHED_SIZES = 32, (224, 256, 288, 320)  # tables 5 and 6; Something-Something v2
 
 
 def shape_of(shapes: Shapes, name: str, *ranks: int) -> tuple[int, ...]:
@@ -101,7 +100,6 @@ def is_image_model(config: ViViTConfig) -> bool:
 
 def check_image_model(config: ViViTConfig, what: str) -> None:
     if not is_image_model(config):
-        raise ValueError(
-            f"{what} is an image model, {config.name} ({config.attention}, {config.num_frames} frames) a video model: "
-            "initialise it from the image model by config.init_from or convert.initialise (section 3.4)"
-        )
+        video = f"{config.name} ({config.attention}, {config.num_frames} frames) a video model"
+        way_out = "initialise it from the image model by config.init_from or convert.initialise (section 3.4)"
+        raise ValueError(f"{what} is an image model, {video}: {way_out}")

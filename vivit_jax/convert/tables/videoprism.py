@@ -46,12 +46,10 @@ def videoprism(config: ViViTConfig) -> list[Row]:
     if config.tubelet_size[0] != 1:
         differences.append(f"tubelet_size={config.tubelet_size}, not one frame")
     if differences:
-        raise ValueError(
-            f"VideoPrism's encoders are another model than this config's ({'; '.join(differences)}): to start such a "
-            "model from their weights use config.init_from or convert.initialise"
-        )
-    _, h, w = config.tubelet_size
-    rows = [_read(f"{_PROJECTION}/kernel", "tokenizer/kernel", _patches(h, w, config.in_channels))]
+        way_out = "to start such a model from their weights use config.init_from or convert.initialise"
+        raise ValueError(f"VideoPrism's encoders are another model than this ({'; '.join(differences)}): {way_out}")
+    patches = _patches(*config.tubelet_size[1:], config.in_channels)
+    rows = [_read(f"{_PROJECTION}/kernel", "tokenizer/kernel", patches)]
     rows += [_read(f"{_PROJECTION}/bias", "tokenizer/bias")]
     for part in ("spatial", "temporal"):
         encoder = f"{part}_encoder"
@@ -76,23 +74,21 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
     """Returns the config of the video encoder with these shapes, without a head; patches are squares of RGB pixels."""
     norms = [name for name in shapes if re.search(r"(spatial|temporal)_encoder/.*/(pre|post)_layer_norm/", name)]
     if norms:
-        raise ValueError(
-            f"{norms[0]} and {len(norms) - 1} more: norms before and after each branch (norm_policy='primer_hybrid'), "
-            "where ViViT's block (eqs. 2 and 3) has them before alone; only encoders with norm_policy='pre' can be read"
-        )
+        theirs = f"{norms[0]} and {len(norms) - 1} more: norms before and after each branch"
+        ours = "where ViViT's block (eqs. 2 and 3) has them before alone; only norm_policy='pre' can be read"
+        raise ValueError(f"{theirs} (norm_policy='primer_hybrid'), {ours}")
     pixels, d = shape_of(shapes, f"{_PROJECTION}/kernel", 2)
     patch = math.isqrt(pixels // CHANNELS)
     if CHANNELS * patch * patch != pixels:
         raise ValueError(f"{_PROJECTION}/kernel has {pixels} rows, which are no square patch of {CHANNELS} channels")
     n_h, n_w = space_grid(shape_of(shapes, "spatial_pos_emb/emb_var", 2)[0], hints)
     spatial, first, scanned = _layers(shapes, "spatial")
-    temporal = _layers(shapes, "temporal")[0]
     return ViViTConfig(
         **RELEASED,
         hidden_size=d,
         num_heads=shape_of(shapes, f"{first}/self_attention/query/w", 3 + scanned)[-2],
         num_layers=spatial,
-        temporal_layers=temporal,
+        temporal_layers=_layers(shapes, "temporal")[0],
         mlp_dim=shape_of(shapes, f"{first}/ff_layer/ffn_layer1/linear/kernel", 2 + scanned)[-1],
         tubelet_size=(1, patch, patch),
         num_frames=shape_of(shapes, "temporal_pos_emb/emb_var", 2)[0],

@@ -5,6 +5,7 @@ one process per core.
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import logging
@@ -43,19 +44,20 @@ class VideoError(ValueError):
     """A file without a usable video."""
 
 
+@dataclasses.dataclass(eq=False)
 class Frame:
     """One decoded frame, converted to RGB on first access."""
 
-    def __init__(self, frame: Any, time: float, fps: float, repaired: bool, convert: Callable):
-        self.time = time  # seconds from the video's first frame
-        self.fps = fps  # that the stream states
-        self.repaired = repaired  # whether `time` is estimated, as the file has none or one that does not increase
-        self._frame, self._convert = frame, convert
+    decoded: Any
+    time: float  # seconds from the video's first frame
+    fps: float  # that the stream states
+    repaired: bool  # whether `time` is estimated, as the file has none or one that does not increase
+    convert: Callable[[Any], np.ndarray]
 
     @functools.cached_property
     def image(self) -> np.ndarray:
         """RGB, uint8 [H, W, 3], 0 to 255 for any range and depth of the file."""
-        return self._convert(self._frame)
+        return self.convert(self.decoded)
 
 
 def frame_rate(times: Sequence[float], stated: float) -> tuple[float, bool]:
@@ -207,7 +209,14 @@ def _decode(path, container, end, short_side) -> Iterator[Frame]:
         raise VideoError(f"{path}: no decoder for its video stream") from error
     fps = float(stream.average_rate or stream.guessed_rate or 0) or 25.0
     clock, source, decoded = _Clock(fps), Packets(container, stream, fps), 0
-    convert = functools.partial(_convert, path, rgb.Converter(short_side, stream.codec_context.color_trc))
+    converter = rgb.Converter(short_side, stream.codec_context.color_trc)
+
+    def convert(frame: av.VideoFrame) -> np.ndarray:
+        try:
+            return converter(frame)
+        except DAMAGE as error:
+            raise VideoError(f"{path}: a frame cannot be converted to RGB ({reason(error)})") from error
+
     for frame in source.frames():
         decoded += 1
         time, repaired = clock(source.stamp(frame))
@@ -231,13 +240,6 @@ def _decode(path, container, end, short_side) -> Iterator[Frame]:
     if problem or lost > 3 / fps:
         what = f"{lost:.2f} of {length:.2f} s are damaged or missing and left out ({problem or 'cut short'})"
         _log.warning("%s: %s", path, what)
-
-
-def _convert(path, converter: rgb.Converter, frame: av.VideoFrame) -> np.ndarray:
-    try:
-        return converter(frame)
-    except DAMAGE as error:
-        raise VideoError(f"{path}: a frame cannot be converted to RGB ({reason(error)})") from error
 
 
 def count_packets(path: storage.PathLike) -> int:
