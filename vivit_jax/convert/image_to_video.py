@@ -161,7 +161,11 @@ class _Adaptation:
         if mean is None or std is None or {*mean, *std} == {0.5}:
             return
         leaves = ("tokenizer/kernel", "tokenizer/bias")
-        folded = fold_normalisation(*(self.source_params[name] for name in leaves), mean, std)
+        try:
+            folded = fold_normalisation(*(self.source_params[name] for name in leaves), mean, std)
+        except ValueError as error:
+            self.problems.append(str(error))
+            return
         self.source_params |= dict(zip(leaves, folded, strict=True))
         self._folded = f"pixels' mean {mean} and std {std} folded in"
 

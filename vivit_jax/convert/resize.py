@@ -62,7 +62,7 @@ def fold_normalisation(
     [..., h, w, C, d], `bias` [d]; `mean` and `std` have a value for each of the C channels.
     """
     if not len(mean) == len(std) == (channels := kernel.shape[-2]):
-        raise ValueError(f"pixel_mean={mean} and pixel_std={std} must have a value for each of {channels} channels")
+        raise ValueError(f"pixel_mean={mean} and pixel_std={std} must have a number for each of {channels} channels")
     wide, scale = kernel.astype(np.float64), np.asarray(std, np.float64)[:, None]
     shift = (0.5 - np.asarray(mean, np.float64)[:, None]) / scale
     constant = (wide * shift).sum(axis=tuple(range(kernel.ndim - 1)))
