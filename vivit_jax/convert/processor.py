@@ -4,15 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-Channels = tuple[float, ...]
-
 
 @dataclasses.dataclass(frozen=True)
 class Processor:
     """A normalisation of pixels x in [0, 1]: (x - mean) / std, one value for each channel."""
 
-    mean: Channels
-    std: Channels
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     @property
     def is_ours(self) -> bool:

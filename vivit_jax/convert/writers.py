@@ -157,15 +157,12 @@ def preprocessor_config(config: ViViTConfig) -> dict[str, Any]:
     height, width = config.image_shape
     return {
         "image_processor_type": "VivitImageProcessor",
-        "do_resize": True,
+        **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "offset"), True),
+        "do_normalize": False,
         "size": {"shortest_edge": round(min(height, width) * 256 / 224)},
         "resample": 2,
-        "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
-        "do_rescale": True,
         "rescale_factor": 1 / 127.5,
-        "offset": True,
-        "do_normalize": False,
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }
