@@ -35,7 +35,7 @@ Leaves = dict[str, Leaf]
 
 
 @dataclasses.dataclass
-class Container:
+class Container(contextlib.AbstractContextManager):
     """An open file, folder or mapping of arrays; a context manager inside which leaves are read."""
 
     leaves: Leaves  # by name; nested trees are flattened with '/', names of PyTorch and safetensors are kept
@@ -44,9 +44,6 @@ class Container:
     # 'config' and 'preprocessor': JSON files of Hugging Face; 'checkpoint': metadata of a checkpoint of ours.
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     resources: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack, repr=False)
-
-    def __enter__(self) -> "Container":
-        return self
 
     def __exit__(self, *_: Any) -> None:
         self.resources.close()
