@@ -7,8 +7,6 @@ python -m vivit_jax.main --config=k400_vivit_l --workdir=gs://bucket/run --confi
 Run the same command on every host of a TPU slice, under Slurm or Open MPI for one run on all of them (docs/launch.md).
 """
 
-from __future__ import annotations
-
 from absl import flags, logging
 
 from vivit_jax.config import flags as command_line
