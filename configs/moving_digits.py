@@ -2,7 +2,11 @@
 
     python -m vivit_jax.main --config=configs/moving_digits.py --workdir=runs/moving_digits
 
-Hardware: two CPU cores, about three minutes. Expected on the held-out videos: verb top-1 at least 95 %.
+First trains an image model of the same width on single frames, in WORKDIR/image_model, from which the video model
+starts (section 3.4, central frame); --config.init_from.image_epochs=0.0 trains from scratch.
+
+Hardware: two CPU cores, about four minutes. Expected on the held-out videos: verb top-1 at least 97 %, noun 92 %,
+action 90 %; from scratch the nouns stay below 30 %.
 """
 
 from vivit_jax.config.experiment import default_config
@@ -13,11 +17,15 @@ def get_config():
     config.data.name = "moving_digits"
     config.data.cache = True
 
+    config.init_from.image_epochs = 48.0
+    config.init_from.embedding = "central_frame"
+    config.init_from.head = "reinit"
+
     config.model.attention = "factorised_encoder"
     config.model.hidden_size = 96
     config.model.num_heads = 3
     config.model.mlp_dim = 384
-    config.model.num_layers = 2
+    config.model.num_layers = 3
     config.model.temporal_layers = 2
     config.model.num_frames = 16
     config.model.image_size = 56
@@ -31,6 +39,7 @@ def get_config():
     config.num_epochs = 16.0
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1.5e-3
+    config.optimizer.b2 = 0.999
     config.optimizer.warmup_epochs = 1.0
     config.optimizer.weight_decay = 0.1
 

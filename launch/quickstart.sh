@@ -6,25 +6,29 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
   cat <<'TEXT'
-usage: launch/quickstart.sh [--workdir DIR]
+usage: launch/quickstart.sh [--from_scratch] [--workdir DIR]
 
 Creates .venv and installs vivit_jax in it, generates the embedded data set (data/moving_digits, real video files),
-trains a small ViViT on it (configs/moving_digits.py), evaluates it with several views and predicts two held-out videos.
+trains a small image model on its frames and from that a video model (configs/moving_digits.py), evaluates it with
+several views and predicts two held-out videos.
 
-  --workdir DIR   where checkpoints, logs and pictures go (default: runs/moving_digits)
+  --from_scratch  without the image model, for comparison: it learns the motions, not the digits
+  --workdir DIR   where checkpoints, logs and pictures go (default: runs/moving_digits, or runs/from_scratch)
   PYTHON=PATH     the Python to use, 3.11 to 3.13 (default: the newest of these on PATH)
 TEXT
 }
 
-workdir=runs/moving_digits
+workdir='' from_scratch=''
 while [ $# -gt 0 ]; do
   case "$1" in
     --workdir) [ $# -ge 2 ] || { usage >&2; exit 2; }; workdir=$2; shift 2 ;;
     --workdir=*) workdir=${1#*=}; shift ;;
+    --from_scratch) from_scratch=1; shift ;;
     -h|--help) usage; exit 0 ;;
     *) echo "quickstart.sh: unknown argument $1" >&2; usage >&2; exit 2 ;;
   esac
 done
+[ -n "$workdir" ] || { workdir=runs/moving_digits; [ -z "$from_scratch" ] || workdir=runs/from_scratch; }
 
 # shellcheck source=launch/environment.sh
 source launch/environment.sh
@@ -32,7 +36,8 @@ make_environment .venv "[all]"
 
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3} TF_ENABLE_ONEDNN_OPTS=${TF_ENABLE_ONEDNN_OPTS:-0}
 # Generates the videos and their records (data/moving_digits) if they are missing, trains, evaluates.
-python -m vivit_jax.main --config=configs/moving_digits.py --workdir="$workdir"
+python -m vivit_jax.main --config=configs/moving_digits.py --workdir="$workdir" \
+  ${from_scratch:+--config.init_from.image_epochs=0.0}
 
 # Two videos of the validation split: the third column of its annotations.
 mapfile -t clips < <(

@@ -10,6 +10,7 @@ import pytest
 
 from vivit_jax.data import annotations, catalog, moving_digits
 from vivit_jax.data.annotations import epic
+from vivit_jax.data.selection import mirror
 
 
 def read_csv(path):
@@ -50,7 +51,7 @@ def test_video_files(tiny):
             stream = container.streams.video[0]
             assert (stream.codec_context.name, stream.width, stream.height) == ("h264", 64, 64)
             assert 12 <= float(stream.average_rate) <= 30
-            assert 26 <= stream.frames <= 38
+            assert 30 <= stream.frames <= 36
             assert stream.frames == int(row["stop_frame"])
             seen.add(stream.frames)
     assert len(seen) > 3, "lengths vary"
@@ -64,22 +65,50 @@ def test_verb_pairs_are_time_reversals(verb):
         np.testing.assert_array_equal(forward, backward[::-1])
 
 
-def test_verbs_describe_the_motion():
-    def positions(name, seed):
-        return moving_digits.trajectory(moving_digits.VERBS.index(name), 32, np.random.default_rng(seed)).T
+@pytest.mark.parametrize("verb", range(8))
+def test_verbs_describe_the_motion(verb):
+    """Also mirrored: the path then has the direction of the verb that the catalog calls its mirror image."""
+    image = mirror.classes(moving_digits.VERBS, catalog.get("moving_digits").mirrored["verb"])[verb]
+    for seed in range(40):
+        path = moving_digits.trajectory(verb, 30 + seed % 7, np.random.default_rng(seed))
+        assert motion(path) == moving_digits.VERBS[verb]
+        assert motion(path * [-1, 1, 1] + [moving_digits.SIZE - 1, 0, 0]) == moving_digits.VERBS[image]
+        assert path[:, :2].min() > 8
+        assert path[:, :2].max() < 56
 
-    for seed in range(20):
-        assert (np.diff(positions("move-left", seed)[0]) < 0).all()
-        assert (np.diff(positions("move-right", seed)[0]) > 0).all()
-        assert (np.diff(positions("move-up", seed)[1]) < 0).all(), "y points down"
-        assert (np.diff(positions("move-down", seed)[1]) > 0).all()
-        assert (np.diff(positions("grow", seed)[2]) > 0).all()
-        x, y, _ = positions("circle-clockwise", seed)
-        turn = np.diff(x)[:-1] * np.diff(y)[1:] - np.diff(y)[:-1] * np.diff(x)[1:]
-        assert (turn > 0).all(), "clockwise where y points down"
-        for name in moving_digits.VERBS:
-            assert positions(name, seed)[:2].min() > 8
-            assert positions(name, seed)[:2].max() < 56
+
+def motion(path):
+    """The verb of a path [frames, 3] of x, y (downwards) and size, from its geometry."""
+    x, y, size = path.T
+    if (np.diff(size) != 0).all():
+        return "grow" if size[-1] > size[0] else "shrink"
+    if (np.diff(x) != 0).all():
+        return "move-right" if x[-1] > x[0] else "move-left"
+    a, b = (moves(x), moves(y)) if np.ptp(size) == 0 else (moves(x) | moves(y), moves(size))
+    names = ("shake", "nod") if np.ptp(size) == 0 else ("loop", "swell")
+    return "-then-".join(names if a.nonzero()[0].mean() < b.nonzero()[0].mean() else names[::-1])
+
+
+def moves(values):
+    return np.abs(values - values[0]) > 1e-9
+
+
+@pytest.mark.parametrize("verb", range(4, 8))
+def test_a_clip_shows_both_parts_and_a_tubelet_one(verb):
+    """Clips are 32 frames of a video, tubelets span 8 of them."""
+    for seed in range(200):
+        frames = 30 + seed % 7
+        path = moving_digits.trajectory(verb, frames, np.random.default_rng(seed))
+        moving = np.flatnonzero(moves(path).any(axis=1))
+        gap = np.diff(moving).argmax()
+        assert 7 < moving[gap + 1] - moving[gap] < 16, "rest between the parts, of random length"
+        assert moving[0] >= frames - 32
+        assert moving[-1] < 32
+        # Played backwards a part is such a part again: its direction does not tell that it is the second.
+        for part in (path[moving[0] - 1 : moving[gap] + 2], path[moving[gap + 1] - 1 : moving[-1] + 2]):
+            np.testing.assert_allclose(part[0], part[-1], atol=1e-9, err_msg="it ends where it began")
+    forward = {round(moving_digits.trajectory(verb, 32, np.random.default_rng(s))[9:14].sum()) for s in range(50)}
+    assert len(forward) > 30, "the parts vary"
 
 
 def test_bytes_depend_on_the_seed_alone(tmp_path):

@@ -19,6 +19,7 @@ def experiment(data_dir, **changes):
     config.batch_size = 8
     config.evaluation.batch_size = 8
     config.evaluation.dtype = "float32"  # whatever is faster on this machine
+    config.init_from.image_epochs = 0.0
     config.num_steps = STEPS
     config.log_every_steps = 2
     config.checkpoint.every_steps = 3

@@ -1,6 +1,7 @@
 """Training from pretrained weights (`config.init_from`); the command line of convert."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -14,9 +15,10 @@ from tests.helpers.small_models import random_params
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import convert, sharding, train
 from vivit_jax.config.experiment import CONFIG_FILE, ConfigError, Experiment
-from vivit_jax.config.init_from import REPORT_FILE
+from vivit_jax.config.init_from import IMAGE_MODEL_FOLDER, REPORT_FILE
 from vivit_jax.evaluation import evaluate
-from vivit_jax.models import ViViTConfig
+from vivit_jax.models import ViViTConfig, abstract_params
+from vivit_jax.models.config import ATTENTIONS
 from vivit_jax.train import initialize
 from vivit_jax.train.setup import inherit_model_fields
 
@@ -32,6 +34,37 @@ def image_vit(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights") / "vit"
     convert.save_params(random_params(config, dtype=np.float32), folder, "huggingface", config)
     return folder
+
+
+@pytest.mark.slow
+def test_image_model_is_trained_once_and_first(data_dir, tmp_path):
+    run = experiment(data_dir, num_steps=2, init_from__image_epochs=1.5)
+    whole = train.train(run, tmp_path / "whole")
+    report = (tmp_path / "whole" / REPORT_FILE).read_text()
+    assert "central frame (eq. 9) from 1 frames to 4 frames" in report
+    assert f"{IMAGE_MODEL_FOLDER}/checkpoints/1" in report, "30 frames, of which a step takes 8 x 2"
+    # Interrupted when the image model was done.
+    parts = tmp_path / "parts"
+    train.train(run.image_experiment(), parts / IMAGE_MODEL_FOLDER)
+    assert train.train(run, parts) == whole
+    # The started run no longer needs it.
+    shutil.rmtree(parts / IMAGE_MODEL_FOLDER)
+    assert train.train(run, parts) == pytest.approx(whole)
+    assert not (parts / IMAGE_MODEL_FOLDER).exists()
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("classifier", [None, "gap"])
+def test_image_model_initialises_every_model(data_dir, attention, classifier):
+    changes = {"model__attention": attention, "model__classifier": classifier, "model__num_heads": 2}
+    run = experiment(data_dir, init_from__image_epochs=3.0, **changes)
+    image, video = run.image_experiment(), run.model_config(HEADS)
+    config = image.model_config(HEADS)
+    assert (config.grid, config.tubelet_size) == ((1, 4, 4), (1, 14, 14))
+    assert (image.batch_size, image.total_steps(20), image.init_from.image_epochs) == (16, 3, 0)
+    params, report = convert.adapt(random_params(config, dtype=np.float32), config, video, run.init_from)
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, abstract_params(video))
+    assert {entry.name for entry in report.entries if entry.outcome == "resized"} >= {"tokenizer/kernel"}
 
 
 @pytest.mark.slow

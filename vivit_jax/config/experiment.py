@@ -137,6 +137,26 @@ class Experiment:
         names = [name for name in (*INHERITED_FIELDS, "representation_size") if self.model.get(name) is None]
         return dataclasses.replace(self, model={**self.model, **{name: model.get(name) for name in names}})
 
+    def image_experiment(self) -> Experiment:
+        """Returns the experiment of `init_from.image_epochs`: this one on single frames, evaluated at the end.
+
+        A step has as many tokens as here, those of n_t frames for a clip, and warm-up as many steps.
+        """
+        model = self.model_config({})
+        n_t, *_ = model.grid
+        image = {"num_frames": 1, "tubelet_size": (1, *model.tubelet_size[1:]), "tokenizer": "tubelet"}
+        image |= {"attention": "spatiotemporal", "frame_pooling": None}
+        return dataclasses.replace(
+            self,
+            model={**self.model, **image},
+            init_from=InitFrom(),
+            optimizer=dataclasses.replace(self.optimizer, warmup_epochs=self.optimizer.warmup_epochs * n_t),
+            evaluation=dataclasses.replace(self.evaluation, every_epochs=0.0, every_steps=None, patience=0),
+            batch_size=self.batch_size * n_t,
+            num_epochs=self.init_from.image_epochs,
+            num_steps=None,
+        )
+
     def clip_spec(self, model: ViViTConfig) -> ClipSpec:
         """Returns how clips are cut from videos for this model."""
         try:

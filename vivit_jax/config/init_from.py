@@ -5,6 +5,7 @@ import dataclasses
 from vivit_jax.utils.checks import at_least, one_of
 
 REPORT_FILE = "init_report.txt"  # what the initialisation did with every parameter, in the workdir
+IMAGE_MODEL_FOLDER = "image_model"  # in the workdir: the run of `image_epochs`
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "embedding": (None, "central_frame", "filter_inflation", "random"),
@@ -20,7 +21,10 @@ class InitFrom:
     """Initialisation from pretrained weights, fitted to the model (section 3.4).
 
     Attributes:
-      path: a checkpoint or weight file in any supported format; None: random initialisation.
+      path: a checkpoint or weight file in any supported format; None: random initialisation, or `image_epochs`.
+      image_epochs: where `path` is None: passes over the training videos in which an image model of the same size is
+        trained first, on one frame of each video at a time, in `image_model/` of the workdir; 0: none. It is for data
+        sets for whose frames there are no pretrained weights.
       format: a key of `vivit_jax.convert.FORMATS`; None: auto-detected.
       prefix: read only names with this prefix; None: auto-detected.
       grid: (n_t, n_h, n_w) tokens of the model in the file, where its positions allow several grids.
@@ -43,6 +47,7 @@ class InitFrom:
     """
 
     path: str | None = None
+    image_epochs: float = 0.0
     format: str | None = None
     prefix: str | None = None
     grid: tuple[int, ...] | None = None
@@ -57,7 +62,7 @@ class InitFrom:
 
     def __post_init__(self) -> None:
         one_of("init_from", self, **CHOICES)
-        at_least("init_from", self, num_heads=1)
+        at_least("init_from", self, num_heads=1, image_epochs=0)
         if self.grid is not None:
             grid = tuple(self.grid)
             if len(grid) not in (2, 3) or any(not isinstance(n, int) or n < 1 for n in grid):

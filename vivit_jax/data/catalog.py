@@ -37,6 +37,7 @@ class DatasetInfo:
     multi_label: Sequence[str] = ()  # heads, once built
     # head -> class -> class of its mirror image (None: none), where names do not tell (`selection.mirror`)
     mirrored: Mapping[str, Mapping[str, str | None]] = dataclasses.field(default_factory=dict)
+    version: int | None = None  # of a generated data set, increased whenever its generator's output changes
 
 
 def _kinetics(classes: int, **splits: int) -> DatasetInfo:
@@ -109,15 +110,9 @@ _TABLE = (
         video_layout="{video_id}.mp4 in the folder itself",
         source="python -m vivit_jax.data.moving_digits --out=DIR",
         rows_per_shard=600,
-        # Up, down, growing and shrinking are their own mirror images; a mirrored digit keeps its class.
-        mirrored={
-            "verb": {
-                "move-left": "move-right",
-                "move-right": "move-left",
-                "circle-clockwise": "circle-anticlockwise",
-                "circle-anticlockwise": "circle-clockwise",
-            }
-        },
+        # All other motions are their own mirror images; a mirrored digit keeps its class.
+        mirrored={"verb": {"move-left": "move-right", "move-right": "move-left"}},
+        version=3,
     ),
     _kinetics(400, train=246_534, validation=19_906, test=39_805),
     _kinetics(600, train=427_549, validation=29_793, test=72_924),
@@ -226,12 +221,16 @@ def of_records(name: str, folder: storage.PathLike) -> DatasetInfo:
 
     This is the entry of the catalog, or for another name a description of the records, which must exist. Where they
     exist, heads, short side and multi-label heads are theirs: they may differ from the catalog's (other releases,
-    parts of a data set). Raises ValueError.
+    parts of a data set). Raises ValueError, also for records of another version.
     """
     folder = storage.path(folder)
     classes_file, summary_file = folder / CLASS_NAMES_FILE, folder / SUMMARY_FILE
     # Records of other programs that are only indexed may have no summary.
     summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {}
+    if name in DATASETS and summary and summary.get("version") != DATASETS[name].version:
+        found = f"version {summary.get('version', '2 or earlier')} of {name}, and this program needs version"
+        remedy = f"delete {folder.parent} to have it generated anew, or set another data.dir"
+        raise ValueError(f"{folder} holds {found} {DATASETS[name].version}: {remedy}")
     built_with = {key: summary[key] for key in ("short_side", "multi_label") if summary.get(key)}
     if classes_file.is_file():
         names = json.loads(classes_file.read_text(encoding="utf-8"))

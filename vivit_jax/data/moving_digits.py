@@ -20,22 +20,21 @@ from collections import Counter
 
 import numpy as np
 
-from vivit_jax.data import workers
+from vivit_jax.data import catalog, workers
 from vivit_jax.data.annotations import epic, kinetics
 from vivit_jax.utils import progress_bar, storage, tables
 
-# In the order of the class ids; each verb is followed by its time reversal.
+# In the order of the class ids; each verb is followed by its time reversal. The last two pairs are compound.
 VERBS = (
-    "move-left", "move-right", "move-up", "move-down", "circle-clockwise", "circle-anticlockwise", "grow", "shrink",
+    "move-left", "move-right", "grow", "shrink", "shake-then-nod", "nod-then-shake", "loop-then-swell",
+    "swell-then-loop",
 )  # fmt: skip
 NOUNS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIZE = 64
-FRAMES = (26, 38)
+FRAMES = (30, 36)
 FPS = (12, 30)
 NUM_TRAIN, NUM_VALIDATION, SEED = 2400, 480, 0
 MANIFEST = "moving_digits.json"
-# Increased whenever the output of the generator changes, so that old and new files are not mixed.
-GENERATOR_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,31 +81,51 @@ def plan(train: int = NUM_TRAIN, validation: int = NUM_VALIDATION, seed: int = S
 def trajectory(verb: int, num_frames: int, rng: np.random.Generator) -> np.ndarray:
     """Returns the path of the digit: float64 [num_frames, 3] of centre x, centre y and height, in pixels.
 
-    Both verbs of a pair draw the same path from the same `rng`; the second runs it backwards.
+    Both verbs of a pair draw the same path from the same `rng`; the second runs it backwards. A part of a compound
+    motion looks the same in both directions, and rest surrounds it, so that a few consecutive frames show that it
+    happens, not whether it comes first: any 32 consecutive frames hold both parts, no 8 frames see both.
     """
     s = np.linspace(0.0, 1.0, num_frames)
     # A small change of speed, symmetric in distribution, so that the speed does not tell the direction.
     s = s + rng.uniform(-0.08, 0.08) * np.sin(2 * np.pi * s)
     height = rng.uniform(25.0, 31.0)
     middle = SIZE / 2 - 0.5
-    rest = middle + rng.uniform(-9.0, 9.0, size=2)
+    rest = middle + rng.uniform(-6.0, 6.0, size=2)
     amplitude = rng.uniform(24.0, 34.0)
-    turn, phase, radius = rng.uniform(0.7, 1.1) * 2 * np.pi, rng.uniform(0, 2 * np.pi), rng.uniform(11.0, 14.0)
     low, high = rng.uniform(14.0, 19.0), rng.uniform(38.0, 46.0)
+    first, second = _parts(num_frames, rng)
+    reach, swing = rng.uniform(9.0, 13.0, 2) * rng.choice([-1, 1], 2), rng.uniform(5.5, 7.5)
+    growth = rng.uniform(0.45, 0.65)
     x, y, size = np.full(num_frames, rest[0]), np.full(num_frames, rest[1]), np.full(num_frames, height)
     pair, backwards = divmod(verb, 2)
-    line = middle + (rest[pair % 2] - middle) * 0.4 + amplitude * (0.5 - s)
     if pair == 0:
-        x = line
+        x = middle + (rest[0] - middle) * 0.6 + amplitude * (0.5 - s)
     elif pair == 1:
-        y = line
-    elif pair == 2:  # y points down, so a growing angle turns clockwise
-        x = middle + (rest[0] - middle) * 0.4 + radius * np.cos(phase + turn * (s - 0.5))
-        y = middle + (rest[1] - middle) * 0.4 + radius * np.sin(phase + turn * (s - 0.5))
-    else:
         size = low * (high / low) ** s
+    elif pair == 2:
+        x += reach[0] * np.sin(2 * np.pi * first)
+        y += reach[1] * np.sin(2 * np.pi * second)
+    else:
+        x += swing * np.sin(2 * np.pi * first) * np.sign(reach[0])
+        y += swing * (1 - np.cos(2 * np.pi * first)) * np.sign(reach[1])
+        size *= 1 + growth * np.sin(np.pi * second) ** 2
     path = np.stack([x, y, size], axis=1)
     return path[::-1].copy() if backwards else path
+
+
+def _parts(num_frames: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns how much of each of two parts of a motion is done in each frame, from 0 to 1: float64 [2, num_frames].
+
+    Both are at rest for 7 frames between them, or more.
+    """
+    lengths = rng.uniform(8.5, 9.5, 2)
+    # What the ends of a video may lose where a clip of 32 frames is cut from it.
+    margin = max(num_frames - 32, 1)
+    free = num_frames - 2 * margin - 7 - lengths.sum()
+    before, between = np.sort(rng.uniform(0, free, 2))
+    first = margin + before
+    starts = np.array([first, first + lengths[0] + 7 + between - before])
+    return np.clip((np.arange(num_frames) - starts[:, None]) / lengths[:, None], 0, 1)
 
 
 def render(clip: Clip, scan: np.ndarray) -> np.ndarray:
@@ -207,7 +226,8 @@ def generate(
     are an error (ValueError). `num_workers`: None: one per core, 0: none but this one.
     """
     out = storage.path(out)
-    requested = {"seed": seed, "train": train, "validation": validation, "generator": GENERATOR_VERSION}
+    version = catalog.get("moving_digits").version
+    requested = {"seed": seed, "train": train, "validation": validation, "generator": version}
     manifest = out / MANIFEST
     state = json.loads(manifest.read_text()) if manifest.exists() else {**requested, "complete": False}
     stored = {key: state.get(key) for key in requested}

@@ -13,7 +13,7 @@ from vivit_jax import checkpoint as checkpointing
 from vivit_jax import convert, report
 from vivit_jax.config.experiment import CONFIG_FILE, Experiment
 from vivit_jax.config.fields import differences
-from vivit_jax.config.init_from import REPORT_FILE
+from vivit_jax.config.init_from import IMAGE_MODEL_FOLDER, REPORT_FILE
 from vivit_jax.train.setup import TrainSetup
 from vivit_jax.train_step import TrainProgram, TrainState
 from vivit_jax.utils import logs
@@ -38,7 +38,7 @@ def init_or_restore(
             "another --workdir, or begin again at step 0 with --from_scratch"
         )
     # 2. Else start from the pretrained weights of the config, or at random.
-    if setup.experiment.init_from.path is not None:
+    if setup.experiment.init_from.path is not None or setup.experiment.init_from.image_epochs:
         return init_from_weights(setup.experiment, setup.program, workdir, setup.train_set.class_names), None
     return setup.program.init_state(setup.experiment.seed), None
 
@@ -55,6 +55,12 @@ def _lost_checkpoints(checkpoints: Any, workdir: epath.Path) -> str:
     return f"has evaluations of the steps {evaluated[0]} to {evaluated[-1]}" if len(evaluated) > 1 else ""
 
 
+def needs_image_model(experiment: Experiment, workdir: epath.Path) -> bool:
+    """Tells if the run starts from an image model of its own (`init_from.image_epochs`), and has not started yet."""
+    options = experiment.init_from
+    return options.path is None and options.image_epochs > 0 and checkpointing.latest_metadata(workdir) is None
+
+
 def init_from_weights(
     experiment: Experiment,
     program: TrainProgram,
@@ -67,9 +73,8 @@ def init_from_weights(
     data, match the classes of the pretrained heads.
     """
     options = experiment.init_from
-    converted = convert.initialise(
-        options.path, program.model.config, options, seed=experiment.seed, class_names=class_names
-    )
+    path = workdir / IMAGE_MODEL_FOLDER if options.path is None else options.path
+    converted = convert.initialise(path, program.model.config, options, seed=experiment.seed, class_names=class_names)
     logging.info("Initialised from %s", converted.report.summary())
     for entry in converted.report.head_entries():
         logging.info("  %s %s: %s", entry.name, entry.outcome, entry.how)

@@ -12,6 +12,7 @@ from etils import epath
 
 from vivit_jax import distributed, report
 from vivit_jax.config.experiment import Experiment
+from vivit_jax.config.init_from import IMAGE_MODEL_FOLDER
 from vivit_jax.data import host_tf
 from vivit_jax.evaluation.evaluator import EvaluationInterrupted
 from vivit_jax.train import compiled_step, initialize, periodic_evaluation, throughput
@@ -44,6 +45,10 @@ def train(experiment: Experiment, workdir: epath.PathLike, *, from_scratch: bool
     # Setup: mesh, data, model, schedule, optimizer, train step. Nothing compiles yet.
     setup = set_up(experiment, workdir)
     startup.mark("setup")
+    if initialize.needs_image_model(experiment, workdir):
+        logging.info("Training an image model first, in %s.", workdir / IMAGE_MODEL_FOLDER)
+        train(experiment.image_experiment(), workdir / IMAGE_MODEL_FOLDER)
+        startup.mark("image model")
 
     with open_session(setup, workdir) as session:
         # The train step compiles in the background, unless the run is finished.

@@ -174,6 +174,17 @@ def test_existing_records_are_not_rebuilt(tiny, tiny_records, monkeypatch):
         build.prepare("moving_digits", tiny, train=50)
 
 
+@pytest.mark.parametrize(("changes", "found"), [({}, "2 or earlier"), ({"version": 4}, "4")])
+def test_records_of_another_version_are_refused(tiny_records, tmp_path, changes, found):
+    summary = json.loads((tiny_records / paths.SUMMARY_FILE).read_text())
+    assert summary.pop("version") == catalog.get("moving_digits").version == 3
+    folder = paths.records_folder("moving_digits", tmp_path)
+    folder.mkdir(parents=True)
+    (folder / paths.SUMMARY_FILE).write_text(json.dumps({**summary, **changes}))
+    with pytest.raises(ValueError, match=f"version {found} of moving_digits, .* version 3: delete {folder.parent} to"):
+        build.prepare("moving_digits", tmp_path)
+
+
 def test_custom_data_set_with_all_flags(tmp_path, capsys):
     """A folder per class, built by the command; `prepare` finds the records by their name."""
     for split, name, count in (("train", "a", 30), ("train", "b", 40), ("val", "a", 10)):

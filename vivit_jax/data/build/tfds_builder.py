@@ -175,6 +175,8 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
             "reject_reasons": dict(Counter(reason.split(": ", 1)[-1] for *_, reason in rejects).most_common(20)),
             "splits": {},
         }
+        if self.dataset.version is not None:
+            summary["version"] = self.dataset.version
         for split, planned in self._shards.items():
             videos, positions = [shard.videos for shard in planned], [shard.positions for shard in planned]
             indexed = indexing.assemble(folder, split, videos, names, positions)
