@@ -24,7 +24,7 @@ import numpy as np
 from vivit_jax.models import ViViT, ViViTConfig, inference
 from vivit_jax.train_step import make_eval_step, normalise
 
-# The model of configs/moving_digits.py.
+# Of the size of configs/moving_digits.py.
 SMALL = {
     "hidden_size": 96, "num_layers": 2, "num_heads": 3, "mlp_dim": 384, "temporal_layers": 2, "num_frames": 16,
     "image_size": 56, "tubelet_size": (4, 14, 14),

@@ -51,10 +51,10 @@ def test_video_files(tiny):
             stream = container.streams.video[0]
             assert (stream.codec_context.name, stream.width, stream.height) == ("h264", 64, 64)
             assert 12 <= float(stream.average_rate) <= 30
-            assert 30 <= stream.frames <= 36
+            assert 31 <= stream.frames <= 34
             assert stream.frames == int(row["stop_frame"])
             seen.add(stream.frames)
-    assert len(seen) > 3, "lengths vary"
+    assert len(seen) > 2, "lengths vary"
 
 
 @pytest.mark.parametrize("verb", range(0, 8, 2))
@@ -70,7 +70,7 @@ def test_verbs_describe_the_motion(verb):
     """Also mirrored: the path then has the direction of the verb that the catalog calls its mirror image."""
     image = mirror.classes(moving_digits.VERBS, catalog.get("moving_digits").mirrored["verb"])[verb]
     for seed in range(40):
-        path = moving_digits.trajectory(verb, 30 + seed % 7, np.random.default_rng(seed))
+        path = moving_digits.trajectory(verb, 31 + seed % 4, np.random.default_rng(seed))
         assert motion(path) == moving_digits.VERBS[verb]
         assert motion(path * [-1, 1, 1] + [moving_digits.SIZE - 1, 0, 0]) == moving_digits.VERBS[image]
         assert path[:, :2].min() > 8
@@ -97,7 +97,7 @@ def moves(values):
 def test_a_clip_shows_both_parts_and_a_tubelet_one(verb):
     """Clips are 32 frames of a video, tubelets span 8 of them."""
     for seed in range(200):
-        frames = 30 + seed % 7
+        frames = 31 + seed % 4
         path = moving_digits.trajectory(verb, frames, np.random.default_rng(seed))
         moving = np.flatnonzero(moves(path).any(axis=1))
         gap = np.diff(moving).argmax()
@@ -109,6 +109,33 @@ def test_a_clip_shows_both_parts_and_a_tubelet_one(verb):
             np.testing.assert_allclose(part[0], part[-1], atol=1e-9, err_msg="it ends where it began")
     forward = {round(moving_digits.trajectory(verb, 32, np.random.default_rng(s))[9:14].sum()) for s in range(50)}
     assert len(forward) > 30, "the parts vary"
+
+
+@pytest.mark.parametrize("verb", range(0, 8, 2))
+def test_average_of_tubelets_does_not_tell_the_order_of_parts(verb):
+    """Ridge regression on random Fourier features of the path within each tubelet of 4 frames, stride 2."""
+    rng, clips, labels = np.random.default_rng(verb), [], np.repeat([-1, 1], 700)
+    for label in labels:
+        path = moving_digits.trajectory(verb + (label > 0), int(rng.integers(31, 35)), rng)
+        start = rng.integers(max(len(path) - 32, 0) + 1)
+        clips.append(path[(start + 2 * np.arange(16)) % len(path)].reshape(4, 4, 3))
+    clips = np.array(clips)
+    centre = clips.mean(axis=2, keepdims=True)
+    seen = np.concatenate([(clips - centre).reshape(-1, 4, 12) / 4, (centre[:, :, 0] - [31.5, 31.5, 28]) / 8], axis=2)
+    tubelets = np.cos(seen @ rng.normal(size=(15, 400)) + rng.uniform(0, 2 * np.pi, 400))
+    order = rng.permutation(len(labels))
+    train, held_out = order[:1000], order[1000:]
+
+    def accuracy(features):
+        a = features[train]
+        weights = np.linalg.solve(a.T @ a + np.eye(a.shape[1]), a.T @ labels[train])
+        return np.mean(np.sign(features[held_out] @ weights) == labels[held_out])
+
+    assert accuracy(tubelets.reshape(len(labels), -1)) > 0.95, "in order, they tell"
+    if verb < 4:
+        assert accuracy(tubelets.mean(axis=1)) > 0.95, "a simple motion shows within a tubelet"
+    else:
+        assert abs(accuracy(tubelets.mean(axis=1)) - 0.5) < 0.1
 
 
 def test_bytes_depend_on_the_seed_alone(tmp_path):

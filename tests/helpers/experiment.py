@@ -26,7 +26,7 @@ def experiment(data_dir, **changes):
     config.evaluation.every_epochs = 0.0
     config.optimizer.warmup_epochs = 0.5
     config.model.update(hidden_size=24, num_layers=2, temporal_layers=1, mlp_dim=32, num_frames=8)
-    config.model.update(dropout_rate=0.1, stochastic_depth_rate=0.1)
+    config.model.update(dropout_rate=0.1, stochastic_depth_rate=0.1, classifier=None, tubelet_size=(4, 14, 14))
     config.input.random_crop = True
     config.input.scale_jitter = (1.0, 1.3)
     for name, value in changes.items():

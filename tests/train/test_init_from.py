@@ -38,7 +38,7 @@ def image_vit(tmp_path_factory):
 
 @pytest.mark.slow
 def test_image_model_is_trained_once_and_first(data_dir, tmp_path):
-    run = experiment(data_dir, num_steps=2, init_from__image_epochs=1.5)
+    run = experiment(data_dir, num_steps=2, init_from__image_epochs=1.5, optimizer__warmup_epochs=0.0)
     whole = train.train(run, tmp_path / "whole")
     report = (tmp_path / "whole" / REPORT_FILE).read_text()
     assert "central frame (eq. 9) from 1 frames to 4 frames" in report
@@ -155,7 +155,7 @@ def test_convert_command_line(image_vit, tmp_path):
         ),
     )
     assert written.returncode == 0, written.stderr
-    assert "central frame (eq. 9) from an image to 4 frames" in written.stdout
+    assert "central frame (eq. 9) from an image to 8 frames" in written.stdout
     config, params = convert.load_model(tmp_path / "run")
     assert (config.activation, config.num_classes) == ("gelu", (("verb", 8), ("noun", 10)))
     assert params["tokenizer"]["kernel"].shape == (4, 14, 14, 3, 24)

@@ -31,7 +31,7 @@ VERBS = (
 )  # fmt: skip
 NOUNS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIZE = 64
-FRAMES = (30, 36)
+FRAMES = (31, 34)
 FPS = (12, 30)
 NUM_TRAIN, NUM_VALIDATION, SEED = 2400, 480, 0
 MANIFEST = "moving_digits.json"
@@ -116,15 +116,14 @@ def trajectory(verb: int, num_frames: int, rng: np.random.Generator) -> np.ndarr
 def _parts(num_frames: int, rng: np.random.Generator) -> np.ndarray:
     """Returns how much of each of two parts of a motion is done in each frame, from 0 to 1: float64 [2, num_frames].
 
-    Both are at rest for 7 frames between them, or more.
+    Between them are 7 frames or more of rest. How frames are grouped into tubelets does not tell the order either: the
+    parts begin nearly uniformly within a group of 8 frames, and are 16 frames apart, or as often more as less.
     """
-    lengths = rng.uniform(8.5, 9.5, 2)
-    # What the ends of a video may lose where a clip of 32 frames is cut from it.
-    margin = max(num_frames - 32, 1)
-    free = num_frames - 2 * margin - 7 - lengths.sum()
-    before, between = np.sort(rng.uniform(0, free, 2))
-    first = margin + before
-    starts = np.array([first, first + lengths[0] + 7 + between - before])
+    lengths, distance = rng.uniform(6.0, 7.0, 2), rng.uniform(14.5, 17.5)
+    # Centre of the first part: a clip of 32 frames, wherever it begins, has both.
+    low = max(num_frames - 32, 0) + lengths[0] / 2
+    centre = rng.uniform(low, min(num_frames, 32) - 1 - distance - lengths[1] / 2)
+    starts = np.array([centre, centre + distance]) - lengths / 2
     return np.clip((np.arange(num_frames) - starts[:, None]) / lengths[:, None], 0, 1)
 
 
