@@ -78,12 +78,12 @@ def count_by_formula(c):
         block += norm + attention
     tokenizer = (1 if c.tokenizer == "uniform_frames" else t) * h * w * 3 * d + d
     head = sum(d * classes + classes for _, classes in c.heads)
+    token = c.classifier == "token"
     if c.attention == "factorised_encoder":
-        encoders = d + (1 + n_s) * d + c.num_layers * block + norm
+        encoders = token * d + (token + n_s) * d + c.num_layers * block + norm
         if c.temporal_layers:
-            encoders += d + (1 + n_t) * d + c.temporal_layers * block + norm
+            encoders += token * d + (token + n_t) * d + c.temporal_layers * block + norm
     else:
-        token = c.attention == "spatiotemporal"
         encoders = token * d + (token + n_t * n_s) * d + c.num_layers * block + norm
     return tokenizer + encoders + head
 
