@@ -55,15 +55,10 @@ def test_old_run_resumes_with_guard_and_ema(workdir, old_data_dir, caplog):
 
 
 @pytest.mark.slow
-def test_old_checkpoint_is_evaluated_and_predicts(workdir, old_data_dir, caplog):
+def test_old_checkpoint_is_evaluated_and_predicts(workdir, old_data_dir):
     for weights in ("params", "ema"):
         result = evaluate.evaluate(old_config(old_data_dir), workdir, weights=weights)
         assert result.counted == 16
         assert set(result.scalars) >= {"verb/loss", "noun/top1", "action/top1"}
     clip = next((old_data_dir / "moving_digits" / "videos").glob("*.mp4"))
     assert set(predict.Predictor(workdir)(clip).ranked) == {"verb", "noun", "action"}
-    assert "was trained on other classes" not in caplog.text
-    names = build.records_folder("moving_digits", old_data_dir) / "class_names.json"
-    names.write_text(names.read_text().replace("grow", "rise"))
-    evaluate.evaluate(old_config(old_data_dir), workdir)
-    assert f"was trained on other classes than those of {names.parent}" in caplog.text

@@ -137,7 +137,7 @@ class Experiment:
         names = [name for name in (*INHERITED_FIELDS, "representation_size") if self.model.get(name) is None]
         return dataclasses.replace(self, model={**self.model, **{name: model.get(name) for name in names}})
 
-    def image_experiment(self) -> Experiment:
+    def image_experiment(self) -> Self:
         """Returns the experiment of `init_from.image_epochs`: this one on single frames, evaluated at the end.
 
         A step has as many tokens as here, those of n_t frames for a clip, and warm-up as many steps.
