@@ -158,4 +158,4 @@ def test_convert_command_line(image_vit, tmp_path):
     assert "central frame (eq. 9) from an image to 8 frames" in written.stdout
     config, params = convert.load_model(tmp_path / "run")
     assert (config.activation, config.num_classes) == ("gelu", (("verb", 8), ("noun", 10)))
-    assert params["tokenizer"]["kernel"].shape == (4, 14, 14, 3, 24)
+    assert params["tokenizer"]["kernel"].shape == (8, 14, 14, 3, 24)
