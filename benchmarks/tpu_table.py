@@ -22,7 +22,8 @@ from absl import app, flags, logging
 
 from vivit_jax.compile import slices
 from vivit_jax.compile.slices import GIB, Slice
-from vivit_jax.config.files import expand_rows, load_config
+from vivit_jax.config.fields import ConfigError
+from vivit_jax.config.files import load_config, load_module
 from vivit_jax.models.config import REMATS
 from vivit_jax.utils import tables
 
@@ -85,6 +86,17 @@ class Entry:
             gib, remat, clips, steps, devices = match.groups()
             return cls(config, slice_name, True, float(gib), remat, int(clips), int(steps or 1), int(devices or 1))
         raise ValueError(f"cell {cell!r} of {config} on {slice_name} is none that this program writes")
+
+
+def expand_rows(name: str) -> list[str]:
+    """Returns FILE:ROW of each row for `FILE:*`, any other name itself; ConfigError where there is no file or row."""
+    file, _, row = name.partition(":")
+    if row != "*":
+        return [name]
+    rows = getattr(load_module(file), "ROWS", None)
+    if not rows:
+        raise ConfigError(f"{name}: {file} has no ROWS; name the file alone")
+    return [f"{file}:{row}" for row in rows]
 
 
 def mesh_for(batch_size: int, slice_: Slice) -> dict[str, int]:

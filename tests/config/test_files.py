@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.tpu_table import expand_rows
 from tests.conftest import REPOSITORY
 from vivit_jax.config.experiment import ConfigError
-from vivit_jax.config.files import expand_rows, find_config, load_config, load_module
+from vivit_jax.config.files import find_config, load_config, load_module
 
 CONFIG = str(REPOSITORY / "configs" / "k400_vivit_l.py")
 

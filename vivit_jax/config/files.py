@@ -62,14 +62,3 @@ def load_config(name: str) -> ml_collections.ConfigDict:
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError(f"{file}: get_config() must return a ConfigDict")
     return config
-
-
-def expand_rows(name: str) -> list[str]:
-    """Returns FILE:ROW of each row for `FILE:*`, any other name itself; ConfigError where there is no file or row."""
-    file, _, row = name.partition(":")
-    if row != "*":
-        return [name]
-    rows = getattr(load_module(file), "ROWS", None)
-    if not rows:
-        raise ConfigError(f"{name}: {file} has no ROWS; name the file alone")
-    return [f"{file}:{row}" for row in rows]

@@ -12,8 +12,6 @@ from vivit_jax.data.annotations.rows import AnnotationError, Annotations, Missin
 from vivit_jax.data.annotations.video_files import VideoFiles
 from vivit_jax.utils import storage
 
-__all__ = ["AnnotationError", "Annotations", "MissingDataError", "Row", "VideoFiles", "missing_message", "read"]
-
 # `DatasetInfo.annotation_format` -> its reader.
 READERS: Mapping[str, Callable[[catalog.DatasetInfo, storage.AnyPath], Annotations]] = {
     "kinetics_csv": kinetics.read,

@@ -3,5 +3,3 @@
 from vivit_jax.data.build.dataset import build, prepare
 from vivit_jax.data.build.options import BuildOptions
 from vivit_jax.data.paths import records_folder
-
-__all__ = ["BuildOptions", "build", "prepare", "records_folder"]
