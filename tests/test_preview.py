@@ -28,7 +28,7 @@ def run(tmp_path_factory):
     config.data.dir = str(folder)
     config.batch_size = 5
     config.evaluation.batch_size = 5
-    config.model.update(num_frames=4, image_size=28)
+    config.model.update(num_frames=4, image_size=28, tubelet_size=(4, 14, 14))
     config.augment.update(grayscale_probability=0.5, erase_probability=0.7, mixup=2.0)
     return Experiment.from_config(config)
 

@@ -203,8 +203,8 @@ def test_command_prints_the_cost_of_a_config():
     assert done.returncode == 0, done.stderr
     values = {row["quantity"]: row["value"] for row in csv.DictReader(done.stdout.splitlines())}
     config = ViViTConfig(
-        **{"attention": "factorised_encoder", "hidden_size": 96, "num_heads": 3, "mlp_dim": 384, "num_layers": 2},
-        **{"temporal_layers": 2, "num_frames": 16, "image_size": 56, "tubelet_size": (4, 14, 14)},
+        **{"attention": "factorised_encoder", "hidden_size": 96, "num_heads": 3, "mlp_dim": 384, "num_layers": 3},
+        **{"temporal_layers": 2, "num_frames": 16, "image_size": 56, "tubelet_size": (8, 14, 14), "classifier": "gap"},
         num_classes={"verb": 8, "noun": 10},
     )
     assert int(values["all"]) == count_parameters(config)
