@@ -143,6 +143,7 @@ SMALL = [
     "--config.num_steps=2", "--config.batch_size=8", "--config.optimizer.warmup_epochs=0.",
     "--config.evaluation.every_epochs=0.", "--config.evaluation.batch_size=8", "--config.model.hidden_size=12",
     "--config.model.num_heads=2", "--config.model.mlp_dim=16", "--config.compilation_cache=off",
+    "--config.init_from.image_epochs=1.0",
 ]  # fmt: skip
 
 
