@@ -89,13 +89,14 @@ def test_wrong_contents_with_right_checksums(copy):
         (drop_frame, "frames, "),
         (resize, "is 32 x 48, 64 x 64 (height x width) in the index"),
     ]
-    for number, (change, _) in enumerate(damages):
-        rewrite(open_split(copy, "validation"), 2 * number, change)
+    numbers = open_split(copy, "validation").first_chunk.tolist()  # the record with which each video begins
+    for number, (change, _) in zip(numbers, damages, strict=False):
+        rewrite(open_split(copy, "validation"), number, change)
     reasons = problems(copy)
     assert len(reasons) == len(damages), reasons
-    for number, (reason, (_, part)) in enumerate(zip(reasons, damages, strict=True)):
+    for number, reason, (_, part) in zip(numbers[: len(damages)], reasons, damages, strict=True):
         assert part in reason
-        assert f"record {2 * number} at byte" in reason
+        assert f"record {number} at byte" in reason
 
 
 def test_totals_labels_and_class_names(copy):
