@@ -12,7 +12,7 @@ Creates .venv and installs vivit_jax in it, generates the embedded data set (dat
 trains a small image model on its frames and from that a video model (configs/moving_digits.py), evaluates it with
 several views and predicts two held-out videos.
 
-  --from_scratch  without the image model, for comparison: it learns the motions, not the digits
+  --from_scratch  without the image model, for comparison
   --workdir DIR   where checkpoints, logs and pictures go (default: runs/moving_digits, or runs/from_scratch)
   PYTHON=PATH     the Python to use, 3.11 to 3.13 (default: the newest of these on PATH)
 TEXT

@@ -64,7 +64,7 @@ def test_heads_without_class_names_are_kept_on_request():
 
 
 def test_lost_classifiers_are_warned_of():
-    """What was lost or assumed is a warning; a head that is started anew on request is not."""
+    """Lost or assumed weights cause a warning; a head that `reinit` initialises does not."""
     other = {"verb": ("push", "pull", "turn"), "scene": ("kitchen",)}
     lost = "\n".join(report_of(other)[2].warnings)
     assert "classifier head_verb of 3 classes ('push', 'pull', 'lift') is not used: head = match: other classes" in lost

@@ -200,7 +200,7 @@ class Checkpoints:
         return None
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """Returns the JSON item of a step; its own digest and the fields that every program needs are checked."""
+        """Returns the JSON item of a step; verifies that it has checksums, and its own digest."""
         args = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
         found = self._attempt(step, f"has no readable {META}", lambda: self._manager.restore(step, args=args)[META])
         where = self.root / str(step) / META

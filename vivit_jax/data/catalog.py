@@ -229,7 +229,7 @@ def of_records(name: str, folder: storage.PathLike) -> DatasetInfo:
     summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {}
     if name in DATASETS and summary and summary.get("version") != DATASETS[name].version:
         found = f"version {summary.get('version', '2 or earlier')} of {name}, and this program needs version"
-        remedy = f"delete {folder.parent} to have it generated anew, or set another data.dir"
+        remedy = f"delete {folder.parent} to generate the data set again, or set another data.dir"
         raise ValueError(f"{folder} holds {found} {DATASETS[name].version}: {remedy}")
     built_with = {key: summary[key] for key in ("short_side", "multi_label") if summary.get(key)}
     if classes_file.is_file():
