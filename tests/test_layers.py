@@ -23,7 +23,7 @@ DATA_LAYERS = (
     {"annotations"},
     {"records"},
     {"selection"},
-    {"config", "service", "moving_digits"},
+    {"config", "moving_digits"},
     {"pipeline"},
     {"build"},
     {"open", "index", "verify"},

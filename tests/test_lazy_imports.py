@@ -12,7 +12,7 @@ HEAVY = {"tensorflow", "tensorflow_datasets", "keras", "tensorboard", "sklearn",
 PROGRAMS = """
 main predict predict.__main__ preview probe.__main__ sweep.__main__ compile.__main__ cost.__main__ convert.__main__
 report.__main__ train
-data.build.__main__ data.catalog data.index data.moving_digits data.service data.verify
+data.build.__main__ data.catalog data.index data.moving_digits data.verify
 """
 LOADED = f"print(*sorted({{name.partition('.')[0] for name in sys.modules}} & {HEAVY}))"
 

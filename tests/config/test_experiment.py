@@ -126,7 +126,6 @@ def test_data_options_are_checked():
         ({"subset": {"fractions": 0.5}}, r"data.subset.fractions does not exist; did you mean .*fraction\?"),
         ({"threads": 0}, "data.threads=0 must be at least 1"),
         ({"prefetch": 0}, "data.prefetch=0 must be at least 1"),
-        ({"cache": True, "service_address": "grpc://a:1"}, "exclude each other"),
     ):
         with pytest.raises(ConfigError, match=says):
             Experiment.from_config({"data": change})

@@ -22,8 +22,7 @@ NOW = {
         "rand_augment_ops": "paper",
     },
     "input": {"flip_probability": 0.5, "stride": 2},
-    "data": {"video_dir": "mine", "service_address": None, "unknown_classes": "error",
-             "subset": {"list_file": "ids.txt"}},
+    "data": {"video_dir": "mine", "unknown_classes": "error", "subset": {"list_file": "ids.txt"}},
     "evaluation": {"num_videos": 8},
     "init_from": {"head": "match", "pre_logits": "load"},
     "loss": {"name": "sigmoid"},
@@ -40,6 +39,9 @@ def test_removed_fields_must_have_their_constant():
     assert Experiment.from_config({"augment": augment}).augment == AugmentConfig(erase_probability=0.5)
     with pytest.raises(ConfigError, match=r"config\.augment\.erase_count=3 is no longer a field: it is always 1"):
         Experiment.from_config({"augment": augment | {"erase_count": 3}})
+    assert Experiment.from_config({"data": {"service_address": None}}) == Experiment.from_config({})
+    with pytest.raises(ConfigError, match=r"config\.data\.service_address='grpc://a:1' is no longer a field"):
+        Experiment.from_config({"data": {"service_address": "grpc://a:1"}})
 
 
 def test_every_new_name_exists():

@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 
 from tests.helpers.small_models import random_params, random_video, small_config
-from vivit_jax.convert import ConversionError, InitFrom, initialise, load_model, load_params, save_params
+from vivit_jax.convert import InitFrom, initialise, load_model, load_params, save_params
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.pipeline import clips
 from vivit_jax.data.records import reader

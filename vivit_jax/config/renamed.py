@@ -14,7 +14,6 @@ FIELDS: Mapping[str, str] = {
     "augment.erase": "augment.erase_probability",
     "input.flip": "input.flip_probability",
     "data.videos": "data.video_dir",
-    "data.service": "data.service_address",
     "data.subset.list": "data.subset.list_file",
     "evaluation.videos": "evaluation.num_videos",
     "loss.kind": "loss.name",
@@ -37,6 +36,8 @@ REMOVED: Mapping[str, Any] = {
     "augment.erase_count": 1,
     "augment.erase_fill": "noise",
     "augment.switch_probability": 0.5,
+    "data.service": None,
+    "data.service_address": None,
 }
 
 

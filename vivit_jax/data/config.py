@@ -17,7 +17,6 @@ class PipelineOptions:
       prefetch: batches prepared ahead.
       resize_on_device: the accelerators resize and flip the training clips; the host sends windows of the stored
         frames (`augment.resize_windows`). For hosts with few cores (docs/performance.md).
-      service_address: 'grpc://host:port' of the machines that make the training clips, separated by commas.
     """
 
     cache: bool = False
@@ -25,14 +24,9 @@ class PipelineOptions:
     threads: int | None = None
     prefetch: int = 2
     resize_on_device: bool = False
-    service_address: str | None = None
 
     def __post_init__(self) -> None:
         at_least("data", self, cache_gb=0, prefetch=1, threads=1)
-        if self.service_address is not None and self.cache:
-            raise ValueError(
-                "data.cache and data.service_address exclude each other: the service makes the clips elsewhere"
-            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from vivit_jax.data import service, workers
+from vivit_jax.data import workers
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.pipeline import clips
@@ -72,8 +72,7 @@ class Batches(Iterator, contextlib.AbstractContextManager):
             if not np.array_equal(positions, expected):
                 raise RuntimeError(
                     f"batch {self.step} holds the positions {positions.tolist()[:8]}..., not {expected.tolist()[:8]}"
-                    "...; with data.service_address, see that no address has more than one worker, otherwise please "
-                    "report this"
+                    "...; please report this"
                 )
         broken = batch["index"][(batch["mask"] == 0) & (batch["index"] >= 0)]
         self.corrupt += len(broken)
@@ -124,7 +123,6 @@ def train_batches(
             f"batch_size={batch_size} is not divisible by clips_per_video={spec.clips_per_video}: all clips of a video "
             "must be in one batch"
         )
-    addresses = service.addresses_of(options.service_address) if options.service_address is not None else []
     train_set = TrainingSet.from_split(train_set)
     threads = options.threads or workers.default_workers()
     videos = _Videos(train_set.splits, options, threads)
@@ -154,12 +152,7 @@ def train_batches(
         return videos.example(video, shape, make) | window | {"label": label, _POSITION: position}
 
     positions = train_set.order(seed, spec).dataset(batch_size, start_step * batch_size, (low, high))
-    if addresses:
-        # The service's machines may have another number of cores than this one.
-        make = lambda part: part.map(load, options.threads or tf.data.AUTOTUNE).with_options(_options(None))  # noqa: E731
-        dataset, threads = service.distribute(positions, make, addresses), None
-    else:
-        dataset = positions.map(load, threads)
+    dataset = positions.map(load, threads)
     description = _describe(options, threads, (high - low) * int(np.prod(shape)), videos.cached_bytes)
     if spec.flip_probability > 0:
         never = int((~may_flip).sum()) if swap else None
@@ -182,7 +175,7 @@ def eval_batches(
     """Returns one pass over a split: every video once, in order; the last batch is padded with mask 0 and index -1.
 
     `temporal_views` clips are evenly spread over each video, with `spatial_views` crops along the longer side. Other
-    arguments and batches as in `train_batches` (without a service), but with `video` uint8 [b, V, T, H, W, 3],
+    arguments and batches as in `train_batches`, but with `video` uint8 [b, V, T, H, W, 3],
     V = temporal_views * spatial_views, temporal-major. Every process gets the same number of batches.
     """
     low, high = _check_rows(batch_size, rows)
@@ -332,22 +325,16 @@ def _check_rows(batch_size: int, rows: tuple[int, int] | None) -> tuple[int, int
     return low, high
 
 
-def _options(threads: int | None) -> tf.data.Options:
+def _batched(dataset: tf.data.Dataset, batch_size: int, prefetch: int, threads: int) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
-    if threads is not None:
-        # Fixed sizes bound the memory; private threads are shared with no other pipeline of the process.
-        options.autotune.enabled = False
-        options.threading.private_threadpool_size = threads
-    return options
+    # Fixed sizes bound the memory; private threads are shared with no other pipeline of the process.
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = threads
+    return dataset.batch(batch_size, drop_remainder=True).prefetch(prefetch).with_options(options)
 
 
-def _batched(dataset: tf.data.Dataset, batch_size: int, prefetch: int, threads: int | None) -> tf.data.Dataset:
-    return dataset.batch(batch_size, drop_remainder=True).prefetch(prefetch).with_options(_options(threads))
-
-
-def _describe(options: PipelineOptions, threads: int | None, batch_bytes: int, cached_bytes: int) -> str:
+def _describe(options: PipelineOptions, threads: int, batch_bytes: int, cached_bytes: int) -> str:
     """Describes a pipeline in the log. Two batches more than prefetched exist: in the making, and handed out."""
-    source = f"tf.data service at {options.service_address}" if threads is None else f"{threads} threads"
     memory = f"{options.prefetch} batches prefetched, {(options.prefetch + 2) * batch_bytes / 1e6:.1f} MB of batches"
-    return f"{source}, {memory}, {f'cache {cached_bytes / 1e6:.1f} MB' if cached_bytes else 'no cache'}"
+    return f"{threads} threads, {memory}, {f'cache {cached_bytes / 1e6:.1f} MB' if cached_bytes else 'no cache'}"
