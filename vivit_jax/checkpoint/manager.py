@@ -90,6 +90,10 @@ class _Manager(ocp.CheckpointManager):
         return found if isinstance(found, dict) else None
 
 
+class _DiskFullError(CheckpointError):
+    """A checkpoint cannot be written."""
+
+
 class Checkpoints:
     """The checkpoints of one run; keeps the newest and the best.
 
@@ -97,6 +101,7 @@ class Checkpoints:
       root: folder of the steps; created unless `read_only`, which writes and cleans up nothing.
       keep_latest: number of newest steps to keep, at least 1.
       keep_best: number of steps with the best `best_metric` to keep; without it, or with NaN, a step is never best.
+      on_full: `stop` or `continue`, see `config.checkpoint.on_full`.
     """
 
     def __init__(
@@ -106,9 +111,10 @@ class Checkpoints:
         keep_latest: int = 1,
         keep_best: int = 1,
         best_metric: str = "top1",
+        on_full: str = "stop",
         read_only: bool = False,
     ):
-        self.root, self.best_metric = _absolute(root), best_metric
+        self.root, self.best_metric, self._on_full = _absolute(root), best_metric, on_full
         policies = ocp.checkpoint_managers
         newest = policies.LatestN(n=keep_latest)
         best = policies.BestN(get_metric_fn=self._score, n=keep_best, keep_checkpoints_without_metrics=False)
@@ -122,6 +128,7 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             preservation_policy=policies.AnyPreservationPolicy([newest, best]),
         )
+        self._unsaved: int | None = None  # a step that found no room
         self._open()
 
     def __enter__(self) -> Self:
@@ -166,7 +173,8 @@ class Checkpoints:
     ) -> None:
         """Writes one step in the background; the state, a tree of arrays, may be donated at once.
 
-        A step that is already on disk stays as it is. An error of writing the step before it is raised here too.
+        A step that is already on disk stays as it is. An error of writing the step before it is raised here too. On a
+        full disk, it is tried once more, without what was written in part; then CheckpointError, or it is left out.
         `metadata` is JSON-safe; step, metrics and checksums are added. `metrics`: of this evaluation, for `best`.
         """
         if step in self.steps():
@@ -174,14 +182,44 @@ class Checkpoints:
         metadata = {**metadata, "step": step, "checksums": checksums(state), "metrics": dict(metrics or {})}
         metadata[DIGEST] = digest(metadata)
         values = {name: float(value) for name, value in metrics.items()} if metrics else None
+        self._unsaved = None
+        args = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state), META: ocp.args.JsonSave(metadata)})
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state), META: ocp.args.JsonSave(metadata)}),
-                metrics=values,
-            )
-        except BaseException:
-            self._open()  # a manager whose save failed cannot be used again
+            with self._reopened_on_error():
+                self._manager.save(step, args=args, metrics=values)
+        except _DiskFullError as error:
+            logging.error("%s; trying step %d", error, step)
+            try:
+                with self._reopened_on_error():
+                    self._manager.save(step, args=args, metrics=values)
+                    self._manager.wait_until_finished()
+            except _DiskFullError as again:
+                if self._on_full == "stop" or jax.process_count() > 1:
+                    raise
+                logging.error("Step %d is not saved: %s", step, again)
+                self._unsaved = step
+
+    @contextlib.contextmanager
+    def _reopened_on_error(self) -> Iterator[None]:
+        """Opens the folder again after an error: a manager whose save failed cannot be used, nor closed."""
+        try:
+            yield
+        except BaseException as error:
+            for pause in (0.5, 2.0, 8.0, None):
+                try:
+                    self._open()  # removes what was written in part
+                    break
+                except OSError:  # threads of the failed save are still writing
+                    if pause is None:
+                        raise
+                    time.sleep(pause)
+            if isinstance(error, Exception) and storage.is_full(error):
+                last = self.latest()
+                raise _DiskFullError(
+                    f"the disk of {self.root} is full, no checkpoint can be written; "
+                    + (f"step {last} is the last one saved" if last is not None else "none is saved")
+                    + ". Free some space and run the same command"
+                ) from error
             raise
 
     def reached_preemption(self, step: int) -> bool:
@@ -337,12 +375,18 @@ class Checkpoints:
         return [name for name in storage.names(self.root.parent / QUARANTINE_DIR) if name.startswith(self.root.name)]
 
     def wait(self) -> None:
-        """Waits until everything saved so far is on disk; raises errors of the background writes."""
-        self._manager.wait_until_finished()
+        """Waits until all that was saved is on disk; raises the errors of writing, and of a step that found no room."""
+        with self._reopened_on_error():
+            self._manager.wait_until_finished()
+        if self._unsaved is not None:
+            raise _DiskFullError(f"step {self._unsaved} was not saved: the disk of {self.root} was full")
 
     def close(self) -> None:
-        """Waits for the last save and closes the folder."""
-        self._manager.close()
+        """Waits for the last save, as `wait`, and closes the folder."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
 
 @contextlib.contextmanager

@@ -17,14 +17,18 @@ class CheckpointConfig:
       keep_latest, keep_best: number of checkpoints to keep.
       best_metric: a metric of the evaluation: `top1`, `action/top1`, `loss`, ..., or with EMA `ema/top1`, .... Higher
         is better, except for losses.
+      on_full: what to do when the disk is full: `stop`, or `continue`, and save again when the next checkpoint is due.
+        Several processes always stop.
     """
 
     every_steps: int = 1000
     keep_latest: int = 1
     keep_best: int = 1
     best_metric: str = "top1"
+    on_full: str = "stop"
 
     def __post_init__(self) -> None:
+        one_of("checkpoint", self, on_full=("stop", "continue"))
         at_least("checkpoint", self, every_steps=1, keep_latest=1, keep_best=0)
 
 

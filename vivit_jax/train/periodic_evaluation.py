@@ -15,7 +15,7 @@ from vivit_jax.evaluation.evaluator import EvaluationInterrupted, never
 from vivit_jax.evaluation.results import Result, write_result
 from vivit_jax.train import compiled_step
 from vivit_jax.train.setup import EMA, TrainSetup
-from vivit_jax.utils import logs, plots
+from vivit_jax.utils import logs, plots, storage
 
 
 class EarlyStop:
@@ -139,7 +139,8 @@ class PeriodicEvaluation:
                     raise
             self.full_metrics = result.scalars
             checkpoint, split = self._workdir / checkpointing.FOLDER / str(step), self._experiment.data.eval_split
-            write_result(self._workdir, result, checkpoint, split, self._split.class_names)
+            with storage.optional("the result of the evaluation"):
+                write_result(self._workdir, result, checkpoint, split, self._split.class_names)
 
     def _evaluate(self, step: int, state: Any, num_videos: int | None, interrupted: Callable[[], bool]) -> Result:
         """Evaluates and logs; the result holds the metrics of the EMA too."""

@@ -57,6 +57,7 @@ def open_session(setup: TrainSetup, workdir: epath.PathLike) -> Iterator[Session
             keep_latest=options.keep_latest,
             keep_best=options.keep_best,
             best_metric=options.best_metric,
+            on_full=options.on_full,
         )
         stack.callback(checkpoints.close)
         yield Session(workdir, checkpoints, stack)

@@ -21,8 +21,13 @@ from vivit_jax.utils.trees import finite_or_none
 MetricWriter = Any  # clu.metric_writers.MetricWriter, whose import takes seconds
 METRICS_FILE = "metrics.jsonl"
 _BUCKET_SECONDS = 30.0  # between two writes of metrics.jsonl in a bucket
-# Warnings of Orbax about checkpoints that are opened for reading, or have no metrics (between two evaluations).
-_EXPECTED = ("Given directory is read only", "CheckpointManagerOptions.read_only", "tracked_metric")
+# Warnings of Orbax about checkpoints that are opened for reading, or have no metrics (between two evaluations); what it
+# and asyncio say of a failed save, which our own error says shorter.
+_EXPECTED = (
+    "Given directory is read only", "CheckpointManagerOptions.read_only", "tracked_metric",
+    "Handler Commit operations", "Save Finalize thread", "_SignalingThread.run() raised",
+    "exception was never retrieved",
+)  # fmt: skip
 
 
 class JsonLinesWriter:
@@ -85,6 +90,13 @@ def configure_logging() -> None:
     handler = logging.get_absl_handler()
     handler.setFormatter(standard_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     handler.addFilter(_is_relevant)
+    sys.unraisablehook = _show_unraisable
+
+
+def _show_unraisable(unraisable: Any) -> None:
+    """Shows an exception that Python cannot raise; not those of TensorStore, one for each array of a failed save."""
+    if str(unraisable.exc_value) != "Event loop is closed" or logging.get_verbosity() > logging.INFO:
+        sys.__unraisablehook__(unraisable)
 
 
 def _is_relevant(record: standard_logging.LogRecord) -> bool:
@@ -93,8 +105,22 @@ def _is_relevant(record: standard_logging.LogRecord) -> bool:
         record.msg = text.removeprefix("Setting work unit notes: ")
     if logging.get_verbosity() > logging.INFO:
         return True
-    quiet = any(module in record.pathname for module in ("orbax", "xla_bridge", "compilation_cache"))
+    quiet = any(module in record.pathname for module in ("orbax", "xla_bridge", "compilation_cache", "asyncio"))
     return not quiet or (record.levelno >= standard_logging.WARNING and not any(part in text for part in _EXPECTED))
+
+
+class _OptionalWriter:
+    """A writer whose disk may fail: training goes on without its log."""
+
+    def __init__(self, writer: MetricWriter, name: str):
+        self._writer, self._name = writer, name
+
+    def __getattr__(self, method: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> None:
+            with storage.optional(self._name):
+                getattr(self._writer, method)(*args, **kwargs)
+
+        return call
 
 
 def make_writer(workdir: epath.PathLike) -> MetricWriter:
@@ -107,8 +133,8 @@ def make_writer(workdir: epath.PathLike) -> MetricWriter:
     if jax.process_index() == 0:
         workdir = epath.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        writers.append(metric_writers.SummaryWriter(str(workdir)))
-        writers.append(JsonLinesWriter(workdir / METRICS_FILE))
+        writers.append(_OptionalWriter(metric_writers.SummaryWriter(str(workdir)), "the log for TensorBoard"))
+        writers.append(_OptionalWriter(JsonLinesWriter(workdir / METRICS_FILE), METRICS_FILE))
     return metric_writers.AsyncMultiWriter(writers)
 
 

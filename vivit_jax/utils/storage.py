@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 PathLike = str | os.PathLike
@@ -26,6 +27,8 @@ _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 # Outages in the errors of TensorStore and TensorFlow, which are no OSError.
 _OS_ERROR_CODE = re.compile(r"os_error_code='(\d+)'")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL_STATUS = re.compile(r"RESOURCE_EXHAUSTED|ResourceExhausted|No space left|Disk quota exceeded")
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 _STATUS = re.compile(
     r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|"
@@ -53,6 +56,22 @@ def is_outage(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def is_full(error: BaseException) -> bool:
+    """Returns whether writing failed because the disk, or a quota, is full."""
+    return getattr(error, "errno", None) in _FULL or _FULL_STATUS.search(f"{type(error).__name__} {error}") is not None
+
+
+@contextlib.contextmanager
+def optional(what: str) -> Iterator[None]:
+    """Logs an error of the storage instead of raising it, once a minute: for files that a run can do without."""
+    try:
+        yield
+    except Exception as error:
+        if not is_outage(error):
+            raise
+        logging.log_every_n_seconds(logging.ERROR, "%s cannot be written: %s", 60, what, error)
 
 
 def path(path_like: PathLike) -> AnyPath:
