@@ -85,7 +85,7 @@ def test_program_accepts_documented_flags(module):
     argv = [[_example(word) for word in command.words[3:]] for command in documented]
     done = subprocess.run(
         [sys.executable, "-m", "tests.helpers.dry_run", module],
-        input=json.dumps(argv), capture_output=True, text=True, cwd=REPOSITORY, timeout=300,
+        input=json.dumps(argv), capture_output=True, text=True, cwd=REPOSITORY, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     errors = json.loads(done.stdout.splitlines()[-1])
