@@ -43,8 +43,8 @@ def start(workdir: Path, data_dir: Path, processes: int) -> list[subprocess.Pope
     fields = {f"model.{name}": value for name, value in model.items()} | {
         "model.tubelet_size": "(4,14,14)", "data.dir": data_dir, "batch_size": 8, "num_steps": NUM_STEPS,
         "init_from.image_epochs": 0.0, "optimizer.warmup_epochs": 0.1, "log_every_steps": 1,
-        "checkpoint.every_steps": EVERY_STEPS, "checkpoint.keep_latest": 3, "evaluation.every_epochs": 0.0, "evaluation.every_steps": 6 * EVERY_STEPS,
-        "evaluation.num_videos": 64,
+        "checkpoint.every_steps": EVERY_STEPS, "checkpoint.keep_latest": 3, "evaluation.every_epochs": 0.0,
+        "evaluation.every_steps": 6 * EVERY_STEPS, "evaluation.num_videos": 64,
     }  # fmt: skip
     command = [sys.executable, "-m", "vivit_jax.main", "--config=moving_digits", f"--workdir={workdir}"]
     command += [f"--config.{name}={value}" for name, value in fields.items()]
