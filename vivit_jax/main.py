@@ -48,9 +48,11 @@ def main(argv: list[str]) -> None:
 
     logs.configure_logging()
     errors = (ValueError, OSError, MemoryError, FloatingPointError, checkpointing.CheckpointError)
-    with distributed.synchronized_exit(), command_line.exit_on(*errors):
+    with command_line.exit_on(*errors):
         experiment = Experiment.from_config(_CONFIG.value)
         distributed.initialise(_DISTRIBUTED.value, _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    watching = distributed.watching(experiment.step_timeout_seconds)
+    with watching, distributed.synchronized_exit(), command_line.exit_on(*errors):
         if _MODE.value == "train":
             from vivit_jax.train import train
 

@@ -170,24 +170,21 @@ def test_another_optimizer_is_refused_but_not_quarantined(tmp_path):
 def test_an_outage_is_retried_and_moves_nothing(what, error, tmp_path, monkeypatch):
     checkpoints, attempts = saved(tmp_path / "c", [1, 2], keep_latest=2), []
     monkeypatch.setattr(manager, "_RETRY_SECONDS", (0.0, 0.0))
-    restore = manager.ocp.CheckpointManager.restore
 
-    def fail(*_):
+    def fail(*_, **__):
         attempts.append(1)
         raise error
 
-    def failing(self, step, args):
-        if bool(args.get(manager.STATE)) == (what == "arrays"):
-            fail()
-        return restore(self, step, args=args)
-
-    if what == "shapes":
-        monkeypatch.setattr(checkpoints._manager, "item_metadata", fail)
-    else:
-        monkeypatch.setattr(manager.ocp.CheckpointManager, "restore", failing)
+    owner, name = {
+        "metadata": (type(checkpoints.root), "read_text"),
+        "shapes": (checkpoints._manager, "item_metadata"),
+        "arrays": (manager.ocp.PyTreeCheckpointHandler, "restore"),
+    }[what]
+    monkeypatch.setattr(owner, name, fail)
     with pytest.raises(checkpointing.UnavailableError, match="Nothing was changed"):
         checkpoints.restore(abstract())
     assert len(attempts) == 3
+    monkeypatch.undo()
     assert checkpoints.steps() == [1, 2]
     assert checkpoints.quarantined() == []
 

@@ -1,4 +1,4 @@
-"""SIGTERM ends a run in time, also where the main thread hangs."""
+"""SIGTERM and Ctrl-C end a run in time, also where the main thread hangs."""
 
 import signal
 import subprocess
@@ -26,20 +26,22 @@ with preemption.Preemption(checkpoints).listening() as stop:
 
 
 @pytest.mark.parametrize(
-    ("deadline", "signals", "phase", "code", "says"),
+    ("number", "deadline", "signals", "phase", "code", "says"),
     [
-        (0.5, 1, "training", 143, "Not stopped 0.5 s after SIGTERM"),
-        (600, 2, "training", 143, "A second SIGTERM"),
-        (600, 1, "starting", 75, "nothing to save"),
+        (signal.SIGTERM, 0.5, 1, "training", 143, "Not stopped 0.5 s after SIGTERM"),
+        (signal.SIGTERM, 600, 2, "training", 143, "A second signal (SIGTERM)"),
+        (signal.SIGTERM, 600, 1, "starting", 75, "nothing to save"),
+        (signal.SIGINT, 0.1, 2, "training", 130, "Ctrl-C: the run saves its next step"),  # without a deadline
+        (signal.SIGINT, 600, 1, "starting", 130, "nothing to save"),
     ],
-    ids=["hang", "second signal", "start"],
+    ids=["hang", "second signal", "start", "second Ctrl-C", "Ctrl-C at the start"],
 )
-def test_sigterm_ends_the_process(deadline, signals, phase, code, says):
+def test_signals_end_the_process(number, deadline, signals, phase, code, says):
     command = [sys.executable, "-c", PROGRAM, str(deadline), phase]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         for _ in range(signals):
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
             time.sleep(0.3)
         try:
             _, errors = process.communicate(timeout=60)
@@ -47,3 +49,4 @@ def test_sigterm_ends_the_process(deadline, signals, phase, code, says):
             process.kill()
     assert process.returncode == code
     assert says in errors
+    assert "Traceback" not in errors

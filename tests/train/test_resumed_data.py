@@ -9,7 +9,7 @@ from tests.helpers.experiment import experiment
 from vivit_jax.config.experiment import ConfigError
 from vivit_jax.data.open import open_data
 from vivit_jax.data.selection.training_set import TrainingSet, relabel
-from vivit_jax.train.resumed_data import follow
+from vivit_jax.train.resumed_data import check_batch_size, follow
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +83,15 @@ def test_the_number_of_videos_is_compared_in_old_checkpoints_too(run):
     with pytest.raises(ConfigError, match=r"the number of videos \(19 -> 20\) changed"):
         follow(train_set, eval_set, settings.data, {**metadata, "data": {"examples": 19}})
     assert follow(train_set, eval_set, settings.data, {**metadata, "data": {}})[0] is train_set
+
+
+def test_another_batch_size_is_refused(run):
+    settings, _, _, metadata = run
+    size, metadata = settings.batch_size, metadata | {"step": 3}
+    larger = dataclasses.replace(settings, batch_size=2 * size)
+    with pytest.raises(ConfigError, match=rf"batch_size={2 * size}, .* with {size}: .* {3 * size} clips are left out"):
+        check_batch_size(larger, metadata)
+    with pytest.raises(ConfigError, match=rf"repeated. Use {size}, or .* --config.data.allow_changed=True"):
+        check_batch_size(dataclasses.replace(settings, batch_size=size // 2), metadata)
+    check_batch_size(settings, metadata)
+    check_batch_size(dataclasses.replace(larger, data=dataclasses.replace(settings.data, allow_changed=True)), metadata)

@@ -8,10 +8,12 @@ from vivit_jax.checkpoint.integrity import (
     check_params,
     checksums,
     order_sensitive_checksums,
+    together,
 )
+from vivit_jax.checkpoint.lock import lock
 
 _OF_MANAGER = {"FOLDER", "META", "OPTIONAL", "QUARANTINE_DIR", "STATE"}
-_OF_MANAGER |= {"Checkpoints", "latest_metadata", "locate", "lock", "score"}
+_OF_MANAGER |= {"Checkpoints", "latest_metadata", "locate", "score"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,16 +1,19 @@
-"""Verification of checkpoints: checksums of all arrays; names and shapes against those of the model."""
+"""Verification of checkpoints: checksums of all arrays; names and shapes; in all processes alike."""
 
 import functools
 import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from vivit_jax import distributed
 from vivit_jax.utils.trees import path_name
+
+T = TypeVar("T")
 
 
 class CheckpointError(Exception):
@@ -22,7 +25,31 @@ class UnavailableError(CheckpointError):
 
 
 class OtherModelError(CheckpointError):
-    """A valid checkpoint whose parameters are not this model's; it is not quarantined, the user must decide."""
+    """A valid checkpoint of another model, or in the wrong place; it is not quarantined, the user must decide."""
+
+
+_KINDS = (UnavailableError, OtherModelError, CheckpointError)  # of errors, the worst first
+
+
+def together(read: Callable[[], T], choice: Callable[[T], Any] = bool) -> T:
+    """Returns `read()`, which waits for no other process; where it fails in one, the worst error is raised in all.
+
+    Raises UnavailableError where the processes read different things, by `choice`. All call it equally often.
+    """
+    found = failure = None
+    try:
+        found = read()
+        mine = [len(_KINDS), str(choice(found))]
+    except (CheckpointError, OSError) as error:
+        failure, mine = error, [_KINDS.index(type(error)) if type(error) in _KINDS else 0, str(error)]
+    outcomes = [json.loads(text) for text in distributed.gather(json.dumps(mine))]
+    worst = min(outcomes)
+    if worst[0] < len(_KINDS):
+        raise failure if worst == mine else _KINDS[worst[0]](f"process {outcomes.index(worst)}: {worst[1]}")
+    if any(other != mine for other in outcomes):
+        seen = ", ".join(f"process {process} {outcome[1]}" for process, outcome in enumerate(outcomes))
+        raise UnavailableError(f"the processes see different checkpoints ({seen}); is the workdir on a shared disk?")
+    return found
 
 
 def _words(leaf: jax.Array) -> jax.Array:

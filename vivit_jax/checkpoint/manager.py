@@ -3,11 +3,13 @@
 One step on disk holds two items. `state`: parameters, their EMA, optimizer state, step, guard. `meta`, JSON: the
 resolved config, heads and class names, identity of the data, metrics, and a checksum of every array, because Orbax
 restores flipped bits silently. A damaged step is quarantined, and the step before it is used. A step that cannot be
-read because the storage fails is tried again, then the program ends and nothing is moved.
+read because the storage fails is tried again, then the program ends and nothing is moved; all processes agree on it.
 """
 
 import contextlib
 import dataclasses
+import functools
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +28,7 @@ from vivit_jax.checkpoint.integrity import (
     check_params,
     checksums,
     digest,
+    together,
 )
 from vivit_jax.utils import storage, terminal
 
@@ -72,10 +75,15 @@ def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
 def latest_metadata(workdir: epath.PathLike) -> dict[str, Any] | None:
     """Returns the metadata of a run's newest readable checkpoint, or None; writes nothing."""
     root = _absolute(workdir) / FOLDER
-    if not root.is_dir():
-        return None
-    with Checkpoints(root, read_only=True) as checkpoints:
-        return checkpoints.latest_metadata()
+
+    def read() -> dict[str, Any] | None:
+        if not root.exists():
+            return None
+        next(root.iterdir(), None)  # raises where it is a file
+        with Checkpoints(root, read_only=True) as checkpoints:
+            return checkpoints.latest_metadata()
+
+    return together(read, lambda found: f"step {found.get('step')}" if found else "none")
 
 
 class _Manager(ocp.CheckpointManager):
@@ -231,7 +239,7 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 return self.metadata(step)
-            except UnavailableError:
+            except (UnavailableError, OtherModelError):
                 raise
             except CheckpointError:
                 continue
@@ -239,13 +247,15 @@ class Checkpoints:
 
     def metadata(self, step: int) -> dict[str, Any]:
         """Returns the JSON item of a step; verifies that it has checksums, and its own digest."""
-        args = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
-        found = self._attempt(step, f"has no readable {META}", lambda: self._manager.restore(step, args=args)[META])
         where = self.root / str(step) / META
+        # As a file: Orbax's manager would wait for the other processes.
+        found = self._attempt(step, f"has no readable {META}", lambda: json.loads((where / "metadata").read_text()))
         if not isinstance(found, dict) or not isinstance(found.get("checksums"), dict):
             raise CheckpointError(f"{where} is without checksums: not as it was saved")
         if DIGEST in found and found[DIGEST] != digest(found):
             raise CheckpointError(f"{where} was altered after writing: its digest is another")
+        if found.get("step", step) != step:
+            raise OtherModelError(f"{where.parent} holds step {found['step']}, its folder was renamed: undo that")
         return found
 
     def _attempt(self, step: int, what: str, read: Callable[[], Any]) -> Any:
@@ -254,7 +264,8 @@ class Checkpoints:
             try:
                 return read()
             except Exception as error:
-                message = f"{self.root / str(step)} {what}: {error}"
+                logging.debug("Step %d %s:", step, what, exc_info=True)
+                message = f"{self.root / str(step)} {what}: {storage.reason(error)}"
                 if not storage.is_outage(error):
                     raise CheckpointError(message) from error
                 if pause is None:
@@ -277,7 +288,7 @@ class Checkpoints:
         if step is not None:
             return self._restore(abstract, step)
         failed = []
-        for candidate in reversed(self.steps()):
+        for candidate in reversed(together(self.steps, lambda steps: f"steps {steps}")):
             try:
                 return self._restore(abstract, candidate)
             except (OtherModelError, UnavailableError):
@@ -294,7 +305,8 @@ class Checkpoints:
         return self._attempt(step, "has no readable description", lambda: self._manager.item_metadata(step)[STATE].tree)
 
     def _restore(self, abstract: Any, step: int) -> tuple[Any, dict[str, Any]]:
-        metadata, where, stored = self.metadata(step), self.root / str(step), self._stored(step)
+        metadata, stored = together(lambda: (self.metadata(step), self._stored(step)), lambda _: f"step {step}")
+        where = self.root / str(step)
         if "opt_state" not in stored:
             raise OtherModelError(
                 f"{where} holds parameters alone: it can be evaluated, or start another run with "
@@ -310,8 +322,7 @@ class Checkpoints:
         if renamed and target.guard is not None:
             guard = {field.name: getattr(target.guard, field.name) for field in dataclasses.fields(target.guard)}
             target = target.replace(guard=guard | {old: guard.pop(new) for old, new in renamed.items()})
-        state = self._read(step, target)
-        self._verify(state, metadata, where)
+        state = self._read(step, target, metadata)
         if isinstance(state.guard, dict):
             guard = {renamed.get(name, name): leaf for name, leaf in state.guard.items()}
             state = state.replace(guard=abstract.guard.replace(**guard))
@@ -324,29 +335,25 @@ class Checkpoints:
         """
         if tree not in ("params", "ema"):
             raise ValueError(f"tree={tree!r} must be params or ema")
-        metadata, where, stored = self.metadata(step), self.root / str(step), self._stored(step)
+        metadata, stored = together(lambda: (self.metadata(step), self._stored(step)), lambda _: f"step {step}")
+        where = self.root / str(step)
         if not stored.get(tree):
             raise CheckpointError(
                 f"{where} holds no averaged weights: the run was trained without config.optimizer.ema_decay"
             )
         check_params(abstract, stored[tree], str(where))
-        restored = self._read(step, {tree: abstract})
-        self._verify(restored, metadata, where)
-        return restored[tree]
+        return self._read(step, {tree: abstract}, metadata)[tree]
 
-    def _read(self, step: int, target: Any) -> Any:
-        """Reads the part of a step's state that `target` names, with its dtypes and shardings."""
+    def _read(self, step: int, target: Any, metadata: Mapping[str, Any]) -> Any:
+        """Reads and verifies the part of a step's state that `target` names, with its dtypes and shardings."""
         args = ocp.args.PyTreeRestore(
             target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
         )
-        # A manager keeps the handler of its first restore, so each read gets a new manager.
-        with ocp.CheckpointManager(
-            self.root,
-            options=ocp.CheckpointManagerOptions(read_only=True, create=False),
-            item_handlers={STATE: ocp.PyTreeCheckpointHandler()},
-        ) as manager:
-            composite = ocp.args.Composite(**{STATE: args})
-            return self._attempt(step, "cannot be read", lambda: manager.restore(step, args=composite)[STATE])
+        read = functools.partial(ocp.PyTreeCheckpointHandler().restore, self.root / str(step) / STATE, args=args)
+        tree = together(lambda: self._attempt(step, "cannot be read", read), lambda _: "")
+        # All processes sum up; of a replicated array each has its own copy.
+        together(lambda: self._verify(tree, metadata, self.root / str(step)))
+        return tree
 
     @staticmethod
     def _verify(tree: Any, metadata: Mapping[str, Any], where: epath.Path) -> None:
@@ -363,11 +370,15 @@ class Checkpoints:
         logging.error("Checkpoint %d is damaged and moved to %s; trying the one before. %s", step, target, error)
         if self._options.read_only:
             return
-        if jax.process_index() == 0:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                target.rmtree()
-            (self.root / str(step)).rename(target)
+
+        def move() -> None:
+            if jax.process_index() == 0:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.exists():
+                    target.rmtree()
+                (self.root / str(step)).rename(target)
+
+        together(move)
         self._manager.reload()
 
     def quarantined(self) -> list[str]:
@@ -387,26 +398,3 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
-
-
-@contextlib.contextmanager
-def lock(workdir: epath.PathLike) -> Iterator[None]:
-    """Locks a workdir against a second run (Orbax has no lock). The lock ends with the process, however it ends.
-
-    Raises CheckpointError where another process holds it. Cloud paths (gs://) have no file locks and are not locked.
-    """
-    path = epath.Path(workdir) / ".lock"
-    if jax.process_index() != 0 or "://" in str(workdir):
-        yield
-        return
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise CheckpointError(
-                f"another run is using {workdir} (it holds {path}); wait for it, stop it, or choose another --workdir"
-            ) from error
-        yield

@@ -53,8 +53,8 @@ class Experiment:
       peak_flops: peak FLOP/s of one device, for the model FLOP utilisation; None: known for common devices.
       compilation_cache: folder of the compilation cache: 'workdir' (`compilation_cache/` in it, or the folder of
         JAX_COMPILATION_CACHE_DIR), a path, or 'off'.
-      step_timeout_seconds: a step that takes longer ends the process with a stack trace; 0: no limit. The first step,
-        which compiles, and evaluations are not limited.
+      step_timeout_seconds: a step that takes longer ends all processes of the run with stack traces, as do starting,
+        evaluating and saving (limits: `distributed.watchdog.LIMITS`); 0: no limit; None: 1800 for several processes.
       seed: of initialisation, data order, crops, augmentation and dropout.
     """
 
@@ -78,7 +78,7 @@ class Experiment:
     norms_by_part: bool = False
     peak_flops: float | None = None
     compilation_cache: str = "workdir"
-    step_timeout_seconds: float = 0.0
+    step_timeout_seconds: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

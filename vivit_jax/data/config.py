@@ -47,7 +47,8 @@ class DataConfig(PipelineOptions):
       unknown_classes: classes of a mixture that `name` does not have: 'error', 'drop' their videos, or 'union': add
         them to the heads.
       subset: the part of the data to use; its `classes` hold for evaluation too.
-      allow_changed: a run may resume on other records under the same name than those of its checkpoints.
+      allow_changed: a run may resume on other records under the same name than those of its checkpoints, and with
+        another batch size, which leaves clips out or repeats some.
     """
 
     name: str = "kinetics400"

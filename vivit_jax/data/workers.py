@@ -90,7 +90,8 @@ class _Child:
         # One thread per process, as there is one worker per core.
         environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ}
         command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(handle), function]
-        self.process = subprocess.Popen(command, pass_fds=[handle], stdin=subprocess.DEVNULL, env=environment)
+        options = {"stdin": subprocess.DEVNULL, "env": environment, "process_group": 0}  # Ctrl-C is the parent's
+        self.process = subprocess.Popen(command, pass_fds=[handle], **options)
         child_end.close()
 
     def alive(self) -> bool:
@@ -119,13 +120,11 @@ class _Child:
 def _serve() -> None:
     """Runs in the child: receives tasks and sends (succeeded, value or traceback) until the pipe is closed."""
     connection = Connection(int(sys.argv[2]))
-    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+    with contextlib.suppress(EOFError, OSError):
         while True:
             task = connection.recv()
             try:
                 answer = (True, resolve(sys.argv[3])(task))
-            except KeyboardInterrupt:
-                raise
             except BaseException:
                 answer = (False, traceback.format_exc())
             connection.send(answer)

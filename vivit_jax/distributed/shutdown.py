@@ -10,6 +10,9 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
+from vivit_jax.distributed import peers, watchdog
+from vivit_jax.utils.extras import INTERRUPTED_EXIT_CODE
+
 # The run was asked to stop and has saved; the same command resumes it. EX_TEMPFAIL of sysexits.h.
 PREEMPTED_EXIT_CODE = 75
 
@@ -35,10 +38,11 @@ def synchronized_exit() -> Iterator[None]:
     """
     try:
         yield
-        if _multi_process():
+        if peers.several():
+            watchdog.beat("end")
             multihost_utils.sync_global_devices("vivit_jax.distributed.synchronized_exit")
     except BaseException as error:
-        if not _multi_process():
+        if not peers.several():
             raise
         if isinstance(error, SystemExit) and error.code in (None, 0, PREEMPTED_EXIT_CODE):
             raise  # all processes stop at the same step
@@ -55,7 +59,7 @@ def exit_deadline(seconds: float = 60.0) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if _multi_process() and not isinstance(error, Preempted):
+        if peers.several() and not isinstance(error, Preempted):
             timer = threading.Timer(seconds, _exit_process, args=(error,))
             timer.daemon = True
             timer.start()
@@ -64,8 +68,10 @@ def exit_deadline(seconds: float = 60.0) -> Iterator[None]:
 
 def _exit_process(error: BaseException) -> None:
     """Prints an uncaught exception as Python would, and ends the process with its exit code."""
-    code = 130 if isinstance(error, KeyboardInterrupt) else 1
-    if not isinstance(error, SystemExit):
+    code = INTERRUPTED_EXIT_CODE if isinstance(error, KeyboardInterrupt) else 1
+    if code == INTERRUPTED_EXIT_CODE:
+        print("interrupted", file=sys.stderr)
+    elif not isinstance(error, SystemExit):
         traceback.print_exception(error)
     elif error.code is None or isinstance(error.code, int):
         code = error.code or 0
@@ -78,8 +84,4 @@ def _exit_process(error: BaseException) -> None:
 
 def is_primary() -> bool:
     """Returns whether this process prints and writes for all: number 0, or the only one."""
-    return not _multi_process() or jax.process_index() == 0
-
-
-def _multi_process() -> bool:
-    return jax.distributed.is_initialized() and jax.process_count() > 1
+    return not peers.several() or jax.process_index() == 0

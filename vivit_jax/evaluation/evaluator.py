@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from vivit_jax import sharding
+from vivit_jax import distributed, sharding
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data import pipeline
 from vivit_jax.data.pipeline.batches import Batches
@@ -83,6 +83,7 @@ class Evaluator:
     def __call__(self, params: Any, interrupted: Callable[[], bool] = never) -> Result:
         """Evaluates all the videos; raises EvaluationInterrupted once `interrupted` returns True after a batch."""
         # Run the model; metrics are merged on the device, predictions fetched.
+        distributed.beat("evaluation")
         batches = open_batches(self._split, self._spec, self._views, self._experiment, self._mesh)
         if self._log_pipeline:
             num_videos = self._split.num_videos
@@ -94,6 +95,7 @@ class Evaluator:
             updates = outputs.pop("updates")
             totals = updates if totals is None else self._merge(totals, updates)
             fetched.append(jax.device_get(outputs))
+            distributed.beat("evaluation")
             if interrupted():
                 batches.close()
                 raise EvaluationInterrupted

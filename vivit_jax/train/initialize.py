@@ -31,7 +31,7 @@ def init_or_restore(
     if restored is not None:
         state, metadata = restored
         return fill_missing_state(setup.program, state), metadata
-    if not from_scratch and (had := _lost_checkpoints(checkpoints, workdir)):
+    if not from_scratch and (had := checkpointing.together(lambda: _lost_checkpoints(checkpoints, workdir), str)):
         raise checkpointing.CheckpointError(
             f"{workdir} {had}, but {checkpoints.root} holds no checkpoint. Is its disk mounted? A sound step in "
             f"{checkpointing.QUARANTINE_DIR}/ can be moved back, to {checkpoints.root.name}/STEP. Otherwise choose "

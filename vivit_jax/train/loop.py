@@ -23,7 +23,6 @@ from vivit_jax.train.session import Session, open_session
 from vivit_jax.train.setup import TrainSetup, set_up
 from vivit_jax.train.skipped_steps import SkippedSteps
 from vivit_jax.train.train_metrics import TrainMetrics
-from vivit_jax.train.watchdog import Watchdog
 from vivit_jax.utils import logs
 from vivit_jax.utils.startup import Startup
 
@@ -39,16 +38,23 @@ def train(experiment: Experiment, workdir: epath.PathLike, *, from_scratch: bool
     CheckpointError (another run uses the workdir, or it holds another model's checkpoints, or it lost its own),
     TooManySkippedSteps, OutOfDeviceMemory, and Preempted (a SystemExit) where the run was asked to stop, and has saved.
     """
-    workdir, startup = epath.Path(workdir), Startup()
+    with distributed.watching(experiment.step_timeout_seconds):
+        return _train(experiment, epath.Path(workdir), from_scratch)
+
+
+def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool) -> dict[str, float]:
+    startup = Startup()
     startup.mark("imports")
 
     # Setup: mesh, data, model, schedule, optimizer, train step. Nothing compiles yet.
+    distributed.beat("build" if experiment.data.video_dir else "start")
     setup = set_up(experiment, workdir)
     startup.mark("setup")
     if initialize.needs_image_model(experiment, workdir):
         logging.info("Training an image model first, in %s.", workdir / IMAGE_MODEL_FOLDER)
         train(experiment.image_experiment(), workdir / IMAGE_MODEL_FOLDER)
         startup.mark("image model")
+    distributed.beat("start")
 
     with open_session(setup, workdir) as session:
         # The train step compiles in the background, unless the run is finished.
@@ -83,6 +89,7 @@ def train(experiment: Experiment, workdir: epath.PathLike, *, from_scratch: bool
         def take_batch(step: int) -> tuple[Any, Any]:
             """Returns the batch of a step on the host and on the devices, to which it may still be copied."""
             hooks.before_batch(step)
+            distributed.beat("batch", step)
             batch = next(batches)
             hooks.after_batch(step)
             return batch, setup.place_batch(batch)
@@ -92,6 +99,7 @@ def train(experiment: Experiment, workdir: epath.PathLike, *, from_scratch: bool
             startup.mark("other")
             batch, placed = take_batch(first_step + 1)
             startup.mark("data")
+            distributed.beat("compile")
             train_step.compile(state, placed)
             startup.mark("compile")
 
@@ -102,6 +110,7 @@ def train(experiment: Experiment, workdir: epath.PathLike, *, from_scratch: bool
             if placed is None:
                 batch, placed = take_batch(step)
             hooks.before_step(step, state)
+            distributed.beat("step", step)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = train_step(state, placed)
             if step == first_step + 1:
@@ -111,6 +120,7 @@ def train(experiment: Experiment, workdir: epath.PathLike, *, from_scratch: bool
             save = step % setup.experiment.checkpoint.every_steps == 0
             if step < last_step and not save and not evaluation.due(step):
                 batch, placed = take_batch(step + 1)
+            distributed.beat("step", step)
             hooks.after_step(step, state, metrics, trained)
 
             # Evaluate and save, when due.
@@ -126,6 +136,7 @@ def train(experiment: Experiment, workdir: epath.PathLike, *, from_scratch: bool
                     except EvaluationInterrupted:  # the resumed run evaluates this step
                         preempted, evaluate = True, False
                 preemption.saving = True
+                distributed.beat("save", step)
                 with progress.report.timed("checkpoint", wait_jax_async_dispatch=False):
                     metadata = {**setup.checkpoint_metadata, **evaluation.checkpoint_metadata}
                     session.checkpoints.save(step, state, metadata, evaluation.metrics if evaluate else {})
@@ -137,6 +148,7 @@ def train(experiment: Experiment, workdir: epath.PathLike, *, from_scratch: bool
                 break
 
     # Plots and report, when all files of the run are closed.
+    distributed.beat("end")
     periodic_evaluation.write_curves(workdir)
     report.write(workdir)
     return evaluation.final_metrics
@@ -166,11 +178,10 @@ def make_hooks(
     """Returns the hooks of a run. Their order matters:
 
     1. Throughput, so that its clock starts as soon as the first step is done.
-    2. Watchdog, restarted before any hook waits for the devices.
-    3. Profiler, which ends its trace before other hooks put work on the devices.
-    4. TrainMetrics, which reads Throughput, and logs metrics before SkippedSteps may end the run.
-    5. SkippedSteps, which may raise.
-    6. ProgressReport, last.
+    2. Profiler, which ends its trace before other hooks put work on the devices.
+    3. TrainMetrics, which reads Throughput, and logs metrics before SkippedSteps may end the run.
+    4. SkippedSteps, which may raise.
+    5. ProgressReport, last.
     """
     experiment = setup.experiment
     flops = throughput.model_flops(setup.program.model.config, experiment.batch_size)
@@ -178,5 +189,5 @@ def make_hooks(
     speed = throughput.Throughput(experiment.batch_size, jax.device_count(), flops, peak)
     skipped = SkippedSteps(experiment.guard.max_consecutive, setup.train_set, workdir, setup.checkpoint_metadata)
     metrics = TrainMetrics(session.writer, progress, speed, experiment.log_every_steps)
-    watchdog, profiler = Watchdog(experiment.step_timeout_seconds), Profiler(experiment.profile.range, workdir)
-    return Hooks([speed, watchdog, profiler, metrics, skipped, ProgressReport(setup, progress, batches)])
+    profiler = Profiler(experiment.profile.range, workdir)
+    return Hooks([speed, profiler, metrics, skipped, ProgressReport(setup, progress, batches)])

@@ -1,8 +1,8 @@
-"""Stopping a run on request (SIGTERM): it saves its step, and the same command resumes from there.
+"""Stopping a run on request (SIGTERM, Ctrl-C): it saves its step, and the same command resumes from there.
 
 Under `jax.distributed` the processes agree on the step by its preemption service (Orbax's `reached_preemption`). A
 single process without it handles SIGTERM itself: it leaves within `DEADLINE_SECONDS`, whatever it is doing, except that
-a step that is being saved is saved to its end. A second SIGTERM ends it at once.
+a step that is being saved is saved to its end. Ctrl-C has no deadline. A second signal ends the process at once.
 """
 
 import contextlib
@@ -20,7 +20,6 @@ from absl import logging
 from vivit_jax.distributed.shutdown import PREEMPTED_EXIT_CODE
 
 DEADLINE_SECONDS = 30.0  # preemptible machines are switched off after 30 s
-_ENDED_BY_SIGTERM = 128 + signal.SIGTERM
 
 
 class Preemption:
@@ -43,50 +42,58 @@ class Preemption:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Self]:
-        """Inside, SIGTERM requests the stop instead of ending the process.
+        """Inside, SIGTERM and Ctrl-C request the stop instead of ending the process.
 
-        Installs nothing under `jax.distributed`, whose own handler it would replace, and outside the main thread, where
-        Python accepts no handlers.
+        Installs nothing outside the main thread, where Python accepts no handlers; under `jax.distributed` not for
+        SIGTERM, of which its own handler tells all processes: Ctrl-C becomes one.
         """
-        if jax.distributed.is_initialized() or threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
             yield self
             return
+        distributed = jax.distributed.is_initialized()
 
         def request_stop(*_: Any) -> None:
-            self._requested = True
-            if not self.training:
-                logging.warning("SIGTERM before the first step: there is nothing to save.")
-                sys.exit(PREEMPTED_EXIT_CODE)
-            logging.warning("SIGTERM: the run saves its next step and stops.")
+            self._requested = not distributed
 
-        previous = signal.signal(signal.SIGTERM, request_stop)
+        handled = (signal.SIGINT,) if distributed else (signal.SIGINT, signal.SIGTERM)
+        previous = {number: signal.signal(number, request_stop) for number in handled}
         receiver, sender = os.pipe()
         os.set_blocking(sender, False)
         previous_wakeup = signal.set_wakeup_fd(sender)
-        threading.Thread(target=self._limit, args=(receiver,), daemon=True).start()
+        threading.Thread(target=self._obey, args=(receiver, distributed), daemon=True).start()
         try:
             yield self
         finally:
             signal.set_wakeup_fd(previous_wakeup)
             os.close(sender)  # ends the thread
-            signal.signal(signal.SIGTERM, previous if previous is not None else signal.SIG_DFL)
+            for number, handler in previous.items():
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
-    def _limit(self, receiver: int) -> None:
-        """Ends the process after a second SIGTERM, or when the deadline has passed; runs in a thread of its own, since
-        Python's handlers wait for the main thread, which may hang."""
-        timer = None
+    def _obey(self, receiver: int, distributed: bool) -> None:
+        """Says what a signal does; ends the process after a second one, or when the deadline has passed.
+
+        Runs in a thread of its own, since Python's handlers wait for the main thread, which may hang.
+        """
+        timer = threading.Timer(DEADLINE_SECONDS, self._end)
+        timer.daemon, asked = True, False
         with open(receiver, "rb", buffering=0) as signals:
             while number := signals.read(1):
-                if number[0] != signal.SIGTERM:
+                if number[0] not in (signal.SIGINT, signal.SIGTERM):
                     continue
-                if timer is not None:
-                    logging.error("A second SIGTERM: the process ends without saving.")
-                    os._exit(_ENDED_BY_SIGTERM)
-                timer = threading.Timer(DEADLINE_SECONDS, self._end)
-                timer.daemon = True
-                timer.start()
-        if timer is not None:
-            timer.cancel()
+                name = "Ctrl-C" if number[0] == signal.SIGINT else "SIGTERM"
+                if asked:
+                    logging.error("A second signal (%s): the process ends without saving.", name)
+                    os._exit(128 + number[0])
+                if not self.training:
+                    logging.warning("%s before the first step: there is nothing to save.", name)
+                    os._exit(128 + number[0] if number[0] == signal.SIGINT else PREEMPTED_EXIT_CODE)
+                logging.warning("%s: the run saves its next step and stops; a second one ends it at once.", name)
+                asked = True
+                if number[0] == signal.SIGTERM:
+                    timer.start()
+                elif distributed:
+                    os.kill(os.getpid(), signal.SIGTERM)
+        timer.cancel()
 
     def _end(self) -> None:
         frame = sys._current_frames().get(threading.main_thread().ident)
@@ -99,4 +106,4 @@ class Preemption:
         logging.error(
             "Not stopped %g s after SIGTERM: the process ends without saving. At:\n%s", DEADLINE_SECONDS, where
         )
-        os._exit(_ENDED_BY_SIGTERM)
+        os._exit(128 + signal.SIGTERM)

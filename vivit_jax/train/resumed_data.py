@@ -16,6 +16,26 @@ _SELECTION = ("name", "train_split", "mixture", "unknown_classes", "subset")
 _DIGESTS = {"videos": "the names or the order of the videos", "labels": "the labels", "records": "the stored frames"}
 
 
+_ALLOWED = "--config.data.allow_changed=True"
+
+
+def check_batch_size(experiment: Experiment, metadata: Mapping[str, Any]) -> None:
+    """Raises ConfigError, or with `data.allow_changed` warns, where the checkpoint had another batch size.
+
+    The position in the data is step x batch size: clips would be left out, or come twice.
+    """
+    size, before, step = experiment.batch_size, metadata["config"].get("batch_size"), metadata.get("step", 0)
+    if not step or size == before:
+        return
+    change = f"{abs(size - before) * step} clips are {'left out' if size > before else 'repeated'}"
+    message = (
+        f"config.batch_size={size}, but the run's checkpoint was trained with {before}: from step {step} on {change}"
+    )
+    if not experiment.data.allow_changed:
+        raise ConfigError(f"{message}. Use {before}, or accept that with {_ALLOWED}")
+    logging.warning("%s (%s)", message, _ALLOWED)
+
+
 def follow(
     train_set: TrainingSet, eval_set: RecordSplit, data: DataConfig, metadata: Mapping[str, Any]
 ) -> tuple[TrainingSet, RecordSplit]:
@@ -28,7 +48,6 @@ def follow(
     if not metadata["data"]:  # converted weights, which the restore refuses
         return train_set, eval_set
     way_out = "put the records of the run back, train in another workdir"
-    allowed = "--config.data.allow_changed=True"
     stored, names, problems = metadata["class_names"], {}, []
     for head in dict.fromkeys([*train_set.class_names, *stored]):
         theirs, ours = list(stored.get(head, ())), list(train_set.class_names.get(head, ()))
@@ -44,8 +63,8 @@ def follow(
         renamed = metadata["heads"] == train_set.heads
         if not (data.allow_changed and renamed):
             advice = f"{way_out} (--config.init_from.path takes its weights over)"
-            raise ConfigError(f"{message}\n{advice}" + (f", or, if only names changed, {allowed}" if renamed else ""))
-        logging.warning("%s (%s)", message, allowed)
+            raise ConfigError(f"{message}\n{advice}" + (f", or, if only names changed, {_ALLOWED}" if renamed else ""))
+        logging.warning("%s (%s)", message, _ALLOWED)
     else:
         train_set, eval_set = train_set.relabelled(names), relabel(eval_set, names)
 
@@ -61,6 +80,6 @@ def follow(
             f"the training data of {data.name} are not those of the run's checkpoint: {', '.join(changed)} changed"
         )
         if not data.allow_changed:
-            raise ConfigError(f"{message}; {way_out}, or continue on these with {allowed}")
-        logging.warning("%s (%s)", message, allowed)
+            raise ConfigError(f"{message}; {way_out}, or continue on these with {_ALLOWED}")
+        logging.warning("%s (%s)", message, _ALLOWED)
     return train_set, eval_set

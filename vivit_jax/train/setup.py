@@ -115,6 +115,7 @@ def set_up(experiment: Experiment, workdir: epath.PathLike) -> TrainSetup:
     train_set, eval_set = open_data(experiment.data)
     checkpoint_metadata = checkpointing.latest_metadata(workdir)
     if checkpoint_metadata is not None:
+        resumed_data.check_batch_size(experiment, checkpoint_metadata)
         train_set, eval_set = resumed_data.follow(train_set, eval_set, experiment.data, checkpoint_metadata)
     check_best_metric(experiment, eval_set.heads, eval_set.multi_label)
     experiment.loss.weights(train_set.heads)  # raises for heads that do not exist

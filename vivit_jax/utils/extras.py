@@ -1,11 +1,14 @@
-"""What all programs of the package share at their start: missing extras are named in one line, `~` is expanded."""
+"""What all programs of the package share: missing extras and Ctrl-C end in one line, `~` is expanded."""
 
 import os
 import re
 import sys
+import traceback as tracebacks
 from types import TracebackType
 
 from vivit_jax.utils import terminal
+
+INTERRUPTED_EXIT_CODE = 130  # Ctrl-C, as of shells
 
 # Modules of the extras in pyproject.toml, by extra.
 MODULES = {
@@ -32,6 +35,11 @@ def prepare_program() -> None:
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        tracebacks.clear_frames(traceback)  # closes generators, and with them files and worker processes
+        sys.stderr.write("interrupted\n")
+        sys.stdout.flush()
+        os._exit(INTERRUPTED_EXIT_CODE)  # not waiting for threads, which may compile for minutes
     module = (getattr(error, "name", None) or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     for extra, modules in MODULES.items():
         if module in modules:

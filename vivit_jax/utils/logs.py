@@ -21,13 +21,8 @@ from vivit_jax.utils.trees import finite_or_none
 MetricWriter = Any  # clu.metric_writers.MetricWriter, whose import takes seconds
 METRICS_FILE = "metrics.jsonl"
 _BUCKET_SECONDS = 30.0  # between two writes of metrics.jsonl in a bucket
-# Warnings of Orbax about checkpoints that are opened for reading, or have no metrics (between two evaluations); what it
-# and asyncio say of a failed save, which our own error says shorter.
-_EXPECTED = (
-    "Given directory is read only", "CheckpointManagerOptions.read_only", "tracked_metric",
-    "Handler Commit operations", "Save Finalize thread", "_SignalingThread.run() raised",
-    "exception was never retrieved",
-)  # fmt: skip
+# Modules that are not heard: Orbax and asyncio, whose errors are raised too, at all; the others below a warning.
+_SILENT, _QUIET = ("orbax", "asyncio"), ("xla_bridge", "compilation_cache")
 
 
 class JsonLinesWriter:
@@ -58,10 +53,20 @@ class JsonLinesWriter:
 
     def close(self) -> None:
         if self._pending:
+            torn = _is_torn(self._path)
             with self._path.open("a") as file:
-                file.write("".join(self._pending))
+                file.write("\n" * torn + "".join(self._pending))
             self._pending.clear()
             self._last_write = time.monotonic()
+
+
+def _is_torn(path: epath.Path) -> bool:
+    """Returns whether a file ends within a line, which a kill or a full disk has cut."""
+    if not path.exists() or not (size := storage.size(path)):
+        return False
+    with path.open("rb") as file:
+        file.seek(size - 1)
+        return file.read(1) != b"\n"
 
 
 def read_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
@@ -83,7 +88,7 @@ def read_metrics(path: epath.PathLike) -> dict[str, list[tuple[int, float]]]:
 
 
 def configure_logging() -> None:
-    """Shortens absl's log lines to time and message, and hides the info lines of Orbax and XLA.
+    """Shortens absl's log lines to time and message, and hides those of Orbax, and XLA's below warnings.
 
     `--verbosity=1` shows all lines.
     """
@@ -105,8 +110,8 @@ def _is_relevant(record: standard_logging.LogRecord) -> bool:
         record.msg = text.removeprefix("Setting work unit notes: ")
     if logging.get_verbosity() > logging.INFO:
         return True
-    quiet = any(module in record.pathname for module in ("orbax", "xla_bridge", "compilation_cache", "asyncio"))
-    return not quiet or (record.levelno >= standard_logging.WARNING and not any(part in text for part in _EXPECTED))
+    quiet = _QUIET if record.levelno < standard_logging.WARNING else ()
+    return not any(module in record.pathname for module in (*_SILENT, *quiet))
 
 
 class _OptionalWriter:

@@ -74,6 +74,13 @@ def optional(what: str) -> Iterator[None]:
         logging.log_every_n_seconds(logging.ERROR, "%s cannot be written: %s", 60, what, error)
 
 
+def reason(error: BaseException) -> str:
+    """Returns the message of an error; of TensorStore's the part that says why, without specifications of pages."""
+    while "TensorStore" in str(error) and error.__cause__ is not None:
+        error = error.__cause__
+    return re.split(r" \[(?:tensorstore_spec|source locations)=|\. See full TensorStore", str(error))[0]
+
+
 def path(path_like: PathLike) -> AnyPath:
     """Returns the path object of a local path or a URI."""
     if not is_remote(path_like):
