@@ -68,6 +68,8 @@ def main(argv: list[str]) -> None:
             result = evaluate(experiment, _WORKDIR.value, _CHECKPOINT.value, which=_WHICH.value, weights=_WEIGHTS.value)
             if distributed.is_primary():
                 print(result.summary())
+            if problem := result.problem(experiment.data.max_unreadable):
+                raise OSError(problem)
 
 
 def run() -> None:

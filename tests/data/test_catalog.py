@@ -65,7 +65,7 @@ def test_of_records(tmp_path):
         catalog.of_records("cats", tmp_path)
     (tmp_path / "class_names.json").write_text(json.dumps({"verb": ["a", "b"], "noun": ["c"]}))
     assert catalog.of_records("cats", tmp_path).heads == {"verb": 2, "noun": 1}
-    (tmp_path / "summary.json").write_text(json.dumps({"short_side": 160}))
+    (tmp_path / "summary.json").write_text(json.dumps({"splits": {}, "short_side": 160}))
     assert catalog.of_records("cats", tmp_path).short_side == 160
     kinetics = catalog.of_records("kinetics400", tmp_path)
     assert (kinetics.heads, kinetics.short_side) == ({"verb": 2, "noun": 1}, 160), "as built"

@@ -17,6 +17,17 @@ def work(task):
         return value, os.getpid()
     if kind == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "die once":
+        if not value.exists():
+            value.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        others = [file.read_text() for file in value.parent.glob("at work*")]
+        return [other for other in others if other]
+    if kind == "note":
+        value.write_text("at work")
+        time.sleep(0.3)
+        value.write_text("")
+        return None
     if kind == "modules":
         import sys
 
@@ -58,6 +69,14 @@ def test_crash_affects_one_task():
     assert isinstance(results[1], workers.WorkerError)
     assert "died" in str(results[1])
     assert results[0][0] == results[2][0] == 0
+
+
+def test_killed_task_is_tried_once_more_alone(tmp_path):
+    tasks = [("die once", tmp_path / "died"), *(("note", tmp_path / f"at work {i}") for i in range(4))]
+    alone, *_ = workers.ordered_map(FUNCTION, tasks, workers=2)
+    assert alone == []
+    (dead,) = workers.ordered_map(FUNCTION, [("die", 0)], workers=1)
+    assert "exit status -9: killed, perhaps for lack of memory" in str(dead)
 
 
 def test_exception_is_raised_with_traceback():

@@ -101,7 +101,7 @@ def encode_segment(path: Path, options: encode.EncodeOptions | None = None, segm
 def shown_numbers(segment: encode.Segment) -> list[int]:
     """Reads the numbers in the frames of a segment, and checks that no frame is damaged."""
     numbers = []
-    for jpeg in segment.frames:
+    for jpeg in map(segment.jpegs.__getitem__, segment.frames):
         frame = np.asarray(Image.open(io.BytesIO(jpeg)))
         assert frame.shape == (segment.height, segment.width, 3)
         numbers.append(read_number(frame))

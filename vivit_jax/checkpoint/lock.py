@@ -19,15 +19,8 @@ def lock(workdir: storage.PathLike) -> Iterator[None]:
     if jax.process_index() != 0 or storage.is_remote(workdir):
         yield
         return
-    import fcntl
-
     path = Path(workdir) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise CheckpointError(
-                f"another run is using {workdir} (it holds {path}); wait for it, stop it, or choose another --workdir"
-            ) from error
+    advice = "wait for it, stop it, or choose another --workdir"
+    with storage.locked(path, CheckpointError(f"another run is using {workdir} (it holds {path}); {advice}")):
         yield

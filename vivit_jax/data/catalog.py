@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from vivit_jax.data.paths import CLASS_NAMES_FILE, SUMMARY_FILE
+from vivit_jax.data.paths import CLASS_NAMES_FILE, read_summary
 from vivit_jax.utils import storage
 
 
@@ -224,9 +224,7 @@ def of_records(name: str, folder: storage.PathLike) -> DatasetInfo:
     parts of a data set). Raises ValueError, also for records of another version.
     """
     folder = storage.path(folder)
-    classes_file, summary_file = folder / CLASS_NAMES_FILE, folder / SUMMARY_FILE
-    # Records of other programs that are only indexed may have no summary.
-    summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.is_file() else {}
+    classes_file, summary = folder / CLASS_NAMES_FILE, read_summary(folder)
     if name in DATASETS and summary and summary.get("version") != DATASETS[name].version:
         found = f"version {summary.get('version', '2 or earlier')} of {name}, and this program needs version"
         remedy = f"delete {folder.parent} to generate the data set again, or set another data.dir"

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from vivit_jax.data.selection.subset import UNKNOWN_CLASSES, Subset
-from vivit_jax.utils.checks import at_least, one_of
+from vivit_jax.utils.checks import at_least, one_of, within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +15,8 @@ class PipelineOptions:
       cache: keep the records of the training splits in memory, up to `cache_gb` * 2^30 bytes.
       threads: clips decoded in parallel; None for one per core.
       prefetch: batches prepared ahead.
+      max_unreadable: share of the clips of an epoch that may come from broken records, which are masked (one video is
+        always allowed, except by 0), and of the videos of an evaluation; beyond that the program fails.
       resize_on_device: the accelerators resize and flip the training clips; the host sends windows of the stored
         frames (`augment.resize_windows`). For hosts with few cores (docs/performance.md).
     """
@@ -23,10 +25,12 @@ class PipelineOptions:
     cache_gb: float = 2.0
     threads: int | None = None
     prefetch: int = 2
+    max_unreadable: float = 0.01
     resize_on_device: bool = False
 
     def __post_init__(self) -> None:
         at_least("data", self, cache_gb=0, prefetch=1, threads=1)
+        within("data", self, "[0, 1]", "max_unreadable")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vivit_jax.data.host_tf import tf
-from vivit_jax.data.paths import CLASS_NAMES_FILE, SUMMARY_FILE
+from vivit_jax.data.paths import CLASS_NAMES_FILE
 from vivit_jax.data.records import reader, scan
 from vivit_jax.data.records.split import (
     SEQUENCE,
@@ -87,8 +86,6 @@ def verify(folder: storage.PathLike, threads: int | None = None, progress: bool 
     for head, names in class_names.items():
         if not names or not all(isinstance(name, str) and name for name in names):
             reports[0].add(f"{CLASS_NAMES_FILE}: head {head!r} has no names, or empty ones")
-    if (folder / SUMMARY_FILE).is_file():
-        _verify_summary(folder / SUMMARY_FILE, reports)
     if not any(split.form == SEQUENCE for split, _ in splits):
         try:
             for name in sorted(list_shards(folder).keys() - {report.split for report in reports}):
@@ -104,12 +101,6 @@ def _verify_split(split: RecordSplit, report: Report, threads: int | None, on_vi
     chunk = np.arange(len(video)) - np.repeat(np.cumsum(split.num_chunks) - split.num_chunks, split.num_chunks)
     record = split.first_chunk[video] + chunk
     report.left_out = len(split.chunk_shard) - len(record)
-    for head, ids in split.labels.items():
-        lowest, highest = -1 if head in split.multi_label else 0, len(split.class_names[head]) - 1
-        outside = ((ids < lowest) | (ids > highest)).reshape(len(ids), -1).any(axis=1)
-        for number in np.flatnonzero(outside):
-            where = f"index: video {number}, {split.video_id[number]}"
-            report.add(f"{where}: {head} {ids[number]} is outside 0 to {highest}")
     # The records of a shard are consecutive in the index.
     first_of_shard = np.searchsorted(split.chunk_shard, np.arange(len(split.shards)))
     framing = _framing(split)
@@ -201,21 +192,6 @@ def _differences(split: RecordSplit, video: int, chunk: int, content: dict[str, 
         stored = content[name].decode("utf-8", "replace") if name == "video_id" else content[name].tolist()
         if stored != value:
             yield f"{name} is {stored}, {value} in the index"
-
-
-def _verify_summary(path: storage.AnyPath, reports: Sequence[Report]) -> None:
-    try:
-        summary = dict(json.loads(path.read_text(encoding="utf-8"))["splits"])
-    except (ValueError, KeyError, TypeError) as error:
-        reports[0].add(f"{path}: unreadable ({error})")
-        return
-    for report in reports:
-        if report.problems:  # the totals differ anyway
-            continue
-        for name, count in (("videos", report.videos), ("frames", report.frames)):
-            stated = summary.get(report.split, {}).get(name)
-            if stated != count:
-                report.add(f"{path.name} states {stated} {name} in split {report.split!r}, the records have {count}")
 
 
 def table(reports: Sequence[Report]) -> str:

@@ -9,13 +9,14 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
@@ -40,8 +41,9 @@ def resolve(function: str) -> Any:
 def ordered_map(function: str, tasks: Iterable[Any], workers: int | None = None, look_ahead: int = 2) -> Iterator[Any]:
     """Yields `function(task)` for each task, in order; tasks are picklable and consumed as needed.
 
-    If the process of a task dies, its result is a `WorkerError` as a value (not raised): other tasks continue. An
-    exception of the function is raised as a `WorkerError`.
+    A task whose process dies (a crash; or killed, as by a system that is out of memory) is tried once more, alone. If
+    its process dies again, its result is a `WorkerError` as a value (not raised): other tasks continue. An exception of
+    the function is raised as a `WorkerError`.
 
     Args:
       function: `"package.module:name"`, so that a child imports only that module.
@@ -65,14 +67,22 @@ def ordered_map(function: str, tasks: Iterable[Any], workers: int | None = None,
         return None if stopping.is_set() else child.call(task)
 
     pool = ThreadPoolExecutor(count, thread_name_prefix="data-worker")
-    waiting: deque[Future] = deque()
+    waiting: deque[tuple[Any, Future]] = deque()
+
+    def next_result() -> Any:
+        task, future = waiting.popleft()
+        if isinstance(result := future.result(), WorkerError):
+            wait([other for _, other in waiting])
+            result = pool.submit(run, task).result()
+        return result
+
     try:
         for task in tasks:
-            waiting.append(pool.submit(run, task))
+            waiting.append((task, pool.submit(run, task)))
             if len(waiting) >= count + look_ahead:
-                yield waiting.popleft().result()
+                yield next_result()
         while waiting:
-            yield waiting.popleft().result()
+            yield next_result()
     finally:
         # Also reached on an exception and when the consumer stops early: no child outlives the generator.
         stopping.set()
@@ -105,7 +115,9 @@ class _Child:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=5.0)
             self.close()
-            return WorkerError(f"the worker process died (exit status {self.process.returncode})")
+            code = self.process.returncode
+            killed = ": killed, perhaps for lack of memory" if code == -signal.SIGKILL else ""
+            return WorkerError(f"the worker process died (exit status {code}{killed})")
         if not succeeded:
             raise WorkerError(f"a task failed in a worker process:\n{value}")
         return value

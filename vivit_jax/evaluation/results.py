@@ -46,6 +46,13 @@ class Result:
     # {multi-label head: float [C]}; NaN for a class without a video
     average_precision: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
+    def problem(self, limit: float) -> str | None:
+        """Returns a message where more than this share of the videos is unreadable."""
+        total, allowed = self.counted + self.unreadable, f"more than data.max_unreadable={limit:g} of them"
+        lost = f"{self.unreadable} of {total} videos could not be read and are not in the metrics, {allowed}"
+        advice = "`python -m vivit_jax.data.verify DIR` lists the broken records"
+        return f"{lost}; {advice}" if self.unreadable > limit * total else None
+
     def summary(self) -> str:
         """Returns one line with the accuracies, videos and views."""
         names = ("top1", "top5", metrics.MEAN_AVERAGE_PRECISION)

@@ -155,21 +155,17 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool) -> d
 
 
 class ProgressReport(Hook):
-    """Shows how far the run is, and reports clips from broken records before evaluations and saving."""
+    """Shows how far the run is, and how many clips were masked before evaluations and saving."""
 
-    def __init__(self, setup: TrainSetup, progress: logs.Progress, batches: Any):
-        self._train_set, self._progress, self._batches = setup.train_set, progress, batches
+    def __init__(self, progress: logs.Progress, batches: Any):
+        self._progress, self._batches = progress, batches
 
     def after_step(self, step: int, *_: Any) -> None:
         self._progress(step)
 
     def flush(self, step: int, state: Any) -> None:
         if self._batches.corrupt:
-            names = [self._train_set.locate(index) for index in self._batches.last_corrupt[-10:]]
-            self._progress.write(
-                f"step {step}: {self._batches.corrupt} clips so far came from records that cannot be read and were "
-                f"masked; last: {', '.join(names)}"
-            )
+            self._progress.write(f"step {step}: {self._batches.corrupt} clips so far are of broken records, and masked")
 
 
 def make_hooks(
@@ -190,4 +186,4 @@ def make_hooks(
     skipped = SkippedSteps(experiment.guard.max_consecutive, setup.train_set, workdir, setup.checkpoint_metadata)
     metrics = TrainMetrics(session.writer, progress, speed, experiment.log_every_steps)
     profiler = Profiler(experiment.profile.range, workdir)
-    return Hooks([speed, profiler, metrics, skipped, ProgressReport(setup, progress, batches)])
+    return Hooks([speed, profiler, metrics, skipped, ProgressReport(progress, batches)])

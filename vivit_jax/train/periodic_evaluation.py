@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 
 from vivit_jax import checkpoint as checkpointing
@@ -155,6 +156,8 @@ class PeriodicEvaluation:
                 self._progress.write(f"step {step}, averaged parameters: {ema_result.summary()}")
             seconds = time.perf_counter() - began
         self._progress.write(f"step {step}: {result.summary()}")
+        if problem := result.problem(self._experiment.data.max_unreadable):
+            logging.error("step %d: %s", step, problem)
         result = dataclasses.replace(result, scalars=result.scalars | ema_scalars)
         logged = result.scalars | {"seconds": seconds}
         self._writer.write_scalars(step, {f"eval/{name}": value for name, value in logged.items()})

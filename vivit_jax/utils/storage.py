@@ -178,6 +178,28 @@ def local(file: PathLike) -> Iterator[Path]:
         yield local_copy
 
 
+@contextlib.contextmanager
+def locked(file: PathLike, problem: Exception) -> Iterator[None]:
+    """Locks a local file or folder until the end of the context or process; raises `problem` where another one has it.
+
+    Some network disks have no locks: there, nothing is locked.
+    """
+    import fcntl
+
+    descriptor = os.open(file, os.O_RDONLY if os.path.isdir(file) else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise problem from error
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def copy(source: PathLike, target: PathLike) -> None:
     """Copies a local file, or all files of a local folder, to `target`; replaces files that exist there."""
     source, target = Path(source), epath.Path(target)

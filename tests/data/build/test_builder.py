@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import pickle
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from vivit_jax.data.host_tf import tf
 from vivit_jax.data.records import indexing, reader, scan
 from vivit_jax.data.records.split import EmptySplitError, NoRecordsError, RecordSplit, list_shards, open_split
 from vivit_jax.data.video import encode
+from vivit_jax.utils import storage
 
 # Name of the video file, start and end of the segment in seconds, its frames at 25 frames per second.
 SEGMENTS = [("a", 0, 2, range(50)), ("b", 1, 3, range(25, 75)), ("c", 0, 4, range(33)), ("d", 0, 1, range(16))]
@@ -80,10 +82,36 @@ def test_segments_of_one_file_are_decoded_once(tmp_path, monkeypatch):
     *segments, late = encode.encode_file(task)
     assert len(opened) == 1
     for segment, numbers in zip(segments, (range(25), range(13, 50), range(75, 100)), strict=True):
-        images = [tf.io.decode_jpeg(jpeg).numpy() for jpeg in segment.frames]
+        images = [tf.io.decode_jpeg(segment.jpegs[i]).numpy() for i in segment.frames]
         assert [read_number(image) for image in images] == list(numbers)
         assert (segment.height, segment.width, segment.fps) == (32, 32, 25)
     assert "no frames between 8 s and 9 s (it ends at 3.96 s)" in late
+
+
+def test_long_videos_are_spooled_and_limited(tmp_path, monkeypatch):
+    """The JPEGs of a file are not held in memory beyond a limit, and the file stays small enough to be sent."""
+    path, options = numbered_video(tmp_path / "a.mp4", 100, fps=25), encode.EncodeOptions(None, 90)
+    segments = [(None, None), (1.0, 2.0)]
+    in_memory = encode.encode_file(encode.FileTask(path, segments, options))
+    monkeypatch.setattr(encode, "_HELD", 5000)
+    spooled = encode.encode_file(encode.FileTask(path, segments, options, tmp_path / "spool"))
+    assert len(pickle.dumps(spooled)) < 12_000 < (tmp_path / "spool").stat().st_size
+    for one, other in zip(in_memory, spooled, strict=True):
+        assert [one.jpegs[i] for i in one.frames] == [other.jpegs[i] for i in other.frames]
+    for change, problem in (({"max_seconds": 3.0}, "longer than 3 s"), ({"max_gb": 1e-4}, "more than 0.0001 GB")):
+        task = encode.FileTask(path, [(None, None), (0.0, 0.5)], dataclasses.replace(options, **change))
+        reason, sound = encode.encode_file(task)
+        assert problem in reason
+        assert len(sound.frames) == 13
+
+
+def test_second_build_in_a_folder_says_so(tmp_path):
+    videos, folder = kinetics_folder(tmp_path)
+    (tmp_path / "out" / "kinetics400").mkdir(parents=True)
+    # `flock` is of the opened file, so that this process can be the other one, too.
+    busy = pytest.raises(ValueError, match=f"another build is at work in {tmp_path}/out/kinetics400")
+    with storage.locked(tmp_path / "out" / "kinetics400", ValueError()), busy:
+        build.build("kinetics400", videos, folder, tmp_path / "out", build.BuildOptions(num_workers=0))
 
 
 def test_tfds_reads_the_folder(tiny_records):

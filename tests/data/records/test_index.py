@@ -64,6 +64,44 @@ def test_stale_or_unreadable_index_errors(copy):
         open_split(copy, "train")
 
 
+def test_contradictions_are_found_at_opening(copy):
+    path = copy / "index_train.npz"
+    with np.load(path) as stored:
+        index = {key: stored[key] for key in stored.files}
+    names = index["video_id"]
+
+    def with_value(field, position, value):
+        values = index[field].copy()
+        values[position] = value
+        return {field: values}
+
+    of_videos = ("video_id", "num_frames", "fps", "height", "width", "first_chunk", "num_chunks")
+    fields = (*of_videos, "label_noun", "label_verb")
+    cases = [
+        (with_value("label_verb", 3, 8), f"label 'verb' of video {names[3]} is 8, outside 0 to 7"),
+        (with_value("label_noun", 3, -1), f"label 'noun' of video {names[3]} is -1, outside 0 to 9"),
+        (with_value("num_frames", 3, 0), f"num_frames of video {names[3]} is 0"),
+        (with_value("chunk_shard", 3, 7), "chunk_shard of record 3 is 7, outside 0 to 0"),
+        (with_value("num_chunks", 47, 9), f"with records of another: {names[47]}"),
+        ({"height": index["height"][1:]}, "47 values of height, 48 expected"),
+        ({field: np.append(index[field], index[field][5]) for field in fields}, f"listed twice.*{names[5]}"),
+        ({field: index[field][:-1] for field in fields}, "has 47 videos, .*/summary.json states 48"),
+    ]
+    for arrays, message in cases:
+        change(path, **arrays)
+        with pytest.raises(BadIndexError, match=f"index_train.npz.*{message}.*{REBUILD}"):
+            open_split(copy, "train")
+        np.savez(path, **index)
+    open_split(copy, "train")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"splits": 3}', '{"splits": {"train": 3}}'])
+def test_damaged_summary_is_found_at_opening(copy, text):
+    (copy / "summary.json").write_text(text)
+    with pytest.raises(ValueError, match=f"{copy}/summary.json is damaged"):
+        open_split(copy, "train")
+
+
 def test_command_rebuilds_index(copy, capsys):
     before = open_split(copy, "train")
     (copy / "index_train.npz").unlink()

@@ -6,14 +6,13 @@ python -m vivit_jax.data.build ... --runner=direct|DataflowRunner|... [-- flags 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 
 from vivit_jax.data import catalog
 from vivit_jax.data.build.dataset import build
 from vivit_jax.data.build.options import BuildOptions
-from vivit_jax.data.paths import REJECTS_FILE, SUMMARY_FILE
+from vivit_jax.data.paths import REJECTS_FILE, read_summary
 
 # Share of rejected videos from which a build counts as failed.
 MOST_REJECTED = 0.5
@@ -33,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         quality=flags.quality,
         short_side=flags.short_side,
         fps=flags.fps,
+        max_seconds=flags.max_seconds,
+        max_gb=flags.max_gb,
         num_workers=flags.workers,
         runner=flags.runner,
         runner_flags=runner_flags,
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = build(flags.name or flags.dataset, flags.videos, flags.annotations, flags.out, options)
     except (OSError, ValueError, ImportError) as error:
         raise SystemExit(f"error: {error}") from None
-    summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    summary = read_summary(folder)
     for split, counts in summary["splits"].items():
         print(f"{split}: {counts['videos']} videos, {counts['frames']} frames, {counts['bytes'] / 1e6:.1f} MB")
     rows, rejects = sum(counts["rows"] for counts in summary["splits"].values()), summary["rejects"]
@@ -74,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--short_side", type=int, help="maximum, in pixels; default: that of the data set")
     parser.add_argument("--quality", type=int, default=85, help="of the JPEGs, 1 to 95")
+    parser.add_argument("--max_seconds", type=float, default=21600, help="of a file; a longer one is rejected")
+    parser.add_argument("--max_gb", type=float, default=32, help="of the JPEGs of a file, in 2^30 bytes, likewise")
     parser.add_argument("--allow_rejects", action="store_true", help="exit with 0 even if half the videos are rejected")
     parser.add_argument("--workers", type=int, default=None, help="decoding processes; default: one per core")
     runners = "local (this machine), direct (Beam on this machine), or a runner of Beam, with its flags after --"

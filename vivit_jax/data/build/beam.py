@@ -97,7 +97,7 @@ def write_shard(
     shards.restore(shard, folder)
     if not shard.done:
         # One process for decoding: a file that kills it does not kill the worker of Beam.
-        encoded = shards.encode_files(shard.files, options, num_workers=1)
+        encoded = shards.encode_files(shard.files, options, 1, folder)
         shards.write(shard, folder, encoded, schema.serialiser(class_names, multi_label))
     return str(shard.path(folder))
 

@@ -1,11 +1,10 @@
 """`build`, which builds the records of a data set, and `prepare`, which finds or builds them for training."""
 
-import json
 import logging
 
 from vivit_jax.data import annotations, catalog, moving_digits
 from vivit_jax.data.build.options import BuildOptions
-from vivit_jax.data.paths import SUMMARY_FILE, records_folder
+from vivit_jax.data.paths import SUMMARY_FILE, read_summary, records_folder
 from vivit_jax.utils import storage
 
 
@@ -40,7 +39,7 @@ def build(
     from vivit_jax.data.video import encode
 
     short_side = dataset.short_side if options.short_side is None else options.short_side
-    encode_options = encode.EncodeOptions(short_side, options.quality, options.fps)
+    encode_options = encode.EncodeOptions(short_side, options.quality, options.fps, options.max_seconds, options.max_gb)
     # Workers on other machines have another working directory.
     videos, out = storage.absolute(videos), storage.absolute(out)
     folder = records_folder(name, out)
@@ -50,7 +49,7 @@ def build(
     from vivit_jax.data.build import tfds_builder  # TensorFlow takes seconds to import
 
     tfds_builder.VideoRecords(dataset, videos, annotation_folder or videos, out, encode_options, options).build()
-    log, summary = logging.getLogger(__name__), json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    log, summary = logging.getLogger(__name__), read_summary(folder)
     for split, counts in summary["splits"].items():
         for head, names in counts.get("classes_without_videos", {}).items():
             shown = ", ".join(names[:10]) + ", ..." * (len(names) > 10)
@@ -61,13 +60,13 @@ def build(
 
 
 def _check_same(folder: storage.AnyPath, encode_options, options: BuildOptions) -> None:
-    summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    summary = read_summary(folder)
     multi_label = summary.get("multi_label"), options.label_separator
     differences = [
         f"{what} {stored} ({requested} requested)"
         for what, stored, requested in (
-            ("JPEG quality", summary["quality"], encode_options.quality),
-            ("short side", summary["short_side"], encode_options.short_side),
+            ("JPEG quality", summary.get("quality"), encode_options.quality),
+            ("short side", summary.get("short_side"), encode_options.short_side),
             ("frame rate", summary.get("fps") or "of the source", encode_options.fps or "of the source"),
             ("multi-label heads", *("some" if heads else "none" for heads in multi_label)),
         )

@@ -8,7 +8,9 @@ import dataclasses
 import hashlib
 import io
 import json
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,7 +90,9 @@ def plan(
 
 def fingerprint(shards: Iterable[Shard], options: encode.EncodeOptions) -> str:
     """Returns a hash of everything that determines the shards; a build continues only shards of the same hash."""
-    digest = hashlib.sha256(json.dumps([_FORMAT, dataclasses.astuple(options)]).encode())
+    settings, defaults = dataclasses.astuple(options), dataclasses.astuple(encode.EncodeOptions(None))
+    settings = settings[:3] if settings[3:] == defaults[3:] else settings  # as before there were limits
+    digest = hashlib.sha256(json.dumps([_FORMAT, settings]).encode())
     for shard in shards:
         files = [[str(f.path), f.segments, [[row.video, dict(row.labels)] for row in f.rows]] for f in shard.files]
         digest.update(json.dumps([shard.split, shard.number, files]).encode())
@@ -96,19 +100,29 @@ def fingerprint(shards: Iterable[Shard], options: encode.EncodeOptions) -> str:
 
 
 def encode_files(
-    files: Sequence[File], options: encode.EncodeOptions, num_workers: int | None
+    files: Sequence[File], options: encode.EncodeOptions, num_workers: int | None, folder: storage.AnyPath
 ) -> Iterator[list[encode.Segment | str]]:
-    """Yields for each file the result of `encode.encode_file`; a crash of the decoder is a reason, too."""
-    tasks = [encode.FileTask(file.path, file.segments, options) for file in files if file.path]
-    results = workers.ordered_map("vivit_jax.data.video.encode:encode_file", tasks, num_workers)
-    for file in files:
-        if file.path is None:
-            yield ["no such video in the videos' folder"] * len(file.rows)
-            continue
-        result = next(results)
-        if isinstance(result, workers.WorkerError):
-            result = [f"{file.path}: the decoder crashed: {result}"] * len(file.rows)
-        yield result
+    """Yields for each file the result of `encode.encode_file`, valid until the next; a crash is a reason, too.
+
+    The JPEGs of long videos are kept in files in `folder`, or in the temporary folder if that is in a bucket.
+    """
+    local = None if storage.is_remote(folder) else folder
+    with tempfile.TemporaryDirectory(prefix="jpegs-", dir=local, ignore_cleanup_errors=True) as spool:
+        tasks = [
+            encode.FileTask(file.path, file.segments, options, Path(spool, str(number)))
+            for number, file in enumerate(files)
+            if file.path
+        ]
+        results = workers.ordered_map("vivit_jax.data.video.encode:encode_file", tasks, num_workers)
+        for number, file in enumerate(files):
+            if file.path is None:
+                yield ["no such video in the videos' folder"] * len(file.rows)
+                continue
+            result = next(results)
+            if isinstance(result, workers.WorkerError):
+                result = [f"{file.path}: the decoder crashed: {result}"] * len(file.rows)
+            yield result
+            Path(spool, str(number)).unlink(missing_ok=True)
 
 
 def write(
@@ -186,5 +200,5 @@ def _examples(row: annotations.Row, number: int, segment: encode.Segment) -> Ite
             "width": segment.width,
             **({"label": label} if label else {}),
             **({"labels": labels} if labels else {}),
-            "frames": [io.BytesIO(jpeg) for jpeg in segment.frames[start : start + CHUNK_FRAMES]],
+            "frames": [io.BytesIO(segment.jpegs[i]) for i in segment.frames[start : start + CHUNK_FRAMES]],
         }

@@ -91,8 +91,13 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def build(self) -> storage.AnyPath:
         """Builds the records and returns their folder; shards of an interrupted build are used."""
-        try:
-            self._staging.mkdir(parents=True, exist_ok=True)
+        self._staging.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            if self._scratch:
+                stack.callback(shutil.rmtree, self._scratch, ignore_errors=True)
+            else:
+                busy = f"another build is at work in {self._final.parent}; wait for its end, or stop it"
+                stack.enter_context(storage.locked(self._final.parent, ValueError(busy)))
             self._write_shards()
             self.download_and_prepare(
                 download_dir=str((Path(self._scratch) if self._scratch else self._staging) / "downloads"),
@@ -100,11 +105,8 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
             )
             if self._scratch:
                 self._publish()
-        finally:
-            if self._scratch:
-                shutil.rmtree(self._scratch, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            epath.Path(self._staging).rmtree(missing_ok=True)
+            with contextlib.suppress(OSError):
+                epath.Path(self._staging).rmtree(missing_ok=True)
         return self._final
 
     def _publish(self) -> None:
@@ -133,7 +135,7 @@ class VideoRecords(tfds.core.ShardBasedBuilder, skip_registration=True):
         with progress_bar.bar(title=title, total=total, done=total - left, show=show) as bar:
             if self.options.runner == "local":
                 files = [file for shard in todo for file in shard.files]
-                encoded = shards.encode_files(files, self.encode_options, self.options.num_workers)
+                encoded = shards.encode_files(files, self.encode_options, self.options.num_workers, self._staging)
                 serialise = serialiser(names, multi_label)
                 for shard in todo:
                     shards.write(shard, self._staging, encoded, serialise, lambda file: bar.update(len(file.rows)))

@@ -21,6 +21,7 @@ from vivit_jax.data.pipeline import clips
 from vivit_jax.data.pipeline.cache import cache
 from vivit_jax.data.records.reader import record_reader
 from vivit_jax.data.records.split import RecordSplit
+from vivit_jax.data.records.unreadable import Limit, read_again
 from vivit_jax.data.selection import mirror, sampling
 from vivit_jax.data.selection.order import clip_draws
 from vivit_jax.data.selection.sampling import ClipSpec
@@ -34,13 +35,15 @@ _DEFAULT_OPTIONS = PipelineOptions()
 class Batches(Iterator, contextlib.AbstractContextManager):
     """Iterator over batches: dicts of NumPy arrays (read-only views of TensorFlow's memory; copy to change them).
 
+    Raises DataError where the storage fails for longer than `unreadable.PAUSES`; in training also where too many clips
+    of an epoch so far (in the rows of this process, since it started) or all videos of a batch are broken.
+
     Attributes:
       step: number of the next batch.
       num_batches: None for the endless training stream.
       description: threads, prefetching and cache, for the log.
       repeated_views: videos of an evaluation that are too short or too small for different test views.
       corrupt: videos returned so far with mask 0 because their record or a JPEG in it is broken.
-      last_corrupt: indices of the last 100 of them.
     """
 
     def __init__(
@@ -53,12 +56,14 @@ class Batches(Iterator, contextlib.AbstractContextManager):
         repeated_views: int = 0,
         positions: Callable[[int], np.ndarray] | None = None,
         videos: _Videos | None = None,
+        read_again: Callable[[np.int64, np.int64], dict | str],
+        limit: Limit,
     ):
         self._iterator: Iterator | None = iter(dataset)
         self._positions, self._videos, self._begun = positions, videos, False
+        self._read_again, self._limit = read_again, limit
         self.description, self.step, self.num_batches = description, step, num_batches
         self.repeated_views, self.corrupt = repeated_views, 0
-        self.last_corrupt: list[int] = []
 
     def __next__(self) -> dict:
         if self._iterator is None:
@@ -67,18 +72,33 @@ class Batches(Iterator, contextlib.AbstractContextManager):
         if self._videos is not None and not self._begun:
             self._begun = True
             self._videos.start()  # not earlier: it would delay the first batch
+        positions = batch.pop(_POSITION, batch["index"])
         if self._positions is not None:
-            positions, expected = batch.pop(_POSITION), self._positions(self.step)
+            expected = self._positions(self.step)
             if not np.array_equal(positions, expected):
                 raise RuntimeError(
                     f"batch {self.step} holds the positions {positions.tolist()[:8]}..., not {expected.tolist()[:8]}"
                     "...; please report this"
                 )
-        broken = batch["index"][(batch["mask"] == 0) & (batch["index"] >= 0)]
-        self.corrupt += len(broken)
-        self.last_corrupt = (self.last_corrupt + broken.tolist())[-100:]
+        unreadable = np.flatnonzero((batch["mask"] == 0) & (batch["index"] >= 0))
+        if len(unreadable):
+            self._mend(batch, positions, unreadable.tolist())
         self.step += 1
         return batch
+
+    def _mend(self, batch: dict, positions: np.ndarray, rows: list[int]) -> None:
+        """Puts the clips into a batch that can be read after all; counts and reports the others."""
+        batch |= {name: batch[name].copy() for name in ("video", "mask")}
+        reasons = []
+        for row in rows:
+            clip = self._read_again(positions[row], batch["index"][row])
+            if isinstance(clip, str):
+                reasons.append(clip)
+            else:
+                batch["video"][row], batch["mask"][row] = clip["video"], 1.0
+        self.corrupt += len(reasons)
+        several = len(set(batch["index"].tolist())) > 1
+        self._limit.check(self.step, reasons, several and self.num_batches is None and not batch["mask"].any())
 
     def close(self) -> None:
         """Stops the background work and frees its memory; may be called twice."""
@@ -137,19 +157,20 @@ def train_batches(
     may_flip = np.concatenate([mirror.may_flip(s.labels, mirrors) for s in train_set.splits]) if swap else None
 
     @tf.autograph.experimental.do_not_convert
-    def load(position, video):
+    def load(position, video, again=False):
+        read = functools.partial(videos.read, again=again)
         draws = clip_draws(seed, position, count)
         allowed = tf.constant(may_flip)[video] if swap else True
         if region is None:
-            make = lambda *size: clips.train_clip(videos.read, video, *size, spec, draws, allowed)  # noqa: E731
+            make = lambda *size: clips.train_clip(read, video, *size, spec, draws, allowed)  # noqa: E731
             window = {}
         else:
-            make = lambda *size: clips.train_region(videos.read, video, *size, spec, draws, region)  # noqa: E731
+            make = lambda *size: clips.train_region(read, video, *size, spec, draws, region)  # noqa: E731
             size = videos.size(video)[1:]
             window = {"window": clips.window_in_region(*size, spec, draws, region, allowed)}
         flipped = tf.logical_and(clips.is_flipped(spec, draws), allowed)
         label = labels.look_up(video, mirrors, flipped) if swap else labels.look_up(video)
-        return videos.example(video, shape, make) | window | {"label": label, _POSITION: position}
+        return videos.example(video, shape, make, again) | window | {"label": label, _POSITION: position}
 
     positions = train_set.order(seed, spec).dataset(batch_size, start_step * batch_size, (low, high))
     dataset = positions.map(load, threads)
@@ -160,7 +181,11 @@ def train_batches(
         description += f"; {flips}" if flips else ""
     dataset = _batched(dataset, high - low, options.prefetch, threads)
     positions = lambda step: step * batch_size + np.arange(low, high)  # noqa: E731
-    return Batches(dataset, description, step=start_step, positions=positions, videos=videos)
+    share, steps_per_epoch = options.max_unreadable, train_set.num_videos * spec.clips_per_video / batch_size
+    allowed = max(spec.clips_per_video, int(share * steps_per_epoch * (high - low))) if share else 0
+    again, limit = videos.reader_again(load, train_set.locate), Limit(allowed, steps_per_epoch, share)
+    stream = {"step": start_step, "positions": positions, "videos": videos}
+    return Batches(dataset, description, read_again=again, limit=limit, **stream)
 
 
 def eval_batches(
@@ -191,17 +216,20 @@ def eval_batches(
     shape = [temporal_views * spatial_views, spec.num_frames, *spec.image_size, 3]
 
     @tf.autograph.experimental.do_not_convert
-    def load(position):
-        make = lambda *size: clips.views(videos.read, position, *size, spec, temporal_views, spatial_views)  # noqa: E731
+    def load(position, video=None, again=False):
+        read = functools.partial(videos.read, again=again)
+        make = lambda *size: clips.views(read, position, *size, spec, temporal_views, spatial_views)  # noqa: E731
         video = tf.where(position < num_videos, position, -1)
-        return videos.example(video, shape, make) | {"label": labels.look_up(video)}
+        return videos.example(video, shape, make, again) | {"label": labels.look_up(video)}
 
     dataset = tf.data.Dataset.from_tensor_slices(positions.astype(np.int64)).map(load, threads)
     sizes = eval_set.num_frames, eval_set.height, eval_set.width
     repeated = int(sampling.repeated_views(*sizes, spec, temporal_views, spatial_views).sum())
     dataset = _batched(dataset, high - low, options.prefetch, threads)
     description = _describe(options, threads, (high - low) * int(np.prod(shape)), videos.cached_bytes)
-    return Batches(dataset, description, num_batches=num_batches, repeated_views=repeated)
+    again = videos.reader_again(load, TrainingSet.from_split(eval_set).locate)
+    counts = {"num_batches": num_batches, "repeated_views": repeated}
+    return Batches(dataset, description, read_again=again, limit=Limit(np.inf, num_batches, 1.0), **counts)
 
 
 class _LabelTables:
@@ -253,8 +281,8 @@ class _Videos:
         self._sizes = [tf.constant(x) for x in sizes]
         self._first = np.cumsum([0, *(split.num_videos for split in splits)])
         self._readers, self._caches, self.cached_bytes = [], [], 0
-        for split in splits:
-            reader = record_reader(split)
+        self._splits, self._from_disk = splits, [record_reader(split) for split in splits]
+        for split, reader in zip(splits, self._from_disk, strict=True):
             if options.cache:
                 cached = cache(split, reader, int(options.cache_gb * 2**30) - self.cached_bytes, threads)
                 reader, self.cached_bytes = cached.read, self.cached_bytes + cached.size
@@ -271,9 +299,22 @@ class _Videos:
         for cached in self._caches:
             cached.close()
 
-    def read(self, video, numbers, window=None, finish=None):
-        """A `reader.Reader` of all videos."""
-        return self._in_split(video, [lambda v, read=read: read(v, numbers, window, finish) for read in self._readers])
+    def read(self, video, numbers, window=None, finish=None, again=False):
+        """A `reader.Reader` of all videos; `again` reads from the storage, not from the cache."""
+        readers = self._from_disk if again else self._readers
+        return self._in_split(video, [lambda v, read=read: read(v, numbers, window, finish) for read in readers])
+
+    def reader_again(self, load: Callable, locate: Callable[[int], str]) -> Callable[[np.int64, np.int64], dict | str]:
+        """Returns (position, video) -> `load(position, video, True)`, or the name of the video and why it is broken."""
+        strict = tf.function(functools.partial(load, again=True), autograph=False)
+
+        def read(position: np.int64, video: np.int64) -> dict | str:
+            split = int(np.searchsorted(self._first[1:], video, side="right"))
+            shard = self._splits[split].shard_of(int(video - self._first[split]))
+            result = read_again(lambda: strict(tf.constant(position), tf.constant(video)), shard)
+            return f"{locate(int(video))} in {shard}, {result}" if isinstance(result, str) else result
+
+        return read
 
     def _decoded(self, video):
         """Returns whether the frames of a video are in memory (reading it cannot fail): bool []; None: never."""
@@ -295,8 +336,9 @@ class _Videos:
         """Returns [number of frames, height, width] of a video, or of the first if it is -1."""
         return [x[tf.maximum(video, 0)] for x in self._sizes]
 
-    def example(self, video, shape: list[int], make: Callable[..., tf.Tensor]) -> dict:
-        """Returns the example of a video without labels; black frames and mask 0 if it is -1 or cannot be read."""
+    def example(self, video, shape: list[int], make: Callable[..., tf.Tensor], again: bool = False) -> dict:
+        """Returns the example of a video without labels; black frames and mask 0 if it is -1 or cannot be read, which
+        is an error with `again`."""
         size = self.size(video)
 
         def black():
@@ -308,7 +350,9 @@ class _Videos:
             fallback = tf.data.Dataset.from_tensors(video).map(lambda _: black())
             return example.concatenate(fallback).take(1).get_single_element()
 
-        if (decoded := self._decoded(video)) is None:
+        if again:
+            frames, mask = make(*size), 1.0
+        elif (decoded := self._decoded(video)) is None:
             frames, mask = tf.cond(video >= 0, make_or_black, black)
         else:
             case = tf.where(video < 0, 0, tf.where(decoded, 1, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import threading
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.records import reader
 from vivit_jax.data.records.split import RecordSplit
+from vivit_jax.data.records.unreadable import read_again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,15 +112,26 @@ def _cache_records(split: RecordSplit, threads: int) -> Cached:
     paths = list(map(os.fsencode, split.shard_paths))
     shards, shard, offset = (tf.constant(x) for x in (paths, split.chunk_shard, split.chunk_offset))
 
+    def read(chunk):
+        return reader.records_from(shards[shard[chunk]], offset[chunk]).take(1).get_single_element()
+
     @tf.autograph.experimental.do_not_convert
     def load(chunk):
-        # A record with a wrong checksum becomes an empty one, in which no frame is found later.
-        record = reader.records_from(shards[shard[chunk]], offset[chunk]).take(1).ignore_errors()
+        # Not of `records_from`: that would try a file which cannot be opened again, for ever.
+        record = tf.data.Dataset.from_tensors(chunk).map(read).ignore_errors()
         return record.concatenate(tf.data.Dataset.from_tensors("")).take(1).get_single_element()
 
+    def is_broken(chunk: int) -> bool:
+        shard_path = os.fsdecode(paths[split.chunk_shard[chunk]])
+        return isinstance(read_again(functools.partial(read, chunk), shard_path), str)
+
     count = len(split.chunk_offset)
-    # Batched in TensorFlow, which hands the bytes over; as NumPy objects they would be held twice.
-    records = tf.data.Dataset.range(count).map(load, threads).batch(count).get_single_element()
+    for _ in range(3):
+        # Batched in TensorFlow, which hands the bytes over; as NumPy objects they would be held twice.
+        records = tf.data.Dataset.range(count).map(load, threads).batch(count).get_single_element()
+        # In a broken record, which stays empty, no frame is found later. Others are loaded again, after an outage.
+        if all(map(is_broken, np.flatnonzero(tf.strings.length(records) == 0).tolist())):
+            break
     first, size = tf.constant(split.first_chunk), split.chunk_frames
 
     def read_cached(video, numbers, window=None, finish=None):

@@ -16,6 +16,7 @@ from vivit_jax.data.host_tf import tf
 from vivit_jax.data.records import reader
 from vivit_jax.data.records.indexing import VideoEntry, assemble, record_positions
 from vivit_jax.data.records.split import CHUNK_FRAMES, NoRecordsError, RecordSplit, list_shards, load_class_names
+from vivit_jax.data.records.unreadable import plain_message
 from vivit_jax.utils import storage
 
 # What `function` of `mapped` returned for a record, or the reason why the record cannot be read.
@@ -75,7 +76,7 @@ def _find_reason(read: Callable, function: Callable, form: str, number: int) -> 
     except tf.errors.DataLossError:
         return "corrupted: its checksum does not fit"
     except tf.errors.OpError as error:
-        return _message(error)
+        return plain_message(error)
     return reason or "could not be read at first, but could the second time: is the disk failing?"
 
 
@@ -89,15 +90,8 @@ def _broken_frame(record: tf.Tensor, form: str) -> str | None:
             tf.io.extract_jpeg_shape(jpeg)  # which, unlike decoding, takes no other format
             tf.io.decode_jpeg(jpeg, channels=3)
         except tf.errors.OpError as error:
-            return f"frame {number} is no readable JPEG: {_message(error)}"
+            return f"frame {number} is no readable JPEG: {plain_message(error)}"
     return None
-
-
-def _message(error: tf.errors.OpError) -> str:
-    """TensorFlow's message without the names of its nodes and the traceback of its graph."""
-    lines = [line.split("}} ", 1)[-1].split(" [Op:", 1)[0].strip() for line in error.message.splitlines()]
-    kept = [line for line in lines if line and not line.startswith(("[[", "Graph execution", "Detected at", 'File "'))]
-    return " ".join(dict.fromkeys(kept))[:300] or type(error).__name__
 
 
 def scan(folder: storage.PathLike) -> list[RecordSplit]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vivit_jax.data.paths import CLASS_NAMES_FILE, SUMMARY_FILE
+from vivit_jax.data.paths import CLASS_NAMES_FILE, SUMMARY_FILE, read_summary
 from vivit_jax.utils import storage
 
 CHUNK_FRAMES = 16
@@ -96,10 +96,13 @@ class RecordSplit:
         np.maximum.at(sizes, self.chunk_shard, self.chunk_offset + self.chunk_length + 16)
         return sizes
 
+    def shard_of(self, video: int) -> str:
+        """Returns the path of the shard that holds a video."""
+        return str(storage.under(self.folder, self.shards[self.chunk_shard[self.first_chunk[video]]]))
+
     def stored_frames(self) -> dict[str, Any]:
         """Returns `stored_short_side` and `stored_fps`, the maxima to which frames were stored; None for no maximum."""
-        path = self.folder / SUMMARY_FILE
-        summary = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        summary = read_summary(self.folder)
         # Records of other programs do not say: that of the largest video.
         short_side = summary.get("short_side") or int(np.minimum(self.height, self.width).max())
         return {"stored_short_side": short_side, "stored_fps": summary.get("fps")}
@@ -143,8 +146,8 @@ class RecordSplit:
 def open_split(folder: storage.PathLike, split: str) -> RecordSplit:
     """Opens the index of a split; shards are compared with it by size only (`vivit_jax.data.verify` reads them).
 
-    Raises NoRecordsError (no index, or shards are missing), BadIndexError (unreadable or of a newer version, or shards
-    have another size than indexed) or EmptySplitError.
+    Raises NoRecordsError (no index, or shards are missing), BadIndexError (unreadable, of a newer version, with values
+    out of range, or shards have another size than indexed), EmptySplitError, ValueError for a damaged summary.
     """
     folder = storage.path(folder)
     path = folder / f"index_{split}.npz"
@@ -153,6 +156,11 @@ def open_split(folder: storage.PathLike, split: str) -> RecordSplit:
     opened = _load(path, split)
     if opened.num_videos == 0:
         raise EmptySplitError(f"{folder}: split {split!r} has no videos; see rejects.csv and summary.json there")
+    stated = read_summary(folder).get("splits", {}).get(split) or {}
+    for name, count in (("videos", opened.num_videos), ("frames", int(opened.num_frames.sum()))):
+        if stated.get(name, count) != count:
+            differ = f"{path} has {count} {name}, {folder / SUMMARY_FILE} states {stated[name]}"
+            raise BadIndexError(f"{differ}: they are of different builds. Copy both again, or {_REBUILD} {folder}")
     shard_paths = opened.shard_paths
     sizes = storage.sizes(shard_paths)
     missing = [shard for shard, size in zip(shard_paths, sizes, strict=True) if size is None]
@@ -179,7 +187,7 @@ def _load(path: storage.AnyPath, split: str) -> RecordSplit:
         if version > _FORMAT:
             update = f"this version reads up to {_FORMAT}: update it, or {rebuild}"
             raise BadIndexError(f"{path} has format {version}, {update}")
-        return RecordSplit(
+        loaded = RecordSplit(
             folder=path.parent,
             name=split,
             shards=[str(shard) for shard in arrays["shards"]],
@@ -189,12 +197,38 @@ def _load(path: storage.AnyPath, split: str) -> RecordSplit:
             form=str(arrays.get("form", CHUNKS)),
             **{field: arrays[field] for field in _VIDEO_FIELDS + _CHUNK_FIELDS},
         )
+        if problem := _find_problem(loaded):
+            raise BadIndexError(f"{path}: {problem}; {rebuild}")
+        return loaded
     except BadIndexError:
         raise
     except KeyError as error:
         raise BadIndexError(f"{path}: holds no array {error}; {rebuild}") from None
-    except (zipfile.BadZipFile, OSError, EOFError, TypeError, ValueError) as error:
+    except (zipfile.BadZipFile, EOFError, TypeError, ValueError) as error:
         raise BadIndexError(f"{path}: unreadable ({error}); {rebuild}") from None
+
+
+def _find_problem(split: RecordSplit) -> str | None:
+    """Returns where the arrays of an index contradict each other or the class names."""
+    videos, chunks, most = split.num_videos, len(split.chunk_shard), 10**15
+    limits = dict.fromkeys(("num_frames", "height", "width", "num_chunks", "chunk_length"), (1, most))
+    limits |= dict.fromkeys(("fps", "chunk_offset", "chunk_checksum"), (0, most))
+    limits |= {"first_chunk": (0, chunks - 1), "chunk_shard": (0, len(split.shards) - 1)}
+    checks = [(name, getattr(split, name), *low_high) for name, low_high in limits.items()]
+    for head, ids in split.labels.items():
+        checks.append((f"label {head!r}", ids, -1 if ids.ndim == 2 else 0, len(split.class_names[head]) - 1))
+    for name, values, low, high in checks:
+        length = chunks if name.startswith("chunk_") else videos
+        if len(values) != length:
+            return f"{len(values)} values of {name}, {length} expected"
+        if len(wrong := np.flatnonzero(((values < low) | (values > high)).reshape(length, -1).any(axis=1))):
+            which = f"record {wrong[0]}" if name.startswith("chunk_") else f"video {split.video_id[wrong[0]]}"
+            return f"{name} of {which} is {values[wrong[0]]}, outside {low} to {high} ({len(wrong)} such entries)"
+    order = np.argsort(split.first_chunk, kind="stable")
+    first, end = split.first_chunk[order], (split.first_chunk + split.num_chunks)[order]
+    if len(twice := np.flatnonzero(np.append(first, chunks)[1:] < end)):
+        return f"listed twice, or with records of another: {', '.join(split.video_id[order[twice[0] : twice[0] + 2]])}"
+    return None
 
 
 def _explain_missing_index(folder: storage.AnyPath, split: str) -> str:

@@ -36,8 +36,8 @@ _OPEN = {"protocol_whitelist": "file"}
 _METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _log = logging.getLogger(__name__)
 _PLAYLISTS = {"concat", "hls", "dash", "imf", "sdp", "rtsp"}
-# By default FFmpeg conceals damage silently, and accepts any size in a header (8K is 33 million pixels).
-_DECODER = {"err_detect": "explode", "max_pixels": str(1 << 26)}
+# By default FFmpeg conceals damage silently, and accepts any size in a header.
+_DECODER = {"err_detect": "explode", "max_pixels": str(frame_folder.MAX_PIXELS)}
 
 
 class VideoError(ValueError):
@@ -205,8 +205,11 @@ def _decode(path, container, end, short_side) -> Iterator[Frame]:
     try:
         stream.thread_count = 1
         stream.codec_context.options = _DECODER
+        frame_folder.check_size(stream.codec_context.width, stream.codec_context.height)
     except (AttributeError, RuntimeError) as error:
         raise VideoError(f"{path}: no decoder for its video stream") from error
+    except ValueError as error:
+        raise VideoError(f"{path}: {error}") from error
     fps = float(stream.average_rate or stream.guessed_rate or 0) or 25.0
     clock, source, decoded = _Clock(fps), Packets(container, stream, fps), 0
     converter = rgb.Converter(short_side, stream.codec_context.color_trc)

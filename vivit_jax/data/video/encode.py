@@ -8,6 +8,7 @@ import functools
 import io
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from vivit_jax.data.video import decode
 from vivit_jax.utils import checks, storage
 
 _JPEG_SIDE = 65_500  # maximum in pixels (libjpeg's JPEG_MAX_DIMENSION)
+_HELD = 16 << 20  # bytes of JPEGs that a `JpegStore` with a file keeps in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +28,14 @@ class EncodeOptions:
     short_side: int | None  # maximum, in pixels; None: that of the source
     quality: int = 85  # of the JPEGs, 1 to 95
     fps: float | None = None  # maximum, at most 1000, and the rate of a folder of frames; None: that of the source
+    max_seconds: float = 21_600.0  # of a file, up to its last segment
+    max_gb: float = 32.0  # 2^30 bytes of JPEGs of a file
 
     def __post_init__(self):
         checks.within("", self, "[1, 95]", "quality")
         checks.at_least("", self, short_side=1)
         checks.within("", self, "(0, 1000]", "fps")
+        checks.within("", self, "(0, inf)", "max_seconds", "max_gb")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +45,41 @@ class FileTask:
     path: storage.AnyPath
     segments: Sequence[tuple[float | None, float | None]]
     options: EncodeOptions
+    spool: Path | None = None  # file for JPEGs that do not fit into memory; the caller deletes it
+
+
+class JpegStore:
+    """JPEGs by number: the last ones, up to `_HELD` bytes, in memory, the others in the file `spool`; None: all."""
+
+    def __init__(self, spool: Path | None):
+        self.ends = [0]  # of each, in bytes
+        self._spool, self._spooled, self._held = spool, 0, bytearray()
+
+    def add(self, jpeg: bytes) -> int:
+        """Returns its number."""
+        self._held += jpeg
+        self.ends.append(self.ends[-1] + len(jpeg))
+        if self._spool and len(self._held) > _HELD:
+            with open(self._spool, "ab" if self._spooled else "wb") as file:
+                file.write(self._held)
+            self._spooled, self._held = self.ends[-1], bytearray()
+        return len(self.ends) - 2
+
+    def __getitem__(self, number: int) -> bytes:
+        start, end = self.ends[number : number + 2]
+        if start >= self._spooled:
+            return bytes(self._held[start - self._spooled : end - self._spooled])
+        with open(self._spool, "rb") as file:
+            file.seek(start)
+            return file.read(end - start)
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
     """An encoded segment."""
 
-    frames: list[bytes]  # JPEGs
+    jpegs: JpegStore  # of the whole file
+    frames: Sequence[int]  # their numbers there
     fps: float  # that of the source (see `decode.frame_rate`), or of the options if lower
     height: int
     width: int
@@ -56,16 +89,18 @@ class Segment:
 
 def encode_file(task: FileTask) -> list[Segment | str]:
     """Returns each segment, or the reason why it cannot be used; no content of a file raises."""
-    options, size = task.options, (0, 0)
+    options, store, size = task.options, JpegStore(task.spool), (0, 0)
 
     @functools.lru_cache(1)  # segments may share a frame
-    def jpeg(frame: decode.Frame) -> bytes:
+    def jpeg(frame: decode.Frame) -> int:
         nonlocal size
         size = height, width = frame.image.shape[:2]
         if max(size) > _JPEG_SIDE:
             limit = f"a JPEG has at most {_JPEG_SIDE} a side"
             raise decode.VideoError(f"{task.path}: {width} x {height} pixels; {limit}")
-        return encode_jpeg(frame.image, options.quality)
+        if store.ends[-1] > options.max_gb * 2**30:
+            raise decode.VideoError(f"{task.path}: its JPEGs take more than {options.max_gb:g} GB (--max_gb)")
+        return store.add(encode_jpeg(frame.image, options.quality))
 
     selectors = [FrameSelector(start, end, options.fps, jpeg) for start, end in task.segments]
     last_end = max(selector.end for selector in selectors)
@@ -74,6 +109,8 @@ def encode_file(task: FileTask) -> list[Segment | str]:
     try:
         end = None if last_end == math.inf else last_end
         for frame in decode.iterate_frames(task.path, end, options.short_side, options.fps):
+            if frame.time > options.max_seconds:
+                raise decode.VideoError(f"{task.path}: longer than {options.max_seconds:g} s (--max_seconds)")
             stated_fps, reached = frame.fps, frame.time
             while waiting and waiting[-1].start <= frame.time + decode.TIME_TOLERANCE:
                 active.append(waiting.pop())
@@ -91,7 +128,9 @@ def encode_file(task: FileTask) -> list[Segment | str]:
             results.append(f"{task.path}: no frames between {segment} (it ends at {reached:.2f} s)")
         else:
             fps, varies = decode.frame_rate(selector.times, stated_fps)
-            results.append(Segment(selector.frames, min(fps, options.fps or fps), *size, varies, selector.repaired))
+            results.append(
+                Segment(store, selector.frames, min(fps, options.fps or fps), *size, varies, selector.repaired)
+            )
     return results
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from vivit_jax.utils import storage
 
 PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"))
+MAX_PIXELS = 1 << 26  # of a frame; 8K has 33 million
 _NAME = re.compile(r"(?P<prefix>.*?)(?P<number>\d+)\.[^.]+")
 # Optical flow, which MMAction2 stores beside the frames.
 _FLOW = re.compile(r"(flow.*|[xyuv])[-_]*", re.IGNORECASE)
@@ -36,6 +37,12 @@ def output_size(size: tuple[int, int], short_side: int | None) -> tuple[int, ...
     return tuple(round(side * min(short_side or shorter, shorter) / shorter) for side in size)
 
 
+def check_size(width: int, height: int) -> None:
+    """Raises ValueError for a frame of more than `MAX_PIXELS`."""
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels; a frame may have {MAX_PIXELS:,}")
+
+
 class Converter:
     """Reads pictures as RGB, uint8 [H, W, 3], all in the output size of the first."""
 
@@ -47,6 +54,7 @@ class Converter:
         from PIL import Image, ImageOps  # of an extra, and the annotations need the names above only
 
         with storage.local(file) as local, Image.open(local) as picture:
+            check_size(*picture.size)
             picture = ImageOps.exif_transpose(picture).convert("RGB")
         if self._size is None:
             self._size = output_size(picture.size, self._short_side)
