@@ -21,7 +21,9 @@ def load() -> types.ModuleType:
 
 @functools.cache
 def _load() -> types.ModuleType:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # jax sets 1: a warning with a traceback for each broken record.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     # oneDNN prints a message on stderr at every start, and does not speed up this pipeline.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # TensorFlow's own allocator keeps the memory of freed frames and batches for the next ones. The C library returns

@@ -260,7 +260,7 @@ REJECTS = {
     ),
     "huge.gif": (
         lambda p: patched(write_video(p, codec="gif", pix_fmt="rgb8"), b"GIF", b"\x40\x00\x30\x00", b"\xff" * 4),
-        "65535 x 65535 pixels; a frame may have 67,108,864",
+        "broken|no frames|not a video",
     ),
     "too_long_for_jpeg.mkv": (
         lambda p: write_video(p, [np.zeros((2, 65_536, 3), np.uint8)], codec="ffv1"),
