@@ -33,7 +33,7 @@ def child(fields: dict, devices: int, clips: int, axes: dict, cache: str | None)
     jax.config.update("jax_platforms", "cpu")
     if cache:
         jax.config.update("jax_compilation_cache_dir", cache)
-    from vivit_jax.compile import collectives
+    from vivit_jax.compile import hlo
     from vivit_jax.compile.program import Target
     from vivit_jax.config.experiment import Experiment, default_config
 
@@ -47,7 +47,7 @@ def child(fields: dict, devices: int, clips: int, axes: dict, cache: str | None)
     compiled = lowered.compile()
     done = time.time()
     cost = compiled.cost_analysis()
-    traffic = collectives.find(compiled.as_text(), dict(target.mesh.shape))
+    traffic = hlo.collectives(compiled.as_text(), dict(target.mesh.shape))
     return {
         "import and trace": traced - began,
         "compile": done - traced,

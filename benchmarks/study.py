@@ -33,7 +33,7 @@ from vivit_jax.evaluation.results import RESULT_FILE
 from vivit_jax.models import ViViT
 from vivit_jax.sweep import plan
 from vivit_jax.sweep import table as sweep_table
-from vivit_jax.sweep.run import run_all
+from vivit_jax.sweep.plan import run_all
 from vivit_jax.train_step import TrainState, make_train_step
 from vivit_jax.utils import logs, plots, tables
 

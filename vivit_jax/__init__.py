@@ -6,7 +6,7 @@ from vivit_jax.models import ViViT, ViViTConfig
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vivit_jax.utils import extras, startup  # whose clock starts here
 
@@ -18,19 +18,12 @@ __version__ = "0.2.0"
 extras.prepare_program()
 
 
-def load(
-    checkpoint: str | os.PathLike[str],
-    *,
-    temporal_views: int | None = None,
-    spatial_views: int | None = None,
-    weights: str = "params",
-    dtype: str | None = None,
-) -> Predictor:
+def load(checkpoint: str | os.PathLike[str], **options: Any) -> Predictor:
     """Loads a model that ranks the labels of video files: `load("runs/mine")("clip.mp4", top=5)`.
 
-    Arguments and errors are those of `vivit_jax.predict.Predictor`.
+    Arguments (`temporal_views`, `spatial_views`, `weights`, `dtype`) and errors are those of
+    `vivit_jax.predict.Predictor`.
     """
     from vivit_jax.predict import Predictor
 
-    views = {"temporal_views": temporal_views, "spatial_views": spatial_views}
-    return Predictor(checkpoint, **views, weights=weights, dtype=dtype)
+    return Predictor(checkpoint, **options)

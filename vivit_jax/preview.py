@@ -10,7 +10,7 @@ side by side, a .gif is animated.
 import dataclasses
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -120,54 +120,49 @@ def captions(
 
 def contact_sheet(clips: Preview, title: str) -> Any:
     """Draws up to eight frames of each clip side by side, before augmentation and, below, after it."""
-    num_clips, num_frames, height, width, _ = clips.before.shape
+    num_frames, height, width = clips.before.shape[1:4]
     frames = np.linspace(0, num_frames - 1, min(MAX_FRAMES, num_frames)).round().astype(int)
-    figure_width = max(_INCHES * len(frames) * width / height, 6.0)
-    figure, rows = plots.pyplot().subplots(
-        2 * num_clips, 1, figsize=(figure_width, (_INCHES + 0.25) * 2 * num_clips + 0.4), layout="constrained"
-    )
-    for clip, panels in enumerate(rows.reshape(num_clips, 2)):
-        for axes, (when, video, caption) in zip(panels, _before_and_after(clips, clip), strict=True):
-            padded = np.pad(video[frames], ((0, 0), (0, 0), (0, _GAP), (0, 0)), constant_values=255)
-            axes.imshow(np.concatenate(list(padded), axis=1)[:, :-_GAP], interpolation="nearest")
-            axes.set_title(f"{clip} {when}: {plots.readable(caption, 150)}", fontsize=8, loc="left")
-            axes.set_axis_off()
-    title = textwrap.fill(f"{title}; frames {', '.join(map(str, frames))} of each clip", int(13 * figure_width))
-    figure.suptitle(title, fontsize=9)
-    return figure
 
+    def side_by_side(video: np.ndarray) -> np.ndarray:
+        padded = np.pad(video[frames], ((0, 0), (0, 0), (0, _GAP), (0, 0)), constant_values=255)
+        return np.concatenate(list(padded), axis=1)[:, :-_GAP]
 
-def _before_and_after(clips: Preview, clip: int) -> tuple[tuple[str, np.ndarray, str], ...]:
-    before = ("before", clips.before[clip], clips.captions_before[clip])
-    return before, ("after", clips.after[clip], clips.captions_after[clip])
+    title = f"{title}; frames {', '.join(map(str, frames))} of each clip"
+    size = max(_INCHES * len(frames) * width / height, 6.0), _INCHES + 0.25
+    return _draw(clips, title, side_by_side, 1, size)[0]
 
 
 def animation(clips: Preview, title: str) -> list[np.ndarray]:
     """Draws the clips side by side, before augmentation and, below, after it: T pictures, uint8 [H, W, 3]."""
-    num_clips, num_frames = clips.before.shape[:2]
-    columns = min(num_clips, MAX_COLUMNS)
-    rows = 2 * -(-num_clips // columns)
-    width = max(1.9 * columns, 4.0)
-    figure, panels = plots.pyplot().subplots(
-        rows, columns, figsize=(width, 2.4 * rows + 0.4), layout="constrained", squeeze=False, dpi=100
-    )
-    for axes in panels.flat:
-        axes.set_axis_off()
-    images = []
-    for clip in range(num_clips):
-        row, column = 2 * (clip // columns), clip % columns
-        pairs = zip(panels[row : row + 2, column], _before_and_after(clips, clip), strict=True)
-        for axes, (when, video, caption) in pairs:
-            images.append((axes.imshow(video[0], interpolation="nearest"), video))
-            axes.set_title(textwrap.fill(f"{when}: {plots.readable(caption, 150)}", 30), fontsize=7)
-    figure.suptitle(textwrap.fill(title, int(13 * width)), fontsize=9)
+    columns = min(len(clips.before), MAX_COLUMNS)
+    figure, images = _draw(clips, title, lambda video: video[0], columns, (max(1.9 * columns, 4.0), 2.4))
     pictures = []
-    for frame in range(num_frames):
+    for frame in range(clips.before.shape[1]):
         for image, video in images:
             image.set_data(video[frame])
         pictures.append(plots.to_array(figure))
     plots.close(figure)
     return pictures
+
+
+def _draw(
+    clips: Preview, title: str, shown: Callable[[np.ndarray], np.ndarray], columns: int, size: tuple[float, float]
+) -> tuple[Any, list[tuple[Any, np.ndarray]]]:
+    """Draws `shown(video)` of all videos: (figure, [(image, video), ...]); `size`: inches of a row."""
+    (width, height), rows = size, 2 * -(-len(clips.before) // columns)
+    options = {"figsize": (width, height * rows + 0.4), "layout": "constrained", "squeeze": False}
+    figure, panels = plots.pyplot().subplots(rows, columns, **options)
+    images = []
+    for below, videos, texts in ((0, clips.before, clips.captions_before), (1, clips.after, clips.captions_after)):
+        for clip, (video, text) in enumerate(zip(videos, texts, strict=True)):
+            axes = panels[2 * (clip // columns) + below, clip % columns]
+            images.append((axes.imshow(shown(video), interpolation="nearest"), video))
+            caption = f"{clip} {('before', 'after')[below]}: {plots.readable(text, 150)}"
+            axes.set_title(textwrap.fill(caption, int(16 * width / columns)), fontsize=8, loc="left")
+    for axes in panels.flat:
+        axes.set_axis_off()
+    figure.suptitle(textwrap.fill(title, int(13 * width)), fontsize=9)
+    return figure, images
 
 
 def write(clips: Preview, out: epath.PathLike, title: str, stride: int = 1) -> epath.Path:

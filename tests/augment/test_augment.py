@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from vivit_jax import sharding
 from vivit_jax.augment import AugmentConfig, augment_pixels, colours, mixing, rand_augment
-from vivit_jax.augment.draws import clip_keys
+from vivit_jax.augment.erasing import clip_keys
 from vivit_jax.config.experiment import ConfigError, Experiment, default_config
 from vivit_jax.train_step import TrainState, make_train_step, normalise
 

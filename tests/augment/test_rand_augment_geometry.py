@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vivit_jax import augment
-from vivit_jax.augment import affine, rand_augment
+from vivit_jax.augment import rand_augment
 
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 
@@ -65,13 +65,15 @@ def test_affine_transforms_match_pillow(synthetic):
         matrix = tuple((np.eye(2, 3) + rng.uniform(-0.4, 0.4, (2, 3)) * (1, 1, 20)).ravel().tolist())
         image = [Image.fromarray(frame) for frame in noise]
         expected = [
-            i.transform(i.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(affine.FILL,) * 3)
+            i.transform(
+                i.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(rand_augment.FILL,) * 3
+            )
             for i in image
         ]
-        check(affine.affine(jnp.asarray(noise), matrix), np.stack([np.asarray(w) for w in expected]), matrix)
+        check(rand_augment.affine(jnp.asarray(noise), matrix), np.stack([np.asarray(w) for w in expected]), matrix)
     for identity in (
-        affine.rotate(jnp.asarray(synthetic), 0.0),
-        affine.affine(jnp.asarray(synthetic), (1, 0, 0, 0, 1, 0)),
+        rand_augment.rotate(jnp.asarray(synthetic), 0.0),
+        rand_augment.affine(jnp.asarray(synthetic), (1, 0, 0, 0, 1, 0)),
     ):
         np.testing.assert_array_equal(identity, synthetic)
 
@@ -81,7 +83,9 @@ def test_only_the_video_set_moves_pixels():
     for ops, probability in (("paper", 0), ("video", 5 / 17)):
         config = augment.AugmentConfig(rand_augment_layers=1, rand_augment_magnitude=8.0, rand_augment_ops=ops)
         seen = jax.jit(lambda video, config=config: augment.augment_pixels(jax.random.key(0), video, config))(white)
-        moved = (np.asarray(seen) == affine.FILL).any(axis=(1, 2, 3, 4)).mean()  # no other operation produces this grey
+        moved = (
+            (np.asarray(seen) == rand_augment.FILL).any(axis=(1, 2, 3, 4)).mean()
+        )  # no other operation produces this grey
         assert abs(moved - probability) <= 4 * np.sqrt(probability * (1 - probability) / 200)
     with pytest.raises(ValueError, match="ops='geometric'; choose one of paper, video"):
         rand_augment.operations(8.0, "geometric")

@@ -6,8 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from vivit_jax import sharding
-from vivit_jax.compile import collectives
-from vivit_jax.compile.collectives import Traffic
+from vivit_jax.compile.hlo import Traffic, collectives
 
 MESH = {"data": 4, "fsdp": 1, "tensor": 2, "sequence": 1}
 
@@ -24,7 +23,7 @@ def test_traffic_counts_loops_and_names_mesh_axes():
 
     mapped = jax.shard_map(program, mesh=mesh, in_specs=(P(), P()), out_specs=(P(), P()), check_vma=False)
     text = jax.jit(mapped).lower(jnp.ones((3, 5)), jnp.ones((8, 16))).compile().as_text()
-    traffic = {one.kind: one for one in collectives.find(text, dict(mesh.shape))}
+    traffic = {one.kind: one for one in collectives(text, dict(mesh.shape))}
     assert set(traffic) == {"all-reduce", "all-gather"}
     assert traffic["all-reduce"] == Traffic("all-reduce", "data", "f32", count=5, bytes=5 * 8 * 16 * 4)
     all_gather = traffic["all-gather"]
@@ -91,4 +90,4 @@ ROWS = {
 
 @pytest.mark.parametrize("instruction", ROWS, ids=lambda text: text.split("(%")[0].split()[-1])
 def test_each_form_of_a_collective_is_parsed(instruction):
-    assert collectives.find(PROGRAM.replace("INSTRUCTION", instruction), MESH) == ROWS[instruction]
+    assert collectives(PROGRAM.replace("INSTRUCTION", instruction), MESH) == ROWS[instruction]

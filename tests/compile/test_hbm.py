@@ -2,7 +2,7 @@
 
 import pytest
 
-from vivit_jax.compile import hbm
+from vivit_jax.compile import hlo
 
 # Each instruction in a loop of 24 iterations; %a and %x are [24, 100, 128] float32 in HBM, %v is on the chip.
 PROGRAM = """\
@@ -67,4 +67,4 @@ ROWS = {
 
 @pytest.mark.parametrize(("instruction", "expected"), ROWS.values(), ids=ROWS)
 def test_bytes_of_an_instruction_in_a_loop(instruction, expected):
-    assert hbm.traffic(PROGRAM.replace("TRIPS", TRIPS).replace("INSTRUCTION", instruction)) == 24 * expected
+    assert hlo.hbm_traffic(PROGRAM.replace("TRIPS", TRIPS).replace("INSTRUCTION", instruction)) == 24 * expected

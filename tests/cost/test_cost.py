@@ -16,7 +16,8 @@ from jax.extend import core
 from tests.conftest import REPOSITORY
 from tests.helpers.small_models import MODELS, small_config
 from vivit_jax.config.experiment import Experiment, default_config
-from vivit_jax.cost import figures, forward_count, matrix_products, paper, render, report, train_count
+from vivit_jax.cost import forward_count, matrix_products, paper, render, report, train_count
+from vivit_jax.cost.counts import parameters_by_part
 from vivit_jax.models import ViViT, ViViTConfig, abstract_params, count_parameters
 from vivit_jax.train_step import build_train_program
 
@@ -67,12 +68,21 @@ def test_table2_is_as_published_with_known_exceptions():
     assert [row.agrees for row in rows if row.quantity == "GFLOPs"] == [True] * 5
     model1, model2, model4 = (row for row in rows if not row.agrees)
     assert [round(row.ours, 6) for row in (model1, model4)] == [88.954, 88.952464]
-    assert "ours truncated after 1 decimal or without LayerNorms" in model1.remark
-    assert model1.remark == model4.remark
+    assert model1.remark == model4.remark == paper._TRUNCATED
+    assert (model1.published, model4.published) == (88.9, 88.9)
+    norms = sum(n for part, n in parameters_by_part(ViViTConfig.from_name("ViViT-B/16x2")).items() if "norm" in part)
+    assert round(norms / 1e6, 3) == 0.038
+    assert [round(row.ours - norms / 1e6, 1) for row in (model1, model4)] == [88.9, 88.9]
     assert (model2.model, model2.published, round(model2.ours, 6)) == ("Model 2, factorised encoder", 100.7, 115.062928)
     assert "+14.263" in model2.cells()
-    for fact in ("4 temporal layers of 7.09 M", "2 layers, 100.9 M and 284.1 GFLOPs", "are those of 4 (284.38 G)"):
-        assert fact in model2.remark
+    assert model2.remark == paper._DEPTHS
+    released, nearest, less = (
+        ViViTConfig.from_name("ViViT-B/16x2", attention="factorised_encoder", temporal_layers=layers)
+        for layers in (4, 2, 3)
+    )
+    each = count_parameters(released) - count_parameters(less)
+    assert (round(each / 1e6, 2), round(count_parameters(nearest) / 1e6, 1)) == (7.09, 100.9)
+    assert [round(forward_count(config) / 1e9, 1) for config in (nearest, released)] == [284.1, 284.4]
 
 
 def test_table5_is_published_with_and_without_class_token():
@@ -149,10 +159,10 @@ def test_state_memory_is_copies_of_the_parameters(optimizer, copies):
 def test_figures_show_the_counts(tmp_path, monkeypatch):
     count = lambda config: float(sum(matrix_products(config).values()))  # noqa: E731
     monkeypatch.setattr(paper, "forward_count", count)
-    written = figures.save(tmp_path / "new")
+    written = paper.save_figures(tmp_path / "new")
     assert [path.name for path in written] == ["figure7b.png", "figure8b.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
-    figure = figures.figure8b()
+    figure = paper.figure8b()
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     expected = [
         count(ViViTConfig.from_name(f"ViViT-B/16x{t}", **fields)) / 1e9
@@ -160,7 +170,7 @@ def test_figures_show_the_counts(tmp_path, monkeypatch):
         for t in (2, 4, 8, 16)
     ]
     assert heights == pytest.approx(expected)
-    figures.plots.pyplot().close(figure)
+    paper.plots.pyplot().close(figure)
 
 
 def test_render_text_markdown_and_csv():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vivit_jax.data import annotations, catalog, moving_digits
-from vivit_jax.data.annotations import epic
+from vivit_jax.data.annotations import published
 from vivit_jax.data.selection import mirror
 
 
@@ -38,7 +38,7 @@ def test_participants_differ_between_splits(tiny):
     folder = tiny / "moving_digits" / "annotations"
     train, validation = (read_csv(folder / f"EPIC_100_{split}.csv") for split in ("train", "validation"))
     assert (len(train), len(validation)) == (48, 16)
-    assert tuple(train[0]) == epic.COLUMNS
+    assert tuple(train[0]) == published.EPIC_COLUMNS
     assert not {row["participant_id"] for row in train} & {row["participant_id"] for row in validation}
 
 

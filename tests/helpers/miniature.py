@@ -13,8 +13,7 @@ from pathlib import Path
 
 from tests.helpers.videos import numbered_video
 from vivit_jax.data import catalog
-from vivit_jax.data.annotations import epic
-from vivit_jax.data.annotations import kinetics as kinetics_format
+from vivit_jax.data.annotations import published
 from vivit_jax.utils import tables
 
 NTSC_60 = fractions.Fraction(60000, 1001)
@@ -70,7 +69,7 @@ def kinetics(videos: Path, folder: Path) -> Miniature:
     }
     for split, entries in rows.items():
         cells = [[label, video, str(start), str(end), split, "0"] for label, video, start, end in entries]
-        text = tables.to_csv((*kinetics_format.COLUMNS, "is_cc"), cells)
+        text = tables.to_csv((*published.KINETICS_COLUMNS, "is_cc"), cells)
         (folder / f"{split}.csv").write_text(text)
     (folder / "test.csv").write_text("youtube_id,time_start,time_end,split\nunknown_one,0,10,test\n")
     frames = {
@@ -120,7 +119,7 @@ def epic_kitchens(videos: Path, folder: Path) -> Miniature:
              f"['{nouns[noun]}', 'hand']", f"[{noun}, 0]"]
             for i, (video, start, stop, verb, noun, _) in enumerate(entries)
         ]  # fmt: skip
-        (folder / f"EPIC_100_{split}.csv").write_text(tables.to_csv(epic.COLUMNS, cells))
+        (folder / f"EPIC_100_{split}.csv").write_text(tables.to_csv(published.EPIC_COLUMNS, cells))
         expected[split] = [(video, {"verb": verb, "noun": noun}, f) for video, _, _, verb, noun, f in entries]
     for head, names in (("verb", verbs), ("noun", nouns)):
         cells = [[str(i), name, f"['{name}', '{name}s']"] for i, name in enumerate(names)]

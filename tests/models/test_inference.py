@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.small_models import MODELS, random_params, random_video, small_config
 from vivit_jax import sharding
-from vivit_jax.compile import collectives
+from vivit_jax.compile import hlo
 from vivit_jax.models import ViViT, abstract_params, inference
 from vivit_jax.train_step import map_views
 from vivit_jax.utils.trees import path_name
@@ -92,7 +92,7 @@ def test_groups_of_views_give_each_view_its_logits_and_gather_no_clips(axes, cli
         np.testing.assert_allclose(compiled(*arguments), expected, rtol=1e-4, atol=1e-5)
     assert set(sizes) == {8 * group}
     # Parameters and logits are gathered, not the clips.
-    traffic = collectives.find(compiled.as_text(), dict(mesh.shape))
+    traffic = hlo.collectives(compiled.as_text(), dict(mesh.shape))
     assert "u8" not in {one.dtype for one in traffic}
     if axes == {"data": 4}:
         assert sum(one.bytes for one in traffic) == expected.nbytes

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from vivit_jax.config.experiment import ConfigError
 from vivit_jax.sweep import plan, table
-from vivit_jax.sweep.run import run_all
+from vivit_jax.sweep.plan import run_all
 
 FILE = """
 from vivit_jax.config.experiment import default_config

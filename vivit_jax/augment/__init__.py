@@ -10,8 +10,7 @@ import jax
 from vivit_jax.augment import rand_augment
 from vivit_jax.augment.colours import random_colours
 from vivit_jax.augment.config import AugmentConfig
-from vivit_jax.augment.draws import clip_keys
-from vivit_jax.augment.erasing import erase
+from vivit_jax.augment.erasing import clip_keys, erase
 from vivit_jax.augment.mixing import mix, mix_clips, swap_pairs
 from vivit_jax.augment.resize import resize_windows
 
@@ -27,8 +26,7 @@ def step_keys(key: jax.Array) -> tuple[jax.Array, jax.Array]:
 def augment_pixels(key: jax.Array, video: jax.Array, config: AugmentConfig) -> jax.Array:
     """Applies RandAugment, then colour jitter and greyscale, then random erasing, each if the config enables it.
 
-    `video` is uint8 [B, T, H, W, 3]. The result lies in [0, 255] too, in float32 with colour jitter or greyscale, else
-    in uint8.
+    `video` is uint8 [B, T, H, W, 3]. The result lies in [0, 255] too; with colour jitter or greyscale it is float32.
     """
     batch_size = len(video)
     rand_key, colour_key = jax.random.split(key)

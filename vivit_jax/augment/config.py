@@ -22,11 +22,8 @@ class AugmentConfig:
         `rand_augment.operations`.
       rand_augment_ops: 'paper', the paper's twelve operations, which move no pixels; 'video' adds rotation, shears and
         translations. For classes that depend on left and right or up and down, choose a small magnitude.
-      erase_probability: of filling a box of a clip with noise (random erasing, arXiv:1708.04896).
-      mixup: alpha of lambda ~ Beta(alpha, alpha), the weight of a clip in its mixture; 0 turns mixup off.
-      cutmix: the same for the share of the frame that the box of the other clip leaves (arXiv:1905.04899). If mixup is
-        on too, one of the two is drawn.
-      mix_per_example: draw lambda, box and choice for each clip instead of once per batch (as published).
+      cutmix: alpha as of `mixup`, of the share of the frame that the box of the other clip leaves (arXiv:1905.04899);
+        if mixup is on too, one of the two is drawn.
     """
 
     colour_jitter_probability: float = 0.0
@@ -34,10 +31,10 @@ class AugmentConfig:
     rand_augment_layers: int = 0
     rand_augment_magnitude: float = 10.0
     rand_augment_ops: str = "paper"
-    erase_probability: float = 0.0
-    mixup: float = 0.0
+    erase_probability: float = 0.0  # of filling a box of a clip with noise (random erasing, arXiv:1708.04896)
+    mixup: float = 0.0  # alpha of lambda ~ Beta(alpha, alpha), the weight of a clip in its mixture; 0 turns mixup off
     cutmix: float = 0.0
-    mix_per_example: bool = False
+    mix_per_example: bool = False  # draw lambda, box and choice for each clip instead of once per batch (as published)
 
     def __post_init__(self) -> None:
         probabilities = ("colour_jitter_probability", "grayscale_probability", "erase_probability")

@@ -1,14 +1,23 @@
-"""Random erasing of clips (Zhong et al., arXiv:1708.04896): a box of the frame, the same in all frames."""
+"""Keys of clips, boxes of pixels, and random erasing (Zhong et al., arXiv:1708.04896), the same in all frames."""
 
 import jax
 import jax.numpy as jnp
-
-from vivit_jax.augment.draws import box
 
 AREA, ASPECT = (0.02, 0.4), 0.3  # as published
 # Boxes drawn, of which the first that fits into the frame is used. The published algorithm draws until one fits, which
 # a compiled program cannot; with its settings one draw in 30 does not fit, so ten in a row practically never.
 ATTEMPTS = 10
+
+
+def clip_keys(key: jax.Array, batch_size: int) -> jax.Array:
+    """Returns a key for each index in the global batch, [B]; it depends neither on the mesh nor on the batch size."""
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(batch_size))
+
+
+def box(size: tuple[int, int], low: jax.Array, high: jax.Array) -> jax.Array:
+    """Returns the mask, bool [H, W] = `size`, of a box from int [2] `low` to before `high`; they may be outside."""
+    rows, columns = ((jnp.arange(n) >= low[i]) & (jnp.arange(n) < high[i]) for i, n in enumerate(size))
+    return rows[:, None] & columns
 
 
 def erase(keys: jax.Array, video: jax.Array, *, probability: float) -> jax.Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from vivit_jax import sharding
 from vivit_jax.augment.config import AugmentConfig
-from vivit_jax.augment.draws import box, clip_keys
+from vivit_jax.augment.erasing import box, clip_keys
 
 
 def mix_clips(

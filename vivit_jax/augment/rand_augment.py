@@ -3,7 +3,7 @@
 The set `paper` is what the recipes for Epic Kitchens and Something-Something use (appendix): no operation moves pixels,
 and all frames of a clip get the same operations. Its published form is `distort_image_with_randaugment` of scenic's
 `dataset_lib/video_ops.py`, with the operations and magnitudes of `official/legacy/image_classification/augment.py` in
-tensorflow/models. The set `video` adds RandAugment's geometric operations (module `affine`).
+tensorflow/models. The set `video` adds RandAugment's geometric operations (`affine`).
 
 The operations are those of Pillow's ImageOps and ImageEnhance, in the same integer arithmetic, with minimum, maximum,
 histogram and mean over the whole clip, as published, so that frames do not flicker. Not copied: the published Contrast
@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from vivit_jax import sharding
-from vivit_jax.augment import affine as geometry
-from vivit_jax.augment.draws import box
+from vivit_jax.augment.erasing import box
 
 OPERATION_SETS = ("paper", "video")
 # The published formulas at magnitude `MAX_LEVEL`, the end of their scale:
@@ -27,6 +26,7 @@ CUTOUT_SCALE = 40  # half the side of Cutout's square, in pixels
 ROTATION = 30.0  # degrees
 SHEAR = 0.3  # columns per row, or rows per column
 TRANSLATION = 100 / 224  # share of the frame's side: the published 100 pixels at the published size
+FILL = 128  # outside the frame
 
 Operation = Callable[[jax.Array, jax.Array], jax.Array]  # (clip [T, H, W, 3], key) -> clip
 
@@ -74,19 +74,22 @@ def operations(magnitude: float, ops: str = "paper") -> dict[str, Operation]:
     def level(scale: float) -> int:
         return int(magnitude / MAX_LEVEL * scale)
 
+    def brighter(clip: jax.Array, addition: int) -> jax.Array:
+        return jnp.minimum(clip.astype(jnp.int32) + addition, 255).astype(jnp.uint8)
+
     factor = magnitude / MAX_LEVEL * 1.8 + 0.1
     paper = {
         "AutoContrast": lambda clip, key: auto_contrast(clip),
         "Equalize": lambda clip, key: equalize(clip),
         "Invert": lambda clip, key: 255 - clip,
-        "Posterize": lambda clip, key: posterize(clip, min(level(4), 8)),
-        "Solarize": lambda clip, key: solarize(clip, min(level(256), 256)),
+        "Posterize": lambda clip, key: clip & jnp.uint8((0xFF << max(8 - level(4), 0)) & 0xFF),
+        "Solarize": lambda clip, key: jnp.where(clip.astype(jnp.int32) < level(256), clip, 255 - clip),
         "Color": lambda clip, key: _blend(_grey(clip), clip, factor),
         "Contrast": lambda clip, key: contrast(clip, factor),
         "Brightness": lambda clip, key: _blend(0, clip, factor),
         "Sharpness": lambda clip, key: sharpness(clip, factor),
         "Cutout": lambda clip, key: cutout(clip, key, level(CUTOUT_SCALE)),
-        "SolarizeAdd": lambda clip, key: solarize_add(clip, min(level(110), 255)),
+        "SolarizeAdd": lambda clip, key: jnp.where(clip < 128, brighter(clip, min(level(110), 255)), clip),
         "Identity": lambda clip, key: clip,
     }
     if ops == "paper":
@@ -98,9 +101,9 @@ def operations(magnitude: float, ops: str = "paper") -> dict[str, Operation]:
     def shift(clip: jax.Array, axis: int, key: jax.Array) -> jax.Array:
         return random_sign(level(TRANSLATION * clip.shape[axis]), key)
 
-    angle, slope, affine = magnitude / MAX_LEVEL * ROTATION, magnitude / MAX_LEVEL * SHEAR, geometry.affine
+    angle, slope = magnitude / MAX_LEVEL * ROTATION, magnitude / MAX_LEVEL * SHEAR
     return paper | {
-        "Rotate": lambda clip, key: geometry.rotate(clip, random_sign(angle, key)),
+        "Rotate": lambda clip, key: rotate(clip, random_sign(angle, key)),
         "ShearX": lambda clip, key: affine(clip, (1, random_sign(slope, key), 0, 0, 1, 0)),
         "ShearY": lambda clip, key: affine(clip, (1, 0, 0, random_sign(slope, key), 1, 0)),
         "TranslateX": lambda clip, key: affine(clip, (1, 0, shift(clip, 2, key), 0, 1, 0)),
@@ -127,21 +130,6 @@ def equalize(clip: jax.Array) -> jax.Array:
         return jnp.where(step > 0, table[values], values).astype(jnp.uint8)
 
     return jax.vmap(channel, in_axes=1, out_axes=1)(clip.reshape(-1, 3)).reshape(clip.shape)
-
-
-def posterize(clip: jax.Array, bits: int) -> jax.Array:
-    """Keeps the highest `bits`, 0 to 8, of each value, uint8 (ImageOps)."""
-    return clip & jnp.uint8((0xFF << (8 - bits)) & 0xFF)
-
-
-def solarize(clip: jax.Array, threshold: int) -> jax.Array:
-    """Inverts the values from `threshold` on, uint8; 256 inverts none (ImageOps)."""
-    return jnp.where(clip.astype(jnp.int32) < threshold, clip, 255 - clip)
-
-
-def solarize_add(clip: jax.Array, addition: int) -> jax.Array:
-    """Adds `addition`, 0 to 255, to the values below 128, uint8, up to 255 (no counterpart in Pillow)."""
-    return jnp.where(clip < 128, jnp.minimum(clip.astype(jnp.int32) + addition, 255).astype(jnp.uint8), clip)
 
 
 def contrast(clip: jax.Array, factor: float) -> jax.Array:
@@ -172,6 +160,48 @@ def cutout(clip: jax.Array, key: jax.Array, half: int) -> jax.Array:
     size = clip.shape[1:3]
     centre = jnp.stack([jax.random.randint(k, (), 0, n) for k, n in zip(jax.random.split(key), size, strict=True)])
     return jnp.where(box(size, centre - half, centre + half)[..., None], jnp.uint8(0), clip)
+
+
+def rotate(clip: jax.Array, degrees: jax.Array | float) -> jax.Array:
+    """Rotates a clip, uint8 [T, H, W, 3], counter-clockwise about its centre (Pillow's `Image.rotate`)."""
+    centre_y, centre_x = clip.shape[1] / 2, clip.shape[2] / 2
+    angle = -jnp.deg2rad(jnp.asarray(degrees, jnp.float32))
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b, d, e = cos, sin, -sin, cos
+    return affine(clip, (a, b, centre_x - a * centre_x - b * centre_y, d, e, centre_y - d * centre_x - e * centre_y))
+
+
+def affine(clip: jax.Array, coefficients: tuple[jax.Array | float, ...]) -> jax.Array:
+    """Applies Pillow's `Image.transform`, AFFINE and BILINEAR, to every frame of a clip, uint8 [T, H, W, 3].
+
+    With `coefficients` (a, b, c, d, e, f), the centre of each output pixel gets the colour at the point
+    (x, y) -> (a x + b y + c, d x + e y + f) of the input, in pixels, with the origin in the frame's upper left corner.
+    As in Pillow, the frame extends half a pixel beyond the centres of its outermost pixels, with their values there,
+    and results are truncated to integers. Points outside the frame become grey.
+    """
+    frames, height, width, channels = clip.shape
+    a, b, c, d, e, f = coefficients
+    y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
+    from_x, from_y = a * x + b * y + c, d * x + e * y + f
+    inside = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
+    left, top = jnp.floor(from_x - 0.5), jnp.floor(from_y - 0.5)
+    right_share, lower_share = (from_x - 0.5 - left)[..., None], (from_y - 0.5 - top)[..., None]
+    # One row per pixel with all frames: four reads of T * 3 contiguous values instead of T times as many.
+    pixels = jnp.moveaxis(clip, 0, 2).reshape(height * width, frames * channels)
+
+    def corner(down: int, right: int) -> jax.Array:
+        row = jnp.clip(top + down, 0, height - 1).astype(jnp.int32)
+        column = jnp.clip(left + right, 0, width - 1).astype(jnp.int32)
+        return pixels[row * width + column].astype(jnp.float32)  # [H, W, T * 3]
+
+    def between(low: jax.Array, high: jax.Array, share: jax.Array) -> jax.Array:
+        return low + (high - low) * share
+
+    upper = between(corner(0, 0), corner(0, 1), right_share)
+    lower = between(corner(1, 0), corner(1, 1), right_share)
+    values = between(upper, lower, lower_share).astype(jnp.uint8)
+    values = jnp.where(inside[..., None], values, jnp.uint8(FILL))
+    return jnp.moveaxis(values.reshape(height, width, frames, channels), 2, 0)
 
 
 def _grey(clip: jax.Array) -> jax.Array:

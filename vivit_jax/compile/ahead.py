@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vivit_jax.compile import collectives, hbm
+from vivit_jax.compile import hlo
 from vivit_jax.train_step import memory
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -25,7 +25,7 @@ class Compiled:
     # Bytes of state and batch, and of temporaries, where the program fits. They overlap: the sum can exceed `peak`.
     argument: int | None = None
     temporary: int | None = None
-    traffic: tuple[collectives.Traffic, ...] = ()  # the largest first
+    traffic: tuple[hlo.Traffic, ...] = ()  # the largest first
     hbm: int = 0  # bytes read from and written to the device's memory in one run
     seconds: float = 0.0  # of compilation
     message: str = ""  # the compiler's error where the program does not fit
@@ -49,8 +49,8 @@ def compile_ahead(lowered: Any, mesh: Any) -> Compiled:
         memory.peak_bytes(analysis, mesh.devices.flat[0].platform),
         argument=analysis.argument_size_in_bytes,
         temporary=analysis.temp_size_in_bytes,
-        traffic=tuple(collectives.find(text, dict(mesh.shape))),
-        hbm=hbm.traffic(text),
+        traffic=tuple(hlo.collectives(text, dict(mesh.shape))),
+        hbm=hlo.hbm_traffic(text),
         seconds=seconds,
     )
 
@@ -73,8 +73,7 @@ def largest_batch(
 
     Memory grows nearly linearly with the clips: the line through two compiled batches predicts the next one to try,
     so that usually four compilations suffice. The result was compiled, and so was one clip more, which does not fit.
-    `compile_with`: clips per batch shard -> the compiled program; `capacity`: bytes of a device; the search begins with
-    `start` clips.
+    `compile_with`: clips per batch shard -> the compiled program; `capacity`: bytes of a device; `start`: clips.
     """
     tried: dict[int, Compiled] = {}
     low, high = 0, at_most + 1  # `low` fits, `high` does not

@@ -30,7 +30,7 @@ def print_report(target: Target, slice_: Slice, step: str) -> bool:
     lines = summarize(compiled, slice_)
     if compiled.fits:
         peak = throughput.peak_flops(target.mesh.devices.flat[0].device_kind)
-        lines += roofline(work, compiled.hbm, useful / target.mesh.size, peak, slice_.bandwidth)
+        lines += roofline(work, compiled.hbm, useful / target.mesh.size, peak, slice_.kind.bandwidth)
     elif training:
         lines += [f"to reduce memory: {line}" for line in compiled_step.training_advice(experiment, target.mesh.size)]
     else:
@@ -42,7 +42,7 @@ def print_report(target: Target, slice_: Slice, step: str) -> bool:
 
 def summarize(compiled: Compiled, slice_: Slice) -> list[str]:
     """Returns lines with the memory, traffic and compilation time of a program."""
-    peak, available = compiled.peak / GIB, (compiled.available or slice_.memory) / GIB
+    peak, available = compiled.peak / GIB, (compiled.available or slice_.kind.memory) / GIB
     if not compiled.fits:
         return [f"DOES NOT FIT: {peak:.1f} GiB needed of {available:.1f} on each device", compiled.message]
     parts = f"arguments {compiled.argument / GIB:.2f}, temporaries {compiled.temporary / GIB:.2f}"
@@ -76,10 +76,7 @@ def roofline(work: float, moved: float, useful: float, peak: float, bandwidth: f
 
 
 def print_largest_batch(target: Target, slice_: Slice) -> int:
-    """Searches for the largest training batch that fits, prints each attempt, and returns the batch size.
-
-    Where the model says `auto`, with the most recomputation.
-    """
+    """Searches for the largest training batch that fits, prints all attempts; of `auto` with the most recomputation."""
     program = target.train_program()
     program = remat.apply(program, remat.choices(program.model.config, target.mesh.devices.flat[0].platform)[-1])
 
@@ -91,6 +88,6 @@ def print_largest_batch(target: Target, slice_: Slice) -> int:
 
     print(f"largest batch, remat {program.model.config.remat}")
     start = max(1, target.experiment.batch_size // target.batch_shards)
-    clips, _ = largest_batch(compile_with, slice_.memory, start)
+    clips, _ = largest_batch(compile_with, slice_.kind.memory, start)
     print(f"  {clips * target.batch_shards} clips, {clips} in each of {target.batch_shards} shards")
     return clips * target.batch_shards

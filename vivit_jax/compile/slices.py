@@ -20,7 +20,7 @@ GIB = 2**30
 class Generation:
     """One generation of TPU."""
 
-    memory: int  # HBM bytes of one device
+    memory: int  # HBM bytes of one device; the compiler leaves slightly less to the program
     bandwidth: float  # HBM bytes/s of one device
     devices_per_chip: int
     cores_per_name: int  # what one chip adds to the number in a slice's name
@@ -46,24 +46,18 @@ class Slice:
     count: int = 1
 
     @property
+    def kind(self) -> Generation:
+        return GENERATIONS[self.generation]
+
+    @property
     def num_devices(self) -> int:
-        return self.count * math.prod(self.chips) * GENERATIONS[self.generation].devices_per_chip
-
-    @property
-    def memory(self) -> int:
-        """HBM bytes of one device; the compiler leaves slightly less to the program."""
-        return GENERATIONS[self.generation].memory
-
-    @property
-    def bandwidth(self) -> float:
-        """HBM bytes/s of one device."""
-        return GENERATIONS[self.generation].bandwidth
+        return self.count * math.prod(self.chips) * self.kind.devices_per_chip
 
     @property
     def name(self) -> str:
         """Cloud TPU's name of the slice, 'v3-32'; '2xv3-32' for two of them."""
         count = f"{self.count}x" if self.count > 1 else ""
-        return f"{count}{self.generation}-{math.prod(self.chips) * GENERATIONS[self.generation].cores_per_name}"
+        return f"{count}{self.generation}-{math.prod(self.chips) * self.kind.cores_per_name}"
 
     def __str__(self) -> str:
         each = " each" if self.count > 1 else ""
@@ -86,9 +80,9 @@ def parse(text: str) -> Slice:
         return dataclasses.replace(SLICES[name], count=count)
     topology = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", name)
     if not topology or topology[1] not in GENERATIONS:
+        others = f"any other by its chips, as in v3:4x4 (generations {', '.join(GENERATIONS)})"
         raise ValueError(
-            f"slice {text!r} is unknown; known are {', '.join(SLICES)}, and any other by its chips, as in v3:4x4 "
-            f"(generations {', '.join(GENERATIONS)}); several slices as in 2xv5e-16"
+            f"slice {text!r} is unknown; known are {', '.join(SLICES)}, {others}, and several, as 2xv5e-16"
         )
     return Slice(topology[1], _chips(topology[2]), count)
 

@@ -42,20 +42,13 @@ class Experiment:
     Attributes:
       model: fields of `ViViTConfig`, and `name` ('ViViT-B/16x2'), from which fields that are None are derived.
       input: fields of `ClipSpec` without the number of frames and the image size, which the model determines.
-      mesh: {mesh axis: number of devices}, see `sharding.make_mesh`; -1: all remaining devices.
-      batch_size: clips in a global batch, over all devices.
       num_epochs: passes over the training videos; may be a fraction. A pass takes `input.clips_per_video` clips of each
         video; a pass over a mixture takes as many videos as all its data sets have.
-      num_steps: optimizer steps of the run; replaces `num_epochs`.
-      label_smoothing: in [0, 1); training loss only.
-      log_every_steps: steps over which training metrics are averaged before they are logged.
-      norms_by_part: also log the norms of gradients, parameters and updates of each module of the model.
       peak_flops: peak FLOP/s of one device, for the model FLOP utilisation; None: known for common devices.
       compilation_cache: folder of the compilation cache: 'workdir' (`compilation_cache/` in it, or the folder of
         JAX_COMPILATION_CACHE_DIR), a path, or 'off'.
       step_timeout_seconds: a step that takes longer ends all processes of the run with stack traces, as do starting,
         evaluating and saving (limits: `distributed.watchdog.LIMITS`); 0: no limit; None: 1800 for several processes.
-      seed: of initialisation, data order, crops, augmentation and dropout.
     """
 
     model: Mapping[str, Any]
@@ -69,17 +62,17 @@ class Experiment:
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
     profile: ProfileConfig
-    mesh: Mapping[str, int]
-    batch_size: int = 64
+    mesh: Mapping[str, int]  # {mesh axis: number of devices}, see `sharding.make_mesh`; -1: all remaining devices
+    batch_size: int = 64  # clips in a global batch, over all devices
     num_epochs: float = 30.0
-    num_steps: int | None = None
-    label_smoothing: float = 0.0
-    log_every_steps: int = 50
-    norms_by_part: bool = False
+    num_steps: int | None = None  # optimizer steps of the run; replaces `num_epochs`
+    label_smoothing: float = 0.0  # in [0, 1); training loss only
+    log_every_steps: int = 50  # steps over which training metrics are averaged before they are logged
+    norms_by_part: bool = False  # also log the norms of gradients, parameters and updates of each module of the model
     peak_flops: float | None = None
     compilation_cache: str = "workdir"
     step_timeout_seconds: float | None = None
-    seed: int = 0
+    seed: int = 0  # of initialisation, data order, crops, augmentation and dropout
 
     def __post_init__(self) -> None:
         at_least("config", self, batch_size=1, num_steps=1, log_every_steps=1, step_timeout_seconds=0, seed=0)
@@ -132,8 +125,7 @@ class Experiment:
             raise ConfigError(f"config.model: {error}") from error
 
     def following(self, model: Mapping[str, Any]) -> Self:
-        """Copies `INHERITED_FIELDS` and the pre-logits layer from `model`, the fields of a `ViViTConfig`, where this
-        config leaves them None."""
+        """Takes `INHERITED_FIELDS` and pre-logits layer that are None here from `model`, fields of a `ViViTConfig`."""
         names = [name for name in (*INHERITED_FIELDS, "representation_size") if self.model.get(name) is None]
         return dataclasses.replace(self, model={**self.model, **{name: model.get(name) for name in names}})
 
@@ -181,21 +173,10 @@ class Experiment:
             self.optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch, batch_size=self.batch_size
         )
         optimizer = optim.make_optimizer(self.optimizer, schedule)
-        return build_train_program(
-            model,
-            optimizer,
-            schedule,
-            mesh,
-            seed=self.seed,
-            label_smoothing=self.label_smoothing,
-            loss=self.loss,
-            augment=self.augment,
-            guard=self.guard,
-            accumulate_steps=self.optimizer.accumulate_steps,
-            ema_decay=self.optimizer.ema_decay,
-            sam_rho=self.optimizer.sam_rho,
-            norms_by_part=self.norms_by_part,
-        )
+        fields = ("seed", "label_smoothing", "loss", "augment", "guard", "norms_by_part")
+        options = {name: getattr(self, name) for name in fields}
+        options |= {name: getattr(self.optimizer, name) for name in ("accumulate_steps", "ema_decay", "sam_rho")}
+        return build_train_program(model, optimizer, schedule, mesh, **options)
 
     def steps_per_epoch(self, videos: int) -> float:
         """Returns the optimizer steps of a pass over this many training videos."""

@@ -24,10 +24,7 @@ class ConfigError(ValueError):
 
 
 def section(cls: type, without: tuple[str, ...] = (), all_optional: bool = False) -> ml_collections.ConfigDict:
-    """Returns the fields of a dataclass as a ConfigDict, `without` some.
-
-    Those that default to None, or with `all_optional` all, are placeholders of their type.
-    """
+    """Returns a dataclass as a ConfigDict; fields that are None (`all_optional`: all) are typed placeholders."""
     result, hints = ml_collections.ConfigDict(), typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if field.name in without:

@@ -15,14 +15,13 @@ _PACKAGE = "vivit_jax.configs"  # the repository's configs/, as the wheel instal
 
 
 def find_config(name: str | os.PathLike) -> Path:
-    """Returns the file of a config: a path, or the name of a packaged config (`k400_vivit_l`, `paper/table2`).
-
-    Raises ConfigError, with the nearest names, where there is none.
-    """
+    """Returns the file of a config, a path or packaged name (`paper/table2`); ConfigError with the nearest names."""
     path = Path(name)
     if path.is_file():
         return path
-    folder = _packaged_folder()
+    folder = Path(__file__).parents[2] / "configs"  # beside the package, in a source checkout
+    if importlib.util.find_spec(_PACKAGE):
+        folder = Path(str(importlib.resources.files(_PACKAGE)))
     files = [file for file in sorted(folder.rglob("*.py")) if not file.name.startswith("_")]
     packaged = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
     if str(name) in packaged:
@@ -31,12 +30,6 @@ def find_config(name: str | os.PathLike) -> Path:
     close = difflib.get_close_matches(str(name), known, n=1) or difflib.get_close_matches(path.stem, packaged, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(packaged)}"
     raise ConfigError(f"there is no config {name}; {hint}")
-
-
-def _packaged_folder() -> Path:
-    if importlib.util.find_spec(_PACKAGE):
-        return Path(str(importlib.resources.files(_PACKAGE)))
-    return Path(__file__).parents[2] / "configs"  # beside the package, in a source checkout
 
 
 def load_module(name: str | os.PathLike) -> ModuleType:

@@ -36,9 +36,8 @@ def define_config(
 def parse(argv: Sequence[str], known: flags.FlagValues = flags.FLAGS, positional: bool = True) -> list[str]:
     """Parses the flags of a program (`argv` as `sys.argv`) and returns the rest, the program's name first.
 
-    Exits with 2, after one message on standard error: a config file that is missing or cannot be loaded, a field that
-    does not exist (with the nearest name), a value of the wrong type, an unknown flag, without `positional` an argument
-    that is no flag.
+    Exits with 2, after one message on standard error: a config file that is missing or cannot be loaded, an unknown
+    field (with the nearest name) or flag, a value of the wrong type, without `positional` an argument that is no flag.
     """
     try:
         _check_overrides(argv)

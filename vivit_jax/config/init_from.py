@@ -25,22 +25,16 @@ class InitFrom:
       image_epochs: where `path` is None: passes over the training videos in which an image model of the same size is
         trained first, on one frame of each video at a time, in `image_model/` of the workdir; 0: none. It is for data
         sets for whose frames there are no pretrained weights.
-      format: a key of `vivit_jax.convert.FORMATS`; None: auto-detected.
-      prefix: read only names with this prefix; None: auto-detected.
       grid: (n_t, n_h, n_w) tokens of the model in the file, where its positions allow several grids.
-      num_heads: attention heads of the model in the file, where the file does not say.
       embedding: of tubelets. `central_frame`: the kernel at frame t // 2, zeros elsewhere (eq. 9). `filter_inflation`:
         spread evenly over the frames (eq. 8; between tubelets of different length over the frames that each new frame
         covers, so that a static clip gives the same token). `random`. None: central_frame from images,
         filter_inflation between tubelets of different length.
       temporal_attention: Model 3's, where the weights have none. `zero`: a copy of the spatial attention with its
-        output projection at zero, so that a block starts as the image model's, and learns. `copy`: a full copy.
-        `random`.
-      temporal_encoder: Model 2's, where the weights have one: `load` or `random`.
+        output projection at zero: a block starts as the image model's, and learns. `copy`: a full copy. `random`.
       head: the classifier of each head. `match`: loaded where the weights have all classes of the data set, by name,
         in the data set's order; otherwise zero. `reinit`: zero. `keep`: loaded; an error where the class names differ
         or, if the weights have none, their number.
-      pre_logits: the dense layer before the head: `load` or `drop` that of the weights.
       pixel_mean, pixel_std: the weights expect (x - mean) / std of pixels x in [0, 1], one value for each channel;
         folded into the embedding exactly, since all our models take [-1, 1] (0.5 and 0.5). None: by the
         `preprocessor_config.json` of an image model, or 0.5.
@@ -48,15 +42,15 @@ class InitFrom:
 
     path: str | None = None
     image_epochs: float = 0.0
-    format: str | None = None
-    prefix: str | None = None
+    format: str | None = None  # a key of `vivit_jax.convert.FORMATS`; None: auto-detected
+    prefix: str | None = None  # read only names with this prefix; None: auto-detected
     grid: tuple[int, ...] | None = None
-    num_heads: int | None = None
+    num_heads: int | None = None  # attention heads of the model in the file, where the file does not say
     embedding: str | None = None
     temporal_attention: str = "zero"
-    temporal_encoder: str = "load"
+    temporal_encoder: str = "load"  # Model 2's, where the weights have one: `load` or `random`
     head: str = "match"
-    pre_logits: str = "load"
+    pre_logits: str = "load"  # the dense layer before the head: `load` or `drop` that of the weights
     pixel_mean: tuple[float, ...] | None = None
     pixel_std: tuple[float, ...] | None = None
 

@@ -16,19 +16,12 @@ _CLIP_FIELDS = ("num_frames", "image_size", "stride", "short_side", "sampling")
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Frames as they are stored in records, and test clips of them.
+    """Frames as they are stored in records, and test clips of them."""
 
-    Attributes:
-      clip: how clips are cut.
-      stored_short_side: larger frames are first shrunk to this short side, in pixels; None: none are.
-      stored_fps: maximum frame rate; None: that of the source.
-      assumed: what a checkpoint does not say; '' if it says everything.
-    """
-
-    clip: ClipSpec
-    stored_short_side: int | None
-    stored_fps: float | None = None
-    assumed: str = ""
+    clip: ClipSpec  # how clips are cut
+    stored_short_side: int | None  # larger frames are first shrunk to this short side, in pixels; None: none are
+    stored_fps: float | None = None  # maximum frame rate; None: that of the source
+    assumed: str = ""  # what a checkpoint does not say; '' if it says everything
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what a checkpoint stores."""

@@ -37,27 +37,21 @@ class EvaluationConfig:
     """The views of multi-view evaluation (section 4.1), and when a run is evaluated.
 
     Attributes:
-      temporal_views: clips evenly spaced over the video, at least 1.
-      spatial_views: 1 (centre), 2 or 3 crops along the longer side.
-      every_epochs: epochs between evaluations; 0: only at the end.
-      every_steps: steps between evaluations; replaces `every_epochs`.
       num_videos: videos of the split that evaluations during training use, always the same ones; None: all. The last
         evaluation of a run uses all.
-      patience: early stopping after this many consecutive evaluations without a better `checkpoint.best_metric`; 0:
-        off.
-      batch_size: videos, each with all its views, in a global batch.
+      patience: early stopping after so many consecutive evaluations without a better `checkpoint.best_metric`; 0: off.
       dtype: of the compute in evaluation, during training too, in prediction and in probes: `auto` (bfloat16 where the
         device computes this model clearly faster in it, which is measured; else float32), `float32`, `bfloat16`, or
         `model`, which is `model.dtype`. See docs/performance.md, "Inference dtype".
     """
 
-    temporal_views: int = 4
-    spatial_views: int = 3
-    every_epochs: float = 1.0
-    every_steps: int | None = None
+    temporal_views: int = 4  # clips evenly spaced over the video, at least 1
+    spatial_views: int = 3  # 1 (centre), 2 or 3 crops along the longer side
+    every_epochs: float = 1.0  # epochs between evaluations; 0: only at the end
+    every_steps: int | None = None  # steps between evaluations; replaces `every_epochs`
     num_videos: int | None = None
     patience: int = 0
-    batch_size: int = 16
+    batch_size: int = 16  # videos, each with all its views, in a global batch
     dtype: str = "auto"
 
     def __post_init__(self) -> None:
@@ -82,13 +76,9 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ProfileConfig:
-    """Steps traced for TensorBoard's profiler (XProf).
+    """Steps traced for TensorBoard's profiler (XProf); the trace is in `profile/` of the workdir."""
 
-    Attributes:
-      steps: 'FIRST:LAST', counted from 1, both included; '' for none. The trace is in `profile/` of the workdir.
-    """
-
-    steps: str = ""
+    steps: str = ""  # 'FIRST:LAST', counted from 1, both included; '' for none
 
     def __post_init__(self) -> None:
         if self.steps and self.range is None:

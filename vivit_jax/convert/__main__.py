@@ -89,13 +89,8 @@ def _numbers(flag: Any, kind: type) -> tuple[Any, ...] | None:
     return None if flag.value is None else tuple(kind(value.strip(" ()")) for value in flag.value)
 
 
-def load_config(
-    config: Any, given: dict[str, Any]
-) -> tuple[InitFrom, ViViTConfig, dict[str, Any], dict[str, list[str]] | None]:
-    """Returns (options, model, the whole config as JSON, {head: class names} where its records exist).
-
-    `given` overrides fields of the config's `init_from`.
-    """
+def load_config(config: Any, given: dict[str, Any]) -> tuple[InitFrom, ViViTConfig, dict, dict | None]:
+    """Returns (options with `given`, model, the whole config as JSON, {head: class names} where its records exist)."""
     from vivit_jax.config.experiment import Experiment
     from vivit_jax.data.paths import CLASS_NAMES_FILE, records_folder
 

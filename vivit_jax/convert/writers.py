@@ -37,6 +37,8 @@ _TRAINING_FIELDS = (
 def to_flat(params: Mapping[str, Any], format: str, config: ViViTConfig) -> dict[str, np.ndarray]:
     """Returns nested parameters of `config` under the names of a format: the exact inverse of `load_params`."""
     source.check_format(format)
+    if format not in _SUFFIXES:
+        raise ValueError(f"{format} weights are read, not written; choose one of {', '.join(_SUFFIXES)}")
     flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
     return engine.save(flat, FORMATS[format].rows(config))
 
@@ -61,10 +63,8 @@ def save_params(
     (`Experiment.to_dict`), stored in the checkpoint with `config` as its model, and `preprocessing` that of its
     checkpoint. ConversionError where the format cannot express the model or has no name for a parameter.
     """
-    if format not in _SUFFIXES:
-        raise ValueError(f"{format} weights are read, not written; choose one of {', '.join(_SUFFIXES)}")
     path = storage.path(path)
-    if _SUFFIXES[format] not in (None, path.suffix):
+    if _SUFFIXES.get(format) not in (None, path.suffix):
         raise ValueError(f"{str(path)!r} must end in {_SUFFIXES[format]} for {format} weights")
     if path.exists():
         raise FileExistsError(f"{path} exists already; choose another path or remove it")

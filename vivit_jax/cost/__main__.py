@@ -6,6 +6,7 @@ python -m vivit_jax.cost --plot=pictures
 python -m vivit_jax.cost --config=configs/k400_vivit_l.py --config.model.image_size=320
 """
 
+import functools
 import sys
 
 from absl import app, flags, logging
@@ -22,6 +23,7 @@ _COMPILE = flags.DEFINE_bool("compile", True, "With --config: compile for this m
 def main(argv: list[str]) -> None:
     if _CONFIG.value is not None and (_ONLY.value or _PLOT.value):
         raise app.UsageError("--only and --plot are about the paper's tables; leave them out with --config")
+    log = functools.partial(print, file=sys.stderr, flush=True)  # progress
     # Imported after the flags are parsed, so that --help and a mistyped flag answer at once.
     from vivit_jax.cost import paper, render
 
@@ -35,15 +37,8 @@ def main(argv: list[str]) -> None:
             return
         print(render.render(list(paper.tables(_ONLY.value or tuple(paper.TABLES), log)), _FORMAT.value))
         if _PLOT.value:
-            from vivit_jax.cost import figures
-
-            for path in figures.save(_PLOT.value):
+            for path in paper.save_figures(_PLOT.value):
                 log(f"wrote {path}")
-
-
-def log(line: str) -> None:
-    """Prints progress to standard error."""
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,7 @@ def forward_count(config: ViViTConfig) -> float:
     return _flops(ViViT(config).apply, {"params": abstract_params(config)}, video) / 2
 
 
-def train_count(
-    config: ViViTConfig, optimizer: optax.GradientTransformation, *, label_smoothing: float = 0.0
-) -> tuple[float, float]:
+def train_count(config: ViViTConfig, optimizer: Any, *, label_smoothing: float = 0.0) -> tuple[float, float]:
     """Returns the multiply-adds of a training step: (per clip: forward, backward, loss; per step: optimizer, metrics).
 
     They are counted as in `forward_count`; recomputation by `remat` and the random bits of dropout count too.

@@ -4,14 +4,18 @@ Published numbers are from arXiv:2103.15691. They are printed beside ours, never
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from vivit_jax.cost.counts import forward_count, parameters_by_part
+import numpy as np
+from etils import epath
+
+from vivit_jax.cost.counts import forward_count
 from vivit_jax.cost.render import Table
 from vivit_jax.models import ViViTConfig, count_parameters
 from vivit_jax.models.config import BACKBONES
 from vivit_jax.models.flops import matrix_products
+from vivit_jax.utils import plots
 
 # name -> fields of the five models of Table 2.
 MODELS: dict[str, dict[str, str | int]] = {
@@ -35,11 +39,14 @@ _COUNTED = (
     "analysis of the unoptimised float32 program. 'Matrix products' is their share by the closed formula "
     "(vivit_jax.cost.matrix_products); the rest is elementwise: softmax, LayerNorm, GELU, biases, residuals."
 )
-_DRAWN = "The paper plots this; published numbers are those of the same model in Tables 2 and 5."
-_TABLE5 = (
-    "No single program rounds to all three published numbers: the first is ours with the class token, the others are "
-    "ours without."
+# Why numbers of parameters in Table 2 are not ours.
+_TRUNCATED = "the published number is ours truncated after 1 decimal or without LayerNorms (0.038 M)"
+_DEPTHS = (
+    "the released model has 4 temporal layers of 7.09 M each; nearest are 2 layers, 100.9 M and 284.1 GFLOPs, but the "
+    "published GFLOPs are those of 4 (284.38 G)"
 )
+_DRAWN = "The paper plots this; published numbers are those of the same model in Tables 2 and 5."
+_TABLE5 = "No one program rounds to all three numbers: the first is ours with the class token, the others without."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,29 +153,47 @@ def _gflops(name: str, config: ViViTConfig, published: float | None, digits: int
 
 def _millions(name: str, config: ViViTConfig, published: float | None) -> Row:
     row = Row(name, "M parameters", count_parameters(config) / 1e6, 1, published)
-    if row.agrees is not False:
-        return row
-    if config.attention == "factorised_encoder":
-        return dataclasses.replace(row, remark=_other_depths(config, published))
-    # Two ways to the published number: truncation, or a count without the LayerNorms.
-    norms = sum(count for part, count in parameters_by_part(config).items() if "norm" in part) / 1e6
-    ways = {
-        "truncated after 1 decimal": math.floor(row.ours * 10) / 10,
-        f"without LayerNorms ({norms:.3f} M)": round(row.ours - norms, 1),
-    }
-    matches = [way for way, value in ways.items() if value == published]
-    return dataclasses.replace(row, remark=f"the published number is ours {' or '.join(matches) or 'in no way tried'}")
+    remark = _DEPTHS if config.attention == "factorised_encoder" else _TRUNCATED
+    return row if row.agrees is not False else dataclasses.replace(row, remark=remark)
 
 
-def _other_depths(config: ViViTConfig, published: float) -> str:
-    """Compares a published parameter count with those of other temporal depths of Model 2."""
-    released = config.temporal_layers
-    depths = [dataclasses.replace(config, temporal_layers=layers) for layers in range(released + 1)]
-    millions = [count_parameters(depth) / 1e6 for depth in depths]
-    nearest = min(range(released + 1), key=lambda layers: abs(millions[layers] - published))
-    nearest_gflops, gflops = (forward_count(depths[layers]) / 1e9 for layers in (nearest, released))
-    return (
-        f"the released model has {released} temporal layers of {millions[-1] - millions[-2]:.2f} M each; nearest are "
-        f"{nearest} layers, {millions[nearest]:.1f} M and {nearest_gflops:.1f} GFLOPs, but the published GFLOPs are "
-        f"those of {released} ({gflops:.2f} G)"
-    )
+def figure7b() -> Any:
+    """Draws GFLOPs of Model 1 by backbone; published values are diamonds."""
+    rows = [row for row in figure7_rows() if row.quantity == "GFLOPs"]
+    title = "Figure 7 (b): Model 1, tubelets 16x2, 32 frames of 224 x 224"
+    return _bars({"ours": rows}, list(BACKBONES), title, xlabel="backbone")
+
+
+def figure8b() -> Any:
+    """Draws GFLOPs of the five models of ViT-B by tubelet length; published values are diamonds."""
+    rows = list(figure8_rows())
+    by_model = {name: [row for row in rows if row.model.startswith(name)] for name in MODELS}
+    labels = [f"16x{t}, {32 // t} temporal tokens" for t in TUBELET_LENGTHS]
+    return _bars(by_model, labels, "Figure 8 (b): ViViT-B, 32 frames of 224 x 224", xlabel="tubelet")
+
+
+def save_figures(folder: epath.PathLike) -> list[epath.Path]:
+    """Writes figure7b.png and figure8b.png into a folder, creates it if absent, and returns their paths."""
+    folder = epath.Path(folder)
+    return [plots.save(draw(), folder / f"{draw.__name__}.png") for draw in (figure7b, figure8b)]
+
+
+def _bars(series: dict[str, Sequence[Row]], labels: Sequence[str], title: str, xlabel: str) -> Any:
+    """Draws a group of bars for each label, with one bar of each series."""
+    figure, axes = plots.pyplot().subplots(figsize=(9.6 if len(series) > 1 else 6.4, 4.6), layout="constrained")
+    width = 0.85 / len(series)
+    for i, (name, rows) in enumerate(series.items()):
+        positions = np.arange(len(rows)) + (i - (len(series) - 1) / 2) * width
+        bars = axes.bar(positions, [row.ours for row in rows], width=0.9 * width, label=name)
+        axes.bar_label(bars, [f"{row.ours:,.0f}" for row in rows], padding=7, fontsize=8)
+        published = [(x, row.published) for x, row in zip(positions, rows, strict=True) if row.published is not None]
+        mark = {"marker": "D", "facecolors": "none", "edgecolors": "black", "zorder": 5}
+        axes.scatter(*zip(*published, strict=True), label=None if i else "published (Tables 2, 5)", **mark)
+    axes.set_xticks(range(len(labels)), labels)
+    axes.margins(y=0.1)
+    axes.set(xlabel=xlabel, ylabel="GFLOPs of a clip (multiply-adds)", title=title)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8)
+    return figure

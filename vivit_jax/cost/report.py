@@ -86,8 +86,7 @@ def _memory(experiment: Experiment, program: TrainProgram, compiled: bool) -> Ta
         ]
     rows = tuple((name, f"{size / 2**20:,.1f}", "MiB", remark) for name, size, remark in quantities)
     note = (
-        "Of one device. Temporaries hold the activations and grow with the clips on a device. The memory of the whole "
-        "batch on a TPU slice: python -m vivit_jax.compile."
+        "Of one device. Temporaries (activations) grow with its clips. Of a batch on TPUs: python -m vivit_jax.compile."
     )
     return Table("memory", "Memory", HEADER, rows, (note,))
 

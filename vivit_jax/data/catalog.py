@@ -187,10 +187,8 @@ def get(name: str) -> DatasetInfo:
     if name in CUSTOM_KINDS:
         raise ValueError(f"{name!r} is a kind of custom data set: --dataset={name} --name=NAME builds one")
     if name not in DATASETS:
-        raise ValueError(
-            f"unknown data set {name!r}; known are {', '.join(DATASETS)}. Build a custom data set with "
-            f"--dataset={'|'.join(CUSTOM_KINDS)} --name=NAME"
-        )
+        advice = f"Build a custom data set with --dataset={'|'.join(CUSTOM_KINDS)} --name=NAME"
+        raise ValueError(f"unknown data set {name!r}; known are {', '.join(DATASETS)}. {advice}")
     return DATASETS[name]
 
 
@@ -234,10 +232,9 @@ def of_records(name: str, folder: storage.PathLike) -> DatasetInfo:
         names = json.loads(classes_file.read_text(encoding="utf-8"))
         built_with["heads"] = {head: len(of_head) for head, of_head in names.items()}
     elif name not in DATASETS:
-        raise ValueError(
-            f"data set {name!r} is not in the catalog ({', '.join(DATASETS)}), and {folder} holds no records of it; "
-            f"build them: python -m vivit_jax.data.build --dataset={'|'.join(CUSTOM_KINDS)} --name={name} --videos=DIR"
-        )
+        build = f"python -m vivit_jax.data.build --dataset={'|'.join(CUSTOM_KINDS)} --name={name} --videos=DIR"
+        unknown = f"data set {name!r} is not in the catalog ({', '.join(DATASETS)})"
+        raise ValueError(f"{unknown}, and {folder} holds no records of it; build them: {build}")
     of_files = DatasetInfo(name, f"{name} (custom)", {}, {}, "", {}, "already in records", _CUSTOM_SOURCE)
     dataset = DATASETS.get(name, of_files)
     return dataclasses.replace(dataset, **built_with) if built_with else dataset

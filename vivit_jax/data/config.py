@@ -12,19 +12,16 @@ class PipelineOptions:
     """How the input pipeline runs; no option but `resize_on_device` changes a batch.
 
     Attributes:
-      cache: keep the records of the training splits in memory, up to `cache_gb` * 2^30 bytes.
-      threads: clips decoded in parallel; None for one per core.
-      prefetch: batches prepared ahead.
       max_unreadable: share of the clips of an epoch that may come from broken records, which are masked (one video is
         always allowed, except by 0), and of the videos of an evaluation; beyond that the program fails.
       resize_on_device: the accelerators resize and flip the training clips; the host sends windows of the stored
         frames (`augment.resize_windows`). For hosts with few cores (docs/performance.md).
     """
 
-    cache: bool = False
+    cache: bool = False  # keep the records of the training splits in memory, up to `cache_gb` * 2^30 bytes
     cache_gb: float = 2.0
-    threads: int | None = None
-    prefetch: int = 2
+    threads: int | None = None  # clips decoded in parallel; None for one per core
+    prefetch: int = 2  # batches prepared ahead
     max_unreadable: float = 0.01
     resize_on_device: bool = False
 
@@ -38,14 +35,10 @@ class DataConfig(PipelineOptions):
     """Which data sets are used, where they are, and how the input pipeline runs.
 
     Attributes:
-      name: data set, as in `python -m vivit_jax.data.catalog`; the one that is evaluated.
       dir: folder of the prepared records, DIR/NAME/VERSION. The embedded data set is built there where it is missing.
       video_dir: folder of a custom data set: one folder per class, or videos beside a CSV (docs/data.md). Its records
         are built under `dir` where they are missing, under a `name` that the catalog does not have.
-      annotations: CSV of a custom data set, if it is not in `video_dir`.
-      label_separator: ';' or '|' in a column of that CSV makes it a multi-label head.
-      columns: of that CSV in order, where its header does not tell: "path,label"; - for one that is not used.
-      fps: maximum frames per second of its records; of folders of frames, their rate.
+      columns: of `annotations` in order, where its header does not tell: "path,label"; - for one that is not used.
       mixture: {name: weight}: data sets under `dir` to train on, each with a share of the clips in proportion to its
         weight. {} for `name` alone. Heads and class ids are those of `name`, matched by class name.
       unknown_classes: classes of a mixture that `name` does not have: 'error', 'drop' their videos, or 'union': add
@@ -55,13 +48,13 @@ class DataConfig(PipelineOptions):
         another batch size, which leaves clips out or repeats some.
     """
 
-    name: str = "kinetics400"
+    name: str = "kinetics400"  # data set, as in `python -m vivit_jax.data.catalog`; the one that is evaluated
     dir: str = "data"
     video_dir: str | None = None
-    annotations: str | None = None
-    label_separator: str | None = None
+    annotations: str | None = None  # CSV of a custom data set, if it is not in `video_dir`
+    label_separator: str | None = None  # ';' or '|' in a column of that CSV makes it a multi-label head
     columns: str | None = None
-    fps: float | None = None
+    fps: float | None = None  # maximum frames per second of custom records; of folders of frames, their rate
     train_split: str = "train"
     eval_split: str = "validation"
     mixture: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -79,6 +72,5 @@ class DataConfig(PipelineOptions):
         one_of("data", self, unknown_classes=UNKNOWN_CLASSES)
         for field in ("annotations", "label_separator", "columns", "fps"):
             if getattr(self, field) is not None and self.video_dir is None:
-                raise ValueError(
-                    f"data.{field}={getattr(self, field)!r} is for a custom data set: set data.video_dir too"
-                )
+                value = f"data.{field}={getattr(self, field)!r}"
+                raise ValueError(f"{value} is for a custom data set: set data.video_dir too")

@@ -25,7 +25,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.error = lambda text: argparse.ArgumentParser.error(parser, text + terminal.dash_advice(argv or sys.argv[1:]))
     flags = parser.parse_args(argv)
     try:
-        splits = _parse_splits(flags.split)
+        splits = dict(text.partition("=")[::2] for text in flags.split)
+        for name, pattern in splits.items():
+            if not name.replace("_", "").isalnum() or not pattern:
+                raise ValueError(f"--split={name}={pattern}: it must be NAME=GLOB, as in --split=train=train-*-of-*")
         if not _holds_sequences(flags, splits):
             for split in scan.scan(flags.folder):
                 print(f"{split.save()}: {split.num_videos} videos, {len(split.chunk_offset)} records")
@@ -76,23 +79,14 @@ def _holds_sequences(flags: argparse.Namespace, splits: Mapping[str, str] | None
         return True
     features = example.context.feature
     if not {"frames", "chunk"} <= set(features):
-        raise ValueError(
-            f"{flags.folder}: the records are neither chunks of vivit_jax nor tf.train.SequenceExamples with a feature "
-            f"list {reader.SEQUENCE_FRAMES!r}; they hold {', '.join(sorted(features)) or 'no features'}"
-            f"{' as a feature of the context, not as a list' * (reader.SEQUENCE_FRAMES in features)}"
-        )
+        expected = f"tf.train.SequenceExamples with a feature list {reader.SEQUENCE_FRAMES!r}"
+        held = ", ".join(sorted(features)) or "no features"
+        held += " as a feature of the context, not as a list" if reader.SEQUENCE_FRAMES in features else ""
+        raise ValueError(f"{flags.folder}: neither chunks of vivit_jax nor {expected}; the records hold {held}")
     given = [name for name in ("out", "split", "head", "class_names") if getattr(flags, name)]
     if given:
         raise ValueError(f"{flags.folder} holds records of vivit_jax: --{given[0]} is only for those of DMVR")
     return False
-
-
-def _parse_splits(flags: Sequence[str]) -> dict[str, str] | None:
-    patterns = dict(text.partition("=")[::2] for text in flags)
-    for name, pattern in patterns.items():
-        if not name.replace("_", "").isalnum() or not pattern:
-            raise ValueError(f"--split={name}={pattern}: it must be NAME=GLOB, as in --split=train=train-*-of-*")
-    return patterns or None
 
 
 def _parse_head(text: str) -> Head:
@@ -127,9 +121,8 @@ def _read_class_names(flags: Sequence[str], heads: Sequence[Head]) -> dict[str, 
         if not names[head] or not all(isinstance(name, str) for name in names[head]):
             raise ValueError(f"--class_names={flag}: no list of names for head {head!r} in it, in the order of the ids")
         if counts[head] is not None and len(names[head]) != counts[head]:
-            raise ValueError(
-                f"--class_names={flag}: {len(names[head])} names, but --head gives {head!r} {counts[head]} classes"
-            )
+            given = f"{len(names[head])} names, but --head gives {head!r} {counts[head]} classes"
+            raise ValueError(f"--class_names={flag}: {given}")
     return names
 
 

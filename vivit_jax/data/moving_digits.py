@@ -21,7 +21,7 @@ from collections import Counter
 import numpy as np
 
 from vivit_jax.data import catalog, workers
-from vivit_jax.data.annotations import epic, kinetics
+from vivit_jax.data.annotations import published
 from vivit_jax.utils import progress_bar, storage, tables
 
 # In the order of the class ids; each verb is followed by its time reversal. The last two pairs are compound.
@@ -270,8 +270,8 @@ def _annotation_files(clips: list[Clip]) -> dict[str, str]:
                 f"{verb} {noun}", verb, clip.verb, noun, clip.noun, f"['{noun}']", f"[{clip.noun}]",
             ])  # fmt: skip
             kinetics_rows.append([verb, video, 0, int(np.ceil(seconds)), kinetics_split])
-        files[f"EPIC_100_{split}.csv"] = tables.to_csv(epic.COLUMNS, epic_rows)
-        files[f"kinetics_{kinetics_split}.csv"] = tables.to_csv(kinetics.COLUMNS, kinetics_rows)
+        files[f"EPIC_100_{split}.csv"] = tables.to_csv(published.EPIC_COLUMNS, epic_rows)
+        files[f"kinetics_{kinetics_split}.csv"] = tables.to_csv(published.KINETICS_COLUMNS, kinetics_rows)
     for head, names in (("verb", VERBS), ("noun", NOUNS)):
         rows = [[class_id, name, f"['{name}']"] for class_id, name in enumerate(names)]
         files[f"EPIC_100_{head}_classes.csv"] = tables.to_csv(("id", "key", "instances"), rows)

@@ -29,10 +29,7 @@ def open_data(data: DataConfig) -> tuple[TrainingSet, RecordSplit]:
 def open_eval_set(
     data: DataConfig, class_names: Mapping[str, Sequence[str]], *, prepare: bool = True
 ) -> tuple[RecordSplit, dict[str, np.ndarray]]:
-    """Opens the evaluation set alone, for a model with these classes; see `evaluation_split`.
-
-    `prepare` builds the embedded data set where it is missing.
-    """
+    """Opens the evaluation set alone, by `evaluation_split`; `prepare` builds the embedded data set if missing."""
     folder = build.prepare(data.name, data.dir) if prepare else build.records_folder(data.name, data.dir)
     split = open_split(folder, data.eval_split)
     return evaluation_split(split, class_names, data.subset)
@@ -49,9 +46,7 @@ def _build_custom(data: DataConfig) -> None:
     try:
         catalog.custom(data.name, kind, data.label_separator, columns)
     except ValueError as error:
-        raise ValueError(
-            f"config.data.video_dir={data.video_dir} needs a config.data.name of its own: {error}"
-        ) from error
+        raise ValueError(f"data.video_dir={data.video_dir} needs a data.name of its own: {error}") from error
     if not (build.records_folder(data.name, data.dir) / paths.SUMMARY_FILE).is_file():
         logging.info("Building the records of %s from %s, once.", data.name, data.video_dir)
     options = build.BuildOptions(kind, data.label_separator, columns, fps=data.fps)

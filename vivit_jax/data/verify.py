@@ -19,31 +19,12 @@ import numpy as np
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.paths import CLASS_NAMES_FILE
 from vivit_jax.data.records import reader, scan
-from vivit_jax.data.records.split import (
-    SEQUENCE,
-    NoRecordsError,
-    RecordSplit,
-    list_shards,
-    load_class_names,
-    open_split,
-)
+from vivit_jax.data.records import split as index
+from vivit_jax.data.records.split import SEQUENCE, NoRecordsError, RecordSplit
 from vivit_jax.utils import progress_bar, storage, terminal
 
 PRINTED = 100  # problems per split that are printed; all are counted
 _TIMES = "image/timestamp"
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """One problem of a record (its number in the shard, and its first byte) or, with `shard` "", of the whole split."""
-
-    reason: str
-    shard: str = ""
-    record: int | None = None
-    byte: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.shard}, record {self.record} at byte {self.byte}: {self.reason}" if self.shard else self.reason
 
 
 @dataclasses.dataclass
@@ -56,10 +37,7 @@ class Report:
     frames: int = 0
     bytes: int = 0
     left_out: int = 0  # records that the index leaves out (see rejects.csv)
-    problems: list[Problem] = dataclasses.field(default_factory=list)
-
-    def add(self, reason: str, *location: Any) -> None:
-        self.problems.append(Problem(reason, *location))
+    problems: list[str] = dataclasses.field(default_factory=list)
 
 
 def verify(folder: storage.PathLike, threads: int | None = None, progress: bool = True) -> list[Report]:
@@ -72,26 +50,27 @@ def verify(folder: storage.PathLike, threads: int | None = None, progress: bool 
     names = sorted(path.stem.removeprefix("index_") for path in folder.glob("index_*.npz"))
     if not names:
         raise NoRecordsError(f"{folder}: no index of records (make it: python -m vivit_jax.data.index {folder})")
-    class_names = load_class_names(folder)
+    class_names = index.load_class_names(folder)
     splits, reports = [], [Report(name) for name in names]
     for report in reports:
         try:
-            splits.append((open_split(folder, report.split), report))
+            splits.append((index.open_split(folder, report.split), report))
         except (FileNotFoundError, ValueError) as error:
-            report.add(f"split {report.split!r} cannot be opened: {error}")
+            report.problems.append(f"split {report.split!r} cannot be opened: {error}")
     total = sum(split.num_videos for split, _ in splits)
     with progress_bar.bar(title=f"{folder.name}: verify", total=total, show=progress) as bar:
         for split, report in splits:
             _verify_split(split, report, threads, bar.update)
     for head, names in class_names.items():
         if not names or not all(isinstance(name, str) and name for name in names):
-            reports[0].add(f"{CLASS_NAMES_FILE}: head {head!r} has no names, or empty ones")
+            reports[0].problems.append(f"{CLASS_NAMES_FILE}: head {head!r} has no names, or empty ones")
     if not any(split.form == SEQUENCE for split, _ in splits):
         try:
-            for name in sorted(list_shards(folder).keys() - {report.split for report in reports}):
-                reports[0].add(f"shards of split {name!r} have no index: python -m vivit_jax.data.index {folder}")
+            for name in sorted(index.list_shards(folder).keys() - {report.split for report in reports}):
+                without = f"shards of split {name!r} have no index"
+                reports[0].problems.append(f"{without}: python -m vivit_jax.data.index {folder}")
         except NoRecordsError as error:
-            reports[0].add(str(error))
+            reports[0].problems.append(str(error))
     return reports
 
 
@@ -117,8 +96,8 @@ def _verify_split(split: RecordSplit, report: Report, threads: int | None, on_vi
         else:
             reasons += _differences(split, int(video[position]), int(chunk[position]), content)
             report.frames += len(content["sizes"])
-        for reason in reasons:
-            report.add(reason, split.shards[shard], int(number - first_of_shard[shard]), int(offsets[position]))
+        where = f"{split.shards[shard]}, record {number - first_of_shard[shard]} at byte {offsets[position]}"
+        report.problems += [f"{where}: {reason}" for reason in reasons]
         report.records += 1
         report.bytes += int(split.chunk_length[number])
         if chunk[position] + 1 == split.num_chunks[video[position]]:
@@ -201,7 +180,7 @@ def table(reports: Sequence[Report]) -> str:
         counts = f"{report.videos:10,}{report.records:10,}{report.frames:12,}{report.bytes / 1e9:9.3f}"
         lines.append(f"{report.split:14}{counts}{report.left_out:10,}{len(report.problems):10,}")
     for report in reports:
-        lines += map(str, report.problems[:PRINTED])
+        lines += report.problems[:PRINTED]
         if len(report.problems) > PRINTED:
             lines.append(f"{report.split}: and {len(report.problems) - PRINTED:,} more")
     return "\n".join(lines)

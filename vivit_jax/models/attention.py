@@ -1,5 +1,7 @@
 """The multi-head attention layer of Models 1 to 4 (eq. 2; section 3.3)."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -65,8 +67,7 @@ class MultiHeadAttention(nn.Module):
         query_axes = ["batch", *token_axes, "heads", None]
         key_axes = [None if i == attended else name for i, name in enumerate(query_axes)]
         # Constrain to the input's sharding first, so that the backward pass ends in it and the gradients of the kernels
-        # are products of two arrays with the same sharding. (With different ones the partitioner's product was wrong:
-        # jax 0.10.2.)
+        # are products of two arrays with the same sharding. (With different ones the product was wrong: jax 0.10.2.)
         q, k, v = (sharding.constrain(x, *input_axes) for x in (q, k, v))
         q, k, v = (sharding.constrain(x, *names) for x, names in ((q, query_axes), (k, key_axes), (v, key_axes)))
         # Head-major before the products: XLA's own choice of layout is up to twice as slow on CPUs.
@@ -81,9 +82,8 @@ class MultiHeadAttention(nn.Module):
         work = Attention(k.shape[-2], config.head_dim, config.dtype, **asked)
         backend = choose_backend(config.attention_backend, work, target_device())
 
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return BACKENDS[backend](q, k, v, rate, dropout_key, cap)
-
+        options = {"dropout_rate": rate, "dropout_key": dropout_key, "logit_cap": cap}
+        attend = functools.partial(BACKENDS[backend], **options)
         if backend != "xla" and dropout_key is None:
             # The partitioner would gather the axis that a loop runs over, and cannot split a kernel. With dropout it
             # has to gather: the masks depend on the index in the whole array, so that they do not depend on the mesh.

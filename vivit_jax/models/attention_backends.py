@@ -1,6 +1,6 @@
 """Scaled dot-product attention (section 3.3, eq. 7) in several implementations, the backends.
 
-A backend is a function `(query, key, value, dropout_rate, dropout_key, logit_cap) -> out` on arrays [..., heads, N,
+A backend is a function `(query, key, value, *, dropout_rate, dropout_key, logit_cap) -> out` on arrays [..., heads, N,
 head_dim]. All compute softmax(Q K^T / sqrt(head_dim)) V with the softmax in float32 or wider. Those that are not given
 a dropout rate or a logit cap by `choose_backend` do without it.
 """
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from vivit_jax.models.attention_choice import ATTENTION_BACKENDS, Device
 from vivit_jax.models.dense import stored
 
-Backend = Callable[[jax.Array, jax.Array, jax.Array, float, jax.Array | None, float | None], jax.Array]
+Backend = Callable[..., jax.Array]
 QUERIES_PER_TILE = 256  # measured on CPUs: about the largest tile whose weights stay in cache
 CUDNN_IMPLEMENTATION = "cudnn"  # tests replace it by 'xla', which has the same padding
 SPLASH_INTERPRET = False  # run the TPU kernel in Pallas' interpreter: for tests
@@ -70,12 +70,7 @@ def xla_attention(
 
 
 def tiled_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    dropout_rate: float = 0.0,
-    dropout_key: jax.Array | None = None,
-    logit_cap: float | None = None,
+    query: jax.Array, key: jax.Array, value: jax.Array, dropout_key: jax.Array | None = None, **options: Any
 ) -> jax.Array:
     """Computes eq. 7 for one head and at most `QUERIES_PER_TILE` queries at a time; see `xla_attention`.
 
@@ -90,7 +85,7 @@ def tiled_attention(
     @jax.checkpoint
     def one_tile(q: jax.Array, k: jax.Array, v: jax.Array, index: jax.Array) -> jax.Array:
         tile_key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-        return xla_attention(q, k, v, dropout_rate, tile_key, logit_cap)
+        return xla_attention(q, k, v, dropout_key=tile_key, **options)
 
     def one_head(args: tuple[jax.Array, ...]) -> jax.Array:
         q, k, v, row = args
@@ -102,7 +97,7 @@ def tiled_attention(
     return stored(out.reshape(rows, tiles * tile, -1)[:, :n_q].reshape(*lead, n_q, -1), "attention")
 
 
-def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array, *_: Any, **__: Any) -> jax.Array:
+def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array, **_: Any) -> jax.Array:
     """Computes eq. 7 with cuDNN's fused attention, without dropout and logit cap; see `xla_attention`.
 
     For NVIDIA GPUs, in bfloat16. Memory grows with N. cuDNN refuses odd lengths in training: they are padded, and
@@ -120,14 +115,7 @@ def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array, *_: Any,
     return out.swapaxes(1, 2)[:, :, :n_q].reshape(*lead, heads, n_q, head_dim)
 
 
-def splash_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    dropout_rate: float = 0.0,
-    dropout_key: jax.Array | None = None,
-    logit_cap: float | None = None,
-) -> jax.Array:
+def splash_attention(query: jax.Array, key: jax.Array, value: jax.Array, logit_cap: Any = None, **_: Any) -> jax.Array:
     """Computes eq. 7 with JAX's splash attention kernel for TPUs, without dropout; see `xla_attention`.
 
     Memory grows with N. Lengths are padded to whole blocks, with keys that segment ids mask. TPU v2 and v3, whose

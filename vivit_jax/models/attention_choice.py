@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 from absl import logging
 
@@ -98,7 +99,8 @@ def refusal(name: str, attention: Attention, device: Device | None = None) -> st
             return "has no attention_logit_cap"
         if device and device.platform != "gpu":
             return f"needs an NVIDIA GPU, the devices are {device.kind or device.platform}"
-        if device and device.compute_capability and not _ampere_or_newer(device.compute_capability):
+        # AMD's GPUs have names, as gfx90a.
+        if device and device.compute_capability and not re.match(r"([89]|\d\d)\.", device.compute_capability):
             capability = device.compute_capability
             return f"needs an NVIDIA GPU of compute capability 8.0 or higher, {device.kind} has {capability}"
     if name == "splash":
@@ -109,13 +111,6 @@ def refusal(name: str, attention: Attention, device: Device | None = None) -> st
     if name in ("cudnn", "splash") and attention.dropout:
         return "has no dropout of attention weights (attention_dropout_rate)"
     return None
-
-
-def _ampere_or_newer(compute_capability: str) -> bool:
-    try:
-        return float(compute_capability) >= 8.0
-    except ValueError:  # an AMD GPU: gfx90a
-        return False
 
 
 @functools.cache

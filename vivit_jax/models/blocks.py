@@ -97,8 +97,7 @@ class EncoderBlock(nn.Module):
 
     * Models 1 and 2: one, over all tokens of a sequence (`norm_attention`, `attention`).
     * Model 3, `factorised_self_attention` (figure 5, eqs. 4 to 6): one over time (`norm_time`, `attention_time`) and
-      one over space (`norm_space`, `attention_space`), each with its own LayerNorm and residual, in
-      `config.attention_order`.
+      one over space (`norm_space`, `attention_space`), each with LayerNorm and residual, in `config.attention_order`.
     * Model 4, `factorised_dot_product` (figure 6): one, with half of its heads over time, half over space (same names).
 
     The other parameters are `norm_mlp` and `mlp`. The residual stream keeps the dtype of the input. `sow_attention`:

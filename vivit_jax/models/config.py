@@ -38,26 +38,20 @@ class ViViTConfig:
 
     Attributes:
       hidden_size, mlp_dim: d, the width of a token (`num_heads` divides it), and that of the MLP's hidden layer.
-      num_layers: L, the layers of the encoder; of the spatial encoder in Model 2.
       attention: `spatiotemporal` (Model 1), `factorised_encoder` (Model 2), `factorised_self_attention` (Model 3) or
         `factorised_dot_product` (Model 4); section 3.3.
-      tokenizer: `tubelet` or `uniform_frames`; section 3.2.
       tubelet_size: (t, h, w) in frames and pixels. `uniform_frames` embeds one frame in t, in patches h x w.
       num_frames, in_channels: T and C of a clip.
-      image_size: pixels of a frame, one number for a square or (height, width).
       classifier: `token` (class token) or `gap` (average of all tokens). None: `token` for Models 1 and 2, `gap` for
         Models 3 and 4, which have no class token.
       num_classes: a number; {head: classes} or pairs for several heads; None for no head.
       temporal_layers: layers of Model 2's temporal encoder; 0 is the average-pool baseline. Not used by other models.
       frame_pooling: Model 2 pools each frame to one vector before its temporal encoder. False: the temporal encoder
         runs along time for each position in the frame, as in VideoPrism (arXiv:2402.13217); no class token.
-      representation_size: width of a dense layer with tanh before the head; None for none.
       dropout_rate: in [0, 1), after the position embedding, after attention and in the MLP; not of attention weights.
       stochastic_depth_rate: in [0, 1), of the last layer; layer i of L drops its branches with rate * i / (L - 1).
       stochastic_depth_rescale: divide a kept branch by its probability. False is the published code's behaviour: no
         rescaling, and no stochastic depth in Model 3.
-      activation: `gelu_tanh` (the tanh approximation, as published) or `gelu` (exact).
-      attention_order: Model 3's first and second axis, `time_space` (as published) or `space_time`.
       attention_logit_cap: c > 0 replaces the attention logits by c tanh(logits / c); VideoPrism has c = 50.
       attention_backend: `auto`, the fastest for each attention layer and device by the table in
         `vivit_jax.models.attention_choice`; or one by name: `xla` (stores all weights), `tiled` (in small parts: less
@@ -76,33 +70,32 @@ class ViViTConfig:
 
     `auto`, the default of `scan_layers` and `remat`, is decided where a train step is compiled for its devices: the
     least recomputation that fits (`vivit_jax.train_step.remat`). Elsewhere it means no recomputation, and in evaluation
-    (`train=False`) a loop over the layers except on GPUs: without a backward pass nothing is kept for it, and the loop
-    is as fast.
+    (`train=False`) a loop over the layers except on GPUs: without a backward pass the loop is as fast.
     """
 
     hidden_size: int = 768
-    num_layers: int = 12
+    num_layers: int = 12  # L, the layers of the encoder; of the spatial encoder in Model 2
     num_heads: int = 12
     mlp_dim: int = 3072
     attention: str = "spatiotemporal"
-    tokenizer: str = "tubelet"
+    tokenizer: str = "tubelet"  # `tubelet` or `uniform_frames`; section 3.2
     tubelet_size: tuple[int, int, int] = (2, 16, 16)
     num_frames: int = 32
-    image_size: int | tuple[int, int] = 224
+    image_size: int | tuple[int, int] = 224  # pixels of a frame, one number for a square or (height, width)
     in_channels: int = 3
     classifier: str | None = None
     num_classes: int | tuple[tuple[str, int], ...] | Mapping[str, int] | None = 400
     temporal_layers: int = 4
     frame_pooling: bool = True
-    representation_size: int | None = None
+    representation_size: int | None = None  # width of a dense layer with tanh before the head; None for none
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
     stochastic_depth_rescale: bool = True
-    activation: str = "gelu_tanh"
+    activation: str = "gelu_tanh"  # `gelu_tanh` (the tanh approximation, as published) or `gelu` (exact)
     layer_norm_eps: float = 1e-6
     qkv_bias: bool = True
-    attention_order: str = "time_space"
+    attention_order: str = "time_space"  # Model 3's first and second axis, `time_space` (as published) or `space_time`
     attention_logit_cap: float | None = None
     attention_backend: str = "auto"
     dtype: str = "float32"
@@ -179,10 +172,8 @@ class ViViTConfig:
     def _check_fit(self) -> None:
         """Checks fields that depend on one another."""
         if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"num_heads={self.num_heads} does not divide hidden_size={self.hidden_size}; "
-                f"choose a number that does, e.g. {math.gcd(self.num_heads, self.hidden_size)}"
-            )
+            problem = f"num_heads={self.num_heads} does not divide hidden_size={self.hidden_size}"
+            raise ValueError(f"{problem}; choose a number that does, e.g. {math.gcd(self.num_heads, self.hidden_size)}")
         _check_divides("num_frames", self.num_frames, "tubelet_size's frames", self.tubelet_size[0])
         for side, size, patch in zip(("height", "width"), self.image_shape, self.tubelet_size[1:], strict=True):
             _check_divides(f"image_size's {side}", size, f"tubelet_size's {side}", patch)
@@ -204,9 +195,9 @@ class ViViTConfig:
         if reason := refusal(self.attention_backend, work):
             raise ValueError(f"attention_backend={self.attention_backend!r} {reason}; use 'auto'")
         if self.attention == "factorised_dot_product" and self.num_heads % 2:
+            reason = "factorised_dot_product gives half of the heads to time and half to space (section 3.3, Model 4)"
             raise ValueError(
-                f"num_heads={self.num_heads} is odd: factorised_dot_product gives half of the heads to "
-                "time and half to space (section 3.3, Model 4); use an even number that divides hidden_size"
+                f"num_heads={self.num_heads} is odd: {reason}; use an even number that divides hidden_size"
             )
 
     def _set(self, name: str, value: Any) -> None:
@@ -304,6 +295,4 @@ def _check_divides(name: str, value: int, divisor_name: str, divisor: int) -> No
     if value % divisor:
         low = value // divisor * divisor
         options = f"{low} or {low + divisor}" if low else f"{divisor}"
-        raise ValueError(
-            f"{name}={value} is not divided by {divisor_name}={divisor}; use {options}, or another tubelet"
-        )
+        raise ValueError(f"{name}={value} is not divided by {divisor_name}={divisor}; use {options} or another tubelet")

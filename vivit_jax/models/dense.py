@@ -20,8 +20,6 @@ from vivit_jax.models.config import ViViTConfig
 
 STORED = ("dense", "attention")  # names of what `remat="dots"` stores
 
-DimensionNumbers = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
-
 
 def dense_options(config: ViViTConfig) -> dict[str, Any]:
     """Returns the keyword arguments of the encoders' `nn.Dense` and `nn.DenseGeneral`: dtypes, initialiser, product.
@@ -110,9 +108,7 @@ def summed_in(compute: str, gradient: str) -> Callable[..., jax.Array]:
 
     product.defvjp(forward, backward)
 
-    def dot_general(
-        inputs: jax.Array, kernel: jax.Array, dimension_numbers: DimensionNumbers, precision: Any = None
-    ) -> jax.Array:
+    def dot_general(inputs: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None) -> jax.Array:
         contracted = len(dimension_numbers[0][1])
         expected = ((_last(inputs.ndim, contracted), tuple(range(contracted))), ((), ()))
         if precision is not None or jax.tree.map(int, dimension_numbers) != expected:

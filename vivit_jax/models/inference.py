@@ -87,10 +87,9 @@ def faster_bfloat16(platform: str, hidden_size: int, mlp_dim: int) -> bool:
     if jax.process_count() > 1:
         ratio = float(multihost_utils.broadcast_one_to_all(np.float32(ratio)))
     faster = ratio >= _CLEARLY_FASTER
-    logging.info(
-        "Inference in %s: in bfloat16, an MLP of %d x %d is %.1f times as fast as in float32 here (%s, jax %s).",
-        "bfloat16" if faster else "float32", hidden_size, mlp_dim, ratio, device.device_kind, jax.__version__,
-    )  # fmt: skip
+    dtype, where = "bfloat16" if faster else "float32", f"here ({device.device_kind}, jax {jax.__version__})"
+    measured = f"in bfloat16, an MLP of {hidden_size} x {mlp_dim} is {ratio:.1f} times as fast as in float32"
+    logging.info("Inference in %s: %s %s.", dtype, measured, where)
     return faster
 
 

@@ -42,8 +42,7 @@ class ViViT(nn.Module):
           * `tokens`: output of the last encoder. Model 1: [B, N, d] with N = n_t n_h n_w, plus a class token in front.
             Models 3, 4: [B, N, d], ordered by time, row, column. Model 2: [B, n_t, d], plus a class token in front;
             without `frame_pooling` as Models 3, 4; the baseline: [B, n_t, d], the pooled frames.
-          * `spatial_tokens`, Model 2 only: output of the spatial encoder, [B, n_t, n_h n_w, d], plus a class token in
-            front of each frame.
+          * `spatial_tokens`, Model 2 only: output of the spatial encoder, [B, n_t, n_h n_w, d], plus class tokens.
           * `pre_logits`: [B, d] or [B, representation_size], the input of the head.
         """
         config = self.config
@@ -94,11 +93,9 @@ class ViViT(nn.Module):
     def _check(self, video: jax.Array, train: bool) -> None:
         config = self.config
         if video.ndim != 5 or video.shape[1:] != config.video_shape:
-            expected = ", ".join(map(str, config.video_shape))
-            raise ValueError(
-                f"video has shape {tuple(video.shape)}, the config needs (batch, {expected}): batch, num_frames, "
-                "height, width, channels; change the clips, or the config's num_frames, image_size, in_channels"
-            )
+            expected = f"(batch, {', '.join(map(str, config.video_shape))}): batch, num_frames, height, width, channels"
+            advice = "change the clips, or the config's num_frames, image_size, in_channels"
+            raise ValueError(f"video has shape {tuple(video.shape)}, the config needs {expected}; {advice}")
         if not jnp.issubdtype(video.dtype, jnp.floating):
             raise ValueError(f"video is {video.dtype}, the model needs floats in [-1, 1]; for uint8: x / 127.5 - 1")
         if config.dtype == "float64" and not jax.config.jax_enable_x64:

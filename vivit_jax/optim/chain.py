@@ -8,8 +8,7 @@ import jax
 import optax
 
 from vivit_jax.optim.config import OptimizerConfig
-from vivit_jax.optim.layers import scale_by_depth, scale_by_trust_ratio
-from vivit_jax.optim.paths import check_found, path_mask, trained_mask
+from vivit_jax.optim.layers import check_found, path_mask, scale_by_depth, scale_by_trust_ratio, trained_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +54,9 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> Optimiz
 def _rule(config: OptimizerConfig, schedule: optax.Schedule) -> tuple[optax.GradientTransformation, ...]:
     """The transformations from the clipped gradient to the update."""
     mask = path_mask(config.decay_pattern)
-    moments = {"b1": config.b1, "b2": config.second_moment}
+    # As published; Lion: arXiv:2302.06675, section 4.
+    b2 = config.b2 if config.b2 is not None else 0.99 if config.name == "lion" else 0.999
+    moments = {"b1": config.b1, "b2": b2}
     decay = {"weight_decay": config.weight_decay, "mask": mask}
     if config.name == "adamw":
         return (optax.adamw(schedule, eps=config.eps, **moments, **decay),)

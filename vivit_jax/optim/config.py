@@ -21,55 +21,44 @@ class OptimizerConfig:
     Patterns are regular expressions, searched in paths such as 'encoder/layers/mlp/dense_in/kernel'.
 
     Attributes:
-      name: 'sgd', 'adamw' (arXiv:1711.05101), 'lamb' (arXiv:1904.00962) or 'lion' (arXiv:2302.06675).
-      learning_rate: at the end of the warm-up; > 0.
       schedule: after the warm-up: 'cosine', 'linear' (both to `end_learning_rate`), 'constant', 'step' (times
         `step_decay_factor` at each of `schedule_steps`) or 'rsqrt' (see `rsqrt_timescale`).
-      warmup_epochs: epochs of linear warm-up from 0, less than the run has.
-      warmup_steps, warmup_examples: the same in optimizer steps or in clips; replaces `warmup_epochs`.
-      end_learning_rate: at the last step of 'cosine' and 'linear'.
+      warmup_steps, warmup_examples: the warm-up in optimizer steps or in clips; replaces `warmup_epochs`.
       schedule_steps, step_decay_factor: when 'step' changes the learning rate, from the start of the run, ascending,
         and by what factor in (0, 1).
       rsqrt_timescale: t > 0 of 'rsqrt': the learning rate s steps after the warm-up is base / sqrt(1 + s / t)
         (arXiv:2106.04560; big_vision's `create_learning_rate_schedule`). None: 10,000 steps.
-      schedule_unit: of `schedule_steps` and `rsqrt_timescale`: 'steps', 'epochs' or 'examples'.
-      momentum: of SGD, in [0, 1); no Nesterov.
-      b1, b2, eps: of the other optimizers: decay of the moments, in [0, 1), and epsilon, > 0. b2=None: as published,
+      b1, b2, eps: of all optimizers but SGD: decay of the moments, in [0, 1), and epsilon, > 0. b2=None: as published,
         0.999, or 0.99 for Lion, which has no epsilon.
       weight_decay, decay_pattern: decoupled weight decay, times the learning rate, of the parameters with this pattern.
-      clip_norm: upper limit of the global norm of the trained parameters' gradient; 0 turns clipping off.
       layer_decay: layer-wise learning-rate decay, in (0, 1], see `optim.learning_rate_factors`; 1 turns it off.
-      head_learning_rate: learning rate of the heads in multiples of the schedule's, > 0.
-      frozen: patterns of parameters that are not trained: no update, decay or optimizer state.
       accumulate_steps: microbatches per batch, processed one after another to save memory; must divide the batch size.
-      ema_decay: d in [0, 1) of the exponential moving average of the parameters; 0 turns it off.
-      sam_rho: radius of sharpness-aware minimisation (arXiv:2010.01412); 0 turns it off.
     """
 
-    name: str = "sgd"
-    learning_rate: float = 0.1
+    name: str = "sgd"  # 'sgd', 'adamw' (arXiv:1711.05101), 'lamb' (arXiv:1904.00962) or 'lion' (arXiv:2302.06675)
+    learning_rate: float = 0.1  # at the end of the warm-up; > 0
     schedule: str = "cosine"
-    warmup_epochs: float = 2.5
+    warmup_epochs: float = 2.5  # epochs of linear warm-up from 0, less than the run has
     warmup_steps: int | None = None
     warmup_examples: int | None = None
-    end_learning_rate: float = 0.0
+    end_learning_rate: float = 0.0  # at the last step of 'cosine' and 'linear'
     schedule_steps: tuple[float, ...] = ()
     step_decay_factor: float = 0.1
     rsqrt_timescale: float | None = None
-    schedule_unit: str = "steps"
-    momentum: float = 0.9
+    schedule_unit: str = "steps"  # of `schedule_steps` and `rsqrt_timescale`: 'steps', 'epochs' or 'examples'
+    momentum: float = 0.9  # of SGD, in [0, 1); no Nesterov
     b1: float = 0.9
     b2: float | None = None
     eps: float = 1e-8
     weight_decay: float = 0.0
     decay_pattern: str = KERNELS
-    clip_norm: float = 1.0
+    clip_norm: float = 1.0  # upper limit of the global norm of the trained parameters' gradient; 0 turns clipping off
     layer_decay: float = 1.0
-    head_learning_rate: float = 1.0
-    frozen: tuple[str, ...] = ()
+    head_learning_rate: float = 1.0  # learning rate of the heads in multiples of the schedule's, > 0
+    frozen: tuple[str, ...] = ()  # patterns of parameters that are not trained: no update, decay or optimizer state
     accumulate_steps: int = 1
-    ema_decay: float = 0.0
-    sam_rho: float = 0.0
+    ema_decay: float = 0.0  # d in [0, 1) of the exponential moving average of the parameters; 0 turns it off
+    sam_rho: float = 0.0  # radius of sharpness-aware minimisation (arXiv:2010.01412); 0 turns it off
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schedule_steps", tuple(self.schedule_steps))
@@ -90,12 +79,6 @@ class OptimizerConfig:
                 except re.error as error:
                     raise ValueError(f"optimizer.{field}={pattern!r} is not a regular expression: {error}") from error
 
-    @property
-    def second_moment(self) -> float:
-        """`b2`, or its published value."""
-        published = 0.99 if self.name == "lion" else 0.999  # Lion: arXiv:2302.06675, section 4
-        return published if self.b2 is None else self.b2
-
     def _check_schedule(self) -> None:
         if self.warmup_steps is not None and self.warmup_examples is not None:
             both = f"warmup_steps={self.warmup_steps} and warmup_examples={self.warmup_examples}"
@@ -106,16 +89,12 @@ class OptimizerConfig:
             ("rsqrt_timescale", None, ("rsqrt",)),
         ):
             if self.schedule not in schedules and getattr(self, field) != default:
-                raise ValueError(
-                    f"optimizer.{field}={getattr(self, field)} is not used by schedule={self.schedule!r}, only by "
-                    f"{' and '.join(schedules)}; leave it at {default}"
-                )
+                unused = f"is not used by schedule={self.schedule!r}, only by {' and '.join(schedules)}"
+                raise ValueError(f"optimizer.{field}={getattr(self, field)} {unused}; leave it at {default}")
         if self.schedule != "step":
             return
         within("optimizer", self, "(0, 1)", "step_decay_factor")
         steps = self.schedule_steps
         if not (steps and steps[0] > 0 and all(a < b for a, b in itertools.pairwise(steps))):
-            raise ValueError(
-                f"optimizer.schedule_steps={steps} must give the {self.schedule_unit} at which the learning rate "
-                "changes, ascending, each greater than 0"
-            )
+            rule = f"the {self.schedule_unit} at which the learning rate changes, ascending, each greater than 0"
+            raise ValueError(f"optimizer.schedule_steps={steps} must give {rule}")

@@ -1,9 +1,10 @@
-"""Layer-wise updates: depth of each parameter in the model, and encoders whose layers are stacked.
+"""Parameters by their paths: masks by regular expressions, and layer-wise updates.
 
 The leaves under `*/layers/` hold all layers of an encoder, [L, ...], while optax treats an array as one layer.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,7 +62,9 @@ def learning_rate_factors(params: Any, layer_decay: float, head: float = 1.0) ->
     `layer_decay` is in (0, 1]; at 1 the model can be any. `head` is an additional factor for the heads, > 0. The
     result is a tree of float64 scalars, and of [L, 1, ...] for stacked leaves.
     """
-    layers = _count_layers(params) if layer_decay < 1 else {}
+    leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]]
+    sizes = {name.split("/")[0]: leaf.shape[0] for name, leaf in leaves if is_stacked(name)}
+    layers = {encoder: sizes[encoder] for encoder in ENCODERS if encoder in sizes} if layer_decay < 1 else {}
     top = sum(layers.values()) + 1
 
     def factor(path: tuple[Any, ...], leaf: jax.Array) -> np.ndarray:
@@ -73,13 +76,6 @@ def learning_rate_factors(params: Any, layer_decay: float, head: float = 1.0) ->
     return jax.tree_util.tree_map_with_path(factor, params)
 
 
-def _count_layers(params: Any) -> Mapping[str, int]:
-    """The number of layers of each encoder, in the order of `ENCODERS`."""
-    leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]]
-    sizes = {name.split("/")[0]: leaf.shape[0] for name, leaf in leaves if is_stacked(name)}
-    return {encoder: sizes[encoder] for encoder in ENCODERS if encoder in sizes}
-
-
 def _depth(name: str, layers: Mapping[str, int]) -> np.ndarray:
     """The depth of a parameter, or of each layer of a stacked one."""
     module, *rest = name.split("/")
@@ -88,11 +84,44 @@ def _depth(name: str, layers: Mapping[str, int]) -> np.ndarray:
     if is_head(name) or module == "pre_logits":
         return np.array(sum(layers.values()) + 1)
     if module not in layers:
-        raise ValueError(
-            f"optimizer.layer_decay does not know the depth of {name}, only of tokenizer, {', '.join(ENCODERS)}, "
-            "pre_logits and heads; set it to 1"
-        )
+        known = f"tokenizer, {', '.join(ENCODERS)}, pre_logits and heads"
+        raise ValueError(f"optimizer.layer_decay does not know the depth of {name}, only of {known}; set it to 1")
     below = sum(layers[encoder] for encoder in list(layers)[: list(layers).index(module)])
     if is_stacked(name):
         return below + 1 + np.arange(layers[module])
     return np.array(below + layers[module] + 1 if rest[0] == "norm" else below)
+
+
+def path_mask(pattern: str) -> Callable[[Any], Any]:
+    """Returns a function from a tree to a tree of bools: whether the pattern is found in the leaf's path."""
+    regex = re.compile(pattern)
+    return lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: bool(regex.search(path_name(path))), tree)
+
+
+def trained_mask(frozen: Sequence[str]) -> Callable[[Any], Any]:
+    """Returns a function from parameters to a tree of bools: False where a pattern of `frozen` is found in the path.
+
+    It raises ValueError if one of the patterns is found in no path, or if no parameter is trained.
+    """
+
+    def mask(params: Any) -> Any:
+        for pattern in frozen:
+            check_found(pattern, params, "optimizer.frozen")
+        masks = [path_mask(pattern)(params) for pattern in frozen]
+        trained = jax.tree.map(lambda _, *is_frozen: not any(is_frozen), params, *masks)
+        if not any(jax.tree.leaves(trained)):
+            raise ValueError(f"optimizer.frozen={tuple(frozen)} leaves nothing to train; {_paths(params)}")
+        return trained
+
+    return mask
+
+
+def check_found(pattern: str, params: Any, field: str) -> None:
+    """Raises ValueError if the pattern of a config field is found in no parameter's path."""
+    if not any(jax.tree.leaves(path_mask(pattern)(params))):
+        raise ValueError(f"{field}={pattern!r} is found in no parameter's path; {_paths(params)}")
+
+
+def _paths(params: Any) -> str:
+    paths = (path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0])
+    return f"the parameters: {', '.join(paths)}"

@@ -1,5 +1,6 @@
 """Learning-rate schedules."""
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -28,10 +29,8 @@ def learning_rate_schedule(
             field, unit = f"warmup_{name}", name
     warmup = round(in_steps(field, getattr(config, field), unit))
     if warmup >= total_steps and warmup > 0:
-        raise ValueError(
-            f"optimizer.{field}={getattr(config, field)} is {warmup} steps, but the run has only {total_steps}; "
-            f"train for longer or warm up for fewer {unit}"
-        )
+        problem = f"optimizer.{field}={getattr(config, field)} is {warmup} steps, but the run has only {total_steps}"
+        raise ValueError(f"{problem}; train for longer or warm up for fewer {unit}")
     base, end, rest = config.learning_rate, config.end_learning_rate, total_steps - warmup
     if config.schedule == "cosine":
         decay = optax.cosine_decay_schedule(base, rest, alpha=end / base)
@@ -40,23 +39,21 @@ def learning_rate_schedule(
     elif config.schedule == "step":
         steps = [round(in_steps("schedule_steps", value, config.schedule_unit)) for value in config.schedule_steps]
         if len(set(steps)) < len(steps) or steps[0] <= warmup or steps[-1] >= total_steps:
-            raise ValueError(
-                f"optimizer.schedule_steps={config.schedule_steps} {config.schedule_unit} are the steps {steps}; they "
-                f"must be ascending, after the end of the warm-up, {warmup}, and before that of the run, {total_steps}"
-            )
+            given = f"optimizer.schedule_steps={config.schedule_steps} {config.schedule_unit} are the steps {steps}"
+            ends = f"after the end of the warm-up, {warmup}, and before that of the run, {total_steps}"
+            raise ValueError(f"{given}; they must be ascending, {ends}")
         decay = optax.piecewise_constant_schedule(base, {step - warmup: config.step_decay_factor for step in steps})
     elif config.schedule == "rsqrt":
         timescale = config.rsqrt_timescale
         timescale = TIMESCALE if timescale is None else in_steps("rsqrt_timescale", timescale, config.schedule_unit)
-        decay = _inverse_square_root(base, timescale)
+
+        def decay(step: jax.Array) -> jax.Array:
+            """base / sqrt(1 + step / timescale): flat at first, then as 1 / sqrt(step) (arXiv:2106.04560, 3.5)."""
+            # join_schedules also evaluates it at negative steps, before its boundary, and discards the result.
+            return base / jnp.sqrt(1.0 + jnp.maximum(step, 0) / timescale)
+
     else:
         decay = optax.constant_schedule(base)
     if warmup == 0:
         return decay
     return optax.join_schedules([optax.linear_schedule(0.0, base, warmup), decay], [warmup])
-
-
-def _inverse_square_root(base: float, timescale: float) -> optax.Schedule:
-    """base / sqrt(1 + step / timescale): flat at first, then as 1 / sqrt(step) (arXiv:2106.04560, section 3.5)."""
-    # join_schedules also evaluates the schedule at negative steps, before its boundary, and discards the result.
-    return lambda step: base / jnp.sqrt(1.0 + jnp.maximum(step, 0) / timescale)

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
             raise ValueError("give --workdir, a run, or --checkpoint, a checkpoint or pretrained weights")
         names = ("temporal_views", "spatial_views", "weights", "dtype")
         predictor = Predictor(options.workdir or options.checkpoint, **{name: options[name].value for name in names})
-    show = print_json if options.json else csv_printer() if options.csv else print
+    show = csv_printer() if options.csv and not options.json else print
     failed = 0
     for file, result in predictor.predict(files, options.top):
         if isinstance(result, Exception):
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
             if options.json:
                 print(json.dumps({"file": file, "error": str(result)}), flush=True)
             continue
-        show(result)
+        show(json.dumps({"file": result.path, "labels": result.ranked}) if options.json else result)
         sys.stdout.flush()
         if options.pictures:
             with plots.optional(file):
@@ -66,11 +66,6 @@ def videos(arguments: Iterable[str]) -> Iterator[str]:
             with contextlib.suppress(Exception):  # what cannot be listed is an error when it is read
                 below = list_videos(path).videos
             yield from below or [path]
-
-
-def print_json(prediction: Prediction) -> None:
-    """Prints one line."""
-    print(json.dumps({"file": prediction.path, "labels": prediction.ranked}))
 
 
 def csv_printer() -> Callable[[Prediction], None]:

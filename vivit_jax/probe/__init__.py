@@ -1,6 +1,4 @@
-"""k-NN and linear probes of the frozen features of a checkpoint.
-
-    python -m vivit_jax.probe --checkpoint=RUN_OR_WEIGHTS --config=configs/moving_digits.py --workdir=OUT
+"""k-NN and linear probes of the frozen features of a checkpoint (`python -m vivit_jax.probe`).
 
 The model computes the features of every training and evaluation video once; they are cached in OUT/features. On them
 the probe fits a weighted k-NN and a logistic regression. The model itself is not trained.
@@ -19,8 +17,7 @@ from vivit_jax import sharding
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data.open import open_data
 from vivit_jax.data.records.split import RecordSplit
-from vivit_jax.probe.config import ProbeConfig
-from vivit_jax.probe.features import Features, extract, labels_of, restore
+from vivit_jax.probe.features import Features, ProbeConfig, extract, labels_of, restore
 from vivit_jax.utils.trees import finite_or_none
 
 RESULT_FILE = "probe.json"
@@ -40,8 +37,7 @@ def probe(
     training features more while it fits the linear probe.
 
     Args:
-      experiment: `data`, `input`, `mesh`, batch size and dtype of `evaluation`; for pretrained weights `model` and
-        `init_from` too.
+      experiment: `data`, `input`, `mesh`, batch size and dtype of `evaluation`; for weights `model` and `init_from`.
       checkpoint: a run, a folder of steps, one step; or pretrained weights in any known format.
       workdir: receives `probe.json`, and `features/` for the next time.
       which: 'best' or 'latest' step of a run.

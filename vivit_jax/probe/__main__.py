@@ -14,7 +14,7 @@ from vivit_jax import convert, distributed
 from vivit_jax.config import flags as command_line
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.probe import probe, table
-from vivit_jax.probe.config import FEATURES, UNSEEN, ProbeConfig
+from vivit_jax.probe.features import FEATURES, UNSEEN, ProbeConfig
 from vivit_jax.utils import logs
 
 
@@ -26,27 +26,19 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         "overridden, e.g. --config.data.dir=DIR.",
         values,
     )
-    text = functools.partial(flags.DEFINE_string, flag_values=values)
-    choice = functools.partial(flags.DEFINE_enum, flag_values=values)
-    numbers = functools.partial(flags.DEFINE_list, flag_values=values)
+    definitions = (getattr(flags, f"DEFINE_{kind}") for kind in ("string", "enum", "list", "float", "integer"))
+    text, choice, numbers, real, whole = (functools.partial(define, flag_values=values) for define in definitions)
     text("checkpoint", None, "A run, one step of it, or pretrained weights in any known format.")
     text("workdir", None, "Receives probe.json, and the features for the next time.")
     choice("which", "best", ["best", "latest"], "Step of a run.")
     choice("method", "both", ["linear", "knn", "both"], "What is fitted to the features.")
     choice("features", default.features, FEATURES, "The input of the head, or the mean of the last tokens.")
     text("views", "1", "CLIPS or CLIPSxCROPS of each video, as 4x3; their features are averaged.")
-    numbers("k", [str(k) for k in default.neighbours], "Comma-separated numbers of neighbours of k-NN.")
-    flags.DEFINE_float(
-        "temperature", default.temperature, "k-NN votes weigh exp(similarity / temperature).", flag_values=values
-    )
-    numbers(
-        "c",
-        [f"{c:g}" for c in default.inverse_penalties],
-        "Comma-separated inverse strengths of the linear probe's penalty; held-out training videos choose one.",
-    )
-    flags.DEFINE_integer(
-        "max_iterations", default.max_iterations, "Limit of each linear fit.", lower_bound=1, flag_values=values
-    )
+    numbers("k", list(map(str, default.neighbours)), "Comma-separated numbers of neighbours of k-NN.")
+    real("temperature", default.temperature, "k-NN votes weigh exp(similarity / temperature).")
+    penalties = "Comma-separated inverse strengths of the linear probe's penalty; held-out training videos choose one."
+    numbers("c", list(map(str, default.inverse_penalties)), penalties)
+    whole("max_iterations", default.max_iterations, "Limit of each linear fit.", lower_bound=1)
     choice("unseen_classes", default.unseen_classes, UNSEEN, "Evaluated classes without a training video.")
 
 
@@ -59,17 +51,10 @@ def settings_of(values: flags.FlagValues) -> ProbeConfig:
         neighbours, penalties = tuple(map(int, values.k)), tuple(map(float, values.c))
     except ValueError as error:
         raise ValueError(f"--k={','.join(values.k)} --c={','.join(values.c)}: {error}") from error
-    return ProbeConfig(
-        methods=("knn", "linear") if values.method == "both" else (values.method,),
-        features=values.features,
-        temporal_views=int(views[1]),
-        spatial_views=int(views[2] or 1),
-        neighbours=neighbours,
-        temperature=values.temperature,
-        inverse_penalties=penalties,
-        max_iterations=values.max_iterations,
-        unseen_classes=values.unseen_classes,
-    )
+    methods = ("knn", "linear") if values.method == "both" else (values.method,)
+    names = ("features", "temperature", "max_iterations", "unseen_classes")
+    options = {"neighbours": neighbours, "inverse_penalties": penalties} | {name: values[name].value for name in names}
+    return ProbeConfig(methods, temporal_views=int(views[1]), spatial_views=int(views[2] or 1), **options)
 
 
 def main(argv: list[str]) -> None:

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from vivit_jax.evaluation import metrics
-from vivit_jax.probe.config import ProbeConfig
+from vivit_jax.probe.features import ProbeConfig
 
 _CHUNK = 1 << 24  # scores of actions ranked at a time: pairs of verb and noun are many
 
@@ -38,12 +38,7 @@ def knn_votes(
     class is present}; `heads` {head: C}. Returns {k: {head: float64 [M, C]}}: the share of the votes for each class, in
     [0, 1]; multi-label, for videos that have it.
     """
-    largest = max(settings.neighbours)
-    if largest > len(train):
-        raise ValueError(
-            f"k-NN with k={largest} of {len(train)} training videos: give a smaller --k (at most {len(train)})"
-        )
-    index = NearestNeighbors(n_neighbors=largest, algorithm="brute", metric="cosine").fit(train)
+    index = NearestNeighbors(n_neighbors=max(settings.neighbours), algorithm="brute", metric="cosine").fit(train)
     distances, nearest = index.kneighbors(test)
     # Relative to the nearest neighbour, which leaves the shares unchanged and exp in range at any temperature.
     weights = np.exp((distances[:, :1] - np.asarray(distances, np.float64)) / settings.temperature)
@@ -106,10 +101,9 @@ def fit_linear(
     fits = [e for e in model[-1].estimators_ if hasattr(e, "n_iter_")] if multi_label else [model[-1]]
     converged = all(int(np.max(each.n_iter_)) < settings.max_iterations for each in fits)
     if not converged:
-        logging.warning(
-            "The linear probe of %s with C=%g did not converge in %d iterations, and its accuracy may change with "
-            "more: raise --max_iterations, or give a smaller C.", head, best, settings.max_iterations,
-        )  # fmt: skip
+        advice = "its accuracy may change with more: raise --max_iterations, or give a smaller C"
+        problem = "The linear probe of %s with C=%g did not converge in %d iterations, and %s."
+        logging.warning(problem, head, best, settings.max_iterations, advice)
     probabilities = model.predict_proba(test)
     if not multi_label:
         present, probabilities = probabilities, np.zeros((len(test), classes), probabilities.dtype)

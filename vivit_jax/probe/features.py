@@ -1,9 +1,10 @@
-"""The frozen model of a probe, and the features of videos: computed once, cached on disk."""
+"""Settings of a probe, its frozen model, and the features of videos: computed once, cached on disk."""
 
 import dataclasses
 import hashlib
 import io
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -23,13 +24,54 @@ from vivit_jax.data.records.split import RecordSplit
 from vivit_jax.evaluation.evaluate import restore_for_inference
 from vivit_jax.evaluation.evaluator import for_inference, open_batches, run_batches
 from vivit_jax.models import ViViT, ViViTConfig, abstract_params, inference
-from vivit_jax.probe.config import ProbeConfig
 from vivit_jax.train.setup import inherit_model_fields
 from vivit_jax.train_step import map_views
 from vivit_jax.utils import storage
+from vivit_jax.utils.checks import at_least, one_of, within
 
+FEATURES = ("pre_logits", "tokens_mean")
+METHODS = ("knn", "linear")
+UNSEEN = ("error", "wrong")
 FOLDER = "features"
 _FORMAT = 1  # of the files and of the computation; raise it to invalidate older files
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+    """How the features are computed, and what is fitted to them.
+
+    Features of a clip are `pre_logits`, the input of the head, or `tokens_mean`, the mean of the last encoder's tokens
+    after its LayerNorm, without the class token.
+    """
+
+    methods: tuple[str, ...] = METHODS
+    features: str = "pre_logits"
+    temporal_views: int = 1  # clips evenly spaced over a video; the features of the views are averaged
+    spatial_views: int = 1  # 1 (centre), 2 or 3 crops along the longer side
+    neighbours: tuple[int, ...] = (10, 20)  # values of k
+    temperature: float = 0.07  # a neighbour votes with weight exp(cosine similarity / temperature)
+    # Values of C (small: strong regularisation); the best on held-out training videos is chosen.
+    inverse_penalties: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
+    held_out_share: float = 0.2  # of the training videos of each class, in (0, 1)
+    max_iterations: int = 1000  # of L-BFGS, for each fit
+    unseen_classes: str = "error"  # evaluated classes without a training video; 'wrong' counts their videos as wrong
+    seed: int = 0  # of the held-out part
+
+    def __post_init__(self) -> None:
+        for field in ("methods", "neighbours", "inverse_penalties"):
+            object.__setattr__(self, field, tuple(dict.fromkeys(getattr(self, field))))
+            if not getattr(self, field):
+                raise ValueError(f"probe.{field} is empty; give at least one")
+        if unknown := set(self.methods) - set(METHODS):
+            raise ValueError(f"probe.methods: {', '.join(unknown)} is not known; choose from {', '.join(METHODS)}")
+        one_of("probe", self, features=FEATURES, unseen_classes=UNSEEN, spatial_views=(1, 2, 3))
+        at_least("probe", self, temporal_views=1, max_iterations=1)
+        within("probe", self, "(0, inf)", "temperature")
+        within("probe", self, "(0, 1)", "held_out_share")
+        if min(self.neighbours) < 1:
+            raise ValueError(f"probe.neighbours={self.neighbours} must each be at least 1")
+        if not all(0 < c < math.inf for c in self.inverse_penalties):
+            raise ValueError(f"probe.inverse_penalties={self.inverse_penalties} must each be greater than 0, finite")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +108,9 @@ def restore(
     logging.info("Initialised from %s", converted.report.summary())
     missing = [entry for entry in converted.report.entries if entry.outcome == "initialised"]
     if missing:
-        logging.warning(
-            "%d arrays of the model are not in the weights (%s: %s%s): the features are partly those of an untrained "
-            "model.", len(missing), missing[0].name, missing[0].how, "; and others" if len(missing) > 1 else "",
-        )  # fmt: skip
+        shown = f"{missing[0].name}: {missing[0].how}{'; and others' if len(missing) > 1 else ''}"
+        effect = "the features are partly those of an untrained model"
+        logging.warning("%d arrays of the model are not in the weights (%s): %s.", len(missing), shown, effect)
     if jax.process_index() == 0:
         workdir = epath.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)

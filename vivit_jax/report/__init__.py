@@ -3,8 +3,7 @@
     python -m vivit_jax.report --workdir=runs/moving_digits
 
 Sources are the files of the run (`config.json`, `metrics.jsonl`, `evaluation.json`, `predictions.csv`,
-`init_report.txt`, the metadata of the newest checkpoint) and the records of its data set; sections without a source
-are left out.
+`init_report.txt`, the newest checkpoint's metadata) and its records; sections without a source are left out.
 """
 
 import jax
@@ -38,9 +37,6 @@ def write(workdir: epath.PathLike) -> epath.Path | None:
         return make(workdir)
     # Any exception: metrics and checkpoints are already on disk, and the run must still count as finished.
     except Exception as error:
-        logging.warning(
-            "No report of %s: %s: %s. The results of the run are unaffected; retry with "
-            "python -m vivit_jax.report --workdir=%s",
-            workdir, type(error).__name__, error, workdir,
-        )  # fmt: skip
+        advice = f"The results of the run are unaffected; retry with python -m vivit_jax.report --workdir={workdir}"
+        logging.warning("No report of %s: %s: %s. %s", workdir, type(error).__name__, error, advice)
         return None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, features
+from PIL import Image
 
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data import pipeline
@@ -24,7 +24,7 @@ def animations(
     """Reads the first test clip of some videos from the records; OSError or ValueError if these are not available.
 
     `class_names` is {head: names by class id}, to which a mixture may have added some; `videos` {index in the split:
-    expected name}. Returns {index: data URI of an animated WebP (or GIF), None where the record is damaged}.
+    expected name}. Returns {index: data URI of an animated WebP, None where the record is damaged}.
     """
     experiment = Experiment.from_config(config)
     data = dataclasses.replace(experiment.data, eval_split=eval_split)
@@ -46,13 +46,11 @@ def animations(
 
 
 def animate(clip: np.ndarray, frame_ms: int) -> str:
-    """Encodes a clip, uint8 [T, H, W, 3], as an endless WebP (GIF where Pillow lacks WebP); returns a data URI."""
+    """Encodes a clip, uint8 [T, H, W, 3], as an endless WebP; returns a data URI."""
     frames = [Image.fromarray(frame) for frame in clip]
     for frame in frames:
         frame.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     durations = [frame_ms] * (len(frames) - 1) + [frame_ms + 400]  # a pause before the clip starts over
-    kind = "webp" if features.check("webp") else "gif"
-    options: dict[str, Any] = {"quality": 75, "method": 4} if kind == "webp" else {"optimize": True}
-    file = io.BytesIO()
-    frames[0].save(file, kind.upper(), save_all=True, append_images=frames[1:], duration=durations, loop=0, **options)
-    return data_uri(file.getvalue(), f"image/{kind}")
+    file, options = io.BytesIO(), {"duration": durations, "loop": 0, "quality": 75, "method": 4}
+    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:], **options)
+    return data_uri(file.getvalue(), "image/webp")

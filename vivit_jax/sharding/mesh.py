@@ -93,29 +93,25 @@ def check_model(mesh: Mesh, config: Any) -> None:
     _check_divides(mesh, "sequence", "n_t, the frames of the token grid (num_frames over the tubelet's)", n_t)
     attends_over_time = attention != "factorised_encoder" or not config.frame_pooling
     if attends_over_time and n_h * n_w < mesh.shape["sequence"]:
-        raise ValueError(
-            f"mesh.sequence={mesh.shape['sequence']} is more than the {n_h} x {n_w} tokens of a frame, which attention "
-            f"over time is split by; use at most {n_h * n_w}, and the other devices for data or fsdp"
-        )
+        tokens = f"the {n_h} x {n_w} tokens of a frame, which attention over time is split by"
+        advice = f"use at most {n_h * n_w}, and the other devices for data or fsdp"
+        raise ValueError(f"mesh.sequence={mesh.shape['sequence']} is more than {tokens}; {advice}")
 
 
 def _check_divides(mesh: Mesh, axis: str, name: str, size: int) -> None:
     if size % mesh.shape[axis]:
         allowed = [n for n in range(1, mesh.size + 1) if size % n == 0 and mesh.size % n == 0]
-        raise ValueError(
-            f"mesh.{axis}={mesh.shape[axis]} does not divide {name}, {size}; on {mesh.size} devices mesh.{axis} can be "
-            f"{', '.join(map(str, allowed))}, with the others for data"
-        )
+        choices = f"on {mesh.size} devices mesh.{axis} can be {', '.join(map(str, allowed))}, with the others for data"
+        raise ValueError(f"mesh.{axis}={mesh.shape[axis]} does not divide {name}, {size}; {choices}")
 
 
 def check_batch_size(mesh: Mesh, batch_size: int, name: str = "batch_size") -> None:
     """Raises ValueError unless the number of devices along `data` and `fsdp` divides the batch size."""
     devices = math.prod(mesh.shape[axis] for axis in BATCH)
     if batch_size < 1 or batch_size % devices:
-        raise ValueError(
-            f"{name}={batch_size} is not divided by the {devices} devices along the mesh's data and fsdp axes; use "
-            f"a multiple, e.g. {max(1, round(batch_size / devices)) * devices}, or a larger tensor or sequence axis"
-        )
+        problem = f"{name}={batch_size} is not divided by the {devices} devices along the mesh's data and fsdp axes"
+        nearest = max(1, round(batch_size / devices)) * devices
+        raise ValueError(f"{problem}; use a multiple, e.g. {nearest}, or a larger tensor or sequence axis")
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -18,14 +18,13 @@ from absl import flags
 from etils import epath
 
 from vivit_jax.config import flags as command_line
-from vivit_jax.sweep.plan import Result, load_sweep, parse_overrides, plan
+from vivit_jax.sweep.plan import Result, load_sweep, parse_overrides, plan, run_all
 
 
 def main(argv: list[str]) -> None:
     from vivit_jax import distributed
     from vivit_jax.checkpoint import CheckpointError
     from vivit_jax.sweep import table
-    from vivit_jax.sweep.run import run_all
     from vivit_jax.utils import logs
 
     logs.configure_logging()

@@ -1,13 +1,16 @@
-"""The runs of a sweep: their configs, folders and stored results."""
+"""The runs of a sweep: their configs, folders and stored results; one after another."""
 
 import ast
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+import jax
+from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -76,7 +79,10 @@ def plan(
             if not isinstance(config, ConfigDict):
                 config, fields = module.get_config(), {**config, **fields}
             config = _apply_overrides(row, config, fields)
-            _fill_placeholders(config, {"{workdir}": str(workdir), "{seed}": str(config.seed)})
+            for field, value in flat(config.to_dict()).items():
+                if isinstance(value, str):
+                    filled = value.replace("{workdir}", str(workdir)).replace("{seed}", str(config.seed))
+                    config.update_from_flattened_dict({field: filled})
             if config.compilation_cache == "workdir":  # rows share compiled programs
                 config.compilation_cache = str(workdir / "compilation_cache")
             runs.append(Run(row, config.seed, Experiment.from_config(config), workdir / row / f"seed_{config.seed}"))
@@ -91,14 +97,6 @@ def _apply_overrides(row: str, config: ConfigDict, overrides: Mapping[str, Any])
         except (AttributeError, KeyError, TypeError) as error:
             raise ConfigError(f"row {row}: {field}={value!r}: {error}") from error
     return config
-
-
-def _fill_placeholders(config: ConfigDict, values: Mapping[str, str]) -> None:
-    for field, text in flat(config.to_dict()).items():
-        if isinstance(text, str):
-            for placeholder, value in values.items():
-                text = text.replace(placeholder, value)
-            config.update_from_flattened_dict({field: text})
 
 
 def load_result(run: Run) -> Result | None:
@@ -132,3 +130,35 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             overrides[field] = value
     return overrides
+
+
+def run_all(runs: Sequence[Run]) -> Iterator[Result]:
+    """Trains the unfinished runs one after another and yields the result of every run.
+
+    A run that fails is logged and does not stop the others; a later sweep resumes it. ConfigError, before anything is
+    trained, where a folder holds a run with another config.
+    """
+    from vivit_jax import train  # here: --help needs none of it
+    from vivit_jax.checkpoint import CheckpointError
+    from vivit_jax.cost.counts import forward_count
+    from vivit_jax.data import open as data_open
+    from vivit_jax.models import count_parameters
+
+    results = [load_result(run) for run in runs]
+    logging.info("%d of %d runs are finished.", sum(result is not None for result in results), len(runs))
+    for number, (run, result) in enumerate(zip(runs, results, strict=True), start=1):
+        if result is None:
+            logging.info("Run %d of %d: %s, seed %d, in %s", number, len(runs), run.row, run.seed, run.workdir)
+            began = time.monotonic()
+            try:
+                metrics = train.train(run.experiment, run.workdir)
+                model = run.experiment.model_config(data_open.open_data(run.experiment.data)[0].heads)
+                result = Result(run.row, run.seed, metrics, count_parameters(model), forward_count(model) / 1e9)
+                if jax.process_index() == 0:
+                    save_result(run, result)
+            except (ValueError, OSError, RuntimeError, ArithmeticError, CheckpointError) as error:
+                logging.exception("Run %s, seed %d failed", run.row, run.seed)
+                result = Result(run.row, run.seed, failure=f"{type(error).__name__}: {error}")
+            logging.info("Run %d of %d took %.0f s.", number, len(runs), time.monotonic() - began)
+            jax.clear_caches()  # other rows rarely share this run's programs
+        yield result

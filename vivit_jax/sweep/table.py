@@ -50,10 +50,8 @@ def markdown(results: Sequence[Result], metrics: Sequence[str] = ()) -> str:
 def to_csv(results: Sequence[Result]) -> str:
     """Returns one line for each run, with all its metrics."""
     names = sorted({name for result in results for name in result.metrics})
-    rows = [
-        [r.row, r.seed, *(r.metrics.get(name, "") for name in names), r.parameters, r.gflops, r.failure or ""]
-        for r in results
-    ]
+    metrics = ([result.metrics.get(name, "") for name in names] for result in results)
+    rows = ([r.row, r.seed, *m, r.parameters, r.gflops, r.failure or ""] for r, m in zip(results, metrics, strict=True))
     return tables.to_csv(["row", "seed", *names, "parameters", "gflops", "failure"], rows)
 
 
@@ -77,9 +75,8 @@ def _bars(results: Sequence[Result], metrics: Sequence[str], title: str) -> Any:
         values = [(y, mean_and_deviation(results, row, metric)) for y, row in enumerate(rows)]
         bars = [(y + (i - (len(metrics) - 1) / 2) * height, *value) for y, value in values if value is not None]
         positions, means, deviations = zip(*bars, strict=True)
-        axes.barh(
-            positions, means, height * 0.9, xerr=[x or 0.0 for x in deviations], label=plots.readable(metric), capsize=2
-        )
+        errors = [x or 0.0 for x in deviations]
+        axes.barh(positions, means, height * 0.9, xerr=errors, label=plots.readable(metric), capsize=2)
     axes.set_yticks(range(len(rows)), map(plots.readable, rows))
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)

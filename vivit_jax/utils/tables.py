@@ -15,9 +15,6 @@ def to_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def to_markdown(columns: Sequence[str], rows: Iterable[Sequence[object]], rule: Sequence[str] | None = None) -> str:
-    """Returns a Markdown table without a final newline.
-
-    `rule` has the cells of the line under the header, such as `---:` for a column of numbers; default `---` in all.
-    """
+    """Returns a Markdown table; `rule`: cells of the line under the header, as `---:` for numbers, by default `---`."""
     lines = [columns, rule or ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)

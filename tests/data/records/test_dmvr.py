@@ -14,7 +14,7 @@ from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.index import main as index_main
 from vivit_jax.data.records import indexing, reader
-from vivit_jax.data.records.dmvr_shards import find_shards
+from vivit_jax.data.records.dmvr import find_shards
 from vivit_jax.data.records.split import open_split
 from vivit_jax.data.selection import sampling
 
@@ -166,9 +166,7 @@ def test_heads_in_separate_features_and_text_only(tmp_path):
     split = open_split(tmp_path, "train")
     assert split.class_names == {"verb": ["0", "1"], "noun": ["cup", "tap"]}
     assert split.labels["noun"].tolist() == [1, 0]
-    with pytest.raises(
-        SystemExit, match=r"neither clip/label/index nor clip/label/text .*have clip/noun/string, clip/v"
-    ):
+    with pytest.raises(SystemExit, match=r"neither clip/label/index nor clip/label/text .*of clip/noun/string, clip/v"):
         run(tmp_path)
 
 
@@ -184,7 +182,7 @@ def test_class_numbers_that_differ_between_files(tmp_path):
                 for number, name in zip(numbers, [b"jump", b"climb"], strict=True)
             ],
         )
-    with pytest.raises(SystemExit, match=r"class [01] is '\w+' in one record .*--labels=text"):
+    with pytest.raises(SystemExit, match=r"class [01] is '\w+' in a record, .*--labels=text"):
         run(tmp_path)
     run(tmp_path, "--labels=text")
     for name in ("train", "test"):
@@ -255,7 +253,8 @@ def test_records_corrupted_after_indexing_are_masked(tmp_path, part):
     positions = {"length": 2, "checksum of the length": 9, "data": 3000, "checksum of the data": 12 + length}
     flip_bit(path, offset + positions[part])
     (report,) = verify.verify(tmp_path, progress=False)
-    assert {(problem.record, problem.byte) for problem in report.problems} == {(2, offset)}
+    assert report.problems
+    assert all(f"record 2 at byte {offset}: " in problem for problem in report.problems)
     # Read from disk; kept as JPEG.
     for cache in (False, True) if part == "data" else (False,):
         with pipeline.eval_batches(split, SPEC, 5, options=PipelineOptions(cache=cache)) as batches:

@@ -72,7 +72,7 @@ def test_unknown_classes_error_drop_union(train, other):
         name.lower().replace("_", " ") for name in shared.class_names["verb"]
     ]
     assert verbs_of(shared) == [name for name in verbs_of(other) if name != "juggle"]
-    with pytest.raises(MixtureError, match="only data sets with the same heads can be mixed"):
+    with pytest.raises(MixtureError, match="only the same heads can be mixed"):
         training_set.training_set(
             {**splits, "kinetics": dataclasses.replace(train, class_names={"label": ["a"]})}, "digits"
         )

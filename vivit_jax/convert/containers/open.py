@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from vivit_jax.convert.containers import arrays, pytorch
+from vivit_jax.convert.containers import arrays
 from vivit_jax.convert.containers.arrays import Container, FileError, Leaf, reading
 from vivit_jax.utils import storage
 
@@ -21,7 +21,7 @@ _READERS = {
     "npz": arrays.read_npz,
     "safetensors": arrays.read_safetensors,
     "msgpack": arrays.read_msgpack,
-    "torch": pytorch.read_torch,
+    "torch": arrays.read_torch,
 }
 # Files of a Hugging Face folder, in order of preference; each may be an index of shards.
 _HUGGING_FACE = [name + index for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")]
@@ -86,14 +86,14 @@ def _detect(path: epath.Path) -> str:
     if head[:4] == b"PK\x03\x04":
         with reading(str(path)), path.open("rb") as file, zipfile.ZipFile(file) as archive:
             members = archive.namelist()
-        if any(pytorch.PICKLE_MEMBER.fullmatch(name) for name in members):
+        if any(arrays.PICKLE_MEMBER.fullmatch(name) for name in members):
             return "torch"
         if any(name.endswith(".npy") for name in members):
             return "npz"
         raise FileError(f"{path} is a zip archive of neither NumPy nor PyTorch ({', '.join(members[:3])}, ...)")
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_HEADER:
         return "safetensors"
-    if head[:1] == b"\x80" and pytorch.LEGACY_MAGIC in head[:32]:
+    if head[:1] == b"\x80" and arrays.LEGACY_MAGIC in head[:32]:
         return "torch"
     if re.match(rb"\s*\{.*\"(weight_map|metadata)\"", head, re.DOTALL):
         return "index"

@@ -65,12 +65,11 @@ def pair(name: str, ours: str, kind: str, num_heads: int = 1) -> list[Row]:
     """Returns the rows of a PyTorch layer: `dense`, `norm`, `projection` to heads or `output` of heads."""
     if kind == "norm":
         return [row(f"{name}.weight", f"{ours}/scale"), row(f"{name}.bias", f"{ours}/bias")]
-    weight = {
-        "dense": transforms.TRANSPOSED,
-        "projection": transforms.projection(num_heads),
-        "output": transforms.output_projection(num_heads),
-    }[kind]
-    bias = transforms.projection(num_heads) if kind == "projection" else None
+    weight, bias = transforms.TRANSPOSED, None
+    if kind == "projection":
+        weight = bias = transforms.projection(num_heads)
+    elif kind == "output":
+        weight = transforms.output_projection(num_heads)
     return [row(f"{name}.weight", f"{ours}/kernel", weight), row(f"{name}.bias", f"{ours}/bias", bias)]
 
 
@@ -116,13 +115,9 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
     )
 
 
-FORMAT = Format(
-    rows=huggingface,
-    describe=describe,
-    signature=r"embeddings\.patch_embeddings\.projection\.weight$",
-    roots=("vivit.", "vit."),
-    dropped=(
-        Dropped(r"(vit\.)?embeddings\.mask_token$|decoder\.", "of masked-image training"),
-        Dropped(r"(vivit\.|vit\.)?embeddings\.position_ids$", "a buffer that counts positions"),
-    ),
+_DROPPED = (
+    Dropped(r"(vit\.)?embeddings\.mask_token$|decoder\.", "of masked-image training"),
+    Dropped(r"(vivit\.|vit\.)?embeddings\.position_ids$", "a buffer that counts positions"),
 )
+_SIGNATURE = r"embeddings\.patch_embeddings\.projection\.weight$"
+FORMAT = Format(huggingface, describe, _SIGNATURE, roots=("vivit.", "vit."), dropped=_DROPPED)

@@ -7,9 +7,7 @@ from typing import Any
 # Pattern -> the model, and what of it ViViT does not have. The first that matches counts.
 _MODELS = {
     r"temporal_att(n|ention)\.|time_embed(dings)?$": "TimeSformer: attention divided in time and space in each block",
-    r"predictor(_blocks|_embed|\.embeddings)\.|embeddings\.patch_embeddings\.proj\.": (
-        "V-JEPA or I-JEPA: no class token, and a predictor or rotary positions"
-    ),
+    r"predictor(_blocks|_embed|\.embeddings)\.|embeddings\.patch_embeddings\.proj\.": "V-JEPA, I-JEPA: no class token",
     r"layers\.\d+\.blocks\.\d+\.|encoder\.layers\.\d+\.blocks\.\d+\.": "Swin: attention in shifted windows",
     r"attn\.pool_[qkv]|attn\.rel_pos_[hwt]|attn\.rel_pos\.": "MViT or another model with relative positions",
     r"blocks\.\d+\.(attn\.q_proj|mlp\.(w12|w1|fc1_g|norm))\.": "EVA or DINOv2-g: gated MLPs (SwiGLU)",
@@ -18,9 +16,7 @@ _MODELS = {
     r"q_bias$|(^|[./])videomae\.|encoder_to_decoder\.": "VideoMAE (or EVA): no bias on keys, positions computed",
     r"dist(illation)?_token$|head_dist\.|distillation_classifier\.": "DeiT, distilled: a second token and classifier",
     r"reg(ister)?_tokens?$": "DINOv2 with registers or another ViT with register tokens, which every layer attends to",
-    r"layer_scale[12]\.lambda1$": (
-        "DINOv2 under Hugging Face's names: scaled branches. Under timm's names (vit_base_patch14_dinov2) it is read"
-    ),
+    r"layer_scale[12]\.lambda1$": "DINOv2, scaled branches; it is read under timm's names (vit_base_patch14_dinov2)",
     r"class_embedding$|pre_layrnorm\.|visual\.conv1\.|ln_pre\.|norm_pre\.": "CLIP: a LayerNorm before the first block",
     r"embeddings\.patch_embedding\.(weight|bias)$|head\.probe$": "SigLIP: attention that pools its tokens",
     r"encoder\.layers\.encoder_layer_\d+\.": "torchvision's ViT: save the same model from timm",

@@ -83,15 +83,10 @@ def fold(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return folded
 
 
-FORMAT = Format(
-    rows=timm,
-    describe=describe,
-    signature=r"blocks\.\d+\.attn\.qkv\.weight$",
-    fold=fold,
-    dropped=(
-        Dropped(r"mask_token$|decoder_", "of masked-image training"),
-        Dropped(r"fc_norm\.", "the norm after averaging the tokens, which belongs to the classifier", harmless=False),
-        Dropped(r"head\.", "the classifier, which follows another norm or pooling than ours", harmless=False),
-        Dropped(r"attn_pool\.", "attention that pools the tokens (SigLIP), which ViViT does not have", harmless=False),
-    ),
+_DROPPED = (
+    Dropped(r"mask_token$|decoder_", "of masked-image training"),
+    Dropped(r"fc_norm\.", "the norm after averaging the tokens, which belongs to the classifier", harmless=False),
+    Dropped(r"head\.", "the classifier, which follows another norm or pooling than ours", harmless=False),
+    Dropped(r"attn_pool\.", "attention that pools the tokens (SigLIP), which ViViT does not have", harmless=False),
 )
+FORMAT = Format(timm, describe, r"blocks\.\d+\.attn\.qkv\.weight$", fold=fold, dropped=_DROPPED)

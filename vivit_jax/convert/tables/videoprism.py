@@ -1,7 +1,6 @@
 """Names of VideoPrism's video encoders (arXiv:2402.13217; public code `videoprism/encoders.py`, `layers.py`).
 
-They are Model 2 without pooling between its encoders (`frame_pooling=False`) and without a head. Differences from our
-blocks:
+They are Model 2 without pooling between its encoders (`frame_pooling=False`) and without a head. The blocks differ:
 
 * Attention logits capped by 50 tanh(x / 50) and the exact GELU: config fields, the same in every released model.
 * Frames in [0, 1], ours in [-1, 1]: folded into the patch projection, exactly, since nothing is padded.
@@ -20,7 +19,7 @@ import numpy as np
 
 from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Row, Shapes, row
 from vivit_jax.convert.tables.sizes import count_layers, shape_of, space_grid
-from vivit_jax.convert.tables.transforms import Leaves, Transform, derived
+from vivit_jax.convert.tables.transforms import Transform, derived
 from vivit_jax.models import ViViTConfig
 
 CHANNELS = 3
@@ -48,9 +47,13 @@ def videoprism(config: ViViTConfig) -> list[Row]:
     if differences:
         way_out = "to start such a model from their weights use config.init_from or convert.initialise"
         raise ValueError(f"VideoPrism's encoders are another model than this ({'; '.join(differences)}): {way_out}")
-    patches = _patches(*config.tubelet_size[1:], config.in_channels)
-    rows = [_read(f"{_PROJECTION}/kernel", "tokenizer/kernel", patches)]
-    rows += [_read(f"{_PROJECTION}/bias", "tokenizer/bias")]
+    patch = (*config.tubelet_size[1:], config.in_channels)
+
+    def patches(x: np.ndarray) -> np.ndarray:
+        """[h w C, d], pixels row by row, channels last -> [h, w, C, d]."""
+        return x.reshape(*patch, -1) if x.ndim == 2 and x.shape[0] == math.prod(patch) else x
+
+    rows = [_read(f"{_PROJECTION}/kernel", "tokenizer/kernel", patches), _read(f"{_PROJECTION}/bias", "tokenizer/bias")]
     for part in ("spatial", "temporal"):
         encoder = f"{part}_encoder"
         rows += [_read(f"{part}_pos_emb/emb_var", f"{encoder}/position_embedding")]
@@ -115,16 +118,13 @@ def fold(leaves: Mapping[str, Any]) -> dict[str, Any]:
         if match := _SCALE.fullmatch(name):
             names = [f"{match['attention']}/query/{part}" for part in ("w", "b")]
             query = {name: leaves[name] for name in names if name in leaves}
-            if all(_scales(leaf.shape, array.shape) for array in query.values()):
+            *layers, width = leaf.shape or (None,)  # [(layers,) head_dim] of queries [(layers, ...) heads, head_dim]
+            fits = (a.shape[-1:] == (width,) and a.shape[: len(layers)] == tuple(layers) for a in query.values())
+            if len(layers) < 2 and all(fits):
                 del folded[name]
                 for query_name, array in query.items():
                     folded[query_name] = derived(array, lambda x, scale=leaf: _scaled(x, scale.read()))
     return folded
-
-
-def _scales(scale: tuple[int, ...], query: tuple[int, ...]) -> bool:
-    """Whether a `per_dim_scale` [(layers,) head_dim] fits a query's array [(layers, ...) heads, head_dim]."""
-    return len(scale) in (1, 2) and scale[-1:] == query[-1:] and scale[:-1] == query[: len(scale) - 1]
 
 
 def _scaled(query: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -141,11 +141,7 @@ def _layers(shapes: Shapes, part: str) -> tuple[int, str, bool]:
 
 
 def _read(name: str, ours: str, load: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> Row:
-    return row(name, ours, Transform(load=lambda x: [load(x)], save=_refuse))
-
-
-def _refuse(_: Leaves) -> np.ndarray:
-    raise ValueError("VideoPrism's weights are read and not written; keep the model as a checkpoint of a run")
+    return row(name, ours, Transform(load=lambda x: [load(x)]))
 
 
 def _norm(name: str, ours: str) -> list[Row]:
@@ -158,21 +154,10 @@ def _output(x: np.ndarray) -> np.ndarray:
     return np.moveaxis(x, -3, -1) if x.ndim >= 3 else x
 
 
-def _patches(h: int, w: int, channels: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns the conversion of [h w C, d], pixels row by row, channels last, to [h, w, C, d]."""
-    size = h * w * channels
-    return lambda x: x.reshape(h, w, channels, -1) if x.ndim == 2 and x.shape[0] == size else x
-
-
-FORMAT = Format(
-    rows=videoprism,
-    describe=describe,
-    fold=fold,
-    signature=r"(spatial|temporal)_encoder/transformers_stack/x_layers(_\d+)?/",
-    roots=("vision_encoder/",),
-    dropped=(
-        Dropped(r"text_encoder/", "the text encoder of a video-text model"),
-        Dropped(r"auxiliary_encoder/", "layers between the video encoder and the video embedding", harmless=False),
-        Dropped(r"contrastive_vision_pooler/", "the pooling that makes the video embedding", harmless=False),
-    ),
+_DROPPED = (
+    Dropped(r"text_encoder/", "the text encoder of a video-text model"),
+    Dropped(r"auxiliary_encoder/", "layers between the video encoder and the video embedding", harmless=False),
+    Dropped(r"contrastive_vision_pooler/", "the pooling that makes the video embedding", harmless=False),
 )
+_SIGNATURE = r"(spatial|temporal)_encoder/transformers_stack/x_layers(_\d+)?/"
+FORMAT = Format(videoprism, describe, _SIGNATURE, roots=("vision_encoder/",), dropped=_DROPPED, fold=fold)

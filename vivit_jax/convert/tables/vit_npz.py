@@ -64,13 +64,7 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
     )
 
 
-FORMAT = Format(
-    rows=vit_npz,
-    describe=describe,
-    # The positions of big_vision alone: other models have them in a module of their own.
-    signature=r"Transformer/encoderblock(_\d+/MlpBlock_3)?/|(?<!\.)(?<!posembed_input/)pos_embedding$",
-    dropped=(
-        TRAINING_STATE,
-        Dropped(r"MAPHead_0/", "attention that pools its tokens, which ViViT does not have", harmless=False),
-    ),
-)
+# The positions of big_vision alone: other models have them in a module of their own.
+_SIGNATURE = r"Transformer/encoderblock(_\d+/MlpBlock_3)?/|(?<!\.)(?<!posembed_input/)pos_embedding$"
+_POOLING = Dropped(r"MAPHead_0/", "attention that pools its tokens, which ViViT does not have", harmless=False)
+FORMAT = Format(vit_npz, describe, _SIGNATURE, dropped=(TRAINING_STATE, _POOLING))

@@ -1,25 +1,25 @@
 """Annotation files in their published formats: rows of each split, class names, and the video file of a row.
 
-Each format has its own module; register a new one in `READERS`.
+Register the reader of a new format in `READERS`.
 """
 
 import logging
 from collections.abc import Callable, Mapping
 
 from vivit_jax.data import catalog
-from vivit_jax.data.annotations import custom, epic, kinetics, moments, parsing, something, ucf_hmdb
+from vivit_jax.data.annotations import custom, parsing, published
 from vivit_jax.data.annotations.rows import AnnotationError, Annotations, MissingDataError, Row, missing_message
 from vivit_jax.data.annotations.video_files import VideoFiles
 from vivit_jax.utils import storage
 
 # `DatasetInfo.annotation_format` -> its reader.
 READERS: Mapping[str, Callable[[catalog.DatasetInfo, storage.AnyPath], Annotations]] = {
-    "kinetics_csv": kinetics.read,
-    "epic_csv": epic.read,
-    "moments_csv": moments.read,
-    "something_json": something.read,
-    "ucf_lists": ucf_hmdb.read_ucf101,
-    "hmdb_lists": ucf_hmdb.read_hmdb51,
+    "kinetics_csv": published.read_kinetics,
+    "epic_csv": published.read_epic,
+    "moments_csv": published.read_moments,
+    "something_json": published.read_something,
+    "ucf_lists": published.read_ucf101,
+    "hmdb_lists": published.read_hmdb51,
     "folder": custom.read_folder,
     "csv": custom.read_csv,
 }

@@ -107,9 +107,8 @@ def read_csv(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotatio
         notes += [f"{file}: {form}"] if form else []
         notes += [f"{file}: column {name} is not used" for name in columns if name not in known]
         table += [(where, values | {"split": split} if split else values) for where, values in rows]
-    multi_label = frozenset(
-        head for head, column in heads.items() if separator and any(separator in values[column] for _, values in table)
-    )
+    listed = (head for head, column in heads.items() if separator and any(separator in row[column] for _, row in table))
+    multi_label = frozenset(listed)
     if separator and not multi_label:
         advice = "so that each video has one label; omit --label_separator, or give the separator of the file"
         raise AnnotationError(f"{path}: {separator!r} is in no field of {', '.join(heads.values())}, {advice}")
@@ -126,10 +125,8 @@ def read_csv(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotatio
             raise AnnotationError(f"{where}: split is {split!r}; it must be train, val or test")
         if empty := [name for name in required if not values[name]]:
             raise AnnotationError(f"{where}: {empty[0]} is empty; every row needs a path and its labels")
-        labels = {
-            head: _split_labels(where, column, values[column], separator) if head in multi_label else (values[column],)
-            for head, column in heads.items()
-        }
+        labels = {head: (values[column],) for head, column in heads.items()}
+        labels |= {head: _split_labels(where, heads[head], values[heads[head]], separator) for head in multi_label}
         entry = _Entry(values["path"], labels, where, split and parsing.SPLITS[split.lower()], start, end)
         name = os.path.normpath(entry.path)
         earlier = entries.setdefault((name, start, end, entry.split), entry)
@@ -262,17 +259,15 @@ def _held_out(entries: Sequence[_Entry]) -> set[str]:
         pairs_of_path.setdefault(os.path.normpath(entry.path), Counter()).update(entry.pairs())
     remaining = Counter(pair for entry in entries for pair in entry.pairs())
     held_out: set[str] = set()
-    for position, path in sorted((_position(path), path) for path in pairs_of_path):
-        if position >= VALIDATION_FRACTION and held_out:
+    digests = {
+        hashlib.sha256(path.replace(os.sep, "/").encode("utf-8", "surrogateescape")).digest(): path
+        for path in pairs_of_path
+    }
+    for digest, path in sorted(digests.items()):
+        if int.from_bytes(digest[:7], "big") / 2**56 >= VALIDATION_FRACTION and held_out:
             break
         pairs = pairs_of_path[path]
         if all(remaining[pair] > count for pair, count in pairs.items()):
             remaining.subtract(pairs)
             held_out.add(path)
     return held_out
-
-
-def _position(path: str) -> float:
-    """Returns a hash of the path in [0, 1)."""
-    digest = hashlib.sha256(path.replace(os.sep, "/").encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:7], "big") / 2**56

@@ -194,17 +194,3 @@ def class_count_notes(
         advice = f"the file is of another version or data set; get the right one from {dataset.source}"
         raise AnnotationError(f"{path}: {len(names)} classes of {head}, {dataset.title} has {published}: {advice}")
     return [f"{path}: {len(names)} of the {published} published classes of {head}"] if len(names) < published else []
-
-
-class Unique:
-    """Raises AnnotationError where a value (of `what`, for the message) occurs twice in a file."""
-
-    def __init__(self, what: str):
-        self._what, self._first_of_value = what, {}
-
-    def add(self, where: str, value: Any) -> None:
-        first_of_value = self._first_of_value.setdefault(value, where)
-        if first_of_value != where:
-            shown = value if isinstance(value, str) else ", ".join(str(v) for v in value if v is not None)
-            line = first_of_value.rpartition(", ")[2]
-            raise AnnotationError(f"{where}: {self._what} {shown} is already in {line}")

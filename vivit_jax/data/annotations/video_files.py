@@ -102,8 +102,7 @@ class VideoFiles:
     A name matches a file whose path ends in it, by whole parts: `clapping/x` matches `training/clapping/x.mp4`. Of
     several files, the one with the fewest parent folders wins, then the first in alphabetical order. Where none has the
     name, one file that differs in upper and lower case only is taken. Files in the folders `dataset.replacements`,
-    below the videos' folder or beside it, win over all others. Only a CSV, which may name files elsewhere, needs no
-    video in the folder.
+    below the videos' folder or beside it, win over all others. Only a CSV, which may name others, needs no video there.
 
     Attributes:
       first_frames: the first folder of frames that `find` returned; None if there was none.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,14 +17,23 @@ from typing import Any
 
 import numpy as np
 
+from vivit_jax.data.annotations import parsing
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.paths import REJECTS_FILE, SUMMARY_FILE
 from vivit_jax.data.records import dmvr_labels, indexing, reader
-from vivit_jax.data.records.dmvr_shards import find_shards
 from vivit_jax.data.records.scan import mapped
-from vivit_jax.data.records.split import SEQUENCE, RecordSplit, load_class_names, save_class_names
+from vivit_jax.data.records.split import (
+    SEQUENCE,
+    NoRecordsError,
+    RecordSplit,
+    group_shards,
+    load_class_names,
+    save_class_names,
+)
 from vivit_jax.utils import progress_bar, storage, tables
 
+# `train-00000-of-00032`, `k400-train.tfrecord-00000-of-00100`, `val-00000-of-00010.tfrecord`; or one file per split.
+_SHARD = re.compile(r"(?P<base>.+?)(?:-(?P<number>\d{5,})-of-(?P<count>\d{5,})(?:\.\w+)?|\.(?:tfrecords?|tfrec))")
 # Records of each split that are sampled to learn which features exist.
 SAMPLED = 8
 # Context features that may hold the video's name, and features that may hold its frame rate.
@@ -59,10 +69,8 @@ def index_folder(
     names = indexed[0].class_names
     others = {path.stem.removeprefix("index_") for path in out.glob("index_*.npz")} - {split.name for split in indexed}
     if others and load_class_names(out) != names:
-        raise ValueError(
-            f"{out} has an index of split {', '.join(sorted(others))} with other classes: index all splits in one run "
-            "(several --split), or give --class_names"
-        )
+        advice = "index all splits in one run (several --split), or give --class_names"
+        raise ValueError(f"{out} has an index of split {', '.join(sorted(others))} with other classes: {advice}")
     save_class_names(out, names)
     storage.write(out / REJECTS_FILE, tables.to_csv(("split", "shard", "record", "byte", "reason"), rejects))
     for split in indexed:
@@ -81,6 +89,35 @@ def index_folder(
         yield f"{head}: {len(of_head)} classes, {', '.join(of_head[:3])}{', ...' if len(of_head) > 3 else ''}"
     if rejects:
         yield f"{len(rejects)} records cannot be used; {out / REJECTS_FILE} says why. The first: {rejects[0][-1]}"
+
+
+def find_shards(folder: storage.PathLike, patterns: Mapping[str, str] | None = None) -> dict[str, list[str]]:
+    """Finds the shards of each split: {split: names in order, relative to `folder`}.
+
+    `patterns` gives the glob pattern of each split. Without it, a split is named after the word for one in the shards'
+    names ("val" is "validation"), or has their whole name if there is no such word, or if two sets of shards have it.
+    """
+    folder = storage.path(folder)
+    if not folder.is_dir():
+        raise NoRecordsError(f"no folder {folder}")
+    if patterns:
+        splits = {}
+        for split, pattern in patterns.items():
+            splits[split] = sorted(str(path.relative_to(folder)) for path in folder.glob(pattern) if path.is_file())
+            if not splits[split]:
+                raise NoRecordsError(f"{folder}: no file fits the pattern {pattern!r} of split {split!r}")
+            group_shards(folder, splits[split], _SHARD)
+        return splits
+    sets = group_shards(folder, storage.names(folder), _SHARD)
+    if not sets:
+        none = f"no records in {folder} (no files named *-00000-of-00001 or *.tfrecord)"
+        raise NoRecordsError(f"{none}; name them with --split=NAME=GLOB")
+    named = {base: next(filter(None, map(parsing.SPLITS.get, re.split(r"[-_.]", base.lower()))), None) for base in sets}
+    counts = Counter(named.values())
+    return {
+        named[base] if named[base] and counts[named[base]] == 1 else re.sub(r"\W", "_", base): names
+        for base, names in sets.items()
+    }
 
 
 def _summary(split: RecordSplit) -> dict[str, Any]:
@@ -106,10 +143,8 @@ def _scan(
     """Reads all records, and the header of each JPEG; returns the splits, and the rows of `rejects.csv`."""
     shards = find_shards(folder, patterns)
     paths = {split: [str(folder / name) for name in names] for split, names in shards.items()}
-    chunks = {
-        split: indexing.chunk_arrays([indexing.record_positions(path) for path in of_split])
-        for split, of_split in paths.items()
-    }
+    positions = {split: list(map(indexing.record_positions, of_split)) for split, of_split in paths.items()}
+    chunks = {split: indexing.chunk_arrays(of_split) for split, of_split in positions.items()}
 
     def read(split, function, step=1):
         shard, offset = chunks[split]["chunk_shard"][::step], chunks[split]["chunk_offset"][::step]
@@ -145,9 +180,8 @@ def _scan(
     names: dict[str, list[str]] = {}
     for head in heads:
         labels = {key: video.labels[head.name] for key, video in videos.items()}
-        ids[head.name], names[head.name], unlabelled = dmvr_labels.class_ids(
-            head, labels, given_names.get(head.name), label_source
-        )
+        found = dmvr_labels.class_ids(head, labels, given_names.get(head.name), label_source)
+        ids[head.name], names[head.name], unlabelled = found
         reasons = unlabelled | reasons  # keeps the first reason
     rejects, indexed = [], []
     for split, of_split in chunks.items():
@@ -159,14 +193,13 @@ def _scan(
             raise ValueError(f"{folder}: split {split!r} has no record that can be used; the first: {reason}")
         rejects += of_rejected
         arrays = indexing.video_arrays([videos[split, number] for number in numbers])
+        labels = {head: np.array([of_head[split, n] for n in numbers], np.int32) for head, of_head in ids.items()}
         indexed.append(
             RecordSplit(
                 folder=out,
                 name=split,
                 shards=shards[split] if out == folder else paths[split],
-                labels={
-                    head: np.array([of_head[split, n] for n in numbers], np.int32) for head, of_head in ids.items()
-                },
+                labels=labels,
                 first_chunk=np.array(numbers, np.int64),
                 num_chunks=np.ones(len(numbers), np.int64),
                 class_names=names,

@@ -44,10 +44,7 @@ DEFAULT = Head("label", "clip/label/index")
 
 
 def label_features(heads: Sequence[Head], kinds: Mapping[str, str]) -> dict[str, str]:
-    """Returns {feature: kind} of all features that hold labels.
-
-    `kinds` has all features of the records; kinds are those of protobuf ("int64_list").
-    """
+    """Returns those of all features, {name: protobuf's kind ("int64_list")}, that hold labels."""
     features = {}
     for head in heads:
         candidates = [head.feature, *head.text_features]
@@ -56,10 +53,8 @@ def label_features(heads: Sequence[Head], kinds: Mapping[str, str]) -> dict[str,
         if floats or not existing:
             problem = f"{floats[0]!r} holds floats" if floats else f"neither {' nor '.join(candidates)} is there"
             others = ", ".join(sorted(name for name, kind in kinds.items() if kind != "float_list"))
-            raise ValueError(
-                f"head {head.name!r}: {problem}; name an integer or bytes feature with --head={head.name}=FEATURE. "
-                f"The records have {others or 'none'}"
-            )
+            advice = f"name an integer or bytes feature, --head={head.name}=FEATURE, of {others or 'none'}"
+            raise ValueError(f"head {head.name!r}: {problem}; {advice}")
         features |= existing
     return features
 
@@ -97,7 +92,10 @@ def class_ids(
     """
     valid = [label for label in labels.values() if isinstance(label, Label)]
     by_text = source == "text" or (source == "auto" and all(label.number is None for label in valid))
-    names = _names_from_texts(head, valid, given) if by_text else _names_by_number(head, valid, given)
+    texts = {label.text for label in valid if label.text is not None}
+    if by_text and valid and not texts:
+        raise ValueError(f"head {head.name!r}: the records hold no texts of the classes, only numbers: --labels=index")
+    names = list(given or sorted(texts)) if by_text else _names_by_number(head, valid, given)
     id_of = {name: number for number, name in enumerate(names)}
     ids, reasons = {}, {}
     for record, label in labels.items():
@@ -112,13 +110,6 @@ def class_ids(
     return ids, names, reasons
 
 
-def _names_from_texts(head: Head, labels: Sequence[Label], given: Sequence[str] | None) -> list[str]:
-    texts = {label.text for label in labels if label.text is not None}
-    if labels and not texts:
-        raise ValueError(f"head {head.name!r}: the records hold no texts of the classes, only numbers: --labels=index")
-    return sorted(texts) if given is None else list(given)
-
-
 def _names_by_number(head: Head, labels: Sequence[Label], given: Sequence[str] | None) -> list[str]:
     """Returns the name of each number: given, or its text; checks that each has one text and each text one number."""
     name_of = dict(enumerate(given or ()))
@@ -128,15 +119,13 @@ def _names_by_number(head: Head, labels: Sequence[Label], given: Sequence[str] |
             continue
         if name_of.setdefault(number, text) != text or number_of.setdefault(text, number) != number:
             other = name_of[number] if name_of[number] != text else f"also class {number_of[text]}"
+            advice = "DMVR numbers the classes anew in every run; --labels=text takes the texts instead of the numbers"
             raise ValueError(
-                f"head {head.name!r}: class {number} is {text!r} in one record and {other!r} elsewhere. DMVR's "
-                "generator renumbers the classes in every run; --labels=text takes the texts instead of the numbers"
+                f"head {head.name!r}: class {number} is {text!r} in a record, {other!r} elsewhere. {advice}"
             )
     if given is not None:
         return list(given)
     count = head.count or 1 + max((label.number for label in labels if label.number is not None), default=-1)
     if head.count is None and count > 1_000_000:  # one wrong number would make a table of as many names
-        raise ValueError(
-            f"head {head.name!r}: class {count - 1} is too large for a class id; name another feature (--head)"
-        )
+        raise ValueError(f"head {head.name!r}: class {count - 1} is too large for a class id; give another --head")
     return [name_of.get(number, str(number)) for number in range(count)]

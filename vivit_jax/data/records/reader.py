@@ -20,8 +20,7 @@ _MAX_SKIPPED = 64
 # Processes a frame uint8 [h, w, 3], e.g. resizes it. Frames are finished one by one while in the processor's cache, at
 # half the cost of processing all frames of a clip step by step.
 Finish = Callable[["tf.Tensor"], "tf.Tensor"]
-# (video, frame numbers [K], window or None, finish or None) -> uint8 [K, h, w, 3]; a window is int32 [4]: top, left,
-# height, width.
+# (video, frame numbers [K], window or None, finish or None) -> uint8 [K, h, w, 3]; window: top, left, height, width.
 Reader = Callable[..., "tf.Tensor"]
 
 

@@ -37,11 +37,7 @@ def mapped(
     """
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; it must be at least 1")
-    paths, shard, offset = (
-        tf.constant(list(map(os.fsencode, shards)), tf.string),
-        tf.constant(shard),
-        tf.constant(offset),
-    )
+    paths, shard, offset = map(tf.constant, (list(map(os.fsencode, shards)), shard, offset))
 
     @tf.autograph.experimental.do_not_convert
     def read(number):

@@ -26,8 +26,7 @@ CHUNKS, SEQUENCE = "chunks", "sequence"
 _VIDEO_FIELDS = ("video_id", "num_frames", "fps", "height", "width", "first_chunk", "num_chunks")
 _CHUNK_FIELDS = ("chunk_shard", "chunk_offset", "chunk_length", "chunk_checksum")
 _SHARD = re.compile(r".+-(?P<base>[^-]+)\.tfrecord-(?P<number>\d{5})-of-(?P<count>\d{5})")
-# Formats of the index file. 1 has no `form`: chunks. 3 allows multi-label heads; without one, 2 is written, which older
-# versions read.
+# Formats of the index file. 1 has no `form`: chunks. 3 allows multi-label heads; without, 2 is written (older readers).
 _FORMAT, _SINGLE_LABEL_FORMAT = 3, 2
 _REBUILD = "rebuild the index: python -m vivit_jax.data.index"
 
@@ -169,10 +168,8 @@ def open_split(folder: storage.PathLike, split: str) -> RecordSplit:
         raise NoRecordsError(f"{folder}: {many}; put them back, or {_REBUILD} DIR")
     for shard, size, expected in zip(shard_paths, sizes, opened.shard_bytes.tolist(), strict=True):
         if size != expected:
-            raise BadIndexError(
-                f"{shard} has {size:,} bytes, {expected:,} when {path} was made: the copy is not "
-                f"complete, or the records have been rebuilt since. Copy it again, or {_REBUILD} {folder}"
-            )
+            reasons = f"an incomplete copy, or records that were rebuilt since. Copy it again, or {_REBUILD} {folder}"
+            raise BadIndexError(f"{shard} has {size:,} bytes, {expected:,} when {path} was made: {reasons}")
     return opened
 
 
@@ -249,10 +246,8 @@ def load_class_names(folder: storage.PathLike) -> dict[str, list[str]]:
     """Loads `class_names.json` of a folder of records: {head: name of each class id}."""
     path = storage.path(folder) / CLASS_NAMES_FILE
     if not path.is_file():
-        raise NoRecordsError(
-            f"{folder}: no {CLASS_NAMES_FILE}, so the heads of the labels are unknown; copy it from where the records "
-            "come from, or build them again"
-        )
+        advice = "copy it from where the records come from, or build them again"
+        raise NoRecordsError(f"{folder}: no {CLASS_NAMES_FILE}, so the heads of the labels are unknown; {advice}")
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -287,7 +282,6 @@ def group_shards(folder: storage.PathLike, names: Sequence[str], pattern: re.Pat
                 numbers.setdefault((match["base"], int(match["count"])), []).append(int(match["number"]))
     for (base, count), present in numbers.items():
         if present != list(range(count)) or len(present) < len(shards[base]):
-            raise NoRecordsError(
-                f"{folder}: {base} has {len(shards[base])} of {count} shards; copy the missing ones, and remove others"
-            )
+            incomplete = f"{folder}: {base} has {len(shards[base])} of {count} shards"
+            raise NoRecordsError(f"{incomplete}; copy the missing ones, and remove others")
     return shards

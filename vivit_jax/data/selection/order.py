@@ -25,10 +25,7 @@ _GROUP = 8192
 
 
 def block_slots(weights: Sequence[float], limit: int = 1000) -> tuple[int, ...]:
-    """Returns the slots of each data set in a block.
-
-    The block is the shortest with the exact ratio of the weights, else one of `limit` slots, by largest remainder.
-    """
+    """Returns the slots of each data set in the shortest block of that exact ratio, else of `limit`, rounded."""
     values = np.asarray(weights, np.float64)
     if not len(values) or not np.isfinite(values).all() or (values <= 0).any():
         raise ValueError(f"weights {list(weights)} of a mixture must all be greater than 0")
@@ -41,10 +38,8 @@ def block_slots(weights: Sequence[float], limit: int = 1000) -> tuple[int, ...]:
     extra = np.argsort(-(shares * limit - slots), kind="stable")[: limit - int(slots.sum())]
     slots[extra] += 1
     if (slots < 1).any():
-        raise ValueError(
-            f"weight {values[slots < 1][0]:g} of a mixture is less than a {limit}th of all weights ({values.sum():g}): "
-            "raise it or leave the data set out"
-        )
+        less = f"less than a {limit}th of all weights ({values.sum():g}): raise it or leave the data set out"
+        raise ValueError(f"weight {values[slots < 1][0]:g} of a mixture is {less}")
     return tuple(int(x) for x in slots)
 
 

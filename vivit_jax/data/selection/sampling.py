@@ -37,12 +37,7 @@ class ClipSpec:
     """The frames and pixels of a video that make a clip; jitter, crop, flip and clips_per_video are for training only.
 
     Attributes:
-      image_size: (height, width) of the crop in pixels.
-      stride: distance between frames of the clip, in frames of the video.
-      short_side: pixels of the short side after resizing, before cropping; None: as stored.
       scale_jitter: (low, high); height and width are scaled by independent uniform factors.
-      random_crop: crop at a uniformly random position, else in the centre.
-      flip_probability: of a left-right flip.
       sampling: `random_start`: T frames `stride` apart. `segments`: one frame from each of T equal segments of the
         video, at random in training, in the middle in evaluation; without stride.
       clips_per_video: clips of one video, each with its own random choices, adjacent in a batch (repeated augmentation,
@@ -52,12 +47,12 @@ class ClipSpec:
     """
 
     num_frames: int
-    image_size: tuple[int, int]
-    stride: int = 1
-    short_side: int | None = None
+    image_size: tuple[int, int]  # (height, width) of the crop in pixels
+    stride: int = 1  # distance between frames of the clip, in frames of the video
+    short_side: int | None = None  # pixels of the short side after resizing, before cropping; None: as stored
     scale_jitter: tuple[float, float] | None = None
-    random_crop: bool = False
-    flip_probability: float = 0.0
+    random_crop: bool = False  # crop at a uniformly random position, else in the centre
+    flip_probability: float = 0.0  # of a left-right flip
     sampling: str = "random_start"
     clips_per_video: int = 1
     flip_labels: str = "keep"
@@ -70,17 +65,14 @@ class ClipSpec:
         within("", self, "[0, 1]", "flip_probability")
         one_of("", self, flip_labels=FLIP_LABELS, sampling=SAMPLING)
         if self.short_side is not None and self.short_side < min(self.image_size):
-            raise ValueError(
-                f"short_side={self.short_side} is smaller than the crop {self.image_size}: "
-                f"raise it to {min(self.image_size)} or more, or make image_size smaller"
-            )
+            advice = f"raise it to {min(self.image_size)} or more, or make image_size smaller"
+            raise ValueError(f"short_side={self.short_side} is smaller than the crop {self.image_size}: {advice}")
         jitter = (1, 1) if self.scale_jitter is None else self.scale_jitter
         if not (isinstance(jitter, (tuple, list)) and len(jitter) == 2 and 0 < jitter[0] <= jitter[1]):
             raise ValueError(f"scale_jitter={jitter} must be (low, high) with 0 < low <= high")
         if self.sampling == "segments" and self.stride != 1:
-            raise ValueError(
-                f"stride={self.stride}, but sampling='segments' spreads the frames over the whole video: leave it at 1"
-            )
+            spread = "sampling='segments' spreads the frames over the whole video"
+            raise ValueError(f"stride={self.stride}, but {spread}: leave it at 1")
 
 
 class Box(NamedTuple):
@@ -109,10 +101,7 @@ def segment_frames(num_frames, clip_frames: int, draws, ops=NUMPY):
 
 
 def segment_view_frames(num_frames, clip_frames: int, clips: int, clip, ops=NUMPY):
-    """Returns the frame numbers of test clip `clip` of `clips` for models trained on segments: int64 [clip_frames].
-
-    Clip v takes, of each segment, the middle of part v of `clips`.
-    """
+    """Returns the frames of test clip v of `clips`, int64 [clip_frames]: of each segment the middle of part v."""
     return _middle_of_part(num_frames, clips * clip_frames, ops.arange(clip_frames) * clips + clip)
 
 

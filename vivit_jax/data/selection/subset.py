@@ -26,16 +26,14 @@ class Subset:
     Attributes:
       classes: NAME or HEAD:NAME; in each head named here, a video must have one of the classes. Also for evaluation.
       list_file: file with one video id per line, for all segments of the video; # begins a comment line.
-      fraction: fraction of the remaining videos, in (0, 1], rounded to whole videos, at least one.
-      per_class: most videos of each class of the first head, which must not be multi-label.
       seed: seed of fraction and per_class, independent of that of training. Videos are ranked by a hash of (seed, id),
         so a smaller fraction or number is contained in a larger one.
     """
 
     classes: tuple[str, ...] = ()
     list_file: str | None = None
-    fraction: float = 1.0
-    per_class: int | None = None
+    fraction: float = 1.0  # fraction of the remaining videos, in (0, 1], rounded to whole videos, at least one
+    per_class: int | None = None  # most videos of each class of the first head, which must not be multi-label
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -70,10 +68,8 @@ def apply(splits: Mapping[str, RecordSplit], subset: Subset) -> dict[str, Record
         known = set().union(*(split.video_id.tolist() for split in splits.values()))
         unknown = sorted(listed - known)
         if unknown:
-            raise SubsetError(
-                f"subset.list_file {subset.list_file}: {len(unknown)} of {len(listed)} ids are no videos of "
-                f"{', '.join(splits)}, first {unknown[:3]}; ids look like {sorted(known)[:3]}"
-            )
+            problem = f"{len(unknown)} of {len(listed)} ids are no videos of {', '.join(splits)}, first {unknown[:3]}"
+            raise SubsetError(f"subset.list_file {subset.list_file}: {problem}; ids look like {sorted(known)[:3]}")
     return {name: take(split, _select(name, split, subset, listed)) for name, split in splits.items()}
 
 
@@ -94,10 +90,8 @@ def _select(name: str, split: RecordSplit, subset: Subset, listed: set[str] | No
     """Returns the indices of the selected videos, rising."""
     selected, first_head = np.arange(split.num_videos), next(iter(split.labels))
     if subset.per_class is not None and first_head in split.multi_label:
-        raise SubsetError(
-            f"subset.per_class={subset.per_class}: head {first_head!r} of {name} is multi-label, so no number per "
-            "class is exact; use subset.fraction or subset.list_file"
-        )
+        reason = f"head {first_head!r} of {name} is multi-label, so no number per class is exact"
+        raise SubsetError(f"subset.per_class={subset.per_class}: {reason}; use subset.fraction or subset.list_file")
 
     # Conditions on single videos.
     for head, ids in _class_ids(split, subset.classes).items():

@@ -25,16 +25,13 @@ class TrainingSet:
     """Concatenated splits, in which each video has one number.
 
     Attributes:
-      names: names of the data sets.
-      splits: their splits after `subset`, with the same class names.
-      weights: share of the clips of each data set, as a ratio.
       dropped: data set -> number of videos left out because the heads do not have their class.
       mirrored: head -> class -> class of its mirror image, where the data set states it; see `mirror`.
     """
 
-    names: tuple[str, ...]
-    splits: tuple[RecordSplit, ...]
-    weights: tuple[float, ...] = (1.0,)
+    names: tuple[str, ...]  # names of the data sets
+    splits: tuple[RecordSplit, ...]  # their splits after `subset`, with the same class names
+    weights: tuple[float, ...] = (1.0,)  # share of the clips of each data set, as a ratio
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     subset: Subset = dataclasses.field(default_factory=Subset)
     mirrored: Mapping[str, Mapping[str, str | None]] = dataclasses.field(default_factory=dict)
@@ -155,16 +152,12 @@ def training_set(
 
 def _check_heads(name: str, split: RecordSplit, main: str, reference: RecordSplit) -> None:
     if set(split.class_names) != set(reference.class_names):
-        raise MixtureError(
-            f"{name} has the heads {', '.join(split.class_names)}, {main} has {', '.join(reference.class_names)}: only "
-            "data sets with the same heads can be mixed"
-        )
+        theirs, ours = (", ".join(of_split.class_names) for of_split in (split, reference))
+        raise MixtureError(f"{name} has the heads {theirs}, {main} has {ours}: only the same heads can be mixed")
     if split.num_videos and split.multi_label != reference.multi_label:
         heads = ", ".join(sorted(split.multi_label ^ reference.multi_label))
-        raise MixtureError(
-            f"head {heads} is multi-label in one of {name} and {main}, and has one label per video in the other, which "
-            "says nothing about the other classes; build both in the same form"
-        )
+        problem = "one has several labels per video, the other one, which says nothing about the other classes"
+        raise MixtureError(f"head {heads} is multi-label in one of {name} and {main}: {problem}; build both alike")
 
 
 def _merged_class_names(
