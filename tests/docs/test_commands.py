@@ -165,7 +165,7 @@ def test_readme_programs_run(tmp_path):
         if embedded and command.words[2] in ("vivit_jax.main", "vivit_jax.probe"):
             words += SMALL
         done = subprocess.run(
-            [sys.executable, *words], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300
+            [sys.executable, *words], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=900
         )
         assert "Traceback" not in done.stderr, f"{command}: {done.stderr[-2000:]}"
         if done.returncode == 0:

@@ -28,7 +28,7 @@ def main(
     jax.config.update("jax_platforms", "cpu")
     if processes > 1:
         jax.distributed.initialize(f"localhost:{port}", processes, process, heartbeat_timeout_seconds=30)
-    from tests.helpers.experiment import experiment  # sets XLA's flags for the tests' own process
+    from tests.helpers.experiment import experiment, without_pictures  # sets XLA's flags for the tests' own process
     from tests.helpers.interrupt import killed_after
     from vivit_jax import train
     from vivit_jax.evaluation import evaluate
@@ -42,7 +42,8 @@ def main(
             raise AssertionError("the run was not interrupted")
         print("stopped")
         return
-    trained = train.train(run, workdir)
+    with without_pictures():
+        trained = train.train(run, workdir)
     result = evaluate.evaluate(run, workdir)
     print("RESULT" + json.dumps({"trained": trained, "evaluated": result.scalars, "videos": result.counted}))
 
