@@ -45,3 +45,14 @@ def test_home_is_expanded_in_flags(tmp_path):
     environment = os.environ | {"HOME": str(tmp_path)}
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
     assert "nothing_of_this_name" in ended.stderr
+
+
+def test_ctrl_c_and_errors_of_files_end_in_one_line(tmp_path):
+    """Also where the program itself looks for neither."""
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "vivit_jax.data.moving_digits", f"--out={tmp_path}/file/x"]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (1, f"error: [Errno 20] Not a directory: '{tmp_path}/file/x/videos'\n")
+    interrupt = "import sys; sys.argv[0] = '-m'; import vivit_jax; raise KeyboardInterrupt"
+    ended = subprocess.run([sys.executable, "-c", interrupt], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "interrupted\n")

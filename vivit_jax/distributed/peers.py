@@ -14,11 +14,20 @@ def several() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def service() -> Any:
-    """Returns the client of the service, which has keys with values, and barriers (Orbax uses it too)."""
-    from jax._src import distributed
+def _service() -> Any:
+    from jax._src import distributed  # which Orbax uses too
 
     return distributed.global_state.client
+
+
+def publish(folder: str, value: str) -> None:
+    """Replaces this process's value in a folder ("name/")."""
+    _service().key_value_set(f"{folder}{jax.process_index()}", value, allow_overwrite=True)
+
+
+def published(folder: str) -> list[tuple[int, str]]:
+    """Returns the processes that have a value in a folder, each with it, in their order."""
+    return sorted((int(key.rpartition("/")[2]), value) for key, value in _service().key_value_dir_get(folder))
 
 
 def gather(value: str) -> list[str]:
@@ -26,7 +35,6 @@ def gather(value: str) -> list[str]:
     if not several():
         return [value]
     folder = f"vivit_jax/gather/{next(_calls)}/"
-    service().key_value_set(f"{folder}{jax.process_index()}", value)
-    service().wait_at_barrier(folder, _TIMEOUT_MS)
-    values = {int(key.rpartition("/")[2]): value for key, value in service().key_value_dir_get(folder)}
-    return [values[process] for process in range(jax.process_count())]
+    publish(folder, value)
+    _service().wait_at_barrier(folder, _TIMEOUT_MS)
+    return [value for _, value in published(folder)]

@@ -9,8 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 
-import jax
-
 from vivit_jax.distributed import peers
 
 # Longest time of each phase, as a multiple of `config.step_timeout_seconds`.
@@ -34,7 +32,7 @@ class _Watchdog(threading.Thread):
 
     def __init__(self, seconds: float):
         super().__init__(name="watchdog", daemon=True)
-        self._seconds, self._beats, self._closed = seconds, 0, threading.Event()
+        self._seconds, self._beats, self.closed = seconds, 0, threading.Event()
         self.beat("start", None)
 
     def beat(self, phase: str, step: int | None) -> None:
@@ -48,50 +46,36 @@ class _Watchdog(threading.Thread):
         )  # the thread reads it any time
 
     def run(self) -> None:
-        while not self._closed.wait(min(_POLL, self._seconds / 4)):
+        while not self.closed.wait(min(_POLL, self._seconds / 4)):
             beats, where, limit, began = self._state
             left, stalled = began + limit - time.monotonic(), []
             # For when this thread no longer runs, because C code holds Python's lock or the service does not answer.
             faulthandler.dump_traceback_later(max(left, 0) + _LAST_RESORT, exit=True)
-            if peers.several():
-                with contextlib.suppress(Exception):  # without the service, jax ends the process
-                    _publish(_POSITIONS, f"{beats} ({socket.gethostname()}, {where})")
-                    stalled = peers.service().key_value_dir_get(_STALLED)
+            with contextlib.suppress(Exception):  # a single process has no service; without it, jax ends the others
+                peers.publish(_POSITIONS, f"{beats} ({socket.gethostname()}, {where})")
+                stalled = peers.published(_STALLED)
             if left < 0:
                 _end(f"{where} took more than {limit:g} s (config.step_timeout_seconds={self._seconds:g})")
             elif stalled:
-                _end(f"process {stalled[0][1]} has stalled, while this one was at {where}")
+                _end(f"process {stalled[0][0]} has stalled, while this one was at {where}")
         faulthandler.cancel_dump_traceback_later()
-
-    def close(self) -> None:
-        self._closed.set()
-        self.join(_POLL)
-
-
-def _publish(folder: str, value: str) -> None:
-    peers.service().key_value_set(f"{folder}{jax.process_index()}", value, allow_overwrite=True)
 
 
 def _end(why: str) -> None:
     """Ends the process, after the others had time to see why."""
     print(f"error: {why}: the process ends. Its threads:", file=sys.stderr, flush=True)
     faulthandler.dump_traceback(all_threads=True)
-    if peers.several():
-        with contextlib.suppress(Exception):
-            _publish(_STALLED, str(jax.process_index()))
-            print(f"error: {_who_is_behind()}", file=sys.stderr, flush=True)
+    with contextlib.suppress(Exception):
+        peers.publish(_STALLED, "")
+        # All processes have the same beats, so the one with the fewest is behind.
+        places: dict[int, list[str]] = {}
+        for process, at in peers.published(_POSITIONS):
+            beats, _, where = at.partition(" ")
+            places.setdefault(int(beats), []).append(f"process {process} {where}")
+        which = "behind the others" if len(places) > 1 else "all are at the same place"
+        print(f"error: {which}: {', '.join(places[min(places)])}", file=sys.stderr, flush=True)
         time.sleep(_GRACE)
     os._exit(1)
-
-
-def _who_is_behind() -> str:
-    """Names the processes with the fewest beats: all do the same."""
-    places: dict[int, list[str]] = {}
-    for key, at in peers.service().key_value_dir_get(_POSITIONS):
-        beats, _, where = at.partition(" ")
-        places.setdefault(int(beats), []).append(f"process {key.rpartition('/')[2]} {where}")
-    behind = ", ".join(places[min(places)])
-    return f"all are at the same place: {behind}" if len(places) == 1 else f"behind the others: {behind}"
 
 
 _active: list[_Watchdog] = []
@@ -114,7 +98,8 @@ def watching(seconds: float | None) -> Iterator[None]:
         yield
     finally:
         _active.remove(watchdog)
-        watchdog.close()
+        watchdog.closed.set()
+        watchdog.join(_POLL)
 
 
 def beat(phase: str, step: int | None = None) -> None:

@@ -14,8 +14,6 @@ from vivit_jax.utils.class_names import match
 # Fields of `config.data` with which a user asks for other videos.
 _SELECTION = ("name", "train_split", "mixture", "unknown_classes", "subset")
 _DIGESTS = {"videos": "the names or the order of the videos", "labels": "the labels", "records": "the stored frames"}
-
-
 _ALLOWED = "--config.data.allow_changed=True"
 
 
@@ -28,9 +26,7 @@ def check_batch_size(experiment: Experiment, metadata: Mapping[str, Any]) -> Non
     if not step or size == before:
         return
     change = f"{abs(size - before) * step} clips are {'left out' if size > before else 'repeated'}"
-    message = (
-        f"config.batch_size={size}, but the run's checkpoint was trained with {before}: from step {step} on {change}"
-    )
+    message = f"config.batch_size={size}, but the run's checkpoint was trained with {before}: {change}"
     if not experiment.data.allow_changed:
         raise ConfigError(f"{message}. Use {before}, or accept that with {_ALLOWED}")
     logging.warning("%s (%s)", message, _ALLOWED)

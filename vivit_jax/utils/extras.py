@@ -1,4 +1,4 @@
-"""What all programs of the package share: missing extras and Ctrl-C end in one line, `~` is expanded."""
+"""What all programs share: missing extras, errors of files and Ctrl-C end in one line; `~` is expanded."""
 
 import os
 import re
@@ -40,6 +40,9 @@ def _excepthook(kind: type[BaseException], error: BaseException, traceback: Trac
         sys.stderr.write("interrupted\n")
         sys.stdout.flush()
         os._exit(INTERRUPTED_EXIT_CODE)  # not waiting for threads, which may compile for minutes
+    if isinstance(error, OSError) and error.filename is not None:
+        sys.stderr.write(f"error: {error}\n")
+        return
     module = (getattr(error, "name", None) or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     for extra, modules in MODULES.items():
         if module in modules:

@@ -53,20 +53,12 @@ class JsonLinesWriter:
 
     def close(self) -> None:
         if self._pending:
-            torn = _is_torn(self._path)
+            # A line that a kill or a full disk has cut ends before the next one begins.
+            torn = self._path.exists() and self._path.read_bytes()[-1:] not in (b"", b"\n")
             with self._path.open("a") as file:
                 file.write("\n" * torn + "".join(self._pending))
             self._pending.clear()
             self._last_write = time.monotonic()
-
-
-def _is_torn(path: epath.Path) -> bool:
-    """Returns whether a file ends within a line, which a kill or a full disk has cut."""
-    if not path.exists() or not (size := storage.size(path)):
-        return False
-    with path.open("rb") as file:
-        file.seek(size - 1)
-        return file.read(1) != b"\n"
 
 
 def read_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
