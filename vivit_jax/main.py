@@ -27,6 +27,11 @@ _WEIGHTS = flags.DEFINE_enum(
 _FROM_SCRATCH = flags.DEFINE_bool(
     "from_scratch", False, "Begin at step 0 where the --workdir shows a run whose checkpoints are gone."
 )
+_REPLAY = flags.DEFINE_string(
+    "replay",
+    None,
+    "WORKDIR/failed_step: repeat a failed step from there, and say which clip and layer went wrong first.",
+)
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
     "auto",
@@ -49,6 +54,12 @@ def main(argv: list[str]) -> None:
     logs.configure_logging()
     errors = (ValueError, OSError, MemoryError, FloatingPointError, checkpointing.CheckpointError)
     with command_line.exit_on(*errors):
+        if _REPLAY.value is not None:
+            from vivit_jax.train.replay import replay
+
+            for line in replay(_REPLAY.value):
+                print(line, flush=True)
+            return
         experiment = Experiment.from_config(_CONFIG.value)
         distributed.initialise(_DISTRIBUTED.value, _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     watching = distributed.watching(experiment.step_timeout_seconds)
@@ -74,7 +85,12 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Runs the program."""
-    command_line.run(main, required=("config", "workdir"))
+    for name in ("config", "workdir"):
+        message = f"Flag --{name} must have a value other than None."
+        flags.register_multi_flags_validator(
+            [name, "replay"], lambda v: any(x is not None for x in v.values()), message
+        )
+    command_line.run(main)
 
 
 if __name__ == "__main__":

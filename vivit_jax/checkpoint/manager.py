@@ -7,12 +7,12 @@ read because the storage fails is tried again, then the program ends and nothing
 """
 
 import contextlib
-import dataclasses
 import functools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -103,7 +103,7 @@ class _DiskFullError(CheckpointError):
 
 
 class Checkpoints:
-    """The checkpoints of one run; keeps the newest and the best.
+    """The checkpoints of one run; keeps the newest, the best and the newest sound one.
 
     Args:
       root: folder of the steps; created unless `read_only`, which writes and cleans up nothing.
@@ -126,6 +126,7 @@ class Checkpoints:
         policies = ocp.checkpoint_managers
         newest = policies.LatestN(n=keep_latest)
         best = policies.BestN(get_metric_fn=self._score, n=keep_best, keep_checkpoints_without_metrics=False)
+        sound = types.SimpleNamespace(should_preserve=self._newest_sound)
         # `best_fn` with `max_to_keep` would delete the newest step; a preservation policy does not.
         self._options = ocp.CheckpointManagerOptions(
             create=not read_only,
@@ -134,9 +135,10 @@ class Checkpoints:
             best_mode="max",
             keep_checkpoints_without_metrics=False,
             cleanup_tmp_directories=not read_only,
-            preservation_policy=policies.AnyPreservationPolicy([newest, best]),
+            preservation_policy=policies.AnyPreservationPolicy([newest, best, sound]),
         )
         self._unsaved: int | None = None  # a step that found no room
+        self._sound: dict[int, bool] = {}
         self._open()
 
     def __enter__(self) -> Self:
@@ -176,6 +178,26 @@ class Checkpoints:
             return step
         return self.latest()
 
+    def is_sound(self, step: int) -> bool:
+        """Returns whether the losses of a step were sound when it was saved, as far as its files say."""
+        if step not in self._sound:
+            try:  # as a file: the manager may be at work
+                found = json.loads((self.root / str(step) / META / "metadata").read_text())
+                losses = [value for name, value in found["metrics"].items() if name.endswith("loss")]
+                self._sound[step] = found.get("sound", all(map(math.isfinite, losses)))
+            except (OSError, ValueError, TypeError, KeyError, AttributeError):
+                return False
+        return self._sound[step]
+
+    def newest_sound(self) -> int | None:
+        """Returns the newest sound step, or None."""
+        return next(filter(self.is_sound, reversed(self.steps())), None)
+
+    def _newest_sound(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Keeps the newest sound step; `should_preserve` of Orbax's preservation policies."""
+        newest = next(filter(self.is_sound, (found.step for found in reversed(checkpoints))), None)
+        return [found.step == newest for found in checkpoints]
+
     def save(
         self, step: int, state: Any, metadata: Mapping[str, Any], metrics: Mapping[str, float] | None = None
     ) -> None:
@@ -183,10 +205,12 @@ class Checkpoints:
 
         A step that is already on disk stays as it is. An error of writing the step before it is raised here too. On a
         full disk, it is tried once more, without what was written in part; then CheckpointError, or it is left out.
-        `metadata` is JSON-safe; step, metrics and checksums are added. `metrics`: of this evaluation, for `best`.
+        `metadata` is JSON-safe; step, metrics and checksums are added. `metrics`: of this evaluation, for `best`. Where
+        `metadata["sound"]` is False, older steps are deleted only if a newer one than they is sound.
         """
         if step in self.steps():
             return
+        self._sound[step] = metadata.get("sound", True)
         metadata = {**metadata, "step": step, "checksums": checksums(state), "metrics": dict(metrics or {})}
         metadata[DIGEST] = digest(metadata)
         values = {name: float(value) for name, value in metrics.items()} if metrics else None
@@ -317,14 +341,14 @@ class Checkpoints:
         # Parts that the checkpoint lacks (the EMA was off, it is older than the guard) come back as None.
         absent = [name for name in OPTIONAL if getattr(abstract, name, None) is not None and not stored.get(name)]
         target = abstract.replace(**dict.fromkeys(absent))
-        # Fields that were renamed since are read and verified under the old name.
-        renamed = {old: new for old, new in RENAMED_GUARD_FIELDS.items() if old in (stored.get("guard") or {})}
-        if renamed and target.guard is not None:
-            guard = {field.name: getattr(target.guard, field.name) for field in dataclasses.fields(target.guard)}
-            target = target.replace(guard=guard | {old: guard.pop(new) for old, new in renamed.items()})
+        # Fields of the guard that were renamed since are read and verified under the old name, new ones are absent.
+        renamed = {new: old for old, new in RENAMED_GUARD_FIELDS.items() if old in (stored.get("guard") or {})}
+        if target.guard is not None:
+            guard = {renamed.get(name, name): leaf for name, leaf in vars(target.guard).items()}
+            target = target.replace(guard={name: leaf for name, leaf in guard.items() if name in stored["guard"]})
         state = self._read(step, target, metadata)
-        if isinstance(state.guard, dict):
-            guard = {renamed.get(name, name): leaf for name, leaf in state.guard.items()}
+        if state.guard is not None:
+            guard = {name: state.guard.get(renamed.get(name, name)) for name in vars(abstract.guard)}
             state = state.replace(guard=abstract.guard.replace(**guard))
         return state, metadata
 

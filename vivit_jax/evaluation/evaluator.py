@@ -21,6 +21,7 @@ from vivit_jax.evaluation import metrics, predictions
 from vivit_jax.evaluation.results import Result, ViewAblation
 from vivit_jax.models import ViViT, inference
 from vivit_jax.train_step import as_heads, map_views
+from vivit_jax.utils.trees import path_name
 
 
 class EvaluationInterrupted(Exception):
@@ -127,6 +128,12 @@ class Evaluator:
             confusion[head] = metrics.confusion_matrix(truth, predicted, heads[head])
             name = metrics.scalar_name(head, metrics.MEAN_CLASS_ACCURACY, heads)
             scalars[name] = metrics.mean_over_present(metrics.class_accuracy(confusion[head]))
+        if counted.any() and not all(math.isfinite(v) for name, v in scalars.items() if name.endswith("loss")):
+            broken = [path_name(path) for path, x in jax.tree.leaves_with_path(params) if not jnp.isfinite(x).all()]
+            where = f"{len(broken)} of their arrays hold NaN or infinity ({', '.join(broken[:3])})" if broken else ""
+            logging.error(
+                "THE EVALUATED PARAMETERS ARE BROKEN: the loss on %s is not finite. %s", self._split.name, where
+            )
         return Result(
             scalars,
             confusion,

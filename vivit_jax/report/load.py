@@ -16,7 +16,7 @@ from vivit_jax.config.fields import flat
 from vivit_jax.config.init_from import REPORT_FILE
 from vivit_jax.evaluation import metrics, predictions, results
 from vivit_jax.models import abstract_params
-from vivit_jax.utils import logs
+from vivit_jax.utils import goodput, logs
 
 Series = Mapping[str, Sequence[tuple[int, float]]]
 
@@ -44,6 +44,7 @@ class Run:
     videos: Sequence[Video]  # the readable evaluated ones, by index
     checkpoint_metadata: Mapping[str, Any]  # of the newest checkpoint
     checkpoints: Sequence[int]  # steps
+    goodput: Mapping[str, Any]  # of `goodput.read`
     init_report: str  # how the pretrained weights were fitted to the model
 
     @property
@@ -111,6 +112,7 @@ def read_run(workdir: epath.PathLike) -> Run:
         # Read as a file: Orbax's manager would wait for the other processes, and that of the run may still be open.
         checkpoint_metadata=_read_json(folder / str(steps[-1]) / checkpointing.META / "metadata") if steps else {},
         checkpoints=steps,
+        goodput=goodput.read(workdir),
         init_report=init_report.read_text() if init_report.exists() else "",
     )
 

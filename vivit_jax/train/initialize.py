@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import optax
 from absl import logging
 from clu import parameter_overview
 from etils import epath
@@ -87,7 +88,10 @@ def init_from_weights(
 
 
 def fill_missing_state(program: TrainProgram, state: TrainState) -> TrainState:
-    """Initialises what a restored checkpoint lacked (None): the EMA with the parameters, the guard with zeros."""
+    """Initialises what a restored checkpoint lacked (None), by its parameters: the EMA, the guard's counters."""
+    if state.guard is not None and state.guard.parameter_average is None:  # until version 0.2.0
+        norm = jax.jit(optax.tree.norm, out_shardings=program.state.guard.parameter_average.sharding)(state.params)
+        state = state.replace(guard=state.guard.replace(parameter_average=norm))
     expected = [name for name in checkpointing.OPTIONAL if getattr(program.state, name) is not None]
     missing = [name for name in expected if getattr(state, name) is None]
     if not missing:

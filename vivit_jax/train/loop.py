@@ -4,6 +4,7 @@ All decisions of a run follow from its config, its seed and the step, so a run t
 the same command continues as if nothing had happened, to the bit.
 """
 
+import contextlib
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from vivit_jax.train.setup import TrainSetup, set_up
 from vivit_jax.train.skipped_steps import SkippedSteps
 from vivit_jax.train.train_metrics import TrainMetrics
 from vivit_jax.utils import logs
-from vivit_jax.utils.startup import Startup
+from vivit_jax.utils.goodput import Ledger
 
 
 def train(experiment: Experiment, workdir: epath.PathLike, *, from_scratch: bool = False) -> dict[str, float]:
@@ -38,22 +39,21 @@ def train(experiment: Experiment, workdir: epath.PathLike, *, from_scratch: bool
     CheckpointError (another run uses the workdir, or it holds another model's checkpoints, or it lost its own),
     TooManySkippedSteps, OutOfDeviceMemory, and Preempted (a SystemExit) where the run was asked to stop, and has saved.
     """
-    with distributed.watching(experiment.step_timeout_seconds):
-        return _train(experiment, epath.Path(workdir), from_scratch)
+    with distributed.watching(experiment.step_timeout_seconds), contextlib.closing(Ledger()) as ledger:
+        return _train(experiment, epath.Path(workdir), from_scratch, ledger)
 
 
-def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool) -> dict[str, float]:
-    startup = Startup()
-    startup.mark("imports")
+def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledger: Ledger) -> dict[str, float]:
+    ledger.mark("imports")
 
     # Setup: mesh, data, model, schedule, optimizer, train step. Nothing compiles yet.
     distributed.beat("build" if experiment.data.video_dir else "start")
     setup = set_up(experiment, workdir)
-    startup.mark("setup")
+    ledger.mark("setup")
     if initialize.needs_image_model(experiment, workdir):
         logging.info("Training an image model first, in %s.", workdir / IMAGE_MODEL_FOLDER)
         train(experiment.image_experiment(), workdir / IMAGE_MODEL_FOLDER)
-        startup.mark("image model")
+        ledger.mark("image model")
     distributed.beat("start")
 
     with open_session(setup, workdir) as session:
@@ -67,17 +67,20 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool) -> d
         # State: resumed, else from pretrained weights, else random.
         state, restored = initialize.init_or_restore(setup, session.checkpoints, workdir, from_scratch)
         first_step = int(state.step)
-        startup.mark("init" if restored is None else "restore")
+        ledger.mark("init" if restored is None else "restore")
+        ledger.open(workdir)
         host_tf.load()  # takes seconds, so not before all that can be wrong with a config has shown
-        startup.mark("imports")
+        ledger.mark("imports")
         initialize.log_start(setup, state, restored, workdir)
         progress = session.closing(logs.Progress(setup.total_steps, first_step, session.writer, every_seconds=15.0))
 
         # Evaluation: also of the restored state, if the run was stopped before it could be evaluated.
         evaluation = periodic_evaluation.PeriodicEvaluation(setup, workdir, session.writer, progress, restored)
         try:
-            if evaluation.resume(first_step, state, preemption.reached):
-                return evaluation.final_metrics  # the run was finished before
+            finished = evaluation.resume(first_step, state, preemption.reached)
+            ledger.mark("evaluation")
+            if finished:
+                return evaluation.final_metrics
         except EvaluationInterrupted:
             raise distributed.Preempted(first_step) from None
         last_step = first_step if evaluation.should_stop else setup.total_steps
@@ -85,6 +88,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool) -> d
         # Data, compiled step, hooks.
         batches = session.closing(setup.train_batches(first_step))
         hooks = session.enter(make_hooks(setup, session, progress, batches, workdir))
+        skipped = next(hook for hook in hooks.hooks if isinstance(hook, SkippedSteps))
 
         def take_batch(step: int) -> tuple[Any, Any]:
             """Returns the batch of a step on the host and on the devices, to which it may still be copied."""
@@ -92,18 +96,18 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool) -> d
             distributed.beat("batch", step)
             batch = next(batches)
             hooks.after_batch(step)
+            ledger.waited(step)
             return batch, setup.place_batch(batch)
 
         placed = None
         if first_step < last_step:
-            startup.mark("other")
+            ledger.mark("other")
             batch, placed = take_batch(first_step + 1)
-            startup.mark("data")
             distributed.beat("compile")
             train_step.compile(state, placed)
-            startup.mark("compile")
+            ledger.mark("compile")
 
-        preemption.training = True
+        preemption.training, evaluate, save = True, False, False
         for step in range(first_step + 1, last_step + 1):
             # Train. The host continues while the devices compute, and copies the next batch to them, except where
             # evaluation or saving follows.
@@ -113,41 +117,59 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool) -> d
             distributed.beat("step", step)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = train_step(state, placed)
+            ledger.stepped(step, metrics["loss"])
             if step == first_step + 1:
-                startup.mark("first step")
-                logging.info("From the start to the end of the first step: %s.", startup)
+                logging.info("From the start to the end of the first step: %s.", ledger)
             trained, placed = batch, None
-            save = step % setup.experiment.checkpoint.every_steps == 0
-            if step < last_step and not save and not evaluation.due(step):
+            evaluate |= evaluation.due(step)
+            save |= step % setup.experiment.checkpoint.every_steps == 0
+            if step < last_step and not (evaluate or save):
                 batch, placed = take_batch(step + 1)
             distributed.beat("step", step)
             hooks.after_step(step, state, metrics, trained)
+            ledger.stepped(step)
 
             # Evaluate and save, when due.
             preempted = preemption.reached()
-            evaluate = evaluation.due(step) and not preempted
             if not (evaluate or preempted or save):
                 continue
             hooks.flush(step, state)
+            if skipped.skipping and step < last_step and not preempted:
+                continue  # deferred: parameters that make steps fail replace no checkpoint
+            ledger.stepped(step)
+            ledger.write()
+            evaluate &= not preempted
             with hooks.paused():
                 if evaluate:
                     try:
                         evaluation.run(step, state, preemption.reached)
                     except EvaluationInterrupted:  # the resumed run evaluates this step
                         preempted, evaluate = True, False
+                ledger.mark("evaluation")
                 preemption.saving = True
                 distributed.beat("save", step)
                 with progress.report.timed("checkpoint", wait_jax_async_dispatch=False):
-                    metadata = {**setup.checkpoint_metadata, **evaluation.checkpoint_metadata}
-                    session.checkpoints.save(step, state, metadata, evaluation.metrics if evaluate else {})
+                    metrics = evaluation.metrics if evaluate else {}
+                    losses = [value for name, value in metrics.items() if name.endswith("loss")] or [skipped.loss]
+                    sound = setup.is_sound(losses)
+                    metadata = {**setup.checkpoint_metadata, **evaluation.checkpoint_metadata, "sound": sound}
+                    session.checkpoints.save(step, state, metadata, metrics)
+                    if not sound:
+                        kept = session.checkpoints.newest_sound()
+                        logging.error(
+                            "STEP %d IS NOT SOUND: loss %s. The newest sound one, %s, is kept.", step, losses, kept
+                        )
                 if preempted:
                     session.checkpoints.wait()
+                ledger.write("checkpoint")
+                if preempted:
                     raise distributed.Preempted(step)
-                preemption.saving = False
+                preemption.saving = evaluate = save = False
             if evaluation.should_stop:
                 break
 
     # Plots and report, when all files of the run are closed.
+    ledger.write("checkpoint")  # the last one is written in the background
     distributed.beat("end")
     periodic_evaluation.write_curves(workdir)
     report.write(workdir)
@@ -183,7 +205,7 @@ def make_hooks(
     flops = throughput.model_flops(setup.program.model.config, experiment.batch_size)
     peak = experiment.peak_flops or throughput.peak_flops(jax.devices()[0].device_kind)
     speed = throughput.Throughput(experiment.batch_size, jax.device_count(), flops, peak)
-    skipped = SkippedSteps(experiment.guard.max_consecutive, setup.train_set, workdir, setup.checkpoint_metadata)
     metrics = TrainMetrics(session.writer, progress, speed, experiment.log_every_steps)
+    skipped = SkippedSteps(experiment.guard.max_consecutive, setup.train_set, workdir, setup.checkpoint_metadata)
     profiler = Profiler(experiment.profile.range, workdir)
     return Hooks([speed, profiler, metrics, skipped, ProgressReport(progress, batches)])

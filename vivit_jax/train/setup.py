@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -61,6 +62,13 @@ class TrainSetup:
                 "index": train_set.digests(),
             },
         }
+
+    def is_sound(self, losses: Iterable[float]) -> bool:
+        """Returns whether losses, of a step or of an evaluation, are at most ten times that of guessing; NaN is not."""
+        config, heads = self.experiment.loss, self.train_set.heads
+        guess = {head: math.log(n) if config.name == "softmax" else n * math.log(2) for head, n in heads.items()}
+        limit = 10 * sum(max(weight, 1.0) * guess[head] for head, weight in config.weights(heads).items())
+        return all(loss <= limit for loss in losses)
 
     def train_batches(self, start_step: int) -> Any:
         """Returns the endless training stream after `start_step` steps, this process's rows."""

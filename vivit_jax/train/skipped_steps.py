@@ -1,6 +1,7 @@
 """Host-side handling of skipped steps: log and record them, end the run after too many in a row."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,8 +18,9 @@ from vivit_jax.train.hooks import Hook
 from vivit_jax.utils import storage
 from vivit_jax.utils.trees import finite_or_none
 
-FAILED_FOLDER = "failed_step"
+FAILED_FOLDER, STEP_FILE = "failed_step", "step.json"
 SKIPPED_FILE = "skipped_steps.jsonl"
+_JUDGED = ("loss", "gradient_norm", "update_norm", "parameter_norm")
 MAX_LOGGED_CLIPS = 12  # in a line of the log; the file has all
 
 
@@ -40,7 +42,11 @@ class SkippedSteps(Hook):
     After a skipped step it checks at once, until a step is taken again: skipped steps leave the parameters unchanged,
     so the current state is the one before the step that is reported. Raises TooManySkippedSteps after `max_consecutive`
     in a row. The workdir gets `skipped_steps.jsonl` and, at the end, `failed_step/`.
+
+    `loss`, of the newest step, is known after `flush`; NaN while `skipping`, where the last checked step was skipped.
     """
+
+    skipping, loss = False, math.nan
 
     def __init__(
         self, max_consecutive: int, train_set: TrainingSet, workdir: epath.PathLike, metadata: Mapping[str, Any]
@@ -63,9 +69,11 @@ class SkippedSteps(Hook):
         newest, self._unchecked = self._unchecked, None
         if newest is not None:
             self._check(newest, state)
+            self.loss = math.nan if self.skipping else float(newest.metrics["loss"])
 
     def _check(self, step: _DispatchedStep, state: Any) -> None:
-        if not float(step.metrics["skipped"]):
+        self.skipping = bool(float(step.metrics["skipped"]))
+        if not self.skipping:
             # Where one skipped step ends the run, it must not be noticed a step late.
             self._check_immediately = self._max_consecutive == 1
             return
@@ -73,18 +81,17 @@ class SkippedSteps(Hook):
         line = self._report(step)
         if line["in_a_row"] >= self._max_consecutive:
             folder = self._save_failed_step(step, line, state)
-            loss, norm = float(step.metrics["loss"]), float(step.metrics["gradient_norm"])
             raise TooManySkippedSteps(
-                f"{line['in_a_row']} steps in a row were skipped, the last of them step {step.number} (loss {loss:g}, "
-                f"gradient norm {norm:g}). What repeats it is in {folder}: the state before it, batch, examples and "
-                "config. Lower optimizer.learning_rate, warm up for longer, clip (optimizer.clip_norm) or look at the "
-                "clips; the same command resumes from the last checkpoint"
+                f"{line['in_a_row']} steps in a row were skipped, the last of them step {step.number} "
+                f"({numbers(step.metrics)}). What repeats it is in {folder}: the state before it, batch, examples and "
+                f"config; python -m vivit_jax.main --replay={folder} shows which clip and layer went wrong first. "
+                "Lower optimizer.learning_rate, warm up for longer, or clip (optimizer.clip_norm); the "
+                "same command resumes from the last checkpoint"
             )
 
     def _report(self, step: _DispatchedStep) -> dict[str, Any]:
         """Logs a skipped step and appends it to `skipped_steps.jsonl`; returns the line as a dict."""
         consecutive = int(step.metrics["skipped_in_a_row"])
-        loss, norm = float(step.metrics["loss"]), float(step.metrics["gradient_norm"])
         indices = np.asarray(step.batch["index"])
         if jax.process_count() > 1:
             indices = multihost_utils.process_allgather(indices, tiled=True)
@@ -92,13 +99,12 @@ class SkippedSteps(Hook):
         names = [self._train_set.locate(index) for index in indices]
         omitted = len(names) - MAX_LOGGED_CLIPS
         logging.warning(
-            "Step %d was skipped (%d in a row), parameters and optimizer state are unchanged: loss %g, gradient norm "
-            "%g; clips: %s",
-            step.number, consecutive, loss, norm,
+            "Step %d was skipped (%d in a row), parameters and optimizer state are unchanged: %s; clips: %s",
+            step.number, consecutive, numbers(step.metrics),
             ", ".join(names[:MAX_LOGGED_CLIPS]) + (f" and {omitted} more" if omitted > 0 else ""),
         )  # fmt: skip
         line = {"step": step.number, "in_a_row": consecutive, "index": indices, "videos": names}
-        line |= finite_or_none({"loss": loss, "gradient_norm": norm})
+        line |= finite_or_none({name: float(step.metrics[name]) for name in _JUDGED if name in step.metrics})
         if jax.process_index() == 0:
             self._workdir.mkdir(parents=True, exist_ok=True)
             with (self._workdir / SKIPPED_FILE).open("a") as file:
@@ -121,5 +127,10 @@ class SkippedSteps(Hook):
         with storage.written(folder / f"batch_{jax.process_index()}.npz") as partial, open(partial, "wb") as file:
             np.savez(file, **traverse_util.flatten_dict(dict(step.batch), sep="/"))
         if jax.process_index() == 0:
-            (folder / "step.json").write_text(json.dumps(dict(line) | {"config": self._metadata["config"]}, indent=1))
+            (folder / STEP_FILE).write_text(json.dumps(dict(line) | {"config": self._metadata["config"]}, indent=1))
         return folder
+
+
+def numbers(metrics: Mapping[str, Any]) -> str:
+    """Returns what the guard judged as text; the norm of the parameters is that after the step."""
+    return ", ".join(f"{name.replace('_', ' ')} {float(metrics[name]):g}" for name in _JUDGED if name in metrics)

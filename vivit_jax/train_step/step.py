@@ -43,7 +43,7 @@ class TrainState:
             opt_state=optimizer.init(params),
             # A copy: the train step donates all buffers, and each can be donated only once.
             ema=jax.tree.map(jnp.copy, params) if ema_decay else None,
-            guard=GuardState.create(),
+            guard=GuardState.create(optax.tree.norm(params)),
         )
 
 
@@ -101,8 +101,8 @@ def make_train_step(
       * `learning_rate`, and `learning_rate/head` where it differs. Skipped steps do not advance the schedule.
       * `gradient_norm` (before clipping, trained parameters), `parameter_norm`, `update_norm`; with `norms_by_part`
         also `gradient_norm/MODULE` and so on.
-      * `skipped`, 1 if the guard skipped this step, else 0, and `skipped_in_a_row`. A skipped step's loss and gradient
-        norm are reported as they are, NaN or not.
+      * `skipped`, 1 if the guard skipped this step, else 0, and `skipped_in_a_row`. A skipped step's loss and norms are
+        reported as they would have been, NaN or not; `update_norm` is 0 where loss or gradient are not finite.
     """
     augment, loss, guard = augment or AugmentConfig(), loss or LossConfig(), guard or GuardConfig()
     head_rate = getattr(optimizer, "head_learning_rate", 1.0)
@@ -111,39 +111,42 @@ def make_train_step(
         if (state.ema is None) == bool(ema_decay):
             raise ValueError(f"ema_decay={ema_decay} in the step, but not in the state: TrainState.create takes it too")
         key, num_clips = step_key(seed, state.step), jnp.sum(batch["mask"])
-        all_trained = jax.tree.map(lambda _: True, state.params)
-        trained = optimizer.trained(state.params) if isinstance(optimizer, Optimizer) else all_trained
+        trained = trained_leaves(optimizer, state.params)
 
         def loss_fn(params: Any, rows: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
             video = rows["video"] if augment.mixes else normalise(rows["video"])
             logits = as_heads(apply_fn({"params": params}, video, train=True, rngs={"dropout": key}))
-            return _loss(logits, rows, num_clips, loss, label_smoothing)
+            return batch_loss(logits, rows, num_clips, loss, label_smoothing)
 
         # Augmentation, loss and gradients, in microbatches.
-        rows = _augment(key, batch, augment)
+        rows = augment_batch(key, batch, augment)
         value, metrics, gradients = loss_and_gradients(
             loss_fn, state.params, trained, rows, key, accumulate_steps=accumulate_steps, sam_rho=sam_rho
         )
 
         # Update, unless the guard skips the step.
-        accept, guard_state = check_step(guard, state.guard, value, optax.tree.norm(gradients))
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         # Untrained leaves and skipped steps keep the old values: adding 0 would turn -0.0 into 0.0, and an EMA of equal
         # numbers rounds.
-        params = select_tree(accept, optax.apply_updates(state.params, updates), state.params)
-        params, ema = _select_trained(trained, params, state.params), state.ema
+        proposed = _select_trained(trained, optax.apply_updates(state.params, updates), state.params)
+        norms = {
+            name: _norms(name, tree, norms_by_part)
+            for name, tree in (("gradient_norm", gradients), ("update_norm", updates), ("parameter_norm", proposed))
+        }
+        accept, guard_state = check_step(guard, state.guard, value, *(of[name] for name, of in norms.items()))
+        params, ema = select_tree(accept, proposed, state.params), state.ema
         if ema_decay:
             updated = update_ema(ema, params, ema_decay, state.guard.accepted)
             ema = _select_trained(trained, select_tree(accept, updated, ema), ema)
 
         # Metrics.
         rate = jnp.asarray(schedule(state.step - state.guard.skipped), jnp.float32)
-        norms = _norms("update_norm", updates, norms_by_part)
         metrics |= {"loss": value, "learning_rate": rate}
         metrics |= {"skipped": 1.0 - accept, "skipped_in_a_row": guard_state.consecutive_skips}
         metrics |= {"learning_rate/head": head_rate * rate} if head_rate != 1 else {}
-        metrics |= {name: jnp.where(accept, norm, 0.0) for name, norm in norms.items()}
-        metrics |= _norms("gradient_norm", gradients, norms_by_part) | _norms("parameter_norm", params, norms_by_part)
+        metrics |= norms["gradient_norm"] | norms["parameter_norm"]
+        had_update = jnp.isfinite(value) & jnp.isfinite(metrics["gradient_norm"])
+        metrics |= {name: jnp.where(had_update, norm, 0.0) for name, norm in norms["update_norm"].items()}
         return TrainState(
             step=state.step + 1,
             params=params,
@@ -153,6 +156,11 @@ def make_train_step(
         ), {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
     return train_step
+
+
+def trained_leaves(optimizer: optax.GradientTransformation | Optimizer, params: Any) -> Any:
+    """Returns a tree of bools like `params`: which of them the optimizer trains."""
+    return optimizer.trained(params) if isinstance(optimizer, Optimizer) else jax.tree.map(lambda _: True, params)
 
 
 def update_ema(ema: Any, params: Any, decay: float, updates: jax.Array) -> Any:
@@ -202,7 +210,7 @@ def make_eval_step(apply_fn: Callable[..., Any], clips: int = 1) -> Callable[[An
     return eval_step
 
 
-def _augment(key: jax.Array, batch: Batch, augment: AugmentConfig) -> Batch:
+def augment_batch(key: jax.Array, batch: Batch, augment: AugmentConfig) -> Batch:
     """Returns the augmented batch: `video` in [0, 255], or with mixup and cutmix in [-1, 1]; then also `partner`, the
     labels of the clip mixed in, and `share` [B], the share of the clip itself."""
     rows = {name: batch[name] for name in ("video", "label", "mask")}
@@ -215,7 +223,7 @@ def _augment(key: jax.Array, batch: Batch, augment: AugmentConfig) -> Batch:
     return rows
 
 
-def _loss(
+def batch_loss(
     logits: Metrics, rows: Batch, num_clips: jax.Array, config: LossConfig, smoothing: float
 ) -> tuple[jax.Array, Metrics]:
     """Returns what some rows contribute to loss and metrics of a batch whose mask sums up to `num_clips`."""

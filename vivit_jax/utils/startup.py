@@ -15,9 +15,9 @@ class Startup:
         Startup._first = False
         self.parts: dict[str, float] = {}
 
-    def mark(self, part: str) -> None:
-        """Counts the time since the last mark as `part`."""
-        now = time.perf_counter()
+    def mark(self, part: str, until: float | None = None) -> None:
+        """Counts the time since the last mark, to now or to a time of `perf_counter` in between, as `part`."""
+        now = time.perf_counter() if until is None else max(until, self._last)
         self.parts[part] = self.parts.get(part, 0.0) + now - self._last
         self._last = now
 
