@@ -44,11 +44,10 @@ def break_records(split, *videos):
 
 def test_clips_of_an_outage_are_read_when_the_storage_answers(split, pauses):
     expected, gone = take(stream(split), 8), split.folder.with_name("gone")
+    split.folder.rename(gone)
+    pauses += [lambda: None, lambda: gone.rename(split.folder)]
     with stream(split) as batches:
-        got = [next(batches)]
-        split.folder.rename(gone)
-        pauses += [lambda: None, lambda: gone.rename(split.folder)]
-        got += [next(batches) for _ in range(7)]
+        got = [next(batches) for _ in range(8)]
     for first, second in zip(expected, got, strict=True):
         assert_same(first, second)
     assert (pauses, batches.corrupt) == ([], 0)

@@ -98,7 +98,7 @@ def test_long_videos_are_spooled_and_limited(tmp_path, monkeypatch):
     assert len(pickle.dumps(spooled)) < 12_000 < (tmp_path / "spool").stat().st_size
     for one, other in zip(in_memory, spooled, strict=True):
         assert [one.jpegs[i] for i in one.frames] == [other.jpegs[i] for i in other.frames]
-    for change, problem in (({"max_seconds": 3.0}, "longer than 3 s"), ({"max_gb": 1e-4}, "more than 0.0001 GB")):
+    for change, problem in (({"max_seconds": 3.0}, "longer than 3 s"), ({"max_gb": 2e-5}, "more than 2e-05 GB")):
         task = encode.FileTask(path, [(None, None), (0.0, 0.5)], dataclasses.replace(options, **change))
         reason, sound = encode.encode_file(task)
         assert problem in reason

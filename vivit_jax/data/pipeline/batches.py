@@ -27,8 +27,6 @@ from vivit_jax.data.selection.order import clip_draws
 from vivit_jax.data.selection.sampling import ClipSpec
 from vivit_jax.data.selection.training_set import TrainingSet
 
-# Position of a training example in the stream; checked by `Batches` and removed from the batch.
-_POSITION = "position"
 _DEFAULT_OPTIONS = PipelineOptions()
 
 
@@ -50,18 +48,16 @@ class Batches(Iterator, contextlib.AbstractContextManager):
         self,
         dataset: tf.data.Dataset,
         description: str,
+        read_again: Callable[[int, int, int], dict | str],
+        limit: Limit,
         *,
         step: int = 0,
         num_batches: int | None = None,
         repeated_views: int = 0,
-        positions: Callable[[int], np.ndarray] | None = None,
         videos: _Videos | None = None,
-        read_again: Callable[[np.int64, np.int64], dict | str],
-        limit: Limit,
     ):
         self._iterator: Iterator | None = iter(dataset)
-        self._positions, self._videos, self._begun = positions, videos, False
-        self._read_again, self._limit = read_again, limit
+        self._read_again, self._limit, self._videos, self._begun = read_again, limit, videos, False
         self.description, self.step, self.num_batches = description, step, num_batches
         self.repeated_views, self.corrupt = repeated_views, 0
 
@@ -72,26 +68,18 @@ class Batches(Iterator, contextlib.AbstractContextManager):
         if self._videos is not None and not self._begun:
             self._begun = True
             self._videos.start()  # not earlier: it would delay the first batch
-        positions = batch.pop(_POSITION, batch["index"])
-        if self._positions is not None:
-            expected = self._positions(self.step)
-            if not np.array_equal(positions, expected):
-                raise RuntimeError(
-                    f"batch {self.step} holds the positions {positions.tolist()[:8]}..., not {expected.tolist()[:8]}"
-                    "...; please report this"
-                )
         unreadable = np.flatnonzero((batch["mask"] == 0) & (batch["index"] >= 0))
         if len(unreadable):
-            self._mend(batch, positions, unreadable.tolist())
+            self._mend(batch, unreadable.tolist())
         self.step += 1
         return batch
 
-    def _mend(self, batch: dict, positions: np.ndarray, rows: list[int]) -> None:
+    def _mend(self, batch: dict, rows: list[int]) -> None:
         """Puts the clips into a batch that can be read after all; counts and reports the others."""
         batch |= {name: batch[name].copy() for name in ("video", "mask")}
         reasons = []
         for row in rows:
-            clip = self._read_again(positions[row], batch["index"][row])
+            clip = self._read_again(self.step, row, int(batch["index"][row]))
             if isinstance(clip, str):
                 reasons.append(clip)
             else:
@@ -170,7 +158,7 @@ def train_batches(
             window = {"window": clips.window_in_region(*size, spec, draws, region, allowed)}
         flipped = tf.logical_and(clips.is_flipped(spec, draws), allowed)
         label = labels.look_up(video, mirrors, flipped) if swap else labels.look_up(video)
-        return videos.example(video, shape, make, again) | window | {"label": label, _POSITION: position}
+        return videos.example(video, shape, make, again) | window | {"label": label}
 
     positions = train_set.order(seed, spec).dataset(batch_size, start_step * batch_size, (low, high))
     dataset = positions.map(load, threads)
@@ -180,12 +168,11 @@ def train_batches(
         flips = mirror.describe(train_set.class_names, mirrors, never)
         description += f"; {flips}" if flips else ""
     dataset = _batched(dataset, high - low, options.prefetch, threads)
-    positions = lambda step: step * batch_size + np.arange(low, high)  # noqa: E731
     share, steps_per_epoch = options.max_unreadable, train_set.num_videos * spec.clips_per_video / batch_size
     allowed = max(spec.clips_per_video, int(share * steps_per_epoch * (high - low))) if share else 0
-    again, limit = videos.reader_again(load, train_set.locate), Limit(allowed, steps_per_epoch, share)
-    stream = {"step": start_step, "positions": positions, "videos": videos}
-    return Batches(dataset, description, read_again=again, limit=limit, **stream)
+    again = videos.reader_again(load, batch_size, low, train_set.locate)
+    limit = Limit(allowed, steps_per_epoch, share)
+    return Batches(dataset, description, again, limit, step=start_step, videos=videos)
 
 
 def eval_batches(
@@ -227,9 +214,9 @@ def eval_batches(
     repeated = int(sampling.repeated_views(*sizes, spec, temporal_views, spatial_views).sum())
     dataset = _batched(dataset, high - low, options.prefetch, threads)
     description = _describe(options, threads, (high - low) * int(np.prod(shape)), videos.cached_bytes)
-    again = videos.reader_again(load, TrainingSet.from_split(eval_set).locate)
+    again = videos.reader_again(load, batch_size, low, TrainingSet.from_split(eval_set).locate)
     counts = {"num_batches": num_batches, "repeated_views": repeated}
-    return Batches(dataset, description, read_again=again, limit=Limit(np.inf, num_batches, 1.0), **counts)
+    return Batches(dataset, description, again, Limit(np.inf, num_batches, 1.0), **counts)
 
 
 class _LabelTables:
@@ -304,15 +291,16 @@ class _Videos:
         readers = self._from_disk if again else self._readers
         return self._in_split(video, [lambda v, read=read: read(v, numbers, window, finish) for read in readers])
 
-    def reader_again(self, load: Callable, locate: Callable[[int], str]) -> Callable[[np.int64, np.int64], dict | str]:
-        """Returns (position, video) -> `load(position, video, True)`, or the name of the video and why it is broken."""
+    def reader_again(self, load: Callable, batch_size: int, low: int, locate: Callable[[int], str]) -> Callable:
+        """Returns (step, row, video) -> the example by `load`, or the name of the video and why it is broken."""
         strict = tf.function(functools.partial(load, again=True), autograph=False)
 
-        def read(position: np.int64, video: np.int64) -> dict | str:
+        def read(step: int, row: int, video: int) -> dict | str:
             split = int(np.searchsorted(self._first[1:], video, side="right"))
-            shard = self._splits[split].shard_of(int(video - self._first[split]))
-            result = read_again(lambda: strict(tf.constant(position), tf.constant(video)), shard)
-            return f"{locate(int(video))} in {shard}, {result}" if isinstance(result, str) else result
+            shard = self._splits[split].shard_of(video - self._first[split])
+            place = tf.constant([step * batch_size + low + row, video], tf.int64)
+            result = read_again(lambda: strict(*tf.unstack(place)), shard)
+            return f"{locate(video)} in {shard}, {result}" if isinstance(result, str) else result
 
         return read
 

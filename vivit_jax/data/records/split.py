@@ -218,7 +218,8 @@ def _find_problem(split: RecordSplit) -> str | None:
         length = chunks if name.startswith("chunk_") else videos
         if len(values) != length:
             return f"{len(values)} values of {name}, {length} expected"
-        if len(wrong := np.flatnonzero(((values < low) | (values > high)).reshape(length, -1).any(axis=1))):
+        outside = (values < low) | (values > high)
+        if len(wrong := np.flatnonzero(outside.any(axis=tuple(range(1, outside.ndim))))):
             which = f"record {wrong[0]}" if name.startswith("chunk_") else f"video {split.video_id[wrong[0]]}"
             return f"{name} of {which} is {values[wrong[0]]}, outside {low} to {high} ({len(wrong)} such entries)"
     order = np.argsort(split.first_chunk, kind="stable")
