@@ -82,7 +82,6 @@ def test_order_of_a_runs_hooks(tmp_path):
     hooks = loop.make_hooks(setup, types.SimpleNamespace(writer=None), mock.Mock(), mock.Mock(), tmp_path).hooks
     assert [type(hook).__name__ for hook in hooks] == [
         "Throughput",  # its clock starts as soon as the first step is done
-        "Watchdog",  # restarted before any hook waits for the devices
         "Profiler",  # ends its trace before other hooks put work on the devices
         "TrainMetrics",  # reads Throughput; logs before SkippedSteps may end the run
         "SkippedSteps",
