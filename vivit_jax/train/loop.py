@@ -76,6 +76,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
 
         # Evaluation: also of the restored state, if the run was stopped before it could be evaluated.
         evaluation = periodic_evaluation.PeriodicEvaluation(setup, workdir, session.writer, progress, restored)
+        ledger.mark("other")
         try:
             finished = evaluation.resume(first_step, state, preemption.reached)
             ledger.mark("evaluation")
@@ -155,10 +156,8 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
                     metadata = {**setup.checkpoint_metadata, **evaluation.checkpoint_metadata, "sound": sound}
                     session.checkpoints.save(step, state, metadata, metrics)
                     if not sound:
-                        kept = session.checkpoints.newest_sound()
-                        logging.error(
-                            "STEP %d IS NOT SOUND: loss %s. The newest sound one, %s, is kept.", step, losses, kept
-                        )
+                        kept = f"The newest sound one, {session.checkpoints.newest_sound()}, is kept."
+                        logging.error("STEP %d IS NOT SOUND: loss %s. %s", step, losses, kept)
                 if preempted:
                     session.checkpoints.wait()
                 ledger.write("checkpoint")

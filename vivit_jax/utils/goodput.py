@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 
 from vivit_jax.utils import logs, storage
-from vivit_jax.utils.startup import Startup
+from vivit_jax.utils.startup import AT_EXIT, Startup
 
 FILE = "goodput.jsonl"
 # `start` is all else before the first step; `repeated`: steps that an earlier process had done, but not saved; `lost`:
@@ -91,6 +91,7 @@ class Ledger(Startup):
         self._ended.set()
         self._waiter.shutdown(wait=False)
         self.write("end")
+        AT_EXIT[:] = [lambda: self.write("end") if time.monotonic() - self._written < _LINE_SECONDS else None]
         if self._file is not None and (found := read(self._file.parent)):
             seconds, total = found["seconds"], sum(found["seconds"].values())
             parts = ", ".join(f"{cause} {value:.1f}" for cause, value in seconds.items())
