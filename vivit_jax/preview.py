@@ -1,23 +1,20 @@
 """Draws the first clips of a training batch before and after augmentation on the device.
 
     python -m vivit_jax.preview --config=configs/moving_digits.py --out=clips.png
-    python -m vivit_jax.preview --config=configs/moving_digits.py --out=clips.gif --config.augment.cutmix=1.0 --step=100
+    python -m vivit_jax.preview --config=configs/moving_digits.py --out=clips.png --config.augment.cutmix=1.0 --step=100
 
-The clips are exactly those of that training step: the same input pipeline, the same random draws. A .png shows frames
-side by side, a .gif is animated.
+The clips are exactly those of that training step: the same input pipeline, the same random draws.
 """
 
 import dataclasses
-import io
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags, logging
 from etils import epath
-from PIL import Image
 
 from vivit_jax.augment import AugmentConfig, augment_pixels, mix_clips, step_keys, swap_pairs
 from vivit_jax.config import flags as command_line
@@ -28,10 +25,7 @@ from vivit_jax.train_step import SINGLE_HEAD, normalise, step_key
 from vivit_jax.utils import plots
 from vivit_jax.utils.logs import configure_logging
 
-SUFFIXES = (".png", ".gif")
-MAX_FRAMES = 8  # of a clip in a contact sheet
-MAX_COLUMNS = 6  # clips side by side in an animation
-SOURCE_FPS = 25.0  # assumed frame rate of the videos, for the speed of an animation; most of Kinetics has it
+MAX_FRAMES = 8  # of a clip
 _GAP = 2  # white pixels between frames
 _INCHES = 1.35  # height of a frame in the picture
 
@@ -122,70 +116,27 @@ def contact_sheet(clips: Preview, title: str) -> Any:
     """Draws up to eight frames of each clip side by side, before augmentation and, below, after it."""
     num_frames, height, width = clips.before.shape[1:4]
     frames = np.linspace(0, num_frames - 1, min(MAX_FRAMES, num_frames)).round().astype(int)
-
-    def side_by_side(video: np.ndarray) -> np.ndarray:
-        padded = np.pad(video[frames], ((0, 0), (0, 0), (0, _GAP), (0, 0)), constant_values=255)
-        return np.concatenate(list(padded), axis=1)[:, :-_GAP]
-
-    title = f"{title}; frames {', '.join(map(str, frames))} of each clip"
-    size = max(_INCHES * len(frames) * width / height, 6.0), _INCHES + 0.25
-    return _draw(clips, title, side_by_side, 1, size)[0]
-
-
-def animation(clips: Preview, title: str) -> list[np.ndarray]:
-    """Draws the clips side by side, before augmentation and, below, after it: T pictures, uint8 [H, W, 3]."""
-    columns = min(len(clips.before), MAX_COLUMNS)
-    figure, images = _draw(clips, title, lambda video: video[0], columns, (max(1.9 * columns, 4.0), 2.4))
-    pictures = []
-    for frame in range(clips.before.shape[1]):
-        for image, video in images:
-            image.set_data(video[frame])
-        pictures.append(plots.to_array(figure))
-    plots.close(figure)
-    return pictures
-
-
-def _draw(
-    clips: Preview, title: str, shown: Callable[[np.ndarray], np.ndarray], columns: int, size: tuple[float, float]
-) -> tuple[Any, list[tuple[Any, np.ndarray]]]:
-    """Draws `shown(video)` of all videos: (figure, [(image, video), ...]); `size`: inches of a row."""
-    (width, height), rows = size, 2 * -(-len(clips.before) // columns)
-    options = {"figsize": (width, height * rows + 0.4), "layout": "constrained", "squeeze": False}
-    figure, panels = plots.pyplot().subplots(rows, columns, **options)
-    images = []
+    columns, rows = max(_INCHES * len(frames) * width / height, 6.0), 2 * len(clips.before)
+    size = columns, (_INCHES + 0.25) * rows + 0.4
+    figure, panels = plots.pyplot().subplots(rows, figsize=size, layout="constrained")
     for below, videos, texts in ((0, clips.before, clips.captions_before), (1, clips.after, clips.captions_after)):
         for clip, (video, text) in enumerate(zip(videos, texts, strict=True)):
-            axes = panels[2 * (clip // columns) + below, clip % columns]
-            images.append((axes.imshow(shown(video), interpolation="nearest"), video))
+            padded = np.pad(video[frames], ((0, 0), (0, 0), (0, _GAP), (0, 0)), constant_values=255)
+            axes = panels[2 * clip + below]
+            axes.imshow(np.concatenate(list(padded), axis=1)[:, :-_GAP], interpolation="nearest")
             caption = f"{clip} {('before', 'after')[below]}: {plots.readable(text, 150)}"
-            axes.set_title(textwrap.fill(caption, int(16 * width / columns)), fontsize=8, loc="left")
-    for axes in panels.flat:
-        axes.set_axis_off()
-    figure.suptitle(textwrap.fill(title, int(13 * width)), fontsize=9)
-    return figure, images
+            axes.set_title(textwrap.fill(caption, int(16 * columns)), fontsize=8, loc="left")
+            axes.set_axis_off()
+    title = f"{title}; frames {', '.join(map(str, frames))} of each clip"
+    figure.suptitle(textwrap.fill(title, int(13 * columns)), fontsize=9)
+    return figure
 
 
-def write(clips: Preview, out: epath.PathLike, title: str, stride: int = 1) -> epath.Path:
-    """Writes a contact sheet (.png) or an animation (.gif), by the suffix of `out`; ValueError for another one.
-
-    `stride`: frames of the video between two frames of a clip, for the speed of the animation.
-    """
-    out = _checked(out)
-    if out.suffix.lower() == ".png":
-        return plots.save(contact_sheet(clips, title), out)
-    first, *rest = (Image.fromarray(picture) for picture in animation(clips, title))
-    gif = io.BytesIO()
-    milliseconds = max(20, round(1000 * stride / SOURCE_FPS))  # viewers slow down shorter frames
-    first.save(gif, format="GIF", save_all=True, append_images=rest, duration=milliseconds, loop=0)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(gif.getvalue())
-    return out
-
-
-def _checked(out: epath.PathLike) -> epath.Path:
+def check_suffix(out: epath.PathLike) -> epath.Path:
+    """Returns the path of a picture; ValueError where it is no .png."""
     out = epath.Path(out)
-    if out.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"--out={out} must end in {' or '.join(SUFFIXES)}")
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out={out} must end in .png")
     return out
 
 
@@ -202,16 +153,16 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     configure_logging()
     with command_line.exit_on(ValueError, OSError):
-        out = _checked(values.out)
+        out = check_suffix(values.out)
         experiment = Experiment.from_config(values.config)
         clips = preview(experiment, values.clips, values.step)
-        print(write(clips, out, describe(experiment, values.step), experiment.input["stride"]))
+        print(plots.save(contact_sheet(clips, describe(experiment, values.step)), out))
 
 
 def define_flags() -> None:
     """Defines the flags of the program; not on import, since other programs have flags of the same names."""
     command_line.define_config("Config: a file, or a packaged config's name. --config.FIELD=VALUE overrides a field.")
-    flags.DEFINE_string("out", None, "Picture to write: .png, a contact sheet, or .gif, an animation.")
+    flags.DEFINE_string("out", None, "Picture to write, a .png.")
     flags.DEFINE_integer("clips", 4, "How many clips.", lower_bound=1)
     flags.DEFINE_integer("step", 0, "The step of the run whose batch is shown.", lower_bound=0)
 
