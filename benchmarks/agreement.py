@@ -48,7 +48,7 @@ def errors(
 
         @jax.jit
         def results(*qkv: jax.Array, backend: Any = backend) -> tuple[jax.Array, ...]:
-            out, backward = jax.vjp(lambda *qkv: backend(*qkv, 0.0, None, None), *qkv)
+            out, backward = jax.vjp(lambda *qkv: backend(*qkv), *qkv)
             return out, *backward(cotangent)
 
         try:

@@ -46,7 +46,8 @@ def _build_custom(data: DataConfig) -> None:
     try:
         catalog.custom(data.name, kind, data.label_separator, columns)
     except ValueError as error:
-        raise ValueError(f"data.video_dir={data.video_dir} needs a data.name of its own: {error}") from error
+        problem = f"config.data.video_dir={data.video_dir} needs a config.data.name of its own"
+        raise ValueError(f"{problem}: {error}") from error
     if not (build.records_folder(data.name, data.dir) / paths.SUMMARY_FILE).is_file():
         logging.info("Building the records of %s from %s, once.", data.name, data.video_dir)
     options = build.BuildOptions(kind, data.label_separator, columns, fps=data.fps)
