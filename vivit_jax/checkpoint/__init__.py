@@ -10,7 +10,6 @@ from vivit_jax.checkpoint.integrity import (
     order_sensitive_checksums,
     together,
 )
-from vivit_jax.checkpoint.lock import lock
 
 _OF_MANAGER = {"FOLDER", "META", "OPTIONAL", "QUARANTINE_DIR", "STATE"}
 _OF_MANAGER |= {"Checkpoints", "latest_metadata", "locate", "score"}

@@ -13,7 +13,7 @@ from vivit_jax import checkpoint as checkpointing
 from vivit_jax import distributed
 from vivit_jax.train import compiled_step
 from vivit_jax.train.setup import TrainSetup
-from vivit_jax.utils import logs
+from vivit_jax.utils import logs, storage
 
 T = TypeVar("T")
 
@@ -42,11 +42,24 @@ class Session:
 
 
 @contextlib.contextmanager
+def lock(workdir: epath.PathLike) -> Iterator[None]:
+    """Locks a workdir, unless it is in a bucket; CheckpointError where another run has it. Orbax has no lock."""
+    if jax.process_index() != 0 or storage.is_remote(workdir):
+        yield
+        return
+    path = epath.Path(workdir) / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    busy = f"another run is using {workdir} (it holds {path}); wait for it, stop it, or choose another --workdir"
+    with storage.locked(path, checkpointing.CheckpointError(busy)):
+        yield
+
+
+@contextlib.contextmanager
 def open_session(setup: TrainSetup, workdir: epath.PathLike) -> Iterator[Session]:
     """Opens a run's workdir, locked, and devices. What was saved and logged is kept when an exception ends it."""
     options = setup.experiment.checkpoint
     with (
-        checkpointing.lock(workdir),
+        lock(workdir),
         jax.set_mesh(setup.mesh),
         compiled_step.compilation_cache(setup.experiment.compilation_cache, workdir),
         contextlib.ExitStack() as stack,
