@@ -8,8 +8,11 @@ import numpy as np
 import optax
 import pytest
 
+from tests.helpers.experiment import experiment, without_pictures
+from tests.helpers.interrupt import on_batch
 from tests.train_step.test_guard import batch_of, bits, model
 from vivit_jax import checkpoint as checkpointing
+from vivit_jax import train
 from vivit_jax.train_step import TrainState, make_train_step
 
 
@@ -64,3 +67,15 @@ def test_newest_sound_checkpoint_is_never_deleted(tmp_path):
     assert save((1, True), (2, True), (3, False)) == ([2, 3], 2)
     assert save((4, False), (5, False)) == ([2, 5], 2)  # by another process
     assert save((6, True)) == ([6], 6)
+
+
+def test_a_save_that_falls_due_while_steps_are_skipped_is_deferred(data_dir, tmp_path):
+    def poison(step, batch):
+        if step in (3, 4):
+            batch["mask"] = np.full_like(batch["mask"], np.nan)
+
+    with on_batch(poison), without_pictures():
+        train.train(experiment(data_dir, checkpoint__keep_latest=9), tmp_path / "w")  # saves every third of 6 steps
+    with checkpointing.Checkpoints(tmp_path / "w" / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps() == [5, 6]
+        assert all(map(checkpoints.is_sound, checkpoints.steps()))
