@@ -7,10 +7,9 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
+from absl import flags, logging
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.neighbors import KNeighborsClassifier
@@ -25,13 +24,13 @@ from vivit_jax.data import build, pipeline
 from vivit_jax.data.records.split import open_split
 from vivit_jax.evaluation import metrics
 from vivit_jax.models import ViViT, ViViTConfig
-from vivit_jax.probe import ProbeConfig, classifiers, features, probe
+from vivit_jax.probe import ProbeConfig, check_classes, classifiers, features, probe
 from vivit_jax.probe.__main__ import define_flags, settings_of
 
 HEADS = {"verb": 8, "noun": 10}
 # 40 videos do not contain every pair of motion and digit.
-QUICK = ProbeConfig(neighbours=(3, 7), inverse_penalties=(0.01,), temporal_views=2, unseen_classes="wrong")
-KNN = ProbeConfig(methods=("knn",), neighbours=(3,), unseen_classes="wrong")
+QUICK = ProbeConfig(neighbours=(3, 7), inverse_penalties=(0.01,), temporal_views=2)
+KNN = ProbeConfig(methods=("knn",), neighbours=(3,))
 
 
 @pytest.fixture(scope="module")
@@ -128,21 +127,19 @@ def test_linear_probe_matches_sklearn_grid_search():
     rng = np.random.default_rng(2)
     labels = rng.integers(4, size=120)
     train, test = clusters(rng, labels, 5, noise=2.5), clusters(rng, labels[:30], 5, noise=2.5)
-    settings = ProbeConfig(inverse_penalties=(1.0, 0.001, 0.05), held_out_share=0.25)
-    fitted = classifiers.fit_linear(train, labels, test, 5, settings)
-    held_out = classifiers.hold_out(labels, 0.25, settings.seed)
-    assert [held_out[labels == i].mean() for i in range(4)] == pytest.approx([0.25] * 4, abs=0.03)
+    settings = ProbeConfig(inverse_penalties=(1.0, 0.001, 0.05))
+    probabilities, penalty = classifiers.fit_linear(train, labels, test, 5, settings)
+    held_out = classifiers.hold_out(labels, 0.2)
+    assert [held_out[labels == i].mean() for i in range(4)] == pytest.approx([0.2] * 4, abs=0.03)
     search = GridSearchCV(
         make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
         {"logisticregression__C": [0.001, 0.05, 1.0]},
         cv=PredefinedSplit(np.where(held_out, 0, -1)),
     ).fit(train, labels)
-    assert fitted.inverse_penalty == search.best_params_["logisticregression__C"]
-    assert list(fitted.chosen_by.values()) == pytest.approx(search.cv_results_["mean_test_score"])
-    assert len(set(fitted.chosen_by.values())) > 1  # the choice matters
-    np.testing.assert_allclose(fitted.probabilities[:, :4], search.predict_proba(test), atol=1e-5)
-    assert (fitted.probabilities[:, 4] == 0).all()  # a class without a training video
-    assert fitted.converged
+    assert penalty == search.best_params_["logisticregression__C"]
+    assert len(set(search.cv_results_["mean_test_score"])) > 1  # the choice matters
+    np.testing.assert_allclose(probabilities[:, :4], search.predict_proba(test), atol=1e-5)
+    assert (probabilities[:, 4] == 0).all()  # a class without a training video
 
 
 def test_linear_probe_of_separable_features_and_of_noise():
@@ -152,8 +149,8 @@ def test_linear_probe_of_separable_features_and_of_noise():
     noise = rng.normal(size=both.shape).astype(np.float32)
 
     def accuracy(x):
-        fitted = classifiers.fit_linear(x[:300], labels, x[300:], 4, ProbeConfig())
-        return classifiers.score({"label": fitted.probabilities}, {"label": test_labels}, {"label": 4})["top1"]
+        probabilities, _ = classifiers.fit_linear(x[:300], labels, x[300:], 4, ProbeConfig())
+        return classifiers.score({"label": probabilities}, {"label": test_labels}, {"label": 4})["top1"]
 
     assert accuracy(both) == 1
     assert accuracy(noise) == pytest.approx(0.25, abs=0.07)  # four standard deviations
@@ -165,26 +162,24 @@ def test_linear_probe_of_a_multi_label_head():
     labels = np.zeros((300, 5), np.uint8)  # the fifth class has no example
     labels[:, :4] = hidden > 0.2
     x = hidden @ rng.normal(size=(4, 9)).astype(np.float32)
-    fitted = classifiers.fit_linear(
+    probabilities, penalty = classifiers.fit_linear(
         x[:200], labels[:200], x[200:], 5, ProbeConfig(inverse_penalties=(0.1, 10.0)), "sound"
     )
-    assert fitted.inverse_penalty == 10
-    scores = classifiers.score({"label": fitted.probabilities}, {"label": labels[200:]}, {"label": 5})
+    assert penalty == 10
+    scores = classifiers.score({"label": probabilities}, {"label": labels[200:]}, {"label": 5})
     assert list(scores) == [metrics.MEAN_AVERAGE_PRECISION]
     assert scores[metrics.MEAN_AVERAGE_PRECISION] > 0.99
     each = make_pipeline(StandardScaler(), LogisticRegression(C=10.0)).fit(x[:200], labels[:200, 1])
-    np.testing.assert_allclose(fitted.probabilities[:, 1], each.predict_proba(x[200:])[:, 1], atol=1e-4)
+    np.testing.assert_allclose(probabilities[:, 1], each.predict_proba(x[200:])[:, 1], atol=1e-4)
 
 
 def test_errors_of_linear_probe_and_settings():
     x = np.zeros((4, 2), np.float32)
-    with pytest.raises(ValueError, match="4 training videos all have the same labels of head 'verb'"):
-        classifiers.fit_linear(x, np.full(4, 3), x, 8, ProbeConfig(), "verb")
+    with pytest.raises(ValueError, match=r"at least 2 classes|one class"):
+        classifiers.fit_linear(x, np.full(4, 3), x, 8, ProbeConfig(inverse_penalties=(0.1,)), "verb")
     with pytest.raises(ValueError, match=r"no class of head 'verb' has two training videos.*give one C \(--c=1.0\)"):
         classifiers.fit_linear(x, np.arange(4), x, 8, ProbeConfig(), "verb")
-    assert (
-        classifiers.hold_out(np.array([0, 0, 1, 2, 2, 2]), 0.9, 0).tolist().count(True) == 3
-    )  # one video a class stays
+    assert classifiers.hold_out(np.array([0, 0, 1, 2, 2, 2]), 0.9).tolist().count(True) == 3  # one video a class stays
     for wrong, message in (
         ({"methods": ("svm",)}, "svm is not known; choose from knn, linear"),
         ({"neighbours": (0,)}, "must each be at least 1"),
@@ -210,21 +205,10 @@ def test_features_are_averaged_over_the_views(run, first, split, tmp_path):
     (batch,) = pipeline.eval_batches(split, run.clip_spec(model.config), 13, temporal_views=2, spatial_views=1)
     apply = jax.jit(lambda view: model.apply({"params": params}, view, train=False, features=True))
     out = [apply(batch["video"][:, view].astype(np.float32) / 127.5 - 1) for view in range(2)]
-    expected = {
-        "pre_logits": np.mean([view["pre_logits"] for view in out], axis=0),
-        # Model 2 with a temporal encoder: the class token comes first.
-        "tokens_mean": np.mean([view["tokens"][:, 1:].mean(1) for view in out], axis=0),
-    }
-    for kind, values in expected.items():
-        computed = extract(run, first, tmp_path, split, ProbeConfig(features=kind, temporal_views=2))
-        np.testing.assert_allclose(computed.values, values, atol=2e-5)  # 13 videos in batches of 8
-        assert computed.readable.all()
-    # The average-pool baseline has no class token, Model 1 has.
-    tokens = jnp.eye(4)[None]
-    pooled = ViViTConfig(attention="factorised_encoder", temporal_layers=0, classifier="token")
-    assert features.mean_token(tokens, pooled).tolist() == [[0.25] * 4]
-    joint = ViViTConfig(attention="spatiotemporal", classifier="token")
-    np.testing.assert_allclose(features.mean_token(tokens, joint), [[0, 1 / 3, 1 / 3, 1 / 3]], rtol=1e-6)
+    expected = np.mean([view["pre_logits"] for view in out], axis=0)
+    computed = extract(run, first, tmp_path, split, ProbeConfig(temporal_views=2))
+    np.testing.assert_allclose(computed.values, expected, atol=2e-5)  # 13 videos in batches of 8
+    assert computed.readable.all()
 
 
 def test_features_are_cached_by_weights_and_views(run, first, split, tmp_path, computed):
@@ -264,6 +248,15 @@ def test_features_are_cached_by_weights_and_views(run, first, split, tmp_path, c
     np.testing.assert_array_equal(recomputed.values, first_features.values)
     with pytest.raises(ValueError, match=r"of 13 of 13 videos of validation are not finite.* of W are not"):
         compute(params=jax.tree.map(lambda leaf: leaf * np.nan, params))
+
+
+def test_evaluated_classes_without_a_training_video_are_named(split, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: warnings.append(text % args))
+    fewer = dataclasses.replace(split, labels={**split.labels, "noun": split.labels["noun"] % 2})
+    check_classes([fewer], split)
+    (warning,) = warnings
+    assert warning.startswith(f"{len(set(split.labels['noun']) - {0, 1})} classes of head 'noun' have evaluated videos")
 
 
 def test_labels_of_single_and_multi_label_heads(split):
@@ -306,8 +299,6 @@ def test_errors_before_features_are_computed(data_dir, first, tmp_path):
     few = experiment(data_dir, model__num_layers=1, data__subset={"fraction": 0.1})
     with pytest.raises(ValueError, match="k-NN with k=20, but there are 4 training videos"):
         probe(few, folder, tmp_path)
-    with pytest.raises(ValueError, match=r"classes of head 'verb' have evaluated videos but no training video \('"):
-        probe(few, folder, tmp_path, ProbeConfig(methods=("linear",)))
     one = experiment(data_dir, model__num_layers=1, data__subset={"classes": ["move-right"]})
     with pytest.raises(ValueError, match="the training videos have only the class 'move-right' of head 'verb'"):
         probe(one, folder, tmp_path, KNN)
@@ -318,12 +309,12 @@ def test_program_prints_a_table_and_writes_a_file(first, data_dir, tmp_path):
     folder, _, _ = first
     command = [
         sys.executable, "-m", "vivit_jax.probe", f"--checkpoint={folder}", "--config=configs/moving_digits.py",
-        f"--config.data.dir={data_dir}", f"--workdir={tmp_path}", "--k=3,7", "--c=0.01", "--unseen_classes=wrong",
+        f"--config.data.dir={data_dir}", f"--workdir={tmp_path}", "--k=3,7", "--c=0.01",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
-    assert "pre_logits, 24 numbers a video, 1x1 views; 40 training videos, 13 of validation" in lines[0]
+    assert "24 numbers a video, 1x1 views; 40 training videos, 13 of validation" in lines[0]
     methods = ["k-NN, k=3", "k-NN, k=7", "linear", "C: verb 0.01, noun 0.01"]
     assert [line.split("  ")[0] for line in lines[2:]] == methods
     assert "action/top5" in lines[1]
@@ -336,8 +327,8 @@ def test_flags_become_settings():
     define_flags(values)
     values(["probe"])
     assert settings_of(values) == ProbeConfig()
-    values(["probe", "--k=3,7", "--c=0.5", "--views=4x3", "--method=knn", "--features=tokens_mean"])
-    expected = ProbeConfig(("knn",), "tokens_mean", 4, 3, (3, 7), inverse_penalties=(0.5,))
+    values(["probe", "--k=3,7", "--c=0.5", "--views=4x3", "--method=knn"])
+    expected = ProbeConfig(("knn",), 4, 3, (3, 7), inverse_penalties=(0.5,))
     assert settings_of(values) == expected
     values(["probe", "--k=20", "--views=4"])
     assert settings_of(values).spatial_views == 1

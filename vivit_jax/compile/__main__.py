@@ -20,17 +20,16 @@ _SLICE = flags.DEFINE_string(
 )
 flags.DEFINE_alias("topology", "slice")
 _MESH = flags.DEFINE_list("mesh", [], "Comma-separated AXIS=DEVICES, instead of --config.mesh.AXIS: data=-1,fsdp=8.")
-_HEADS = flags.DEFINE_list("heads", [], "Comma-separated HEAD=CLASSES; default: of the records, else of the catalog.")
 _STEP = flags.DEFINE_enum("step", "both", ["train", "eval", "both"], "Which program to compile.")
 _SEARCH = flags.DEFINE_bool("search", False, "Also find the largest training batch that fits.")
 
 
-def parse_pairs(flag: str, pairs: list[str], form: str) -> dict[str, int]:
-    """Parses a flag's NAME=NUMBER pairs; `form` is for the error message."""
+def parse_mesh(pairs: list[str]) -> dict[str, int]:
+    """Parses the AXIS=DEVICES pairs of --mesh."""
     try:
-        return {name: int(number) for name, _, number in (pair.partition("=") for pair in pairs)}
+        return {axis: int(devices) for axis, _, devices in (pair.partition("=") for pair in pairs)}
     except ValueError as error:
-        raise ValueError(f"--{flag}={','.join(pairs)} must be {form}") from error
+        raise ValueError(f"--mesh={','.join(pairs)} must be AXIS=DEVICES, as in --mesh=data=-1,fsdp=8") from error
 
 
 def main(argv: list[str]) -> None:
@@ -42,15 +41,14 @@ def main(argv: list[str]) -> None:
     try:
         config = _CONFIG.value
         with config.unlocked():  # from_config rejects unknown axes, and names the known ones
-            config.mesh.update(parse_pairs("mesh", _MESH.value, "AXIS=DEVICES, as in --mesh=data=-1,fsdp=8"))
+            config.mesh.update(parse_mesh(_MESH.value))
         experiment = Experiment.from_config(config)
         slice_ = slices.parse(_SLICE.value)
-        given = parse_pairs("heads", _HEADS.value, "HEAD=CLASSES, as in --heads=label=12")
-        target = Target.on(experiment, given or experiment.dataset_heads(), slices.devices(slice_))
+        target = Target.on(experiment, experiment.dataset_heads(), slices.devices(slice_))
         steps = ("train", "eval") if _STEP.value == "both" else (_STEP.value,)
         fits = [report.print_report(target, slice_, step) for step in steps]
         if _SEARCH.value:
-            report.print_largest_batch(target, slice_)
+            report.print_largest_batch(target)
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
     sys.exit(0 if all(fits) else 1)

@@ -66,38 +66,14 @@ def parse_out_of_memory(message: str) -> tuple[int, int | None]:
     return round(float(required) * _UNITS[required_unit]), round(float(available) * _UNITS[available_unit])
 
 
-def largest_batch(
-    compile_with: Callable[[int], Compiled], capacity: int, start: int, at_most: int = 1024
-) -> tuple[int, dict[int, Compiled]]:
-    """Finds the most clips per batch shard with which a program fits: (clips, 0 if none fits; all that was tried).
+def largest_batch(compile_with: Callable[[int], Compiled], start: int, at_most: int = 1024) -> int:
+    """Finds the most clips per batch shard with which a program fits, 0 if none; it was compiled, as was one more.
 
-    Memory grows nearly linearly with the clips: the line through two compiled batches predicts the next one to try,
-    so that usually four compilations suffice. The result was compiled, and so was one clip more, which does not fit.
-    `compile_with`: clips per batch shard -> the compiled program; `capacity`: bytes of a device; `start`: clips.
+    It doubles `start` while that fits, then bisects. `compile_with`: clips per batch shard -> the compiled program.
     """
-    tried: dict[int, Compiled] = {}
     low, high = 0, at_most + 1  # `low` fits, `high` does not
     clips = max(1, min(start, at_most))
     while high - low > 1:
-        compiled = tried[clips] = compile_with(clips)
-        low, high = (clips, high) if compiled.fits else (low, clips)
-        clips = _next_batch(tried, low, high, compiled.available or capacity)
-    return low, tried
-
-
-def _next_batch(tried: dict[int, Compiled], low: int, high: int, capacity: int) -> int:
-    """Returns the next batch to try, strictly between `low` and `high` unless there is none."""
-    fitting = sorted((clips, compiled.peak) for clips, compiled in tried.items() if compiled.fits)
-    too_large = tried.get(high)
-    # Every third time the search bisects instead, because memory is not exactly linear.
-    if len(fitting) >= 2 and len(tried) % 3:
-        (first, first_peak), (last, last_peak) = fitting[0], fitting[-1]
-        slope = (last_peak - first_peak) / (last - first)
-        guess = int(last + (capacity - last_peak) / slope) if slope > 0 else high - 1
-    elif low and too_large is None:
-        guess = 2 * low
-    elif not low and too_large.peak > capacity:
-        guess = high * capacity // too_large.peak
-    else:
-        guess = (low + high) // 2
-    return max(low + 1, min(guess, high - 1))
+        low, high = (clips, high) if compile_with(clips).fits else (low, clips)
+        clips = min(2 * low, at_most) if high > at_most else (low + high) // 2
+    return low

@@ -75,7 +75,7 @@ def roofline(work: float, moved: float, useful: float, peak: float, bandwidth: f
     ]
 
 
-def print_largest_batch(target: Target, slice_: Slice) -> int:
+def print_largest_batch(target: Target) -> int:
     """Searches for the largest training batch that fits, prints all attempts; of `auto` with the most recomputation."""
     program = target.train_program()
     program = remat.apply(program, remat.choices(program.model.config, target.mesh.devices.flat[0].platform)[-1])
@@ -88,6 +88,6 @@ def print_largest_batch(target: Target, slice_: Slice) -> int:
 
     print(f"largest batch, remat {program.model.config.remat}")
     start = max(1, target.experiment.batch_size // target.batch_shards)
-    clips, _ = largest_batch(compile_with, slice_.kind.memory, start)
+    clips = largest_batch(compile_with, start)
     print(f"  {clips * target.batch_shards} clips, {clips} in each of {target.batch_shards} shards")
     return clips * target.batch_shards

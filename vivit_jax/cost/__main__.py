@@ -1,7 +1,7 @@
 """Prints the cost of the paper's models beside the published figures, or the cost of one experiment.
 
 python -m vivit_jax.cost
-python -m vivit_jax.cost --only=table2,table5 --format=markdown
+python -m vivit_jax.cost --only=table2,table5
 python -m vivit_jax.cost --plot=pictures
 python -m vivit_jax.cost --config=configs/k400_vivit_l.py --config.model.image_size=320
 """
@@ -15,7 +15,6 @@ from vivit_jax.config import flags as command_line
 
 _CONFIG = command_line.define_config("Print the cost of this experiment instead of the paper's tables.")
 _ONLY = flags.DEFINE_list("only", None, "Some of table2, table5, figure7, figure8, figure9. Default: all.")
-_FORMAT = flags.DEFINE_enum("format", "text", ["text", "markdown", "csv"], "Format of the tables.")
 _PLOT = flags.DEFINE_string("plot", None, "Folder for figure7b.png and figure8b.png.")
 _COMPILE = flags.DEFINE_bool("compile", True, "With --config: compile for this machine, for the memory of activations.")
 
@@ -33,9 +32,9 @@ def main(argv: list[str]) -> None:
             from vivit_jax.cost import report
 
             run = experiment.Experiment.from_config(_CONFIG.value)
-            print(render.render(report.tables_of(run, compiled=_COMPILE.value, log=log), _FORMAT.value))
+            print(render.render(report.tables_of(run, compiled=_COMPILE.value, log=log)))
             return
-        print(render.render(list(paper.tables(_ONLY.value or tuple(paper.TABLES), log)), _FORMAT.value))
+        print(render.render(list(paper.tables(_ONLY.value or tuple(paper.TABLES), log))))
         if _PLOT.value:
             for path in paper.save_figures(_PLOT.value):
                 log(f"wrote {path}")

@@ -138,7 +138,7 @@ def tables(names: Sequence[str] = tuple(TABLES), log: Callable[[str], None] = la
         title, rows, note = TABLES[name]
         log(f"counting {title}")
         notes = [note, _COUNTED if name == names[0] else ""]
-        yield Table(name, title, HEADER, tuple(row.cells() for row in rows()), tuple(filter(None, notes)))
+        yield Table(title, HEADER, tuple(row.cells() for row in rows()), tuple(filter(None, notes)))
 
 
 def _gflops(name: str, config: ViViTConfig, published: float | None, digits: int) -> Row:

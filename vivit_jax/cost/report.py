@@ -34,7 +34,7 @@ def tables_of(experiment: Experiment, *, compiled: bool = True, log: Log = lambd
     operations = _multiply_adds(experiment, _training(program))
     log("memory" + (": compiling the forward pass and the training step of one clip" if compiled else ""))
     memory = _memory(experiment, program, compiled)
-    return [Table("parameters", f"Parameters: {title}", HEADER, rows), operations, memory]
+    return [Table(f"Parameters: {title}", HEADER, rows), operations, memory]
 
 
 def _multiply_adds(experiment: Experiment, program: TrainProgram) -> Table:
@@ -59,7 +59,7 @@ def _multiply_adds(experiment: Experiment, program: TrainProgram) -> Table:
         (f"training, a step of {experiment.batch_size} clips", experiment.batch_size * clip + step, ""),
     ]
     rows = tuple((name, f"{count / 1e9:,.3f}", "G multiply-adds", remark) for name, count, remark in quantities)
-    return Table("multiply_adds", "Multiply-adds", HEADER, rows)
+    return Table("Multiply-adds", HEADER, rows)
 
 
 def _memory(experiment: Experiment, program: TrainProgram, compiled: bool) -> Table:
@@ -88,7 +88,7 @@ def _memory(experiment: Experiment, program: TrainProgram, compiled: bool) -> Ta
     note = (
         "Of one device. Temporaries (activations) grow with its clips. Of a batch on TPUs: python -m vivit_jax.compile."
     )
-    return Table("memory", "Memory", HEADER, rows, (note,))
+    return Table("Memory", HEADER, rows, (note,))
 
 
 def compiled_temporaries(program: TrainProgram) -> tuple[int, int]:

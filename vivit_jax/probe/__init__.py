@@ -53,7 +53,7 @@ def probe(
     k, n = max(settings.neighbours), train_set.num_videos
     if "knn" in settings.methods and k > n:
         raise ValueError(f"k-NN with k={k}, but there are {n} training videos: give a smaller --k, or --method=linear")
-    check_classes(train_set.splits, eval_set, settings)
+    check_classes(train_set.splits, eval_set)
     # Features, by all processes.
     with jax.set_mesh(mesh):
         model, params, name = restore(experiment, checkpoint, workdir, mesh, which)
@@ -79,22 +79,15 @@ def probe(
         results |= {f"knn/{k}": score(shares, test_y, heads) for k, shares in votes.items()}
     if "linear" in settings.methods:
         fitted = {head: fit_linear(x, y[head], test_x, classes, settings, head) for head, classes in heads.items()}
-        results["linear"] = score({head: fit.probabilities for head, fit in fitted.items()}, test_y, heads)
+        results["linear"] = score({head: probabilities for head, (probabilities, _) in fitted.items()}, test_y, heads)
     views = [settings.temporal_views, settings.spatial_views]
     result = {
         "checkpoint": name,
         "data": {"name": experiment.data.name, "train": str(train_set), "held_out": eval_set.name},
-        "features": {"kind": settings.features, "dimension": x.shape[1], "views": views, **videos},
+        "features": {"dimension": x.shape[1], "views": views, **videos},
         "temperature": settings.temperature,
         "results": results,
-        "linear": {
-            head: {
-                "c": fit.inverse_penalty,
-                "chosen_by": {str(c): value for c, value in fit.chosen_by.items()},
-                "converged": fit.converged,
-            }
-            for head, fit in fitted.items()
-        },
+        "linear": {head: {"c": penalty} for head, (_, penalty) in fitted.items()},
     }
     path = epath.Path(workdir) / RESULT_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,8 +95,8 @@ def probe(
     return result
 
 
-def check_classes(train_splits: Sequence[RecordSplit], eval_set: RecordSplit, settings: ProbeConfig) -> None:
-    """Raises ValueError where videos have a single class, or where evaluated classes have no training video."""
+def check_classes(train_splits: Sequence[RecordSplit], eval_set: RecordSplit) -> None:
+    """Raises ValueError where videos have a single class; warns of evaluated classes without a training video."""
     for head, names in eval_set.class_names.items():
         trained = {int(i) for split in train_splits for i in np.unique(split.labels[head]) if i >= 0}
         evaluated = {int(i) for i in np.unique(eval_set.labels[head]) if i >= 0}
@@ -115,10 +108,8 @@ def check_classes(train_splits: Sequence[RecordSplit], eval_set: RecordSplit, se
                 raise ValueError(f"{problem}, so there is nothing to separate; {advice}")
         if unseen := [names[i] for i in sorted(evaluated - trained)]:
             listed = f"{', '.join(map(repr, unseen[:8]))}{', ...' if len(unseen) > 8 else ''}"
-            message = f"{len(unseen)} classes of head {head!r} have evaluated videos but no training video ({listed})"
-            if settings.unseen_classes == "error":
-                raise ValueError(f"{message}; train on more videos, or count theirs as wrong (--unseen_classes=wrong)")
-            logging.warning("%s: they count as wrong.", message)
+            problem = "%d classes of head %r have evaluated videos, which count as wrong, but no training video (%s)"
+            logging.warning(problem, len(unseen), head, listed)
 
 
 def _join(features: Sequence[Features], splits: Sequence[RecordSplit]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -134,7 +125,7 @@ def table(result: Mapping[str, Any]) -> str:
     features, split = result["features"], result["data"]["held_out"]
     views = "x".join(map(str, features["views"]))
     lines = [
-        f"{result['checkpoint']}: {features['kind']}, {features['dimension']} numbers a video, {views} views; "
+        f"{result['checkpoint']}: {features['dimension']} numbers a video, {views} views; "
         f"{features['train']['videos']} training videos, {features['held_out']['videos']} of {split}",
         f"{'':12}" + "".join(f"{name:>{max(len(name) + 2, 8)}}" for name in names),
     ]

@@ -14,7 +14,7 @@ from vivit_jax import convert, distributed
 from vivit_jax.config import flags as command_line
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.probe import probe, table
-from vivit_jax.probe.features import FEATURES, UNSEEN, ProbeConfig
+from vivit_jax.probe.features import ProbeConfig
 from vivit_jax.utils import logs
 
 
@@ -32,14 +32,12 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     text("workdir", None, "Receives probe.json, and the features for the next time.")
     choice("which", "best", ["best", "latest"], "Step of a run.")
     choice("method", "both", ["linear", "knn", "both"], "What is fitted to the features.")
-    choice("features", default.features, FEATURES, "The input of the head, or the mean of the last tokens.")
     text("views", "1", "CLIPS or CLIPSxCROPS of each video, as 4x3; their features are averaged.")
     numbers("k", list(map(str, default.neighbours)), "Comma-separated numbers of neighbours of k-NN.")
     real("temperature", default.temperature, "k-NN votes weigh exp(similarity / temperature).")
     penalties = "Comma-separated inverse strengths of the linear probe's penalty; held-out training videos choose one."
     numbers("c", list(map(str, default.inverse_penalties)), penalties)
     whole("max_iterations", default.max_iterations, "Limit of each linear fit.", lower_bound=1)
-    choice("unseen_classes", default.unseen_classes, UNSEEN, "Evaluated classes without a training video.")
 
 
 def settings_of(values: flags.FlagValues) -> ProbeConfig:
@@ -52,8 +50,8 @@ def settings_of(values: flags.FlagValues) -> ProbeConfig:
     except ValueError as error:
         raise ValueError(f"--k={','.join(values.k)} --c={','.join(values.c)}: {error}") from error
     methods = ("knn", "linear") if values.method == "both" else (values.method,)
-    names = ("features", "temperature", "max_iterations", "unseen_classes")
-    options = {"neighbours": neighbours, "inverse_penalties": penalties} | {name: values[name].value for name in names}
+    options = {name: values[name].value for name in ("temperature", "max_iterations")}
+    options |= {"neighbours": neighbours, "inverse_penalties": penalties}
     return ProbeConfig(methods, temporal_views=int(views[1]), spatial_views=int(views[2] or 1), **options)
 
 

@@ -1,6 +1,5 @@
 """What a probe fits to frozen features: weighted k-NN and logistic regression; their accuracies."""
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from vivit_jax.evaluation import metrics
 from vivit_jax.probe.features import ProbeConfig
 
+HELD_OUT = 0.2  # of the training videos of each class
 _CHUNK = 1 << 24  # scores of actions ranked at a time: pairs of verb and noun are many
 
 
@@ -54,36 +54,22 @@ def knn_votes(
     return result
 
 
-@dataclasses.dataclass(frozen=True)
-class Fitted:
-    """The linear probe of one head."""
-
-    probabilities: np.ndarray  # [M, C] of the evaluated videos; 0 for classes without a training video
-    inverse_penalty: float  # the C that was chosen
-    chosen_by: dict[float, float]  # {C: accuracy or mean average precision, held out}; empty with a single C
-    converged: bool  # whether L-BFGS ended before `max_iterations`
-
-
 def fit_linear(
     train: np.ndarray, labels: np.ndarray, test: np.ndarray, classes: int, settings: ProbeConfig, head: str = "label"
-) -> Fitted:
+) -> tuple[np.ndarray, float]:
     """Fits one head to standardized training features and applies it; multi-label, one regression for each class.
 
     `train` and `test` are float [N, d], [M, d]; `labels` int [N], or [N, C] of a multi-label head, 1 where a class is
-    present; `head` is its name, for messages.
+    present; `head` is its name, for messages. Returns the probabilities [M, C], 0 for classes without a training video,
+    and the C of the penalty: of several the one with the best score on held-out videos.
     """
-    if not (labels != labels[0]).any():
-        advice = "give videos of two classes or more (config.data.train_split, config.data.subset)"
-        problem = f"the {len(labels)} training videos all have the same labels of head {head!r}"
-        raise ValueError(f"{problem}, so a linear probe has nothing to separate; {advice}")
     multi_label, grid = labels.ndim == 2, sorted(settings.inverse_penalties)
-    held_out = hold_out(labels, settings.held_out_share, settings.seed) if len(grid) > 1 else np.ones(len(labels), bool)
+    held_out = hold_out(labels, HELD_OUT) if len(grid) > 1 else np.ones(len(labels), bool)
     if not held_out.any():
         problem = f"no class of head {head!r} has two training videos, so none can be held out to choose C among"
         raise ValueError(f"{problem} {', '.join(map(str, grid))}: give one C (--c={grid[-1]})")
     regression: Any = LogisticRegression(C=grid[0], max_iter=settings.max_iterations)
     model = make_pipeline(StandardScaler(), OneVsRestClassifier(regression) if multi_label else regression)
-    chosen_by: dict[float, float] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # logged below, once
         warnings.filterwarnings("ignore", "Label .* is present in", UserWarning)  # classes without an example
@@ -92,15 +78,14 @@ def fit_linear(
             split = PredefinedSplit(np.where(held_out, 0, -1))
             search = GridSearchCV(model, {parameter: grid}, scoring=_score, cv=split, error_score="raise")
             search.fit(train, labels)
-            chosen_by = dict(zip(grid, map(float, search.cv_results_["mean_test_score"]), strict=True))
-            logging.info("Linear probe of %s: score by C on the held-out part %s", head, chosen_by)
-            model = search.best_estimator_
+            scores = dict(zip(grid, map(float, search.cv_results_["mean_test_score"]), strict=True))
+            logging.info("Linear probe of %s: score by C on the held-out part %s", head, scores)
+            # Of equals the first, with the strongest penalty.
+            model, best = search.best_estimator_, search.best_params_[parameter]
         else:
-            model.fit(train, labels)
-    best = max(grid, key=chosen_by.get) if chosen_by else grid[0]  # of equals the first, with the strongest penalty
+            model, best = model.fit(train, labels), grid[0]
     fits = [e for e in model[-1].estimators_ if hasattr(e, "n_iter_")] if multi_label else [model[-1]]
-    converged = all(int(np.max(each.n_iter_)) < settings.max_iterations for each in fits)
-    if not converged:
+    if any(int(np.max(each.n_iter_)) >= settings.max_iterations for each in fits):
         advice = "its accuracy may change with more: raise --max_iterations, or give a smaller C"
         problem = "The linear probe of %s with C=%g did not converge in %d iterations, and %s."
         logging.warning(problem, head, best, settings.max_iterations, advice)
@@ -108,16 +93,16 @@ def fit_linear(
     if not multi_label:
         present, probabilities = probabilities, np.zeros((len(test), classes), probabilities.dtype)
         probabilities[:, model.classes_] = present
-    return Fitted(probabilities, best, chosen_by, converged)
+    return probabilities, best
 
 
-def hold_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+def hold_out(labels: np.ndarray, share: float) -> np.ndarray:
     """Selects the training videos to hold out: a share in (0, 1) of each class, at least one, but never all.
 
     Labels are int [N]; or [N, C] of a multi-label head, where the share is of all videos. Returns bool [N], all False
     where no class has two videos.
     """
-    order = np.random.default_rng(seed).permutation(len(labels))
+    order = np.random.default_rng(0).permutation(len(labels))
     groups = [order] if labels.ndim == 2 else [order[labels[order] == label] for label in np.unique(labels)]
     result = np.zeros(len(labels), bool)
     for videos in groups:

@@ -23,39 +23,29 @@ from vivit_jax.config.init_from import REPORT_FILE
 from vivit_jax.data.records.split import RecordSplit
 from vivit_jax.evaluation.evaluate import restore_for_inference
 from vivit_jax.evaluation.evaluator import for_inference, open_batches, run_batches
-from vivit_jax.models import ViViT, ViViTConfig, abstract_params, inference
+from vivit_jax.models import ViViT, abstract_params, inference
 from vivit_jax.train.setup import inherit_model_fields
 from vivit_jax.train_step import map_views
 from vivit_jax.utils import storage
 from vivit_jax.utils.checks import at_least, one_of, within
 
-FEATURES = ("pre_logits", "tokens_mean")
 METHODS = ("knn", "linear")
-UNSEEN = ("error", "wrong")
 FOLDER = "features"
 _FORMAT = 1  # of the files and of the computation; raise it to invalidate older files
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeConfig:
-    """How the features are computed, and what is fitted to them.
-
-    Features of a clip are `pre_logits`, the input of the head, or `tokens_mean`, the mean of the last encoder's tokens
-    after its LayerNorm, without the class token.
-    """
+    """How the features (the input of the head) are computed, and what is fitted to them."""
 
     methods: tuple[str, ...] = METHODS
-    features: str = "pre_logits"
     temporal_views: int = 1  # clips evenly spaced over a video; the features of the views are averaged
     spatial_views: int = 1  # 1 (centre), 2 or 3 crops along the longer side
     neighbours: tuple[int, ...] = (10, 20)  # values of k
     temperature: float = 0.07  # a neighbour votes with weight exp(cosine similarity / temperature)
     # Values of C (small: strong regularisation); the best on held-out training videos is chosen.
     inverse_penalties: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
-    held_out_share: float = 0.2  # of the training videos of each class, in (0, 1)
     max_iterations: int = 1000  # of L-BFGS, for each fit
-    unseen_classes: str = "error"  # evaluated classes without a training video; 'wrong' counts their videos as wrong
-    seed: int = 0  # of the held-out part
 
     def __post_init__(self) -> None:
         for field in ("methods", "neighbours", "inverse_penalties"):
@@ -64,10 +54,9 @@ class ProbeConfig:
                 raise ValueError(f"probe.{field} is empty; give at least one")
         if unknown := set(self.methods) - set(METHODS):
             raise ValueError(f"probe.methods: {', '.join(unknown)} is not known; choose from {', '.join(METHODS)}")
-        one_of("probe", self, features=FEATURES, unseen_classes=UNSEEN, spatial_views=(1, 2, 3))
+        one_of("probe", self, spatial_views=(1, 2, 3))
         at_least("probe", self, temporal_views=1, max_iterations=1)
         within("probe", self, "(0, inf)", "temperature")
-        within("probe", self, "(0, 1)", "held_out_share")
         if min(self.neighbours) < 1:
             raise ValueError(f"probe.neighbours={self.neighbours} must each be at least 1")
         if not all(0 < c < math.inf for c in self.inverse_penalties):
@@ -119,21 +108,13 @@ def restore(
     return ViViT(converted.config), jax.device_put(converted.params, shardings), str(checkpoint)
 
 
-def mean_token(tokens: jax.Array, config: ViViTConfig) -> jax.Array:
-    """Averages the tokens [B, N, d] of the last encoder, without a class token; returns [B, d]."""
-    has_time_encoder = config.attention != "factorised_encoder" or config.temporal_layers > 0
-    has_class_token = config.classifier == "token" and has_time_encoder
-    return tokens[:, int(has_class_token) :].mean(axis=1)
-
-
-def feature_step(model: ViViT, kind: str) -> Callable[[Any, Mapping[str, Any]], dict[str, jax.Array]]:
+def feature_step(model: ViViT) -> Callable[[Any, Mapping[str, Any]], dict[str, jax.Array]]:
     """Returns `(params, batch) -> {"features": float32 [B, d], "mask": [B], "index": [B]}`, averaged over the views."""
 
     def step(params: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         def features_of(clips: jax.Array) -> jax.Array:
             out = model.apply({"params": params}, clips, train=False, features=True)
-            features = out["pre_logits"] if kind == "pre_logits" else mean_token(out["tokens"], model.config)
-            return features.astype(jnp.float32)
+            return out["pre_logits"].astype(jnp.float32)
 
         features = jnp.mean(map_views(features_of, batch["video"], inference.clips_at_once(model.config)), axis=0)
         return {"features": features, "mask": batch["mask"], "index": batch["index"]}
@@ -159,14 +140,14 @@ def extract(
     """
     model = for_inference(model, experiment)
     spec, views = experiment.clip_spec(model.config), (settings.temporal_views, settings.spatial_views)
-    step = jax.jit(feature_step(model, settings.features), out_shardings=sharding.replicated(mesh))
+    step = jax.jit(feature_step(model), out_shardings=sharding.replicated(mesh))
     key_fields = {
         "format": _FORMAT,
         "weights": checkpointing.order_sensitive_checksums(params),
         "model": {field: value for field, value in model.config.to_dict().items() if field != "num_classes"},
         "clips": dataclasses.asdict(spec),
         "views": views,
-        "features": settings.features,
+        "features": "pre_logits",
     }
     params = inference.cast_params(params, model.config)
     result = []
