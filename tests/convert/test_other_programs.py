@@ -50,7 +50,6 @@ def test_compiled_modules_and_several_models():
         ("model.blocks.0.temporal_attn.qkv.weight", (24, 8), "TimeSformer"),
         ("blocks.0.attn.q_bias", (8,), "VideoMAE"),
         ("videomae.encoder.layer.0.attention.attention.query.weight", (8, 8), "VideoMAE"),
-        ("patch_embed.proj.weight", (8, 3, 2, 4, 4), "VideoMAE, V-JEPA"),
         ("module.predictor_blocks.0.norm1.weight", (8,), "V-JEPA"),
         ("encoder.layer.0.layer_scale1.lambda1", (8,), "DINOv2"),
         ("reg_token", (1, 4, 8), "DINOv2 with registers"),
@@ -65,6 +64,22 @@ def test_other_models_are_named(name, shape, model):
     _, flat = arrays(IMAGE, "timm")
     with pytest.raises(ValueError, match=f"not those of ViViT or a ViT: {model}"):
         convert.load_model({**flat, name: np.zeros(shape, np.float32)}, num_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "message"),
+    [
+        ("timm", "patch_embed.proj.weight", r"'patch_embed.proj.weight' has shape \(8, 3, 2, 4, 4\)"),
+        ("huggingface", "vit.embeddings.cls_token", "encoder/class_token .*nothing in the source fills it"),
+    ],
+)
+def test_tubelets_of_timm_and_a_missing_class_token_are_refused(format, name, message):
+    _, flat = arrays(IMAGE, format)
+    del flat[name]
+    if format == "timm":
+        flat[name] = np.zeros((8, 3, 2, 4, 4), np.float32)
+    with pytest.raises(ValueError, match=message):
+        convert.load_model(flat, num_heads=2)
 
 
 def test_layer_scale_of_timm_is_folded_in():

@@ -187,13 +187,10 @@ def _bars(series: dict[str, Sequence[Row]], labels: Sequence[str], title: str, x
         bars = axes.bar(positions, [row.ours for row in rows], width=0.9 * width, label=name)
         axes.bar_label(bars, [f"{row.ours:,.0f}" for row in rows], padding=7, fontsize=8)
         published = [(x, row.published) for x, row in zip(positions, rows, strict=True) if row.published is not None]
-        mark = {"marker": "D", "facecolors": "none", "edgecolors": "black", "zorder": 5}
-        axes.scatter(*zip(*published, strict=True), label=None if i else "published (Tables 2, 5)", **mark)
+        axes.scatter(*zip(*published, strict=True), marker="D", c="k", label=None if i else "published (Tables 2, 5)")
     axes.set_xticks(range(len(labels)), labels)
     axes.margins(y=0.1)
     axes.set(xlabel=xlabel, ylabel="GFLOPs of a clip (multiply-adds)", title=title)
     axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8)
     return figure

@@ -18,6 +18,7 @@ from vivit_jax.config.experiment import Experiment
 from vivit_jax.data.open import open_data
 from vivit_jax.data.records.split import RecordSplit
 from vivit_jax.probe.features import Features, ProbeConfig, extract, labels_of, restore
+from vivit_jax.utils import tables
 from vivit_jax.utils.trees import finite_or_none
 
 RESULT_FILE = "probe.json"
@@ -56,7 +57,7 @@ def probe(
     check_classes(train_set.splits, eval_set)
     # Features, by all processes.
     with jax.set_mesh(mesh):
-        model, params, name = restore(experiment, checkpoint, workdir, mesh, which)
+        model, params, name = restore(experiment, checkpoint, mesh, which)
         splits = (*train_set.splits, eval_set)
         features = extract(splits, model, params, name, mesh, experiment, settings, workdir)
     if jax.process_index() != 0:
@@ -121,18 +122,15 @@ def _join(features: Sequence[Features], splits: Sequence[RecordSplit]) -> tuple[
 
 def table(result: Mapping[str, Any]) -> str:
     """Formats the results of `probe`: a line for each method, in per cent."""
-    names = list(dict.fromkeys(name for values in result["results"].values() for name in values))
+    names = list(next(iter(result["results"].values())))
     features, split = result["features"], result["data"]["held_out"]
     views = "x".join(map(str, features["views"]))
     lines = [
         f"{result['checkpoint']}: {features['dimension']} numbers a video, {views} views; "
         f"{features['train']['videos']} training videos, {features['held_out']['videos']} of {split}",
-        f"{'':12}" + "".join(f"{name:>{max(len(name) + 2, 8)}}" for name in names),
     ]
-    for method, values in result["results"].items():
-        kind, _, k = method.partition("/")
-        cells = (f"{values[name]:.1%}".rjust(max(len(name) + 2, 8)) for name in names)
-        lines.append(f"{f'k-NN, k={k}' if k else kind:12}" + "".join(cells))
+    rows = ([method, *(f"{values[name]:.1%}" for name in names)] for method, values in result["results"].items())
+    lines.append(tables.to_markdown(["method", *names], rows))
     if result["linear"]:
         lines.append("C: " + ", ".join(f"{head} {fit['c']:g}" for head, fit in result["linear"].items()))
     return "\n".join(lines)

@@ -10,7 +10,6 @@ import scipy.sparse
 from absl import logging
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
@@ -64,26 +63,25 @@ def fit_linear(
     and the C of the penalty: of several the one with the best score on held-out videos.
     """
     multi_label, grid = labels.ndim == 2, sorted(settings.inverse_penalties)
-    held_out = hold_out(labels, HELD_OUT) if len(grid) > 1 else np.ones(len(labels), bool)
-    if not held_out.any():
-        problem = f"no class of head {head!r} has two training videos, so none can be held out to choose C among"
-        raise ValueError(f"{problem} {', '.join(map(str, grid))}: give one C (--c={grid[-1]})")
-    regression: Any = LogisticRegression(C=grid[0], max_iter=settings.max_iterations)
-    model = make_pipeline(StandardScaler(), OneVsRestClassifier(regression) if multi_label else regression)
+
+    def fit(c: float, x: np.ndarray, y: np.ndarray) -> Any:
+        regression: Any = LogisticRegression(C=c, max_iter=settings.max_iterations)
+        return make_pipeline(StandardScaler(), OneVsRestClassifier(regression) if multi_label else regression).fit(x, y)
+
+    best = grid[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # logged below, once
         warnings.filterwarnings("ignore", "Label .* is present in", UserWarning)  # classes without an example
         if len(grid) > 1:
-            parameter = "onevsrestclassifier__estimator__C" if multi_label else "logisticregression__C"
-            split = PredefinedSplit(np.where(held_out, 0, -1))
-            search = GridSearchCV(model, {parameter: grid}, scoring=_score, cv=split, error_score="raise")
-            search.fit(train, labels)
-            scores = dict(zip(grid, map(float, search.cv_results_["mean_test_score"]), strict=True))
+            held_out = hold_out(labels, HELD_OUT)
+            if not held_out.any():
+                problem = f"no class of head {head!r} has two training videos, so none can be held out to choose C"
+                raise ValueError(f"{problem} among {', '.join(map(str, grid))}: give one C (--c={grid[-1]})")
+            fits = {c: fit(c, train[~held_out], labels[~held_out]) for c in grid}
+            scores = {c: _score(model, train[held_out], labels[held_out]) for c, model in fits.items()}
             logging.info("Linear probe of %s: score by C on the held-out part %s", head, scores)
-            # Of equals the first, with the strongest penalty.
-            model, best = search.best_estimator_, search.best_params_[parameter]
-        else:
-            model, best = model.fit(train, labels), grid[0]
+            best = max(grid, key=scores.get)  # of equals the first, with the strongest penalty
+        model = fit(best, train, labels)
     fits = [e for e in model[-1].estimators_ if hasattr(e, "n_iter_")] if multi_label else [model[-1]]
     if any(int(np.max(each.n_iter_)) >= settings.max_iterations for each in fits):
         advice = "its accuracy may change with more: raise --max_iterations, or give a smaller C"

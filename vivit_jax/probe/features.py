@@ -19,7 +19,6 @@ from jax.experimental import multihost_utils
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import convert, sharding
 from vivit_jax.config.experiment import Experiment
-from vivit_jax.config.init_from import REPORT_FILE
 from vivit_jax.data.records.split import RecordSplit
 from vivit_jax.evaluation.evaluate import restore_for_inference
 from vivit_jax.evaluation.evaluator import for_inference, open_batches, run_batches
@@ -72,14 +71,11 @@ class Features:
     cached: bool = False  # whether they were read from disk
 
 
-def restore(
-    experiment: Experiment, checkpoint: epath.PathLike, workdir: epath.PathLike, mesh: Any, which: str = "best"
-) -> tuple[ViViT, Any, str]:
+def restore(experiment: Experiment, checkpoint: epath.PathLike, mesh: Any, which: str) -> tuple[ViViT, Any, str]:
     """Restores the frozen model, as (model, parameters, path); `jax.set_mesh(mesh)` must be active.
 
     A `checkpoint` of a run (a workdir, a folder of steps or one step) states its own model. For pretrained weights, in
-    any format of `convert.initialise`, `experiment` has `model` and `init_from`, and `workdir` receives
-    `init_report.txt` (section 3.4).
+    any format of `convert.initialise`, `experiment` has `model` and `init_from` (section 3.4).
     """
     try:
         checkpointing.locate(checkpoint)
@@ -100,10 +96,6 @@ def restore(
         shown = f"{missing[0].name}: {missing[0].how}{'; and others' if len(missing) > 1 else ''}"
         effect = "the features are partly those of an untrained model"
         logging.warning("%d arrays of the model are not in the weights (%s): %s.", len(missing), shown, effect)
-    if jax.process_index() == 0:
-        workdir = epath.Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / REPORT_FILE).write_text(f"{converted.report}\n")
     shardings = sharding.state_sharding(mesh, {"params": abstract_params(converted.config)})["params"]
     return ViViT(converted.config), jax.device_put(converted.params, shardings), str(checkpoint)
 

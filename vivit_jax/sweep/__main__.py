@@ -39,9 +39,9 @@ def main(argv: list[str]) -> None:
             for result in run_all(runs):
                 results.append(result)
                 if jax.process_index() == 0:  # after every run, so that intermediate results are visible
-                    table.write(results, options.workdir, epath.Path(options.config).stem, options.metrics)
+                    table.write(results, options.workdir, epath.Path(options.config).stem)
         if jax.process_index() == 0:
-            print(table.markdown(results, options.metrics))
+            print(table.markdown(results))
         if failures := [f"failed: {r.row}, seed {r.seed}: {r.failure}" for r in results if r.failure]:
             sys.exit("\n".join(failures))
 
@@ -52,5 +52,4 @@ if __name__ == "__main__":
     flags.DEFINE_list("seeds", [], "Comma-separated seeds; each row runs with each. Default: the config's seed.")
     flags.DEFINE_string("rows", "", "Only rows whose name begins with this regular expression.")
     flags.DEFINE_multi_string("set", [], "FIELD=VALUE, an override for every row; may be repeated.")
-    flags.DEFINE_list("metrics", [], "Columns of the table. Default: every top1, else all metrics.")
     command_line.run(main, required=("config", "workdir"))

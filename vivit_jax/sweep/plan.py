@@ -4,7 +4,6 @@ import ast
 import dataclasses
 import json
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -149,7 +148,6 @@ def run_all(runs: Sequence[Run]) -> Iterator[Result]:
     for number, (run, result) in enumerate(zip(runs, results, strict=True), start=1):
         if result is None:
             logging.info("Run %d of %d: %s, seed %d, in %s", number, len(runs), run.row, run.seed, run.workdir)
-            began = time.monotonic()
             try:
                 metrics = train.train(run.experiment, run.workdir)
                 model = run.experiment.model_config(data_open.open_data(run.experiment.data)[0].heads)
@@ -159,6 +157,5 @@ def run_all(runs: Sequence[Run]) -> Iterator[Result]:
             except (ValueError, OSError, RuntimeError, ArithmeticError, CheckpointError) as error:
                 logging.exception("Run %s, seed %d failed", run.row, run.seed)
                 result = Result(run.row, run.seed, failure=f"{type(error).__name__}: {error}")
-            logging.info("Run %d of %d took %.0f s.", number, len(runs), time.monotonic() - began)
             jax.clear_caches()  # other rows rarely share this run's programs
         yield result

@@ -10,12 +10,10 @@ from vivit_jax.sweep.plan import Result
 from vivit_jax.utils import plots, storage, tables
 
 
-def columns(results: Sequence[Result], metrics: Sequence[str] = ()) -> list[str]:
-    """Returns the metrics to show: the given ones, else every `top1`, else all."""
+def columns(results: Sequence[Result]) -> list[str]:
+    """Returns the metrics to show: every `top1`, else all."""
     available = list(dict.fromkeys(name for result in results for name in result.metrics))
-    if available and (unknown := set(metrics) - set(available)):
-        raise ValueError(f"no run has the metrics {', '.join(sorted(unknown))}; there are {', '.join(available)}")
-    return list(metrics) or [name for name in available if name.endswith("top1")] or available
+    return [name for name in available if name.endswith("top1")] or available
 
 
 def mean_and_deviation(results: Sequence[Result], row: str, metric: str) -> tuple[float, float | None] | None:
@@ -31,9 +29,9 @@ def format_cell(value: tuple[float, float | None] | None, scale: float = 100, di
     return "" if value is None else " ± ".join(f"{scale * x:.{digits}f}" for x in value if x is not None)
 
 
-def markdown(results: Sequence[Result], metrics: Sequence[str] = ()) -> str:
+def markdown(results: Sequence[Result]) -> str:
     """Returns the table; rates are percentages, losses are unscaled."""
-    shown = columns(results, metrics)
+    shown = columns(results)
     rows = []
     for row in dict.fromkeys(result.row for result in results):
         done = [result for result in results if result.row == row and not result.failure]
@@ -55,13 +53,13 @@ def to_csv(results: Sequence[Result]) -> str:
     return tables.to_csv(["row", "seed", *names, "parameters", "gflops", "failure"], rows)
 
 
-def write(results: Sequence[Result], workdir: epath.PathLike, name: str, metrics: Sequence[str] = ()) -> None:
+def write(results: Sequence[Result], workdir: epath.PathLike, name: str) -> None:
     """Writes `tables/NAME.md`, `.csv` and `.png` into the sweep's folder."""
     folder = epath.Path(workdir) / "tables"
     folder.mkdir(parents=True, exist_ok=True)
-    storage.write(folder / f"{name}.md", markdown(results, metrics))
+    storage.write(folder / f"{name}.md", markdown(results))
     storage.write(folder / f"{name}.csv", to_csv(results))
-    if shown := columns(results, metrics):
+    if shown := columns(results):
         with plots.optional(f"the table {name}"):
             plots.save(_bars(results, shown, name), folder / f"{name}.png")
 

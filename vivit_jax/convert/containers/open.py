@@ -146,21 +146,16 @@ def _open_folder(path: epath.Path) -> Container:
         return container
 
     # The only file of weights in the folder.
-    candidates, reasons = [], []
-    for child in (child for child in children if not child.is_dir()):
-        if child.name.startswith(".") or child.suffix == ".json":
-            continue
-        try:
+    weights = []
+    for child in (child for child in children if not (child.is_dir() or child.suffix == ".json")):
+        with contextlib.suppress(FileError):
             _detect(child)
-            candidates.append(child)
-        except FileError as error:
-            reasons.append(str(error))
-    if len(candidates) == 1:
-        return _open_file(candidates[0], _read_configs(path))
-    if candidates:
-        raise FileError(f"{path} holds several weight files; give one: {', '.join(c.name for c in candidates)}")
-    inside = "\n  ".join(reasons[:4]) or ", ".join(sorted(names)[:8]) or "nothing at all"
-    raise FileError(f"{path} is a folder without weights; it holds:\n  {inside}")
+            weights.append(child)
+    if len(weights) == 1:
+        return _open_file(weights[0], _read_configs(path))
+    if weights:
+        raise FileError(f"{path} holds several weight files; give one: {', '.join(c.name for c in weights)}")
+    raise FileError(f"{path} is a folder without weights; it holds {', '.join(sorted(names)[:8]) or 'nothing at all'}")
 
 
 def _open_run(path: epath.Path) -> Container | None:

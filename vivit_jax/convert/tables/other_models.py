@@ -23,7 +23,6 @@ _MODELS = {
     r"attn\.[qk]_norm\.": "a ViT with normalised queries and keys",
     r"(^|[./])(layer1\.0\.conv1|layer1\.0\.conv\d|s1\.pathway0|res2\.|Conv3d_1a)": "a convolutional network",
 }
-_PATCHES = "patch_embeddings.projection.weight"
 
 
 def name_of(leaves: Mapping[str, Any]) -> str | None:
@@ -31,13 +30,4 @@ def name_of(leaves: Mapping[str, Any]) -> str | None:
     for pattern, model in _MODELS.items():
         if name := next((name for name in leaves if re.search(pattern, name)), None):
             return f"{model} ({name})"
-    tubelets = {name: len(getattr(leaf, "shape", ())) == 5 for name, leaf in leaves.items()}
-    for name in leaves:
-        if name.endswith("patch_embed.proj.weight") and tubelets[name]:
-            return f"VideoMAE, V-JEPA or another video model under timm's names ({name} embeds tubelets)"
-        if name.endswith(_PATCHES):
-            prefix = name.removesuffix(_PATCHES)
-            if f"{prefix}cls_token" not in leaves:
-                model = "VideoMAE: positions computed" if tubelets[name] else "I-JEPA or another ViT: no class token"
-                return f"{model} (beside {name})"
     return None

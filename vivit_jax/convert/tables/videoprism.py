@@ -5,7 +5,7 @@ They are Model 2 without pooling between its encoders (`frame_pooling=False`) an
 * Attention logits capped by 50 tanh(x / 50) and the exact GELU: config fields, the same in every released model.
 * Frames in [0, 1], ours in [-1, 1]: folded into the patch projection, exactly, since nothing is padded.
 * LayerNorms store scale - 1: one is added.
-* `per_dim_scale`, a learned factor on each dimension of the queries, in no released video encoder: folded into them.
+* `per_dim_scale`, a learned factor on each dimension of the queries, in no released video encoder: refused.
 * Norms after a branch (`norm_policy="primer_hybrid"`): refused. The policies `post` and `post_skip`, in no released
   video encoder either, use the names of `pre` and cannot be distinguished from it.
 """
@@ -32,10 +32,8 @@ RELEASED: Mapping[str, Any] = {
     "attention_logit_cap": 50.0,
     "layer_norm_eps": 1e-6,
 }
-_R_SOFTPLUS_0 = 1.442695041  # 1 / softplus(0), as many digits as their code writes
 _PROJECTION = "patch_projection/linear"
 _STACK = "{part}_encoder/transformers_stack"
-_SCALE = re.compile(r"(?P<attention>.+/self_attention)/per_dim_scale/per_dim_scale")
 
 
 def videoprism(config: ViViTConfig) -> list[Row]:
@@ -103,33 +101,16 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
 
 
 def fold(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Folds pixels and `per_dim_scale` into other leaves, lazily; strips `vision_encoder/` of video-text models.
+    """Folds pixels into the projection, lazily; strips `vision_encoder/` of video-text models.
 
-    * Pixels: u in [0, 1] there, v = 2 u - 1 here; K u + b = (K / 2) v + (b + K 1 / 2), K 1 the sum over a patch.
-    * `per_dim_scale` p: queries are q softplus(p) / (softplus(0) sqrt(head_dim)) there, q / sqrt(head_dim) here.
+    Pixels are u in [0, 1] there, v = 2 u - 1 here; K u + b = (K / 2) v + (b + K 1 / 2), K 1 the sum over a patch.
     """
-    leaves = {name.removeprefix("vision_encoder/"): leaf for name, leaf in leaves.items()}
-    folded = dict(leaves)
-    kernel, bias = (leaves.get(f"{_PROJECTION}/{name}") for name in ("kernel", "bias"))
+    folded = {name.removeprefix("vision_encoder/"): leaf for name, leaf in leaves.items()}
+    kernel, bias = (folded.get(f"{_PROJECTION}/{name}") for name in ("kernel", "bias"))
     if kernel is not None and bias is not None:
         folded[f"{_PROJECTION}/kernel"] = derived(kernel, lambda x: x / 2)
         folded[f"{_PROJECTION}/bias"] = derived(bias, lambda x: x + kernel.read().astype(np.float64).sum(axis=0) / 2)
-    for name, leaf in leaves.items():
-        if match := _SCALE.fullmatch(name):
-            names = [f"{match['attention']}/query/{part}" for part in ("w", "b")]
-            query = {name: leaves[name] for name in names if name in leaves}
-            *layers, width = leaf.shape or (None,)  # [(layers,) head_dim] of queries [(layers, ...) heads, head_dim]
-            fits = (a.shape[-1:] == (width,) and a.shape[: len(layers)] == tuple(layers) for a in query.values())
-            if len(layers) < 2 and all(fits):
-                del folded[name]
-                for query_name, array in query.items():
-                    folded[query_name] = derived(array, lambda x, scale=leaf: _scaled(x, scale.read()))
     return folded
-
-
-def _scaled(query: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    factor = _R_SOFTPLUS_0 * np.logaddexp(0.0, scale.astype(np.float64))
-    return query * factor.reshape(*scale.shape[:-1], *(1,) * (query.ndim - scale.ndim), scale.shape[-1])
 
 
 def _layers(shapes: Shapes, part: str) -> tuple[int, str, bool]:

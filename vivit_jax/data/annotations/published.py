@@ -223,7 +223,6 @@ def read_hmdb51(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
     names = sorted(path_of_class)
     notes = parsing.class_count_notes(dataset, files[0].parent, names)
     rows: dict[str, list[Row]] = {"train": [], "validation": []}
-    unused = 0
     for label, name in enumerate(names):
         seen: dict[str, str] = {}
         for where, content in parsing.lines(path_of_class[name]):
@@ -234,9 +233,6 @@ def read_hmdb51(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
             if mark:
                 split, path = "train" if mark == 1 else "validation", f"{name}/{video}"
                 rows[split].append(Row(path, None, None, {"label": label}, split, _in_class(path)))
-            unused += mark == 0
-    if unused:
-        notes.append(f"{files[0].parent}: {unused} videos are in neither part of this split (mark 0)")
     return Annotations(rows, {"label": names}, tuple(notes))
 
 
