@@ -50,17 +50,6 @@ def random_weights():
     return {f"params/{name}": factor(name) * rng.normal(size=shape) for name, shape in shapes.items()}
 
 
-def unrolled(weights):
-    """The layout without scan: separate names for each layer."""
-    flat = {}
-    for name, x in weights.items():
-        if "x_layers" in name:
-            flat |= {name.replace("x_layers", f"x_layers_{i}"): layer for i, layer in enumerate(x)}
-        else:
-            flat[name] = x
-    return flat
-
-
 def videoprism_forward(video, weights):
     """VideoPrism: [B, T, H, W, 3] in [0, 1] -> (spatial tokens, final tokens), both [B, T, N, d]."""
     p = {name.removeprefix("params/"): x for name, x in weights.items()}
@@ -102,15 +91,13 @@ def videoprism_forward(video, weights):
     return spatial, stack(spatial.swapaxes(1, 2), "temporal", TEMPORAL).swapaxes(1, 2)
 
 
-@pytest.mark.parametrize("case", ["scan", "unrolled"])
-def test_features_match_numpy(case):
+def test_features_match_numpy():
     weights = random_weights()
-    source = unrolled(weights) if "unrolled" in case else weights
-    config, _ = load_model(source)
+    config, _ = load_model(weights)
     config = dataclasses.replace(config, dtype="float64", scan_layers=True)
     video = np.random.default_rng(1).uniform(0, 1, (2, *config.video_shape))
     with jax.enable_x64(True):
-        params = load_params(source, config=config)
+        params = load_params(weights, config=config)
         run = jax.jit(lambda params, video: ViViT(config).apply({"params": params}, video, features=True))
         features = run(params, 2 * video - 1)  # ours are in [-1, 1]
     spatial, tokens = videoprism_forward(video, weights)
@@ -221,11 +208,10 @@ def test_unsupported_encoders_are_refused():
 
 
 def test_every_leaf_is_filled_once():
-    """Both layouts name each leaf once; stacked leaves are equal."""
+    """Stacked leaves are equal."""
     weights = random_weights()
-    config, params = load_model(weights)
+    _, params = load_model(weights)
     ours = flax.traverse_util.flatten_dict(params, sep="/")
     assert len(ours) == len(weights)
     key = weights["params/temporal_encoder/transformers_stack/x_layers/self_attention/key/w"]
     np.testing.assert_array_equal(ours["temporal_encoder/layers/attention/key/kernel"], key.astype(np.float32))
-    jax.tree.map(np.testing.assert_array_equal, load_params(unrolled(weights), config=config), params)

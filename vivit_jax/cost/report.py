@@ -19,20 +19,19 @@ def tables_of(experiment: Experiment, *, compiled: bool = True, log: Log = lambd
     """Returns the tables `parameters`, `multiply_adds` and `memory` of an experiment. Nothing is allocated.
 
     `remat="auto"` is counted as what it takes first, no recomputation: one clip fits. With `compiled` it is compiled
-    for this machine's default device, for the memory of activations. `log` receives a line before each table.
+    for this machine's default device, for the memory of activations. `log` receives a line before that.
     """
     program = experiment.train_program(experiment.dataset_heads(), mesh=None)
     config = _training(program).model.config
     heads = ", ".join(f"{name or 'classes'} {classes}" for name, classes in config.heads)
     video, grid = (" x ".join(map(str, shape)) for shape in ((config.num_frames, *config.image_shape), config.grid))
     title = f"{config.name} {config.attention}, {video}, {grid} tokens, {heads}"
-    log(f"parameters of {title}")
     parts = parameters_by_part(config)
     parts["all"] = sum(parts.values())
     rows = tuple((part, f"{count:,}", "parameters", "") for part, count in parts.items())
-    log("multiply-adds of the forward pass and of a training step (traced, not compiled)")
     operations = _multiply_adds(experiment, _training(program))
-    log("memory" + (": compiling the forward pass and the training step of one clip" if compiled else ""))
+    if compiled:
+        log("compiling the forward pass and the training step of one clip, for their memory")
     memory = _memory(experiment, program, compiled)
     return [Table(f"Parameters: {title}", HEADER, rows), operations, memory]
 

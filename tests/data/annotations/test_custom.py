@@ -82,7 +82,10 @@ def test_class_named_test(tmp_path):
     [
         (["val/a/x.mp4", "test/a/x.mp4"], "folders test, val, but none for training"),
         (["train/a/x.mp4", "other/a/x.mp4"], "other beside train; either all folders are splits"),
-        (["train/a/x.mp4", "val/a/y.mp4", "validation/a/y.mp4"], "several folders for validation"),
+        (
+            ["train/a/x.mp4", "val/a/y.mp4", "validation/a/y.mp4"],
+            "several folders for one split: train, val",
+        ),
         (["train/x.mp4"], "train/x.mp4 is in no folder of a class; the layout is split/class/video"),
         (["a/x.mp4", "y.mp4"], "y.mp4 is in no folder of a class; the layout is class/video"),
         (["train/a/x.mp4", "val/b/y.mp4"], "val/b/y.mp4: label 'b' has no training video"),

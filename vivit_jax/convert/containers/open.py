@@ -35,10 +35,7 @@ _OTHER_FILES = {
     rb"\s*<(!doctype|html|\?xml|head)": "is a web page, not weights: the download failed; download it again",
     rb"\s*[{\[]": "is JSON text, not weights; give the file or the folder of the weights",
     rb"\0+\Z": "begins with zeros only: its download or its writing never finished; download it again",
-    rb"\x1f\x8b": "is compressed with gzip: unpack it first",
-    rb"\x93NUMPY": "is a single array without a name (.npy): save an .npz with names",
     rb"\x89HDF": "is HDF5 (Keras): load it there and save an .npz",
-    rb".{257}ustar": "is a tar archive: unpack it first",
     rb"\x80[\x02-\x05]": "is a pickle of Python objects, or a part of a PyTorch file; nothing in it was executed",
 }
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Row, Shapes, row
-from vivit_jax.convert.tables.sizes import count_layers, shape_of, space_grid
+from vivit_jax.convert.tables.sizes import shape_of, space_grid
 from vivit_jax.convert.tables.transforms import Transform, derived
 from vivit_jax.models import ViViTConfig
 
@@ -33,11 +33,11 @@ RELEASED: Mapping[str, Any] = {
     "layer_norm_eps": 1e-6,
 }
 _PROJECTION = "patch_projection/linear"
-_STACK = "{part}_encoder/transformers_stack"
+_STACK = "{part}_encoder/transformers_stack/x_layers"  # layers stacked along the first axis, by a scan
 
 
 def videoprism(config: ViViTConfig) -> list[Row]:
-    """Returns the rows of a video encoder, its layers stacked (`x_layers`) or separate (`x_layers_0`); read only."""
+    """Returns the rows of a video encoder, its layers stacked; read only."""
     fields = {name: (getattr(config, name), value) for name, value in RELEASED.items()}
     differences = [f"{name}={ours!r}, not {value!r}" for name, (ours, value) in fields.items() if ours != value]
     if config.tubelet_size[0] != 1:
@@ -56,18 +56,17 @@ def videoprism(config: ViViTConfig) -> list[Row]:
         encoder = f"{part}_encoder"
         rows += [_read(f"{part}_pos_emb/emb_var", f"{encoder}/position_embedding")]
         rows += _norm(f"{part}_ln", f"{encoder}/norm")
-        for name in ("x_layers", "x_layers_{layer}"):
-            block, layers = f"{_STACK.format(part=part)}/{name}", f"{encoder}/layers"
-            rows += [
-                *_norm(f"{block}/layer_norm", f"{layers}/norm_attention"),
-                *_norm(f"{block}/ff_layer/layer_norm", f"{layers}/norm_mlp"),
-                _read(f"{block}/ff_layer/ffn_layer1/linear/{{leaf}}", f"{layers}/mlp/dense_in/{{leaf}}"),
-                _read(f"{block}/ff_layer/ffn_layer2/linear/{{leaf}}", f"{layers}/mlp/dense_out/{{leaf}}"),
-                _read(f"{block}/self_attention/post/w", f"{layers}/attention/out/kernel", _output),
-                _read(f"{block}/self_attention/post/b", f"{layers}/attention/out/bias"),
-                _read(f"{block}/self_attention/{{part}}/w", f"{layers}/attention/{{part}}/kernel"),
-                _read(f"{block}/self_attention/{{part}}/b", f"{layers}/attention/{{part}}/bias"),
-            ]
+        block, layers = _STACK.format(part=part), f"{encoder}/layers"
+        rows += [
+            *_norm(f"{block}/layer_norm", f"{layers}/norm_attention"),
+            *_norm(f"{block}/ff_layer/layer_norm", f"{layers}/norm_mlp"),
+            _read(f"{block}/ff_layer/ffn_layer1/linear/{{leaf}}", f"{layers}/mlp/dense_in/{{leaf}}"),
+            _read(f"{block}/ff_layer/ffn_layer2/linear/{{leaf}}", f"{layers}/mlp/dense_out/{{leaf}}"),
+            _read(f"{block}/self_attention/post/w", f"{layers}/attention/out/kernel", _output),
+            _read(f"{block}/self_attention/post/b", f"{layers}/attention/out/bias"),
+            _read(f"{block}/self_attention/{{part}}/w", f"{layers}/attention/{{part}}/kernel"),
+            _read(f"{block}/self_attention/{{part}}/b", f"{layers}/attention/{{part}}/bias"),
+        ]
     return rows
 
 
@@ -83,20 +82,21 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
     if CHANNELS * patch * patch != pixels:
         raise ValueError(f"{_PROJECTION}/kernel has {pixels} rows, which are no square patch of {CHANNELS} channels")
     n_h, n_w = space_grid(shape_of(shapes, "spatial_pos_emb/emb_var", 2)[0], hints)
-    spatial, first, scanned = _layers(shapes, "spatial")
+    block = _STACK.format(part="spatial")
+    layers, _, heads, _ = shape_of(shapes, f"{block}/self_attention/query/w", 4)
     return ViViTConfig(
         **RELEASED,
         hidden_size=d,
-        num_heads=shape_of(shapes, f"{first}/self_attention/query/w", 3 + scanned)[-2],
-        num_layers=spatial,
-        temporal_layers=_layers(shapes, "temporal")[0],
-        mlp_dim=shape_of(shapes, f"{first}/ff_layer/ffn_layer1/linear/kernel", 2 + scanned)[-1],
+        num_heads=heads,
+        num_layers=layers,
+        temporal_layers=shape_of(shapes, f"{_STACK.format(part='temporal')}/layer_norm/scale", 2)[0],
+        mlp_dim=shape_of(shapes, f"{block}/ff_layer/ffn_layer1/linear/kernel", 3)[-1],
         tubelet_size=(1, patch, patch),
         num_frames=shape_of(shapes, "temporal_pos_emb/emb_var", 2)[0],
         image_size=(n_h * patch, n_w * patch) if n_h != n_w else n_h * patch,
         in_channels=CHANNELS,
         num_classes=None,
-        qkv_bias=f"{first}/self_attention/query/b" in shapes,
+        qkv_bias=f"{block}/self_attention/query/b" in shapes,
     )
 
 
@@ -113,14 +113,6 @@ def fold(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return folded
 
 
-def _layers(shapes: Shapes, part: str) -> tuple[int, str, bool]:
-    """Returns (layers of an encoder, name of all of them or of the first, whether they are stacked)."""
-    stack = _STACK.format(part=part)
-    if any(name.startswith(f"{stack}/x_layers/") for name in shapes):
-        return shape_of(shapes, f"{stack}/x_layers/layer_norm/scale", 2)[0], f"{stack}/x_layers", True
-    return count_layers(shapes, rf"{stack}/x_layers_(?P<layer>\d+)/"), f"{stack}/x_layers_0", False
-
-
 def _read(name: str, ours: str, load: Callable[[np.ndarray], np.ndarray] = lambda x: x) -> Row:
     return row(name, ours, Transform(load=lambda x: [load(x)]))
 
@@ -131,8 +123,8 @@ def _norm(name: str, ours: str) -> list[Row]:
 
 
 def _output(x: np.ndarray) -> np.ndarray:
-    """[(layers,) d, heads, head_dim] -> [(layers,) heads, head_dim, d]."""
-    return np.moveaxis(x, -3, -1) if x.ndim >= 3 else x
+    """[layers, d, heads, head_dim] -> [layers, heads, head_dim, d]."""
+    return np.moveaxis(x, 1, 3) if x.ndim == 4 else x
 
 
 _DROPPED = (
@@ -140,5 +132,5 @@ _DROPPED = (
     Dropped(r"auxiliary_encoder/", "layers between the video encoder and the video embedding", harmless=False),
     Dropped(r"contrastive_vision_pooler/", "the pooling that makes the video embedding", harmless=False),
 )
-_SIGNATURE = r"(spatial|temporal)_encoder/transformers_stack/x_layers(_\d+)?/"
+_SIGNATURE = r"(spatial|temporal)_encoder/transformers_stack/x_layers/"
 FORMAT = Format(videoprism, describe, _SIGNATURE, roots=("vision_encoder/",), dropped=_DROPPED, fold=fold)

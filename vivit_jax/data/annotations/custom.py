@@ -54,9 +54,8 @@ def read_folder(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
         others = ", ".join(name for name in folders if name not in split_of)
         expected = "either all folders are splits (train, val, test) or all are classes"
         raise AnnotationError(f"{folder}: {others} beside {', '.join(split_of)}; {expected}")
-    for split, count in Counter(split_of.values()).items():
-        if count > 1:
-            raise AnnotationError(f"{folder}: several folders for {split}: {', '.join(split_of)}; keep one of them")
+    if len(set(split_of.values())) < len(split_of):
+        raise AnnotationError(f"{folder}: several folders for one split: {', '.join(split_of)}; keep one for each")
     depth, layout = (2, "split/class/video") if split_of else (1, "class/video")
     listing = list_videos(folder)
     if not listing.videos:

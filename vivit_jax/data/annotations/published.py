@@ -71,18 +71,10 @@ def read_kinetics(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Anno
 
 
 def read_epic(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
-    """Reads all splits.
-
-    The later `EPIC_100_noun_classes_v2.csv` (made for VISOR) is refused: it adds classes without any segment, and a
-    model with its head would not be comparable with published ones.
-    """
+    """Reads all splits; not the later `EPIC_100_noun_classes_v2.csv` (for VISOR), with classes without any segment."""
     paths = parsing.split_files(dataset, folder)
     class_names, notes = {}, []
     for head, names in dataset.class_files.items():
-        later = parsing.first(folder, (name.replace(".csv", "_v2.csv") for name in names))
-        if later and not parsing.first(folder, names):
-            published = f"the {dataset.heads[head]} {head} classes of {dataset.title}"
-            raise AnnotationError(f"{later}: these are not {published}; get {names[0]} from {dataset.source}")
         path = parsing.required(dataset, folder, names)
         entries = parsing.table(path, ("id", "key"))
         classes = [(entry["key"], parsing.integer(where, "id", entry["id"])) for where, entry in entries]
