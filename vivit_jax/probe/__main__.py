@@ -26,8 +26,8 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         "overridden, e.g. --config.data.dir=DIR.",
         values,
     )
-    definitions = (getattr(flags, f"DEFINE_{kind}") for kind in ("string", "enum", "list", "float", "integer"))
-    text, choice, numbers, real, whole = (functools.partial(define, flag_values=values) for define in definitions)
+    definitions = (getattr(flags, f"DEFINE_{kind}") for kind in ("string", "enum", "list", "float"))
+    text, choice, numbers, real = (functools.partial(define, flag_values=values) for define in definitions)
     text("checkpoint", None, "A run, one step of it, or pretrained weights in any known format.")
     text("workdir", None, "Receives probe.json, and the features for the next time.")
     choice("which", "best", ["best", "latest"], "Step of a run.")
@@ -37,7 +37,6 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     real("temperature", default.temperature, "k-NN votes weigh exp(similarity / temperature).")
     penalties = "Comma-separated inverse strengths of the linear probe's penalty; held-out training videos choose one."
     numbers("c", list(map(str, default.inverse_penalties)), penalties)
-    whole("max_iterations", default.max_iterations, "Limit of each linear fit.", lower_bound=1)
 
 
 def settings_of(values: flags.FlagValues) -> ProbeConfig:
@@ -50,8 +49,7 @@ def settings_of(values: flags.FlagValues) -> ProbeConfig:
     except ValueError as error:
         raise ValueError(f"--k={','.join(values.k)} --c={','.join(values.c)}: {error}") from error
     methods = ("knn", "linear") if values.method == "both" else (values.method,)
-    options = {name: values[name].value for name in ("temperature", "max_iterations")}
-    options |= {"neighbours": neighbours, "inverse_penalties": penalties}
+    options = {"neighbours": neighbours, "inverse_penalties": penalties, "temperature": values.temperature}
     return ProbeConfig(methods, temporal_views=int(views[1]), spatial_views=int(views[2] or 1), **options)
 
 

@@ -44,7 +44,6 @@ class ProbeConfig:
     temperature: float = 0.07  # a neighbour votes with weight exp(cosine similarity / temperature)
     # Values of C (small: strong regularisation); the best on held-out training videos is chosen.
     inverse_penalties: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
-    max_iterations: int = 1000  # of L-BFGS, for each fit
 
     def __post_init__(self) -> None:
         for field in ("methods", "neighbours", "inverse_penalties"):
@@ -54,7 +53,7 @@ class ProbeConfig:
         if unknown := set(self.methods) - set(METHODS):
             raise ValueError(f"probe.methods: {', '.join(unknown)} is not known; choose from {', '.join(METHODS)}")
         one_of("probe", self, spatial_views=(1, 2, 3))
-        at_least("probe", self, temporal_views=1, max_iterations=1)
+        at_least("probe", self, temporal_views=1)
         within("probe", self, "(0, inf)", "temperature")
         if min(self.neighbours) < 1:
             raise ValueError(f"probe.neighbours={self.neighbours} must each be at least 1")
