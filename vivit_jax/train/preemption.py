@@ -98,12 +98,7 @@ class Preemption:
     def _end(self) -> None:
         frame = sys._current_frames().get(threading.main_thread().ident)
         where = "".join(traceback.format_stack(frame)[-3:]) if frame is not None else ""
-        if self.saving:
-            logging.error(
-                "Not stopped %g s after SIGTERM: the step is still being saved. At:\n%s", DEADLINE_SECONDS, where
-            )
-            return
-        logging.error(
-            "Not stopped %g s after SIGTERM: the process ends without saving. At:\n%s", DEADLINE_SECONDS, where
-        )
-        os._exit(128 + signal.SIGTERM)
+        does = "step is still being saved" if self.saving else "process ends without saving"
+        logging.error("Not stopped %g s after SIGTERM: the %s. At:\n%s", DEADLINE_SECONDS, does, where)
+        if not self.saving:
+            os._exit(128 + signal.SIGTERM)
