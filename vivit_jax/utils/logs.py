@@ -38,6 +38,7 @@ class JsonLinesWriter:
         self._pending: list[str] = []
         self._interval = _BUCKET_SECONDS if storage.is_remote(path) else 0.0
         self._last_write = -math.inf
+        self._perhaps_torn = self._path.is_file() and self._path.read_bytes()[-1:] not in (b"", b"\n")
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         values = finite_or_none({name: float(np.asarray(value)) for name, value in scalars.items()})
@@ -54,9 +55,10 @@ class JsonLinesWriter:
     def close(self) -> None:
         if self._pending:
             # A line that a kill or a full disk has cut ends before the next one begins.
-            torn = self._path.exists() and self._path.read_bytes()[-1:] not in (b"", b"\n")
             with self._path.open("a") as file:
-                file.write("\n" * torn + "".join(self._pending))
+                file.write("\n" * self._perhaps_torn + "".join(self._pending))
+                self._perhaps_torn = True  # unless closing the file, which writes, succeeds
+            self._perhaps_torn = False
             self._pending.clear()
             self._last_write = time.monotonic()
 
