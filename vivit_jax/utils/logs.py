@@ -38,7 +38,8 @@ class JsonLinesWriter:
         self._pending: list[str] = []
         self._interval = _BUCKET_SECONDS if storage.is_remote(path) else 0.0
         self._last_write = -math.inf
-        self._perhaps_torn = self._path.is_file() and self._path.read_bytes()[-1:] not in (b"", b"\n")
+        length = storage.size(path) if self._path.exists() else 0
+        self._perhaps_torn = length > 0 and self._path.read_bytes()[-1:] != b"\n"
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         values = finite_or_none({name: float(np.asarray(value)) for name, value in scalars.items()})
