@@ -84,8 +84,6 @@ def test_pictures_show_every_clip_before_and_after(run, tmp_path):
     assert title == "moving_digits, step 0; grayscale_probability=0.5, erase_probability=0.7, mixup=2.0"
     sheet = np.asarray(Image.open(plots.save(preview.contact_sheet(clips, title), tmp_path / "new" / "clips.png")))
     assert sheet.shape[0] > sheet.shape[1]  # ten rows
-    with pytest.raises(ValueError, match=r"clips\.jpg must end in \.png"):
-        preview.check_suffix(tmp_path / "clips.jpg")
     with pytest.raises(ValueError, match=r"clips=0, step=0: clips must be at least 1"):
         preview.preview(run, clips=0)
 

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags, logging
-from etils import epath
 
 from vivit_jax.augment import AugmentConfig, augment_pixels, mix_clips, step_keys, swap_pairs
 from vivit_jax.config import flags as command_line
@@ -132,14 +131,6 @@ def contact_sheet(clips: Preview, title: str) -> Any:
     return figure
 
 
-def check_suffix(out: epath.PathLike) -> epath.Path:
-    """Returns the path of a picture; ValueError where it is no .png."""
-    out = epath.Path(out)
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"--out={out} must end in .png")
-    return out
-
-
 def describe(experiment: Experiment, step: int) -> str:
     """Returns the title of the picture: data set, step, and the augmentation that is on."""
     config, default = experiment.augment, AugmentConfig()
@@ -153,10 +144,11 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     configure_logging()
     with command_line.exit_on(ValueError, OSError):
-        out = check_suffix(values.out)
+        if not values.out.lower().endswith(".png"):
+            raise ValueError(f"--out={values.out} must end in .png")
         experiment = Experiment.from_config(values.config)
         clips = preview(experiment, values.clips, values.step)
-        print(plots.save(contact_sheet(clips, describe(experiment, values.step)), out))
+        print(plots.save(contact_sheet(clips, describe(experiment, values.step)), values.out))
 
 
 def define_flags() -> None:

@@ -50,9 +50,7 @@ def test_last_evaluation_is_on_all_videos_others_on_the_same(tmp_path, monkeypat
         result = results.Result({"verb/top1": 0.25 if videos == 5 else 0.5}, {}, videos or 40, 0, (1, 1), 0)
         return lambda params, interrupted: result
 
-    progress = types.SimpleNamespace(
-        write=lambda text: None, report=types.SimpleNamespace(timed=lambda name: contextlib.nullcontext())
-    )
+    progress = types.SimpleNamespace(timed=lambda name: contextlib.nullcontext())
     monkeypatch.setattr("vivit_jax.train.periodic_evaluation.write_result", write := mock.Mock())
     run = experiment(**{"evaluation.num_videos": 5, "checkpoint.best_metric": "verb/top1"})
     split = types.SimpleNamespace(num_videos=40, class_names={})

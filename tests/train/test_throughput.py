@@ -74,21 +74,18 @@ def test_peak_flops_by_device_kind(kind, peak):
 
 
 class Recorder:
-    """Stands in for the writer and the progress."""
+    """Stands in for the writer."""
 
     def __init__(self):
-        self.written, self.shown = {}, {}
+        self.written = {}
 
     def write_scalars(self, step, scalars):
         self.written[step] = dict(scalars)
 
-    def show(self, step, values):
-        self.shown[step] = dict(values)
-
 
 def test_skipped_steps_are_counted_but_not_averaged():
     kept = Recorder()
-    window = train_metrics.TrainMetrics(kept, kept, throughput.Throughput(8, 1, 1.0), every_steps=2)
+    window = train_metrics.TrainMetrics(kept, throughput.Throughput(8, 1, 1.0), every_steps=2)
     steps = [(2.0, 0.0, 0.3), (jnp.nan, 1.0, 0.2), (4.0, 0.0, 0.1)]
     for step, (loss, skipped, rate) in enumerate(steps, start=1):
         metrics = {"loss": loss, "loss/verb": loss / 2, "skipped": skipped, "learning_rate": rate}

@@ -72,7 +72,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
         host_tf.load()  # takes seconds, so not before all that can be wrong with a config has shown
         ledger.mark("imports")
         initialize.log_start(setup, state, restored, workdir)
-        progress = session.closing(logs.Progress(setup.total_steps, first_step, session.writer, every_seconds=15.0))
+        progress = logs.progress_report(setup.total_steps, session.writer)
 
         # Evaluation: also of the restored state, if the run was stopped before it could be evaluated.
         evaluation = periodic_evaluation.PeriodicEvaluation(setup, workdir, session.writer, progress, restored)
@@ -149,7 +149,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
                 ledger.mark("evaluation")
                 preemption.saving = True
                 distributed.beat("save", step)
-                with progress.report.timed("checkpoint", wait_jax_async_dispatch=False):
+                with progress.timed("checkpoint", wait_jax_async_dispatch=False):
                     metrics = evaluation.metrics if evaluate else {}
                     losses = [value for name, value in metrics.items() if name.endswith("loss")] or [skipped.loss]
                     sound = setup.is_sound(losses)
@@ -178,7 +178,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
 class ProgressReport(Hook):
     """Shows how far the run is, and how many clips were masked before evaluations and saving."""
 
-    def __init__(self, progress: logs.Progress, batches: Any):
+    def __init__(self, progress: Any, batches: Any):
         self._progress, self._batches = progress, batches
 
     def after_step(self, step: int, *_: Any) -> None:
@@ -186,25 +186,18 @@ class ProgressReport(Hook):
 
     def flush(self, step: int, state: Any) -> None:
         if self._batches.corrupt:
-            self._progress.write(f"step {step}: {self._batches.corrupt} clips so far are of broken records, and masked")
+            logging.info("step %d: %d clips so far are of broken records, and masked", step, self._batches.corrupt)
 
 
-def make_hooks(
-    setup: TrainSetup, session: Session, progress: logs.Progress, batches: Any, workdir: epath.Path
-) -> Hooks:
-    """Returns the hooks of a run. Their order matters:
-
-    1. Throughput, so that its clock starts as soon as the first step is done.
-    2. Profiler, which ends its trace before other hooks put work on the devices.
-    3. TrainMetrics, which reads Throughput, and logs metrics before SkippedSteps may end the run.
-    4. SkippedSteps, which may raise.
-    5. ProgressReport, last.
-    """
+def make_hooks(setup: TrainSetup, session: Session, progress: Any, batches: Any, workdir: epath.Path) -> Hooks:
+    """Returns the hooks of a run. Their order matters: Throughput's clock starts as soon as the first step is done, and
+    the profiler ends its trace before others put work on the devices; SkippedSteps may raise, so metrics are logged
+    before."""
     experiment = setup.experiment
     flops = throughput.model_flops(setup.program.model.config, experiment.batch_size)
     peak = experiment.peak_flops or throughput.peak_flops(jax.devices()[0].device_kind)
     speed = throughput.Throughput(experiment.batch_size, jax.device_count(), flops, peak)
-    metrics = TrainMetrics(session.writer, progress, speed, experiment.log_every_steps)
+    metrics = TrainMetrics(session.writer, speed, experiment.log_every_steps)
     skipped = SkippedSteps(experiment.guard.max_consecutive, setup.train_set, workdir, setup.checkpoint_metadata)
     profiler = Profiler(experiment.profile.range, workdir)
     return Hooks([speed, profiler, metrics, skipped, ProgressReport(progress, batches)])

@@ -71,7 +71,7 @@ class PeriodicEvaluation:
         setup: TrainSetup,
         workdir: epath.PathLike,
         writer: Any,  # a MetricWriter of clu
-        progress: logs.Progress,
+        progress: Any,  # a ReportProgress of clu
         restored: Mapping[str, Any] | None = None,
     ):
         self._experiment, self._split, self._setup = setup.experiment, setup.eval_set, setup
@@ -130,7 +130,7 @@ class PeriodicEvaluation:
         self.metrics, before = result.scalars, copy.copy(self.early_stop)
         self.early_stop.update(step, result.scalars)
         if self.should_stop and not last:
-            self._progress.write(f"step {step}: the run ends early, {self.early_stop}")
+            logging.info("step %d: the run ends early, %s", step, self.early_stop)
         if self.should_stop or last:
             if self._num_videos is not None:
                 try:
@@ -147,15 +147,15 @@ class PeriodicEvaluation:
         """Evaluates and logs; the result holds the metrics of the EMA too."""
         evaluator = self._evaluator(num_videos)
         advice = compiled_step.evaluation_advice(self._experiment)
-        with self._progress.report.timed("evaluation"), compiled_step.oom_advice("the evaluation", advice):
+        with self._progress.timed("evaluation"), compiled_step.oom_advice("the evaluation", advice):
             began = time.perf_counter()
             result, ema_scalars = evaluator(state.params, interrupted), {}
             if state.ema is not None:
                 ema_result = evaluator(state.ema, interrupted)
                 ema_scalars = {EMA + name: value for name, value in ema_result.scalars.items()}
-                self._progress.write(f"step {step}, averaged parameters: {ema_result.summary()}")
+                logging.info("step %d, averaged parameters: %s", step, ema_result.summary())
             seconds = time.perf_counter() - began
-        self._progress.write(f"step {step}: {result.summary()}")
+        logging.info("step %d: %s", step, result.summary())
         if problem := result.problem(self._experiment.data.max_unreadable):
             logging.error("step %d: %s", step, problem)
         result = dataclasses.replace(result, scalars=result.scalars | ema_scalars)

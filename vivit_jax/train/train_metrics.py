@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from clu import metrics as clu_metrics
 
 from vivit_jax.train.hooks import Hook
 from vivit_jax.train.throughput import Throughput
-from vivit_jax.utils import logs
 
 _LATEST = ("learning_rate", "skipped_in_a_row")  # per-step values: the latest is logged; counters are summed
 SKIPPED = "skipped"
@@ -23,8 +23,8 @@ class TrainMetrics(Hook):
     log. Throughput is read with each window.
     """
 
-    def __init__(self, writer: Any, progress: logs.Progress, throughput: Throughput, every_steps: int = 1):
-        self._writer, self._progress, self._throughput = writer, progress, throughput
+    def __init__(self, writer: Any, throughput: Throughput, every_steps: int = 1):
+        self._writer, self._throughput = writer, throughput
         self._every_steps = every_steps
         self._open: tuple[int, Any] | None = None  # (newest step, collection)
         self._complete: tuple[int, Any] | None = None
@@ -56,7 +56,8 @@ class TrainMetrics(Hook):
         values = {name.replace("__", "/"): float(value) for name, value in window.compute().items()}
         speed = self._throughput.read(step)
         self._writer.write_scalars(step, {f"train/{name}": value for name, value in (values | speed).items()})
-        self._progress.show(step, values | {n: v for n, v in speed.items() if n == "clips_per_second"})
+        shown = values | {name: value for name, value in speed.items() if name == "clips_per_second"}
+        logging.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in sorted(shown.items())))
 
 
 def _merger(metrics: Mapping[str, Any]) -> Callable[..., Any]:

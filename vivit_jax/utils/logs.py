@@ -1,4 +1,4 @@
-"""Logging of a run: TensorBoard and JSON-lines metrics, terminal progress, absl log format."""
+"""Logging of a run: TensorBoard and JSON-lines metrics, progress, absl log format."""
 
 import contextlib
 import json
@@ -151,44 +151,8 @@ def _import_clu_writers() -> types.ModuleType:
     return metric_writers
 
 
-class Progress:
-    """Shows the progress of a run: a live bar on a terminal, else lines of clu's `ReportProgress` (steps/s, ETA).
+def progress_report(total_steps: int, writer: MetricWriter) -> Any:
+    """Returns clu's `ReportProgress`: steps/s and the time left, in the log every 15 s. Imports TensorFlow."""
+    from clu import periodic_actions
 
-    `first_step` is the number of steps before this start; `writer` receives steps/s.
-    """
-
-    def __init__(self, total_steps: int, first_step: int, writer: MetricWriter, every_seconds: float):
-        from clu import periodic_actions
-
-        self._bar = None
-        if sys.stderr.isatty() and jax.process_index() == 0:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.05)
-        report = periodic_actions.ReportProgress
-        self.report = report(num_train_steps=total_steps, writer=writer, every_secs=every_seconds)
-
-    def __call__(self, step: int) -> None:
-        """Records that `step` is done."""
-        if self._bar is not None:
-            self._bar.update(step - self._bar.n)
-        self.report(step)
-
-    def show(self, step: int, values: Mapping[str, float]) -> None:
-        """Shows the newest metrics: loss and accuracy beside the bar, or all of them in a log line."""
-        if self._bar is not None:
-            shown = {name: value for name, value in values.items() if name.startswith(("loss", "accuracy"))}
-            self._bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
-        else:
-            logging.info("step %d: %s", step, ", ".join(f"{n} {v:.4g}" for n, v in sorted(values.items())))
-
-    def write(self, text: str) -> None:
-        """Writes a line above the bar, or to the log."""
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-        else:
-            logging.info(text)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+    return periodic_actions.ReportProgress(num_train_steps=total_steps, writer=writer, every_secs=15.0)
