@@ -132,7 +132,7 @@ class Evaluator:
             broken = [path_name(path) for path, x in jax.tree.leaves_with_path(params) if not jnp.isfinite(x).all()]
             where = f"{len(broken)} of their arrays hold NaN or infinity ({', '.join(broken[:3])})" if broken else ""
             logging.error(
-                "THE EVALUATED PARAMETERS ARE BROKEN: the loss on %s is not finite. %s", self._split.name, where
+                "The evaluated parameters are broken: the loss on %s is not finite. %s", self._split.name, where
             )
         return Result(
             scalars,

@@ -157,7 +157,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
                     session.checkpoints.save(step, state, metadata, metrics)
                     if not sound:
                         kept = f"The newest sound one, {session.checkpoints.newest_sound()}, is kept."
-                        logging.error("STEP %d IS NOT SOUND: loss %s. %s", step, losses, kept)
+                        logging.error("Step %d is not sound: loss %s. %s", step, losses, kept)
                 if preempted:
                     session.checkpoints.wait()
                 ledger.write("checkpoint")

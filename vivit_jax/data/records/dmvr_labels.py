@@ -119,7 +119,7 @@ def _names_by_number(head: Head, labels: Sequence[Label], given: Sequence[str] |
             continue
         if name_of.setdefault(number, text) != text or number_of.setdefault(text, number) != number:
             other = name_of[number] if name_of[number] != text else f"also class {number_of[text]}"
-            advice = "DMVR numbers the classes anew in every run; --labels=text takes the texts instead of the numbers"
+            advice = "every DMVR run assigns new class numbers; --labels=text uses the label texts instead"
             raise ValueError(
                 f"head {head.name!r}: class {number} is {text!r} in a record, {other!r} elsewhere. {advice}"
             )
