@@ -1,6 +1,7 @@
 """Fixtures and environment shared by all tests."""
 
 import atexit
+import logging
 import os
 import shutil
 import sys
@@ -27,6 +28,15 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import pytest  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _absl_verbosity():
+    """Restores the level of absl's logger: a test that sets it would hide the log from those that read it after."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -21,10 +21,8 @@ def test_orbax_is_heard_with_verbosity_1_alone():
         "absl", logging.ERROR, "/x/orbax/checkpoint/a.py", 1, "Failed to write metadata", (), None
     )
     assert not logs._is_relevant(record)
-    before = absl_logging.get_verbosity()
     absl_logging.set_verbosity(1)
     assert logs._is_relevant(record)
-    absl_logging.set_verbosity(before)
 
 
 def test_the_reason_is_a_line_of_tensorstore():
