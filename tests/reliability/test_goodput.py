@@ -5,13 +5,14 @@ import os
 import threading
 import time
 import types
+from unittest import mock
 
 import pytest
 
 from tests.helpers.experiment import STEPS, experiment
 from tests.helpers.interrupt import killed_after
 from vivit_jax import train
-from vivit_jax.utils import goodput
+from vivit_jax.utils import goodput, storage
 
 
 def total(found):
@@ -73,3 +74,16 @@ def test_wait_for_data_counts_only_where_the_devices_are_idle():
     time.sleep(0.1)
     ledger.waited(2)
     assert ledger.parts["data"] >= 0.1
+
+
+def test_a_bucket_that_does_not_answer_does_not_end_the_run(tmp_path, caplog):
+    class Refusal(Exception):
+        """As TensorFlow's errors, no OSError."""
+
+    message = "Error executing an HTTP request: libcurl code 6 meaning 'Could not resolve hostname'"
+    ledger = goodput.Ledger()
+    ledger._file = mock.Mock(open=mock.Mock(side_effect=Refusal(message)))
+    ledger.write()
+    assert "cannot be written" in caplog.text
+    assert storage.is_outage(Refusal(message))
+    assert not storage.is_outage(Refusal("Error executing an HTTP request: HTTP response code 404"))

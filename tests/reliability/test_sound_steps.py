@@ -1,6 +1,7 @@
 """Updates that the guard refuses though loss and gradient are finite; the newest sound checkpoint stays."""
 
 import math
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from tests.helpers.interrupt import on_batch
 from tests.train_step.test_guard import batch_of, bits, model
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import train
+from vivit_jax.train.periodic_evaluation import PeriodicEvaluation
 from vivit_jax.train_step import TrainState, make_train_step
 
 
@@ -69,13 +71,21 @@ def test_newest_sound_checkpoint_is_never_deleted(tmp_path):
     assert save((6, True)) == ([6], 6)
 
 
-def test_a_save_that_falls_due_while_steps_are_skipped_is_deferred(data_dir, tmp_path):
+def test_saving_and_evaluation_wait_while_steps_are_skipped(data_dir, tmp_path, caplog):
+    evaluated = {}
+
     def poison(step, batch):
         if step in (3, 4):
             batch["mask"] = np.full_like(batch["mask"], np.nan)
 
-    with on_batch(poison), without_pictures():
-        train.train(experiment(data_dir, checkpoint__keep_latest=9), tmp_path / "w")  # saves every third of 6 steps
+    def evaluate(self, step, *_):
+        self.metrics = evaluated[step] = {"verb/loss": math.nan if step == 6 else 1.0, "verb/top1": 0.5}
+
+    config = experiment(data_dir, checkpoint__keep_latest=9, evaluation__every_steps=3)  # both after 3 of 6 steps
+    with on_batch(poison), without_pictures(), mock.patch.object(PeriodicEvaluation, "run", evaluate):
+        train.train(config, tmp_path / "w")
+    assert list(evaluated) == [5, 6]
     with checkpointing.Checkpoints(tmp_path / "w" / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps() == [5, 6]
-        assert all(map(checkpoints.is_sound, checkpoints.steps()))
+        assert [checkpoints.is_sound(step) for step in (5, 6)] == [True, False]
+    assert "Step 6 is not sound: loss [nan]. The newest sound one, 5, is kept." in caplog.text

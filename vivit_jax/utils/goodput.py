@@ -82,7 +82,7 @@ class Ledger(Startup):
         try:
             with self._file.open("a") as file:
                 file.write(f"\n{json.dumps(self._line)}")  # the line before may be cut short
-        except OSError as error:
+        except Exception as error:  # a bucket raises TensorFlow's own; a run can do without this file
             logging.warning("%s cannot be written: %s", self._file, error)
         self._written = time.monotonic()
 

@@ -32,7 +32,8 @@ _FULL_STATUS = re.compile(r"RESOURCE_EXHAUSTED|ResourceExhausted|No space left|D
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 _STATUS = re.compile(
     r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|"
-    r"(Unavailable|DeadlineExceeded|PermissionDenied|Unauthenticated|ResourceExhausted|Aborted|Cancelled)Error)\b"
+    r"(Unavailable|DeadlineExceeded|PermissionDenied|Unauthenticated|ResourceExhausted|Aborted|Cancelled)Error|"
+    r"libcurl code \d+)\b"  # no such host, or no route to it: FailedPreconditionError
 )
 
 
