@@ -16,7 +16,7 @@ from etils.epath import gpath, register
 from tests.helpers.sequences import numbered_frames, sequence, write_shards
 from tests.helpers.videos import numbered_video, read_video
 from vivit_jax.data import build, pipeline, verify
-from vivit_jax.data.build import shards, tfds_builder
+from vivit_jax.data.build import records, shards
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.index import main as index_main
 from vivit_jax.data.records import scan
@@ -113,7 +113,7 @@ def test_interrupted_bucket_build_continues(bucket_data, monkeypatch):
         return build.build("moving_digits", *files, build.BuildOptions(num_workers=0, progress=False))
 
     with monkeypatch.context() as patch:
-        patch.setattr(tfds_builder.VideoRecords, "_publish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(records.RecordsBuild, "_publish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             make()
     folder = build.records_folder("moving_digits", "ram://bucket/again")

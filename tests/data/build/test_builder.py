@@ -14,6 +14,7 @@ import pytest
 from tests.helpers.videos import bad_files, draw_number, numbered_video, read_number
 from vivit_jax.data import annotations, build, catalog, paths, workers
 from vivit_jax.data.build.__main__ import main as build_main
+from vivit_jax.data.build.records import RecordsBuild
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.records import indexing, reader, scan
 from vivit_jax.data.records.split import EmptySplitError, NoRecordsError, RecordSplit, list_shards, open_split
@@ -146,15 +147,13 @@ def test_scanned_index_equals_written_index(tiny_records):
 
 
 def test_interrupted_build_continues(tmp_path, monkeypatch):
-    from vivit_jax.data.build import tfds_builder
-
     videos, folder = kinetics_folder(tmp_path)
     (videos / "b.mp4").write_text("not a video")
     numbered_video(videos / "c.mp4", 33, height=62, width=90)  # rows of 270 bytes, which FFmpeg pads
     dataset = dataclasses.replace(catalog.get("kinetics400"), rows_per_shard=2)
     encode_options = encode.EncodeOptions(dataset.short_side)
     options = build.BuildOptions(num_workers=0, progress=False)
-    whole = tfds_builder.VideoRecords(dataset, videos, folder, tmp_path / "whole", encode_options, options).build()
+    whole = RecordsBuild(dataset, videos, folder, tmp_path / "whole", encode_options, options).run()
     encoded = []
     original = encode.encode_file
 
@@ -167,16 +166,39 @@ def test_interrupted_build_continues(tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "encode_file", interrupted_at_fourth)
     arguments = (dataset, videos, folder, tmp_path / "out", encode_options, options)
     with pytest.raises(KeyboardInterrupt):
-        tfds_builder.VideoRecords(*arguments).build()
+        RecordsBuild(*arguments).run()
     assert not build.records_folder("kinetics400", tmp_path / "out").exists()
     encoded.extend("-")
-    records = tfds_builder.VideoRecords(*arguments).build()
+    records = RecordsBuild(*arguments).run()
     assert encoded == ["a", "b", "c", "d", "-", "c", "d"], "the first shard is not encoded again"
     assert (records / "rejects.csv").read_text() == (whole / "rejects.csv").read_text()
     for name in sorted(path.name for path in whole.iterdir()):
         if "tfrecord" in name or name.startswith(("summary", "class")):
             assert (records / name).read_bytes() == (whole / name).read_bytes(), name
     assert [path.name for path in records.parent.iterdir()] == [paths.VERSION], "nothing half-done is left"
+
+
+def test_parts_of_several_machines_equal_one_build(tmp_path, monkeypatch):
+    """Each of three machines writes every third shard, and the last build only puts them together."""
+    videos, folder = kinetics_folder(tmp_path, ["absent"])
+    dataset = dataclasses.replace(catalog.get("kinetics400"), rows_per_shard=1)
+    monkeypatch.setattr(catalog, "get", lambda name: dataset)
+    flags = ["--dataset=kinetics400", f"--videos={videos}", f"--annotations={folder}", "--workers=0"]
+    build_main([*flags, f"--out={tmp_path / 'one'}"])
+    several = tmp_path / "several"
+    for part in ("3/3", "1/3", "2/3"):
+        build_main([*flags, f"--out={several}", f"--part={part}"])
+        assert not build.records_folder("kinetics400", several).exists()
+    monkeypatch.setattr(encode, "encode_file", None)
+    build_main([*flags, f"--out={several}"])
+    one, other = (build.records_folder("kinetics400", out) for out in (tmp_path / "one", several))
+    assert sum("tfrecord" in name for name in storage.names(one)) == 5
+    assert storage.names(one) == storage.names(other)
+    for name in storage.names(one):
+        if not name.endswith(".npz"):  # contains the time of writing
+            assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    with pytest.raises(SystemExit):
+        build_main([*flags, f"--out={several}", "--part=4/3"])
 
 
 def test_decoder_crash_rejects_its_file(tmp_path, monkeypatch):

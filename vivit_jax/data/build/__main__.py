@@ -2,42 +2,29 @@
 
 python -m vivit_jax.data.build --dataset=NAME --videos=DIR --annotations=DIR --out=DIR
 python -m vivit_jax.data.build --dataset=folder|csv --name=MY_NAME --videos=DIR [--annotations=DIR] --out=DIR
-python -m vivit_jax.data.build ... --runner=direct|DataflowRunner|... [-- flags of Beam's runner]
+python -m vivit_jax.data.build ... --part=K/N     on machine K of N; then once without --part
 """
 
 import argparse
+import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 
 from vivit_jax.data import catalog
-from vivit_jax.data.build.dataset import build
-from vivit_jax.data.build.options import BuildOptions
-from vivit_jax.data.paths import REJECTS_FILE, read_summary
+from vivit_jax.data.build.dataset import BuildOptions, build
+from vivit_jax.data.paths import REJECTS_FILE, VERSION, read_summary
 
 # Share of rejected videos from which a build counts as failed.
 MOST_REJECTED = 0.5
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    # argparse does not know the flags of Beam, which follow "--".
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    flags, runner_flags = _parser().parse_args(arguments[:end]), arguments[end + 1 :]
+    flags = _parser().parse_args(argv)
     custom = flags.dataset in catalog.CUSTOM_KINDS
-    options = BuildOptions(
-        kind=flags.dataset if custom else None,
-        label_separator=flags.label_separator,
-        columns=flags.columns.split(",") if flags.columns else None,
-        splits=flags.splits.split(",") if flags.splits else None,
-        quality=flags.quality,
-        short_side=flags.short_side,
-        fps=flags.fps,
-        max_seconds=flags.max_seconds,
-        max_gb=flags.max_gb,
-        num_workers=flags.workers,
-        runner=flags.runner,
-        runner_flags=runner_flags,
-    )
+    kind = flags.dataset if custom else None
+    names = {field.name for field in dataclasses.fields(BuildOptions)} & vars(flags).keys()
+    options = BuildOptions(kind=kind, **{name: getattr(flags, name) for name in names})
     try:
         if custom and not flags.name:
             raise ValueError(f"--dataset={flags.dataset} needs --name=NAME, by which training finds its records")
@@ -47,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = build(flags.name or flags.dataset, flags.videos, flags.annotations, flags.out, options)
     except (OSError, ValueError, ImportError) as error:
         raise SystemExit(f"error: {error}") from None
+    if options.part is not None and folder.name != VERSION:
+        print(f"part {options.part[0]} of {options.part[1]} is in {folder}; after the last part, build without --part")
+        return
     summary = read_summary(folder)
     for split, counts in summary["splits"].items():
         print(f"{split}: {counts['videos']} videos, {counts['frames']} frames, {counts['bytes'] / 1e6:.1f} MB")
@@ -59,6 +49,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {message}. The records hold the others; --allow_rejects accepts that")
 
 
+def _list(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text}: it must be K/N, with K from 1 to N, as 2/8")
+    return int(match[1]), int(match[2])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     custom = " or ".join(catalog.CUSTOM_KINDS)
@@ -68,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--annotations", help="folder of the annotation files; custom data sets: default --videos")
     parser.add_argument("--out", required=True, help="folder for the records, which go to OUT/NAME/1.0.0")
     parser.add_argument("--label_separator", help="; or |, which separates the labels in multi-label fields of a CSV")
-    parser.add_argument("--columns", help="of a CSV in order, where unclear: path,label; - for an unused one")
-    parser.add_argument("--splits", help="splits to build, separated by commas; default: all")
+    parser.add_argument("--columns", type=_list, help="of a CSV in order, where unclear: path,label; - for one unused")
+    parser.add_argument("--splits", type=_list, help="splits to build, separated by commas; default: all")
     parser.add_argument(
         "--fps", type=float, help="maximum frames per second; default: the source's; the rate of folders of frames"
     )
@@ -78,9 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max_seconds", type=float, default=21600, help="of a file; a longer one is rejected")
     parser.add_argument("--max_gb", type=float, default=32, help="of the JPEGs of a file, in 2^30 bytes, likewise")
     parser.add_argument("--allow_rejects", action="store_true", help="exit with 0 even if half the videos are rejected")
-    parser.add_argument("--workers", type=int, default=None, help="decoding processes; default: one per core")
-    runners = "local (this machine), direct (Beam on this machine), or a runner of Beam, with its flags after --"
-    parser.add_argument("--runner", default="local", help=runners)
+    parser.add_argument("--workers", dest="num_workers", type=int, help="decoding processes; default: one per core")
+    parser.add_argument("--part", type=_part, help="K/N: write the shards of machine K of N, from 1, and no index")
     return parser
 
 

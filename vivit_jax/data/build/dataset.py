@@ -1,11 +1,30 @@
 """`build`, which builds the records of a data set, and `prepare`, which finds or builds them for training."""
 
+import dataclasses
 import logging
+from collections.abc import Sequence
 
 from vivit_jax.data import annotations, catalog, moving_digits
-from vivit_jax.data.build.options import BuildOptions
 from vivit_jax.data.paths import SUMMARY_FILE, read_summary, records_folder
 from vivit_jax.utils import storage
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildOptions:
+    """How records are built; only the first nine fields change them."""
+
+    kind: str | None = None  # "folder" or "csv" for a custom data set; None for a data set of the catalog
+    label_separator: str | None = None  # ";" or "|" in the multi-label fields of a CSV
+    columns: Sequence[str] | None = None  # of a CSV, in order: path, label, ...; None: detected
+    splits: Sequence[str] | None = None  # the splits to build; None: all
+    quality: int = 85  # of the JPEGs, 1 to 95
+    short_side: int | None = None  # maximum, in pixels; None: that of the data set
+    fps: float | None = None  # maximum, and that of folders of frames; None: that of the source
+    max_seconds: float = 21_600.0  # of a file, up to its last segment; a longer one is rejected
+    max_gb: float = 32.0  # 2^30 bytes of JPEGs of a file
+    num_workers: int | None = None  # decoding processes; None: one per core, 0: none but this one
+    part: tuple[int, int] | None = None  # (k, n): only every n-th shard, from the k-th on; of a build on n machines
+    progress: bool = True
 
 
 def build(
@@ -21,7 +40,8 @@ def build(
     the shard where it stopped. Existing records of other options are an error (ValueError).
 
     With `options.kind`, `name` is not of the catalog, and `annotation_folder` may be None: the videos' folder. Each of
-    the three folders may be in a bucket (gs://).
+    the three folders may be in a bucket (gs://). With `options.part`, only writes a part of the shards, which the same
+    build without it uses, and returns their folder.
     """
     options = options or BuildOptions()
     if options.kind:
@@ -34,21 +54,21 @@ def build(
                 raise ValueError(f"--{flag}={shown} is for a custom CSV, not for {name}")
         if annotation_folder is None:
             raise ValueError(f"{name} has annotation files: give their folder by --annotations=DIR")
-    if options.runner == "local" and options.runner_flags:
-        raise ValueError(f"{' '.join(options.runner_flags)}: flags after -- are for Beam; select a runner by --runner")
     from vivit_jax.data.video import encode
 
     short_side = dataset.short_side if options.short_side is None else options.short_side
     encode_options = encode.EncodeOptions(short_side, options.quality, options.fps, options.max_seconds, options.max_gb)
-    # Workers on other machines have another working directory.
+    # Unfinished shards are found by the paths of their videos.
     videos, out = storage.absolute(videos), storage.absolute(out)
     folder = records_folder(name, out)
     if (folder / SUMMARY_FILE).is_file():
         _check_same(folder, encode_options, options)
         return folder
-    from vivit_jax.data.build import tfds_builder  # TensorFlow takes seconds to import
+    from vivit_jax.data.build.records import RecordsBuild  # TensorFlow takes seconds to import
 
-    tfds_builder.VideoRecords(dataset, videos, annotation_folder or videos, out, encode_options, options).build()
+    built = RecordsBuild(dataset, videos, annotation_folder or videos, out, encode_options, options).run()
+    if options.part is not None:
+        return built
     log, summary = logging.getLogger(__name__), read_summary(folder)
     for split, counts in summary["splits"].items():
         for head, names in counts.get("classes_without_videos", {}).items():

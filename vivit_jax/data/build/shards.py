@@ -1,7 +1,7 @@
 """The shards of a build: planning, encoding, writing, and restoring after an interruption.
 
 A shard is first written into a staging folder, with metadata beside it: its videos, record positions and rejects. So
-any process can write it, this one or a worker of Beam on another machine.
+any process can write it, also on another machine.
 """
 
 import dataclasses
@@ -52,10 +52,6 @@ class Shard:
     @property
     def num_rows(self) -> int:
         return sum(len(file.rows) for file in self.files)
-
-    @property
-    def num_records(self) -> int:
-        return sum(-(-video.num_frames // CHUNK_FRAMES) for video in self.videos)
 
     def path(self, staging: storage.AnyPath) -> storage.AnyPath:
         return staging / f"{self.split}-{self.number:05d}.tfrecord"
