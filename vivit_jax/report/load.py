@@ -78,10 +78,9 @@ class Run:
         rows = [video.heads[head] for video in self.videos if head in video.heads]
         if not rows or "accuracy" not in self.evaluation["classes"][head][0]:
             return None
-        from sklearn.metrics import confusion_matrix
-
-        predicted = [row["ranked"][0][0] for row in rows]
-        return confusion_matrix([row["truth"] for row in rows], predicted, labels=self.class_names[head])
+        ids = {name: i for i, name in enumerate(self.class_names[head])}
+        truth, predicted = np.array([(ids[row["truth"]], ids[row["ranked"][0][0]]) for row in rows]).T
+        return metrics.confusion_matrix(truth, predicted, len(ids))
 
     def parameters(self) -> dict[str, int]:
         """Returns {part of the model: number of parameters}; empty where config or classes are unknown."""
