@@ -170,3 +170,29 @@ def test_csv_errors(tmp_path, header, lines, message):
     with pytest.raises(annotations.AnnotationError, match=message) as caught:
         csv(tmp_path, *lines, header=header)
     assert "any.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["group", "speaker_id"])
+def test_no_group_is_in_two_splits(tmp_path, column, caplog):
+    """Unequal groups; two classes have one group each beside the common ones, as a source video has one class."""
+    rows = [(f"{g}_{i}.mp4", f"class{i % 3}", f"person {g}") for g in range(9) for i in range(30 + 3 * g)]
+    rows += [(f"own_{g}_{i}.mp4", f"own{g % 2}", f"scene {g}") for g in range(6) for i in range(5)]
+    table = "".join(f"{','.join(row)}\n" for row in rows)
+    (tmp_path / "labels.csv").write_text(f"path,label,{column}\n{table}")
+    splits = annotations.read(CSV, tmp_path).rows
+    group_of, class_of = {path: group for path, _, group in rows}, {path: name for path, name, _ in rows}
+    train, held_out = ([row.video for row in splits[split]] for split in ("train", "validation"))
+    assert not {group_of[path] for path in train} & {group_of[path] for path in held_out}
+    assert {class_of[path] for path in train} == {class_of[path] for path in held_out}, "every class in both"
+    assert 0.1 <= len(held_out) / len(rows) <= 0.3
+    assert "of the 15 groups for the validation split" in caplog.text
+
+    # A stated split stays as it is, with a note.
+    lines = [f"{path},{name},{group},{'val' if i % 5 else 'train'}\n" for i, (path, name, group) in enumerate(rows)]
+    (tmp_path / "labels.csv").write_text(f"path,label,{column},split\n{''.join(lines)}")
+    annotations.read(CSV, tmp_path)
+    assert "15 groups are in several splits" in caplog.text
+
+    (tmp_path / "labels.csv").write_text(f"path,label,{column}\na.mp4,x,one\nb.mp4,y,one\n")
+    with pytest.raises(annotations.AnnotationError, match="state the splits"):
+        annotations.read(CSV, tmp_path)

@@ -1,8 +1,9 @@
 """Custom data sets: a folder per class, or lists of videos and labels (`lists.py`).
 
 Class ids number the training labels in order: whole numbers by value, then other names alphabetically. Where the files
-state no splits, a hash of the path selects `VALIDATION_FRACTION` of the videos for validation: the same on every
-machine, and stable when videos are added. A test split without a validation split serves as the validation split.
+state no splits, a hash of the path, or of the group where a list has such a column (speaker, source video), selects
+`VALIDATION_FRACTION` of the videos for validation: the same on every machine, and stable when videos are added. A test
+split without a validation split serves as the validation split.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from vivit_jax.data.annotations.video_files import list_videos
 from vivit_jax.utils import storage, terminal
 
 VALIDATION_FRACTION = 0.1
+_MOST_OF_GROUPS = 0.3  # share of the videos
 _LIST = re.compile(r".*\.csv|.*(train|val|test|list).*\.(txt|tsv|list)")
 _HEAD = re.compile(r"label(?:_(?P<name>[a-z][a-z0-9_]*))?")
 
@@ -34,6 +36,12 @@ class _Entry:
     split: str | None = None  # None where the files do not state it
     start: float | None = None  # seconds; None: the whole video
     end: float | None = None
+    group: str | None = None
+
+    @property
+    def unit(self) -> str:
+        """What is never divided between splits: the group, or the file."""
+        return f"group {self.group}" if self.group else os.path.normpath(self.path)
 
     def pairs(self) -> list[tuple[str, str]]:
         return [(head, name) for head, names in self.labels.items() for name in names]
@@ -83,9 +91,9 @@ def read_csv(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotatio
     """Reads a list; `folder` is the file, or a folder with one list, with NAME.csv, or with one for each split.
 
     Columns: `path`, absolute, a URI or relative to the videos' folder; `label` for one head, or a column `label_HEAD`
-    for each of several; `start` and `end` in seconds, empty for the whole video; `split`: train, val(idation) or test.
-    Other columns are ignored and noted. A head whose column contains `dataset.label_separator` is multi-label; there,
-    an empty field is a video without labels.
+    for each of several; `start` and `end` in seconds, empty for the whole video; `split`: train, val(idation) or test;
+    `group`: its videos stay together where no split is stated. Other columns are ignored and noted. A head whose column
+    contains `dataset.label_separator` is multi-label; there, an empty field is a video without labels.
     """
     notes: list[str] = []
     files = _list_files(dataset, folder, notes) if folder.is_dir() else {None: folder}
@@ -102,7 +110,7 @@ def read_csv(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotatio
         if heads and _heads(file, columns) != heads:
             raise AnnotationError(f"{file}: columns {', '.join(columns)}; {path} has {', '.join(heads.values())}")
         heads = _heads(file, columns)
-        known = {"path", "start", "end", "-", *heads.values(), *(() if split else ("split",))}
+        known = {"path", "start", "end", "group", "-", *heads.values(), *(() if split else ("split",))}
         notes += [f"{file}: {form}"] if form else []
         notes += [f"{file}: column {name} is not used" for name in columns if name not in known]
         table += [(where, values | {"split": split} if split else values) for where, values in rows]
@@ -126,7 +134,8 @@ def read_csv(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotatio
             raise AnnotationError(f"{where}: {empty[0]} is empty; every row needs a path and its labels")
         labels = {head: (values[column],) for head, column in heads.items()}
         labels |= {head: _split_labels(where, heads[head], values[heads[head]], separator) for head in multi_label}
-        entry = _Entry(values["path"], labels, where, split and parsing.SPLITS[split.lower()], start, end)
+        split = split and parsing.SPLITS[split.lower()]
+        entry = _Entry(values["path"], labels, where, split, start, end, values.get("group"))
         name = os.path.normpath(entry.path)
         earlier = entries.setdefault((name, start, end, entry.split), entry)
         if earlier.labels != labels:
@@ -208,12 +217,21 @@ def _annotations(
     path: storage.AnyPath, entries: Sequence[_Entry], notes: list[str], multi_label: frozenset[str] = frozenset()
 ) -> Annotations:
     """Assigns a split to every row and ids to the classes."""
+    grouped: dict[str, set[str | None]] = {}
+    for entry in entries:
+        grouped.setdefault(entry.group or "", set()).add(entry.split)
+    grouped.pop("", None)
     if entries[0].split is None:
-        held_out = _held_out(entries)
+        held_out = _held_out(entries, grouped=bool(grouped))
         for entry in entries:
-            entry.split = "validation" if os.path.normpath(entry.path) in held_out else "train"
-        selection = f"a hash of the path selects {len(held_out)} of the videos for the validation split"
+            entry.split = "validation" if entry.unit in held_out else "train"
+        if grouped and not held_out:
+            raise AnnotationError(f"{path}: no group leaves every class a training video; state the splits in a column")
+        what, all_units = ("group", f"the {len(grouped)} groups") if grouped else ("path", "the videos")
+        selection = f"a hash of the {what} selects {len(held_out)} of {all_units} for the validation split"
         notes.append(f"{path}: no splits; {selection}")
+    elif shared := sorted(group for group, splits in grouped.items() if len(splits) > 1):
+        notes.append(f"{path}: {len(shared)} groups are in several splits, first {shared[0]}")
     splits = {entry.split for entry in entries}
     if "train" not in splits:
         raise AnnotationError(f"{path}: no row of split train; found {', '.join(sorted(splits))}")
@@ -247,26 +265,34 @@ def _order(name: str) -> tuple[Any, ...]:
     return (0, int(name), name) if re.fullmatch(r"-?\d+", name) else (1, 0, name)
 
 
-def _held_out(entries: Sequence[_Entry]) -> set[str]:
-    """Selects the paths of the validation split; all segments of a file stay together.
+def _held_out(entries: Sequence[_Entry], grouped: bool) -> set[str]:
+    """Selects the units of the validation split: files, all segments of one together, or groups.
 
-    These are the paths with the smallest hashes, `VALIDATION_FRACTION` of them and at least one, except where a class
-    would be left without a training video.
+    These are the files with the smallest hashes, `VALIDATION_FRACTION` of them and at least one, except where a class
+    would be left without a training video. Groups, which may be few and large, are taken in the order of their hashes
+    until they have this share of the videos and a video of every class, but not more than `_MOST_OF_GROUPS` of all.
     """
-    pairs_of_path: dict[str, Counter] = {}
+    pairs_of_unit: dict[str, Counter] = {}
     for entry in entries:
-        pairs_of_path.setdefault(os.path.normpath(entry.path), Counter()).update(entry.pairs())
+        pairs_of_unit.setdefault(entry.unit, Counter()).update(entry.pairs())
+    sizes = Counter(entry.unit for entry in entries)
     remaining = Counter(pair for entry in entries for pair in entry.pairs())
     held_out: set[str] = set()
+    held_pairs: set[tuple[str, str]] = set()
     digests = {
-        hashlib.sha256(path.replace(os.sep, "/").encode("utf-8", "surrogateescape")).digest(): path
-        for path in pairs_of_path
+        hashlib.sha256(unit.replace(os.sep, "/").encode("utf-8", "surrogateescape")).digest(): unit
+        for unit in pairs_of_unit
     }
-    for digest, path in sorted(digests.items()):
-        if int.from_bytes(digest[:7], "big") / 2**56 >= VALIDATION_FRACTION and held_out:
-            break
-        pairs = pairs_of_path[path]
-        if all(remaining[pair] > count for pair, count in pairs.items()):
+    videos = 0
+    for digest, unit in sorted(digests.items()):
+        pairs = pairs_of_unit[unit]
+        wanted = int.from_bytes(digest[:7], "big") / 2**56 < VALIDATION_FRACTION
+        if grouped:
+            wanted = videos < VALIDATION_FRACTION * len(entries) or not pairs.keys() <= held_pairs
+            wanted &= videos + sizes[unit] <= _MOST_OF_GROUPS * len(entries)
+        if (wanted or not held_out) and all(remaining[pair] > count for pair, count in pairs.items()):
             remaining.subtract(pairs)
-            held_out.add(path)
+            held_out.add(unit)
+            held_pairs |= pairs.keys()
+            videos += sizes[unit]
     return held_out

@@ -23,6 +23,7 @@ _NAMES = {
     "start": "start start_time time_start start_sec start_seconds",
     "end": "end end_time time_end end_sec end_seconds stop",
     "split": "split subset partition",
+    "group": "group group_id speaker speaker_id subject subject_id participant participant_id source_video",
 }
 _KNOWN = frozenset(" ".join(_NAMES.values()).split())
 _SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "|", " ": "blanks"}
@@ -43,8 +44,8 @@ def read(
 ) -> tuple[list[tuple[str, dict[str, str]]], list[str], str]:
     """Reads a list; raises AnnotationError, NoLabelsError.
 
-    `columns`: roles of its columns in order: path, label, label_HEAD, start, end, split; others are not used. The
-    `label_separator` does not separate fields. Returns (where, role or name of a column -> value) of each row, the
+    `columns`: roles of its columns in order: path, label, label_HEAD, start, end, split, group; others are not used.
+    The `label_separator` does not separate fields. Returns (where, role or name of a column -> value) of each row, the
     roles or names, and the form for the log ("": usual).
     """
     separator, table = _table(path, [s for s in _SEPARATORS if s != label_separator], columns and len(columns))
