@@ -43,7 +43,6 @@ def test_actions_are_ranked_by_product_of_softmaxes():
         ("spatiotemporal", {"classifier": "gap"}),
         ("factorised_encoder", {}),
         ("factorised_encoder", {"temporal_layers": 0}),
-        ("factorised_encoder", {"frame_pooling": False}),
         ("factorised_self_attention", {}),
         ("factorised_dot_product", {}),
     ],

@@ -40,6 +40,8 @@ def test_removed_fields_must_have_their_constant():
     with pytest.raises(ConfigError, match=r"config\.augment\.erase_count=3 is no longer a field: it is always 1"):
         Experiment.from_config({"augment": augment | {"erase_count": 3}})
     assert Experiment.from_config({"data": {"service_address": None}}) == Experiment.from_config({})
+    for pooled in (True, None):  # None: by the default of that time
+        assert Experiment.from_config({"model": {"frame_pooling": pooled}}) == Experiment.from_config({})
     with pytest.raises(ConfigError, match=r"config\.data\.service_address='grpc://a:1' is no longer a field"):
         Experiment.from_config({"data": {"service_address": "grpc://a:1"}})
 

@@ -191,12 +191,10 @@ INEXPRESSIBLE = [
     ("scenic", {"activation": "gelu"}, "activation = gelu, which would be read as gelu_tanh"),
     ("scenic", {"layer_norm_eps": 1e-5}, "layer_norm_eps"),
     ("scenic", {"attention_logit_cap": 50.0}, "attention_logit_cap = 50.0, which would be read as None"),
-    ("scenic", {"attention": "factorised_encoder", "frame_pooling": False}, "frame_pooling = False"),
     ("huggingface", {"representation_size": 6}, "representation_size"),
     ("huggingface", {"attention": "factorised_encoder"}, "Model 1 with tubelets, not factorised_encoder"),
     ("huggingface", {"num_classes": {"verb": 3, "noun": 4}}, "one head"),
     ("vit_npz", {}, "vit_npz .* is an image model"),
-    ("videoprism", {}, "are read, not written"),
 ]
 
 

@@ -52,10 +52,6 @@ def test_closed_formula_equals_the_traced_program(name, fields):
     check_products(small_config(**MODELS[name], **fields))
 
 
-def test_closed_formula_without_frame_pooling():
-    check_products(small_config(**MODELS["model2"], frame_pooling=False))
-
-
 def check_products(config):
     video = jax.ShapeDtypeStruct((1, *config.video_shape), jnp.float32)
     program = jax.make_jaxpr(ViViT(config).apply)({"params": abstract_params(config)}, video)

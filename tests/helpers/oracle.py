@@ -109,10 +109,7 @@ def logits(video, p, config):
             space = p["spatial_encoder"]
             x = np.stack([encoder(frame, space, config, config.num_layers) for frame in x])
             time = p.get("temporal_encoder")
-            if not config.frame_pooling:
-                x = np.mean([encoder(x[:, i], time, config, config.temporal_layers) for i in range(x.shape[1])], 0)
-                x = x.mean(0)
-            elif config.temporal_layers:
+            if config.temporal_layers:
                 x = np.stack([pool(frame, space) for frame in x])
                 x = pool(encoder(x, time, config, config.temporal_layers), time)
             else:

@@ -85,19 +85,16 @@ def test_initialisers():
     assert (layers["norm_attention"]["scale"] == 1).all()
 
 
-@pytest.mark.parametrize("name", [*MODELS, "unpooled"])
+@pytest.mark.parametrize("name", MODELS)
 def test_features_and_attention_weights(name):
-    config = small_config(**{**MODELS, "unpooled": {**MODELS["model2"], "frame_pooling": False}}[name])
+    config = small_config(**MODELS[name])
     params, video = random_params(config, dtype=np.float32), random_video(config, dtype=np.float32)
     apply = functools.partial(ViViT(config).apply, {"params": params}, video)
     run = jax.jit(lambda: (apply(), apply(features=True), apply(sow_attention=True, mutable=["intermediates"])))
     plain, features, (logits, state) = run()
     token = config.classifier == "token"
     n_t, n_s = 2, 6
-    if name == "unpooled":
-        assert features["spatial_tokens"].shape == (2, n_t, n_s, 8)
-        assert features["tokens"].shape == (2, n_t * n_s, 8)
-    elif config.attention == "factorised_encoder":
+    if config.attention == "factorised_encoder":
         assert features["spatial_tokens"].shape == (2, n_t, 1 + n_s, 8)
         assert features["tokens"].shape == (2, n_t + (config.temporal_layers > 0), 8)
     else:
@@ -118,10 +115,6 @@ def test_features_and_attention_weights(name):
         },
     }
     expected["model2"] = {**expected["average_pool"], "temporal_encoder/layers/attention/weights": (2, 2, 2, 3, 3)}
-    expected["unpooled"] = {
-        "spatial_encoder/layers/attention/weights": space,
-        "temporal_encoder/layers/attention/weights": time,
-    }
     assert shapes == expected[name]
     for leaf in weights.values():
         np.testing.assert_allclose(leaf.sum(-1), 1, atol=1e-5)

@@ -8,8 +8,6 @@ import pytest
 from tests.helpers.small_models import MODELS, small_config
 from vivit_jax.models import ViViTConfig
 
-UNPOOLED = {"attention": "factorised_encoder", "frame_pooling": False}
-
 
 def test_names_and_grid():
     config = ViViTConfig.from_name("ViViT-L/16x2", num_frames=32, image_size=(224, 320))
@@ -26,7 +24,6 @@ def test_names_and_grid():
 def test_default_classifier_depends_on_model():
     chosen = [small_config(**fields).classifier for fields in MODELS.values()]
     assert chosen == ["token", "token", "token", "gap", "gap"]
-    assert small_config(**UNPOOLED).classifier == "gap"
 
 
 @pytest.mark.parametrize("classes", [5, None, {"verb": 3, "noun": 4}, [("verb", 3), ("noun", 4)]])
@@ -57,9 +54,6 @@ def test_round_trip_through_json(classes):
         ({"attention": "factorised_self_attention", "classifier": "token"}, ["Model 3", "classifier='gap'"]),
         ({"attention": "factorised_dot_product", "classifier": "token"}, ["Model 4", "classifier='gap'"]),
         ({"attention": "factorised_dot_product", "num_heads": 1}, ["num_heads=1 is odd", "even"]),
-        ({"attention": "spatiotemporal", "frame_pooling": False}, ["frame_pooling=False", "factorised_encoder"]),
-        ({**UNPOOLED, "temporal_layers": 0}, ["frame_pooling=False", "temporal_layers=0", "1 layer or more"]),
-        ({**UNPOOLED, "classifier": "token"}, ["classifier='token'", "frame_pooling=False", "classifier='gap'"]),
         ({"attention_logit_cap": 0}, ["attention_logit_cap=0", "(0, inf)", "None"]),
         ({"attention_logit_cap": float("nan")}, ["attention_logit_cap=nan", "(0, inf)", "None"]),
         ({"temporal_layers": -1}, ["temporal_layers=-1", "at least 0"]),

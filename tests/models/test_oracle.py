@@ -17,7 +17,7 @@ VARIANTS = {
     "space_time": {**MODELS["model3"], "attention_order": "space_time", "qkv_bias": False},
     "frames": {**MODELS["model4"], "tokenizer": "uniform_frames", "tubelet_size": (3, 4, 4), "num_frames": 9},
     "cap": {**MODELS["model3"], "attention_logit_cap": 0.05},
-    "unpooled": {**MODELS["model2"], "frame_pooling": False, "scan_layers": True, "remat": "full"},
+    "scanned": {**MODELS["model2"], "scan_layers": True, "remat": "full"},
     "heads": {**MODELS["average_pool"], "num_classes": {"verb": 3, "noun": 4}, "in_channels": 1},
 }
 

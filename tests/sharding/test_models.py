@@ -13,7 +13,6 @@ from vivit_jax import sharding
 from vivit_jax.models import ViViT, attention_backends
 from vivit_jax.train_step import TrainState, make_train_step
 
-ALL = {**MODELS, "unpooled": {**MODELS["model2"], "frame_pooling": False}}
 MIXED = {"fsdp": 2, "tensor": 2, "sequence": 2}
 MESHES = [{"data": 8}, {"fsdp": 8}, {"fsdp": 4}, {"tensor": 2}, {"sequence": 4}, MIXED]
 NOISY = {"dropout_rate": 0.1, "attention_dropout_rate": 0.1}
@@ -23,7 +22,7 @@ LEARNING_RATE = 0.1
 def config_of(name, **fields):
     """Grid 4 x 2 x 3: 4 devices divide neither the 6 tokens of a frame nor 24 tokens plus a class token."""
     sizes = {"hidden_size": 16, "num_heads": 4, "mlp_dim": 32, "num_frames": 8, "scan_layers": True}
-    return small_config(**{**sizes, "stochastic_depth_rate": 0.2, "dtype": "float64", **ALL[name], **fields})
+    return small_config(**{**sizes, "stochastic_depth_rate": 0.2, "dtype": "float64", **MODELS[name], **fields})
 
 
 def compiled_step(config, axes, devices=8):
@@ -113,6 +112,6 @@ def test_step_matches_one_device(name, axes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("axes", MESHES, ids=lambda axes: "-".join(f"{k}{v}" for k, v in axes.items()))
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", MODELS)
 def test_step_matches_one_device_on_every_mesh(name, axes):
     assert_same_step(config_of(name, **NOISY), axes)

@@ -136,8 +136,8 @@ class Experiment:
         """
         model = self.model_config({})
         n_t, *_ = model.grid
-        image = {"num_frames": 1, "tubelet_size": (1, *model.tubelet_size[1:]), "tokenizer": "tubelet"}
-        image |= {"attention": "spatiotemporal", "frame_pooling": None}
+        image = {"num_frames": 1, "tubelet_size": (1, *model.tubelet_size[1:])}
+        image |= {"tokenizer": "tubelet", "attention": "spatiotemporal"}
         return dataclasses.replace(
             self,
             model={**self.model, **image},

@@ -29,7 +29,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     "init_from.pre_logits": {"follow": "load"},
 }
 
-# fields that no longer exist: name -> the value that they always have now
+# fields that no longer exist: name -> the value that they always have now, as had those that are None
 REMOVED: Mapping[str, Any] = {
     "augment.erase_area": [0.02, 0.4],
     "augment.erase_aspect": 0.3,
@@ -38,6 +38,7 @@ REMOVED: Mapping[str, Any] = {
     "augment.switch_probability": 0.5,
     "data.service": None,
     "data.service_address": None,
+    "model.frame_pooling": True,
 }
 
 
@@ -62,7 +63,7 @@ def upgrade(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
             group[name] = values.get(group[name], group[name])
     for field, constant in REMOVED.items():
         value = _group(config, field).pop(field.rpartition(".")[2], constant)
-        if value != constant:
+        if value not in (constant, None):
             raise ValueError(f"config.{field}={value!r} is no longer a field: it is always {constant!r}")
     return config
 

@@ -29,7 +29,7 @@ from vivit_jax.utils.class_names import listed
 
 _FROM = flags.DEFINE_string("from", None, "A file or folder of weights; its format is auto-detected.")
 _TO = flags.DEFINE_string("to", None, "Path to write, which must not exist. Without it, --from is described.")
-_FORMAT = flags.DEFINE_enum("format", None, [f for f in FORMATS if f != "videoprism"], "Format of --to.")
+_FORMAT = flags.DEFINE_enum("format", None, list(FORMATS), "Format of --to.")
 _CONFIG = command_line.define_config("Fit the weights to this config's model.")
 _SOURCE_FORMAT = flags.DEFINE_enum("source_format", None, list(FORMATS), "Format of --from; default: auto-detected.")
 _PREFIX = flags.DEFINE_string("prefix", None, "Read only names in --from with this prefix.")

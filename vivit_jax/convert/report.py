@@ -55,5 +55,4 @@ def describe_model(config: ViViTConfig) -> str:
         return f"image ViT, patches {h} x {w}, d {config.hidden_size}, at {pixels}"
     heads = ", ".join(f"{classes} {head or ''}".rstrip() for head, classes in config.heads) or "no"
     name = config.name if "custom" not in config.name else f"{config.name}, d {config.hidden_size}"
-    all_tokens = "" if config.frame_pooling else " over all tokens"
-    return f"{name}, {config.attention}{all_tokens}, {config.num_frames} frames at {pixels}, {heads} classes"
+    return f"{name}, {config.attention}, {config.num_frames} frames at {pixels}, {heads} classes"

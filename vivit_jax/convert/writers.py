@@ -25,8 +25,7 @@ from vivit_jax.utils.class_names import placeholders
 Arrays = Mapping[str, np.ndarray]
 ClassNames = Mapping[str, Sequence[str]] | None
 Record = Mapping[str, Any] | None
-# Formats that can be written -> suffix that the path must have.
-_SUFFIXES = {"scenic": None, "vit_npz": ".npz", "huggingface": None, "timm": ".safetensors", "orbax": None}
+_SUFFIXES = {"vit_npz": ".npz", "timm": ".safetensors"}  # that the path must have
 # Fields that do not change what a trained model computes.
 _TRAINING_FIELDS = (
     *("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate", "stochastic_depth_rescale"),
@@ -37,8 +36,6 @@ _TRAINING_FIELDS = (
 def to_flat(params: Mapping[str, Any], format: str, config: ViViTConfig) -> dict[str, np.ndarray]:
     """Returns nested parameters of `config` under the names of a format: the exact inverse of `load_params`."""
     source.check_format(format)
-    if format not in _SUFFIXES:
-        raise ValueError(f"{format} weights are read, not written; choose one of {', '.join(_SUFFIXES)}")
     flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
     return engine.save(flat, FORMATS[format].rows(config))
 
@@ -64,7 +61,7 @@ def save_params(
     checkpoint. ConversionError where the format cannot express the model or has no name for a parameter.
     """
     path = storage.path(path)
-    if _SUFFIXES.get(format) not in (None, path.suffix):
+    if _SUFFIXES.get(format, path.suffix) != path.suffix:
         raise ValueError(f"{str(path)!r} must end in {_SUFFIXES[format]} for {format} weights")
     if path.exists():
         raise FileExistsError(f"{path} exists already; choose another path or remove it")

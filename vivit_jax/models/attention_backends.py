@@ -39,7 +39,7 @@ def target_device() -> Device:
 def attention_weights(query: jax.Array, key: jax.Array, logit_cap: float | None = None) -> jax.Array:
     """Returns softmax(Q K^T / sqrt(head_dim)) of eq. 7, [..., heads, N_q, N_k], in float32 or wider.
 
-    `logit_cap` c > 0 replaces each logit x by c tanh(x / c), as in VideoPrism (arXiv:2402.13217).
+    `logit_cap` c > 0 replaces each logit x by c tanh(x / c).
     """
     wide = jnp.promote_types(query.dtype, jnp.float32)
     query = query / math.sqrt(query.shape[-1])

@@ -46,13 +46,11 @@ class ViViTConfig:
         Models 3 and 4, which have no class token.
       num_classes: a number; {head: classes} or pairs for several heads; None for no head.
       temporal_layers: layers of Model 2's temporal encoder; 0 is the average-pool baseline. Not used by other models.
-      frame_pooling: Model 2 pools each frame to one vector before its temporal encoder. False: the temporal encoder
-        runs along time for each position in the frame, as in VideoPrism (arXiv:2402.13217); no class token.
       dropout_rate: in [0, 1), after the position embedding, after attention and in the MLP; not of attention weights.
       stochastic_depth_rate: in [0, 1), of the last layer; layer i of L drops its branches with rate * i / (L - 1).
       stochastic_depth_rescale: divide a kept branch by its probability. False is the published code's behaviour: no
         rescaling, and no stochastic depth in Model 3.
-      attention_logit_cap: c > 0 replaces the attention logits by c tanh(logits / c); VideoPrism has c = 50.
+      attention_logit_cap: c > 0 replaces the attention logits by c tanh(logits / c).
       attention_backend: `auto`, the fastest for each attention layer and device by the table in
         `vivit_jax.models.attention_choice`; or one by name: `xla` (stores all weights), `tiled` (in small parts: less
         memory, for CPUs), `cudnn` (NVIDIA GPUs, bfloat16) or `splash` (TPUs). The numbers are the same within rounding.
@@ -86,7 +84,6 @@ class ViViTConfig:
     classifier: str | None = None
     num_classes: int | tuple[tuple[str, int], ...] | Mapping[str, int] | None = 400
     temporal_layers: int = 4
-    frame_pooling: bool = True
     representation_size: int | None = None  # width of a dense layer with tanh before the head; None for none
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
@@ -128,7 +125,7 @@ class ViViTConfig:
 
     def _normalise(self) -> None:
         """Converts lists to tuples and mappings to pairs, so that equal configs are equal and hashable."""
-        for name in ("stochastic_depth_rescale", "qkv_bias", "frame_pooling"):
+        for name in ("stochastic_depth_rescale", "qkv_bias"):
             self._set(name, bool(getattr(self, name)))
         if self.scan_layers != AUTO:
             self._set("scan_layers", bool(self.scan_layers))
@@ -177,18 +174,8 @@ class ViViTConfig:
         _check_divides("num_frames", self.num_frames, "tubelet_size's frames", self.tubelet_size[0])
         for side, size, patch in zip(("height", "width"), self.image_shape, self.tubelet_size[1:], strict=True):
             _check_divides(f"image_size's {side}", size, f"tubelet_size's {side}", patch)
-        if not self.frame_pooling and self.attention != "factorised_encoder":
-            use = "only Model 2 pools frames; use attention='factorised_encoder', or frame_pooling=True"
-            raise ValueError(f"frame_pooling=False does not fit attention={self.attention!r}: {use}")
-        if not self.frame_pooling and self.temporal_layers < 1:
-            use = "all tokens are kept for the temporal encoder; use 1 layer or more, or frame_pooling=True"
-            raise ValueError(f"frame_pooling=False does not fit temporal_layers={self.temporal_layers}: {use}")
         if self.classifier == "token" and not self._allows_class_token:
-            reason = (
-                f"attention={self.attention!r}: {ATTENTIONS[self.attention]} has no class token (section 3.3)"
-                if self.frame_pooling
-                else "frame_pooling=False: a class token would be averaged with the tokens of its frame"
-            )
+            reason = f"attention={self.attention!r}: {ATTENTIONS[self.attention]} has no class token (section 3.3)"
             raise ValueError(f"classifier='token' does not fit {reason}; use classifier='gap'")
         cap = self.attention_logit_cap is not None
         work = Attention(1, self.head_dim, self.dtype, dropout=self.attention_dropout_rate > 0, logit_cap=cap)
@@ -205,7 +192,7 @@ class ViViTConfig:
 
     @property
     def _allows_class_token(self) -> bool:
-        return self.attention == "spatiotemporal" or (self.attention == "factorised_encoder" and self.frame_pooling)
+        return self.attention in ("spatiotemporal", "factorised_encoder")
 
     @property
     def image_shape(self) -> tuple[int, int]:

@@ -35,8 +35,7 @@ def matrix_products(config: ViViTConfig) -> dict[str, int]:
         add_encoder(config.num_layers, length, 2 * length)
     elif config.attention == "factorised_encoder":
         add_encoder(config.num_layers, n_t * (n_s + token), 2 * (n_s + token))
-        sequences = 1 if config.frame_pooling else n_s
-        add_encoder(config.temporal_layers, sequences * (n_t + token), 2 * (n_t + token))
+        add_encoder(config.temporal_layers, n_t + token, 2 * (n_t + token))
     elif config.attention == "factorised_self_attention":
         add_encoder(config.num_layers, n_t * n_s, 2 * (n_s + n_t), attentions=2)
     else:

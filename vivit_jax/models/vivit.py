@@ -40,8 +40,8 @@ class ViViT(nn.Module):
           `pre_logits` if it has no head. With `features`, a dict:
 
           * `tokens`: output of the last encoder. Model 1: [B, N, d] with N = n_t n_h n_w, plus a class token in front.
-            Models 3, 4: [B, N, d], ordered by time, row, column. Model 2: [B, n_t, d], plus a class token in front;
-            without `frame_pooling` as Models 3, 4; the baseline: [B, n_t, d], the pooled frames.
+            Models 3, 4: [B, N, d], ordered by time, row, column. Model 2: [B, n_t, d], plus a class token in front; the
+            baseline: [B, n_t, d], the pooled frames.
           * `spatial_tokens`, Model 2 only: output of the spatial encoder, [B, n_t, n_h n_w, d], plus class tokens.
           * `pre_logits`: [B, d] or [B, representation_size], the input of the head.
         """
@@ -59,17 +59,12 @@ class ViViT(nn.Module):
             x = encoder(config.num_layers, token, logical_axes=("tokens",), name="encoder")(x)  # [B, 1 + N, d]
             class_token = token
         elif config.attention == "factorised_encoder":  # Model 2
-            temporal = functools.partial(encoder, config.temporal_layers, remat=config.remat_temporal)
             spatial = encoder(config.num_layers, token, logical_axes=("time", None), name="spatial_encoder")
             x = out["spatial_tokens"] = spatial(x)  # [B, n_t, 1 + n_s, d]
-            if config.frame_pooling:
-                x = _pool(x, token)  # [B, n_t, d]
-                if config.temporal_layers:
-                    x = temporal(token, name="temporal_encoder")(x)  # [B, 1 + n_t, d]
-            else:  # VideoPrism: one sequence in time for each position in the frame
-                x = x.swapaxes(1, 2)  # [B, n_s, n_t, d]
-                x = temporal(False, logical_axes=("space", None), name="temporal_encoder")(x)  # [B, n_s, n_t, d]
-                x = x.swapaxes(1, 2).reshape(-1, n_t * n_s, d)  # [B, N, d]
+            x = _pool(x, token)  # [B, n_t, d]
+            if config.temporal_layers:
+                temporal = encoder(config.temporal_layers, token, remat=config.remat_temporal, name="temporal_encoder")
+                x = temporal(x)  # [B, 1 + n_t, d]
             class_token = token and config.temporal_layers > 0
         else:  # Models 3 and 4
             layers = encoder(config.num_layers, False, token_axes=2, logical_axes=("time", None), name="encoder")

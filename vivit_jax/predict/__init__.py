@@ -234,8 +234,8 @@ def attention_map(apply_fn: Callable[..., Any], config: ViViTConfig, params: Any
     elif config.attention == "factorised_encoder":
         where = received("spatial_encoder/layers/attention/weights", token)  # [n_t, n_s]
         if config.temporal_layers:
-            when = received("temporal_encoder/layers/attention/weights", token)  # [n_t] or [n_s, n_t]
-            where = where / where.sum(-1, keepdims=True) * (when[:, None] if config.frame_pooling else when.T)
+            when = received("temporal_encoder/layers/attention/weights", token)  # [n_t]
+            where = where / where.sum(-1, keepdims=True) * when[:, None]
     else:
         model_3 = config.attention == "factorised_self_attention"
         name = "encoder/layers/" + ("attention_{}/weights" if model_3 else "attention/weights_{}")

@@ -91,8 +91,7 @@ def check_model(mesh: Mesh, config: Any) -> None:
         _check_divides(mesh, "sequence", "n_t n_h n_w, the tokens of a clip", n_t * n_h * n_w)
         return
     _check_divides(mesh, "sequence", "n_t, the frames of the token grid (num_frames over the tubelet's)", n_t)
-    attends_over_time = attention != "factorised_encoder" or not config.frame_pooling
-    if attends_over_time and n_h * n_w < mesh.shape["sequence"]:
+    if attention != "factorised_encoder" and n_h * n_w < mesh.shape["sequence"]:
         tokens = f"the {n_h} x {n_w} tokens of a frame, which attention over time is split by"
         advice = f"use at most {n_h * n_w}, and the other devices for data or fsdp"
         raise ValueError(f"mesh.sequence={mesh.shape['sequence']} is more than {tokens}; {advice}")

@@ -1,12 +1,11 @@
 """Parameter names of other implementations, as data: one table a format."""
 
-from vivit_jax.convert.tables import huggingface, native, scenic, timm, videoprism, vit_npz
+from vivit_jax.convert.tables import huggingface, native, scenic, timm, vit_npz
 from vivit_jax.convert.tables.rows import Format, Hints
 
 # By name, in the order of auto-detection.
 FORMATS: dict[str, Format] = {
     "orbax": native.FORMAT,
-    "videoprism": videoprism.FORMAT,
     "vit_npz": vit_npz.FORMAT,
     "scenic": scenic.FORMAT,
     "huggingface": huggingface.FORMAT,

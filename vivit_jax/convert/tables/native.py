@@ -20,12 +20,9 @@ def native(config: ViViTConfig) -> list[Row]:
 def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViTConfig:
     """Returns the model that a checkpoint stores; without that, an image ViT by the shapes, or `hints.target`."""
     if checkpoint := metadata.get("checkpoint"):
-        stored = {name: value for name, value in checkpoint["config"]["model"].items() if value is not None}
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
-        heads = checkpoint["heads"]
-        fields["num_classes"] = next(iter(heads.values())) if list(heads) == ["label"] else heads
-        name = fields.pop("name", None)
-        return ViViTConfig.from_name(name, **fields) if name else ViViTConfig.from_dict(fields)
+        from vivit_jax.config.experiment import Experiment  # here: it needs ml_collections
+
+        return Experiment.from_config(checkpoint["config"]).model_config(checkpoint["heads"])
     if "encoder/layers/attention/query/kernel" in shapes and len(shapes.get("tokenizer/kernel", ())) == 4:
         tokens = shape_of(shapes, "encoder/position_embedding", 2)[0] - ("encoder/class_token" in shapes)
         target = hints.target  # may be a video model that embeds frames in 2-D too

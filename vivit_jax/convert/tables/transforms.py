@@ -16,7 +16,7 @@ class Transform:
     """Conversion of the arrays of one row, of one layer."""
 
     load: Callable[[np.ndarray], Leaves]  # array of the format -> ours, one for each name in the row
-    save: Callable[[Leaves], np.ndarray] | None = None  # the inverse; None in formats that are only read
+    save: Callable[[Leaves], np.ndarray]  # the inverse
 
 
 def derived(leaf: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:
