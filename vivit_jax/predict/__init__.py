@@ -97,8 +97,8 @@ class Predictor:
         options = {"temporal_views": temporal_views, "spatial_views": spatial_views, "dtype": dtype}
         given = {field: value for field, value in options.items() if value is not None}
         evaluation = metadata["config"].get("evaluation", {}) | given
-        self._experiment = Experiment.from_config(metadata["config"] | {"evaluation": evaluation})
-        self.model = for_inference(model, self._experiment)
+        self.experiment = Experiment.from_config(metadata["config"] | {"evaluation": evaluation})
+        self.model = for_inference(model, self.experiment)
         self._params = inference.cast_params(params, self.model.config)
         self.preprocessing = Preprocessing.of_checkpoint(metadata, self.model.config)
         if self.preprocessing.assumed:
@@ -131,13 +131,13 @@ class Predictor:
             if readable := [views for _, views in batch if isinstance(views, np.ndarray)]:
                 rows = max(rows, len(readable))  # so that the last batch, which is smaller, needs no other program
                 padded = readable + readable[:1] * (rows - len(readable))
-                logits = self._logits(self._params, {"video": np.stack(padded) if rows > 1 else readable[0][None]})
+                logits = self.logits(np.stack(padded) if rows > 1 else readable[0][None])
             yield from self._results(*waiting, top)
             waiting = batch, logits
 
     def _batches(self, paths: Iterable[storage.PathLike]) -> Iterator[list[tuple[storage.PathLike, Any]]]:
         """Yields lists of (path, its views uint8 [V, T, H, W, 3] or an exception)."""
-        evaluation, prepare = self._experiment.evaluation, self.preprocessing
+        evaluation, prepare = self.experiment.evaluation, self.preprocessing
         options = evaluation.temporal_views, evaluation.spatial_views, prepare.stored_short_side, prepare.stored_fps
         batch, size = [], 0  # bytes of the views
         for path in paths:
@@ -161,10 +161,17 @@ class Predictor:
             if isinstance(views, Exception):
                 yield path, views
                 continue
-            of_file = {head: logits[head][row] for head in self.class_names}
-            ranked = rank_labels(of_file, self.class_names, top, self.multi_label, self._experiment.loss.name)
-            yield path, Prediction(str(path), ranked, views, self._attend)
+            yield path, Prediction(str(path), self.rank(logits, row, top), views, self._attend)
             row += 1
+
+    def logits(self, views: np.ndarray) -> dict[str, jax.Array]:
+        """Returns {head: [N, C]}, averaged over the views of N videos, uint8 [N, V, T, H, W, 3]; does not wait."""
+        return self._logits(self._params, {"video": views})
+
+    def rank(self, logits: Mapping[str, jax.Array], row: int, top: int) -> dict[str, list[tuple[str, float]]]:
+        """Returns `Prediction.ranked` of one row of `logits`."""
+        of_video = {head: logits[head][row] for head in self.class_names}
+        return rank_labels(of_video, self.class_names, top, self.multi_label, self.experiment.loss.name)
 
 
 def restore(checkpoint: epath.PathLike, mesh: Any, weights: str) -> tuple[ViViT, Any, dict[str, Any], str]:

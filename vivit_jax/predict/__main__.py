@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import glob
-import hashlib
 import json
 import os
 import sys
@@ -16,10 +15,8 @@ from vivit_jax import checkpoint as checkpointing
 from vivit_jax.config import flags as command_line
 from vivit_jax.config.sections import EVALUATION_DTYPES
 from vivit_jax.data.annotations.video_files import list_videos
-from vivit_jax.predict import Prediction, Predictor
-from vivit_jax.utils import logs, plots, storage, terminal
-
-_SOURCE = "Source"  # text field of a picture: the file that it shows
+from vivit_jax.predict import Prediction, Predictor, timeline
+from vivit_jax.utils import logs, plots, storage
 
 
 def main(argv: list[str]) -> None:
@@ -32,15 +29,21 @@ def main(argv: list[str]) -> None:
             raise ValueError("give --workdir, a run, or --checkpoint, a checkpoint or pretrained weights")
         names = ("temporal_views", "spatial_views", "weights", "dtype")
         predictor = Predictor(options.workdir or options.checkpoint, **{name: options[name].value for name in names})
-    show = csv_printer() if options.csv and not options.json else print
+    if options.timeline is None:
+        show = csv_printer() if options.csv and not options.json else print
+        results = predictor.predict(files, options.top)
+    else:
+        results = timelines(predictor, files)
     failed = 0
-    for file, result in predictor.predict(files, options.top):
+    for file, result in results:
         if isinstance(result, Exception):
             failed += 1
             name = "" if file in str(result) else f"{file}: "
             print(f"error: {name}{result}", file=sys.stderr, flush=True)
             if options.json:
                 print(json.dumps({"file": file, "error": str(result)}), flush=True)
+            continue
+        if result is None:  # printed and written already
             continue
         show(json.dumps({"file": result.path, "labels": result.ranked}) if options.json else result)
         sys.stdout.flush()
@@ -81,16 +84,41 @@ def csv_printer() -> Callable[[Prediction], None]:
     return write
 
 
+def timelines(predictor: Predictor, files: Iterable[str]) -> Iterator[tuple[str, Exception | None]]:
+    """Prints the segments of each file as they come, and writes its timeline; yields (file, what went wrong)."""
+    options, rows = flags.FLAGS, csv.writer(sys.stdout, lineterminator="\n")
+    if options.csv and not options.json:
+        rows.writerow(("file", "start", "end", "label", "probability"))
+    for file in files:
+        try:
+            found: list[timeline.Segment] = []
+            for each in timeline.segments(timeline.windows(predictor, file, options.hop, options.stride, options.top)):
+                found.append(each)
+                if options.csv and not options.json:
+                    rows.writerow((file, each.start, each.end, each.label, f"{each.probability:.6g}"))
+                elif not options.json:
+                    print(*[file] * (len(found) == 1), f"  {each}", sep="\n", flush=True)
+            record = timeline.write(file, found, options.timeline)
+            if options.json:
+                print(json.dumps(record), flush=True)
+            yield file, None
+        except Exception as error:  # the other files have theirs
+            yield file, error
+
+
+class _FolderParser(flags.ArgumentParser):
+    """Parses a flag that takes a folder, but stands for the current one without it."""
+
+    def parse(self, argument: str | None) -> str | None:
+        return {"true": ".", "false": None}.get(argument, argument)
+
+
 def draw(prediction: Prediction, folder: epath.Path) -> epath.Path:
-    """Writes `prediction_NAME.png`, with a hash of the file's path where that is the picture of another file."""
-    source = terminal.printable(str(storage.absolute(prediction.path)))
-    stem = f"prediction_{storage.path(prediction.path).stem}"
-    path = folder / plots.file_name(stem, ".png")
-    if path.exists() and plots.text_of(path, _SOURCE) != source:
-        path = folder / plots.file_name(f"{stem}_{hashlib.sha256(source.encode()).hexdigest()[:8]}", ".png")
+    """Writes `prediction_NAME.png`."""
+    path, source = plots.picture_of(prediction.path, folder, "prediction")
     title = os.path.basename(prediction.path)
     figure = plots.prediction(prediction.views[0], prediction.attention, prediction.ranked, title)
-    return plots.save(figure, path, {_SOURCE: source})
+    return plots.save(figure, path, source)
 
 
 def run() -> None:
@@ -103,6 +131,10 @@ def run() -> None:
     flags.DEFINE_enum("weights", "params", ["params", "ema"], "The parameters, or their EMA.")
     flags.DEFINE_enum("dtype", None, EVALUATION_DTYPES, "Of the compute. Default: the config's evaluation.dtype, auto.")
     flags.DEFINE_string("pictures", None, "Folder for a PNG of each file: frames, attention, labels.")
+    folder = "Folder for a PNG, JSON and SRT (subtitles) of the labels over each file's time. Default: the current one."
+    flags.DEFINE_flag(flags.Flag(_FolderParser(), None, "timeline", None, folder, boolean=True))
+    flags.DEFINE_string("hop", "1", "Between the windows of a timeline, in windows (0.5) or seconds (2s).")
+    flags.DEFINE_integer("stride", None, "Between the frames of a window. Default: the model's.", lower_bound=1)
     flags.DEFINE_bool("json", False, "Print one JSON object per line.")
     flags.DEFINE_bool("csv", False, "Print a line for each label, as CSV.")
     command_line.run(main, verbosity=logging.WARNING, positional=True)

@@ -16,11 +16,12 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from vivit_jax.utils import terminal
+from vivit_jax.utils import storage, terminal
 
 Figure = Any  # matplotlib.figure.Figure
 # With more classes, names and numbers would be illegible and are left out.
 MOST_NAMED_CLASSES = 40
+_SOURCE = "Source"  # text field of a picture: the file that it shows
 # The end of the Unicode name of most letters and signs is how they are read.
 _READING = re.compile(r".* (?:LETTER|SYLLABLE|VOWEL SIGN|CHARACTER|DIGIT|SIGN)(?: SMALL| CAPITAL)? (?P<reading>.+)")
 
@@ -181,7 +182,21 @@ def save(figure: Figure, path: epath.PathLike, metadata: Mapping[str, str] | Non
     return path
 
 
-def text_of(picture: epath.Path, field: str) -> str | None:
+def picture_of(file: storage.PathLike, folder: storage.PathLike, kind: str) -> tuple[epath.Path, dict[str, str]]:
+    """Returns the path `FOLDER/KIND_NAME.png` for a picture of the file NAME.mp4, and the metadata that tell it apart.
+
+    Has a hash of the file's path in its name where that is the picture of another file.
+    """
+    source = terminal.printable(str(storage.absolute(file)))
+    stem = f"{kind}_{storage.path(file).stem}"
+    path = epath.Path(folder) / file_name(stem, ".png")
+    if path.exists() and _text_of(path, _SOURCE) != source:
+        path = path.with_name(file_name(f"{stem}_{hashlib.sha256(source.encode()).hexdigest()[:8]}", ".png"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path, {_SOURCE: source}
+
+
+def _text_of(picture: epath.Path, field: str) -> str | None:
     """Returns a text field of a PNG; None where it has none, or is no PNG."""
     from PIL import Image
 
@@ -224,4 +239,22 @@ def prediction(
         axes.set(xlim=(0, 1), ylabel=readable(head))
         axes.tick_params(labelsize=8)
     figure.suptitle(readable(title))
+    return figure
+
+
+def timeline(segments: Sequence[Any], title: str) -> Figure:
+    """Draws `timeline.Segment`s as bars over time, a row for each label, darker where more probable."""
+    seconds: dict[str, float] = {}
+    for each in segments:
+        seconds[each.label] = seconds.get(each.label, 0.0) + each.end - each.start
+    most = set(sorted(seconds, key=seconds.get, reverse=True)[:MOST_NAMED_CLASSES])
+    rows = {label: row for row, label in enumerate(label for label in seconds if label in most)}  # as they first appear
+    figure, axes = pyplot().subplots(figsize=(12, 1.6 + 0.3 * len(rows)), layout="constrained")
+    drawn = [each for each in segments if each.label in rows]
+    lines = [rows[each.label] for each in drawn], [each.start for each in drawn], [each.end for each in drawn]
+    axes.hlines(*lines, colors=[("#3b6ea5", 0.25 + 0.75 * each.probability) for each in drawn], linewidth=12)
+    axes.set_yticks(range(len(rows)), map(readable, rows))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x // 3600:.0f}:{x // 60 % 60:02.0f}:{x % 60:04.1f}")
+    axes.set(xlim=(0, segments[-1].end), ylim=(len(rows) - 0.4, -0.6), title=readable(title))
+    axes.grid(axis="x", alpha=0.3)
     return figure

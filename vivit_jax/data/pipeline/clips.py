@@ -218,7 +218,7 @@ class _Views:
 
     def __init__(self, spec: ClipSpec, temporal: int, spatial: int):
         self._spec, self._temporal = spec, temporal
-        self._cut = _cutter(spec.image_size, spec.short_side, spatial)
+        self._cut = cutter(spec.image_size, spec.short_side, spatial)
         self._pixels = np.zeros((temporal, spatial, spec.num_frames, *spec.image_size, 3), np.uint8)
         self.places: dict[int, list[tuple[int, int]]] = {}
 
@@ -242,7 +242,7 @@ class _Views:
 
 
 @functools.lru_cache(maxsize=8)
-def _cutter(image_size: tuple[int, int], short_side: int | None, spatial: int) -> Callable:
+def cutter(image_size: tuple[int, int], short_side: int | None, spatial: int) -> Callable:
     """Returns the compiled function from a frame uint8 [H, W, 3] to its crops uint8 [spatial, h, w, 3]."""
     spec = ClipSpec(1, image_size, short_side=short_side)
 

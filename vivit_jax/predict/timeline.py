@@ -1,0 +1,150 @@
+"""The labels of a long video over time: windows that slide over it, merged where the label stays.
+
+model = vivit_jax.load("runs/moving_digits")
+for segment in timeline.segments(timeline.windows(model, "game.mp4", hop="2s")): print(segment)
+"""
+
+import collections
+import dataclasses
+import itertools
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vivit_jax.data import pipeline
+from vivit_jax.evaluation import metrics
+from vivit_jax.models import inference
+from vivit_jax.predict import Predictor
+from vivit_jax.utils import plots, storage
+
+_MOST_WINDOWS = 32  # of a batch, so that the first answers do not wait for many others
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """The label of a window, or of adjacent ones, from `start` to `end` seconds.
+
+    `label` is the top-ranked action, or that of each head (multi-label: those above 0.5, or the top-ranked);
+    `probability` the product of theirs, and the mean over the windows. Each of these has `start`, `end` and `labels`,
+    the `ranked` of a `Prediction`.
+    """
+
+    start: float
+    end: float
+    label: str
+    probability: float
+    windows: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        return f"{_clock(self.start)} - {_clock(self.end)}  {self.probability:6.1%}  {self.label}"
+
+
+def windows(
+    predictor: Predictor, path: storage.PathLike, hop: str = "1", stride: int | None = None, top: int = 5
+) -> Iterator[Segment]:
+    """Yields the windows of a video file or folder of frames as the model computes them, in bounded memory.
+
+    A window is a clip of the model, with its `stride` (or another) and the crops of evaluation. One starts every `hop`,
+    in windows ("0.5") or seconds ("2s"); the last one ends with the video. A shorter video is looped. Raises
+    VideoError, and ValueError for a wrong hop, or no stride where the model has none.
+    """
+    clips = _clips(path, predictor, hop, stride)
+    size = min(inference.clips_at_once(predictor.model.config), _MOST_WINDOWS)
+
+    def dispatched() -> Iterator[tuple[list[tuple[float, float]], dict[str, jax.Array]]]:
+        while batch := list(itertools.islice(clips, size)):
+            pixels = [views for _, views in batch]  # padded, since another number needs another program
+            yield [times for times, _ in batch], predictor.logits(np.stack(pixels + pixels[:1] * (size - len(batch))))
+
+    # A batch is computed while the next one is decoded.
+    for (times, logits), _ in itertools.pairwise(itertools.chain(dispatched(), [None])):
+        logits = jax.device_get(logits)
+        for row, (start, end) in enumerate(np.round(times, 3).tolist()):
+            ranked, shown = predictor.rank(logits, row, top), []
+            for head in [metrics.ACTION] if metrics.ACTION in ranked else ranked:
+                likely = [pair for pair in ranked[head] if pair[1] > 0.5 and head in predictor.multi_label]
+                shown += likely or ranked[head][:1]
+            label, probability = ", ".join(label for label, _ in shown), math.prod(share for _, share in shown)
+            yield Segment(start, end, label, probability, [{"start": start, "end": end, "labels": ranked}])
+
+
+def _clips(
+    path, predictor: Predictor, hop: str, stride: int | None
+) -> Iterator[tuple[tuple[float, float], np.ndarray]]:
+    """Yields ((start, end), uint8 [crops, T, h, w, 3]) of each window."""
+    from vivit_jax.data.video import decode, encode  # need PyAV
+
+    prepare, crops = predictor.preprocessing, predictor.experiment.evaluation.spatial_views
+    clip = prepare.clip
+    if stride is None and clip.sampling == "segments":
+        raise ValueError(
+            f"the model's {clip.num_frames} frames are spread over a whole video: give a --stride for windows"
+        )
+    clip = dataclasses.replace(clip, sampling="random_start", stride=stride or clip.stride)
+    if not (match := re.fullmatch(r"(\d*\.?\d+)(s?)", str(hop))) or float(match[1]) <= 0:
+        raise ValueError(f"--hop={hop} must be a number above 0, of windows (0.5) or seconds (2s)")
+    cut = pipeline.cutter(clip.image_size, clip.short_side, crops)
+    selector = encode.FrameSelector(None, None, prepare.stored_fps, lambda frame: frame)
+
+    def stored() -> Iterator[decode.Frame]:
+        for frame in decode.iterate_frames(path, short_side=prepare.stored_short_side):
+            selector.offer(frame)
+            yield from selector.frames
+            selector.frames.clear()
+        selector.finish()
+        yield from selector.frames
+
+    window, last = collections.deque(maxlen=clip.num_frames), -1
+    for number, frame in enumerate(itertools.islice(stored(), 0, None, clip.stride)):
+        if len(window) == clip.num_frames:  # and ends here
+            position = window[0][0] if match[2] else number / clip.num_frames - 1
+            if (hops := math.floor(position / float(match[1]) + 1e-6)) > last:
+                yield (window[0][0], frame.time), np.stack([image for _, image in window], axis=1)
+                last = hops
+        window.append((frame.time, cut(frame.image).numpy()))
+    end = selector.times[-1] + 1 / frame.fps
+    if len(window) == clip.num_frames:
+        yield (window[0][0], end), np.stack([image for _, image in window], axis=1)
+    else:
+        options = 1, crops, prepare.stored_short_side, prepare.stored_fps
+        yield (0.0, end), pipeline.views_from_file(path, clip, *options)
+
+
+def segments(found: Iterable[Segment]) -> Iterator[Segment]:
+    """Merges adjacent windows of the same label; a moment has that of the window whose centre is nearest."""
+    group, start = [], 0.0
+    for window, following in itertools.pairwise(itertools.chain(found, [None])):
+        group.append(window)
+        if following is None or following.label != window.label:
+            both = window, following
+            end = round(sum(each.start + each.end for each in both) / 4, 3) if following else window.end
+            probability = sum(each.probability for each in group) / len(group)
+            yield Segment(start, end, window.label, probability, [each.windows[0] for each in group])
+            group, start = [], end
+
+
+def write(path: storage.PathLike, found: Sequence[Segment], folder: storage.PathLike) -> dict[str, Any]:
+    """Writes `timeline_NAME` of a file NAME.mp4: .png, .json, and .srt (subtitles); returns what the JSON holds."""
+    picture, source = plots.picture_of(path, folder, "timeline")
+    with plots.optional(str(path)):
+        plots.save(plots.timeline(found, os.path.basename(path)), picture, source)
+    cues = []
+    for number, each in enumerate(found, start=1):
+        times = f"{_clock(each.start)} --> {_clock(each.end)}".replace(".", ",")
+        cues.append(f"{number}\n{times}\n{' '.join(each.label.split())} ({each.probability:.0%})\n")
+    storage.write(picture.with_suffix(".srt"), "\n".join(cues))
+    record = {"file": os.fspath(path), "segments": list(map(dataclasses.asdict, found))}
+    storage.write(picture.with_suffix(".json"), json.dumps(record))
+    return record
+
+
+def _clock(seconds: float) -> str:
+    """Formats as 01:02:03.456."""
+    minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds // 1000:02}.{milliseconds % 1000:03}"
