@@ -1,8 +1,4 @@
-"""The labels of a long video over time: windows that slide over it, merged where the label stays.
-
-model = vivit_jax.load("runs/moving_digits")
-for segment in timeline.segments(timeline.windows(model, "game.mp4", hop="2s")): print(segment)
-"""
+"""The labels of a long video over time: `segments(windows(vivit_jax.load("runs/mine"), "game.mp4", hop="2s"))`."""
 
 import collections
 import dataclasses
@@ -23,16 +19,13 @@ from vivit_jax.models import inference
 from vivit_jax.predict import Predictor
 from vivit_jax.utils import plots, storage
 
-_MOST_WINDOWS = 32  # of a batch, so that the first answers do not wait for many others
-
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
     """The label of a window, or of adjacent ones, from `start` to `end` seconds.
 
-    `label` is the top-ranked action, or that of each head (multi-label: those above 0.5, or the top-ranked);
-    `probability` the product of theirs, and the mean over the windows. Each of these has `start`, `end` and `labels`,
-    the `ranked` of a `Prediction`.
+    `label` is the top-ranked action, or that of each head (multi-label: those above 0.5), `probability` the product of
+    theirs, and the mean over the windows. Each of these has `start`, `end` and `labels`, the `ranked` of a Prediction.
     """
 
     start: float
@@ -50,14 +43,13 @@ def windows(
 ) -> Iterator[Segment]:
     """Yields the windows of a video file or folder of frames as the model computes them, in bounded memory.
 
-    A window is a clip of the model, with its `stride` (or another) and the crops of evaluation. One starts every `hop`,
-    in windows ("0.5") or seconds ("2s"); the last one ends with the video. A shorter video is looped. Raises
-    VideoError, and ValueError for a wrong hop, or no stride where the model has none.
+    A window is a clip of the model, with its stride or another, and the crops of evaluation. One starts every `hop`, in
+    windows ("0.5") or seconds ("2s"); the last ends with the video. Raises VideoError, ValueError for a wrong hop.
     """
     clips = _clips(path, predictor, hop, stride)
-    size = min(inference.clips_at_once(predictor.model.config), _MOST_WINDOWS)
+    size = min(inference.clips_at_once(predictor.model.config), 32)  # so that first answers do not wait for many others
 
-    def dispatched() -> Iterator[tuple[list[tuple[float, float]], dict[str, jax.Array]]]:
+    def dispatched() -> Iterator[tuple[Any, dict[str, jax.Array]]]:
         while batch := list(itertools.islice(clips, size)):
             pixels = [views for _, views in batch]  # padded, since another number needs another program
             yield [times for times, _ in batch], predictor.logits(np.stack(pixels + pixels[:1] * (size - len(batch))))
@@ -74,19 +66,14 @@ def windows(
             yield Segment(start, end, label, probability, [{"start": start, "end": end, "labels": ranked}])
 
 
-def _clips(
-    path, predictor: Predictor, hop: str, stride: int | None
-) -> Iterator[tuple[tuple[float, float], np.ndarray]]:
+def _clips(path, predictor: Predictor, hop: str, stride: int | None) -> Iterator[tuple[Any, np.ndarray]]:
     """Yields ((start, end), uint8 [crops, T, h, w, 3]) of each window."""
     from vivit_jax.data.video import decode, encode  # need PyAV
 
     prepare, crops = predictor.preprocessing, predictor.experiment.evaluation.spatial_views
-    clip = prepare.clip
-    if stride is None and clip.sampling == "segments":
-        raise ValueError(
-            f"the model's {clip.num_frames} frames are spread over a whole video: give a --stride for windows"
-        )
-    clip = dataclasses.replace(clip, sampling="random_start", stride=stride or clip.stride)
+    if stride is None and prepare.clip.sampling == "segments":
+        raise ValueError("the model's frames are spread over whole videos; give a --stride for windows")
+    clip = dataclasses.replace(prepare.clip, sampling="random_start", stride=stride or prepare.clip.stride)
     if not (match := re.fullmatch(r"(\d*\.?\d+)(s?)", str(hop))) or float(match[1]) <= 0:
         raise ValueError(f"--hop={hop} must be a number above 0, of windows (0.5) or seconds (2s)")
     cut = pipeline.cutter(clip.image_size, clip.short_side, crops)
@@ -100,20 +87,18 @@ def _clips(
         selector.finish()
         yield from selector.frames
 
-    window, last = collections.deque(maxlen=clip.num_frames), -1
+    kept, last, full = collections.deque(maxlen=clip.num_frames), -1, clip.num_frames
     for number, frame in enumerate(itertools.islice(stored(), 0, None, clip.stride)):
-        if len(window) == clip.num_frames:  # and ends here
-            position = window[0][0] if match[2] else number / clip.num_frames - 1
-            if (hops := math.floor(position / float(match[1]) + 1e-6)) > last:
-                yield (window[0][0], frame.time), np.stack([image for _, image in window], axis=1)
-                last = hops
-        window.append((frame.time, cut(frame.image).numpy()))
-    end = selector.times[-1] + 1 / frame.fps
-    if len(window) == clip.num_frames:
-        yield (window[0][0], end), np.stack([image for _, image in window], axis=1)
-    else:
-        options = 1, crops, prepare.stored_short_side, prepare.stored_fps
-        yield (0.0, end), pipeline.views_from_file(path, clip, *options)
+        if len(kept) == full:  # and the window ends here
+            hops = math.floor((kept[0][0] if match[2] else number / full - 1) / float(match[1]) + 1e-6)
+            if hops > last:
+                yield (kept[0][0], frame.time), np.stack([image for _, image in kept], axis=1)
+            last = max(last, hops)
+        kept.append((frame.time, cut(frame.image).numpy()))
+    views = np.stack([image for _, image in kept], axis=1)
+    if len(kept) < full:
+        views = pipeline.views_from_file(path, clip, 1, crops, prepare.stored_short_side, prepare.stored_fps)
+    yield (kept[0][0], selector.times[-1] + 1 / frame.fps), views
 
 
 def segments(found: Iterable[Segment]) -> Iterator[Segment]:
@@ -122,8 +107,9 @@ def segments(found: Iterable[Segment]) -> Iterator[Segment]:
     for window, following in itertools.pairwise(itertools.chain(found, [None])):
         group.append(window)
         if following is None or following.label != window.label:
-            both = window, following
-            end = round(sum(each.start + each.end for each in both) / 4, 3) if following else window.end
+            end = window.end
+            if following is not None:
+                end = round((window.start + window.end + following.start + following.end) / 4, 3)
             probability = sum(each.probability for each in group) / len(group)
             yield Segment(start, end, window.label, probability, [each.windows[0] for each in group])
             group, start = [], end

@@ -3,6 +3,7 @@
 matplotlib is imported when the first figure is drawn. Every text that is not the program's own passes `readable`.
 """
 
+import collections
 import contextlib
 import functools
 import hashlib
@@ -183,10 +184,7 @@ def save(figure: Figure, path: epath.PathLike, metadata: Mapping[str, str] | Non
 
 
 def picture_of(file: storage.PathLike, folder: storage.PathLike, kind: str) -> tuple[epath.Path, dict[str, str]]:
-    """Returns the path `FOLDER/KIND_NAME.png` for a picture of the file NAME.mp4, and the metadata that tell it apart.
-
-    Has a hash of the file's path in its name where that is the picture of another file.
-    """
+    """Returns the path and metadata of `KIND_NAME.png`; with a hash of the file's path where that is another file's."""
     source = terminal.printable(str(storage.absolute(file)))
     stem = f"{kind}_{storage.path(file).stem}"
     path = epath.Path(folder) / file_name(stem, ".png")
@@ -244,13 +242,12 @@ def prediction(
 
 def timeline(segments: Sequence[Any], title: str) -> Figure:
     """Draws `timeline.Segment`s as bars over time, a row for each label, darker where more probable."""
-    seconds: dict[str, float] = {}
+    seconds = collections.Counter()
     for each in segments:
-        seconds[each.label] = seconds.get(each.label, 0.0) + each.end - each.start
-    most = set(sorted(seconds, key=seconds.get, reverse=True)[:MOST_NAMED_CLASSES])
-    rows = {label: row for row, label in enumerate(label for label in seconds if label in most)}  # as they first appear
-    figure, axes = pyplot().subplots(figsize=(12, 1.6 + 0.3 * len(rows)), layout="constrained")
+        seconds[each.label] += each.end - each.start
+    rows = {label: row for row, (label, _) in enumerate(seconds.most_common(MOST_NAMED_CLASSES))}
     drawn = [each for each in segments if each.label in rows]
+    figure, axes = pyplot().subplots(figsize=(12, 1.6 + 0.3 * len(rows)), layout="constrained")
     lines = [rows[each.label] for each in drawn], [each.start for each in drawn], [each.end for each in drawn]
     axes.hlines(*lines, colors=[("#3b6ea5", 0.25 + 0.75 * each.probability) for each in drawn], linewidth=12)
     axes.set_yticks(range(len(rows)), map(readable, rows))
