@@ -106,13 +106,6 @@ def timelines(predictor: Predictor, files: Iterable[str]) -> Iterator[tuple[str,
             yield file, error
 
 
-class _FolderParser(flags.ArgumentParser):
-    """Parses a flag that takes a folder, but stands for the current one without it."""
-
-    def parse(self, argument: str | None) -> str | None:
-        return {"true": ".", "false": None}.get(argument, argument)
-
-
 def draw(prediction: Prediction, folder: epath.Path) -> epath.Path:
     """Writes `prediction_NAME.png`."""
     path, source = plots.picture_of(prediction.path, folder, "prediction")
@@ -132,7 +125,9 @@ def run() -> None:
     flags.DEFINE_enum("dtype", None, EVALUATION_DTYPES, "Of the compute. Default: the config's evaluation.dtype, auto.")
     flags.DEFINE_string("pictures", None, "Folder for a PNG of each file: frames, attention, labels.")
     folder = "Folder for a PNG, JSON and SRT (subtitles) of the labels over each file's time. Default: the current one."
-    flags.DEFINE_flag(flags.Flag(_FolderParser(), None, "timeline", None, folder, boolean=True))
+    parser = flags.ArgumentParser()  # of a flag that may have a value
+    parser.parse = lambda value: {"true": ".", "false": None}.get(value, value)
+    flags.DEFINE_flag(flags.Flag(parser, None, "timeline", None, folder, boolean=True))
     flags.DEFINE_string("hop", "1", "Between the windows of a timeline, in windows (0.5) or seconds (2s).")
     flags.DEFINE_integer("stride", None, "Between the frames of a window. Default: the model's.", lower_bound=1)
     flags.DEFINE_bool("json", False, "Print one JSON object per line.")

@@ -22,7 +22,6 @@ from vivit_jax.utils import storage, terminal
 Figure = Any  # matplotlib.figure.Figure
 # With more classes, names and numbers would be illegible and are left out.
 MOST_NAMED_CLASSES = 40
-_SOURCE = "Source"  # text field of a picture: the file that it shows
 # The end of the Unicode name of most letters and signs is how they are read.
 _READING = re.compile(r".* (?:LETTER|SYLLABLE|VOWEL SIGN|CHARACTER|DIGIT|SIGN)(?: SMALL| CAPITAL)? (?P<reading>.+)")
 
@@ -185,24 +184,19 @@ def save(figure: Figure, path: epath.PathLike, metadata: Mapping[str, str] | Non
 
 def picture_of(file: storage.PathLike, folder: storage.PathLike, kind: str) -> tuple[epath.Path, dict[str, str]]:
     """Returns the path and metadata of `KIND_NAME.png`; with a hash of the file's path where that is another file's."""
-    source = terminal.printable(str(storage.absolute(file)))
-    stem = f"{kind}_{storage.path(file).stem}"
-    path = epath.Path(folder) / file_name(stem, ".png")
-    if path.exists() and _text_of(path, _SOURCE) != source:
-        path = path.with_name(file_name(f"{stem}_{hashlib.sha256(source.encode()).hexdigest()[:8]}", ".png"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path, {_SOURCE: source}
-
-
-def _text_of(picture: epath.Path, field: str) -> str | None:
-    """Returns a text field of a PNG; None where it has none, or is no PNG."""
     from PIL import Image
 
-    try:
-        with picture.open("rb") as file, Image.open(file) as image:
-            return image.text.get(field)
-    except (OSError, ValueError, AttributeError):
-        return None
+    metadata = {"Source": terminal.printable(str(storage.absolute(file)))}
+    stem = f"{kind}_{storage.path(file).stem}"
+    path, owner = epath.Path(folder) / file_name(stem, ".png"), None
+    with contextlib.suppress(OSError, ValueError, AttributeError), path.open("rb") as picture:
+        owner = Image.open(picture).text.get("Source")
+    if path.exists() and owner != metadata["Source"]:
+        path = path.with_name(
+            file_name(f"{stem}_{hashlib.sha256(metadata['Source'].encode()).hexdigest()[:8]}", ".png")
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path, metadata
 
 
 def prediction(
