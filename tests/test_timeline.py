@@ -22,23 +22,25 @@ from vivit_jax.predict.timeline import Segment
 LABELS = ["打篮球", "jump --> up", "a\nb", "कूद", "e"]
 
 
-class Recorder:
-    """Stands for a predictor: keeps the numbers shown in the frames of each window, and ranks them by the first."""
+class Recorder(Predictor):
+    """Keeps the numbers shown in the frames of each window instead of predicting, and ranks windows by the first."""
 
-    def __init__(self, fps=None, multi_label=(), crops=1, **clip):
+    def __init__(self, fps=None, multi_label=(), **clip):
         clip = ClipSpec(**({"num_frames": 8, "image_size": (64, 64), "stride": 2} | clip))
         self.preprocessing = Preprocessing(clip, stored_short_side=64, stored_fps=fps)
-        self.experiment = types.SimpleNamespace(evaluation=types.SimpleNamespace(spatial_views=crops))
+        self.experiment = types.SimpleNamespace(evaluation=types.SimpleNamespace(spatial_views=1))
         self.model = types.SimpleNamespace(config=small_config())
-        self.multi_label, self.frames, self.shapes = frozenset(multi_label), [], set()
+        self.multi_label, self.frames, self.shapes, self._params = frozenset(multi_label), [], set(), None
 
-    def logits(self, views):
-        self.shapes.add(views.shape)
-        return {"label": np.array([[read_number(frame) for frame in clip] for clip in views[:, 0]])}
+    def read_frames(self, params, batch):
+        self.shapes.add(batch["video"].shape)
+        return np.array([[read_number(frame) for frame in clip] for clip in batch["video"][:, 0]])
 
-    def rank(self, logits, row, top):
-        self.frames.append(logits["label"][row].tolist())
-        return {"label": [(str(self.frames[-1][0]), 0.7), ("x", 0.6), ("y", 0.1)][:top]}
+    def predict_views(self, videos, top=5):
+        for name, _, frames in self.run(self.read_frames, videos):
+            self.frames.append(frames.tolist())
+            ranked = {"label": [(str(frames[0]), 0.7), ("x", 0.6), ("y", 0.1)][:top]}
+            yield name, types.SimpleNamespace(ranked=ranked)
 
 
 @pytest.mark.parametrize(("count", "hop"), [(150, 0.64), (150, 0.32), (97, 0.2), (16, 0.64)])

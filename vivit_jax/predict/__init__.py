@@ -12,7 +12,8 @@ Needs only the checkpoint, which contains the config, the class names and what p
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import resources
 from typing import Any
 
@@ -37,9 +38,10 @@ from vivit_jax.models import ViViT, ViViTConfig, abstract_params, inference
 from vivit_jax.train_step import make_eval_step, normalise
 from vivit_jax.utils import class_names, storage
 
-# Files share a batch as long as their views have no more bytes, so that memory stays bounded.
+# Files share a batch as long as their views have no more bytes, and they do not occupy the device, so that memory stays
+# bounded and the first answer does not wait for many others.
 _BATCH_BYTES = 1 << 25
-_MOST_FILES = 8  # of a batch, so that the first answer does not wait for many others
+_MOST_FILES = 8
 _KINETICS = (400, 600)  # numbers of classes of the data sets whose class names are in `classes/`
 
 
@@ -121,57 +123,62 @@ class Predictor:
         return result
 
     def predict(self, paths: Iterable[storage.PathLike], top: int = 5) -> Iterator[Result]:
-        """Yields (path, prediction, or why there is none) of each file in its order; see `__call__`.
+        """Yields (path, prediction, or why there is none) of each file in its order; see `__call__` and `run`."""
+        yield from self.predict_views(self.read(paths), top)
 
-        Several files share a batch, and the next batch is decoded while the device computes one.
-        """
-        waiting, rows = ([], {}), 0
-        for batch in itertools.chain(self._batches(paths), [[]]):
-            logits = {}
-            if readable := [views for _, views in batch if isinstance(views, np.ndarray)]:
-                rows = max(rows, len(readable))  # so that the last batch, which is smaller, needs no other program
-                padded = readable + readable[:1] * (rows - len(readable))
-                logits = self.logits(np.stack(padded) if rows > 1 else readable[0][None])
-            yield from self._results(*waiting, top)
-            waiting = batch, logits
+    def predict_views(self, videos: Iterable[tuple[Any, Any]], top: int = 5) -> Iterator[tuple[Any, Any]]:
+        """Yields (name, prediction, or the exception) of videos, which are (name, views as in `Prediction`)."""
+        for name, views, logits in self.run(self._logits, videos):
+            if isinstance(views, Exception):
+                yield name, views
+                continue
+            logits = {head: logits[head] for head in self.class_names}
+            ranked = rank_labels(logits, self.class_names, top, self.multi_label, self.experiment.loss.name)
+            yield name, Prediction(str(name), ranked, views, self._attend)
 
-    def _batches(self, paths: Iterable[storage.PathLike]) -> Iterator[list[tuple[storage.PathLike, Any]]]:
-        """Yields lists of (path, its views uint8 [V, T, H, W, 3] or an exception)."""
+    def read(self, paths: Iterable[storage.PathLike]) -> Iterator[tuple[storage.PathLike, Any]]:
+        """Yields (path, its views uint8 [V, T, H, W, 3] or an exception)."""
         evaluation, prepare = self.experiment.evaluation, self.preprocessing
         options = evaluation.temporal_views, evaluation.spatial_views, prepare.stored_short_side, prepare.stored_fps
-        batch, size = [], 0  # bytes of the views
         for path in paths:
             try:
                 views = pipeline.views_from_file(path, prepare.clip, *options)
             except Exception as error:  # whatever is wrong with a file or its name, the others are predicted
-                batch.append((path, error))
+                views = error
+            yield path, views
+
+    def run(self, program: Callable[..., Any], videos: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any, Any]]:
+        """Yields (name, views, output) of each of `videos`, (name, views or exception), of which several share a batch.
+
+        `program` is a jitted `(params, {"video": uint8 [N, V, T, H, W, 3]}) -> outputs [N, ...]`. The next batch is
+        decoded while the device computes one.
+        """
+        waiting, rows = ([], None), 0
+        for batch in itertools.chain(self._batches(videos), [[]]):
+            outputs = None
+            if readable := [views for _, views in batch if not isinstance(views, Exception)]:
+                rows = max(rows, len(readable))  # so that the last batch, which is smaller, needs no other program
+                padded = readable + readable[:1] * (rows - len(readable))
+                outputs = program(self._params, {"video": np.stack(padded) if rows > 1 else readable[0][None]})
+            done, row = jax.device_get(waiting[1]), itertools.count()
+            for name, views in waiting[0]:
+                failed = isinstance(views, Exception)
+                yield name, views, None if failed else jax.tree.map(operator.itemgetter(next(row)), done)
+            waiting = batch, outputs
+
+    def _batches(self, videos: Iterable[tuple[Any, Any]]) -> Iterator[list[tuple[Any, Any]]]:
+        most = min(_MOST_FILES, inference.clips_at_once(self.model.config))
+        batch, size = [], 0  # bytes of the views
+        for name, views in videos:
+            batch.append((name, views))
+            if isinstance(views, Exception):
                 continue
-            batch.append((path, views))
             size += views.nbytes
-            if size + views.nbytes > _BATCH_BYTES or size >= _MOST_FILES * views.nbytes:
+            if size + views.nbytes > _BATCH_BYTES or size >= most * views.nbytes:
                 yield batch
                 batch, size = [], 0
         if batch:
             yield batch
-
-    def _results(self, batch: Sequence[Any], logits: Mapping[str, jax.Array], top: int) -> Iterator[Result]:
-        """Waits for the logits of a batch and ranks the labels of each file."""
-        logits, row = jax.device_get(logits), 0
-        for path, views in batch:
-            if isinstance(views, Exception):
-                yield path, views
-                continue
-            yield path, Prediction(str(path), self.rank(logits, row, top), views, self._attend)
-            row += 1
-
-    def logits(self, views: np.ndarray) -> dict[str, jax.Array]:
-        """Returns {head: [N, C]}, averaged over the views of N videos, uint8 [N, V, T, H, W, 3]; does not wait."""
-        return self._logits(self._params, {"video": views})
-
-    def rank(self, logits: Mapping[str, jax.Array], row: int, top: int) -> dict[str, list[tuple[str, float]]]:
-        """Returns `Prediction.ranked` of one row of `logits`."""
-        of_video = {head: logits[head][row] for head in self.class_names}
-        return rank_labels(of_video, self.class_names, top, self.multi_label, self.experiment.loss.name)
 
 
 def restore(checkpoint: epath.PathLike, mesh: Any, weights: str) -> tuple[ViViT, Any, dict[str, Any], str]:

@@ -10,12 +10,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from vivit_jax.data import pipeline
 from vivit_jax.evaluation import metrics
-from vivit_jax.models import inference
 from vivit_jax.predict import Predictor
 from vivit_jax.utils import plots, storage
 
@@ -46,24 +44,13 @@ def windows(
     A window is a clip of the model, with its stride or another, and the crops of evaluation. One starts every `hop`, in
     windows ("0.5") or seconds ("2s"); the last ends with the video. Raises VideoError, ValueError for a wrong hop.
     """
-    clips = _clips(path, predictor, hop, stride)
-    size = min(inference.clips_at_once(predictor.model.config), 32)  # so that first answers do not wait for many others
-
-    def dispatched() -> Iterator[tuple[Any, dict[str, jax.Array]]]:
-        while batch := list(itertools.islice(clips, size)):
-            pixels = [views for _, views in batch]  # padded, since another number needs another program
-            yield [times for times, _ in batch], predictor.logits(np.stack(pixels + pixels[:1] * (size - len(batch))))
-
-    # A batch is computed while the next one is decoded.
-    for (times, logits), _ in itertools.pairwise(itertools.chain(dispatched(), [None])):
-        logits = jax.device_get(logits)
-        for row, (start, end) in enumerate(np.round(times, 3).tolist()):
-            ranked, shown = predictor.rank(logits, row, top), []
-            for head in [metrics.ACTION] if metrics.ACTION in ranked else ranked:
-                likely = [pair for pair in ranked[head] if pair[1] > 0.5 and head in predictor.multi_label]
-                shown += likely or ranked[head][:1]
-            label, probability = ", ".join(label for label, _ in shown), math.prod(share for _, share in shown)
-            yield Segment(start, end, label, probability, [{"start": start, "end": end, "labels": ranked}])
+    for times, prediction in predictor.predict_views(_clips(path, predictor, hop, stride), top):
+        (start, end), ranked, shown = (round(time, 3) for time in times), prediction.ranked, []
+        for head in [metrics.ACTION] if metrics.ACTION in ranked else ranked:
+            likely = [pair for pair in ranked[head] if pair[1] > 0.5 and head in predictor.multi_label]
+            shown += likely or ranked[head][:1]
+        label, probability = ", ".join(label for label, _ in shown), math.prod(share for _, share in shown)
+        yield Segment(start, end, label, probability, [{"start": start, "end": end, "labels": ranked}])
 
 
 def _clips(path, predictor: Predictor, hop: str, stride: int | None) -> Iterator[tuple[Any, np.ndarray]]:
@@ -92,7 +79,10 @@ def _clips(path, predictor: Predictor, hop: str, stride: int | None) -> Iterator
         if len(kept) == full:  # and the window ends here
             hops = math.floor((kept[0][0] if match[2] else number / full - 1) / float(match[1]) + 1e-6)
             if hops > last:
-                yield (kept[0][0], frame.time), np.stack([image for _, image in kept], axis=1)
+                yield (
+                    tuple(np.round((kept[0][0], frame.time), 3).tolist()),
+                    np.stack([image for _, image in kept], axis=1),
+                )
             last = max(last, hops)
         kept.append((frame.time, cut(frame.image).numpy()))
     views = np.stack([image for _, image in kept], axis=1)
