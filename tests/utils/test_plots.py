@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
+from vivit_jax.predict.timeline import Segment
 from vivit_jax.utils import plots
 
 LABELS = [r"a$\frac{$b", "$x$", "打篮球", "कूद", "점프", "Привет", "x" * 500, "a\tb", "\udcff.mp4", "\U0001f9ff"]
@@ -24,10 +25,18 @@ def test_labels_of_any_script_are_drawn_without_boxes_and_formulas(tmp_path):
         plots.prediction(
             np.zeros((4, 8, 8, 3), np.uint8), np.ones((2, 2, 2)), {"$": [(label, 0.1) for label in LABELS]}, LABELS[2]
         ),
+        plots.timeline([Segment(i, i + 1, label, 0.5, []) for i, label in enumerate(LABELS)], LABELS[2]),
     ]
     for number, figure in enumerate(figures):
-        assert plots.save(figure, tmp_path / f"{number}.png", {"Source": "x"}).stat().length > 1000
-    assert plots.text_of(tmp_path / "0.png", "Source") == "x"
+        assert plots.save(figure, tmp_path / f"{number}.png").stat().length > 1000
+
+
+def test_pictures_of_two_files_have_two_names(tmp_path):
+    for name in ("a/\udcff.mp4", "b/\udcff.mp4", "b/\udcff.webm"):
+        path, metadata = plots.picture_of(name, tmp_path, "kind")
+        assert not path.exists(), "the picture of another file"
+        plots.save(plots.pyplot().figure(), path, metadata)
+        assert plots.picture_of(name, tmp_path, "kind") == (path, metadata)
 
 
 def test_what_no_font_can_draw_is_transliterated(monkeypatch):
