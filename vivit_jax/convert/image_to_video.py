@@ -5,6 +5,7 @@ them with the reason. Any other difference between the two models is an error.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -72,6 +73,22 @@ def adapt(
     return flax.traverse_util.unflatten_dict(adaptation.params, sep="/"), report
 
 
+# Leaves of the model that the weights lack -> why they start as in training from scratch; the first match counts.
+_MISSING = {
+    r"temporal_encoder/": "the weights have no temporal encoder",
+    r"\w*encoder/class_token": "the weights have no class token",
+    r"\w*encoder/norm/": "the weights have none: theirs follows the pooling (fc_norm)",
+    r"pre_logits/": "the weights have no pre-logits layer",
+}
+# Leaves of the weights without a place in the model -> why they are dropped.
+_UNUSED = {
+    r"\w*encoder/class_token": "the model has no class token, it averages the tokens",
+    r"\w*encoder/layers/\w+_time/": "the model has one attention in a block, the spatial one",
+    r"pre_logits/": "the model has no pre-logits layer",
+    r"head": "the model has no such head",
+}
+
+
 @dataclasses.dataclass
 class _Adaptation:
     """Fills `params` from `source_params` and records the outcome of every leaf."""
@@ -89,71 +106,57 @@ class _Adaptation:
         self.entries: list[Entry] = []
         self.problems: list[str] = []
         self.warnings: list[str] = []
-        self._random: dict[str, str] = {}  # our name -> why it starts as in training from scratch
+        self._random: list[str] = []  # names of leaves that start as in training from scratch
         self._used: set[str] = set()  # names of the weights
         self._folded = ""  # what was folded into the embedding
-        self._encoder, self._source_encoder = _encoder_name(self.config), _encoder_name(self.source)
+        self._models_3 = [c.attention == "factorised_self_attention" for c in (self.config, self.source)]
+        same = bool(self.config.representation_size) == bool(self.source.representation_size)
+        models = self.source, self.config, self.class_names
+        self._heads, self.problems = heads.decide(self.options.head, *models, same_features=same)
+        self.warnings += [decision.warning for decision in self._heads.values() if decision.warning]
 
     def run(self, seed: int) -> None:
         """Fills all leaves; raises ConversionError with all that does not fit."""
         self._check_configs()
+        self._fold_pixels()
         if not self.problems:
-            self._fold_pixels()
-            self._tokenizer()
-            self._layers()
-            self._class_token(self._encoder, self._source_encoder)
-            self._positions()
-            self._temporal_encoder()
-            self._heads()
-        if not self.problems:
-            unfilled = [name for name in self.target if name not in self.params | self._random]
-            self.problems += [f"{name}: nothing in the weights fills it" for name in unfilled]
+            for name in self.target:
+                self._fill(name)
         for name, array in self.params.items():
-            expected = self.target[name].shape if name in self.target else "no such leaf"
-            if array.shape != expected:
+            if array.shape != (expected := self.target[name].shape):
                 self.problems.append(f"{name}: {array.shape} from the weights, {expected} in the model")
         if self.problems:
             models = f"({describe_model(self.source)}) cannot initialise this model ({describe_model(self.config)})"
             raise ConversionError(f"the weights {models}", self.problems)
+        no_encoder = {} if self._has_temporal_encoders else {"temporal_encoder/": "the model has no temporal encoder"}
+        for name in self.source_params:
+            if name not in self._used:
+                why = self._chosen(name) or _matching(no_encoder | _UNUSED, name)
+                assert why, f"{name} of the weights is not accounted for"
+                self.entries.append(Entry(name, "dropped", why))
         self.params |= random_leaves(self.config, self._random, seed)
-        self.entries += [Entry(name, "initialised", why) for name, why in self._random.items()]
         self.params = {name: self.params[name] for name in self.target}
-        order = {name: position for position, name in enumerate(self.target)}
-        self.entries.sort(key=lambda entry: order.get(entry.name, len(order)))
-        assert self._used.issuperset(self.source_params), "a leaf of the weights is not accounted for"
 
     def _check_configs(self) -> None:
-        for name in ("hidden_size", "num_layers", "num_heads", "mlp_dim", "in_channels", *INHERITED_FIELDS):
+        names = ["hidden_size", "num_layers", "num_heads", "mlp_dim", "in_channels", *INHERITED_FIELDS]
+        if self.config.representation_size and self.source.representation_size:
+            names.append("representation_size")
+        if self._has_temporal_encoders and self.options.temporal_encoder == "load":
+            names.append("temporal_layers")
+        way_out = {"temporal_layers": "; temporal_encoder='random' reinitialises the temporal encoder"}
+        for name in names:
             value, source_value = getattr(self.config, name), getattr(self.source, name)
             if value != source_value:
-                self.problems.append(f"{name} is {source_value} in the weights, {value} in the model")
+                problem = f"{name} is {source_value} in the weights, {value} in the model"
+                self.problems.append(problem + way_out.get(name, ""))
         patch, source_patch = self.config.tubelet_size[1:], self.source.tubelet_size[1:]
         if patch != source_patch:
             self.problems.append(f"patches are {source_patch} pixels in the weights, {patch} in the model")
 
-    def _put(self, name: str, array: np.ndarray, source: str, outcome: str = "loaded", how: str = "") -> None:
-        """Fills a leaf of the model from the leaf `source` of the weights."""
-        self.params[name] = np.ascontiguousarray(array, dtype=self.target[name].dtype) if name in self.target else array
-        self._used.add(source)
-        folded = self._folded if source.startswith("tokenizer/") else ""
-        parts = (self.origin.get(source, source), how, folded)
-        self.entries.append(Entry(name, outcome, "; ".join(part for part in parts if part)))
-
-    def _copy(self, path: str, source: str, how: str = "") -> None:
-        """Copies all leaves under a path."""
-        for name in _under(source, self.source_params):
-            self._put(path + name.removeprefix(source), self.source_params[name], name, how=how)
-
-    def _drop(self, path: str, why: str) -> None:
-        """Drops all unused leaves of the weights under a path."""
-        for name in [name for name in _under(path, self.source_params) if name not in self._used]:
-            self._used.add(name)
-            self.entries.append(Entry(name, "dropped", why))
-
-    def _reinitialise(self, path: str, why: str) -> None:
-        """Lets the leaves of the model under a path start as in training from scratch; drops those of the weights."""
-        self._drop(path, why)
-        self._random |= dict.fromkeys(_under(path, self.target), why)
+    @property
+    def _has_temporal_encoders(self) -> bool:
+        """Whether both models have one."""
+        return all("temporal_encoder/norm/scale" in leaves for leaves in (self.target, self.source_params))
 
     def _fold_pixels(self) -> None:
         """Folds a normalisation of pixels other than to [-1, 1] into the embedding."""
@@ -169,16 +172,73 @@ class _Adaptation:
         self.source_params |= dict(zip(leaves, folded, strict=True))
         self._folded = f"pixels' mean {mean} and std {std} folded in"
 
-    def _tokenizer(self) -> None:
-        name, choice = "tokenizer/kernel", self.options.embedding
-        kernel = self.source_params[name]
-        if choice == "random":
-            self._reinitialise("tokenizer", "embedding = random")
-            return
+    def _chosen(self, name: str) -> str | None:
+        """Returns why a leaf starts as in training from scratch though the weights may have it; None: it does not."""
+        module, options = name.split("/")[0], self.options
+        if module == "tokenizer" and options.embedding == "random":
+            return "embedding = random"
+        if module == "temporal_encoder" and options.temporal_encoder == "random" and self._has_temporal_encoders:
+            return "temporal_encoder = random"
+        if "_time/" in name and self._models_3 == [True, False] and options.temporal_attention == "random":
+            return "temporal_attention = random"
+        decision = self._heads.get(module)
+        return decision.why if decision and not decision.kept else None
+
+    def _source_of(self, name: str) -> str:
+        """Returns the leaf of the weights from which one of the model is made; their models may differ in names.
+
+        Model 3 has two attentions in a block, all others one, which is the spatial one.
+        """
+        encoder, source_encoder = _encoder_name(self.config), _encoder_name(self.source)
+        if not name.startswith(f"{encoder}/"):
+            return name
+        name = source_encoder + name.removeprefix(encoder)
+        if self._models_3 == [True, False]:
+            name = re.sub("/norm_(time|space)/", "/norm_attention/", name)
+            return re.sub("/attention_(time|space)/", "/attention/", name)
+        if self._models_3 == [False, True]:
+            return name.replace("/norm_attention/", "/norm_space/").replace("/attention/", "/attention_space/")
+        return name
+
+    def _fill(self, name: str) -> None:
+        """Loads, resizes or initialises a leaf of the model."""
+        source, choice = self._source_of(name), self.options.temporal_attention
+        module, _, leaf = name.partition("/")
+        if why := self._chosen(name) or (source not in self.source_params and _matching(_MISSING, name)):
+            self._random.append(name)
+            self.entries.append(Entry(name, "initialised", why))
+        elif source not in self.source_params:
+            self.problems.append(f"{name}: nothing in the weights fills it")
+        elif name == "tokenizer/kernel":
+            self._embedding(name)
+        elif leaf == "position_embedding":
+            self._positions(module, source.split("/")[0])
+        elif module in self._heads:
+            decision = self._heads[module]
+            self._put(name, self.source_params[source][..., decision.order], source, how=decision.why)
+        elif "_time/" not in name or self._models_3 != [True, False]:
+            self._put(name, self.source_params[source], source)
+        elif "/out/" in name and choice == "zero":
+            self.params[name] = np.zeros_like(self.source_params[source], self.target[name].dtype)
+            why = "temporal_attention = zero: a block starts as the image model's"
+            self.entries.append(Entry(name, "initialised", why))
+        else:
+            how = f"temporal_attention = {choice}: a copy of the spatial one"
+            self._put(name, self.source_params[source], source, how=how)
+
+    def _put(self, name: str, array: np.ndarray, source: str, outcome: str = "loaded", how: str = "") -> None:
+        """Fills a leaf of the model from the leaf `source` of the weights."""
+        self.params[name] = np.ascontiguousarray(array, dtype=self.target[name].dtype)
+        self._used.add(source)
+        folded = self._folded if source.startswith("tokenizer/") else ""
+        parts = (self.origin.get(source, source), how, folded)
+        self.entries.append(Entry(name, outcome, "; ".join(part for part in parts if part)))
+
+    def _embedding(self, name: str) -> None:
+        kernel, choice = self.source_params[name], self.options.embedding
         # Frames of a tubelet, None for a 2-D embedding.
         old = kernel.shape[0] if kernel.ndim == 5 else None
         new = self.config.tubelet_size[0] if self.config.tokenizer == "tubelet" else None
-        self._copy("tokenizer/bias", "tokenizer/bias")
         if old == new:
             self._put(name, kernel, name)
         elif new is None:
@@ -194,130 +254,37 @@ class _Adaptation:
             how = f"{method} from {'an image' if old is None else f'{old} frames'} to {new} frames"
             self._put(name, resized, name, "resized", how)
 
-    def _layers(self) -> None:
-        """Fills the blocks of the joint or spatial encoder; Model 3 has two attentions in a block, all others one."""
-        layers, source_layers = f"{self._encoder}/layers", f"{self._source_encoder}/layers"
-        is_model_3 = self.config.attention == "factorised_self_attention"
-        from_model_3 = self.source.attention == "factorised_self_attention"
-        self._copy(f"{self._encoder}/norm", f"{self._source_encoder}/norm")
-        if not _under(f"{self._source_encoder}/norm", self.source_params):
-            self._reinitialise(f"{self._encoder}/norm", "the weights have none: theirs follows the pooling (fc_norm)")
-        for part in ("norm_mlp", "mlp"):
-            self._copy(f"{layers}/{part}", f"{source_layers}/{part}")
-        for part, single in (("norm", "norm_attention"), ("attention", "attention")):
-            source_space = f"{source_layers}/{part}_space" if from_model_3 else f"{source_layers}/{single}"
-            self._copy(f"{layers}/{part}_space" if is_model_3 else f"{layers}/{single}", source_space)
-            if is_model_3 and from_model_3:
-                self._copy(f"{layers}/{part}_time", f"{source_layers}/{part}_time")
-            elif from_model_3:
-                self._drop(f"{source_layers}/{part}_time", "the model has one attention in a block, the spatial one")
-            elif is_model_3:
-                self._temporal_attention(f"{layers}/{part}_time", source_space)
-
-    def _temporal_attention(self, path: str, source_space: str) -> None:
-        choice = self.options.temporal_attention
-        if choice == "random":
-            self._reinitialise(path, "temporal_attention = random")
-            return
-        self._copy(path, source_space, f"temporal_attention = {choice}: a copy of the spatial one")
-        if choice == "zero":
-            why = "temporal_attention = zero: a block starts as the image model's"
-            names = _under(f"{path}/out", self.params)
-            self.params |= {name: np.zeros_like(self.params[name]) for name in names}
-            self.entries = [Entry(e.name, "initialised", why) if e.name in names else e for e in self.entries]
-
-    def _class_token(self, encoder: str, source_encoder: str) -> None:
-        name, source = f"{encoder}/class_token", f"{source_encoder}/class_token"
-        if name in self.target and source in self.source_params:
-            self._copy(name, source)
-        elif name in self.target:
-            self._reinitialise(name, "the weights have no class token")
-        else:
-            self._drop(source, "the model has no class token, it averages the tokens")
-
-    def _positions(self) -> None:
-        """Fills the positions of the joint or spatial encoder; those of a spatial encoder have no time axis."""
-        (old_t, *old_space), (n_t, *space) = self.source.grid, self.config.grid
-        spatial, from_spatial = "spatial" in self._encoder, "spatial" in self._source_encoder
-        field = self._field(self._source_encoder).reshape(*([] if from_spatial else [old_t]), *old_space, -1)
-        steps = []
-        if spatial and not from_spatial:
-            if old_t > 1:
-                steps.append(f"averaged over {old_t} times")
-            field = field.mean(axis=0)
-        repeated = not spatial and (from_spatial or old_t == 1)
-        if repeated and not from_spatial:
-            field = field[0]
-        grid = space if spatial or repeated else [n_t, *space]
-        if tuple(grid) != field.shape[:-1]:
-            old, new = (" x ".join(map(str, size)) for size in (field.shape[:-1], grid))
-            steps.append(f"from {old} to {new}, linear")
-            field = resize_grid(field, grid)
-        if repeated:
-            field = np.broadcast_to(field, (n_t, *field.shape))
-            steps.append(f"repeated {n_t} times")
-        self._put_positions(self._encoder, self._source_encoder, field, steps)
-
-    def _field(self, encoder: str) -> np.ndarray:
-        """Returns the positions of the weights [N, d] without the class token's, which is the first."""
-        positions = self.source_params[f"{encoder}/position_embedding"]
-        return positions[1:] if f"{encoder}/class_token" in self.source_params else positions
-
-    def _put_positions(self, encoder: str, source_encoder: str, field: np.ndarray, steps: list[str]) -> None:
-        """Fills positions [..., d], with the class token's in front where the model has one."""
-        field, source = field.reshape(-1, field.shape[-1]), f"{source_encoder}/position_embedding"
+    def _positions(self, encoder: str, source_encoder: str) -> None:
+        """Resizes the positions of an encoder; that of the class token, the first, stays."""
+        name, source = (f"{of}/position_embedding" for of in (encoder, source_encoder))
         had_token = f"{source_encoder}/class_token" in self.source_params
-        if f"{encoder}/class_token" not in self.target:
-            steps = [*steps, "without the class token's"] if had_token else steps
-        elif had_token:
-            field = np.concatenate([self.source_params[source][:1], field])
-        else:
-            field, steps = np.pad(field, ((1, 0), (0, 0))), [*steps, "the class token's at zero"]
-        outcome = "resized" if steps else "loaded"
-        self._put(f"{encoder}/position_embedding", field, source, outcome, ", ".join(steps))
+        has_token = f"{encoder}/class_token" in self.target
+        grid, new = _grid_of(source_encoder, self.source), _grid_of(encoder, self.config)
+        token, field = np.split(self.source_params[source], [had_token])
+        field, steps = field.reshape(*grid, -1), []
+        if encoder == "spatial_encoder" and grid[0] > 1:
+            steps.append(f"averaged over {grid[0]} times")
+            field = field.mean(axis=0, keepdims=True)
+        resized = (1 if field.shape[0] == 1 else new[0], *new[1:])  # a single time is repeated
+        if resized != field.shape[:-1]:
+            sizes = zip(*((n, m) for n, m in zip(field.shape, resized, strict=False) if max(n, m) > 1), strict=True)
+            times = " times" if encoder == "temporal_encoder" else ""
+            steps.append(f"from {' to '.join(' x '.join(map(str, size)) for size in sizes)}{times}, linear")
+            field = resize_grid(field, resized)
+        if field.shape[0] < new[0]:
+            steps.append(f"repeated {new[0]} times")
+        field = np.broadcast_to(field, (*new, field.shape[-1])).reshape(-1, field.shape[-1])
+        if has_token:
+            field = np.concatenate([token if had_token else np.zeros_like(field[:1]), field])
+        if has_token != had_token:
+            steps.append("the class token's at zero" if has_token else "without the class token's")
+        self._put(name, field, source, "resized" if steps else "loaded", ", ".join(steps))
 
-    def _temporal_encoder(self) -> None:
-        name = "temporal_encoder"
-        depth, source_depth = self.config.temporal_layers, self.source.temporal_layers
-        if not _under(name, self.source_params):
-            self._reinitialise(name, "the weights have no temporal encoder")
-        elif not _under(name, self.target):
-            self._drop(name, "the model has no temporal encoder")
-        elif self.options.temporal_encoder == "random":
-            self._reinitialise(name, "temporal_encoder = random")
-        elif source_depth != depth:
-            problem = f"temporal_layers is {source_depth} in the weights, {depth} in the model"
-            self.problems.append(f"{problem}; temporal_encoder='random' reinitialises the temporal encoder")
-        else:
-            self._copy(f"{name}/layers", f"{name}/layers")
-            self._copy(f"{name}/norm", f"{name}/norm")
-            self._class_token(name, name)
-            n_t, field = self.config.grid[0], self._field(name)
-            steps = [f"from {len(field)} to {n_t} times, linear"] if n_t != len(field) else []
-            self._put_positions(name, name, resize_grid(field, [n_t]), steps)
 
-    def _heads(self) -> None:
-        size, source_size = self.config.representation_size, self.source.representation_size
-        if not size:
-            self._drop("pre_logits", "the model has no pre-logits layer")
-        elif not source_size:
-            self._reinitialise("pre_logits", "the weights have no pre-logits layer")
-        elif size != source_size:
-            self.problems.append(f"representation_size is {source_size} in the weights, {size} in the model")
-        else:
-            self._copy("pre_logits", "pre_logits")
-        same, choice = bool(size) == bool(source_size), self.options.head
-        decisions, problems = heads.decide(choice, self.source, self.config, self.class_names, same_features=same)
-        self.problems += problems
-        self.warnings += [decision.warning for decision in decisions.values() if decision.warning]
-        for leaf, decision in decisions.items():
-            if decision.kept:
-                for name in _under(leaf, self.source_params):
-                    self._put(name, self.source_params[name][..., decision.order], name, how=decision.why)
-            else:
-                self._reinitialise(leaf, decision.why)
-        for head, _ in self.source.heads:
-            self._drop(heads.leaf_name(head), "the model has no such head")
+def _grid_of(encoder: str, config: ViViTConfig) -> tuple[int, int, int]:
+    """Returns (times, rows, columns) of the positions of an encoder; Model 2's have one time, or one place."""
+    n_t, n_h, n_w = config.grid
+    return {"spatial_encoder": (1, n_h, n_w), "temporal_encoder": (n_t, 1, 1)}.get(encoder, config.grid)
 
 
 def random_leaves(config: ViViTConfig, names: Iterable[str], seed: int) -> dict[str, np.ndarray]:
@@ -337,6 +304,6 @@ def _encoder_name(config: ViViTConfig) -> str:
     return "spatial_encoder" if config.attention == "factorised_encoder" else "encoder"
 
 
-def _under(path: str, names: Iterable[str]) -> list[str]:
-    """Returns the names of a leaf or of all leaves under a path."""
-    return [name for name in names if name == path or name.startswith(f"{path}/")]
+def _matching(table: Mapping[str, str], name: str) -> str | None:
+    """Returns the value of the first pattern that matches the start of a name; None where none does."""
+    return next((value for pattern, value in table.items() if re.match(pattern, name)), None)

@@ -20,7 +20,7 @@ from vivit_jax.train import compiled_step, initialize, periodic_evaluation, thro
 from vivit_jax.train.hooks import Hook, Hooks
 from vivit_jax.train.preemption import Preemption
 from vivit_jax.train.profiler import Profiler
-from vivit_jax.train.session import Session, open_session
+from vivit_jax.train.session import open_session
 from vivit_jax.train.setup import TrainSetup, set_up
 from vivit_jax.train.skipped_steps import SkippedSteps
 from vivit_jax.train.train_metrics import TrainMetrics
@@ -56,26 +56,27 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
         ledger.mark("image model")
     distributed.beat("start")
 
-    with open_session(setup, workdir) as session:
+    with open_session(setup, workdir) as (checkpoints, stack):
         # The train step compiles in the background, unless the run is finished.
         train_step = compiled_step.CompiledStep(setup.program, setup.experiment, workdir)
-        if (session.checkpoints.latest() or 0) < setup.total_steps:
+        if (checkpoints.latest() or 0) < setup.total_steps:
             train_step.start(setup.mesh, setup.abstract_batch())
 
-        preemption = session.enter(Preemption(session.checkpoints).listening())
+        preemption = stack.enter_context(Preemption(checkpoints).listening())
 
         # State: resumed, else from pretrained weights, else random.
-        state, restored = initialize.init_or_restore(setup, session.checkpoints, workdir, from_scratch)
+        state, restored = initialize.init_or_restore(setup, checkpoints, workdir, from_scratch)
         first_step = int(state.step)
         ledger.mark("init" if restored is None else "restore")
         ledger.open(workdir)
         host_tf.load()  # takes seconds, so not before all that can be wrong with a config has shown
         ledger.mark("imports")
         initialize.log_start(setup, state, restored, workdir)
-        progress = logs.progress_report(setup.total_steps, session.writer)
+        writer = stack.enter_context(contextlib.closing(logs.make_writer(workdir)))  # imports TensorFlow
+        progress = logs.progress_report(setup.total_steps, writer)
 
         # Evaluation: also of the restored state, if the run was stopped before it could be evaluated.
-        evaluation = periodic_evaluation.PeriodicEvaluation(setup, workdir, session.writer, progress, restored)
+        evaluation = periodic_evaluation.PeriodicEvaluation(setup, workdir, writer, progress, restored)
         ledger.mark("other")
         try:
             finished = evaluation.resume(first_step, state, preemption.reached)
@@ -87,8 +88,8 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
         last_step = first_step if evaluation.should_stop else setup.total_steps
 
         # Data, compiled step, hooks.
-        batches = session.closing(setup.train_batches(first_step))
-        hooks = session.enter(make_hooks(setup, session, progress, batches, workdir))
+        batches = stack.enter_context(contextlib.closing(setup.train_batches(first_step)))
+        hooks = stack.enter_context(make_hooks(setup, writer, progress, batches, workdir))
         skipped = next(hook for hook in hooks.hooks if isinstance(hook, SkippedSteps))
 
         def take_batch(step: int) -> tuple[Any, Any]:
@@ -154,12 +155,12 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
                     losses = [value for name, value in metrics.items() if name.endswith("loss")] or [skipped.loss]
                     sound = setup.is_sound(losses)
                     metadata = {**setup.checkpoint_metadata, **evaluation.checkpoint_metadata, "sound": sound}
-                    session.checkpoints.save(step, state, metadata, metrics)
+                    checkpoints.save(step, state, metadata, metrics)
                     if not sound:
-                        kept = f"The newest sound one, {session.checkpoints.newest_sound()}, is kept."
+                        kept = f"The newest sound one, {checkpoints.newest_sound()}, is kept."
                         logging.error("Step %d is not sound: loss %s. %s", step, losses, kept)
                 if preempted:
-                    session.checkpoints.wait()
+                    checkpoints.wait()
                 ledger.write("checkpoint")
                 if preempted:
                     raise distributed.Preempted(step)
@@ -189,7 +190,7 @@ class ProgressReport(Hook):
             logging.info("step %d: %d clips so far are of broken records, and masked", step, self._batches.corrupt)
 
 
-def make_hooks(setup: TrainSetup, session: Session, progress: Any, batches: Any, workdir: epath.Path) -> Hooks:
+def make_hooks(setup: TrainSetup, writer: Any, progress: Any, batches: Any, workdir: epath.Path) -> Hooks:
     """Returns the hooks of a run. Their order matters: Throughput's clock starts as soon as the first step is done, and
     the profiler ends its trace before others put work on the devices; SkippedSteps may raise, so metrics are logged
     before."""
@@ -197,7 +198,7 @@ def make_hooks(setup: TrainSetup, session: Session, progress: Any, batches: Any,
     flops = throughput.model_flops(setup.program.model.config, experiment.batch_size)
     peak = experiment.peak_flops or throughput.peak_flops(jax.devices()[0].device_kind)
     speed = throughput.Throughput(experiment.batch_size, jax.device_count(), flops, peak)
-    metrics = TrainMetrics(session.writer, speed, experiment.log_every_steps)
+    metrics = TrainMetrics(writer, speed, experiment.log_every_steps)
     skipped = SkippedSteps(experiment.guard.max_consecutive, setup.train_set, workdir, setup.checkpoint_metadata)
     profiler = Profiler(experiment.profile.range, workdir)
     return Hooks([speed, profiler, metrics, skipped, ProgressReport(progress, batches)])

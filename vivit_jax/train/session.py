@@ -1,10 +1,8 @@
 """What surrounds a training run: lock, mesh, compilation cache, checkpoints, logs; closed in order, also on errors."""
 
 import contextlib
-import dataclasses
-import functools
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from etils import epath
@@ -13,32 +11,7 @@ from vivit_jax import checkpoint as checkpointing
 from vivit_jax import distributed
 from vivit_jax.train import compiled_step
 from vivit_jax.train.setup import TrainSetup
-from vivit_jax.utils import logs, storage
-
-T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Session:
-    """The open resources of a run; `stack` closes them, last in first out."""
-
-    workdir: epath.PathLike
-    checkpoints: Any  # checkpoint.Checkpoints; naming it would import Orbax
-    stack: contextlib.ExitStack
-
-    @functools.cached_property
-    def writer(self) -> Any:
-        """The `MetricWriter` of clu, opened when first used: it imports TensorFlow."""
-        return self.closing(logs.make_writer(self.workdir))
-
-    def closing(self, resource: T) -> T:
-        """Registers a resource whose `close` the end of the session calls; returns it."""
-        self.stack.callback(resource.close)
-        return resource
-
-    def enter(self, context: Any) -> Any:
-        """Enters a context that ends with the session; returns its value."""
-        return self.stack.enter_context(context)
+from vivit_jax.utils import storage
 
 
 @contextlib.contextmanager
@@ -55,8 +28,11 @@ def lock(workdir: epath.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_session(setup: TrainSetup, workdir: epath.PathLike) -> Iterator[Session]:
-    """Opens a run's workdir, locked, and devices. What was saved and logged is kept when an exception ends it."""
+def open_session(setup: TrainSetup, workdir: epath.PathLike) -> Iterator[tuple[Any, contextlib.ExitStack]]:
+    """Opens a run's workdir, locked, and devices: (its `Checkpoints`, a stack for what the run opens later).
+
+    What was saved and logged is kept when an exception ends it.
+    """
     options = setup.experiment.checkpoint
     with (
         lock(workdir),
@@ -73,4 +49,4 @@ def open_session(setup: TrainSetup, workdir: epath.PathLike) -> Iterator[Session
             on_full=options.on_full,
         )
         stack.callback(checkpoints.close)
-        yield Session(workdir, checkpoints, stack)
+        yield checkpoints, stack

@@ -1,12 +1,12 @@
 """Training metrics averaged over windows of steps, fetched asynchronously."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import logging
-from clu import metrics as clu_metrics
 
 from vivit_jax.train.hooks import Hook
 from vivit_jax.train.throughput import Throughput
@@ -16,7 +16,7 @@ SKIPPED = "skipped"
 
 
 class TrainMetrics(Hook):
-    """Logs the training metrics, averaged on the devices over windows of steps (a clu collection).
+    """Logs the training metrics, averaged over windows of steps, which are summed on the devices.
 
     Steps that the guard skipped are left out of the averages, which their values would spoil; their number is logged as
     `skipped`. A window is fetched only when the next step has been dispatched, so that the devices never wait for the
@@ -26,15 +26,12 @@ class TrainMetrics(Hook):
     def __init__(self, writer: Any, throughput: Throughput, every_steps: int = 1):
         self._writer, self._throughput = writer, throughput
         self._every_steps = every_steps
-        self._open: tuple[int, Any] | None = None  # (newest step, collection)
+        self._open: tuple[int, Any] | None = None  # (newest step, result of `_add`)
         self._complete: tuple[int, Any] | None = None
-        self._merge: Callable[..., Any] | None = None
 
     def after_step(self, step: int, state: Any, metrics: Mapping[str, jax.Array], *_: Any) -> None:
         """Adds a step to the open window, and writes the window that the step before completed."""
-        if self._merge is None:
-            self._merge = _merger(metrics)
-        self._open = (step, self._merge(self._open[1] if self._open else None, dict(metrics)))
+        self._open = (step, _add(self._open[1] if self._open else None, dict(metrics)))
         self._write()
         if step % self._every_steps == 0:
             self._complete, self._open = self._open, None
@@ -53,40 +50,19 @@ class TrainMetrics(Hook):
         if self._complete is None:
             return
         (step, window), self._complete = self._complete, None
-        values = {name.replace("__", "/"): float(value) for name, value in window.compute().items()}
+        (sums, taken), newest = jax.device_get(window)
+        values = {name: float(total / taken) if taken else math.nan for name, total in sums.items()}
+        values |= {name: float(newest[name]) for name in values if name.startswith(_LATEST)}
+        values |= {name: float(sums[name]) for name in values if name == SKIPPED}
         speed = self._throughput.read(step)
         self._writer.write_scalars(step, {f"train/{name}": value for name, value in (values | speed).items()})
         shown = values | {name: value for name, value in speed.items() if name == "clips_per_second"}
         logging.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in sorted(shown.items())))
 
 
-def _merger(metrics: Mapping[str, Any]) -> Callable[..., Any]:
-    """Returns `(window or None, metrics of a step) -> window`, jitted."""
-    types = {name.replace("/", "__"): _metric_type(name) for name in metrics}
-    collection = clu_metrics.Collection.create(**types)
-
-    def merge(old: Any, new: Mapping[str, jax.Array]) -> Any:
-        update = collection.single_from_model_output(**new)
-        return update if old is None else old.merge(update)
-
-    return jax.jit(merge)
-
-
-def _metric_type(name: str) -> type[clu_metrics.Metric]:
-    if name.startswith(_LATEST):
-        return clu_metrics.LastValue.from_output(name)
-    if name == SKIPPED:
-        return _Sum.from_output(name)
-
-    def unskipped(**metrics: jax.Array) -> dict[str, jax.Array]:
-        value = metrics[name]
-        return {"values": value[None], "mask": 1.0 - metrics.get(SKIPPED, jnp.zeros_like(value))[None]}
-
-    return clu_metrics.Average.from_fun(unskipped)
-
-
-class _Sum(clu_metrics.Average):
-    """Sum over steps."""
-
-    def compute(self) -> Any:
-        return self.total
+@jax.jit
+def _add(window: Any, metrics: Mapping[str, jax.Array]) -> Any:
+    """Adds a step to a window, None for an empty one: ((sums over the steps taken, their number), newest metrics)."""
+    taken = 1.0 - metrics.get(SKIPPED, jnp.zeros(()))
+    step = {name: value if name == SKIPPED else jnp.where(taken, value, 0.0) for name, value in metrics.items()}, taken
+    return step if window is None else jax.tree.map(jnp.add, window[0], step), metrics
