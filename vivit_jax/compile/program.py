@@ -71,7 +71,7 @@ class Target:
         config = self.experiment.model_config(self.heads)
         config = inference.inference_config(config, self.experiment.evaluation.dtype, platform)
         model = ViViT(config)
-        params = inference.cast_params(abstract_params(config), config)
+        params = jax.eval_shape(lambda params: inference.cast_params(params, config), abstract_params(config))
         shardings = sharding.state_sharding(self.mesh, {"params": params})["params"]
         batch = self._batch(model, videos * self.batch_shards)
         video, views = batch["video"], self.experiment.evaluation.views

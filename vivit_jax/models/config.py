@@ -125,10 +125,6 @@ class ViViTConfig:
 
     def _normalise(self) -> None:
         """Converts lists to tuples and mappings to pairs, so that equal configs are equal and hashable."""
-        for name in ("stochastic_depth_rescale", "qkv_bias"):
-            self._set(name, bool(getattr(self, name)))
-        if self.scan_layers != AUTO:
-            self._set("scan_layers", bool(self.scan_layers))
         for name in ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate", "layer_norm_eps"):
             self._set(name, float(getattr(self, name)))
         if self.attention_logit_cap is not None:

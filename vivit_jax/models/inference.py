@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
@@ -43,21 +42,16 @@ def inference_config(config: ViViTConfig, dtype: str, platform: str | None = Non
 def cast_params(params: Any, config: ViViTConfig) -> Any:
     """Returns the parameters with those that a forward pass casts to `config.dtype` cast already.
 
-    The results of the model are the same to the bit, without a cast of all kernels in each call. `params` are arrays,
-    whose shardings stay, or `jax.ShapeDtypeStruct`.
+    The results of the model are the same to the bit, without a cast of all kernels in each call; shardings stay.
     """
     # The products of `dense.summed_in` cast their kernel themselves, but add the bias in float32.
     if config.dtype == config.param_dtype or config.gradient_dtype not in (None, config.dtype):
         return params
-    wide = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if _CAST.search(path_name(path))}
-    if all(isinstance(leaf, jax.Array) for leaf in wide.values()):
-        shardings = [leaf.sharding for leaf in wide.values()]
-        cast = jax.jit(lambda arrays: [x.astype(config.dtype) for x in arrays], out_shardings=shardings)
-        narrow = cast(list(wide.values()))
-    else:
-        narrow = [jax.ShapeDtypeStruct(x.shape, jnp.dtype(config.dtype), sharding=x.sharding) for x in wide.values()]
-    cast_leaves = dict(zip(wide, narrow, strict=True))
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: cast_leaves.get(path, leaf), params)
+
+    def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        return leaf.astype(config.dtype) if _CAST.search(path_name(path)) else leaf
+
+    return jax.jit(lambda params: jax.tree_util.tree_map_with_path(cast, params))(params)
 
 
 def clips_at_once(config: ViViTConfig, platform: str | None = None) -> int:
