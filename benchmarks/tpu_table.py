@@ -116,8 +116,7 @@ def measure(name: str, slice_: Slice, programs: dict[str, Any], others: Iterable
       programs: {program key: what the compiler said}; programs in it are not compiled again, new ones are added.
       others: earlier entries. A remat that did not fit with as many devices per clip on the same chip is skipped.
     """
-    from vivit_jax.compile.ahead import compile_ahead
-    from vivit_jax.compile.program import Target
+    from vivit_jax.compile.program import Target, compile_ahead
     from vivit_jax.config.experiment import Experiment
     from vivit_jax.data import catalog
     from vivit_jax.train.compiled_step import memory_key

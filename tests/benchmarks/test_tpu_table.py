@@ -7,8 +7,8 @@ import pytest
 from benchmarks import tpu_table
 from benchmarks.tpu_table import Entry
 from tests.conftest import REPOSITORY
-from vivit_jax.compile import ahead, program, slices
-from vivit_jax.compile.ahead import Compiled
+from vivit_jax.compile import program, slices
+from vivit_jax.compile.program import Compiled
 from vivit_jax.compile.slices import GIB, parse
 from vivit_jax.config.files import load_module
 
@@ -35,7 +35,7 @@ def attempts(monkeypatch):
         return Compiled(fits, 12 * GIB if fits else 20 * GIB, message="" if fits else "RESOURCE_EXHAUSTED")
 
     monkeypatch.setattr(program.Target, "on", on)
-    monkeypatch.setattr(ahead, "compile_ahead", compile_ahead)
+    monkeypatch.setattr(program, "compile_ahead", compile_ahead)
     monkeypatch.setattr(slices, "devices", lambda slice_: ())
     return recorded
 

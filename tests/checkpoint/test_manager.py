@@ -11,7 +11,7 @@ import pytest
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import sharding
 from vivit_jax.checkpoint import CheckpointError, Checkpoints, manager
-from vivit_jax.train import initialize, session
+from vivit_jax.train import initialize, loop
 from vivit_jax.train_step import TrainProgram, TrainState
 
 OPTIMIZER = optax.adamw(1e-3)
@@ -118,10 +118,10 @@ def test_restore_params_and_refusal_of_another_model(tmp_path):
 
 def test_workdir_is_locked(tmp_path):
     def use():
-        with session.lock(tmp_path / "run"):
+        with loop.lock(tmp_path / "run"):
             pass
 
-    with session.lock(tmp_path / "run"), pytest.raises(CheckpointError, match="another run is using"):
+    with loop.lock(tmp_path / "run"), pytest.raises(CheckpointError, match="another run is using"):
         use()
     use()
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vivit_jax.compile.ahead import Compiled, largest_batch, parse_out_of_memory
+from vivit_jax.compile.program import Compiled, largest_batch, parse_out_of_memory
 from vivit_jax.compile.slices import GIB
 
 

@@ -4,8 +4,7 @@ import jax
 import pytest
 
 from vivit_jax.compile import report, slices
-from vivit_jax.compile.ahead import compile_ahead
-from vivit_jax.compile.program import Target
+from vivit_jax.compile.program import Target, compile_ahead
 from vivit_jax.config.experiment import Experiment, default_config
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from vivit_jax.config.experiment import ConfigError
-from vivit_jax.sweep import plan, table
+from vivit_jax.sweep import plan
 from vivit_jax.sweep.plan import run_all
 
 FILE = """
@@ -108,14 +108,14 @@ def test_table_has_mean_and_deviation_over_seeds(module, tmp_path, trained):
     runs = plan.plan(module, tmp_path, seeds=[20, 30, 70])
     results = list(run_all(runs))
     spread = statistics.stdev([20, 30, 70])
-    lines = table.markdown(results).splitlines()
+    lines = plan.markdown(results).splitlines()
     assert lines[0] == "| row | verb/top1 | parameters | GFLOPs | runs |"
     assert lines[3].startswith(f"| video | 40.0 ± {spread:.1f} | ")
     assert lines[4] == "| whole |  |  |  | 0 (3 failed) |"
     losses = [dataclasses.replace(result, metrics={"verb/loss": 2.0}) for result in results[:2]]
-    assert "| 2.000 |" in table.markdown(losses)
+    assert "| 2.000 |" in plan.markdown(losses)
 
-    table.write(results, tmp_path, "rows")
+    plan.write(results, tmp_path, "rows")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "tables" / "rows.csv").read_text())))
     assert [row["verb/top1"] for row in rows] == ["0.2", "0.2", "", "0.3", "0.3", "", "0.7", "0.7", ""]
     assert (tmp_path / "tables" / "rows.png").stat().st_size > 1000

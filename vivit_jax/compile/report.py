@@ -1,7 +1,6 @@
 """The printed report of a config compiled for a slice."""
 
-from vivit_jax.compile.ahead import Compiled, compile_ahead, largest_batch
-from vivit_jax.compile.program import Target
+from vivit_jax.compile.program import Compiled, Target, compile_ahead, largest_batch
 from vivit_jax.compile.slices import GIB, Slice
 from vivit_jax.train import compiled_step, throughput
 from vivit_jax.train_step import remat

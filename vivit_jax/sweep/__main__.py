@@ -18,13 +18,12 @@ from absl import flags
 from etils import epath
 
 from vivit_jax.config import flags as command_line
-from vivit_jax.sweep.plan import Result, load_sweep, parse_overrides, plan, run_all
+from vivit_jax.sweep.plan import Result, load_sweep, markdown, parse_overrides, plan, run_all, write
 
 
 def main(argv: list[str]) -> None:
     from vivit_jax import distributed
     from vivit_jax.checkpoint import CheckpointError
-    from vivit_jax.sweep import table
     from vivit_jax.utils import logs
 
     logs.configure_logging()
@@ -39,9 +38,9 @@ def main(argv: list[str]) -> None:
             for result in run_all(runs):
                 results.append(result)
                 if jax.process_index() == 0:  # after every run, so that intermediate results are visible
-                    table.write(results, options.workdir, epath.Path(options.config).stem)
+                    write(results, options.workdir, epath.Path(options.config).stem)
         if jax.process_index() == 0:
-            print(table.markdown(results))
+            print(markdown(results))
         if failures := [f"failed: {r.row}, seed {r.seed}: {r.failure}" for r in results if r.failure]:
             sys.exit("\n".join(failures))
 

@@ -5,12 +5,14 @@ the same command continues as if nothing had happened, to the bit.
 """
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 from absl import logging
 from etils import epath
 
+from vivit_jax import checkpoint as checkpointing
 from vivit_jax import distributed, report
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.config.init_from import IMAGE_MODEL_FOLDER
@@ -20,11 +22,10 @@ from vivit_jax.train import compiled_step, initialize, periodic_evaluation, thro
 from vivit_jax.train.hooks import Hook, Hooks
 from vivit_jax.train.preemption import Preemption
 from vivit_jax.train.profiler import Profiler
-from vivit_jax.train.session import open_session
 from vivit_jax.train.setup import TrainSetup, set_up
 from vivit_jax.train.skipped_steps import SkippedSteps
 from vivit_jax.train.train_metrics import TrainMetrics
-from vivit_jax.utils import logs
+from vivit_jax.utils import logs, storage
 from vivit_jax.utils.goodput import Ledger
 
 
@@ -202,3 +203,41 @@ def make_hooks(setup: TrainSetup, writer: Any, progress: Any, batches: Any, work
     skipped = SkippedSteps(experiment.guard.max_consecutive, setup.train_set, workdir, setup.checkpoint_metadata)
     profiler = Profiler(experiment.profile.range, workdir)
     return Hooks([speed, profiler, metrics, skipped, ProgressReport(progress, batches)])
+
+
+@contextlib.contextmanager
+def lock(workdir: epath.PathLike) -> Iterator[None]:
+    """Locks a workdir, unless it is in a bucket; CheckpointError where another run has it. Orbax has no lock."""
+    if jax.process_index() != 0 or storage.is_remote(workdir):
+        yield
+        return
+    path = epath.Path(workdir) / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    busy = f"another run is using {workdir} (it holds {path}); wait for it, stop it, or choose another --workdir"
+    with storage.locked(path, checkpointing.CheckpointError(busy)):
+        yield
+
+
+@contextlib.contextmanager
+def open_session(setup: TrainSetup, workdir: epath.PathLike) -> Iterator[tuple[Any, contextlib.ExitStack]]:
+    """Opens a run's workdir, locked, and devices: (its `Checkpoints`, a stack for what the run opens later).
+
+    What was saved and logged is kept when an exception ends it.
+    """
+    options = setup.experiment.checkpoint
+    with (
+        lock(workdir),
+        jax.set_mesh(setup.mesh),
+        compiled_step.compilation_cache(setup.experiment.compilation_cache, workdir),
+        contextlib.ExitStack() as stack,
+        distributed.exit_deadline(),  # for what the stack closes after an exception
+    ):
+        checkpoints = checkpointing.Checkpoints(
+            epath.Path(workdir) / checkpointing.FOLDER,
+            keep_latest=options.keep_latest,
+            keep_best=options.keep_best,
+            best_metric=options.best_metric,
+            on_full=options.on_full,
+        )
+        stack.callback(checkpoints.close)
+        yield checkpoints, stack
