@@ -7,6 +7,7 @@ import re
 from absl import logging
 
 ATTENTION_BACKENDS = ("auto", "xla", "tiled", "cudnn", "splash")
+_log_once = functools.cache(logging.info)
 _ALL_DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -111,8 +112,3 @@ def refusal(name: str, attention: Attention, device: Device | None = None) -> st
     if name in ("cudnn", "splash") and attention.dropout:
         return "has no dropout of attention weights (attention_dropout_rate)"
     return None
-
-
-@functools.cache
-def _log_once(message: str) -> None:
-    logging.info(message)

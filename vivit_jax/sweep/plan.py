@@ -113,12 +113,6 @@ def load_result(run: Run) -> Result | None:
     return Result(**stored)
 
 
-def save_result(run: Run, result: Result) -> None:
-    """Marks a run as finished."""
-    record = dataclasses.asdict(result) | {"config": run.experiment.to_dict()}
-    (run.workdir / DONE_FILE).write_text(json.dumps(record, indent=2))
-
-
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
     """Parses FIELD=VALUE texts; a value is a Python literal, else a string."""
     overrides = {}
@@ -155,7 +149,8 @@ def run_all(runs: Sequence[Run]) -> Iterator[Result]:
                 model = run.experiment.model_config(data_open.open_data(run.experiment.data)[0].heads)
                 result = Result(run.row, run.seed, metrics, count_parameters(model), forward_count(model) / 1e9)
                 if jax.process_index() == 0:
-                    save_result(run, result)
+                    record = dataclasses.asdict(result) | {"config": run.experiment.to_dict()}
+                    (run.workdir / DONE_FILE).write_text(json.dumps(record, indent=2))
             except (ValueError, OSError, RuntimeError, ArithmeticError, CheckpointError) as error:
                 logging.exception("Run %s, seed %d failed", run.row, run.seed)
                 result = Result(run.row, run.seed, failure=f"{type(error).__name__}: {error}")

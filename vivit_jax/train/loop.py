@@ -86,7 +86,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
                 return evaluation.final_metrics
         except EvaluationInterrupted:
             raise distributed.Preempted(first_step) from None
-        last_step = first_step if evaluation.should_stop else setup.total_steps
+        last_step = first_step if evaluation.early_stop.over else setup.total_steps
 
         # Data, compiled step, hooks.
         batches = stack.enter_context(contextlib.closing(setup.train_batches(first_step)))
@@ -166,7 +166,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
                 if preempted:
                     raise distributed.Preempted(step)
                 preemption.saving = evaluate = save = False
-            if evaluation.should_stop:
+            if evaluation.early_stop.over:
                 break
 
     # Plots and report, when all files of the run are closed.
@@ -224,7 +224,7 @@ def open_session(setup: TrainSetup, workdir: epath.PathLike) -> Iterator[tuple[A
 
     What was saved and logged is kept when an exception ends it.
     """
-    options = setup.experiment.checkpoint
+    options = {name: value for name, value in vars(setup.experiment.checkpoint).items() if name != "every_steps"}
     with (
         lock(workdir),
         jax.set_mesh(setup.mesh),
@@ -232,12 +232,6 @@ def open_session(setup: TrainSetup, workdir: epath.PathLike) -> Iterator[tuple[A
         contextlib.ExitStack() as stack,
         distributed.exit_deadline(),  # for what the stack closes after an exception
     ):
-        checkpoints = checkpointing.Checkpoints(
-            epath.Path(workdir) / checkpointing.FOLDER,
-            keep_latest=options.keep_latest,
-            keep_best=options.keep_best,
-            best_metric=options.best_metric,
-            on_full=options.on_full,
-        )
+        checkpoints = checkpointing.Checkpoints(epath.Path(workdir) / checkpointing.FOLDER, **options)
         stack.callback(checkpoints.close)
         yield checkpoints, stack

@@ -63,6 +63,7 @@ class PeriodicEvaluation:
     Attributes:
       metrics: of the newest evaluation, always on the same videos, so that steps can be compared; EMA with `ema/` in
         front.
+      early_stop: whether the run should end early.
       full_metrics: of the run's last evaluation, on all videos; empty before it.
     """
 
@@ -88,11 +89,6 @@ class PeriodicEvaluation:
         self._evaluator = functools.cache(setup.make_evaluator)
 
     @property
-    def should_stop(self) -> bool:
-        """Whether the run should end early."""
-        return self.early_stop.over
-
-    @property
     def checkpoint_metadata(self) -> dict[str, Any]:
         """What a checkpoint stores of the evaluations, beside the metrics."""
         return {"early_stop": self.early_stop.record, "whole": self.full_metrics}
@@ -112,7 +108,7 @@ class PeriodicEvaluation:
         if not self._restored:
             return False
         last = step >= self._setup.total_steps
-        if self.metrics and (last or self.should_stop):
+        if self.metrics and (last or self.early_stop.over):
             self.full_metrics = self._restored.get("whole") or {}
             return True
         if not self.metrics and (last or self.due(step)):
@@ -129,9 +125,9 @@ class PeriodicEvaluation:
         result = self._evaluate(step, state, self._num_videos, interrupted)
         self.metrics, before = result.scalars, copy.copy(self.early_stop)
         self.early_stop.update(step, result.scalars)
-        if self.should_stop and not last:
+        if self.early_stop.over and not last:
             logging.info("step %d: the run ends early, %s", step, self.early_stop)
-        if self.should_stop or last:
+        if self.early_stop.over or last:
             if self._num_videos is not None:
                 try:
                     result = self._evaluate(step, state, None, interrupted)
