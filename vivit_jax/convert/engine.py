@@ -13,6 +13,8 @@ import numpy as np
 from vivit_jax.convert.containers.arrays import Leaf
 from vivit_jax.convert.tables.rows import Dropped, Row, drop_reason
 
+# {layer, None for a whole leaf of ours: (name in the file, array)}.
+Pieces = dict[int | None, tuple[str, np.ndarray]]
 _PLACEHOLDER = re.compile(r"\\{(\w+)\\}")
 
 
@@ -40,14 +42,14 @@ def load(
     target: Mapping[str, jax.ShapeDtypeStruct],
     dropped: Sequence[Dropped] = (),
 ) -> Loaded:
-    """Converts the leaves of a file to ours, one at a time, so that memory holds the result and one leaf.
+    """Converts the leaves of a file to ours; memory holds each number once, and two copies of one leaf.
 
     `target` is our name -> shape and dtype, layers stacked [L, ...]; exactly these leaves are produced.
     """
     patterns = [(_compile(entry.source), entry) for entry in rows]
-    filler = _Filler(target)
+    pieces: dict[str, Pieces] = {name: {} for name in target}
     dropped_names: dict[str, str] = {}
-    problems = filler.problems
+    problems: list[str] = []
     for name, leaf in source.items():
         match, entry = _first(patterns, name)
         if match is None:
@@ -60,69 +62,53 @@ def load(
         else:
             layer = int(match["layer"]) if "layer" in match else None
             for target_name, array in zip(entry.target, entry.transform.load(leaf.read()), strict=True):
-                filler.put(target_name.format(**match), layer, array, name)
-    params = filler.finish()
-    if problems:
-        raise ConversionError("the weights do not fit the model", problems)
-    return Loaded(params, {name: filler.origin(name) for name in params}, dropped_names)
-
-
-class _Filler:
-    """Fills our leaves, allocated when their first layer arrives, and collects what does not fit in `problems`."""
-
-    def __init__(self, target: Mapping[str, jax.ShapeDtypeStruct]):
-        self.problems: list[str] = []
-        self._target = target
-        self._arrays: dict[str, np.ndarray] = {}
-        # Our name -> {layer, None for a whole leaf: the array's (name in the file, shape, dtype)}.
-        self._filled: dict[str, dict[int | None, tuple[str, tuple[int, ...], np.dtype]]] = {}
-
-    def put(self, name: str, layer: int | None, array: np.ndarray, source: str) -> None:
-        """Stores one layer of a leaf, or (None) the whole leaf."""
-        if name not in self._target:
-            self.problems.append(f"{source} {array.shape}: would be {name}, which this model does not have")
-            return
-        filled, leaf = self._filled.setdefault(name, {}), self._target[name]
-        if layer in filled:
-            self.problems.append(f"{source}: {name} is already filled by another leaf")
-            return
-        filled[layer] = source, array.shape, array.dtype
-        if layer is None and array.shape != leaf.shape:
-            self.problems.append(f"{name}: the source has shape {array.shape}, the model {leaf.shape}")
-        elif layer is None or (array.shape == leaf.shape[1:] and layer < leaf.shape[0]):  # `finish` reports others
-            if name not in self._arrays:
-                self._arrays[name] = np.empty(leaf.shape, leaf.dtype)
-            destination = self._arrays[name][... if layer is None else layer]
+                ours = target_name.format(**match)
+                if ours not in target:
+                    problems.append(f"{name} {array.shape}: would be {ours}, which this model does not have")
+                elif layer in pieces[ours]:
+                    problems.append(f"{name}: {ours} is already filled by another leaf")
+                else:
+                    pieces[ours][layer] = name, array
+    params, origin = {}, {}
+    for name, leaf in target.items():
+        of_leaf = pieces.pop(name)
+        if problem := _misfit(leaf.shape, of_leaf):
+            problems.append(f"{name}{problem}")
+            continue
+        params[name] = np.empty(leaf.shape, leaf.dtype)
+        for layer, (source_name, array) in of_leaf.items():
+            destination = params[name][... if layer is None else layer]
             with np.errstate(over="ignore"):  # overflow to infinity is reported below
                 destination[...] = array
             if not np.isfinite(destination).all():
                 where = "" if layer is None else f", layer {layer}"
                 what = "NaN or infinity" if not np.isfinite(array).all() else f"numbers beyond {leaf.dtype}"
-                self.problems.append(f"{name}{where}: holds {what} (from {source})")
+                problems.append(f"{name}{where}: holds {what} (from {source_name})")
+        names = [source_name for source_name, _ in of_leaf.values()]
+        origin[name] = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+        if others := sorted({array.dtype.name for _, array in of_leaf.values()} - {leaf.dtype.name}):
+            origin[name] += f" (stored as {', '.join(others)})"
+    if problems:
+        raise ConversionError("the weights do not fit the model", problems)
+    return Loaded(params, origin, dropped_names)
 
-    def finish(self) -> dict[str, np.ndarray]:
-        """Returns all leaves; missing leaves and wrong layers go to `problems`."""
-        for name, leaf in self._target.items():
-            shape, layers = leaf.shape, dict(self._filled.get(name, {}))
-            if not layers:
-                self.problems.append(f"{name} {shape}: nothing in the source fills it")
-            elif layers.pop(None, None) and not layers:
-                continue
-            elif missing := sorted(set(range(shape[0])) - set(layers)):
-                self.problems.append(f"{name}: layers {missing} are missing, the model has {shape[0]}")
-            elif extra := sorted(set(layers) - set(range(shape[0]))):
-                self.problems.append(f"{name}: the source has layers {extra} too, the model only {shape[0]}")
-            elif wrong := {layer: stored for layer, (_, stored, _) in layers.items() if stored != shape[1:]}:
-                shapes = ", ".join(map(str, sorted(set(wrong.values()))))
-                self.problems.append(f"{name}: layers {sorted(wrong)} have shape {shapes}, the model {shape[1:]}")
-        return {name: self._arrays[name] for name in self._target if name in self._arrays}
 
-    def origin(self, name: str) -> str:
-        """Returns the names in the file that fill a leaf, and their types where the leaf has another."""
-        sources, _, dtypes = zip(*self._filled[name].values(), strict=True)
-        names = sources[0] if len(sources) == 1 else f"{sources[0]} to {sources[-1]}"
-        others = sorted({dtype.name for dtype in dtypes} - {self._target[name].dtype.name})
-        return f"{names} (stored as {', '.join(others)})" if others else names
+def _misfit(shape: tuple[int, ...], pieces: Pieces) -> str:
+    """Returns why pieces do not make a leaf of this shape, to follow its name; '' if they do."""
+    if not pieces:
+        return f" {shape}: nothing in the source fills it"
+    shapes = {layer: array.shape for layer, (_, array) in pieces.items()}
+    if (whole := shapes.pop(None, shape)) != shape:
+        return f": the source has shape {whole}, the model {shape}"
+    layers = set(range(shape[0])) if shapes else set()
+    if missing := sorted(layers - set(shapes)):
+        return f": layers {missing} are missing, the model has {shape[0]}"
+    if extra := sorted(set(shapes) - layers):
+        return f": the source has layers {extra} too, the model only {shape[0]}"
+    if wrong := {layer: stored for layer, stored in shapes.items() if stored != shape[1:]}:
+        stored = ", ".join(map(str, sorted(set(wrong.values()))))
+        return f": layers {sorted(wrong)} have shape {stored}, the model {shape[1:]}"
+    return ""
 
 
 def save(params: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, np.ndarray]:
