@@ -11,15 +11,18 @@ One program runs on one device or on a pod: `jax.jit` over one named mesh with f
 The mesh changes the numbers of a run only by the order of floating-point sums.
 """
 
-from vivit_jax.sharding.activations import constrain, num_shards, shard_map_batch, shard_map_logical
 from vivit_jax.sharding.mesh import (
     batch_sharding,
     check_batch_size,
     check_model,
     complete_axes,
+    constrain,
     make_mesh,
+    num_shards,
     place_batch,
     process_rows,
     replicated,
+    shard_map_batch,
+    shard_map_logical,
 )
 from vivit_jax.sharding.rules import abstract_like, state_sharding

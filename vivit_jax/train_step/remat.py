@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from vivit_jax.train_step.program import TrainProgram
+from vivit_jax.train_step.step import TrainProgram
 
 T = TypeVar("T")
 AUTO = "auto"
