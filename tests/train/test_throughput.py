@@ -1,5 +1,7 @@
 """Throughput and averaged training metrics."""
 
+import types
+
 import jax.numpy as jnp
 import pytest
 
@@ -16,9 +18,10 @@ class Clock:
         return self.now
 
 
-def test_throughput_between_readings_excludes_pauses():
+def test_throughput_between_readings_excludes_pauses(monkeypatch):
     clock = Clock()
-    speed = throughput.Throughput(clips=8, devices=4, flops=40.0, peak=5.0, clock=clock)
+    monkeypatch.setattr(throughput, "time", types.SimpleNamespace(perf_counter=clock))
+    speed = throughput.Throughput(clips=8, devices=4, flops=40.0, peak=5.0)
     assert speed.read(1) == {}
     speed.after_step(1)
     for step, wait in ((2, 0.5), (3, 1.5), (4, 9.0)):
@@ -41,7 +44,7 @@ def test_throughput_between_readings_excludes_pauses():
         }
     )
     assert speed.read(4)["data_wait_seconds"] == 9.0
-    unknown = throughput.Throughput(8, 4, 40.0, None, clock)
+    unknown = throughput.Throughput(8, 4, 40.0)
     unknown.after_step(0)
     clock.now += 1
     assert "model_flop_utilisation" not in unknown.read(1)

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -37,10 +36,7 @@ class Loaded:
 
 
 def load(
-    source: Mapping[str, Leaf],
-    rows: Sequence[Row],
-    target: Mapping[str, jax.ShapeDtypeStruct],
-    dropped: Sequence[Dropped] = (),
+    source: Mapping[str, Leaf], rows: Sequence[Row], target: Mapping[str, Any], dropped: Sequence[Dropped] = ()
 ) -> Loaded:
     """Converts the leaves of a file to ours; memory holds each number once, and two copies of one leaf.
 

@@ -28,16 +28,11 @@ def leaf_name(head: str | None) -> str:
 
 
 def decide(
-    choice: str,
-    source: ViViTConfig,
-    config: ViViTConfig,
-    class_names: tuple[ClassNames, ClassNames],
-    *,
-    same_features: bool,
+    choice: str, source: ViViTConfig, config: ViViTConfig, names: tuple[ClassNames, ClassNames], same_features: bool
 ) -> tuple[dict[str, Decision], list[str]]:
     """Decides for each head whether it is taken from the weights: ({leaf: decision}, problems).
 
-    `choice` is `InitFrom.head`, `class_names` those of `source` and of `config`, as far as they are known;
+    `choice` is `InitFrom.head`, `names` those of `source` and of `config`, as far as they are known;
     `same_features`: the heads of both follow the same layer (the pre-logits layer, or the one before it).
     """
     target_heads, source_heads = dict(config.heads), dict(source.heads)
@@ -47,7 +42,7 @@ def decide(
     decisions, problems = {}, []
     for head, classes in target_heads.items():
         leaf = leaf_name(head)
-        theirs, ours = (names.get(head or "label") for names in class_names)
+        theirs, ours = (of_model.get(head or "label") for of_model in names)
         if choice == "reinit":
             decisions[leaf] = Decision(False, "head = reinit: at zero")
         elif head not in source_heads:
@@ -70,9 +65,9 @@ def decide(
         leaf = leaf_name(head)
         decision = decisions.get(leaf, Decision(False, "the model has no such head"))
         if not decision.kept:
-            names = listed(class_names[0].get(head or "label") or placeholders(classes)).partition(" ")[2]
+            shown = listed(names[0].get(head or "label") or placeholders(classes)).partition(" ")[2]
             keep = decision.unchecked and target_heads.get(head) == classes
-            lost = f"the weights' classifier {leaf} of {classes} classes {names} is not used: {decision.why}"
+            lost = f"the weights' classifier {leaf} of {classes} classes {shown} is not used: {decision.why}"
             lost += "; init_from.head=keep takes it as it is" if keep else ""
             decisions[leaf] = dataclasses.replace(decision, warning=lost)
     return decisions, problems

@@ -58,7 +58,8 @@ class EarlyStop:
 class PeriodicEvaluation:
     """Evaluates a run's state at intervals, logs the metrics and decides on early stopping.
 
-    The workdir gets `evaluation.json` and pictures of the run's last evaluation.
+    The workdir gets `evaluation.json` and pictures of the run's last evaluation. `writer` is a MetricWriter of clu,
+    `progress` a ReportProgress; `restored` is the metadata of the checkpoint that the run continues, if any.
 
     Attributes:
       metrics: of the newest evaluation, always on the same videos, so that steps can be compared; EMA with `ema/` in
@@ -67,14 +68,7 @@ class PeriodicEvaluation:
       full_metrics: of the run's last evaluation, on all videos; empty before it.
     """
 
-    def __init__(
-        self,
-        setup: TrainSetup,
-        workdir: epath.PathLike,
-        writer: Any,  # a MetricWriter of clu
-        progress: Any,  # a ReportProgress of clu
-        restored: Mapping[str, Any] | None = None,
-    ):
+    def __init__(self, setup: TrainSetup, workdir: epath.PathLike, writer: Any, progress: Any, restored: Any = None):
         self._experiment, self._split, self._setup = setup.experiment, setup.eval_set, setup
         self._workdir, self._writer, self._progress = epath.Path(workdir), writer, progress
         self._restored = dict(restored or {})

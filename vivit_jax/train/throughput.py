@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from vivit_jax.models import ViViTConfig
@@ -52,40 +52,33 @@ class Throughput(Hook):
     """Measures the training steps between two readings, without evaluations and the like (`paused`).
 
     `clips` are those of the global batch, `devices` and `flops` (of a step) those of all processes; `peak`: FLOP/s of
-    one device (None: unknown, no utilisation is reported); `clock` returns seconds.
+    one device (None: unknown, no utilisation is reported).
     """
 
-    def __init__(
-        self,
-        clips: int,
-        devices: int,
-        flops: float,
-        peak: float | None = None,
-        clock: Callable[[], float] = time.perf_counter,
-    ):
-        self._clips, self._devices, self._flops, self._peak, self._clock = clips, devices, flops, peak, clock
+    def __init__(self, clips: int, devices: int, flops: float, peak: float | None = None):
+        self._clips, self._devices, self._flops, self._peak = clips, devices, flops, peak
         self._measured_since: tuple[int, float] | None = None  # (step, time)
         self._wait_began = 0.0
         self._waits: dict[int, float] = {}  # seconds by step
 
     def before_batch(self, step: int) -> None:
-        self._wait_began = self._clock()
+        self._wait_began = time.perf_counter()
 
     def after_batch(self, step: int) -> None:
-        self._waits[step] = self._clock() - self._wait_began
+        self._waits[step] = time.perf_counter() - self._wait_began
 
     def after_step(self, step: int, *_: Any) -> None:
         """Starts the measurement after the first step, which compiles and is done when this is called."""
         if self._measured_since is None:
-            self._measured_since = (step, self._clock())
+            self._measured_since = (step, time.perf_counter())
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        began = self._clock()
+        began = time.perf_counter()
         yield
         if self._measured_since is not None:
             step, since = self._measured_since
-            self._measured_since = (step, since + self._clock() - began)
+            self._measured_since = (step, since + time.perf_counter() - began)
 
     def read(self, step: int) -> dict[str, float]:
         """Returns what was measured since the last reading, empty without steps; call it when `step` is done.
@@ -93,7 +86,7 @@ class Throughput(Hook):
         `data_wait_seconds` is the time per step in which the host waited for its batch; `model_flop_utilisation`, in
         [0, 1], is there where the devices' peak is known.
         """
-        now = self._clock()
+        now = time.perf_counter()
         waits = [self._waits.pop(number) for number in sorted(self._waits) if number <= step]
         previous, self._measured_since = self._measured_since, (step, now)
         if previous is None or step <= previous[0] or now <= previous[1]:
