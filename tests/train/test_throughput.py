@@ -8,7 +8,7 @@ import pytest
 from vivit_jax.cost.counts import train_count
 from vivit_jax.models import ViViTConfig
 from vivit_jax.optim import OptimizerConfig, learning_rate_schedule, make_optimizer
-from vivit_jax.train import throughput, train_metrics
+from vivit_jax.train import throughput
 
 
 class Clock:
@@ -88,7 +88,7 @@ class Recorder:
 
 def test_skipped_steps_are_counted_but_not_averaged():
     kept = Recorder()
-    window = train_metrics.TrainMetrics(kept, throughput.Throughput(8, 1, 1.0), every_steps=2)
+    window = throughput.TrainMetrics(kept, throughput.Throughput(8, 1, 1.0), every_steps=2)
     steps = [(2.0, 0.0, 0.3), (jnp.nan, 1.0, 0.2), (4.0, 0.0, 0.1)]
     for step, (loss, skipped, rate) in enumerate(steps, start=1):
         metrics = {"loss": loss, "loss/verb": loss / 2, "skipped": skipped, "learning_rate": rate}

@@ -7,14 +7,6 @@ from vivit_jax.utils.checks import at_least, one_of
 REPORT_FILE = "init_report.txt"  # what the initialisation did with every parameter, in the workdir
 IMAGE_MODEL_FOLDER = "image_model"  # in the workdir: the run of `image_epochs`
 
-CHOICES: dict[str, tuple[str | None, ...]] = {
-    "embedding": (None, "central_frame", "filter_inflation", "random"),
-    "temporal_attention": ("zero", "copy", "random"),
-    "temporal_encoder": ("load", "random"),
-    "head": ("match", "reinit", "keep"),
-    "pre_logits": ("load", "drop"),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class InitFrom:
@@ -55,7 +47,9 @@ class InitFrom:
     pixel_std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        one_of("init_from", self, **CHOICES)
+        one_of("init_from", self, embedding=(None, "central_frame", "filter_inflation", "random"))
+        one_of("init_from", self, temporal_attention=("zero", "copy", "random"), temporal_encoder=("load", "random"))
+        one_of("init_from", self, head=("match", "reinit", "keep"), pre_logits=("load", "drop"))
         at_least("init_from", self, num_heads=1, image_epochs=0)
         if self.grid is not None:
             grid = tuple(self.grid)

@@ -26,26 +26,20 @@ from vivit_jax.models.config import INHERITED_FIELDS
 
 
 def image_to_video(
-    image_params: Mapping[str, Any],
-    config: ViViTConfig,
-    *,
-    embedding: str = "central_frame",
-    temporal_attention: str = "zero",
-    head: str = "reinit",
-    image_config: ViViTConfig | None = None,
-    seed: int = 0,
+    image_params: Mapping[str, Any], config: ViViTConfig, *, image_config: Any = None, seed: int = 0, **options: Any
 ) -> dict[str, Any]:
     """Returns parameters of a video model initialised from those of an image ViT (section 3.4).
 
     `image_params` are nested (`load_model`, `load_params`); without `image_config` their shapes give it. `config` has
-    the image model's activation, epsilon and biases (`initialise` sets them). For `embedding`, `temporal_attention` and
-    `head` (`reinit` or `keep`) see `InitFrom`; docs/weights.md says what becomes of the other leaves.
+    the image model's activation, epsilon and biases (`initialise` sets them). `options` are fields of `InitFrom`, by
+    default `embedding="central_frame"`, `head="reinit"`, `pre_logits="drop"`; docs/weights.md says what becomes
+    of the other leaves.
     """
-    options = InitFrom(embedding=embedding, temporal_attention=temporal_attention, head=head, pre_logits="drop")
     if image_config is None:
         shapes = {k: np.shape(v) for k, v in flax.traverse_util.flatten_dict(dict(image_params), sep="/").items()}
         image_config = image_model(shapes, Hints(target=config))
-    return adapt(image_params, image_config, config, options, seed=seed)[0]
+    options = {"embedding": "central_frame", "head": "reinit", "pre_logits": "drop", **options}
+    return adapt(image_params, image_config, config, InitFrom(**options), seed=seed)[0]
 
 
 def adapt(

@@ -24,7 +24,7 @@ from vivit_jax.train.preemption import Preemption
 from vivit_jax.train.profiler import Profiler
 from vivit_jax.train.setup import TrainSetup, set_up
 from vivit_jax.train.skipped_steps import SkippedSteps
-from vivit_jax.train.train_metrics import TrainMetrics
+from vivit_jax.train.throughput import TrainMetrics
 from vivit_jax.utils import logs, storage
 from vivit_jax.utils.goodput import Ledger
 

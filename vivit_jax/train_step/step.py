@@ -285,9 +285,14 @@ class TrainProgram:
         """Returns the program of a model that has the same parameters, but computes in another way."""
         return dataclasses.replace(self, model=model, step=self.make_step(model))
 
+    def create(self, key: jax.Array) -> TrainState:
+        """Makes the state before the first step, with random parameters; to be traced."""
+        params = self.model.init(key, jnp.zeros((1, *self.model.config.video_shape)))["params"]
+        return TrainState.create(params, self.optimizer, self.ema_decay)
+
     def init_state(self, seed: int) -> TrainState:
         """Returns the state before the first step, with random parameters. The values do not depend on the mesh."""
-        return jax.jit(_initializer(self), out_shardings=self._shardings())(jax.random.key(seed))
+        return jax.jit(self.create, out_shardings=self._shardings())(jax.random.key(seed))
 
     def state_from_params(self, params: Any) -> TrainState:
         """Returns the state before the first step, with these parameters (arrays on the host or on devices)."""
@@ -310,8 +315,7 @@ def build_train_program(
 ) -> TrainProgram:
     """Builds a `TrainProgram` with the options of `make_train_step`; `mesh` None: one device, no shardings."""
     program = TrainProgram(model, optimizer, schedule, ema_decay, state=None, step=None)
-    init = _initializer(program)
-    state = jax.eval_shape(lambda seed: init(jax.random.key(seed)), 0)
+    state = jax.eval_shape(lambda seed: program.create(jax.random.key(seed)), 0)
     out_shardings = None
     if mesh is not None:
         shardings = sharding.state_sharding(mesh, state)
@@ -323,11 +327,3 @@ def build_train_program(
         return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
     return dataclasses.replace(program, state=state, make_step=make_step, step=make_step(model))
-
-
-def _initializer(program: TrainProgram) -> Callable[[jax.Array], TrainState]:
-    def init(key: jax.Array) -> TrainState:
-        params = program.model.init(key, jnp.zeros((1, *program.model.config.video_shape)))["params"]
-        return TrainState.create(params, program.optimizer, program.ema_decay)
-
-    return init
