@@ -32,7 +32,6 @@ from vivit_jax.evaluation import predictions
 from vivit_jax.evaluation.results import RESULT_FILE
 from vivit_jax.models import ViViT
 from vivit_jax.sweep import plan
-from vivit_jax.sweep import table as sweep_table
 from vivit_jax.sweep.plan import run_all
 from vivit_jax.train_step import TrainState, make_train_step
 from vivit_jax.utils import logs, plots, tables
@@ -189,8 +188,8 @@ def table(results: Sequence[plan.Result], question: Question) -> str:
     rows = []
     for row, (label, published) in question.rows.items():
         runs = [result for result in results if result.row == row]
-        values = [sweep_table.mean_and_deviation(runs, row, f"{head}/top1") for head in ("verb", "noun", "action")]
-        cells = [label, *map(sweep_table.format_cell, values), "" if published is None else f"{published:.1f}"]
+        values = [plan.mean_and_deviation(runs, row, f"{head}/top1") for head in ("verb", "noun", "action")]
+        cells = [label, *map(plan.format_cell, values), "" if published is None else f"{published:.1f}"]
         size = [f"{runs[0].parameters:,}", f"{1e3 * runs[0].gflops:.1f}", len(runs)] if runs else ["", "", 0]
         rows.append([*cells, *size])
     header = ["", "verb", "noun", "action", "published", "parameters", "MFLOPs", "seeds"]
@@ -277,7 +276,7 @@ def plot(results: Sequence[plan.Result], question: Question, by_views: Mapping, 
     )  # fmt: skip
     axes = panels[0, 0]
     for i, head in enumerate(("verb", "noun", "action")):
-        values = [sweep_table.mean_and_deviation(results, row, f"{head}/top1") for row in question.rows]
+        values = [plan.mean_and_deviation(results, row, f"{head}/top1") for row in question.rows]
         known = [(y, *value) for y, value in enumerate(values) if value is not None]
         if known:
             rows, means, deviations = zip(*known, strict=True)
@@ -301,7 +300,7 @@ def plot(results: Sequence[plan.Result], question: Question, by_views: Mapping, 
 
 
 def recorded(path: str) -> dict[tuple[str, int], plan.Result]:
-    """Returns {(row, seed): result} of the successful runs in a file that `sweep_table.to_csv` wrote."""
+    """Returns {(row, seed): result} of the successful runs in a file that `plan.to_csv` wrote."""
     runs = {}
     for line in csv.DictReader(io.StringIO(epath.Path(path).read_text())):
         row, seed, parameters, gflops, failure = (
@@ -356,7 +355,7 @@ def main() -> None:
         results = []
         for found in run_all(runs):
             results.append(found)
-            sweep_table.write(results, options.workdir, "study")
+            plan.write(results, options.workdir, "study")
         times_file.write_text(json.dumps(step_times(runs, options.repeats)))
     times = json.loads(times_file.read_text()) if times_file.exists() else {}
     out = epath.Path(options.out)
@@ -365,7 +364,7 @@ def main() -> None:
     # The conclusions are written by hand: they stay.
     kept = out.read_text().partition(CONCLUSIONS)[1:] if out.exists() else ()
     out.write_text("\n".join([document(runs, results, times, folder), "".join(kept)]))
-    (folder / "runs.csv").write_text(sweep_table.to_csv(results))
+    (folder / "runs.csv").write_text(plan.to_csv(results))
 
 
 if __name__ == "__main__":

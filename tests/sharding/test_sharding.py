@@ -11,7 +11,6 @@ from jax.sharding import PartitionSpec as P
 from tests.helpers.small_models import MODELS, small_config
 from vivit_jax import sharding
 from vivit_jax.models import ViViTConfig, abstract_params
-from vivit_jax.sharding import mesh as mesh_module
 
 VIT_B = ViViTConfig.from_name("ViViT-B/16x2", attention="factorised_encoder")
 
@@ -148,7 +147,7 @@ def test_tpu_layout_is_used_if_rows_are_contiguous(contiguous, monkeypatch):
         grid = np.array([Device(i, "tpu") for i in range(16)]).reshape(4, 4)
         return (grid[::-1] if contiguous else grid.T).reshape(shape)
 
-    monkeypatch.setattr(mesh_module.mesh_utils, "create_device_mesh", layout)
+    monkeypatch.setattr(sharding.mesh_utils, "create_device_mesh", layout)
     mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2}, shuffled_devices("tpu"))
     ids = np.vectorize(lambda d: d.id)(mesh.devices).ravel().tolist()
     assert ids == (list(np.arange(16).reshape(4, 4)[::-1].ravel()) if contiguous else list(range(16)))
