@@ -27,12 +27,12 @@ import numpy as np
 from etils import epath
 
 from vivit_jax import optim
+from vivit_jax import sweep as sweeps
 from vivit_jax.data.moving_digits import VERBS
 from vivit_jax.evaluation import predictions
 from vivit_jax.evaluation.results import RESULT_FILE
 from vivit_jax.models import ViViT
-from vivit_jax.sweep import plan
-from vivit_jax.sweep.plan import run_all
+from vivit_jax.sweep import run_all
 from vivit_jax.train_step import TrainState, make_train_step
 from vivit_jax.utils import logs, plots, tables
 
@@ -149,7 +149,7 @@ CONCLUSIONS = "## Conclusions"
 TIMED = ("model1", "model2", "model3", "model4", "average_pool")
 
 
-def compare(results: Sequence[plan.Result], first: str, second: str, metric: str) -> int | None:
+def compare(results: Sequence[sweeps.Result], first: str, second: str, metric: str) -> int | None:
     """Returns 1 if `first` is better than `second` by more than two standard errors, -1 if worse, 0 if neither.
 
     None if either has fewer than two seeds.
@@ -162,7 +162,7 @@ def compare(results: Sequence[plan.Result], first: str, second: str, metric: str
     return 0 if abs(difference) <= 2 * error else int(math.copysign(1, difference))
 
 
-def agreement(results: Sequence[plan.Result], question: Question, metric: str) -> str:
+def agreement(results: Sequence[sweeps.Result], question: Question, metric: str) -> str:
     """Returns a sentence on how many pairs of rows have the paper's order."""
     published = {row: value for row, (_, value) in question.rows.items() if value is not None}
     counts: dict[str, list[str]] = collections.defaultdict(list)
@@ -183,20 +183,20 @@ def agreement(results: Sequence[plan.Result], question: Question, metric: str) -
     return text
 
 
-def table(results: Sequence[plan.Result], question: Question) -> str:
+def table(results: Sequence[sweeps.Result], question: Question) -> str:
     """Returns the table of a question: accuracies in percent, mean ± standard deviation over the seeds."""
     rows = []
     for row, (label, published) in question.rows.items():
         runs = [result for result in results if result.row == row]
-        values = [plan.mean_and_deviation(runs, row, f"{head}/top1") for head in ("verb", "noun", "action")]
-        cells = [label, *map(plan.format_cell, values), "" if published is None else f"{published:.1f}"]
+        values = [sweeps.mean_and_deviation(runs, row, f"{head}/top1") for head in ("verb", "noun", "action")]
+        cells = [label, *map(sweeps.format_cell, values), "" if published is None else f"{published:.1f}"]
         size = [f"{runs[0].parameters:,}", f"{1e3 * runs[0].gflops:.1f}", len(runs)] if runs else ["", "", 0]
         rows.append([*cells, *size])
     header = ["", "verb", "noun", "action", "published", "parameters", "MFLOPs", "seeds"]
     return tables.to_markdown(header, rows)
 
 
-def reversed_motions(runs: Sequence[plan.Run]) -> str:
+def reversed_motions(runs: Sequence[sweeps.Run]) -> str:
     """Returns a table of how often each model distinguishes a motion from its reversal, from `predictions.csv`."""
     rows = []
     for row in (*TIMED, "average_pool_uniform_frames"):
@@ -217,7 +217,7 @@ def reversed_motions(runs: Sequence[plan.Run]) -> str:
     return tables.to_markdown(header, rows)
 
 
-def views(runs: Sequence[plan.Run], rows: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+def views(runs: Sequence[sweeps.Run], rows: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
     """Returns {row: [(temporal views, mean verb top-1)]}, from the `evaluation.json` of the runs."""
     found: dict[str, dict[int, list[float]]] = {row: collections.defaultdict(list) for row in rows}
     for run in runs:
@@ -228,7 +228,7 @@ def views(runs: Sequence[plan.Run], rows: Sequence[str]) -> dict[str, list[tuple
     return {row: [(n, statistics.fmean(v)) for n, v in sorted(by.items())] for row, by in found.items() if by}
 
 
-def step_times(runs: Sequence[plan.Run], repeats: int) -> dict[str, tuple[float, float]]:
+def step_times(runs: Sequence[sweeps.Run], repeats: int) -> dict[str, tuple[float, float]]:
     """Returns {row: (ms of a training step of 32 clips, ms of a forward pass)}, medians; the models alternate."""
     programs = {}
     for row in TIMED:
@@ -268,7 +268,7 @@ def times_table(times: Mapping[str, Sequence[float]]) -> str:
     return tables.to_markdown(header, rows)
 
 
-def plot(results: Sequence[plan.Result], question: Question, by_views: Mapping, path: epath.Path) -> None:
+def plot(results: Sequence[sweeps.Result], question: Question, by_views: Mapping, path: epath.Path) -> None:
     """Plots verb, noun and action of a question's rows with standard deviations; for Figure 9 also the views."""
     figure, panels = plots.pyplot().subplots(
         1, 2 if by_views else 1, figsize=(10 if by_views else 7, 0.9 + 0.55 * len(question.rows)), layout="constrained",
@@ -276,7 +276,7 @@ def plot(results: Sequence[plan.Result], question: Question, by_views: Mapping, 
     )  # fmt: skip
     axes = panels[0, 0]
     for i, head in enumerate(("verb", "noun", "action")):
-        values = [plan.mean_and_deviation(results, row, f"{head}/top1") for row in question.rows]
+        values = [sweeps.mean_and_deviation(results, row, f"{head}/top1") for row in question.rows]
         known = [(y, *value) for y, value in enumerate(values) if value is not None]
         if known:
             rows, means, deviations = zip(*known, strict=True)
@@ -299,8 +299,8 @@ def plot(results: Sequence[plan.Result], question: Question, by_views: Mapping, 
     plots.save(figure, path)
 
 
-def recorded(path: str) -> dict[tuple[str, int], plan.Result]:
-    """Returns {(row, seed): result} of the successful runs in a file that `plan.to_csv` wrote."""
+def recorded(path: str) -> dict[tuple[str, int], sweeps.Result]:
+    """Returns {(row, seed): result} of the successful runs in a file that `sweeps.to_csv` wrote."""
     runs = {}
     for line in csv.DictReader(io.StringIO(epath.Path(path).read_text())):
         row, seed, parameters, gflops, failure = (
@@ -308,11 +308,11 @@ def recorded(path: str) -> dict[tuple[str, int], plan.Result]:
         )
         if not failure:
             metrics = {name: float(value) for name, value in line.items() if value}
-            runs[row, int(seed)] = plan.Result(row, int(seed), metrics, int(parameters), float(gflops))
+            runs[row, int(seed)] = sweeps.Result(row, int(seed), metrics, int(parameters), float(gflops))
     return runs
 
 
-def document(runs: Sequence[plan.Run], results: Sequence[plan.Result], times: Mapping, folder: epath.Path) -> str:
+def document(runs: Sequence[sweeps.Run], results: Sequence[sweeps.Result], times: Mapping, folder: epath.Path) -> str:
     """Returns the text of docs/study.md; writes its plots to `folder`."""
     done = [found for found in results if not found.failure]
     seeds = sorted({found.seed for found in done})
@@ -343,19 +343,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15, help="repeats of the timing")
     options = parser.parse_args()
     logs.configure_logging()
-    module = plan.load_sweep(CONFIG)
+    module = sweeps.load_sweep(CONFIG)
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    runs = plan.plan(module, options.workdir, seeds=seeds, overrides=plan.parse_overrides(options.set))
+    runs = sweeps.plan(module, options.workdir, seeds=seeds, overrides=sweeps.parse_overrides(options.set))
     times_file = epath.Path(options.workdir) / "step_times.json"
     if options.report_only:
         known = recorded(options.recorded) if options.recorded else {}
-        found = [plan.load_result(run) or known.get((run.row, run.seed)) for run in runs]
+        found = [sweeps.load_result(run) or known.get((run.row, run.seed)) for run in runs]
         results = [result for result in found if result is not None]
     else:
         results = []
         for found in run_all(runs):
             results.append(found)
-            plan.write(results, options.workdir, "study")
+            sweeps.write(results, options.workdir, "study")
         times_file.write_text(json.dumps(step_times(runs, options.repeats)))
     times = json.loads(times_file.read_text()) if times_file.exists() else {}
     out = epath.Path(options.out)
@@ -364,7 +364,7 @@ def main() -> None:
     # The conclusions are written by hand: they stay.
     kept = out.read_text().partition(CONCLUSIONS)[1:] if out.exists() else ()
     out.write_text("\n".join([document(runs, results, times, folder), "".join(kept)]))
-    (folder / "runs.csv").write_text(plan.to_csv(results))
+    (folder / "runs.csv").write_text(sweeps.to_csv(results))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ import types
 import pytest
 
 from tests.conftest import REPOSITORY
+from vivit_jax import sweep as sweeps
 from vivit_jax.config.experiment import ConfigError
-from vivit_jax.sweep import plan
-from vivit_jax.sweep.plan import run_all
+from vivit_jax.sweep import run_all
 
 FILE = """
 from vivit_jax.config.experiment import default_config
@@ -40,7 +40,7 @@ def sweep():
 def module(tmp_path):
     path = tmp_path / "rows.py"
     path.write_text(FILE)
-    return plan.load_sweep(path)
+    return sweeps.load_sweep(path)
 
 
 @pytest.fixture
@@ -62,14 +62,14 @@ def trained(monkeypatch):
 
 
 def test_plan_has_every_row_with_every_seed(module, tmp_path):
-    runs = plan.plan(module, tmp_path / "s", seeds=[3, 4], overrides={"batch_size": 16})
+    runs = sweeps.plan(module, tmp_path / "s", seeds=[3, 4], overrides={"batch_size": 16})
     assert [(run.row, run.seed) for run in runs] == [
         ("images", 3), ("video", 3), ("whole", 3), ("images", 4), ("video", 4), ("whole", 4),
     ]  # fmt: skip
     assert runs[4].experiment.init_from.path == str(runs[3].workdir) == str(tmp_path / "s" / "images" / "seed_4")
     assert runs[4].experiment.input["scale_jitter"] == [0.9, 1.3]
     assert {run.experiment.batch_size for run in runs} == {16}
-    only = plan.plan(module, tmp_path / "s", rows="vid")
+    only = sweeps.plan(module, tmp_path / "s", rows="vid")
     assert [(run.row, run.seed) for run in only] == [("video", 7)]
 
 
@@ -83,11 +83,11 @@ def test_plan_has_every_row_with_every_seed(module, tmp_path):
 )
 def test_invalid_overrides_are_rejected(module, tmp_path, overrides, message):
     with pytest.raises(ConfigError, match=message):
-        plan.plan(module, tmp_path, overrides=overrides)
+        sweeps.plan(module, tmp_path, overrides=overrides)
 
 
 def test_finished_runs_are_skipped_and_failures_do_not_stop(module, tmp_path, trained):
-    runs = plan.plan(module, tmp_path, seeds=[1, 2])
+    runs = sweeps.plan(module, tmp_path, seeds=[1, 2])
     results = list(run_all(runs))
     assert trained == [("images", 1), ("video", 1), ("images", 2), ("video", 2)]
     assert [bool(run.failure) for run in results] == [False, False, True] * 2
@@ -95,49 +95,49 @@ def test_finished_runs_are_skipped_and_failures_do_not_stop(module, tmp_path, tr
     assert results[0].parameters > 5e6
     assert results[0].gflops > 0
 
-    again = plan.plan(module, tmp_path, seeds=[1, 2, 3], rows="images|video")
-    assert [plan.load_result(run) for run in again[:4]] == [results[0], results[1], results[3], results[4]]
+    again = sweeps.plan(module, tmp_path, seeds=[1, 2, 3], rows="images|video")
+    assert [sweeps.load_result(run) for run in again[:4]] == [results[0], results[1], results[3], results[4]]
     list(run_all(again))
     assert trained[4:] == [("images", 3), ("video", 3)]
-    other = plan.plan(module, tmp_path, seeds=[1], rows="video", overrides={"num_epochs": 2.0, "data.prefetch": 9})
+    other = sweeps.plan(module, tmp_path, seeds=[1], rows="video", overrides={"num_epochs": 2.0, "data.prefetch": 9})
     with pytest.raises(ConfigError, match=r"another config \(num_epochs: 30.0 -> 2.0\)"):
         list(run_all(other))
 
 
 def test_table_has_mean_and_deviation_over_seeds(module, tmp_path, trained):
-    runs = plan.plan(module, tmp_path, seeds=[20, 30, 70])
+    runs = sweeps.plan(module, tmp_path, seeds=[20, 30, 70])
     results = list(run_all(runs))
     spread = statistics.stdev([20, 30, 70])
-    lines = plan.markdown(results).splitlines()
+    lines = sweeps.markdown(results).splitlines()
     assert lines[0] == "| row | verb/top1 | parameters | GFLOPs | runs |"
     assert lines[3].startswith(f"| video | 40.0 ± {spread:.1f} | ")
     assert lines[4] == "| whole |  |  |  | 0 (3 failed) |"
     losses = [dataclasses.replace(result, metrics={"verb/loss": 2.0}) for result in results[:2]]
-    assert "| 2.000 |" in plan.markdown(losses)
+    assert "| 2.000 |" in sweeps.markdown(losses)
 
-    plan.write(results, tmp_path, "rows")
+    sweeps.write(results, tmp_path, "rows")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "tables" / "rows.csv").read_text())))
     assert [row["verb/top1"] for row in rows] == ["0.2", "0.2", "", "0.3", "0.3", "", "0.7", "0.7", ""]
     assert (tmp_path / "tables" / "rows.png").stat().st_size > 1000
 
 
 def test_overrides_are_literals_or_strings():
-    overrides = plan.parse_overrides(["a.b=1e-3", "c=(2, 14)", "d=adamw", "e=None"])
+    overrides = sweeps.parse_overrides(["a.b=1e-3", "c=(2, 14)", "d=adamw", "e=None"])
     assert overrides == {"a.b": 1e-3, "c": (2, 14), "d": "adamw", "e": None}
     with pytest.raises(ConfigError, match="--set=a must be FIELD=VALUE"):
-        plan.parse_overrides(["a"])
+        sweeps.parse_overrides(["a"])
 
 
 def test_config_without_sweep_is_rejected(tmp_path):
     (tmp_path / "plain.py").write_text("def get_config(): ...")
     with pytest.raises(ConfigError, match=r"plain.py has no sweep\(\)"):
-        plan.load_sweep(tmp_path / "plain.py")
+        sweeps.load_sweep(tmp_path / "plain.py")
 
 
 @pytest.mark.parametrize(
     "file", ["study.py", *(f"paper/{path.name}" for path in (REPOSITORY / "configs" / "paper").glob("[!_]*.py"))]
 )
 def test_paper_tables_and_study_are_sweeps(file, tmp_path):
-    module = plan.load_sweep(REPOSITORY / "configs" / file)
-    runs = plan.plan(module, tmp_path, seeds=[0])
+    module = sweeps.load_sweep(REPOSITORY / "configs" / file)
+    runs = sweeps.plan(module, tmp_path, seeds=[0])
     assert {run.row for run in runs} == set(getattr(module, "ROWS", module.sweep()))
