@@ -13,6 +13,7 @@ LAYERS = (
     {"train_step"},
     {"config"},
     {"evaluation", "convert", "cost"},
+    {"finetuning"},
     {"report", "preview", "predict"},
     {"train"},
     {"main", "sweep", "probe", "compile"},

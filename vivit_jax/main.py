@@ -47,8 +47,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, f
 def main(argv: list[str]) -> None:
     # Imported after the flags are parsed, so that --help and a mistyped flag answer at once.
     from vivit_jax import checkpoint as checkpointing
-    from vivit_jax import distributed
-    from vivit_jax.config.experiment import Experiment
+    from vivit_jax import distributed, finetuning
     from vivit_jax.utils import logs
 
     logs.configure_logging()
@@ -60,7 +59,7 @@ def main(argv: list[str]) -> None:
             for line in replay(_REPLAY.value):
                 print(line, flush=True)
             return
-        experiment = Experiment.from_config(_CONFIG.value)
+        experiment = finetuning.experiment_of(_CONFIG.value)
         distributed.initialise(_DISTRIBUTED.value, _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     watching = distributed.watching(experiment.step_timeout_seconds)
     with watching, distributed.synchronized_exit(), command_line.exit_on(*errors):
@@ -73,6 +72,7 @@ def main(argv: list[str]) -> None:
                 logging.warning("%s", preempted)
                 raise
             logging.info("Done: %s", ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+            finetuning.log_conclusions(_WORKDIR.value)
         else:
             from vivit_jax.evaluation.evaluate import evaluate
 

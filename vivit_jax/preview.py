@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from absl import flags, logging
 
+from vivit_jax import finetuning
 from vivit_jax.augment import AugmentConfig, augment_pixels, mix_clips, step_keys, swap_pairs
 from vivit_jax.config import flags as command_line
 from vivit_jax.config.experiment import Experiment
@@ -146,7 +147,7 @@ def main(argv: list[str]) -> None:
     with command_line.exit_on(ValueError, OSError):
         if not values.out.lower().endswith(".png"):
             raise ValueError(f"--out={values.out} must end in .png")
-        experiment = Experiment.from_config(values.config)
+        experiment = finetuning.experiment_of(values.config)
         clips = preview(experiment, values.clips, values.step)
         print(plots.save(contact_sheet(clips, describe(experiment, values.step)), values.out))
 

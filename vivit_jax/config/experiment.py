@@ -14,6 +14,7 @@ from ml_collections import config_dict
 
 from vivit_jax import optim, sharding
 from vivit_jax.augment import AugmentConfig
+from vivit_jax.config import finetuning
 from vivit_jax.config.fields import ConfigError, check_fields, merge, plain, section, tuples
 from vivit_jax.config.init_from import InitFrom
 from vivit_jax.config.renamed import upgrade
@@ -49,6 +50,8 @@ class Experiment:
         JAX_COMPILATION_CACHE_DIR), a path, or 'off'.
       step_timeout_seconds: a step that takes longer ends all processes of the run with stack traces, as do starting,
         evaluating and saving (limits: `distributed.watchdog.LIMITS`); 0: no limit; None: 1800 for several processes.
+      derive: fields that a config leaves open follow from data and weights (`config.finetuning`), and the log ends with
+        what to try next.
     """
 
     model: Mapping[str, Any]
@@ -72,6 +75,7 @@ class Experiment:
     peak_flops: float | None = None
     compilation_cache: str = "workdir"
     step_timeout_seconds: float | None = None
+    derive: bool = False
     seed: int = 0  # of initialisation, data order, crops, augmentation and dropout
 
     def __post_init__(self) -> None:
@@ -93,6 +97,8 @@ class Experiment:
             config = upgrade(plain(config), known)
             check_fields(config, known)
             fields = merge(known, config)
+            if fields["derive"]:
+                fields = plain(finetuning.derive(fields))  # of unknown data, unless `vivit_jax.finetuning` did
             return cls(**fields | {name: section_type(**fields[name]) for name, section_type in _SECTIONS.items()})
         except (TypeError, ValueError) as error:
             raise ConfigError(str(error)) from error

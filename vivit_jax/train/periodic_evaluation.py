@@ -12,6 +12,7 @@ from absl import logging
 from etils import epath
 
 from vivit_jax import checkpoint as checkpointing
+from vivit_jax import finetuning
 from vivit_jax.evaluation.evaluator import EvaluationInterrupted, never
 from vivit_jax.evaluation.results import Result, write_result
 from vivit_jax.train import compiled_step
@@ -122,12 +123,16 @@ class PeriodicEvaluation:
         if self.early_stop.over and not last:
             logging.info("step %d: the run ends early, %s", step, self.early_stop)
         if self.early_stop.over or last:
-            if self._num_videos is not None:
-                try:
+            try:
+                if self._num_videos is not None:
                     result = self._evaluate(step, state, None, interrupted)
-                except EvaluationInterrupted:
-                    self.early_stop = before  # the resumed run counts this evaluation
-                    raise
+                if self._experiment.derive:
+                    trained = self._setup.make_evaluator(self._split.num_videos, on_training_set=True)
+                    trained = trained(state.params, interrupted)
+                    finetuning.conclude(self._workdir, self._experiment, trained, result, self._split.class_names)
+            except EvaluationInterrupted:
+                self.early_stop = before  # the resumed run counts this evaluation
+                raise
             self.full_metrics = result.scalars
             checkpoint, split = self._workdir / checkpointing.FOLDER / str(step), self._experiment.data.eval_split
             with storage.optional("the result of the evaluation"):

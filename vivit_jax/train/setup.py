@@ -103,9 +103,9 @@ class TrainSetup:
         batch = {**abstract_batch(self.program.model.config, clips), "label": labels}
         return sharding.abstract_like(batch, jax.tree.map(lambda _: sharding.batch_sharding(self.mesh), batch))
 
-    def make_evaluator(self, num_videos: int | None) -> Evaluator:
+    def make_evaluator(self, num_videos: int | None, on_training_set: bool = False) -> Evaluator:
         """Returns the evaluation on so many videos of `eval_set`, None for all."""
-        data = self.eval_set, self.clip_spec
+        data = self.train_set.splits[0] if on_training_set else self.eval_set, self.clip_spec
         return Evaluator(self.program.model, self.mesh, self.experiment, *data, videos=num_videos)
 
 
