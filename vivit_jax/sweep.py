@@ -26,6 +26,7 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from vivit_jax import finetuning
 from vivit_jax.config import flags as command_line
 from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.config.fields import differences, flat
@@ -99,7 +100,7 @@ def plan(
                     config.update_from_flattened_dict({field: filled})
             if config.compilation_cache == "workdir":  # rows share compiled programs
                 config.compilation_cache = str(workdir / "compilation_cache")
-            runs.append(Run(row, config.seed, Experiment.from_config(config), workdir / row / f"seed_{config.seed}"))
+            runs.append(Run(row, config.seed, finetuning.experiment_of(config), workdir / row / f"seed_{config.seed}"))
     return runs
 
 
