@@ -67,8 +67,8 @@ def test_verb_pairs_are_time_reversals(verb):
 
 @pytest.mark.parametrize("verb", range(8))
 def test_verbs_describe_the_motion(verb):
-    """Also mirrored: the path then has the direction of the verb that the catalog calls its mirror image."""
-    image = mirror.classes(moving_digits.VERBS, catalog.get("moving_digits").mirrored["verb"])[verb]
+    """Also mirrored: the path then has the direction of the verb that is its mirror image."""
+    image = mirror.classes(moving_digits.VERBS)[verb]
     for seed in range(40):
         path = moving_digits.trajectory(verb, 31 + seed % 4, np.random.default_rng(seed))
         assert motion(path) == moving_digits.VERBS[verb]

@@ -21,7 +21,7 @@ def total(found):
 
 @pytest.mark.slow
 def test_causes_of_an_interrupted_run_sum_up_to_its_time(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(goodput.Startup, "_first", False)  # the clock of a program's first run starts with the program
+    monkeypatch.setattr(goodput.Ledger, "_first", False)  # the clock of a program's first run starts with the program
     run, began = experiment(data_dir, checkpoint__every_steps=2), time.time()
     with killed_after(STEPS - 1), pytest.raises(KeyboardInterrupt):
         train.train(run, tmp_path)

@@ -53,17 +53,6 @@ def test_clips_of_an_outage_are_read_when_the_storage_answers(split, pauses):
     assert (pauses, batches.corrupt) == ([], 0)
 
 
-def test_cache_waits_for_the_storage(split, pauses):
-    """What could not be kept as JPEG at the start is neither an empty record, nor read from the disk ever after."""
-    expected, gone = take(stream(split), 3), split.folder.with_name("gone")
-    split.folder.rename(gone)
-    pauses.append(lambda: gone.rename(split.folder))
-    batches = stream(split, cache=True, cache_gb=6 / 1024)
-    split.folder.rename(gone)
-    for first, second in zip(expected, take(batches, 3), strict=True):
-        assert_same(first, second)
-
-
 def absent(shard):
     os.remove(shard)
 

@@ -35,8 +35,6 @@ class DatasetInfo:
     label_separator: str | None = None  # of the labels of a multi-label field in a CSV; None: no such fields
     columns: Sequence[str] | None = None  # roles of the columns of a CSV in order; None: detected
     multi_label: Sequence[str] = ()  # heads, once built
-    # head -> class -> class of its mirror image (None: none), where names do not tell (`selection.mirror`)
-    mirrored: Mapping[str, Mapping[str, str | None]] = dataclasses.field(default_factory=dict)
     version: int | None = None  # of a generated data set, increased whenever its generator's output changes
 
 
@@ -110,8 +108,6 @@ _TABLE = (
         video_layout="{video_id}.mp4 in the folder itself",
         source="python -m vivit_jax.data.moving_digits --out=DIR",
         rows_per_shard=600,
-        # All other motions are their own mirror images; a mirrored digit keeps its class.
-        mirrored={"verb": {"move-left": "move-right", "move-right": "move-left"}},
         version=3,
     ),
     _kinetics(400, train=246_534, validation=19_906, test=39_805),

@@ -18,7 +18,7 @@ class PipelineOptions:
         frames (`augment.resize_windows`). For hosts with few cores (docs/performance.md).
     """
 
-    cache: bool = False  # keep the records of the training splits in memory, up to `cache_gb` * 2^30 bytes
+    cache: bool = False  # keep the training splits' decoded frames in memory, up to `cache_gb` * 2^30 bytes
     cache_gb: float = 2.0
     threads: int | None = None  # clips decoded in parallel; None for one per core
     prefetch: int = 2  # batches prepared ahead

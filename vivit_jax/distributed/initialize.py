@@ -61,41 +61,36 @@ def initialise(
     process 0, number of processes and index of this one, from 0; or none where the launcher is detected.
     """
     start = plan(os.environ, mode, coordinator_address, num_processes, process_id)
-    connected = start is not None and _connected(start, mode)
-    if jax.process_index() != 0:
-        _log_warnings_only(jax.process_index())
+    connected = start is not None and _connect(start, mode)
+    if jax.process_index() != 0:  # warnings only, with the number of the process; `--verbosity=1` shows all
+        form = f"%(asctime)s process {jax.process_index()}: %(message)s"
+        logging.get_absl_handler().setFormatter(standard_logging.Formatter(form, "%H:%M:%S"))
+        if logging.get_verbosity() <= logging.INFO:
+            logging.set_verbosity(logging.WARNING)
     devices.announce()
     if connected:
         logging.info("Process %d of %d (%s).", jax.process_index(), jax.process_count(), start.launcher)
     return connected
 
 
-def _connected(start: Start, mode: str) -> bool:
+def _connect(start: Start, mode: str) -> bool:
     """Starts `jax.distributed`; returns False where there is nothing to connect to."""
-    try:
-        _connect(start)
-    except ValueError as error:
-        if start != Start(launcher="tpu"):
-            raise DistributedError(f"jax.distributed could not be started ({start.launcher}): {error}") from error
-        # libtpu is installed, but this is no TPU: jax detected no cluster.
-        if mode == "auto":
-            return False
-        _connect(_single_process())
-    return True
-
-
-def _connect(start: Start) -> None:
     timeouts = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": SHUTDOWN_SECONDS}
-    devices_of_process = None if start.local_device_ids is None else list(start.local_device_ids)
-    where = start.coordinator_address, start.num_processes, start.process_id
+    where = start.coordinator_address, start.num_processes, start.process_id, start.local_device_ids
     try:
-        jax.distributed.initialize(*where, local_device_ids=devices_of_process, **timeouts)
+        jax.distributed.initialize(*where, **timeouts)
     except RuntimeError as error:
         raise DistributedError(
             f"process {start.process_id} of {start.num_processes} did not join the others at "
             f"{start.coordinator_address}: {error}. Start all processes within 300 s of each other, let the port "
             "through the firewall, and unset http_proxy if there is one"
         ) from error
+    except ValueError as error:
+        if start != Start(launcher="tpu"):
+            raise DistributedError(f"jax.distributed could not be started ({start.launcher}): {error}") from error
+        # libtpu is installed, but this is no TPU: jax detected no cluster.
+        return mode == "on" and _connect(_single_process(), mode)
+    return True
 
 
 def plan(
@@ -181,31 +176,29 @@ def _local_devices(environment: Mapping[str, str], launcher: str | None) -> tupl
     machine that leaves seven of eight idle; where the launcher bound each process to its own GPU, that index is not
     visible.
     """
+    if launcher not in ("slurm", "ompi") or environment.get("JAX_LOCAL_DEVICE_IDS"):
+        return None  # jax reads that itself
     if launcher == "slurm":
         rank = int(environment["SLURM_LOCALID"])
         tasks = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE") or "1"
         size = _tasks_of_node(tasks, int(environment.get("SLURM_NODEID", 0)))
-    elif launcher == "ompi":
+    else:
         rank = int(environment.get("OMPI_COMM_WORLD_LOCAL_RANK", 0))
         size = int(environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1))
-    else:
-        return None
-    if environment.get("JAX_LOCAL_DEVICE_IDS"):
-        return None  # jax reads it itself
     on_node = environment.get("SLURM_GPUS_ON_NODE", "")
     total = int(on_node) if on_node.isdigit() else len(glob.glob("/dev/nvidia[0-9]*"))
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     seen = len([x for x in visible.split(",") if x.strip()]) if visible is not None else total
     if seen == 0:
         return None
-    if size == 1 or seen < total or seen < size:
+    if size == 1 or seen < max(total, size):
         return tuple(range(seen))  # bound by the launcher, or alone on the machine: all visible ones
-    if seen % size:
+    each, rest = divmod(seen, size)
+    if rest:
         raise DistributedError(
             f"{size} processes on this machine cannot share {seen} GPUs evenly: start a number of processes that "
             f"divides {seen}, or set JAX_LOCAL_DEVICE_IDS for each"
         )
-    each = seen // size
     return tuple(range(rank * each, (rank + 1) * each))
 
 
@@ -221,12 +214,3 @@ def _single_process() -> Start:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     return Start(f"localhost:{port}", 1, 0, launcher="single")
-
-
-def _log_warnings_only(process: int) -> None:
-    """Limits the log of a process to warnings, with its number in front; `--verbosity=1` shows all."""
-    logging.get_absl_handler().setFormatter(
-        standard_logging.Formatter(f"%(asctime)s process {process}: %(message)s", "%H:%M:%S")
-    )
-    if logging.get_verbosity() <= logging.INFO:
-        logging.set_verbosity(logging.WARNING)

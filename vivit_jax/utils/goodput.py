@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 
 from vivit_jax.utils import logs, storage
-from vivit_jax.utils.startup import AT_EXIT, Startup
+from vivit_jax.utils.startup import AT_EXIT, BEGAN
 
 FILE = "goodput.jsonl"
 # `start` is all else before the first step; `repeated`: steps that an earlier process had done, but not saved; `lost`:
@@ -22,19 +22,34 @@ CAUSES = ("step", "start", "image model", "compile", "data", "evaluation", "chec
 _LINE_SECONDS, _BEAT_SECONDS = 60.0, 1.0  # between two lines in steps; between two signs of life, the file's time
 
 
-class Ledger(Startup):
+class Ledger:
     """Divides the time of a process among `CAUSES`. Each line has the sums of a process so far: its last counts.
 
-    A thread waits for the devices' outputs, so that waiting for data counts only while they are idle.
+    The first of a program begins with the program. A thread waits for the devices' outputs, so that waiting for data
+    counts only while they are idle.
     """
 
+    _first = True
+
     def __init__(self) -> None:
-        super().__init__()
+        self._began = self._last = BEGAN if Ledger._first else time.perf_counter()
+        Ledger._first = False
+        self.parts: dict[str, float] = {}  # seconds by cause
         self._line: dict[str, Any] = {"started": round(time.time() - time.perf_counter() + self._began, 3), "lost": 0.0}
         self._file: epath.Path | None = None
         self._step, self._done_before, self._written, self._ended = 0, 0, 0.0, threading.Event()
         self._waiter = ThreadPoolExecutor(1, "ledger")
         self._computed = self._waiter.submit(time.perf_counter)
+
+    def mark(self, part: str, until: float | None = None) -> None:
+        """Counts the time since the last mark, to now or to a time of `perf_counter` in between, as `part`."""
+        now = time.perf_counter() if until is None else max(until, self._last)
+        self.parts[part] = self.parts.get(part, 0.0) + now - self._last
+        self._last = now
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.parts.items())
+        return f"{self._last - self._began:.1f} s ({parts})"
 
     def open(self, workdir: epath.PathLike) -> None:
         """Begins to write, from process 0; what a killed process has not written is lost."""

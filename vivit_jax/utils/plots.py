@@ -22,8 +22,6 @@ from vivit_jax.utils import storage, terminal
 Figure = Any  # matplotlib.figure.Figure
 # With more classes, names and numbers would be illegible and are left out.
 MOST_NAMED_CLASSES = 40
-# The end of the Unicode name of most letters and signs is how they are read.
-_READING = re.compile(r".* (?:LETTER|SYLLABLE|VOWEL SIGN|CHARACTER|DIGIT|SIGN)(?: SMALL| CAPITAL)? (?P<reading>.+)")
 
 
 def pyplot() -> Any:
@@ -40,9 +38,9 @@ def pyplot() -> Any:
 def readable(text: str, longest: int = 60) -> str:
     """Returns a label or title such that the fonts of this machine can draw it.
 
-    Fonts for scripts that matplotlib's own font lacks are looked for among those of the system. A letter that none has
-    is replaced by its reading in Latin letters, anything else by an escape, as are bytes of file names that are not
-    UTF-8. A text of more than `longest` characters is cut.
+    Fonts for scripts that matplotlib's own font lacks are looked for among those of the system. What none has is
+    replaced by its Unicode name; bytes of file names that are not UTF-8 by escapes. A text of more than `longest`
+    characters is cut.
     """
     text = terminal.printable(str(text))
     text = text if len(text) <= longest else f"{text[: longest - 3]}..."
@@ -51,7 +49,8 @@ def readable(text: str, longest: int = 60) -> str:
         fonts = pyplot().rcParams["font.family"]
         pyplot().rcParams["font.family"] = [*fonts, *({font.name} - set(fonts))]
         missing -= _characters_in(font.fname)
-    return "".join(_latin(character) if character in missing else character for character in text)
+    names = {character: unicodedata.name(character, ascii(character)[1:-1]).lower() for character in missing}
+    return "".join(f"[{names[character]}]" if character in missing else character for character in text)
 
 
 @functools.cache
@@ -86,20 +85,6 @@ def _font_for(characters: frozenset[str]) -> Any:
     ]
     best = max(fonts, key=lambda font: len(characters & _characters_in(font.fname)), default=None)
     return best if best and characters & _characters_in(best.fname) else None
-
-
-def _latin(character: str) -> str:
-    """Returns a reading of a character ("ka" of a Devanagari letter), its name ("[grinning face]"), or an escape."""
-    plain = unicodedata.normalize("NFKD", character)
-    if plain != character and not frozenset(plain) - _drawn_by_default():
-        return plain
-    name = unicodedata.name(character, "")
-    if "VIRAMA" in name or "VARIATION SELECTOR" in name or unicodedata.category(character) == "Cf":
-        return ""  # modifies the letter before it
-    if match := _READING.fullmatch(name):
-        return match["reading"].lower()
-    named = name and not name.startswith("CJK ")
-    return f"[{name.lower()}]" if named else character.encode("unicode_escape").decode()
 
 
 @contextlib.contextmanager

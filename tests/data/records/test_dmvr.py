@@ -13,7 +13,7 @@ from vivit_jax.data import pipeline, verify
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.index import main as index_main
-from vivit_jax.data.records import indexing, reader
+from vivit_jax.data.records import dmvr, indexing, reader
 from vivit_jax.data.records.dmvr import find_shards
 from vivit_jax.data.records.split import open_split
 from vivit_jax.data.selection import sampling
@@ -97,7 +97,7 @@ def test_batches_hold_the_indexed_frames(folder, cache):
     for index, views in enumerate(batch["video"]):
         first, length = firsts[split.video_id[index]], int(split.num_frames[index])
         for i, clip in enumerate(views):
-            assert numbers_of(clip) == (first + sampling.view_frames(length, 6, 3, 3, i)).tolist()
+            assert numbers_of(clip) == (first + sampling.view_frames(length, SPEC, 3, i)).tolist()
 
 
 def test_chunks_and_sequences_give_equal_clips(tiny_records, tmp_path):
@@ -117,11 +117,9 @@ def test_chunks_and_sequences_give_equal_clips(tiny_records, tmp_path):
     spec = pipeline.ClipSpec(
         8, (48, 56), stride=3, short_side=60, scale_jitter=(0.9, 1.3), random_crop=True, flip_probability=0.5
     )
-    small_cache = PipelineOptions(cache=True, cache_gb=5 / 1024)
     for make in (
         lambda s: pipeline.train_batches(s, spec, 16, seed=3),
         lambda s: pipeline.eval_batches(s, spec, 16, 2, 3),
-        lambda s: pipeline.eval_batches(s, spec, 16, 2, 3, options=small_cache),
     ):
         with make(chunks) as first, make(split) as second:
             first, second = next(first), next(second)
@@ -166,7 +164,16 @@ def test_heads_in_separate_features_and_text_only(tmp_path):
     split = open_split(tmp_path, "train")
     assert split.class_names == {"verb": ["0", "1"], "noun": ["cup", "tap"]}
     assert split.labels["noun"].tolist() == [1, 0]
-    with pytest.raises(SystemExit, match=r"neither clip/label/index nor clip/label/text .*of clip/noun/string, clip/v"):
+    with pytest.raises(
+        SystemExit, match=r"no label in clip/label/index, clip/label/text, .*of clip/noun/string, clip/v"
+    ):
+        run(tmp_path)
+
+
+def test_labels_that_are_nowhere_are_an_error_early(tmp_path, monkeypatch):
+    monkeypatch.setattr(dmvr, "CHECKED", 2)
+    write_shards(tmp_path, "train", [sequence(numbered_frames(range(2)), x=1)] * 3, 1)
+    with pytest.raises(SystemExit, match=r"first 2 records of 'train' .*no label in clip/label/index.* of x"):
         run(tmp_path)
 
 

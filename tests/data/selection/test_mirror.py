@@ -1,11 +1,11 @@
-"""Flips that swap labels: mirror classes by name and by declaration, and the motions that flipped clips show."""
+"""Flips that swap labels: mirror classes by name, and the motions that flipped clips show."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from vivit_jax.data import catalog, moving_digits, pipeline
+from vivit_jax.data import moving_digits, pipeline
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.records.split import open_split
 from vivit_jax.data.selection import mirror, sampling, training_set
@@ -28,20 +28,6 @@ def test_mirror_class_from_names():
     assert mirror.classes(["turn_counter_clockwise", "turn_clockwise", "leftover", "rightly"]).tolist() == [1, 0, 2, 3]
     assert mirror.classes(["step leftwards", "step rightward"]).tolist() == [-1, -1], "not the same but for the word"
     assert mirror.classes(["go left", "go right", "go_right"]).tolist() == [-1, 0, 0], "two candidates are none"
-
-
-def test_declared_mirror_classes_take_precedence():
-    names = ["left jab", "right jab", "wave", "salute"]
-    stated = {"left jab": "left jab", "wave": "salute", "salute": None}
-    assert mirror.classes(names, stated).tolist() == [0, 0, 3, mirror.NONE]
-
-
-def test_catalog_mirror_classes_exist():
-    stated = catalog.get("moving_digits").mirrored
-    assert set(stated) == {"verb"}
-    assert {*stated["verb"], *stated["verb"].values()} <= set(moving_digits.VERBS)
-    for name, other in stated["verb"].items():
-        assert stated["verb"][other] == name, "the mirror image of the mirror image is the class itself"
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +85,7 @@ def test_class_without_mirror_image_is_not_flipped(training):
     names = list(training.class_names["verb"])
     names[1] = "move-sideways"  # what was move-right
     split = dataclasses.replace(training.splits[0], class_names={**training.class_names, "verb": names})
-    lonely = dataclasses.replace(training, splits=(split,), mirrored={})
+    lonely = dataclasses.replace(training, splits=(split,))
     swap, keep = first_batch(lonely, flip_labels="swap"), first_batch(lonely)
     straight = first_batch(lonely, flip_probability=0.0)
     verb = straight["label"]["verb"]

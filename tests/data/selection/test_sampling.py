@@ -10,6 +10,14 @@ from vivit_jax.data.pipeline import clips
 from vivit_jax.data.selection import sampling
 
 
+def view_frames(frames, clip, stride, count, i, ops=sampling.NUMPY):
+    return sampling.view_frames(frames, sampling.ClipSpec(clip, (8, 8), stride), count, i, ops)
+
+
+def segment_view_frames(frames, clip, count, i, ops=sampling.NUMPY):
+    return sampling.view_frames(frames, sampling.ClipSpec(clip, (8, 8), sampling="segments"), count, i, ops)
+
+
 def test_training_starts_are_uniform():
     draws = (np.arange(4000) + 0.5) / 4000
     starts = [sampling.train_frames(40, 16, 2, draw)[0] for draw in draws]
@@ -21,7 +29,7 @@ def test_training_starts_are_uniform():
 
 def test_short_videos_loop():
     assert sampling.train_frames(5, 8, 2, 0.9).tolist() == [0, 2, 4, 1, 3, 0, 2, 4]
-    assert sampling.view_frames(1, 4, 3, 2, 1).tolist() == [0, 0, 0, 0]
+    assert view_frames(1, 4, 3, 2, 1).tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -31,7 +39,7 @@ def test_test_clips_match_linspace(frames, clip, stride, count):
     last = max(0, frames - clip * stride)
     for i in range(count):
         start = int(Fraction(last) * i / max(count - 1, 1))
-        got = sampling.view_frames(frames, clip, stride, count, i)
+        got = view_frames(frames, clip, stride, count, i)
         assert got.tolist() == [start + stride * k for k in range(clip)]
         assert got[0] == int(np.linspace(0, last, count)[i])
 
@@ -52,9 +60,9 @@ def test_one_frame_per_segment():
 
 
 def test_evaluation_takes_segment_centres():
-    assert sampling.segment_view_frames(80, 8, 1, 0).tolist() == [5, 15, 25, 35, 45, 55, 65, 75]
-    assert sampling.segment_view_frames(3, 8, 1, 0).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
-    views = [sampling.segment_view_frames(96, 8, 4, i).tolist() for i in range(4)]
+    assert segment_view_frames(80, 8, 1, 0).tolist() == [5, 15, 25, 35, 45, 55, 65, 75]
+    assert segment_view_frames(3, 8, 1, 0).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    views = [segment_view_frames(96, 8, 4, i).tolist() for i in range(4)]
     assert [view[0] for view in views] == [1, 4, 7, 10]
     assert sorted(np.ravel(views)) == np.ravel(np.transpose(views)).tolist(), "evenly through the video, by turns"
 
@@ -63,7 +71,7 @@ def test_repeated_views_are_counted():
     spec = sampling.ClipSpec(8, (64, 64), stride=4)
     frames, size = np.array([20, 32, 34, 35, 100]), np.full(5, 64)
     repeated = sampling.repeated_views(frames, size, size * 2, spec, 4, 1)
-    distinct = [len({tuple(sampling.view_frames(n, 8, 4, 4, i)) for i in range(4)}) for n in frames]
+    distinct = [len({tuple(view_frames(n, 8, 4, 4, i)) for i in range(4)}) for n in frames]
     assert repeated.tolist() == [count < 4 for count in distinct] == [True, True, True, False, False]
     assert not sampling.repeated_views(frames, size, size * 2, spec, 1, 3).any()
     assert (
@@ -132,14 +140,14 @@ def test_tensorflow_matches_numpy():
                 sampling.train_frames(*video, draws[0]),
                 sampling.train_frames(*tensor_video, tensors[0], clips.TENSORFLOW),
             ),
-            (sampling.view_frames(*video, 4, 2), sampling.view_frames(*tensor_video, 4, 2, clips.TENSORFLOW)),
+            (view_frames(*video, 4, 2), view_frames(*tensor_video, 4, 2, clips.TENSORFLOW)),
             (
                 sampling.segment_frames(frames, 5, draws),
                 sampling.segment_frames(i64(frames), 5, tf.constant(draws, tf.float64), clips.TENSORFLOW),
             ),
             (
-                sampling.segment_view_frames(frames, 16, 4, 2),
-                sampling.segment_view_frames(i64(frames), 16, 4, 2, clips.TENSORFLOW),
+                segment_view_frames(frames, 16, 4, 2),
+                segment_view_frames(i64(frames), 16, 4, 2, clips.TENSORFLOW),
             ),
             (sampling.resized(*size), sampling.resized(*tensor_size, clips.TENSORFLOW)),
         ]

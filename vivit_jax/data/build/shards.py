@@ -86,9 +86,7 @@ def plan(
 
 def fingerprint(shards: Iterable[Shard], options: encode.EncodeOptions) -> str:
     """Returns a hash of everything that determines the shards; a build continues only shards of the same hash."""
-    settings, defaults = dataclasses.astuple(options), dataclasses.astuple(encode.EncodeOptions(None))
-    settings = settings[:3] if settings[3:] == defaults[3:] else settings  # as before there were limits
-    digest = hashlib.sha256(json.dumps([_FORMAT, settings]).encode())
+    digest = hashlib.sha256(json.dumps([_FORMAT, dataclasses.astuple(options)]).encode())
     for shard in shards:
         files = [[str(f.path), f.segments, [[row.video, dict(row.labels)] for row in f.rows]] for f in shard.files]
         digest.update(json.dumps([shard.split, shard.number, files]).encode())

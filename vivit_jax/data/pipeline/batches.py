@@ -18,7 +18,7 @@ from vivit_jax.data import workers
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.pipeline import clips
-from vivit_jax.data.pipeline.cache import cache
+from vivit_jax.data.pipeline.cache import FrameCache, decoded_bytes
 from vivit_jax.data.records.reader import record_reader
 from vivit_jax.data.records.split import RecordSplit
 from vivit_jax.data.records.unreadable import Limit, read_again
@@ -141,7 +141,7 @@ def train_batches(
 
     # Flips that swap labels: videos with a class that has no mirror image are never flipped.
     swap = spec.flip_probability > 0 and spec.flip_labels == "swap"
-    mirrors = train_set.mirror_classes()
+    mirrors = {head: mirror.classes(names) for head, names in train_set.class_names.items()}
     may_flip = np.concatenate([mirror.may_flip(s.labels, mirrors) for s in train_set.splits]) if swap else None
 
     @tf.autograph.experimental.do_not_convert
@@ -267,28 +267,29 @@ class _Videos:
         self.largest_window = functools.partial(sampling.largest_window, *sizes[1:])
         self._sizes = [tf.constant(x) for x in sizes]
         self._first = np.cumsum([0, *(split.num_videos for split in splits)])
-        self._readers, self._caches, self.cached_bytes = [], [], 0
         self._splits, self._from_disk = splits, [record_reader(split) for split in splits]
-        for split, reader in zip(splits, self._from_disk, strict=True):
-            if options.cache:
-                cached = cache(split, reader, int(options.cache_gb * 2**30) - self.cached_bytes, threads)
-                reader, self.cached_bytes = cached.read, self.cached_bytes + cached.size
-                self._caches.append(cached)
-            self._readers.append(reader)
+        self._caches: list[FrameCache | None] = [None] * len(splits)
+        self.cached_bytes = 0
+        for i, split in enumerate(splits if options.cache else ()):
+            limit = int(options.cache_gb * 2**30) - self.cached_bytes
+            if size := decoded_bytes(split, limit):
+                self._caches[i] = FrameCache(split, self._from_disk[i], size, limit, threads)
+                self.cached_bytes += size
 
     def start(self) -> None:
         """Starts the threads that fill the cache."""
-        for cached in self._caches:
+        for cached in filter(None, self._caches):
             cached.start()
 
     def close(self) -> None:
         """Ends them."""
-        for cached in self._caches:
+        for cached in filter(None, self._caches):
             cached.close()
 
     def read(self, video, numbers, window=None, finish=None, again=False):
         """A `reader.Reader` of all videos; `again` reads from the storage, not from the cache."""
-        readers = self._from_disk if again else self._readers
+        pairs = zip(self._from_disk, self._caches, strict=True)
+        readers = [read if again or cached is None else cached.read for read, cached in pairs]
         return self._in_split(video, [lambda v, read=read: read(v, numbers, window, finish) for read in readers])
 
     def reader_again(self, load: Callable, batch_size: int, low: int, locate: Callable[[int], str]) -> Callable:
@@ -306,8 +307,9 @@ class _Videos:
 
     def _decoded(self, video):
         """Returns whether the frames of a video are in memory (reading it cannot fail): bool []; None: never."""
-        functions = [cached.decoded for cached in self._caches]
-        return self._in_split(video, functions) if functions and all(functions) else None
+        never = lambda _: tf.constant(False)  # noqa: E731
+        functions = [never if cached is None else cached.decoded for cached in self._caches]
+        return self._in_split(video, functions) if any(self._caches) else None
 
     def _in_split(self, video, functions: Sequence[Callable]):
         """Calls the function of the split that holds a video with the number of the video in it."""

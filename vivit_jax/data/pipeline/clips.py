@@ -112,7 +112,7 @@ def views(read: Reader, video, num_frames, height, width, spec: ClipSpec, tempor
     Arguments as `train_clip`; `temporal` clips evenly over the video, `spatial` crops along the longer side of each.
     """
     crop_h, crop_w = spec.image_size
-    frames = [sampling.clip_frames_of_view(num_frames, spec, temporal, i, TENSORFLOW) for i in range(temporal)]
+    frames = [sampling.view_frames(num_frames, spec, temporal, i, TENSORFLOW) for i in range(temporal)]
     # Clips overlap in short videos: every frame is decoded and resized once.
     unique, position = tf.unique(tf.concat(frames, 0))
     rows, columns = sampling.resized(height, width, spec.short_side, crop_h, crop_w, TENSORFLOW)
@@ -160,20 +160,6 @@ def _checked(frame: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
         return tf.identity(frame)
 
 
-def views_from_frames(
-    frames: np.ndarray, spec: ClipSpec, temporal_views: int = 1, spatial_views: int = 1
-) -> np.ndarray:
-    """Makes the test views of RGB frames uint8 [T, H, W, 3] as `eval_batches` does: uint8 [V, T_clip, h, w, 3]."""
-    frames = np.asarray(frames)
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
-        raise ValueError(f"frames are {frames.dtype} {frames.shape}; they must be uint8 [T, H, W, 3] with T >= 1")
-    views = _Views(spec, temporal_views, spatial_views)
-    views.expect(len(frames))
-    for number in views.places:
-        views.put(number, frames[number])
-    return views.result
-
-
 def views_from_file(
     path: storage.PathLike,
     spec: ClipSpec,
@@ -182,7 +168,7 @@ def views_from_file(
     short_side: int | None = None,
     fps: float | None = None,
 ) -> np.ndarray:
-    """Makes the test views of a video file, decoded as by a build, as `views_from_frames`.
+    """Makes the test views of a video file, decoded as by a build, as `eval_batches` does: uint8 [V, T, h, w, 3].
 
     Which frames the views need follows from the number of frames. That is taken from the packets of the file; where it
     turns out to be another, the file is decoded again. No frame but one is in memory, beside the views. `short_side`
@@ -226,7 +212,7 @@ class _Views:
         """Begins with a video of so many frames; with 0, nothing is needed."""
         self.places = {}
         for view in range(self._temporal if num_frames else 0):
-            for place, number in enumerate(sampling.clip_frames_of_view(num_frames, self._spec, self._temporal, view)):
+            for place, number in enumerate(sampling.view_frames(num_frames, self._spec, self._temporal, view)):
                 self.places.setdefault(int(number), []).append((view, place))
 
     def put(self, number: int, image: np.ndarray) -> None:

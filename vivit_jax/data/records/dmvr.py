@@ -12,7 +12,7 @@ import os
 import re
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,13 +34,11 @@ from vivit_jax.utils import progress_bar, storage, tables
 
 # `train-00000-of-00032`, `k400-train.tfrecord-00000-of-00100`, `val-00000-of-00010.tfrecord`; or one file per split.
 _SHARD = re.compile(r"(?P<base>.+?)(?:-(?P<number>\d{5,})-of-(?P<count>\d{5,})(?:\.\w+)?|\.(?:tfrecords?|tfrec))")
-# Records of each split that are sampled to learn which features exist.
-SAMPLED = 8
+# A split whose first records, so many, all lack a label is an error at once.
+CHECKED = 1000
 # Context features that may hold the video's name, and features that may hold its frame rate.
 _IDS = ("clip/media_id", "video/filename", "clip/data_path")
 _RATE, _START, _END, _TIMES = "image/frame_rate", "clip/start/timestamp", "clip/end/timestamp", "image/timestamp"
-_OPTIONAL = dict.fromkeys(_IDS, "bytes_list") | {_RATE: "float_list", _START: "int64_list", _END: "int64_list"}
-_DTYPES = {"int64_list": "int64", "bytes_list": "string", "float_list": "float32"}  # as TensorFlow names them
 
 
 def index_folder(
@@ -146,33 +144,28 @@ def _scan(
     positions = {split: list(map(indexing.record_positions, of_split)) for split, of_split in paths.items()}
     chunks = {split: indexing.chunk_arrays(of_split) for split, of_split in positions.items()}
 
-    def read(split, function, step=1):
-        shard, offset = chunks[split]["chunk_shard"][::step], chunks[split]["chunk_offset"][::step]
-        return mapped(paths[split], shard, offset, function, SEQUENCE)
-
     def locate(split, number):
         shard = chunks[split]["chunk_shard"]
         first = np.searchsorted(shard, shard[number])
         return shards[split][shard[number]], int(number - first), int(chunks[split]["chunk_offset"][number])
-
-    # Some records of each split, evenly spread: a feature may be missing from the first.
-    samples = []
-    for split, of_split in chunks.items():
-        step = max(1, len(of_split["chunk_shard"]) // SAMPLED)
-        for _, record in read(split, lambda data: {"data": data}, step):
-            samples.append(None if isinstance(record, str) else _parse(record["data"]))
-    describe = _describer([example for example in samples if example is not None], heads)
 
     # Read every record once: its video, or the reason why it cannot be used.
     videos: dict[tuple[str, int], indexing.VideoEntry] = {}
     reasons: dict[tuple[str, int], str] = {}
     total = sum(len(of_split["chunk_shard"]) for of_split in chunks.values())
     with progress_bar.bar(title=f"{folder.name}: index", total=total) as bar:
-        for split in shards:
-            for number, record in read(split, describe):
+        for split, of_split in chunks.items():
+            usable = False
+            where = paths[split], of_split["chunk_shard"], of_split["chunk_offset"]
+            for number, record in mapped(*where, _describe, SEQUENCE):
                 shard, in_shard, _ = locate(split, number)
                 video = record if isinstance(record, str) else _video(record, heads, f"{shard}#{in_shard}")
                 (reasons if isinstance(video, str) else videos)[split, number] = video
+                found = [video] if isinstance(video, str) else video.labels.values()
+                problem = next((reason for reason in found if isinstance(reason, str)), None)
+                usable = usable or problem is None
+                if not usable and number >= CHECKED:
+                    raise ValueError(f"{folder}: the first {number} records of {split!r} cannot be used: {problem}")
                 bar.update()
 
     # Class ids: a record needs one for each head.
@@ -212,64 +205,47 @@ def _scan(
     return indexed, rejects
 
 
-def _describer(examples: Sequence[Any], heads: Sequence[dmvr_labels.Head]) -> Callable[[tf.Tensor], dict]:
-    """Returns a graph function: serialised record -> its features, of those that some of the examples have."""
-    kinds = {
-        name: feature.WhichOneof("kind")
-        for example in reversed(examples)
-        for name, feature in example.context.feature.items()
-        if feature.WhichOneof("kind")
-    }
-    features = dmvr_labels.label_features(heads, kinds)
-    features |= {name: kind for name, kind in _OPTIONAL.items() if kinds.get(name) == kind}
-    context = {name: tf.io.RaggedFeature(tf.dtypes.as_dtype(_DTYPES[kind])) for name, kind in features.items()}
-    # A video without frames is reported here and not by TensorFlow.
-    lists = {reader.SEQUENCE_FRAMES: tf.io.RaggedFeature(tf.string)}
-    # MediaSequence's times are integers, in microseconds; others are ignored.
-    times = [time for example in examples for time in example.feature_lists.feature_list[_TIMES].feature[:1]]
-    if all(time.WhichOneof("kind") == "int64_list" for time in times):
-        lists[_TIMES] = tf.io.FixedLenSequenceFeature([], tf.int64, allow_missing=True)
-
-    def describe(record):
-        values, sequences = tf.io.parse_single_sequence_example(record, context, lists)
-        frames = sequences.pop(reader.SEQUENCE_FRAMES).flat_values
-        shapes = tf.map_fn(tf.io.extract_jpeg_shape, frames, fn_output_signature=tf.TensorSpec([3], tf.int32))[:, :2]
-        return {
-            **values,
-            **sequences,
-            "num_frames": tf.size(frames),
-            "smallest": tf.reduce_min(shapes, 0),
-            "largest": tf.reduce_max(shapes, 0),
-        }
-
-    return describe
+def _describe(record: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Returns a serialised record, the number of its frames, and the smallest and largest (height, width) of them."""
+    frames = reader.jpegs_of(SEQUENCE, record[None])
+    shapes = tf.map_fn(tf.io.extract_jpeg_shape, frames, fn_output_signature=tf.TensorSpec([3], tf.int32))[:, :2]
+    sizes = {"smallest": tf.reduce_min(shapes, 0), "largest": tf.reduce_max(shapes, 0)}
+    return {"data": record, "num_frames": tf.size(frames), **sizes}
 
 
 def _video(
-    record: Mapping[str, np.ndarray], heads: Sequence[dmvr_labels.Head], default_name: str
+    record: Mapping[str, Any], heads: Sequence[dmvr_labels.Head], default_name: str
 ) -> indexing.VideoEntry | str:
     """Returns the video of a record, with labels as of `read_label`; or the reason why it cannot be used."""
-    count = int(record["num_frames"])
+    count, example = int(record["num_frames"]), _parse(record["data"])
     if count == 0:
         return f"no frames: the feature list {reader.SEQUENCE_FRAMES!r} is empty"
     low, high = record["smallest"].tolist(), record["largest"].tolist()
     if low != high:
         return f"frames of several sizes, {low[0]} x {low[1]} to {high[0]} x {high[1]} (height x width)"
-    names = [name.decode(errors="replace") for feature in _IDS for name in record.get(feature, ())[:1]]
-    labels = {head.name: dmvr_labels.read_label(head, record) for head in heads}
-    return indexing.VideoEntry((names or [default_name])[0], count, _frame_rate(record, count), *low, labels)
+    context = {
+        name: list(getattr(feature, kind).value)
+        for name, feature in example.context.feature.items()
+        if (kind := feature.WhichOneof("kind"))
+    }
+    names = [name for feature in _IDS for name in context.get(feature, ())[:1] if isinstance(name, bytes)]
+    name = names[0].decode(errors="replace") if names else default_name
+    labels = {head.name: dmvr_labels.read_label(head, context) for head in heads}
+    # MediaSequence's times are integers, in microseconds; others are ignored.
+    stamps = [feature.int64_list.value for feature in example.feature_lists.feature_list[_TIMES].feature]
+    fps = _frame_rate(context, [stamp[0] for stamp in stamps if stamp], count)
+    return indexing.VideoEntry(name, count, fps, *low, labels)
 
 
-def _frame_rate(record: Mapping[str, np.ndarray], count: int) -> float:
+def _frame_rate(context: Mapping[str, Sequence], times: Sequence[int], count: int) -> float:
     """Frames per second: as stated, or from the times of the frames or the clip (microseconds); NaN if unknown."""
-    if len(record.get(_RATE, ())) and record[_RATE][0] > 0:
-        return float(record[_RATE][0])
-    times = record.get(_TIMES, ())
+    rate, start, end = (next(iter(context.get(name, ())), None) for name in (_RATE, _START, _END))
+    if isinstance(rate, float) and rate > 0:
+        return rate
     if len(times) > 1 and times[-1] > times[0]:
-        return 1e6 * (len(times) - 1) / float(times[-1] - times[0])
-    start, end = record.get(_START, ()), record.get(_END, ())
-    if len(start) and len(end) and end[0] > start[0]:
-        return 1e6 * count / float(end[0] - start[0])
+        return 1e6 * (len(times) - 1) / (times[-1] - times[0])
+    if isinstance(start, int) and isinstance(end, int) and end > start:
+        return 1e6 * count / (end - start)
     return float("nan")
 
 

@@ -8,8 +8,6 @@ import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 
 @dataclasses.dataclass(frozen=True)
 class Head:
@@ -43,43 +41,27 @@ class Label(NamedTuple):
 DEFAULT = Head("label", "clip/label/index")
 
 
-def label_features(heads: Sequence[Head], kinds: Mapping[str, str]) -> dict[str, str]:
-    """Returns those of all features, {name: protobuf's kind ("int64_list")}, that hold labels."""
-    features = {}
-    for head in heads:
-        candidates = [head.feature, *head.text_features]
-        existing = {name: kinds[name] for name in candidates if name in kinds}
-        floats = [name for name, kind in existing.items() if kind == "float_list"]
-        if floats or not existing:
-            problem = f"{floats[0]!r} holds floats" if floats else f"neither {' nor '.join(candidates)} is there"
-            others = ", ".join(sorted(name for name, kind in kinds.items() if kind != "float_list"))
-            advice = f"name an integer or bytes feature, --head={head.name}=FEATURE, of {others or 'none'}"
-            raise ValueError(f"head {head.name!r}: {problem}; {advice}")
-        features |= existing
-    return features
-
-
-def read_label(head: Head, record: Mapping[str, np.ndarray]) -> Label | str:
-    """Reads the label of a head from the features of a record; returns the reason if there is none."""
-    values = record.get(head.feature, np.zeros(0, np.int64))
-    texts = next((record[name] for name in head.text_features if len(record.get(name, ()))), np.zeros(0, object))
-    if values.dtype == object:  # `head.feature` itself holds text
-        values, texts = np.zeros(0, np.int64), values
-    texts = [text.decode("utf-8", "replace") for text in texts]
-    if not len(values):
-        if not texts:
-            return f"head {head.name!r}: no label in {head.feature}"
+def read_label(head: Head, context: Mapping[str, Sequence[int | bytes | float]]) -> Label | str:
+    """Reads the label of a head from the context features of a record; returns the reason if there is none."""
+    features = [head.feature, *head.text_features]
+    numbers = [value for value in context.get(head.feature, ()) if isinstance(value, int)]
+    named = ([value for value in context.get(name, ()) if isinstance(value, bytes)] for name in features)
+    texts = [text.decode("utf-8", "replace") for text in next(filter(None, named), [])]
+    if not numbers and not texts:
+        others = ", ".join(sorted(context.keys() - set(features))) or "none"
+        advice = f"name an integer or bytes feature, --head={head.name}=FEATURE, of {others}"
+        return f"head {head.name!r}: no label in {', '.join(features)}; {advice}"
+    if not numbers:
         return Label(None, texts[0] if len(texts) == 1 else None)
-    selected = np.arange(len(values))
-    if head.count is not None:
-        selected = np.flatnonzero((values >= head.first) & (values < head.first + head.count))
+    wanted = set(numbers) if head.count is None else range(head.first, head.first + head.count)
+    selected = [i for i, number in enumerate(numbers) if number in wanted]
     if len(selected) != 1:
         return (
-            f"head {head.name!r}: {head.feature} holds {values.tolist()}, of which one must be the class "
+            f"head {head.name!r}: {head.feature} holds {numbers}, of which one must be the class "
             f"(--head={head.name}=FEATURE:FIRST:COUNT picks one of several)"
         )
     index = selected[0]
-    return Label(int(values[index]) - head.first, texts[index] if len(texts) == len(values) else None)
+    return Label(numbers[index] - head.first, texts[index] if len(texts) == len(numbers) else None)
 
 
 def class_ids(
@@ -103,7 +85,9 @@ def class_ids(
             reasons[record] = label
         elif by_text and label.text not in id_of:
             reasons[record] = f"head {head.name!r}: the label {label.text!r} is none of the classes"
-        elif not by_text and (label.number is None or not 0 <= label.number < len(names)):
+        elif not by_text and label.number is None:
+            reasons[record] = f"head {head.name!r}: no number in {head.feature}"
+        elif not by_text and not 0 <= label.number < len(names):
             reasons[record] = f"head {head.name!r}: class {label.number} is outside 0 to {len(names) - 1}"
         else:
             ids[record] = id_of[label.text] if by_text else label.number

@@ -4,8 +4,6 @@ A class name has a direction if one of its words is in `WORDS`: "move-left", but
 image is the class with the same name and every such word replaced by its opposite, as for "Pushing something from left
 to right" and "Pushing something from right to left". If there is no such class, or more than one, there is none
 (`NONE`): videos of the class must not be flipped. A class without a direction is its own mirror image.
-
-Facts that the names do not show are stated by the data set (`catalog.DatasetFacts.mirrored`) and take precedence.
 """
 
 import re
@@ -26,26 +24,17 @@ WORDS: Mapping[str, str] = dict(_PAIRS) | {second: first for first, second in _P
 _ONE_WORD = re.compile(r"\b(?:counter|anti)[\W_]?clockwise\b")
 
 
-def classes(names: Sequence[str], declared: Mapping[str, str | None] | None = None) -> np.ndarray:
-    """Returns the class of the mirror image of each of C classes: int32 [C], or `NONE`.
-
-    `declared`: class -> class of its mirror image (None: none), which takes precedence over the names.
-    """
-    declared = declared or {}
+def classes(names: Sequence[str]) -> np.ndarray:
+    """Returns the class of the mirror image of each of C classes: int32 [C], or `NONE`."""
     ids: dict[tuple[str, ...], list[int]] = {}
     for number, name in enumerate(names):
         ids.setdefault(_words(name), []).append(number)
     result = np.arange(len(names), dtype=np.int32)
     for number, name in enumerate(names):
         words = _words(name)
-        if name in declared:
-            words = () if declared[name] is None else _words(declared[name])
-        elif any(word in WORDS for word in words):
-            words = tuple(WORDS.get(word, word) for word in words)
-        else:
-            continue
-        candidates = ids.get(words, []) if words else []
-        result[number] = candidates[0] if len(candidates) == 1 else NONE
+        if any(word in WORDS for word in words):
+            candidates = ids.get(tuple(WORDS.get(word, word) for word in words), [])
+            result[number] = candidates[0] if len(candidates) == 1 else NONE
     return result
 
 

@@ -100,21 +100,6 @@ def segment_frames(num_frames, clip_frames: int, draws, ops=NUMPY):
     return ops.minimum(ops.to_int(frame), num_frames - 1)
 
 
-def segment_view_frames(num_frames, clip_frames: int, clips: int, clip, ops=NUMPY):
-    """Returns the frames of test clip v of `clips`, int64 [clip_frames]: of each segment the middle of part v."""
-    return _middle_of_part(num_frames, clips * clip_frames, ops.arange(clip_frames) * clips + clip)
-
-
-def view_frames(num_frames, clip_frames: int, stride: int, clips: int, clip, ops=NUMPY):
-    """Returns the frame numbers of test clip `clip` of `clips`, evenly spread over the video: int64 [clip_frames].
-
-    The start is `int(linspace(0, max(0, T - T_clip * stride), clips)[clip])`, computed in integers.
-    """
-    last = ops.maximum(num_frames - clip_frames * stride, 0)
-    start = _evenly_spaced(last, clips, clip)
-    return (start + ops.arange(clip_frames) * stride) % num_frames
-
-
 def _evenly_spaced(last, count: int, number):
     """Returns element `number` of `count` evenly spaced integers from 0 to `last`; a single one is 0."""
     return (last * number) // max(count - 1, 1)
@@ -135,11 +120,17 @@ def select_views(total: int, count: int, sampling: str = "random_start") -> tupl
     return tuple(_evenly_spaced(total - 1, count, i) for i in range(count))
 
 
-def clip_frames_of_view(num_frames, spec: ClipSpec, clips: int, clip, ops=NUMPY):
-    """Returns the frame numbers of test clip `clip` of `clips` by `spec.sampling`: int64 [spec.num_frames]."""
+def view_frames(num_frames, spec: ClipSpec, clips: int, clip, ops=NUMPY):
+    """Returns the frame numbers of test clip `clip` of `clips`, by `spec.sampling`: int64 [spec.num_frames].
+
+    `random_start`: evenly spread over the video, from `int(linspace(0, max(0, T - T_clip * stride), clips)[clip])` on,
+    computed in integers. `segments`: of each segment the middle of part number `clip`.
+    """
+    frames = ops.arange(spec.num_frames)
     if spec.sampling == "segments":
-        return segment_view_frames(num_frames, spec.num_frames, clips, clip, ops)
-    return view_frames(num_frames, spec.num_frames, spec.stride, clips, clip, ops)
+        return _middle_of_part(num_frames, clips * spec.num_frames, frames * clips + clip)
+    last = ops.maximum(num_frames - spec.num_frames * spec.stride, 0)
+    return (_evenly_spaced(last, clips, clip) + frames * spec.stride) % num_frames
 
 
 def repeated_views(num_frames, height, width, spec: ClipSpec, temporal: int, spatial: int) -> np.ndarray:
@@ -147,7 +138,7 @@ def repeated_views(num_frames, height, width, spec: ClipSpec, temporal: int, spa
     frames, height, width = (np.asarray(x, np.int64) for x in (num_frames, height, width))
     result = np.zeros(len(frames), bool)
     # Views only move forwards: if two are equal, two neighbours are.
-    views = [clip_frames_of_view(frames[:, None], spec, temporal, i) for i in range(temporal)]
+    views = [view_frames(frames[:, None], spec, temporal, i) for i in range(temporal)]
     for view, other in itertools.pairwise(views):
         result |= (view == other).all(axis=1)
     size = resized(height, width, spec.short_side, *spec.image_size)

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from absl import logging
 
-from vivit_jax.data import catalog
 from vivit_jax.data.records.split import RecordSplit
-from vivit_jax.data.selection import mirror
 from vivit_jax.data.selection import subset as subsets
 from vivit_jax.data.selection.order import Order, block_slots
 from vivit_jax.data.selection.sampling import ClipSpec
@@ -26,7 +24,6 @@ class TrainingSet:
 
     Attributes:
       dropped: data set -> number of videos left out because the heads do not have their class.
-      mirrored: head -> class -> class of its mirror image, where the data set states it; see `mirror`.
     """
 
     names: tuple[str, ...]  # names of the data sets
@@ -34,7 +31,6 @@ class TrainingSet:
     weights: tuple[float, ...] = (1.0,)  # share of the clips of each data set, as a ratio
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     subset: Subset = dataclasses.field(default_factory=Subset)
-    mirrored: Mapping[str, Mapping[str, str | None]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_split(cls, split: "RecordSplit | TrainingSet") -> "TrainingSet":
@@ -56,10 +52,6 @@ class TrainingSet:
     @property
     def multi_label(self) -> frozenset[str]:
         return self.splits[0].multi_label
-
-    def mirror_classes(self) -> dict[str, np.ndarray]:
-        """Returns {head: class of the mirror image of each class, int32 [classes], -1 where there is none}."""
-        return {head: mirror.classes(names, self.mirrored.get(head)) for head, names in self.class_names.items()}
 
     def order(self, seed: int, spec: ClipSpec) -> Order:
         """Returns the order of the videos."""
@@ -140,14 +132,8 @@ def training_set(
         if not relabelled[name].num_videos:
             raise MixtureError(f"{name} has no video of a class that {main} has")
     selected = subsets.apply(relabelled, subset or Subset())
-
-    mirrored = {}
-    for name in sorted(names, key=lambda name: name == main):  # `main` takes precedence
-        for head, pairs in (catalog.DATASETS[name].mirrored if name in catalog.DATASETS else {}).items():
-            mirrored[head] = mirrored.get(head, {}) | dict(pairs)
-    return TrainingSet(
-        tuple(names), tuple(selected[n] for n in names), ordered_weights, dropped, subset or Subset(), mirrored
-    )
+    ordered_splits = tuple(selected[name] for name in names)
+    return TrainingSet(tuple(names), ordered_splits, ordered_weights, dropped, subset or Subset())
 
 
 def _check_heads(name: str, split: RecordSplit, main: str, reference: RecordSplit) -> None:
