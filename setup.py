@@ -6,5 +6,9 @@ setup(
     packages=[*find_packages(include=["vivit_jax", "vivit_jax.*"]), "vivit_jax.configs", "vivit_jax.configs.paper"],
     package_dir={"vivit_jax.configs": "configs", "vivit_jax.configs.paper": "configs/paper"},
     include_package_data=False,
-    package_data={"vivit_jax.report": ["templates/*.j2"], "vivit_jax.predict": ["classes/*.txt"]},
+    package_data={
+        "vivit_jax.data": ["catalog.toml"],
+        "vivit_jax.report": ["templates/*.j2"],
+        "vivit_jax.predict": ["classes/*.txt"],
+    },
 )

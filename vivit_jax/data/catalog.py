@@ -1,4 +1,4 @@
-"""Catalog of the data sets: classes, published sizes, annotation files, layouts, sources.
+"""Catalog of the data sets in catalog.toml: classes, published sizes, annotation files, layouts, sources.
 
 `python -m vivit_jax.data.catalog` prints it. Published sizes are for comparison only: a build counts its videos.
 
@@ -10,7 +10,9 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from vivit_jax.data.paths import CLASS_NAMES_FILE, read_summary
 from vivit_jax.utils import storage
@@ -25,11 +27,11 @@ class DatasetInfo:
     heads: Mapping[str, int]  # label head -> classes; a single head is "label"; {} before a custom data set is built
     splits: Mapping[str, int]  # split -> published rows (Kinetics-400, 600: CVDF's copy, 700: paper; EPIC: segments)
     annotation_format: str  # key of `annotations.READERS`
-    annotation_files: Mapping[str, tuple[str, ...]]  # split -> names, of which the first that exists is read; `*`: all
+    annotation_files: Mapping[str, Sequence[str]]  # split -> names, of which the first that exists is read; `*`: all
     video_layout: str  # text for messages, as is `source`
     source: str
-    class_files: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # head -> possible names
-    replacements: tuple[str, ...] = ()  # folders whose files replace those of the same name, as later published
+    class_files: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)  # head -> possible names
+    replacements: Sequence[str] = ()  # folders whose files replace those of the same name, as later published
     short_side: int = 256  # maximum, of the stored frames, in pixels; from the paper's implementation details
     rows_per_shard: int = 64
     label_separator: str | None = None  # of the labels of a multi-label field in a CSV; None: no such fields
@@ -38,126 +40,27 @@ class DatasetInfo:
     version: int | None = None  # of a generated data set, increased whenever its generator's output changes
 
 
-def _kinetics(classes: int, **splits: int) -> DatasetInfo:
-    # Other spellings, as kinetics-400_train.csv, are found too (`annotations.parsing.first`).
+def _kinetics_files(classes: int, splits: Iterable[str]) -> dict[str, list[str]]:
+    """Returns the names of annotation files; spellings as kinetics-400_train.csv are found too (`parsing.first`)."""
     prefixes = (f"kinetics{classes}", f"kinetics_{classes}", "kinetics", f"k{classes}")
     file_names = {}  # CVDF's train and val of Kinetics-600 are .txt files
     for split in splits:
         names = ("val", "validate", "validation") if split == "validation" else (split,)
         stems = [stem for name in names for stem in (name, *(f"{p}_{name}" for p in prefixes))]
         stems += [f"{stem}{ending}" for ending in ("_list", "_list_videos", "_videos") for stem in stems]
-        file_names[split] = tuple(f"{stem}{suffix}" for suffix in (".csv", ".txt") for stem in stems)
-    return DatasetInfo(
-        name=f"kinetics{classes}",
-        title=f"Kinetics-{classes}",
-        heads={"label": classes},
-        splits=splits,
-        annotation_format="kinetics_csv",
-        annotation_files=file_names,
-        video_layout="{id}_{start:06d}_{end:06d}.mp4 (or {id}.mp4, of which start to end is used), in the folder "
-        "itself or below, as in train/ and val/ or a folder per class",
-        # Some 1,400 files of the first copy are damaged; CVDF published replacements later (its README).
-        replacements=("replacement_for_corrupted_k400",) if classes == 400 else (),
-        source="https://github.com/cvdfoundation/kinetics-dataset (its download and extract scripts; annotations too)",
-    )
+        file_names[split] = [f"{stem}{suffix}" for suffix in (".csv", ".txt") for stem in stems]
+    return file_names
 
 
-def _ucf101(number: int, train: int, test: int) -> DatasetInfo:
-    names = {"train": f"trainlist{number:02d}.txt", "validation": f"testlist{number:02d}.txt"}
-    return DatasetInfo(
-        name="ucf101" if number == 1 else f"ucf101_split{number}",
-        title=f"UCF101, split {number} of 3",
-        heads={"label": 101},
-        splits={"train": train, "validation": test},
-        annotation_format="ucf_lists",
-        annotation_files={split: (name, f"ucfTrainTestlist/{name}") for split, name in names.items()},
-        class_files={"label": ("classInd.txt", "ucfTrainTestlist/classInd.txt")},
-        video_layout="{class}/{name}.avi or {name}.avi, in the folder itself or below, as in UCF-101/",
-        source="https://www.crcv.ucf.edu/data/UCF101.php (its test list is the validation split here)",
-    )
+def _load() -> dict[str, DatasetInfo]:
+    entries = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    for entry in entries.values():
+        if entry["annotation_format"] == "kinetics_csv":
+            entry["annotation_files"] = _kinetics_files(entry["heads"]["label"], entry["splits"])
+    return {name: DatasetInfo(name, **entry) for name, entry in entries.items()}
 
 
-def _hmdb51(number: int) -> DatasetInfo:
-    name = f"*_test_split{number}.txt"
-    files = (name, f"testTrainMulti_7030_splits/{name}", f"*/{name}", f"*/*/{name}")
-    return DatasetInfo(
-        name="hmdb51" if number == 1 else f"hmdb51_split{number}",
-        title=f"HMDB51, split {number} of 3",
-        heads={"label": 51},
-        splits={"train": 51 * 70, "validation": 51 * 30},
-        annotation_format="hmdb_lists",
-        annotation_files={"train": files, "validation": files},
-        video_layout="{class}/{name}.avi or {name}.avi, in the folder itself or below",
-        source="https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database (its test marks are the "
-        "validation split here)",
-    )
-
-
-_EPIC_FILES = {"train": ("EPIC_100_train.csv",), "validation": ("EPIC_100_validation.csv",)}
-_EPIC_CLASSES = {"verb": ("EPIC_100_verb_classes.csv",), "noun": ("EPIC_100_noun_classes.csv",)}
-
-_TABLE = (
-    DatasetInfo(
-        name="moving_digits",
-        title="moving_digits (generated)",
-        heads={"verb": 8, "noun": 10},
-        splits={"train": 2400, "validation": 480},
-        annotation_format="epic_csv",
-        annotation_files=_EPIC_FILES,
-        class_files=_EPIC_CLASSES,
-        video_layout="{video_id}.mp4 in the folder itself",
-        source="python -m vivit_jax.data.moving_digits --out=DIR",
-        rows_per_shard=600,
-        version=3,
-    ),
-    _kinetics(400, train=246_534, validation=19_906, test=39_805),
-    _kinetics(600, train=427_549, validation=29_793, test=72_924),
-    _kinetics(700, train=545_317, validation=35_000, test=70_000),
-    DatasetInfo(
-        name="moments_in_time",
-        title="Moments in Time v1",
-        heads={"label": 339},
-        splits={"train": 802_264, "validation": 33_900},
-        annotation_format="moments_csv",
-        annotation_files={"train": ("trainingSet.csv",), "validation": ("validationSet.csv",)},
-        class_files={"label": ("moments_categories.txt",)},
-        video_layout="training/{class}/{name}.mp4 and validation/{class}/{name}.mp4",
-        source="http://moments.csail.mit.edu (by request form)",
-    ),
-    DatasetInfo(
-        name="epic_kitchens100",
-        title="EPIC-Kitchens-100",
-        heads={"verb": 97, "noun": 300},
-        splits={"train": 67_217, "validation": 9_668},
-        annotation_format="epic_csv",
-        annotation_files=_EPIC_FILES,
-        class_files=_EPIC_CLASSES,
-        video_layout="{participant}/videos/{video_id}.MP4, {participant}/{video_id}.MP4 or {video_id}.MP4",
-        source="annotations: https://github.com/epic-kitchens/epic-kitchens-100-annotations; videos: "
-        "https://github.com/epic-kitchens/epic-kitchens-download-scripts",
-    ),
-    DatasetInfo(
-        name="something_something_v2",
-        title="Something-Something v2",
-        heads={"label": 174},
-        splits={"train": 168_913, "validation": 24_777, "test": 27_157},
-        annotation_format="something_json",
-        annotation_files={
-            "train": ("something-something-v2-train.json", "train.json"),
-            "validation": ("something-something-v2-validation.json", "validation.json", "val.json"),
-            "test": ("something-something-v2-test-answers.csv", "test-answers.csv"),
-        },
-        class_files={"label": ("something-something-v2-labels.json", "labels.json")},
-        video_layout="{id}.webm in the folder itself or below, as in 20bn-something-something-v2/",
-        source="https://www.qualcomm.com/developer/software/something-something-v-2-dataset (by registration)",
-        short_side=288,
-    ),
-    _ucf101(1, train=9_537, test=3_783),
-    _ucf101(2, train=9_586, test=3_734),
-    _ucf101(3, train=9_624, test=3_696),
-    *(_hmdb51(number) for number in (1, 2, 3)),
-)
-DATASETS: Mapping[str, DatasetInfo] = {dataset.name: dataset for dataset in _TABLE}
+DATASETS: Mapping[str, DatasetInfo] = _load()
 
 _CUSTOM_SOURCE = "your files"
 # Kind of a custom data set -> (layout of the videos, annotation files).
@@ -246,7 +149,7 @@ def table() -> str:
         return ", ".join(f"{name} {count:,}" for name, count in numbers.items())
 
     blocks = []
-    for dataset in _TABLE:
+    for dataset in DATASETS.values():
         files = (*dataset.annotation_files.values(), *dataset.class_files.values())
         names = f"{', '.join(dict.fromkeys(of_split[0] for of_split in files))} ({dataset.annotation_format})"
         lines = {"classes": counts(dataset.heads), "published": counts(dataset.splits), "annotations": names}

@@ -38,12 +38,8 @@ class _Watchdog(threading.Thread):
     def beat(self, phase: str, step: int | None) -> None:
         self._beats += 1
         where = phase if step is None else f"{phase} {step}"
-        self._state = (
-            self._beats,
-            where,
-            LIMITS[phase] * self._seconds,
-            time.monotonic(),
-        )  # the thread reads it any time
+        # In one assignment, since the thread reads it any time.
+        self._state = self._beats, where, LIMITS[phase] * self._seconds, time.monotonic()
 
     def run(self) -> None:
         while not self.closed.wait(min(_POLL, self._seconds / 4)):
