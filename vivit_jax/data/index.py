@@ -7,13 +7,12 @@ python -m vivit_jax.data.index DIR --head=noun=clip/label/index:0:300 --head=ver
 """
 
 import argparse
-import csv
-import io
 import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
 
+from vivit_jax.data.annotations import parsing
 from vivit_jax.data.records import dmvr, reader, scan
 from vivit_jax.data.records.dmvr_labels import DEFAULT, Head
 from vivit_jax.data.records.split import NoRecordsError
@@ -109,15 +108,14 @@ def _read_class_names(flags: Sequence[str], heads: Sequence[Head]) -> dict[str, 
             raise ValueError(f"--class_names={flag}: give HEAD=FILE with a head of {', '.join(counts)}")
         if not path.is_file():
             raise ValueError(f"--class_names={flag}: no file {path}")
-        text = path.read_bytes().decode("utf-8-sig")
         if path.suffix == ".json":
-            loaded = json.loads(text)
+            loaded = json.loads(parsing.text(path))
             names[head] = loaded.get(head) if isinstance(loaded, dict) else loaded
         elif path.suffix == ".csv":
-            key_of = {row.get("id"): row.get("key") for row in csv.DictReader(io.StringIO(text, newline=""))}
+            key_of = {row["id"]: row["key"] for _, row in parsing.table(path, ("id", "key"))}
             names[head] = [key_of.get(str(number)) for number in range(len(key_of))]
         else:
-            names[head] = [line.strip() for line in text.splitlines() if line.strip()]
+            names[head] = [line for _, line in parsing.lines(path)]
         if not names[head] or not all(isinstance(name, str) for name in names[head]):
             raise ValueError(f"--class_names={flag}: no list of names for head {head!r} in it, in the order of the ids")
         if counts[head] is not None and len(names[head]) != counts[head]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from vivit_jax.data import catalog, workers
 from vivit_jax.data.annotations import published
-from vivit_jax.utils import progress_bar, storage, tables
+from vivit_jax.utils import storage, tables, terminal
 
 # In the order of the class ids; each verb is followed by its time reversal. The last two pairs are compound.
 VERBS = (
@@ -246,7 +246,7 @@ def generate(
     missing = [(str(videos), clip, scans[clip.scan]) for clip in clips if f"{clip.video_id}.mp4" not in present]
     results = workers.ordered_map("vivit_jax.data.moving_digits:write_clip", missing, num_workers, look_ahead=16)
     title, done = "moving_digits: videos", len(clips) - len(missing)
-    for result in progress_bar.bar(results, title=title, total=len(clips), done=done, show=progress):
+    for result in terminal.progress_bar(results, title=title, total=len(clips), done=done, show=progress):
         if isinstance(result, workers.WorkerError):
             raise result
     (out / "annotations").mkdir(exist_ok=True)

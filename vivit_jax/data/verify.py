@@ -21,7 +21,7 @@ from vivit_jax.data.paths import CLASS_NAMES_FILE
 from vivit_jax.data.records import reader, scan
 from vivit_jax.data.records import split as index
 from vivit_jax.data.records.split import SEQUENCE, NoRecordsError, RecordSplit
-from vivit_jax.utils import progress_bar, storage, terminal
+from vivit_jax.utils import storage, terminal
 
 PRINTED = 100  # problems per split that are printed; all are counted
 _TIMES = "image/timestamp"
@@ -58,7 +58,7 @@ def verify(folder: storage.PathLike, threads: int | None = None, progress: bool 
         except (FileNotFoundError, ValueError) as error:
             report.problems.append(f"split {report.split!r} cannot be opened: {error}")
     total = sum(split.num_videos for split, _ in splits)
-    with progress_bar.bar(title=f"{folder.name}: verify", total=total, show=progress) as bar:
+    with terminal.progress_bar(title=f"{folder.name}: verify", total=total, show=progress) as bar:
         for split, report in splits:
             _verify_split(split, report, threads, bar.update)
     for head, names in class_names.items():

@@ -3,7 +3,8 @@
 Each member of a collection is a sum over examples, so updates merge in any order, and padding (mask 0) adds nothing.
 """
 
-from collections.abc import Collection, Mapping
+import functools
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +32,10 @@ def rank_of_true_class(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.sum(~behind, axis=-1, dtype=jnp.int32)
 
 
+def _is_in_top(scores: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+    return (rank_of_true_class(scores, labels) < k).astype(jnp.float32)
+
+
 def pair_scores(first: jax.Array, second: jax.Array) -> jax.Array:
     """Returns the log of the product of two softmaxes: logits [B, C1], [B, C2] -> [B, C1 * C2], (i, j) at i * C2 + j.
 
@@ -42,18 +47,23 @@ def pair_scores(first: jax.Array, second: jax.Array) -> jax.Array:
     return pairs.reshape(pairs.shape[0], -1)
 
 
-def _top_k(k: int, head: str | tuple[str, str]) -> type[clu_metrics.Metric]:
-    """Returns the top-k accuracy of a head, or of a pair of heads."""
+def scores_and_truth(
+    head: str, logits: Mapping[str, jax.Array], labels: Mapping[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Returns logits and labels of a head; of `action`, where no head has that name, those of the pairs."""
+    if head in logits:
+        return logits[head], labels[head]
+    verb, noun = PAIR
+    return pair_scores(logits[verb], logits[noun]), labels[verb] * logits[noun].shape[-1] + labels[noun]
 
-    def correct(*, logits: Mapping[str, Any], labels: Mapping[str, Any], mask: Any, **_: Any) -> dict[str, Any]:
-        if isinstance(head, tuple):
-            scores = pair_scores(logits[head[0]], logits[head[1]])
-            truth = labels[head[0]] * logits[head[1]].shape[-1] + labels[head[1]]
-        else:
-            scores, truth = logits[head], labels[head]
-        return {"values": (rank_of_true_class(scores, truth) < k).astype(jnp.float32), "mask": mask}
 
-    return clu_metrics.Average.from_fun(correct)
+def _average(head: str, value: Callable[[jax.Array, jax.Array], jax.Array]) -> type[clu_metrics.Metric]:
+    """Returns the mean of `value(logits, labels)`, [B], of a head over examples."""
+
+    def of_examples(*, logits: Mapping[str, Any], labels: Mapping[str, Any], mask: Any, **_: Any) -> dict[str, Any]:
+        return {"values": value(*scores_and_truth(head, logits, labels)), "mask": mask}
+
+    return clu_metrics.Average.from_fun(of_examples)
 
 
 def losses(logits: jax.Array, labels: jax.Array, kind: str = "softmax") -> jax.Array:
@@ -63,15 +73,6 @@ def losses(logits: jax.Array, labels: jax.Array, kind: str = "softmax") -> jax.A
     """
     kind = "sigmoid" if labels.ndim == logits.ndim else kind
     return example_losses(logits, one_hot_targets(logits, labels), kind)
-
-
-def _loss(head: str, kind: str) -> type[clu_metrics.Metric]:
-    """Returns the mean of `losses` of a head."""
-
-    def loss(*, logits: Mapping[str, Any], labels: Mapping[str, Any], mask: Any, **_: Any) -> dict[str, Any]:
-        return {"values": losses(logits[head], labels[head], kind), "mask": mask}
-
-    return clu_metrics.Average.from_fun(loss)
 
 
 def has_action(heads: Mapping[str, int], multi_label: Collection[str] = ()) -> bool:
@@ -88,14 +89,14 @@ def collection(
     [B]. Heads of five classes or fewer have no top-5; multi-label heads have `average_precision` instead. The heads
     `verb` and `noun` add an `action`. `loss` is a kind of `losses`.
     """
-    members = {f"{head}__loss": _loss(head, loss) for head in heads}
+    members = {f"{head}__loss": _average(head, functools.partial(losses, kind=loss)) for head in heads}
     sizes: dict[str, int] = {head: classes for head, classes in heads.items() if head not in multi_label}
     if has_action(heads, multi_label):
         sizes[ACTION] = heads["verb"] * heads["noun"]
     for head, classes in sizes.items():
         for k in (1, 5):
             if k == 1 or classes > k:
-                members[f"{head}__top{k}"] = _top_k(k, PAIR if head == ACTION else head)
+                members[f"{head}__top{k}"] = _average(head, functools.partial(_is_in_top, k=k))
     return clu_metrics.Collection.create(**members)
 
 

@@ -80,10 +80,8 @@ def of_batch(
     """
     multi_label = [head for head in logits if labels[head].ndim == 2]
     heads = {head: _of_head(logits[head], labels[head], loss) for head in logits}
-    if metrics.ACTION in (scores := with_action(logits, multi_label)):
-        first, second = metrics.PAIR
-        truth = labels[first] * logits[second].shape[-1] + labels[second]
-        heads[metrics.ACTION] = _of_head(scores[metrics.ACTION], truth, "softmax")
+    if metrics.has_action({head: values.shape[-1] for head, values in logits.items()}, multi_label):
+        heads[metrics.ACTION] = _of_head(*metrics.scores_and_truth(metrics.ACTION, logits, labels), "softmax")
     return {"index": index, "mask": mask, "heads": heads}
 
 

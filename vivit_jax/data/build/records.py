@@ -11,23 +11,23 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from vivit_jax.data import annotations, catalog
+from vivit_jax.data import annotations, catalog, host_tf
 from vivit_jax.data.build import shards
 from vivit_jax.data.build.dataset import BuildOptions
 from vivit_jax.data.paths import REJECTS_FILE, SUMMARY_FILE, VERSION, records_folder
 from vivit_jax.data.records import indexing
 from vivit_jax.data.records.split import CHUNK_FRAMES, RecordSplit, save_class_names
 from vivit_jax.data.video import encode
-from vivit_jax.utils import progress_bar, storage, tables
+from vivit_jax.utils import storage, tables, terminal
 
-import tensorflow_datasets as tfds  # isort: skip: after `host_tf`, which sets TensorFlow up
-from vivit_jax.data.records.schema import features, serialiser
+host_tf.load()  # before tfds uses TensorFlow
+import tensorflow_datasets as tfds  # noqa: E402
 
 
 class RecordsBuild:
@@ -88,11 +88,10 @@ class RecordsBuild:
         total, left = (sum(shard.num_rows for shard in part) for part in (selected, todo))
         files = [file for shard in todo for file in shard.files]
         encoded = shards.encode_files(files, self._encode_options, self._options.num_workers, self._staging)
-        serialise = serialiser(self._annotations.class_names, self._annotations.multi_label)
         title, show = f"{self._dataset.name}: records", self._options.progress
-        with progress_bar.bar(title=title, total=total, done=total - left, show=show) as bar:
+        with terminal.progress_bar(title=title, total=total, done=total - left, show=show) as bar:
             for shard in todo:
-                shards.write(shard, self._staging, encoded, serialise, lambda file: bar.update(len(file.rows)))
+                shards.write(shard, self._staging, encoded, lambda file: bar.update(len(file.rows)))
 
     def _publish(self) -> None:
         """Gives the shards their final names and writes what belongs beside them, `summary.json` last.
@@ -180,6 +179,24 @@ def _link(source: storage.AnyPath, target: storage.AnyPath) -> None:
         shutil.copyfile(source, target)
 
 
+def features(class_names: Mapping[str, Sequence[str]], multi_label: Collection[str] = ()) -> tfds.features.FeaturesDict:
+    """Returns the features of a record, for TFDS: a chunk of consecutive frames and the facts of its video."""
+    heads: dict[str, dict[str, Any]] = {}
+    for head, names in class_names.items():
+        # Made unique, as TFDS requires; in some data sets two classes have the same name.
+        seen = [names[:i].count(name) for i, name in enumerate(names)]
+        unique = [f"{name} ({before + 1})" if before else name for name, before in zip(names, seen, strict=True)]
+        label = tfds.features.ClassLabel(names=unique)
+        several = head in multi_label
+        heads.setdefault("labels" if several else "label", {})[head] = (
+            tfds.features.Sequence(label) if several else label
+        )
+    integers = dict.fromkeys(("row", "chunk", "num_frames", "height", "width"), np.int64)
+    frames = tfds.features.Sequence(tfds.features.Image(encoding_format="jpeg"))
+    facts = {"video_id": tfds.features.Text(), "fps": np.float32, **integers}
+    return tfds.features.FeaturesDict({**facts, **heads, "frames": frames})
+
+
 def _classes_without_videos(split: RecordSplit, planned: Sequence[shards.Shard]) -> dict[str, list[str]]:
     """Returns head -> classes none of whose rows has a video; of the training split also those without rows."""
     empty = {}
@@ -201,15 +218,12 @@ def _summarise(split: RecordSplit, planned: Sequence[shards.Shard], published: i
     sizes = Counter(zip(split.width.tolist(), split.height.tolist(), strict=True))
     return {
         "rows": sum(shard.num_rows for shard in planned),
-        "videos": split.num_videos,
         "published": published,
         "rejects": sum(len(shard.rejects) for shard in planned),
-        "frames": int(split.num_frames.sum()),
-        "bytes": split.record_bytes,
         "seconds": {"total": round(float(seconds.sum()), 2), **extremes},
         "fps": {f"{rate:g}": count for rate, count in sorted(Counter(split.fps.round(3).tolist()).items())},
         "varying_fps": sum(shard.varying for shard in planned),
         "repaired_time_stamps": sum(shard.repaired for shard in planned),
         "sizes": {f"{width}x{height}": count for (width, height), count in sizes.items()},
-        "classes": split.class_counts(),
+        **split.counts(),
     }

@@ -6,10 +6,9 @@ any process can write it, also on another machine.
 
 import dataclasses
 import hashlib
-import io
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +122,11 @@ def write(
     shard: Shard,
     staging: storage.AnyPath,
     encoded: Iterator[list[encode.Segment | str]],
-    serialise: Callable[[Mapping[str, Any]], bytes],
     on_file: Callable[[File], None] = lambda file: None,
 ) -> None:
     """Writes a planned shard and its metadata into the folder `staging`, and fills `shard` with its content.
 
-    `encoded` yields the results of `encode_files`; `serialise` converts an example to the bytes of its record.
+    `encoded` yields the results of `encode_files`.
     """
     from vivit_jax.data.host_tf import tf  # planning needs no TensorFlow
 
@@ -142,8 +140,8 @@ def write(
                         times = ("" if seconds is None else f"{seconds:g}" for seconds in (row.start, row.end))
                         shard.rejects.append((shard.split, row.video, *times, segment))
                         continue
-                    for example in _examples(row, number, segment):
-                        writer.write(serialise(example))
+                    for record in _records(row, number, segment):
+                        writer.write(record)
                     size = (segment.height, segment.width)
                     video = indexing.VideoEntry(row.video, len(segment.frames), segment.fps, *size, dict(row.labels))
                     shard.videos.append(video)
@@ -179,20 +177,24 @@ def restore(shard: Shard, staging: storage.AnyPath) -> None:
     shard.varying, shard.repaired, shard.done = metadata["varying"], metadata["repaired"], True
 
 
-def _examples(row: annotations.Row, number: int, segment: encode.Segment) -> Iterator[dict[str, Any]]:
-    """Yields the chunks of a segment; `number` is that of the row."""
-    label = {head: ids for head, ids in row.labels.items() if isinstance(ids, int)}
-    labels = {head: list(ids) for head, ids in row.labels.items() if head not in label}
+def _records(row: annotations.Row, number: int, segment: encode.Segment) -> Iterator[bytes]:
+    """Yields the records of a segment's chunks (see `records.features`); `number` is that of the row."""
+    from vivit_jax.data.host_tf import tf
+
     for chunk, start in enumerate(range(0, len(segment.frames), CHUNK_FRAMES)):
-        yield {
-            "video_id": row.video,
-            "row": number,
-            "chunk": chunk,
-            "num_frames": len(segment.frames),
-            "fps": segment.fps,
-            "height": segment.height,
-            "width": segment.width,
-            **({"label": label} if label else {}),
-            **({"labels": labels} if labels else {}),
-            "frames": [io.BytesIO(segment.jpegs[i]) for i in segment.frames[start : start + CHUNK_FRAMES]],
+        # The feature of a multi-label head has another name, so that the records show which heads are.
+        features: dict[str, Sequence[Any]] = {
+            f"label/{head}" if isinstance(ids, int) else f"labels/{head}": [ids] if isinstance(ids, int) else ids
+            for head, ids in row.labels.items()
         }
+        features |= {"video_id": [row.video.encode()], "row": [number], "chunk": [chunk]}
+        features |= {"num_frames": [len(segment.frames)], "fps": [segment.fps]}
+        features |= {"height": [segment.height], "width": [segment.width]}
+        features["frames"] = [segment.jpegs[i] for i in segment.frames[start : start + CHUNK_FRAMES]]
+        example = tf.train.Example()
+        for name, values in features.items():
+            feature = example.features.feature[name]
+            lists = {bytes: feature.bytes_list, float: feature.float_list}
+            lists.get(type(values[0]) if values else int, feature.int64_list).value[:] = values
+        # By default protobuf orders the features by a hash with a seed of the process.
+        yield example.SerializeToString(deterministic=True)

@@ -30,7 +30,7 @@ from vivit_jax.data.records.split import (
     load_class_names,
     save_class_names,
 )
-from vivit_jax.utils import progress_bar, storage, tables
+from vivit_jax.utils import storage, tables, terminal
 
 # `train-00000-of-00032`, `k400-train.tfrecord-00000-of-00100`, `val-00000-of-00010.tfrecord`; or one file per split.
 _SHARD = re.compile(r"(?P<base>.+?)(?:-(?P<number>\d{5,})-of-(?P<count>\d{5,})(?:\.\w+)?|\.(?:tfrecords?|tfrec))")
@@ -119,15 +119,9 @@ def find_shards(folder: storage.PathLike, patterns: Mapping[str, str] | None = N
 
 
 def _summary(split: RecordSplit) -> dict[str, Any]:
-    sizes = Counter(zip(split.height.tolist(), split.width.tolist(), strict=True))
-    return {
-        "videos": split.num_videos,
-        "rejects": len(split.chunk_offset) - split.num_videos,
-        "frames": int(split.num_frames.sum()),
-        "bytes": split.record_bytes,
-        "sizes": {f"{height} x {width}": count for (height, width), count in sizes.most_common(20)},
-        "classes": split.class_counts(),
-    }
+    sizes = Counter(zip(split.height.tolist(), split.width.tolist(), strict=True)).most_common(20)
+    shown = {f"{height} x {width}": count for (height, width), count in sizes}
+    return {"rejects": len(split.chunk_offset) - split.num_videos, "sizes": shown, **split.counts()}
 
 
 def _scan(
@@ -153,7 +147,7 @@ def _scan(
     videos: dict[tuple[str, int], indexing.VideoEntry] = {}
     reasons: dict[tuple[str, int], str] = {}
     total = sum(len(of_split["chunk_shard"]) for of_split in chunks.values())
-    with progress_bar.bar(title=f"{folder.name}: index", total=total) as bar:
+    with terminal.progress_bar(title=f"{folder.name}: index", total=total) as bar:
         for split, of_split in chunks.items():
             usable = False
             where = paths[split], of_split["chunk_shard"], of_split["chunk_offset"]

@@ -121,13 +121,15 @@ class RecordSplit:
                 digests[name].update(value.encode() if is_text else np.ascontiguousarray(value, "<i8").tobytes())
         return {name: digest.hexdigest()[:16] for name, digest in digests.items()}
 
-    def class_counts(self) -> dict[str, dict[str, int]]:
-        """Returns {head: {name of each class with videos: number of videos}}."""
-        result = {}
-        for head, ids in self.labels.items():
-            classes, counts = np.unique(ids[ids >= 0], return_counts=True)
-            result[head] = {self.class_names[head][i]: int(n) for i, n in zip(classes, counts, strict=True)}
-        return result
+    def counts(self) -> dict[str, Any]:
+        """Returns `videos`, `frames`, `bytes`, `classes`: {head: {name of each class with videos: their number}}."""
+        of_heads = {head: np.unique(ids[ids >= 0], return_counts=True) for head, ids in self.labels.items()}
+        classes = {
+            head: {self.class_names[head][i]: int(n) for i, n in zip(*of_head, strict=True)}
+            for head, of_head in of_heads.items()
+        }
+        frames = int(self.num_frames.sum())
+        return {"videos": self.num_videos, "frames": frames, "bytes": self.record_bytes, "classes": classes}
 
     def save(self) -> storage.AnyPath:
         """Writes `index_{split}.npz` into `folder`, whole or not at all; returns its path."""
