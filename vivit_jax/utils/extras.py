@@ -6,8 +6,6 @@ import sys
 import traceback as tracebacks
 from types import TracebackType
 
-from vivit_jax.utils import terminal
-
 INTERRUPTED_EXIT_CODE = 130  # Ctrl-C, as of shells
 
 # Modules of the extras in pyproject.toml, by extra.
@@ -21,13 +19,16 @@ def prepare_program() -> None:
     """Makes programs of this package (`python -m vivit_jax.NAME`, `vivit-NAME`) name the extra that they lack, and take
     `--FLAG=~/folder`, which no shell expands.
 
-    Their output escapes what the terminal cannot print. Called by `vivit_jax/__init__.py`, since most programs import
-    optional packages before their first line runs.
+    Their output escapes (as `\\xe9`) what the terminal cannot print: file names that are not UTF-8, and with another
+    encoding (LC_ALL=C) most labels. Called by `vivit_jax/__init__.py`, since most programs import optional packages
+    before their first line runs.
     """
     program = os.path.basename(sys.argv[0])  # "-m" while Python looks for the module that it will run
     if program == "-m" or program.startswith("vivit-"):
         sys.excepthook = _excepthook
-        terminal.escape_unprintable()
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # not where a test or a notebook has replaced it
+                stream.reconfigure(errors="backslashreplace")
         home = os.path.expanduser("~")
         sys.argv[1:] = [
             re.sub(r"^(--?[\w.]+=)~(?=/|$)", lambda flag: flag[1] + home, argument) for argument in sys.argv[1:]

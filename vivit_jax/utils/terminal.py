@@ -15,16 +15,6 @@ def progress_bar(iterable: Iterable | None = None, *, title: str, total: int, do
     return tqdm(iterable, title, total, unit=" videos", **options)
 
 
-def escape_unprintable() -> None:
-    """Lets standard output and error escape (as `\\xe9`) what their encoding does not have, instead of raising.
-
-    Such are names of files that are not UTF-8, and on terminals with another encoding (LC_ALL=C) most labels.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # not where a test or a notebook has replaced it
-            stream.reconfigure(errors="backslashreplace")
-
-
 def printable(name: str) -> str:
     """Returns a file name as valid Unicode: bytes that are not UTF-8, which Python keeps as surrogates, are escaped."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -62,15 +62,9 @@ def describe(
     pairs = [(class_names[head][i], i, image) for head, ids in mirrors.items() for i, image in enumerate(ids)]
     directed = [name for name, i, image in pairs if i != image]
     without = [name for name, _, image in pairs if image == NONE]
-    if not directed:
-        return ""
-    if never_flipped is None:
-        named = f"{len(directed)} classes that name a direction ({_first(directed)})"
-        return f"flips keep the labels of {named}: flip_labels='swap' swaps them"
+    if not directed or never_flipped is None:
+        named = f"{len(directed)} classes that name a direction ({', '.join(directed[:3])}, ...)"
+        return f"flips keep the labels of {named}: flip_labels='swap' swaps them" if directed else ""
     text = f"flips swap the labels of {len(directed) - len(without)} classes"
     never = f"; {never_flipped} videos are never flipped, as there is no class for the mirror image of "
-    return text + (never + _first(without) if without else "")
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return text + (never + ", ".join(without[:3]) if without else "")
