@@ -25,8 +25,8 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
         ("sweep", ["--config=configs/study.py", "--workdir=run"]),
         ("predict", []),
         ("probe", []),
-        ("preview", []),
-        ("data.build", []),
+        ("preview", ["--config=configs/moving_digits.py", "--out=preview.png"]),
+        ("data.build", ["--dataset=kinetics400", "--videos=v", "--annotations=a", "--out=o"]),
     ],
 )
 def test_program_without_its_extra_ends_in_one_line(program, flags):

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             kinds = "|".join(catalog.CUSTOM_KINDS)
             raise ValueError(f"--name={flags.name} is for a custom data set (--dataset={kinds}), not {flags.dataset}")
         folder = build(flags.name or flags.dataset, flags.videos, flags.annotations, flags.out, options)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     if options.part is not None and folder.name != VERSION:
         print(f"part {options.part[0]} of {options.part[1]} is in {folder}; after the last part, build without --part")
