@@ -187,10 +187,10 @@ def features(class_names: Mapping[str, Sequence[str]], multi_label: Collection[s
         seen = [names[:i].count(name) for i, name in enumerate(names)]
         unique = [f"{name} ({before + 1})" if before else name for name, before in zip(names, seen, strict=True)]
         label = tfds.features.ClassLabel(names=unique)
-        several = head in multi_label
-        heads.setdefault("labels" if several else "label", {})[head] = (
-            tfds.features.Sequence(label) if several else label
-        )
+        if head in multi_label:
+            heads.setdefault("labels", {})[head] = tfds.features.Sequence(label)
+        else:
+            heads.setdefault("label", {})[head] = label
     integers = dict.fromkeys(("row", "chunk", "num_frames", "height", "width"), np.int64)
     frames = tfds.features.Sequence(tfds.features.Image(encoding_format="jpeg"))
     facts = {"video_id": tfds.features.Text(), "fps": np.float32, **integers}

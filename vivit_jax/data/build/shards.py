@@ -182,13 +182,12 @@ def _records(row: annotations.Row, number: int, segment: encode.Segment) -> Iter
     from vivit_jax.data.host_tf import tf
 
     for chunk, start in enumerate(range(0, len(segment.frames), CHUNK_FRAMES)):
-        # The feature of a multi-label head has another name, so that the records show which heads are.
-        features: dict[str, Sequence[Any]] = {
-            f"label/{head}" if isinstance(ids, int) else f"labels/{head}": [ids] if isinstance(ids, int) else ids
-            for head, ids in row.labels.items()
-        }
+        features: dict[str, Sequence[Any]] = {}
+        for head, ids in row.labels.items():  # two names, so that the records show which heads are multi-label
+            single = isinstance(ids, int)
+            features[f"label/{head}" if single else f"labels/{head}"] = [ids] if single else ids
         features |= {"video_id": [row.video.encode()], "row": [number], "chunk": [chunk]}
-        features |= {"num_frames": [len(segment.frames)], "fps": [segment.fps]}
+        features |= {"num_frames": [len(segment.frames)], "fps": [float(segment.fps)]}
         features |= {"height": [segment.height], "width": [segment.width]}
         features["frames"] = [segment.jpegs[i] for i in segment.frames[start : start + CHUNK_FRAMES]]
         example = tf.train.Example()
