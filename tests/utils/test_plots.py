@@ -39,10 +39,10 @@ def test_pictures_of_two_files_have_two_names(tmp_path):
         assert plots.picture_of(name, tmp_path, "kind") == (path, metadata)
 
 
-def test_what_no_font_can_draw_is_named(monkeypatch):
+def test_what_no_font_can_draw_is_escaped(monkeypatch):
     monkeypatch.setattr(plots, "_font_for", lambda characters: None)
     assert [plots.readable(text) for text in ("점프", "a\tb", "\udcff", "é")] == [
-        *("[hangul syllable jeom][hangul syllable peu]", r"a[\t]b", r"\xff", "é"),
+        *(r"\uc810\ud504", r"a\tb", r"\xff", "é"),
     ]
 
 

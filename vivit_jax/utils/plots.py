@@ -39,18 +39,16 @@ def readable(text: str, longest: int = 60) -> str:
     """Returns a label or title such that the fonts of this machine can draw it.
 
     Fonts for scripts that matplotlib's own font lacks are looked for among those of the system. What none has is
-    replaced by its Unicode name; bytes of file names that are not UTF-8 by escapes. A text of more than `longest`
-    characters is cut.
+    escaped, as are bytes of file names that are not UTF-8. A text of more than `longest` characters is cut.
     """
     text = terminal.printable(str(text))
-    text = text if len(text) <= longest else f"{text[: longest - 3]}..."
     missing = frozenset(text) - _drawn_by_default()
     while missing and (font := _font_for(missing)):
         fonts = pyplot().rcParams["font.family"]
         pyplot().rcParams["font.family"] = [*fonts, *({font.name} - set(fonts))]
         missing -= _characters_in(font.fname)
-    names = {character: unicodedata.name(character, ascii(character)[1:-1]).lower() for character in missing}
-    return "".join(f"[{names[character]}]" if character in missing else character for character in text)
+    text = "".join(ascii(character)[1:-1] if character in missing else character for character in text)
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 @functools.cache
