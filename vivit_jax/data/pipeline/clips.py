@@ -176,55 +176,28 @@ def views_from_file(
     """
     from vivit_jax.data.video import decode, encode
 
-    views = _Views(spec, temporal_views, spatial_views)
+    cut = cutter(spec.image_size, spec.short_side, spatial_views)
+    pixels = np.zeros((temporal_views, spatial_views, spec.num_frames, *spec.image_size, 3), np.uint8)
     kept = list(range(decode.count_packets(path))) if fps is None else []  # numbers in the file of the frames to use
     for _ in range(3):
-        views.expect(len(kept))
-        needed = {kept[number]: number for number in views.places}
+        places: dict[int, list[tuple[int, int]]] = {}  # number in the file -> [(temporal view, position in it), ...]
+        for view in range(temporal_views if kept else 0):
+            for place, number in enumerate(sampling.view_frames(len(kept), spec, temporal_views, view)):
+                places.setdefault(kept[number], []).append((view, place))
         selector = encode.FrameSelector(None, None, fps, lambda frame: frame.number)
         for number, frame in enumerate(decode.iterate_frames(path, short_side=short_side)):
             if number == 0:
                 frame.image  # noqa: B018 (the first that is converted decides the size of all)
-            if number in needed:
-                views.put(needed[number], frame.image)
+            if number in places:
+                crops = cut(frame.image).numpy()
+                for view, place in places[number]:
+                    pixels[view, :, place] = crops
             selector.offer(types.SimpleNamespace(number=number, time=frame.time, fps=frame.fps, repaired=False))
         selector.finish()
         if selector.frames == kept:
-            return views.result
+            return pixels.reshape(-1, *pixels.shape[2:])
         kept = selector.frames
     raise decode.VideoError(f"{path}: the number of its frames changes from one reading to the next")
-
-
-class _Views:
-    """The test views of a video, filled frame by frame.
-
-    Attributes:
-      places: number of each frame that the views need -> its [(temporal view, position in the clip), ...].
-    """
-
-    def __init__(self, spec: ClipSpec, temporal: int, spatial: int):
-        self._spec, self._temporal = spec, temporal
-        self._cut = cutter(spec.image_size, spec.short_side, spatial)
-        self._pixels = np.zeros((temporal, spatial, spec.num_frames, *spec.image_size, 3), np.uint8)
-        self.places: dict[int, list[tuple[int, int]]] = {}
-
-    def expect(self, num_frames: int) -> None:
-        """Begins with a video of so many frames; with 0, nothing is needed."""
-        self.places = {}
-        for view in range(self._temporal if num_frames else 0):
-            for place, number in enumerate(sampling.view_frames(num_frames, self._spec, self._temporal, view)):
-                self.places.setdefault(int(number), []).append((view, place))
-
-    def put(self, number: int, image: np.ndarray) -> None:
-        """Cuts a frame, uint8 [H, W, 3], for all its places."""
-        crops = self._cut(image).numpy()
-        for view, place in self.places[number]:
-            self._pixels[view, :, place] = crops
-
-    @property
-    def result(self) -> np.ndarray:
-        """uint8 [V, T, h, w, 3], temporal-major."""
-        return self._pixels.reshape(-1, *self._pixels.shape[2:])
 
 
 @functools.lru_cache(maxsize=8)
