@@ -75,7 +75,7 @@ def losses(logits: jax.Array, labels: jax.Array, kind: str = "softmax") -> jax.A
     return example_losses(logits, one_hot_targets(logits, labels), kind)
 
 
-def has_action(heads: Mapping[str, int], multi_label: Collection[str] = ()) -> bool:
+def has_action(heads: Collection[str], multi_label: Collection[str] = ()) -> bool:
     """Returns whether pairs of verb and noun are scored: there are both heads, and neither is multi-label."""
     return set(PAIR) <= set(heads) and not set(PAIR) & set(multi_label)
 

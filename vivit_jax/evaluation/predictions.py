@@ -80,7 +80,7 @@ def of_batch(
     """
     multi_label = [head for head in logits if labels[head].ndim == 2]
     heads = {head: _of_head(logits[head], labels[head], loss) for head in logits}
-    if metrics.has_action({head: values.shape[-1] for head, values in logits.items()}, multi_label):
+    if metrics.has_action(logits, multi_label):
         heads[metrics.ACTION] = _of_head(*metrics.scores_and_truth(metrics.ACTION, logits, labels), "softmax")
     return {"index": index, "mask": mask, "heads": heads}
 
@@ -108,14 +108,6 @@ def _of_head(logits: jax.Array, labels: jax.Array, loss: str) -> dict[str, jax.A
     }
 
 
-def with_action(logits: Mapping[str, jax.Array], multi_label: Collection[str] = ()) -> dict[str, jax.Array]:
-    """Adds the scores of `action`, {head: [B, C]}, where the heads have a verb and a noun."""
-    scores = dict(logits)
-    if metrics.has_action({head: values.shape[-1] for head, values in logits.items()}, multi_label):
-        scores[metrics.ACTION] = metrics.pair_scores(*(logits[head] for head in metrics.PAIR))
-    return scores
-
-
 def rank_classes(logits: jax.Array, number: int, sigmoid: bool) -> tuple[jax.Array, jax.Array]:
     """Returns the `number` highest classes, int [B, K], and the probabilities of all classes, [B, C]."""
     _, top = jax.lax.top_k(logits, min(number, logits.shape[-1]))
@@ -133,10 +125,12 @@ def rank_labels(
 
     Takes {head: logits [C]}, and `loss` as `of_batch`; returns {head: [(label, probability), ...]}, at most `number`.
     """
-    ranked = {}
-    for head, scores in with_action({head: jnp.asarray(logits[head])[None] for head in logits}, multi_label).items():
+    ranked, scores = {}, {head: jnp.asarray(logits[head])[None] for head in logits}
+    if metrics.has_action(logits, multi_label):
+        scores[metrics.ACTION] = metrics.pair_scores(*(scores[head] for head in metrics.PAIR))
+    for head, of_head in scores.items():
         sigmoid = head in multi_label or (loss == "sigmoid" and head != metrics.ACTION)
-        top, probabilities = jax.device_get(rank_classes(scores, number, sigmoid))
+        top, probabilities = jax.device_get(rank_classes(of_head, number, sigmoid))
         ranked[head] = [(_class_name(i, head, class_names), float(probabilities[0, i])) for i in top[0]]
     return ranked
 
