@@ -3,16 +3,16 @@
 import jax
 import numpy as np
 
-from vivit_jax.checkpoint import checksums, integrity, order_sensitive_checksums
+from vivit_jax.checkpoint import checksums, integrity
 
 
-def test_order_sensitive_checksums_detect_swaps():
+def test_ordered_checksums_detect_swaps():
     leaf = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     swapped = leaf.copy()
     swapped[0, 1], swapped[1, 1] = leaf[1, 1], leaf[0, 1]
     flipped = leaf.copy()
     flipped.view(np.uint32)[1, 2, 3] ^= 1 << 31
-    results = [order_sensitive_checksums({"a": {"b": values}}) for values in (leaf, swapped, flipped, leaf.copy())]
+    results = [checksums({"a": {"b": values}}, ordered=True) for values in (leaf, swapped, flipped, leaf.copy())]
     assert list(results[0]) == ["a/b"]
     assert results[0] == results[3]
     assert len({result["a/b"] for result in results}) == 3
@@ -30,8 +30,8 @@ def test_all_leaves_are_one_program(monkeypatch):
     sharded = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
     tree = {"a": jax.device_put(np.arange(8.0), sharded), "b": jax.device_put(np.ones((4, 3), np.int8), sharded)}
     calls = []
-    digests = integrity._digests
-    monkeypatch.setattr(integrity, "_digests", lambda *arguments: calls.append(1) or digests(*arguments))
+    sums = integrity._sums
+    monkeypatch.setattr(integrity, "_sums", lambda *arguments: calls.append(1) or sums(*arguments))
     assert checksums(tree) == checksums(jax.tree.map(np.asarray, tree))
     assert len(calls) == 2
     assert checksums({}) == {}

@@ -2,14 +2,7 @@
 
 from typing import Any
 
-from vivit_jax.checkpoint.integrity import (
-    CheckpointError,
-    UnavailableError,
-    check_params,
-    checksums,
-    order_sensitive_checksums,
-    together,
-)
+from vivit_jax.checkpoint.integrity import CheckpointError, UnavailableError, check_params, checksums, together
 
 _OF_MANAGER = {"FOLDER", "META", "OPTIONAL", "QUARANTINE_DIR", "STATE"}
 _OF_MANAGER |= {"Checkpoints", "latest_metadata", "locate", "score"}

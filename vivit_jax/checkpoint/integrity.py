@@ -52,56 +52,44 @@ def together(read: Callable[[], T], choice: Callable[[T], Any] = bool) -> T:
     return found
 
 
-def _words(leaf: jax.Array) -> jax.Array:
-    """Returns the bits of a leaf as uint32, in its shape; 8-byte numbers become two words in a last dimension."""
+def checksums(tree: Any, ordered: bool = False) -> dict[str, int]:
+    """Returns {path of a leaf: sum of its words modulo 2^32}: any flipped bit changes it, sharding does not.
+
+    `ordered`: a sum of its words, each times an odd number that depends on its position, which changes too when numbers
+    swap positions (a transposed kernel).
+    """
+    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True) if jax.tree.leaves(tree) else ((), ())
+    # One program for all leaves. With one for each, their all-reduces are under way at the same time, and virtual CPU
+    # devices on few cores wait for each other until XLA aborts.
+    sums = jax.device_get(_sums(leaves, ordered)) if leaves else ()
+    return {path_name(path): int(value) for path, value in zip(paths, sums, strict=True)}
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _sums(leaves: Sequence[jax.Array], ordered: bool) -> jax.Array:
+    return jnp.stack([_sum(leaf, ordered) for leaf in leaves])
+
+
+def _sum(leaf: jax.Array, ordered: bool) -> jax.Array:
     if leaf.dtype == jnp.bool_:
         leaf = leaf.astype(jnp.uint8)
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[leaf.dtype.itemsize]
-    return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-
-
-def _leaf_sum(leaf: jax.Array) -> jax.Array:
-    return jnp.sum(_words(leaf), dtype=jnp.uint32)
-
-
-def _leaf_digest(leaf: jax.Array) -> jax.Array:
-    """Returns the sum modulo 2^32 of a leaf's words, each times an odd number that depends on its position."""
-    words = _words(leaf)
-    position = jnp.zeros(words.shape, jnp.uint32)
-    for axis in range(words.ndim):
-        stride = math.prod(words.shape[axis + 1 :]) % 2**32
-        position += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride)
-    # Multiplicative hashing (Knuth, The Art of Computer Programming, 6.4); odd, so that no bit of a word is lost.
-    return jnp.sum(words * ((2 * position + 1) * jnp.uint32(2654435761)), dtype=jnp.uint32)
-
-
-def checksums(tree: Any) -> dict[str, int]:
-    """Returns {path of a leaf: sum of its words modulo 2^32}: any flipped bit changes it, sharding does not."""
-    return _for_each_leaf(_leaf_sum, tree)
-
-
-def order_sensitive_checksums(tree: Any) -> dict[str, int]:
-    """Returns {path of a leaf: 32-bit digest}, which changes too when numbers swap positions (a transposed kernel)."""
-    return _for_each_leaf(_leaf_digest, tree)
+    # Its bits, in its shape; 8-byte numbers become two words in a last dimension.
+    words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+    if ordered:
+        position = jnp.zeros(words.shape, jnp.uint32)
+        for axis in range(words.ndim):
+            stride = math.prod(words.shape[axis + 1 :]) % 2**32
+            position += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride)
+        # Multiplicative hashing (Knuth, The Art of Computer Programming, 6.4); odd, so that no bit of a word is lost.
+        words *= (2 * position + 1) * jnp.uint32(2654435761)
+    return jnp.sum(words, dtype=jnp.uint32)
 
 
 def digest(metadata: Mapping[str, Any]) -> str:
     """Returns the SHA-256 of JSON-safe metadata, without its own field `digest`; 64 hex digits."""
     text = json.dumps({name: value for name, value in metadata.items() if name != "digest"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _for_each_leaf(digest: Callable[[jax.Array], jax.Array], tree: Any) -> dict[str, int]:
-    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True) if jax.tree.leaves(tree) else ((), ())
-    # One program for all leaves. With one for each, their all-reduces are under way at the same time, and virtual CPU
-    # devices on few cores wait for each other until XLA aborts.
-    digests = jax.device_get(_digests(digest, leaves)) if leaves else ()
-    return {path_name(path): int(value) for path, value in zip(paths, digests, strict=True)}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _digests(digest: Callable[[jax.Array], jax.Array], leaves: Sequence[jax.Array]) -> jax.Array:
-    return jnp.stack([digest(leaf) for leaf in leaves])
 
 
 def check_params(params: Any, stored: Mapping[str, Any], where: str) -> None:

@@ -134,7 +134,7 @@ def extract(
     step = jax.jit(feature_step(model), out_shardings=sharding.replicated(mesh))
     key_fields = {
         "format": _FORMAT,
-        "weights": checkpointing.order_sensitive_checksums(params),
+        "weights": checkpointing.checksums(params, ordered=True),
         "model": {field: value for field, value in model.config.to_dict().items() if field != "num_classes"},
         "clips": dataclasses.asdict(spec),
         "views": views,
