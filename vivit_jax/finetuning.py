@@ -39,7 +39,7 @@ def experiment_of(config: Mapping[str, Any]) -> Experiment:
     measured = ("num_frames", "fps", "height", "width")
     frames, *others = (np.concatenate([getattr(split, name) for split in train_set.splits]) for name in measured)
     fps, height, width = (float(np.nan_to_num(np.nanmedian(values), nan=25.0)) for values in others)
-    facts = {"heads": tuple(train_set.heads), "multi_label": train_set.multi_label, "weights": weights}
+    facts = {"heads": tuple(train_set.heads) or ("label",), "multi_label": train_set.multi_label, "weights": weights}
     derived = derive(fields, videos=len(frames), num_frames=frames, fps=fps, frame_size=(height, width), **facts)
     experiment = Experiment.from_config(derived)
 

@@ -23,7 +23,7 @@ from vivit_jax.data import catalog
 from vivit_jax.data.config import DataConfig
 from vivit_jax.data.paths import records_folder
 from vivit_jax.data.selection.sampling import ClipSpec
-from vivit_jax.models import ViViT, ViViTConfig
+from vivit_jax.models import MaskedViViT, PretrainConfig, ViViT, ViViTConfig
 from vivit_jax.models.config import INHERITED_FIELDS
 from vivit_jax.optim import OptimizerConfig
 from vivit_jax.train_step import TrainProgram, build_train_program
@@ -60,6 +60,7 @@ class Experiment:
     augment: AugmentConfig
     init_from: InitFrom
     loss: LossConfig
+    pretrain: PretrainConfig
     optimizer: OptimizerConfig
     guard: GuardConfig
     evaluation: EvaluationConfig
@@ -85,6 +86,10 @@ class Experiment:
         if not self.compilation_cache:
             raise ValueError("config.compilation_cache='' must be 'workdir', 'off' or a folder")
         object.__setattr__(self, "mesh", sharding.complete_axes(self.mesh))
+        if self.pretraining and self.augment.mixes:
+            raise ValueError("pretrain.mask_ratio reconstructs clips: set augment.mixup and augment.cutmix to 0")
+        if self.pretraining and self.model.get("attention") == "factorised_encoder":  # the spatial encoder alone
+            object.__setattr__(self, "model", {**self.model, "temporal_layers": 0})
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -107,6 +112,11 @@ class Experiment:
         """Returns a dict that JSON can hold; the inverse of `from_config`."""
         return plain(dataclasses.asdict(self))
 
+    @property
+    def pretraining(self) -> bool:
+        """Whether the run is masked pretraining, which needs no labels, instead of training a classifier."""
+        return self.pretrain.mask_ratio > 0
+
     def dataset_heads(self) -> dict[str, int]:
         """Returns {head: classes} of the run's data: those of its records, before they are built those of the catalog.
 
@@ -121,7 +131,8 @@ class Experiment:
         return dict(catalog.of_records(data.name, records_folder(data.name, data.dir)).heads)
 
     def model_config(self, heads: Mapping[str, int]) -> ViViTConfig:
-        """Returns the model's config for a data set's heads, {head: classes}; no head for {}."""
+        """Returns the model's config for a data set's heads, {head: classes}; no head for {}, and in pretraining."""
+        heads = {} if self.pretraining else heads
         fields = {k: tuples(v) for k, v in self.model.items() if v is not None}
         name = fields.pop("name", None)
         fields["num_classes"] = heads["label"] if list(heads) == ["label"] else tuple(heads.items()) or None
@@ -129,6 +140,13 @@ class Experiment:
             return ViViTConfig.from_name(name, **fields) if name else ViViTConfig(**fields)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"config.model: {error}") from error
+
+    def module(self, config: ViViTConfig) -> ViViT | MaskedViViT:
+        """Returns the model that the run trains; ValueError where its patches cannot be masked."""
+        if not self.pretraining:
+            return ViViT(config)
+        self.pretrain.visible(config)
+        return MaskedViViT(config, self.pretrain)
 
     def following(self, model: Mapping[str, Any]) -> Self:
         """Takes `INHERITED_FIELDS` and pre-logits layer that are None here from `model`, fields of a `ViViTConfig`."""
@@ -172,7 +190,7 @@ class Experiment:
         their defaults serve programs that are compiled but not run, whose memory does not depend on them. Raises
         ConfigError or ValueError for settings that do not fit together or the mesh.
         """
-        model = ViViT(self.model_config(heads))
+        model = self.module(self.model_config(heads))
         if mesh is not None:
             sharding.check_model(mesh, model.config)
         schedule = optim.learning_rate_schedule(
@@ -182,7 +200,7 @@ class Experiment:
         fields = ("seed", "label_smoothing", "loss", "augment", "guard", "norms_by_part")
         options = {name: getattr(self, name) for name in fields}
         options |= {name: getattr(self.optimizer, name) for name in ("accumulate_steps", "ema_decay", "sam_rho")}
-        return build_train_program(model, optimizer, schedule, mesh, **options)
+        return build_train_program(model, optimizer, schedule, mesh, pretraining=self.pretraining, **options)
 
     def steps_per_epoch(self, videos: int) -> float:
         """Returns the optimizer steps of a pass over this many training videos."""

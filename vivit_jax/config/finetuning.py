@@ -58,7 +58,7 @@ def derive(
     if weights is not None and not named:
         names = ("hidden_size", "num_layers", "num_heads", "mlp_dim", "classifier", "image_size")
         for name in (*names, *(_OF_VIDEO_MODELS if weights.num_frames > 1 else ())):
-            fill(f"model.{name}", getattr(weights, name))
+            fill(f"model.{name}", getattr(weights, name) or None)  # masked pretraining has no temporal layers
         fill("model.tubelet_size", (2, *weights.tubelet_size[1:]))
     elif scratch:
         width = fill("model.hidden_size", 128)

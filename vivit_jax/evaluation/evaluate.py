@@ -14,6 +14,7 @@ from vivit_jax import sharding
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data.open import open_eval_set
 from vivit_jax.evaluation.evaluator import Evaluator
+from vivit_jax.evaluation.masked import MaskedEvaluator
 from vivit_jax.evaluation.results import Result, write_result
 from vivit_jax.models import ViViT, abstract_params
 from vivit_jax.utils import devices
@@ -22,8 +23,8 @@ from vivit_jax.utils.class_names import are_placeholders, placeholders
 
 
 def restore_for_inference(
-    checkpoint: epath.PathLike, mesh: Any, *, which: str = "best", weights: str = "params"
-) -> tuple[ViViT, Any, dict[str, Any], epath.Path]:
+    checkpoint: epath.PathLike, mesh: Any, *, which: str = "best", weights: str = "params", encoder: bool = False
+) -> tuple[Any, Any, dict[str, Any], epath.Path]:
     """Restores (model, parameters, metadata, path of the step) from a checkpoint, which alone is enough.
 
     The model's `attention_backend` is `auto`: the one that it was trained with may need other devices.
@@ -33,6 +34,7 @@ def restore_for_inference(
       mesh: where the parameters are placed.
       which: 'best' or 'latest' step, where `checkpoint` is not one step.
       weights: 'params', or 'ema' for the averaged parameters; CheckpointError where it has none.
+      encoder: of masked pretraining, restore the ViViT without a head instead of the `MaskedViViT`.
     """
     if mesh.devices.flat[0].platform == "cpu":
         keep_freed_memory()
@@ -45,10 +47,14 @@ def restore_for_inference(
             step = checkpoints.best() if which == "best" else newest
         metadata = checkpoints.metadata(step)
         metadata["class_names"] = named_classes(metadata, root / str(step))
-        model = ViViT(dataclasses.replace(experiment.model_config(metadata["heads"]), attention_backend="auto"))
-        abstract = abstract_params(model.config)
+        config = dataclasses.replace(experiment.model_config(metadata["heads"]), attention_backend="auto")
+        model = experiment.module(config)
+        abstract = abstract_params(model.config, model)
         abstract = sharding.abstract_like(abstract, sharding.state_sharding(mesh, {"params": abstract})["params"])
-        return model, checkpoints.restore_params(abstract, step, weights), metadata, root / str(step)
+        params = checkpoints.restore_params(abstract, step, weights)
+        if encoder and params.pop("decoder", None):
+            model = ViViT(config)
+        return model, params, metadata, root / str(step)
 
 
 def named_classes(metadata: Mapping[str, Any], where: epath.PathLike) -> dict[str, list[str]]:
@@ -109,9 +115,11 @@ def evaluate(
         config = experiment.model_config(split.heads)
         sharding.check_model(mesh, config)
         devices.warn_of_large_model(config.name, config.hidden_size)
-        checkpointing.check_params(abstract_params(config), params, str(path))
+        model = experiment.module(config)
+        checkpointing.check_params(abstract_params(config, model), params, str(path))
         params = reorder_heads(params, orders)
-        result = Evaluator(ViViT(config), mesh, experiment, split, experiment.clip_spec(config))(params)
+        kind = MaskedEvaluator if experiment.pretraining else Evaluator
+        result = kind(model, mesh, experiment, split, experiment.clip_spec(config))(params)
     logging.info("%s: %s", path, result.summary())
     write_result(workdir, result, path, data.eval_split, split.class_names, experiment.to_dict()["data"])
     return result

@@ -149,9 +149,9 @@ class Evaluator:
         )
 
 
-def for_inference(model: ViViT, experiment: Experiment) -> ViViT:
+def for_inference(model: Any, experiment: Experiment) -> Any:
     """Returns the model with the compute dtype of `config.evaluation.dtype`."""
-    return ViViT(inference.inference_config(model.config, experiment.evaluation.dtype))
+    return model.clone(config=inference.inference_config(model.config, experiment.evaluation.dtype))
 
 
 def open_batches(split: Any, spec: Any, views: tuple[int, int], experiment: Experiment, mesh: Any) -> Batches:

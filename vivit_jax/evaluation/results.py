@@ -43,6 +43,8 @@ class Result:
     dtype: str = "float32"  # of the compute
     predictions: per_video.Predictions | None = None
     by_views: tuple[ViewAblation, ...] = ()  # by rising number of temporal views; empty with a single one
+    # Of masked pretraining, uint8 [clips, 3, n_t, H, W, C]: original, masked, reconstructed
+    reconstructions: np.ndarray | None = None
     # {multi-label head: float [C]}; NaN for a class without a video
     average_precision: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -57,6 +59,7 @@ class Result:
         """Returns one line with the accuracies, videos and views."""
         names = ("top1", "top5", metrics.MEAN_AVERAGE_PRECISION)
         shares = ", ".join(f"{name} {value:.1%}" for name, value in self.scalars.items() if name.endswith(names))
+        shares = shares or f"masked loss {self.scalars['loss']:.4f}"
         unreadable = f", {self.unreadable} unreadable" if self.unreadable else ""
         repeated = f", of which {self.repeated_views} videos have fewer" if self.repeated_views else ""
         total = f" of {self.split_size}" if self.counted + self.unreadable < self.split_size else ""
@@ -100,6 +103,9 @@ def write_result(
     (workdir / RESULT_FILE).write_text(json.dumps(finite_or_none(content), indent=1))
     if result.predictions is not None:
         per_video.write(workdir / per_video.FILE, result.predictions, class_names)
+    if result.reconstructions is not None:
+        with plots.optional("the reconstructions"):
+            plots.save(plots.reconstructions(result.reconstructions, split), workdir / plots.RECONSTRUCTIONS)
     for head, matrix in result.confusion.items():
         with plots.optional(f"the confusion matrix of {head}"):
             figure = plots.confusion_matrix(matrix, class_names[head], f"{head}, {split}")

@@ -165,8 +165,11 @@ class Encoder(nn.Module):
     remat: str | None = None  # what the backward pass recomputes; None: `config.remat`
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [B, ..., N, d], or [B, n_t, n_s, d] with `token_axes=2`, to the same shape; N + 1 with a class token."""
+    def __call__(self, x: jax.Array, kept: jax.Array | None = None) -> jax.Array:
+        """Maps [B, ..., N, d], or [B, n_t, n_s, d] with `token_axes=2`, to the same shape; N + 1 with a class token.
+
+        `kept` (int [B, ..., M], or with axes of length 1): the layers see only these of the N tokens: [B, ..., M, d].
+        """
         config = self.config
         wide = config.param_dtype
         x = _constrain(x, self.logical_axes)  # [B, ..., N, d]
@@ -178,6 +181,9 @@ class Encoder(nn.Module):
         shape = (math.prod(grid_shape), config.hidden_size)
         position = self.param("position_embedding", nn.initializers.normal(stddev=0.02), shape, wide)
         x = x + position.astype(x.dtype).reshape(*grid_shape, config.hidden_size)  # eq. 1
+        if kept is not None:  # and the class token
+            kept = jnp.pad(kept + 1, [(0, 0)] * (kept.ndim - 1) + [(1, 0)]) if self.class_token else kept
+            x = _constrain(jnp.take_along_axis(x, kept[..., None], axis=-2), self.logical_axes)
         x = nn.Dropout(config.dropout_rate, deterministic=self.deterministic)(x)
         if config.residual_dtype is not None:
             x = x.astype(config.residual_dtype)

@@ -21,6 +21,16 @@ def uniform_frame_indices(num_frames: int, num_sampled: int) -> np.ndarray:
     return np.minimum(np.round(times).astype(int), num_frames - 1)
 
 
+def patches(video: jax.Array, config: ViViTConfig) -> jax.Array:
+    """Cuts clips [B, T, H, W, C] into the tubelets or patches that are embedded: [B, n_t, n_h, n_w, t h w C]."""
+    (n_t, n_h, n_w), (_, h, w) = config.grid, config.tubelet_size
+    if config.tokenizer == "uniform_frames":
+        video = video[:, uniform_frame_indices(config.num_frames, n_t)]  # [B, n_t, H, W, C]
+    t = video.shape[1] // n_t
+    x = video.reshape(-1, n_t, t, n_h, h, n_w, w * config.in_channels)  # pixels of a patch row stay together
+    return x.transpose(0, 1, 3, 5, 2, 4, 6).reshape(-1, n_t, n_h, n_w, t * h * w * config.in_channels)
+
+
 class Tokenizer(nn.Module):
     """Section 3.2, embedding of a clip as a grid of tokens: each tubelet or patch is projected linearly to d.
 
@@ -37,15 +47,10 @@ class Tokenizer(nn.Module):
     def __call__(self, video: jax.Array) -> jax.Array:
         """Embeds clips [B, T, H, W, C] in [-1, 1] as [B, n_t, n_h, n_w, d]."""
         config = self.config
-        (n_t, n_h, n_w), (t, h, w) = config.grid, config.tubelet_size
-        channels, d, dtype = config.in_channels, config.hidden_size, config.param_dtype
-        kernel_shape: tuple[int, ...] = (t, h, w, channels, d)
-        if config.tokenizer == "uniform_frames":
-            video = video[:, uniform_frame_indices(config.num_frames, n_t)]  # [B, n_t, H, W, C]
-            t, kernel_shape = 1, (h, w, channels, d)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), kernel_shape, dtype)
+        (t, h, w), channels = config.tubelet_size, config.in_channels
+        d, dtype = config.hidden_size, config.param_dtype
+        shape = (t, h, w, channels, d) if config.tokenizer == "tubelet" else (h, w, channels, d)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (d,), dtype)
-        x = video.astype(dtype).reshape(-1, n_t, t, n_h, h, n_w, w * channels)  # pixels of a patch row stay together
-        # Tubelets, [B, n_t, n_h, n_w, t h w C].
-        x = x.transpose(0, 1, 3, 5, 2, 4, 6).reshape(-1, n_t, n_h, n_w, t * h * w * channels)
+        x = patches(video.astype(dtype), config)
         return x @ kernel.astype(dtype).reshape(-1, d) + bias.astype(dtype)  # [B, n_t, n_h, n_w, d]

@@ -1,6 +1,5 @@
 """ViViT (section 3): Models 1 to 4 and the average-pool baseline, from a clip to logits."""
 
-import functools
 import math
 from typing import Any
 
@@ -50,25 +49,23 @@ class ViViT(nn.Module):
         (n_t, n_h, n_w), d = config.grid, config.hidden_size
         n_s = n_h * n_w
         token = config.classifier == "token"
-        encoder = functools.partial(Encoder, config, deterministic=not train, sow_attention=sow_attention)
         out = {}
 
         x = Tokenizer(config, name="tokenizer")(video).reshape(-1, n_t, n_s, d)  # [B, n_t, n_s, d]
+        first = patch_encoder(config, deterministic=not train, sow_attention=sow_attention)
         if config.attention == "spatiotemporal":  # Model 1
-            x = x.reshape(-1, n_t * n_s, d)  # [B, N, d]
-            x = encoder(config.num_layers, token, logical_axes=("tokens",), name="encoder")(x)  # [B, 1 + N, d]
+            x = first(x.reshape(-1, n_t * n_s, d))  # [B, 1 + N, d]
             class_token = token
         elif config.attention == "factorised_encoder":  # Model 2
-            spatial = encoder(config.num_layers, token, logical_axes=("time", None), name="spatial_encoder")
-            x = out["spatial_tokens"] = spatial(x)  # [B, n_t, 1 + n_s, d]
+            x = out["spatial_tokens"] = first(x)  # [B, n_t, 1 + n_s, d]
             x = _pool(x, token)  # [B, n_t, d]
             if config.temporal_layers:
-                temporal = encoder(config.temporal_layers, token, remat=config.remat_temporal, name="temporal_encoder")
+                options = {"deterministic": not train, "sow_attention": sow_attention, "remat": config.remat_temporal}
+                temporal = Encoder(config, config.temporal_layers, token, name="temporal_encoder", **options)
                 x = temporal(x)  # [B, 1 + n_t, d]
             class_token = token and config.temporal_layers > 0
         else:  # Models 3 and 4
-            layers = encoder(config.num_layers, False, token_axes=2, logical_axes=("time", None), name="encoder")
-            x = layers(x).reshape(-1, n_t * n_s, d)  # [B, N, d]
+            x = first(x).reshape(-1, n_t * n_s, d)  # [B, N, d]
             class_token = False
         out["tokens"] = x
         x = _pool(x, class_token)  # [B, d]
@@ -100,16 +97,30 @@ class ViViT(nn.Module):
             raise ValueError('train=True with dropout or stochastic depth needs rngs={"dropout": key} in apply')
 
 
+def patch_encoder(config: ViViTConfig, **options: Any) -> Encoder:
+    """Returns the encoder that sees the patches, inside a module; `options` are those of `Encoder`.
+
+    Model 1: of all tokens [B, N, d]; Model 2: of frames, [B, n_t, n_s, d]; Models 3, 4: of the grid [B, n_t, n_s, d].
+    """
+    token = config.classifier == "token"
+    if config.attention == "spatiotemporal":
+        return Encoder(config, config.num_layers, token, logical_axes=("tokens",), name="encoder", **options)
+    options |= {"logical_axes": ("time", None)}
+    if config.attention == "factorised_encoder":
+        return Encoder(config, config.num_layers, token, name="spatial_encoder", **options)
+    return Encoder(config, config.num_layers, False, token_axes=2, name="encoder", **options)
+
+
 def _pool(x: jax.Array, class_token: bool) -> jax.Array:
     """Pools tokens, [..., N, d] -> [..., d]: takes the class token, which is the first, or the mean of all tokens."""
     return x[..., 0, :] if class_token else x.mean(axis=-2)
 
 
-def abstract_params(config: ViViTConfig) -> Any:
-    """Returns the model's parameter tree as `jax.ShapeDtypeStruct`, without allocating memory."""
+def abstract_params(config: ViViTConfig, model: nn.Module | None = None) -> Any:
+    """Returns the parameter tree of a model, default `ViViT(config)`, as `jax.ShapeDtypeStruct`, without memory."""
     video = jax.ShapeDtypeStruct((1, *config.video_shape), jnp.float32)
     with jax.enable_x64(config.dtype == "float64" or jax.config.jax_enable_x64):
-        return jax.eval_shape(ViViT(config).init, jax.random.key(0), video)["params"]
+        return jax.eval_shape((model or ViViT(config)).init, jax.random.key(0), video)["params"]
 
 
 def count_parameters(config: ViViTConfig) -> int:

@@ -81,7 +81,7 @@ def restore(experiment: Experiment, checkpoint: epath.PathLike, mesh: Any, which
     except checkpointing.CheckpointError:
         pass  # not a checkpoint of a run
     else:
-        model, params, _, path = restore_for_inference(checkpoint, mesh, which=which)
+        model, params, _, path = restore_for_inference(checkpoint, mesh, which=which, encoder=True)
         return model, params, str(path)
     # Without heads, as the features come before them.
     options = dataclasses.replace(experiment.init_from, path=str(checkpoint), head="reinit")

@@ -14,6 +14,7 @@ from vivit_jax.evaluation import metrics
 from vivit_jax.evaluation.predictions import LABEL_SEPARATOR
 from vivit_jax.report import animations, figures
 from vivit_jax.report.load import Run, Series, Video
+from vivit_jax.utils import plots
 
 NUM_CLIPS = 6  # best, and as many worst
 NUM_CONFUSIONS = 10
@@ -44,7 +45,7 @@ def render(run: Run) -> str:
     environment.filters |= {"metric": _metric, "percent": "{:.1%}".format, "thousands": "{:,}".format, "repr": repr}
     model, data = run.config.get("model", {}), run.config.get("data", {})
     subtitle = (model.get("name"), (model.get("attention") or "").replace("_", " "), data.get("name"))
-    parameters, scalars = run.parameters(), _scalars(run)
+    parameters, scalars, picture = run.parameters(), _scalars(run), run.workdir / plots.RECONSTRUCTIONS
     return environment.get_template("report.html.j2").render(
         run=run,
         title=run.workdir.name,
@@ -52,6 +53,7 @@ def render(run: Run) -> str:
         tiles=_tiles(run, scalars),
         scalars=scalars,
         curves=_curves(run.series),
+        reconstructions=figures.data_uri(picture.read_bytes(), "image/png") if picture.exists() else "",
         heads=[_head(run, head, rows) for head, rows in run.evaluation.get("classes", {}).items()],
         clips=_clips(run),
         views=_views(run.evaluation.get("by_temporal_views", [])),

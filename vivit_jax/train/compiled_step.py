@@ -154,7 +154,7 @@ def memory_key(experiment: Experiment, num_heads: int, device: str) -> str:
     devices to compile for.
     """
     fields = experiment.to_dict()
-    relevant = [fields[name] for name in ("model", "augment", "mesh", "batch_size")]
+    relevant = [fields[name] for name in ("model", "augment", "mesh", "batch_size", "pretrain")]
     relevant.append({name: fields["optimizer"][name] for name in _MEMORY_FIELDS})
     text = json.dumps([relevant, num_heads, device, jax.__version__], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -84,7 +84,10 @@ def init_from_weights(
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / REPORT_FILE).write_text(f"{converted.report}\n")
-    return program.state_from_params(converted.params)
+    params = converted.params
+    if experiment.pretraining:  # the decoder of masked pretraining is new
+        params |= {name: of for name, of in program.init_state(experiment.seed).params.items() if name not in params}
+    return program.state_from_params(params)
 
 
 def fill_missing_state(program: TrainProgram, state: TrainState) -> TrainState:

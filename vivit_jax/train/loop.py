@@ -198,6 +198,7 @@ def make_hooks(setup: TrainSetup, writer: Any, progress: Any, batches: Any, work
     experiment = setup.experiment
     flops = throughput.model_flops(setup.program.model.config, experiment.batch_size)
     peak = experiment.peak_flops or throughput.peak_flops(jax.devices()[0].device_kind)
+    peak = None if experiment.pretraining else peak  # the FLOPs with masked tokens are not counted
     speed = throughput.Throughput(experiment.batch_size, jax.device_count(), flops, peak)
     metrics = TrainMetrics(writer, speed, experiment.log_every_steps)
     skipped = SkippedSteps(experiment.guard.max_consecutive, setup.train_set, workdir, setup.checkpoint_metadata)

@@ -21,8 +21,9 @@ from vivit_jax.data import pipeline
 from vivit_jax.data.open import open_data
 from vivit_jax.data.records.split import RecordSplit
 from vivit_jax.data.selection.sampling import ClipSpec
-from vivit_jax.data.selection.training_set import TrainingSet
+from vivit_jax.data.selection.training_set import TrainingSet, relabel
 from vivit_jax.evaluation.evaluator import Evaluator
+from vivit_jax.evaluation.masked import MaskedEvaluator
 from vivit_jax.evaluation.metrics import accuracy_names, scalar_name
 from vivit_jax.train import resumed_data
 from vivit_jax.train_step import TrainProgram
@@ -65,6 +66,8 @@ class TrainSetup:
 
     def is_sound(self, losses: Iterable[float]) -> bool:
         """Returns whether losses, of a step or of an evaluation, are at most ten times that of guessing; NaN is not."""
+        if self.experiment.pretraining:  # guessing the mean of each tubelet's pixels has 1
+            return all(loss <= 10 for loss in losses)
         config, heads = self.experiment.loss, self.train_set.heads
         guess = {head: math.log(n) if config.name == "softmax" else n * math.log(2) for head, n in heads.items()}
         limit = 10 * sum(max(weight, 1.0) * guess[head] for head, weight in config.weights(heads).items())
@@ -103,10 +106,11 @@ class TrainSetup:
         batch = {**abstract_batch(self.program.model.config, clips), "label": labels}
         return sharding.abstract_like(batch, jax.tree.map(lambda _: sharding.batch_sharding(self.mesh), batch))
 
-    def make_evaluator(self, num_videos: int | None, on_training_set: bool = False) -> Evaluator:
+    def make_evaluator(self, num_videos: int | None, on_training_set: bool = False) -> Evaluator | MaskedEvaluator:
         """Returns the evaluation on so many videos of `eval_set`, None for all."""
         data = self.train_set.splits[0] if on_training_set else self.eval_set, self.clip_spec
-        return Evaluator(self.program.model, self.mesh, self.experiment, *data, videos=num_videos)
+        kind = MaskedEvaluator if self.experiment.pretraining else Evaluator
+        return kind(self.program.model, self.mesh, self.experiment, *data, videos=num_videos)
 
 
 def set_up(experiment: Experiment, workdir: epath.PathLike) -> TrainSetup:
@@ -121,12 +125,18 @@ def set_up(experiment: Experiment, workdir: epath.PathLike) -> TrainSetup:
 
     # Data.
     train_set, eval_set = open_data(experiment.data)
+    if experiment.pretraining:
+        train_set, eval_set = train_set.relabelled({}), relabel(eval_set, {})
+    elif not train_set.heads:
+        way_out = "give them labels (docs/data.md), or pretrain a model on them with config.pretrain.mask_ratio=0.9"
+        raise ConfigError(f"the videos of {experiment.data.name} have no labels: {way_out}")
     checkpoint_metadata = checkpointing.latest_metadata(workdir)
     if checkpoint_metadata is not None:
         resumed_data.check_batch_size(experiment, checkpoint_metadata)
         train_set, eval_set = resumed_data.follow(train_set, eval_set, experiment.data, checkpoint_metadata)
     check_best_metric(experiment, eval_set.heads, eval_set.multi_label)
-    experiment.loss.weights(train_set.heads)  # raises for heads that do not exist
+    if not experiment.pretraining:
+        experiment.loss.weights(train_set.heads)  # raises for heads that do not exist
     total_steps = experiment.total_steps(train_set.num_videos)
     steps_per_epoch = experiment.steps_per_epoch(train_set.num_videos)
 
@@ -165,7 +175,7 @@ def check_best_metric(
     experiment: Experiment, heads: Mapping[str, int], multi_label: frozenset[str] = frozenset()
 ) -> None:
     """Raises ConfigError unless the evaluation of a data set measures `checkpoint.best_metric`."""
-    measured = accuracy_names(heads, multi_label) + [scalar_name(head, "loss", heads) for head in heads]
+    measured = accuracy_names(heads, multi_label) + [scalar_name(head, "loss", heads) for head in heads] or ["loss"]
     if experiment.optimizer.ema_decay:
         measured += [EMA + name for name in measured]
     name = experiment.checkpoint.best_metric

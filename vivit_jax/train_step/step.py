@@ -78,6 +78,7 @@ def make_train_step(
     ema_decay: float = 0.0,
     sam_rho: float = 0.0,
     norms_by_part: bool = False,
+    pretraining: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Makes the train step: a pure function `(state, batch) -> (state, metrics)`, ready for `jax.jit`.
 
@@ -92,6 +93,7 @@ def make_train_step(
         the whole batch, except that each microbatch has its own dropout and stochastic depth.
       ema_decay, sam_rho: see `update_ema` and `gradients.sam_perturb`; 0: off.
       norms_by_part: log norms also for each top-level module of the model.
+      pretraining: `apply_fn` returns {"loss": [B], ...} instead of logits; labels are not used.
 
     Returns:
       The train step. `batch`: `video` uint8 [B, T, H, W, 3], `label` {head: int32 [B], or with the sigmoid loss float
@@ -117,8 +119,10 @@ def make_train_step(
 
         def loss_fn(params: Any, rows: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
             video = rows["video"] if augment.mixes else normalise(rows["video"])
-            logits = as_heads(apply_fn({"params": params}, video, train=True, rngs={"dropout": key}))
-            return batch_loss(logits, rows, num_clips, loss, label_smoothing)
+            out = apply_fn({"params": params}, video, train=True, rngs={"dropout": key})
+            if pretraining:
+                return masked_mean(out["loss"], rows["mask"], num_clips), {}
+            return batch_loss(as_heads(out), rows, num_clips, loss, label_smoothing)
 
         # Augmentation, loss and gradients, in microbatches.
         rows = augment_batch(key, batch, augment)

@@ -22,6 +22,7 @@ from vivit_jax.utils import storage, terminal
 Figure = Any  # matplotlib.figure.Figure
 # With more classes, names and numbers would be illegible and are left out.
 MOST_NAMED_CLASSES = 40
+RECONSTRUCTIONS = "pictures/reconstructions.png"  # in a workdir
 
 
 def pyplot() -> Any:
@@ -139,6 +140,20 @@ def training_curves(series: Mapping[str, Sequence[tuple[int, float]]], title: st
         if label == "accuracy":
             axes.set_ylim(0, 1.02)
     figure.suptitle(readable(title))
+    return figure
+
+
+def reconstructions(clips: np.ndarray, title: str) -> Figure:
+    """Draws original, masked and reconstructed clips of masked pretraining, uint8 [clips, 3, n_t, H, W, C]."""
+    shown = np.linspace(0, clips.shape[2] - 1, min(8, clips.shape[2])).astype(int)
+    rows = np.concatenate(np.moveaxis(clips[:, :, shown], 2, 0), axis=-2)  # [clips, 3, H, n W, C]
+    picture = np.concatenate(rows.reshape(-1, *rows.shape[2:]))
+    width = 1.2 * len(shown)  # inches
+    figure, axes = pyplot().subplots(figsize=(width, 0.4 + width * len(picture) / picture.shape[1]))
+    axes.imshow(picture, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(readable(title), fontsize=8)
+    figure.tight_layout(pad=0.3)
     return figure
 
 

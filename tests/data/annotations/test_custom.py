@@ -86,7 +86,7 @@ def test_class_named_test(tmp_path):
             ["train/a/x.mp4", "val/a/y.mp4", "validation/a/y.mp4"],
             "several folders for one split: train, val",
         ),
-        (["train/x.mp4"], "train/x.mp4 is in no folder of a class; the layout is split/class/video"),
+        (["train/x.mp4", "train/a/y.mp4"], "train/x.mp4 is in no folder of a class; the layout is split/class/video"),
         (["a/x.mp4", "y.mp4"], "y.mp4 is in no folder of a class; the layout is class/video"),
         (["train/a/x.mp4", "val/b/y.mp4"], "val/b/y.mp4: label 'b' has no training video"),
     ],
@@ -94,6 +94,15 @@ def test_class_named_test(tmp_path):
 def test_folder_errors(tmp_path, names, message):
     with pytest.raises(annotations.AnnotationError, match=message):
         annotations.read(FOLDER, touch(tmp_path, *names))
+
+
+@pytest.mark.parametrize("names", [["x.mp4", "y.mp4", "z.mp4"], ["train/x.mp4", "train/y.mp4", "val/z.mp4"]])
+def test_videos_in_no_folder_of_a_class_have_no_labels(tmp_path, names):
+    result = annotations.read(FOLDER, touch(tmp_path, *names))
+    assert (dict(result.class_names), [row.labels for rows in result.rows.values() for row in rows]) == ({}, [{}] * 3)
+    assert [len(result.rows[split]) for split in ("train", "validation")] == [2, 1]
+    assert "the 3 videos" in result.notes[0]
+    assert "have no labels" in result.notes[0]
 
 
 def test_no_videos(tmp_path):

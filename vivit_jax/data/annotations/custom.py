@@ -50,7 +50,8 @@ class _Entry:
 def read_folder(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
     """Reads a folder per class: `train/{class}/*` and `val/{class}/*`, or `{class}/*` without splits.
 
-    A class includes the videos of folders below its own. Other files and hidden files are ignored.
+    A class includes the videos of folders below its own. Other files and hidden files are ignored. Where no video is in
+    a folder of a class, `*` or `train/*` and `val/*`, they have no labels.
     """
     folders = [name for name in storage.names(folder) if not name.startswith(".") and (folder / name).is_dir()]
     split_of = {name: parsing.SPLITS[name.lower()] for name in folders if name.lower() in parsing.SPLITS}
@@ -69,21 +70,23 @@ def read_folder(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
     if not listing.videos:
         others = f"no video in {folder}, but {listing.others()}.\n" if listing.left_alone else ""
         raise MissingDataError(others + missing_message(dataset, videos=folder))
-    entries = []
-    for file in listing.videos:
-        path = os.path.relpath(file, folder)
+    entries, paths = [], [os.path.relpath(file, folder) for file in listing.videos]
+    unlabelled = all(path.count(os.sep) < depth for path in paths)
+    notes = [f"{folder}: the {len(paths)} videos are in no folders of classes: they have no labels"] * unlabelled
+    for file, path in zip(listing.videos, paths, strict=True):
         parts = terminal.printable(path).split(os.sep)
-        if len(parts) <= depth:
+        if len(parts) <= depth and not unlabelled:
             hint = f"; a video of pictures needs a folder of its own, {layout}/00001.jpg"
             layout += hint if file in listing.frame_folders else ""
             raise AnnotationError(f"{folder}: {'/'.join(parts)} is in no folder of a class; the layout is {layout}")
-        entries.append(_Entry(path, {"label": (parts[depth - 1],)}, f"{folder}, {path}", split_of.get(parts[0])))
+        labels = {} if unlabelled else {"label": (parts[depth - 1],)}
+        entries.append(_Entry(path, labels, f"{folder}, {path}", split_of.get(parts[0])))
     with_videos = {tuple(entry.path.split(os.sep)[:depth]) for entry in entries}
     all_classes = [(name,) for name in folders]
     if split_of:
         all_classes = [(split, name) for split in folders for name in storage.names(folder / split) if name[0] != "."]
     empty = [folder.joinpath(*parts) for parts in all_classes if parts not in with_videos]
-    notes = [f"{path}: no video in this folder of a class" for path in empty if path.is_dir()]
+    notes += [f"{path}: no video in this folder of a class" for path in empty if path.is_dir()]
     return _annotations(folder, entries, notes)
 
 

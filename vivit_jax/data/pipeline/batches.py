@@ -140,7 +140,7 @@ def train_batches(
     shape = [spec.num_frames, *(region or spec.image_size), 3]
 
     # Flips that swap labels: videos with a class that has no mirror image are never flipped.
-    swap = spec.flip_probability > 0 and spec.flip_labels == "swap"
+    swap = spec.flip_probability > 0 and spec.flip_labels == "swap" and bool(train_set.heads)
     mirrors = {head: mirror.classes(names) for head, names in train_set.class_names.items()}
     may_flip = np.concatenate([mirror.may_flip(s.labels, mirrors) for s in train_set.splits]) if swap else None
 
