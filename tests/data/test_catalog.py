@@ -1,16 +1,20 @@
 """The catalog entries, and the names of custom data sets."""
 
 import json
+import runpy
+import sys
 
 import pytest
 
 from vivit_jax.data import annotations, catalog
 
 
-def test_entries_are_complete():
-    text = catalog.table()
+def test_entries_are_complete(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["catalog"])
+    runpy.run_path(catalog.__file__, run_name="__main__")
+    text = capsys.readouterr().out
     for name, dataset in catalog.DATASETS.items():
-        assert f"{name}: {dataset.title}" in text
+        assert f'[{name}]\ntitle = "{dataset.title}"' in text
         assert dataset.annotation_format in annotations.READERS
         assert "label" in dataset.heads or len(dataset.heads) > 1
         assert {"train", "validation"} <= set(dataset.annotation_files) & set(dataset.splits)

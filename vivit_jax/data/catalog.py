@@ -52,31 +52,16 @@ def _kinetics_files(classes: int, splits: Iterable[str]) -> dict[str, list[str]]
     return file_names
 
 
-def _load() -> dict[str, DatasetInfo]:
-    entries = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-    for entry in entries.values():
-        if entry["annotation_format"] == "kinetics_csv":
-            entry["annotation_files"] = _kinetics_files(entry["heads"]["label"], entry["splits"])
-    return {name: DatasetInfo(name, **entry) for name, entry in entries.items()}
-
-
-DATASETS: Mapping[str, DatasetInfo] = _load()
+_TEXT = Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
+_ENTRIES = tomllib.loads(_TEXT)
+# Kind of a custom data set -> (layout of the videos, annotation files), texts for messages.
+CUSTOM_KINDS = {kind: (of_kind["videos"], of_kind["annotations"]) for kind, of_kind in _ENTRIES.pop("custom").items()}
+for _entry in _ENTRIES.values():
+    if _entry["annotation_format"] == "kinetics_csv":
+        _entry["annotation_files"] = _kinetics_files(_entry["heads"]["label"], _entry["splits"])
+DATASETS: Mapping[str, DatasetInfo] = {name: DatasetInfo(name, **entry) for name, entry in _ENTRIES.items()}
 
 _CUSTOM_SOURCE = "your files"
-# Kind of a custom data set -> (layout of the videos, annotation files).
-CUSTOM_KINDS: Mapping[str, tuple[str, str]] = {
-    "folder": (
-        "train/{class}/*.mp4 and val/{class}/*.mp4 (or validation/, test/); without such folders {class}/*.mp4, of "
-        "which a tenth, by a hash of the name, is the validation split",
-        "none: the folders are the labels",
-    ),
-    "csv": (
-        "the paths in the CSV, absolute or under the videos' folder",
-        "one .csv with a header: path,label[,start,end,split]; label_VERB, label_NOUN, ... for several heads; with "
-        "--label_separator=';' (or '|') for multi-label heads. Or lists without a header, `path label`; or train.csv, "
-        "val.csv, test.csv",
-    ),
-}
 LABEL_SEPARATORS = (";", "|")
 _CUSTOM_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
@@ -139,28 +124,6 @@ def of_records(name: str, folder: storage.PathLike) -> DatasetInfo:
     return dataclasses.replace(dataset, **built_with) if built_with else dataset
 
 
-def table() -> str:
-    """Returns the catalog as text, one block per data set."""
-
-    def block(title: str, **lines: str) -> str:
-        return "\n".join([title, *(f"  {key.replace('_', ' '):13}{value}" for key, value in lines.items())])
-
-    def counts(numbers: Mapping[str, int]) -> str:
-        return ", ".join(f"{name} {count:,}" for name, count in numbers.items())
-
-    blocks = []
-    for dataset in DATASETS.values():
-        files = (*dataset.annotation_files.values(), *dataset.class_files.values())
-        names = f"{', '.join(dict.fromkeys(of_split[0] for of_split in files))} ({dataset.annotation_format})"
-        lines = {"classes": counts(dataset.heads), "published": counts(dataset.splits), "annotations": names}
-        lines |= {"videos": dataset.video_layout, "short_side": str(dataset.short_side), "source": dataset.source}
-        blocks.append(block(f"{dataset.name}: {dataset.title}", **lines))
-    for kind, (layout, files) in CUSTOM_KINDS.items():
-        title = f"{kind}: a custom data set, --dataset={kind} --name=NAME"
-        blocks.append(block(title, classes="counted", annotations=files, videos=layout))
-    return "\n\n".join(blocks)
-
-
 if __name__ == "__main__":
     argparse.ArgumentParser(prog="python -m vivit_jax.data.catalog", description="Lists the data sets.").parse_args()
-    print(table())
+    print(_TEXT, end="")

@@ -150,14 +150,9 @@ def write(
                 on_file(file)
         shard.positions = indexing.record_positions(partial)
         num_bytes = storage.size(partial)
-    metadata = {
-        "bytes": num_bytes,
-        "videos": [dataclasses.asdict(video) for video in shard.videos],
-        "positions": shard.positions.tolist(),
-        "rejects": shard.rejects,
-        "varying": shard.varying,
-        "repaired": shard.repaired,
-    }
+    metadata = {name: getattr(shard, name) for name in ("rejects", "varying", "repaired")}
+    metadata |= {"bytes": num_bytes, "positions": shard.positions.tolist()}
+    metadata["videos"] = [dataclasses.asdict(video) for video in shard.videos]
     # The metadata comes last: a shard with metadata is complete.
     storage.write(shard.metadata_path(staging), json.dumps(metadata))
     shard.done = True

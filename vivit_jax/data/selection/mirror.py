@@ -12,15 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 NONE = -1
-_PAIRS = (
-    ("left", "right"),
-    ("leftward", "rightward"),
-    ("leftwards", "rightwards"),
-    ("leftmost", "rightmost"),
-    ("clockwise", "counterclockwise"),
-)
+_PAIRS = {f"left{end}": f"right{end}" for end in ("", "ward", "wards", "most")} | {"clockwise": "counterclockwise"}
 # Word -> its opposite.
-WORDS: Mapping[str, str] = dict(_PAIRS) | {second: first for first, second in _PAIRS}
+WORDS: Mapping[str, str] = _PAIRS | {second: first for first, second in _PAIRS.items()}
 _ONE_WORD = re.compile(r"\b(?:counter|anti)[\W_]?clockwise\b")
 
 
