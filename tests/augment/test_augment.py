@@ -11,8 +11,8 @@ import scipy.stats
 from PIL import Image, ImageEnhance, ImageOps
 
 from vivit_jax import sharding
-from vivit_jax.augment import AugmentConfig, augment_pixels, colours, mixing, rand_augment
-from vivit_jax.augment.erasing import clip_keys
+from vivit_jax.augment import AugmentConfig, augment_pixels, pixels, rand_augment
+from vivit_jax.augment.pixels import clip_keys
 from vivit_jax.config.experiment import ConfigError, Experiment, default_config
 from vivit_jax.train_step import TrainState, make_train_step, normalise
 
@@ -130,20 +130,20 @@ def test_colour_jitter_matches_tensorflow(clip):
             y = tf.image.adjust_saturation(y, saturation)
             y = tf.image.adjust_contrast(y, contrast)
             y = np.clip(tf.image.adjust_hue(y, hue), 0, 1)
-            got = colours.jitter_colours(
+            got = pixels.jitter_colours(
                 jnp.asarray(x), brightness=brightness, saturation=saturation, contrast=contrast, hue=hue
             )
             np.testing.assert_allclose(got, y, atol=2e-5)
-        np.testing.assert_allclose(colours.to_grey(x), np.tile(tf.image.rgb_to_grayscale(x), (1, 1, 1, 3)), atol=1e-6)
+        np.testing.assert_allclose(pixels.to_grey(x), np.tile(tf.image.rgb_to_grayscale(x), (1, 1, 1, 3)), atol=1e-6)
 
 
 def test_hue_and_saturation_match_hsv():
-    pixels = np.random.default_rng(1).uniform(size=(300, 3))
+    values = np.random.default_rng(1).uniform(size=(300, 3))
     for turns, factor in ((0.15, 0.7), (-0.2, 1.9), (0.75, 1.0)):
         expected = []
-        for h, s, v in (colorsys.rgb_to_hsv(*p) for p in pixels):
+        for h, s, v in (colorsys.rgb_to_hsv(*p) for p in values):
             expected.append(colorsys.hsv_to_rgb((h + turns) % 1.0, min(1.0, s * factor), v))
-        got = colours.adjust_hue(colours.adjust_saturation(jnp.asarray(pixels, jnp.float32), factor), turns)
+        got = pixels.adjust_hue(pixels.adjust_saturation(jnp.asarray(values, jnp.float32), factor), turns)
         np.testing.assert_allclose(got, expected, atol=3e-6)
 
 
@@ -170,7 +170,7 @@ def test_only_enabled_operations_are_applied(synthetic):
     video = jnp.asarray(np.stack([synthetic] * 4))
     assert augment_pixels(jax.random.key(0), video, AugmentConfig(mixup=0.3)) is video
     grey = augment_pixels(jax.random.key(0), video, AugmentConfig(grayscale_probability=1.0))
-    np.testing.assert_allclose(grey[..., 1], np.asarray(video, np.float32) @ np.array(colours.GREY), atol=1e-3)
+    np.testing.assert_allclose(grey[..., 1], np.asarray(video, np.float32) @ np.array(pixels.GREY), atol=1e-3)
     layers_alone = jax.eval_shape(
         lambda v: augment_pixels(jax.random.key(0), v, AugmentConfig(rand_augment_layers=1)), video
     )
@@ -180,14 +180,14 @@ def test_only_enabled_operations_are_applied(synthetic):
 def test_mixup_weights_follow_the_beta_distribution():
     mask = jnp.array([1, 1, 1, 0, 1])
     keys = jax.random.split(jax.random.key(0), 2000)
-    weights = np.asarray(jax.vmap(lambda key: mixing.mixup_weights(key, mask, 0.3))(keys))
+    weights = np.asarray(jax.vmap(lambda key: pixels.mixup_weights(key, mask, 0.3))(keys))
     np.testing.assert_array_equal(weights[:, 2], 1.0)  # its partner is padding
     np.testing.assert_array_equal(weights[:, 0], weights[:, 1])  # one draw for the batch
     assert scipy.stats.kstest(weights[:, 0], scipy.stats.beta(0.3, 0.3).cdf).pvalue > 1e-3
     values = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
     partner = values[[1, 0, 3, 2, 4]]
     w = weights[0][:, None, None]
-    np.testing.assert_allclose(mixing.mix(values, weights[0]), w * values + (1 - w) * partner, atol=1e-6)
+    np.testing.assert_allclose(pixels.mix(values, weights[0]), w * values + (1 - w) * partner, atol=1e-6)
 
 
 def recorded_step(batch, config, label_smoothing=0.0, step=0):

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from vivit_jax.augment import AugmentConfig, augment_pixels
-from vivit_jax.augment.erasing import clip_keys, erase, erased_box
+from vivit_jax.augment.pixels import clip_keys, erase, erased_box
 
 SIZE = (90, 120)
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from vivit_jax import sharding
-from vivit_jax.augment import AugmentConfig, mix_clips, mixing
+from vivit_jax.augment import AugmentConfig, mix_clips, pixels
 
 SIZE, PIXELS = (12, 20), 240
 PARTNERS = np.array([1, 0, 3, 2, 5, 4, 7, 6])
@@ -82,7 +82,7 @@ def test_clip_with_padding_partner_is_not_mixed(drawn):
 def test_cutmix_box_matches_the_authors_code():
     """rand_bbox of clovaai/CutMix-PyTorch's train.py, in NumPy, for every centre."""
     height, width = SIZE
-    run = jax.jit(jax.vmap(lambda key, share: mixing.cutmix_box(key, SIZE, share), in_axes=(0, None)))
+    run = jax.jit(jax.vmap(lambda key, share: pixels.cutmix_box(key, SIZE, share), in_axes=(0, None)))
     keys = jax.random.split(jax.random.key(0), 4000)
     for share in (0.0, 0.3, 0.77, 1.0):
         actual = np.asarray(run(keys, jnp.float32(share)))
@@ -101,8 +101,8 @@ def test_cutmix_box_matches_the_authors_code():
 
 def test_mixup_alone_is_the_published_one():
     mixed, shares = mix_clips(jax.random.key(3), VIDEO, MASK, AugmentConfig(mixup=0.3))
-    np.testing.assert_array_equal(shares, mixing.mixup_weights(jax.random.key(3), MASK, 0.3))
-    np.testing.assert_array_equal(mixed, mixing.mix(VIDEO, shares))
+    np.testing.assert_array_equal(shares, pixels.mixup_weights(jax.random.key(3), MASK, 0.3))
+    np.testing.assert_array_equal(mixed, pixels.mix(VIDEO, shares))
 
 
 def test_nothing_is_mixed_if_both_are_off():

@@ -8,11 +8,8 @@ global batch: a run is the same on any mesh, and pixels stay on their devices.
 import jax
 
 from vivit_jax.augment import rand_augment
-from vivit_jax.augment.colours import random_colours
 from vivit_jax.augment.config import AugmentConfig
-from vivit_jax.augment.erasing import clip_keys, erase
-from vivit_jax.augment.mixing import mix, mix_clips, swap_pairs
-from vivit_jax.augment.resize import resize_windows
+from vivit_jax.augment.pixels import clip_keys, erase, mix, mix_clips, random_colours, resize_windows, swap_pairs
 
 _STREAM = 1  # folded into the step's key; the key itself is for dropout
 _ERASING = 2  # folded into the key of the pixels, which is also split for RandAugment and colours

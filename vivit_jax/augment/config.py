@@ -2,8 +2,9 @@
 
 import dataclasses
 
-from vivit_jax.augment.rand_augment import OPERATION_SETS
 from vivit_jax.utils.checks import one_of, whole, within
+
+OPERATION_SETS = ("paper", "video")  # of RandAugment
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from vivit_jax import sharding
-from vivit_jax.augment.erasing import box
+from vivit_jax.augment.config import OPERATION_SETS
+from vivit_jax.augment.pixels import box
 
-OPERATION_SETS = ("paper", "video")
 # The published formulas at magnitude `MAX_LEVEL`, the end of their scale:
 MAX_LEVEL = 10
 CUTOUT_SCALE = 40  # half the side of Cutout's square, in pixels
