@@ -15,10 +15,11 @@ from jax.extend import core
 from tests.conftest import REPOSITORY
 from tests.helpers.small_models import MODELS, small_config
 from vivit_jax.config.experiment import Experiment, default_config
-from vivit_jax.cost import forward_count, matrix_products, paper, render, report, train_count
+from vivit_jax.cost import forward_count, matrix_products, paper, report, train_count
 from vivit_jax.cost.counts import parameters_by_part
 from vivit_jax.models import ViViT, ViViTConfig, abstract_params, count_parameters
 from vivit_jax.train_step import build_train_program
+from vivit_jax.utils.tables import Table
 
 SGD = optax.sgd(0.1, momentum=0.9)
 
@@ -170,7 +171,7 @@ def test_figures_show_the_counts(tmp_path, monkeypatch):
 
 def test_render_numbers_the_remarks():
     rows = (("x, y", "1,000", "long"), ("z", "2", ""))
-    text = render.render([render.Table("Title", ("a", "b", "remark"), rows, ("below",))])
+    text = str(Table("Title", ("a", "b", "remark"), rows, ("below",)))
     assert text.splitlines()[2:6] == [
         "| a    |     b | remark |",
         "| ---- | ----: | ------ |",

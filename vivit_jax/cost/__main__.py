@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--only and --plot are about the paper's tables; leave them out with --config")
     log = functools.partial(print, file=sys.stderr, flush=True)  # progress
     # Imported after the flags are parsed, so that --help and a mistyped flag answer at once.
-    from vivit_jax.cost import paper, render
+    from vivit_jax.cost import paper
 
     with command_line.exit_on(ValueError, RuntimeError, OSError):
         if _CONFIG.value is not None:
@@ -32,9 +32,9 @@ def main(argv: list[str]) -> None:
             from vivit_jax.cost import report
 
             run = experiment.Experiment.from_config(_CONFIG.value)
-            print(render.render(report.tables_of(run, compiled=_COMPILE.value, log=log)))
+            print(*report.tables_of(run, compiled=_COMPILE.value, log=log), sep="\n\n")
             return
-        print(render.render(list(paper.tables(_ONLY.value or tuple(paper.TABLES), log))))
+        print(*paper.tables(_ONLY.value or tuple(paper.TABLES), log), sep="\n\n")
         if _PLOT.value:
             for path in paper.save_figures(_PLOT.value):
                 log(f"wrote {path}")

@@ -11,11 +11,11 @@ import numpy as np
 from etils import epath
 
 from vivit_jax.cost.counts import forward_count
-from vivit_jax.cost.render import Table
 from vivit_jax.models import ViViTConfig, count_parameters
 from vivit_jax.models.config import BACKBONES
 from vivit_jax.models.flops import matrix_products
 from vivit_jax.utils import plots
+from vivit_jax.utils.tables import Table
 
 # name -> fields of the five models of Table 2.
 MODELS: dict[str, dict[str, str | int]] = {

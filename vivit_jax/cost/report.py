@@ -7,9 +7,9 @@ import jax
 
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.cost.counts import abstract_batch, forward_count, parameters_by_part, train_count
-from vivit_jax.cost.render import Table
 from vivit_jax.models.flops import matrix_products
 from vivit_jax.train_step import TrainProgram, normalise, remat
+from vivit_jax.utils.tables import Table
 
 HEADER = ("quantity", "value", "unit", "remark")
 Log = Callable[[str], None]
