@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,14 +28,6 @@ class TooManySkippedSteps(FloatingPointError):
     """Too many steps in a row were skipped to continue; `failed_step/` holds what repeats the last one."""
 
 
-class _DispatchedStep(NamedTuple):
-    """A step whose metrics may still be computed on the devices; its batch is on the host."""
-
-    number: int
-    metrics: Mapping[str, Any]
-    batch: Mapping[str, Any]
-
-
 class SkippedSteps(Hook):
     """Checks the `skipped` flag of every step, one step late, so that the devices do not wait for the host.
 
@@ -53,14 +45,15 @@ class SkippedSteps(Hook):
     ):
         self._max_consecutive, self._train_set = max_consecutive, train_set
         self._workdir, self._metadata = epath.Path(workdir), metadata
-        self._unchecked: _DispatchedStep | None = None
+        # (step, metrics, which the devices may still compute, batch on the host)
+        self._unchecked: tuple[int, Mapping[str, Any], Mapping[str, Any]] | None = None
         self._check_immediately = True  # the restored run may be inside a streak of skipped steps
 
     def after_step(self, step: int, state: Any, metrics: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
         """Checks the step before, or this one too after a skipped step."""
-        previous, self._unchecked = self._unchecked, _DispatchedStep(step, metrics, batch)
+        previous, self._unchecked = self._unchecked, (step, metrics, batch)
         if previous is not None:
-            self._check(previous, state)
+            self._check(*previous, state)
         if self._check_immediately:
             self.flush(step, state)
 
@@ -68,31 +61,31 @@ class SkippedSteps(Hook):
         """Checks the newest step, waiting for the devices."""
         newest, self._unchecked = self._unchecked, None
         if newest is not None:
-            self._check(newest, state)
-            self.loss = math.nan if self.skipping else float(newest.metrics["loss"])
+            self._check(*newest, state)
+            self.loss = math.nan if self.skipping else float(newest[1]["loss"])
 
-    def _check(self, step: _DispatchedStep, state: Any) -> None:
-        self.skipping = bool(float(step.metrics["skipped"]))
+    def _check(self, step: int, metrics: Mapping[str, Any], batch: Mapping[str, Any], state: Any) -> None:
+        self.skipping = bool(float(metrics["skipped"]))
         if not self.skipping:
             # Where one skipped step ends the run, it must not be noticed a step late.
             self._check_immediately = self._max_consecutive == 1
             return
         self._check_immediately = True
-        line = self._report(step)
+        line = self._report(step, metrics, batch)
         if line["in_a_row"] >= self._max_consecutive:
-            folder = self._save_failed_step(step, line, state)
+            folder = self._save_failed_step(step, batch, line, state)
             raise TooManySkippedSteps(
-                f"{line['in_a_row']} steps in a row were skipped, the last of them step {step.number} "
-                f"({numbers(step.metrics)}). What repeats it is in {folder}: the state before it, batch, examples and "
+                f"{line['in_a_row']} steps in a row were skipped, the last of them step {step} "
+                f"({numbers(metrics)}). What repeats it is in {folder}: the state before it, batch, examples and "
                 f"config; python -m vivit_jax.main --replay={folder} shows which clip and layer went wrong first. "
                 "Lower optimizer.learning_rate, warm up for longer, or clip (optimizer.clip_norm); the "
                 "same command resumes from the last checkpoint"
             )
 
-    def _report(self, step: _DispatchedStep) -> dict[str, Any]:
+    def _report(self, step: int, metrics: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
         """Logs a skipped step and appends it to `skipped_steps.jsonl`; returns the line as a dict."""
-        consecutive = int(step.metrics["skipped_in_a_row"])
-        indices = np.asarray(step.batch["index"])
+        consecutive = int(metrics["skipped_in_a_row"])
+        indices = np.asarray(batch["index"])
         if jax.process_count() > 1:
             indices = multihost_utils.process_allgather(indices, tiled=True)
         indices = sorted({int(index) for index in indices.ravel() if index >= 0})
@@ -100,18 +93,18 @@ class SkippedSteps(Hook):
         omitted = len(names) - MAX_LOGGED_CLIPS
         logging.warning(
             "Step %d was skipped (%d in a row), parameters and optimizer state are unchanged: %s; clips: %s",
-            step.number, consecutive, numbers(step.metrics),
+            step, consecutive, numbers(metrics),
             ", ".join(names[:MAX_LOGGED_CLIPS]) + (f" and {omitted} more" if omitted > 0 else ""),
         )  # fmt: skip
-        line = {"step": step.number, "in_a_row": consecutive, "index": indices, "videos": names}
-        line |= finite_or_none({name: float(step.metrics[name]) for name in _JUDGED if name in step.metrics})
+        line = {"step": step, "in_a_row": consecutive, "index": indices, "videos": names}
+        line |= finite_or_none({name: float(metrics[name]) for name in _JUDGED if name in metrics})
         if jax.process_index() == 0:
             self._workdir.mkdir(parents=True, exist_ok=True)
             with (self._workdir / SKIPPED_FILE).open("a") as file:
                 file.write(json.dumps(line) + "\n")
         return line
 
-    def _save_failed_step(self, step: _DispatchedStep, line: Mapping[str, Any], state: Any) -> epath.Path:
+    def _save_failed_step(self, step: int, batch: Mapping[str, Any], line: Mapping[str, Any], state: Any) -> epath.Path:
         """Writes to `failed_step/` what repeats the step; returns the folder."""
         folder = self._workdir / FAILED_FOLDER
         if jax.process_index() == 0 and folder.exists():
@@ -120,12 +113,12 @@ class SkippedSteps(Hook):
             multihost_utils.sync_global_devices("vivit_jax.skipped")
         folder.mkdir(parents=True, exist_ok=True)
         # The parameters are those before the step. Its random key follows from the step number: set that back too.
-        state_before = state.replace(step=state.step - (int(state.step) - step.number + 1))
+        state_before = state.replace(step=state.step - (int(state.step) - step + 1))
         with checkpointing.Checkpoints(folder / checkpointing.FOLDER) as checkpoints:
-            checkpoints.save(step.number - 1, state_before, self._metadata)
+            checkpoints.save(step - 1, state_before, self._metadata)
         # Through a local file: np.savez seeks, which files in a bucket do not allow.
         with storage.written(folder / f"batch_{jax.process_index()}.npz") as partial, open(partial, "wb") as file:
-            np.savez(file, **traverse_util.flatten_dict(dict(step.batch), sep="/"))
+            np.savez(file, **traverse_util.flatten_dict(dict(batch), sep="/"))
         if jax.process_index() == 0:
             (folder / STEP_FILE).write_text(json.dumps(dict(line) | {"config": self._metadata["config"]}, indent=1))
         return folder
