@@ -119,13 +119,9 @@ def check_exists(name: str, known: Mapping[str, Any]) -> None:
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Returns {path: value} of the nested dicts of a config; an empty section is a value."""
-    leaves: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            leaves |= {f"{name}.{path}": leaf for path, leaf in flat(value).items()}
-        else:
-            leaves[name] = value
-    return leaves
+    import flax.traverse_util  # here: --help needs no jax
+
+    return flax.traverse_util.flatten_dict(dict(tree), is_leaf=lambda _, value: not value, sep=".")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], without: Collection[str] = ()) -> list[str]:

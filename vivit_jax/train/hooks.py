@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 
 class Hook:
@@ -33,7 +33,7 @@ class Hook:
         """Called once, after the last step or, with `failed`, after an exception."""
 
 
-class Hooks(Hook):
+class Hooks(Hook, contextlib.AbstractContextManager):
     """Calls the methods of several hooks, in their order; a context manager that closes them."""
 
     def __init__(self, hooks: Sequence[Hook]):
@@ -60,9 +60,6 @@ class Hooks(Hook):
         with contextlib.ExitStack() as stack:  # closes the others when one fails
             for hook in reversed(self.hooks):
                 stack.callback(hook.close, failed)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         self.close(failed=kind is not None)
