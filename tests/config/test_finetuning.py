@@ -53,6 +53,7 @@ def test_short_clips_use_segments_instead_of_loops():
         assert (clip.sampling, clip.stride) == ("random_start", stride), shortest
         assert model.num_frames * stride <= shortest
     # As long as the weights' clips, or the user's.
+    assert derived(num_frames=[200] * 50, weights=ViViTConfig(num_frames=32))[2].sampling == "random_start"
     assert derived(num_frames=[20] * 50, weights=ViViTConfig(num_frames=32))[2].sampling == "segments"
     assert derived(config(model__num_frames=32), num_frames=[20] * 50)[2].sampling == "segments"
     assert derived(num_frames=[300] * 50, fps=60.0)[2].stride == 10
@@ -76,6 +77,8 @@ def test_the_model_is_that_of_the_weights():
     for name in ("hidden_size", "num_layers", "num_heads", "attention", "tubelet_size", "num_frames", "image_size"):
         assert getattr(model, name) == getattr(video, name), name
     assert run.optimizer.layer_decay == 0.75
+    spatial = ViViTConfig(attention="factorised_encoder", temporal_layers=0, num_frames=16)
+    assert derived(weights=spatial)[1].temporal_layers == 4, "pretraining leaves the temporal encoder out"
     image = ViViTConfig(num_frames=1, tubelet_size=(1, 32, 32), tokenizer="uniform_frames", image_size=384)
     _, model, clip = derived(weights=image)
     assert (model.attention, model.tokenizer, model.tubelet_size) == ("factorised_encoder", "tubelet", (2, 32, 32))

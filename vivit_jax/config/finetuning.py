@@ -75,15 +75,16 @@ def derive(
         fill("model.image_size", tuple(max(round(side / p), 1) * p for side, p in zip(sides, patch, strict=True)))
     height, width = np.broadcast_to(fill("model.image_size", 224), (2,))
 
-    # Clips: segments where videos are too short for a clip, or short enough to be seen as a whole with frames at most
-    # 0.16 s apart; else the longest stride up to that at which nine of ten videos need no loop.
+    # Clips: segments where one video in ten is too short for a clip, or nine are short enough to be seen as a whole,
+    # else the longest stride at which nine of ten need no loop. Frames are at most 0.16 s apart.
     longest = max(1, round(0.16 * fps))
-    whole = np.mean(frames < clip_frames) > 0.05 or np.quantile(frames, 0.9) <= clip_frames * longest
+    short, long = np.quantile(frames, (0.1, 0.9))
+    whole = short < clip_frames or long <= clip_frames * longest
     sampling = fill("input.sampling", "segments" if whole else "random_start")
-    fitting = int(np.clip(np.quantile(frames, 0.1) // clip_frames, 1, longest))
+    fitting = int(np.clip(short // clip_frames, 1, longest))
     stride = fill("input.stride", 1 if sampling == "segments" else fitting)
     fill("input.short_side", round(min(height, width) * 8 / 7))
-    covered = 1 if sampling == "segments" else clip_frames * stride / np.median(frames)
+    covered = clip_frames * stride / np.median(frames)
     fill("evaluation.temporal_views", 1 if covered > 0.9 else 2 if covered > 0.4 else 4)
     shape = frame_size[1] / frame_size[0] * height / width
     fill("evaluation.spatial_views", 3 if max(shape, 1 / shape) > 1.25 else 1)
