@@ -45,10 +45,12 @@ def experiment_of(config: Mapping[str, Any]) -> Experiment:
 
     lengths = f"{frames.min()} to {frames.max()} frames (median {np.median(frames):g}), {width:g} x {height:g} pixels"
     logging.info("%d training videos, %s, %.4g frames per second.", len(frames), lengths, fps)
-    for head, counts in ((head, counts) for split in train_set.splits for head, counts in split.class_counts().items()):
-        (least, fewest), (most, largest) = (pick(counts.items(), key=lambda item: item[1]) for pick in (min, max))
+    for head, names in train_set.class_names.items():
+        ids = np.concatenate([split.labels[head].ravel() for split in train_set.splits])
+        counts = dict(zip(np.bincount(ids[ids >= 0], minlength=len(names)).tolist(), names, strict=True))
+        fewest, largest = min(counts), max(counts)
         log = logging.warning if largest >= 3 * fewest else logging.info
-        log("Videos of a class of %s: %d (%s) to %d (%s).", head, fewest, least, largest, most)
+        log("Videos of a class of %s: %d (%s) to %d (%s).", head, fewest, counts[fewest], largest, counts[largest])
     clip, number = derived["input"], derived["model"]["num_frames"]
     fewer = f"{np.mean(frames < number):.0%} of the videos have fewer than {number} frames"
     how = "one from each of as many segments" if clip["sampling"] == "segments" else f"with stride {clip['stride']}"

@@ -1,9 +1,12 @@
 """Settings that follow from the data and the weights (configs/finetune.py)."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from tests.conftest import REPOSITORY
+from vivit_jax import finetuning
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.config.fields import plain
 from vivit_jax.config.files import load_config
@@ -88,8 +91,14 @@ def test_the_model_is_that_of_the_weights():
 def test_heads():
     assert derived(heads=("verb", "noun"))[0].checkpoint.best_metric == "action/top1"
     assert derived(heads=("room", "tags"))[0].checkpoint.best_metric == "room/top1"
-    run = derived(heads=("label",), multi_label={"label"})[0]
+    run = derived(heads=("label",), multi_label=frozenset({"label"}))[0]
     assert (run.checkpoint.best_metric, run.loss.name) == ("mean_average_precision", "sigmoid")
+
+
+def test_masked_pretraining_of_the_same_videos_has_the_same_model():
+    run, pretrained, _ = derived(config(pretrain__mask_ratio=0.75), **LIPS, heads=())
+    assert (run.checkpoint.best_metric, run.augment.mixup, run.num_epochs) == ("loss", 0.0, 400.0)
+    assert derived(**LIPS)[1] == dataclasses.replace(pretrained, num_classes=10)
 
 
 def test_given_values_win():
@@ -119,3 +128,15 @@ def _values():
 def test_a_derived_config_is_stored_and_read_as_it_is():
     run = Experiment.from_config(derive(config(), videos=100, **LIPS))
     assert Experiment.from_config(run.to_dict()).to_dict() == run.to_dict()
+
+
+def test_facts_are_those_of_the_records(data_dir, caplog):
+    fields = load_config(str(REPOSITORY / "configs" / "finetune.py"))
+    fields.update_from_flattened_dict({"data.name": "moving_digits", "data.dir": str(data_dir)})
+    with caplog.at_level("INFO"):
+        run = finetuning.experiment_of(fields)
+    assert (run.num_epochs, run.batch_size, run.checkpoint.best_metric) == (300.0, 16, "action/top1")
+    assert (run.model["num_frames"], run.input["sampling"], run.model["image_size"]) == (16, "segments", [56, 56])
+    assert "20 training videos, 31 to 34 frames" in caplog.text
+    assert "Videos of a class of verb: " in caplog.text
+    assert "batch_size: 16; " in caplog.text

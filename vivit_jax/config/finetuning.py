@@ -1,6 +1,6 @@
 """Settings that follow from the data set and the weights, where a config leaves them open: see configs/finetune.py."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,14 @@ from vivit_jax.models import ViViTConfig
 # Besides these, the fields of `model`, which are open in every config.
 DERIVED = (
     *("data.name", "batch_size", "num_epochs", "loss.name", "checkpoint.best_metric", "optimizer.learning_rate"),
-    *("optimizer.warmup_epochs", "optimizer.layer_decay", "input.stride", "input.sampling", "input.short_side"),
+    *(
+        "optimizer.warmup_epochs",
+        "optimizer.layer_decay",
+        "augment.mixup",
+        "input.stride",
+        "input.sampling",
+        "input.short_side",
+    ),
     *("evaluation.every_epochs", "evaluation.patience", "evaluation.temporal_views", "evaluation.spatial_views"),
 )
 _OF_VIDEO_MODELS = ("attention", "tokenizer", "tubelet_size", "num_frames", "temporal_layers")
@@ -35,7 +42,7 @@ def derive(
     fps: float = 25.0,
     frame_size: Sequence[float] = (256.0, 340.0),
     heads: Sequence[str] = ("label",),
-    multi_label: Collection[str] = (),
+    multi_label: frozenset[str] = frozenset(),
     weights: ViViTConfig | None = None,
 ) -> dict[str, Any]:
     """Returns the fields of a config with a value where a derived one is None.
@@ -90,8 +97,11 @@ def derive(
     fill("evaluation.spatial_views", 3 if max(shape, 1 / shape) > 1.25 else 1)
 
     # Length: for more videos fewer epochs, but more steps; from scratch twice as many.
-    epochs = np.sqrt(1000 / videos) * (100 if weights is None else 50)
-    epochs = fill("num_epochs", float(np.clip(round(epochs), 20, 300)))
+    # Masked pretraining needs many, and mixes no clips.
+    pretraining = fields["pretrain"]["mask_ratio"] > 0
+    epochs = np.clip(np.sqrt(1000 / videos) * (100 if weights is None else 50), 20, 300)
+    epochs = fill("num_epochs", float(round(epochs * (4 if pretraining else 1))))
+    fill("augment.mixup", 0.0 if pretraining else 0.8)
     batch_size = fill("batch_size", 16 if videos < 500 else 32 if videos < 4000 else 64)
     fill("optimizer.warmup_epochs", epochs / 10)
     fill("evaluation.every_epochs", max(1.0, epochs / 20))
@@ -101,9 +111,10 @@ def derive(
     fill("optimizer.learning_rate", float(f"{1e-3 * np.sqrt(batch_size / 32) * 96 / width:.2g}"))
     fill("optimizer.layer_decay", 1.0 if weights is None else 0.75)
 
-    kind = "mean_average_precision" if heads[0] in multi_label else "top1"
-    head = "action" if {"verb", "noun"} <= {*heads} and not multi_label else heads[0]
-    fill("checkpoint.best_metric", kind if len(heads) == 1 else f"{head}/{kind}")
+    kind = "mean_average_precision" if multi_label.intersection(heads[:1]) else "top1"
+    head = "action" if {"verb", "noun"} <= {*heads} and not multi_label else "".join(heads[:1])
+    metric = kind if len(heads) == 1 else f"{head}/{kind}"
+    fill("checkpoint.best_metric", "loss" if pretraining else metric)
     fill("loss.name", "sigmoid" if multi_label else "softmax")
     fill("data.name", "kinetics400")
     return fields
