@@ -120,25 +120,16 @@ class RecordsBuild:
             folder.rename(self._final)
 
     def _write_tfds_metadata(self, folder: epath.Path) -> None:
-        template = tfds.core.ShardedFileTemplate(
-            data_dir=folder, template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}", dataset_name=self._dataset.name,
-            filetype_suffix="tfrecord",
-        )  # fmt: skip
-        infos = [
-            tfds.core.SplitInfo(
-                name=split,
-                shard_lengths=[len(shard.positions) for shard in planned],
-                num_bytes=sum(int((shard.positions[:, 1] + 16).sum()) for shard in planned),  # 16: its framing
-                filename_template=template.replace(split=split),
-            )
-            for split, planned in self._shards.items()
-        ]
+        splits = []
+        for split, planned in self._shards.items():
+            lengths = [len(shard.positions) for shard in planned]
+            num_bytes = sum(int((shard.positions[:, 1] + 16).sum()) for shard in planned)  # 16: the framing of a record
+            splits.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=num_bytes))
         tfds.folder_dataset.write_metadata(
             data_dir=folder,
             features=features(self._annotations.class_names, self._annotations.multi_label),
-            split_infos=infos,
+            split_infos=splits,
             version=VERSION,
-            filename_template=template,
             check_data=False,
             description=f"{self._dataset.title}: chunks of {CHUNK_FRAMES} consecutive frames",
             disable_shuffling=True,
