@@ -49,7 +49,6 @@ def test_compiled_modules_and_several_models():
         ("timesformer.embeddings.time_embeddings", (1, 4, 8), "TimeSformer"),
         ("model.blocks.0.temporal_attn.qkv.weight", (24, 8), "TimeSformer"),
         ("blocks.0.attn.q_bias", (8,), "VideoMAE"),
-        ("videomae.encoder.layer.0.attention.attention.query.weight", (8, 8), "VideoMAE"),
         ("module.predictor_blocks.0.norm1.weight", (8,), "V-JEPA"),
         ("encoder.layer.0.layer_scale1.lambda1", (8,), "DINOv2"),
         ("reg_token", (1, 4, 8), "DINOv2 with registers"),

@@ -150,7 +150,8 @@ class Experiment:
 
     def following(self, model: Mapping[str, Any]) -> Self:
         """Takes `INHERITED_FIELDS` and pre-logits layer that are None here from `model`, fields of a `ViViTConfig`."""
-        names = [name for name in (*INHERITED_FIELDS, "representation_size") if self.model.get(name) is None]
+        inherited = (*INHERITED_FIELDS, "pool_norm", "representation_size")
+        names = [name for name in inherited if self.model.get(name) is None]
         return dataclasses.replace(self, model={**self.model, **{name: model.get(name) for name in names}})
 
     def image_experiment(self) -> Self:

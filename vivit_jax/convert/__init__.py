@@ -93,7 +93,7 @@ def initialise(
         loaded = weights.load(dataclasses.replace(source_config, dtype=config.dtype), strict=False)
         pixels, warnings = processor.read(weights.container.metadata, source_config.in_channels), []
         if options.pixel_mean is None and pixels is not None and not pixels.is_ours:
-            if is_image_model(source_config):
+            if is_image_model(source_config) or weights.follows_processor:
                 options = dataclasses.replace(options, pixel_mean=pixels.mean, pixel_std=pixels.std)
             else:
                 warnings = [pixels.warning("--config.init_from.")]
@@ -122,6 +122,8 @@ def model_for(source: Source, config: ViViTConfig, options: InitFrom) -> ViViTCo
 def inherit_fields(source_config: ViViTConfig, config: ViViTConfig, options: InitFrom) -> tuple[ViViTConfig, list[str]]:
     """Returns `config` with the `INHERITED_FIELDS` and pre-logits layer of the weights, and a line for each change."""
     fields = {name: getattr(source_config, name) for name in INHERITED_FIELDS}
+    if config.attention == "spatiotemporal" and config.classifier == "gap":
+        fields["pool_norm"] = source_config.pool_norm
     if options.pre_logits == "load" and config.representation_size is None and source_config.representation_size:
         fields["representation_size"] = source_config.representation_size
     was = {name: getattr(config, name) for name in fields}

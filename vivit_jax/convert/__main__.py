@@ -59,6 +59,8 @@ def convert() -> str:
             record = stored.get("config") or {"input": usual_input(config, metadata.get("preprocessor"))}
             preprocessing = stored.get(KEY)
             loaded = weights.load(config)
+            if weights.follows_processor and pixels is not None and options.pixel_mean is None:
+                options = dataclasses.replace(options, pixel_mean=pixels.mean, pixel_std=pixels.std)
         params = flax.traverse_util.unflatten_dict(loaded.params, sep="/")
         if options.pixel_mean is not None:
             leaves = params["tokenizer"]["kernel"], params["tokenizer"]["bias"]

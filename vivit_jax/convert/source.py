@@ -32,6 +32,11 @@ class OpenedWeights:
     leaves: dict[str, Leaf]
     excluded: dict[str, str]
 
+    @property
+    def follows_processor(self) -> bool:
+        """Whether the weights were trained with the pixels that the image processor beside them says."""
+        return self.format == "videomae"
+
     def model_config(self, hints: Hints) -> ViViTConfig:
         """Returns the config of the model in the file; ValueError where shapes, metadata and hints leave it open."""
         shapes = {name: tuple(leaf.shape) for name, leaf in self.leaves.items()}
@@ -54,13 +59,14 @@ class OpenedWeights:
 
         `strict` refuses weights with parts that ours does not have and that change what the model computes.
         """
-        format = FORMATS[self.format]
+        format, rows = FORMATS[self.format], FORMATS[self.format].rows(config)
         target = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
-        if not strict and "fc_norm.weight" in self.leaves:  # timm: the norm follows the averaging, so there is no other
+        norms = [row.source for row in rows if row.target == ("encoder/norm/scale",)]
+        if not strict and self.format in ("timm", "videomae") and not any(name in self.leaves for name in norms):
             target = {name: leaf for name, leaf in target.items() if not name.startswith("encoder/norm/")}
         dropped = [rule for rule in format.dropped if rule.harmless or not strict]
         try:
-            loaded = engine.load(self.leaves, format.rows(config), target, dropped)
+            loaded = engine.load(self.leaves, rows, target, dropped)
         except ConversionError as error:
             summary = f"{error.summary} ({self.container.where}, {self.format})"
             raise ConversionError(summary, error.problems, self._advice(config, error.problems)) from error
@@ -110,7 +116,8 @@ def open_weights(source: Source, format: str | None = None, prefix: str | None =
 def find_format(names: Mapping[str, Any], where: str = "the source") -> str:
     """Returns the format that uses these names; ValueError where none of `FORMATS` does."""
     for key, format in FORMATS.items():
-        if any(_prefix(name, format) is not None for name in names):
+        excluded = format.without and any(re.search(format.without, name) for name in names)
+        if not excluded and any(_prefix(name, format) is not None for name in names):
             return key
     examples = ", ".join(list(names)[:3]) or "none at all"
     raise ValueError(f"the names in {where} are of no known format ({', '.join(FORMATS)}); the first are: {examples}")

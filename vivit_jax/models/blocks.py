@@ -188,6 +188,8 @@ class Encoder(nn.Module):
         if config.residual_dtype is not None:
             x = x.astype(config.residual_dtype)
         x = self._layers(_constrain(x, self.logical_axes))  # [B, ..., 1 + N, d]
+        if config.pool_norm and kept is None:
+            x = x.mean(axis=-2, keepdims=True)  # [B, 1, d]
         return layer_norm(config, "norm", wide)(x)
 
     def _layers(self, x: jax.Array) -> jax.Array:

@@ -44,6 +44,8 @@ class ViViTConfig:
       num_frames, in_channels: T and C of a clip.
       classifier: `token` (class token) or `gap` (average of all tokens). None: `token` for Models 1 and 2, `gap` for
         Models 3 and 4, which have no class token.
+      pool_norm: the encoder's last LayerNorm follows the average of the tokens, as in VideoMAE's classifiers; for Model
+        1 with `gap`.
       num_classes: a number; {head: classes} or pairs for several heads; None for no head.
       temporal_layers: layers of Model 2's temporal encoder; 0 is the average-pool baseline. Not used by other models.
       dropout_rate: in [0, 1), after the position embedding, after attention and in the MLP; not of attention weights.
@@ -82,6 +84,7 @@ class ViViTConfig:
     image_size: int | tuple[int, int] = 224  # pixels of a frame, one number for a square or (height, width)
     in_channels: int = 3
     classifier: str | None = None
+    pool_norm: bool = False
     num_classes: int | tuple[tuple[str, int], ...] | Mapping[str, int] | None = 400
     temporal_layers: int = 4
     representation_size: int | None = None  # width of a dense layer with tanh before the head; None for none
@@ -173,6 +176,8 @@ class ViViTConfig:
         if self.classifier == "token" and not self._allows_class_token:
             reason = f"attention={self.attention!r}: {ATTENTIONS[self.attention]} has no class token (section 3.3)"
             raise ValueError(f"classifier='token' does not fit {reason}; use classifier='gap'")
+        if self.pool_norm and (self.attention, self.classifier) != ("spatiotemporal", "gap"):
+            raise ValueError("pool_norm=True is for Model 1 with classifier='gap'; set them, or pool_norm=False")
         cap = self.attention_logit_cap is not None
         work = Attention(1, self.head_dim, self.dtype, dropout=self.attention_dropout_rate > 0, logit_cap=cap)
         if reason := refusal(self.attention_backend, work):

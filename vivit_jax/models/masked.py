@@ -40,7 +40,7 @@ class PretrainConfig:
         heads = next(n for n in range(max(size // config.head_dim, 1), 0, -1) if size % n == 0)
         fields = {"hidden_size": size, "num_heads": heads, "num_layers": self.decoder_layers, "mlp_dim": 4 * size}
         rates = dict.fromkeys(("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate"), 0.0)
-        return dataclasses.replace(config, **fields, **rates, classifier="gap")
+        return dataclasses.replace(config, **fields, **rates, classifier="gap", pool_norm=False)
 
     def visible(self, config: ViViTConfig) -> int:
         """Returns how many patches of a frame the encoder sees; ValueError where it would be none or all."""

@@ -38,9 +38,9 @@ class ViViT(nn.Module):
           Logits [B, classes], float32 (float64 under float64 compute); {head: [B, classes]} if the config names heads;
           `pre_logits` if it has no head. With `features`, a dict:
 
-          * `tokens`: output of the last encoder. Model 1: [B, N, d] with N = n_t n_h n_w, plus a class token in front.
-            Models 3, 4: [B, N, d], ordered by time, row, column. Model 2: [B, n_t, d], plus a class token in front; the
-            baseline: [B, n_t, d], the pooled frames.
+          * `tokens`: output of the last encoder. Model 1: [B, N, d] with N = n_t n_h n_w, plus a class token in front,
+            with `pool_norm` [B, 1, d]. Models 3, 4: [B, N, d], ordered by time, row, column. Model 2: [B, n_t, d], plus
+            a class token in front; the baseline: [B, n_t, d], the pooled frames.
           * `spatial_tokens`, Model 2 only: output of the spatial encoder, [B, n_t, n_h n_w, d], plus class tokens.
           * `pre_logits`: [B, d] or [B, representation_size], the input of the head.
         """

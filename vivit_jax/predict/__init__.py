@@ -28,6 +28,7 @@ from vivit_jax import sharding
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.config.preprocessing import Preprocessing, usual_input
 from vivit_jax.convert import describe_model, processor
+from vivit_jax.convert.resize import fold_normalisation
 from vivit_jax.convert.source import open_weights
 from vivit_jax.convert.tables import Hints
 from vivit_jax.data import pipeline
@@ -208,7 +209,11 @@ def _read(path: epath.Path, mesh: Any) -> tuple[ViViT, Any, dict[str, Any], str]
         names, where, stored = weights.class_names(config), weights.container.where, weights.container.metadata
         pixels = processor.read(stored, config.in_channels)
         params = flax.traverse_util.unflatten_dict(weights.load(config).params, sep="/")
-    if pixels is not None and not pixels.is_ours:
+    if pixels is not None and weights.follows_processor:
+        leaves = params["tokenizer"]["kernel"], params["tokenizer"]["bias"]
+        kernel, bias = fold_normalisation(*leaves, pixels.mean, pixels.std)
+        params["tokenizer"] = {"kernel": kernel, "bias": bias}
+    elif pixels is not None and not pixels.is_ours:
         logging.warning("%s: %s, with python -m vivit_jax.convert", where, pixels.warning("--"))
     fields = {name: value for name, value in config.to_dict().items() if name != "num_classes"}
     heads = {head or "label": classes for head, classes in config.heads}

@@ -13,7 +13,7 @@ _MODELS = {
     r"blocks\.\d+\.(attn\.q_proj|mlp\.(w12|w1|fc1_g|norm))\.": "EVA or DINOv2-g: gated MLPs (SwiGLU)",
     r"embeddings\.patch_embeddings\.(weight|bias)$": "DINOv3: rotary positions",
     r"relative_position_bias|lambda_1$|gamma_1$": "BEiT or DINOv3: scaled branches with relative or rotary positions",
-    r"q_bias$|(^|[./])videomae\.|encoder_to_decoder\.": "VideoMAE (or EVA): no bias on keys, positions computed",
+    r"attn\.q_bias$": "VideoMAE by its authors' names (those of Hugging Face are read), EVA or BEiT: no bias on keys",
     r"dist(illation)?_token$|head_dist\.|distillation_classifier\.": "DeiT, distilled: a second token and classifier",
     r"reg(ister)?_tokens?$": "DINOv2 with registers or another ViT with register tokens, which every layer attends to",
     r"layer_scale[12]\.lambda1$": "DINOv2, scaled branches; it is read under timm's names (vit_base_patch14_dinov2)",
