@@ -1,4 +1,4 @@
-"""Ranking, attention maps of every model, batches of files with any names, and the command line."""
+"""Ranking, explanations, batches of files with any names, and the command line."""
 
 import json
 import os
@@ -7,10 +7,9 @@ import socket
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import vivit_jax
 from tests.conftest import REPOSITORY
@@ -19,9 +18,10 @@ from tests.helpers.videos import numbered_video
 from vivit_jax import convert
 from vivit_jax.checkpoint import CheckpointError
 from vivit_jax.config.preprocessing import Preprocessing
+from vivit_jax.data.video import decode
 from vivit_jax.evaluation.predictions import rank_labels
-from vivit_jax.models import ViViT, ViViTConfig
-from vivit_jax.predict import Predictor, __main__, attention_map
+from vivit_jax.models.relevance import relevance
+from vivit_jax.predict import Predictor, __main__, write_explanation
 from vivit_jax.train_step import normalise
 
 
@@ -34,49 +34,6 @@ def test_actions_are_ranked_by_product_of_softmaxes():
     assert [label for label, _ in ranked["verb"]] == ["close", "cut"]
     assert ranked["action"][0] == ("close door", pytest.approx(verb[1] * noun[0], rel=1e-5))
     assert ranked["action"][1] == ("cut door", pytest.approx(verb[2] * noun[0], rel=1e-5))
-
-
-@pytest.mark.parametrize(
-    ("attention", "fields"),
-    [
-        ("spatiotemporal", {}),
-        ("spatiotemporal", {"classifier": "gap"}),
-        ("factorised_encoder", {}),
-        ("factorised_encoder", {"temporal_layers": 0}),
-        ("factorised_self_attention", {}),
-        ("factorised_dot_product", {}),
-    ],
-)
-def test_attention_map_comes_from_last_layer(attention, fields):
-    """Model 1: equal to the weights. All models: a distribution over the grid that moves with the frames."""
-    config = ViViTConfig(
-        hidden_size=8, num_layers=1, num_heads=2, mlp_dim=8, num_frames=6, image_size=(8, 12), tubelet_size=(2, 4, 4),
-        attention=attention, num_classes=3, **{"temporal_layers": 1} | fields,
-    )  # fmt: skip
-    model = ViViT(config)
-    video = np.full((1, *config.video_shape), 128, np.uint8)
-    video[:, 2:4, 4:8, 8:12] = 255  # grid index (1, 1, 2)
-    params = model.init(jax.random.key(0), jnp.zeros((1, *config.video_shape)))["params"]
-
-    where = attention_map(model.apply, config, params, video)
-    assert where.shape == (3, 2, 3)
-    assert float(where.sum()) == pytest.approx(1, abs=1e-5)
-
-    # Equal to the attention weights of the class token, or of the average query.
-    if attention == "spatiotemporal":
-        _, sown = model.apply({"params": params}, normalise(video), sow_attention=True, mutable=["intermediates"])
-        weights = np.asarray(sown["intermediates"]["encoder"]["layers"]["attention"]["weights"])[0, 0].mean(0)
-        expected = weights[0, 1:] if config.classifier == "token" else weights.mean(0)
-        np.testing.assert_allclose(np.ravel(where), expected / expected.sum(), rtol=1e-5)
-
-    # Without position embeddings, the map of a factorised model moves with the frames.
-    if attention.startswith("factorised_") and config.temporal_layers:
-        still = jax.tree_util.tree_map_with_path(
-            lambda path, x: jnp.zeros_like(x) if "position_embedding" in str(path) else x, params
-        )
-        turned = np.concatenate([video[:, 4:], video[:, :4]], axis=1)  # by one tubelet
-        before, after = (attention_map(model.apply, config, still, v) for v in (video, turned))
-        np.testing.assert_allclose(np.roll(before, 1, axis=0), after, rtol=1e-4, atol=1e-6)
 
 
 LABELS = [r"a$\frac{$b", "打篮球", "jump", "jump ", "कूद"]
@@ -128,6 +85,36 @@ def test_no_file_or_name_ends_a_batch(checkpoint, videos, tmp_path, monkeypatch)
         np.testing.assert_allclose(
             [p for _, p in results[file].ranked["label"]], [p for _, p in single.ranked["label"]], rtol=1e-4
         )
+
+
+def test_explanation_is_a_video_of_the_relevance_of_all_clips(checkpoint, videos, tmp_path):
+    predictor = vivit_jax.load(checkpoint, temporal_views=2, spatial_views=3, dtype="float32")
+    prediction = predictor.explain(os.path.join(videos, "b", "c.mp4"), tmp_path / "of" / "c.mp4")
+    np.testing.assert_array_equal(prediction.clips, prediction.views[[1, 4]], "the middle crops of both clips")
+    clip, best = normalise(prediction.clips[1:]), LABELS.index(prediction.ranked["label"][0][0])
+    expected = np.asarray(relevance(predictor.model.config, predictor._params, clip, np.array([best])))[0]
+    np.testing.assert_allclose(prediction.relevance[1], expected / expected.sum(), rtol=1e-4, atol=1e-6)
+    assert np.abs(prediction.relevance - prediction.explain("rollout")).max() > 1e-3
+
+    frames = [frame.image for frame in decode.iterate_frames(tmp_path / "of" / "c.mp4")]
+    assert len(frames) == 2 * len(prediction.clips[0])
+    bars = [frame[-140:].reshape(-1, 3).astype(int) for frame in frames]
+    assert all(np.abs(one - two).max() > 60 for one, two in zip(bars[1::4], bars[2::4], strict=False)), "it moves on"
+    write_explanation(prediction, tmp_path / "c.gif", "rollout")
+    with Image.open(tmp_path / "c.gif") as picture:
+        assert (picture.n_frames > 1, picture.size) == (True, frames[0].shape[1::-1])
+    with pytest.raises(ValueError, match=r"c\.avi must end in \.mp4, \.gif, \.webp"):
+        write_explanation(prediction, tmp_path / "c.avi")
+
+
+def test_explanations_in_a_folder_have_names_of_their_own(tmp_path):
+    taken = set()
+    paths = [__main__.explanation_path(file, str(tmp_path), taken) for file in ("a/c.mp4", "b/c.mp4", "d.mp4")]
+    assert len({*paths}) == 3
+    assert (paths[0].name, paths[2].name) == ("explanation_c.mp4", "explanation_d.mp4")
+    assert str(__main__.explanation_path("c.mp4", "out.GIF", taken)) == "out.GIF"
+    with pytest.raises(ValueError, match=r"--explain=out\.avi must end in"):
+        __main__.is_folder("out.avi")
 
 
 def test_command_prints_any_name_on_any_terminal(checkpoint, videos):

@@ -20,7 +20,13 @@ def gelu(x, kind):
     return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
-def attention(x, p, visible, cap=None):
+def unchanged(weights):
+    """Is given all weights with which tokens are averaged, in order ([N, N] of each head, [N] of a pooling), and
+    returns those to use."""
+    return weights
+
+
+def attention(x, p, visible, cap=None, change=unchanged):
     """Multi-head self-attention of one sequence: x [N, d], visible: one boolean [N, N] per head -> [N, d]."""
     out = np.array(p["out"]["bias"], copy=True)
     for head, mask in enumerate(visible):
@@ -28,14 +34,14 @@ def attention(x, p, visible, cap=None):
             x @ p[name]["kernel"][:, head] + (p[name]["bias"][head] if "bias" in p[name] else 0.0)
             for name in ("query", "key", "value")
         )
-        mixed = np.zeros_like(q)
+        weights = np.zeros((len(x), len(x)))
         for i in range(len(x)):
             seen = np.flatnonzero(mask[i])
             logits = k[seen] @ q[i] / math.sqrt(q.shape[-1])
             logits = logits if cap is None else cap * np.tanh(logits / cap)
-            weights = np.exp(logits - logits.max())
-            mixed[i] = (weights / weights.sum()) @ v[seen]
-        out = out + mixed @ p["out"]["kernel"][head]
+            row = np.exp(logits - logits.max())
+            weights[i, seen] = row / row.sum()
+        out = out + change(weights) @ v @ p["out"]["kernel"][head]
     return out
 
 
@@ -50,7 +56,7 @@ def neighbours(n_t, n_s):
     return space[:, None] == space[None], time[:, None] == time[None]
 
 
-def encoder(x, p, config, layers, grid=None):
+def encoder(x, p, config, layers, grid=None, change=unchanged):
     """Applies one encoder to one sequence x [N, d]; `grid` is (n_t, n_s) for Models 3 and 4."""
     if "class_token" in p:
         x = np.concatenate([p["class_token"][None], x])
@@ -64,13 +70,13 @@ def encoder(x, p, config, layers, grid=None):
             steps = [("time", over_time), ("space", over_space)]
             for axis, mask in steps if config.attention_order == "time_space" else steps[::-1]:
                 y = layer_norm(x, block[f"norm_{axis}"], eps)
-                x = x + attention(y, block[f"attention_{axis}"], [mask] * heads, cap)
+                x = x + attention(y, block[f"attention_{axis}"], [mask] * heads, cap, change)
         else:
             masks = [all_tokens] * heads
             if config.attention == "factorised_dot_product":
                 over_time, over_space = neighbours(*grid)
                 masks = [over_time] * (heads // 2) + [over_space] * (heads // 2)
-            x = x + attention(layer_norm(x, block["norm_attention"], eps), block["attention"], masks, cap)
+            x = x + attention(layer_norm(x, block["norm_attention"], eps), block["attention"], masks, cap, change)
         x = x + mlp(layer_norm(x, block["norm_mlp"], eps), block["mlp"], config.activation)
     return layer_norm(x, p["norm"], eps)
 
@@ -96,27 +102,27 @@ def tokens(clip, p, config):
     return out
 
 
-def pool(x, p):
-    return x[0] if "class_token" in p else x.mean(0)
+def pool(x, p, change=unchanged):
+    weights = np.eye(len(x))[0] if "class_token" in p else np.full(len(x), 1 / len(x))
+    return change(weights) @ x
 
 
-def logits(video, p, config):
+def logits(video, p, config, change=unchanged):
     """Maps [B, T, H, W, C] to logits, as the model returns them."""
     rows = []
     for clip in video:
         x = tokens(clip, p["tokenizer"], config)
         if config.attention == "factorised_encoder":
             space = p["spatial_encoder"]
-            x = np.stack([encoder(frame, space, config, config.num_layers) for frame in x])
-            time = p.get("temporal_encoder")
+            x = np.stack([encoder(frame, space, config, config.num_layers, change=change) for frame in x])
+            x = np.stack([pool(frame, space, change) for frame in x])
+            time = p.get("temporal_encoder", {})
             if config.temporal_layers:
-                x = np.stack([pool(frame, space) for frame in x])
-                x = pool(encoder(x, time, config, config.temporal_layers), time)
-            else:
-                x = np.mean([pool(frame, space) for frame in x], 0)
+                x = encoder(x, time, config, config.temporal_layers, change=change)
+            x = pool(x, time, change)
         else:
-            grid = x.shape[:2]
-            x = pool(encoder(x.reshape(-1, x.shape[-1]), p["encoder"], config, config.num_layers, grid), p["encoder"])
+            grid, x = x.shape[:2], x.reshape(-1, x.shape[-1])
+            x = pool(encoder(x, p["encoder"], config, config.num_layers, grid, change), p["encoder"], change)
         if "pre_logits" in p:
             x = np.tanh(x @ p["pre_logits"]["kernel"] + p["pre_logits"]["bias"])
         rows.append({k: x @ head["kernel"] + head["bias"] for k, head in p.items() if k.startswith("head")})

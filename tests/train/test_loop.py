@@ -79,8 +79,8 @@ def test_run_writes_logs_pictures_and_usable_checkpoint(finished, data_dir):
     prediction = predict.Predictor(workdir)(clip)
     assert set(prediction.ranked) == {"verb", "noun", "action"}
     assert sum(p for _, p in predict.Predictor(workdir)(clip, top=8).ranked["verb"]) == pytest.approx(1, abs=1e-5)
-    assert prediction.attention.shape == (2, 4, 4)
-    assert prediction.attention.sum() == pytest.approx(1, abs=1e-5)
+    assert prediction.relevance.shape == (2, 2, 4, 4)
+    assert prediction.relevance.sum() == pytest.approx(2, abs=1e-5)
 
 
 def test_evaluation_of_checkpoint_agrees_with_training(finished, data_dir):

@@ -22,6 +22,7 @@ import numpy as np
 
 from vivit_jax.data import catalog, workers
 from vivit_jax.data.annotations import published
+from vivit_jax.data.video import encode
 from vivit_jax.utils import storage, tables, terminal
 
 # In the order of the class ids; each verb is followed by its time reversal. The last two pairs are compound.
@@ -196,19 +197,8 @@ def _shifted(texture: np.ndarray, shift: np.ndarray) -> np.ndarray:
 
 def write_clip(task: tuple[str, Clip, np.ndarray]) -> None:
     """Renders and writes one clip, (folder, clip, scan), as an H.264 MP4; runs in a worker process."""
-    import av
-
     folder, clip, scan = task
-    path = storage.path(folder) / f"{clip.video_id}.mp4"
-    # As a file object: FFmpeg would take a name with a colon for a protocol.
-    with storage.written(path) as partial, open(partial, "wb") as file, av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=clip.fps)
-        stream.height, stream.width, stream.pix_fmt = SIZE, SIZE, "yuv420p"
-        stream.thread_count = 1
-        stream.options = {"preset": "ultrafast", "crf": "18"}
-        for image in render(clip, scan):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
+    encode.write_video(storage.path(folder) / f"{clip.video_id}.mp4", render(clip, scan), clip.fps)
 
 
 def generate(

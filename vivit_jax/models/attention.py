@@ -1,6 +1,7 @@
 """The multi-head attention layer of Models 1 to 4 (eq. 2; section 3.3)."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,8 @@ from vivit_jax.models.attention_backends import BACKENDS, attention_weights, tar
 from vivit_jax.models.attention_choice import Attention, choose_backend
 from vivit_jax.models.config import ViViTConfig
 from vivit_jax.models.dense import DenseParameters, dense_options, parallel_dense, stored
+
+SOW_ONCE: dict[str, Any] = {"init_fn": lambda: None, "reduce_fn": lambda _, x: x}  # the value, not a tuple of values
 
 
 class MultiHeadAttention(nn.Module):
@@ -39,7 +42,8 @@ class MultiHeadAttention(nn.Module):
         """Maps [..., N, d], or [..., n_t, n_s, d] where `axes` includes time, to the same shape.
 
         With `sow_attention` the collection `intermediates` gets `weights`, or `weights_time` and `weights_space` where
-        there are two axes: [..., heads, N_q, N_k], for time [..., n_s, heads, n_t, n_t].
+        there are two axes: [..., heads, N_q, N_k], for time [..., n_s, heads, n_t, n_t]; `vivit_jax.models.relevance`
+        reads the collections `relevance` and `perturbations`.
         """
         config = self.config
         options = dense_options(config)
@@ -75,10 +79,12 @@ class MultiHeadAttention(nn.Module):
         if self.sow_attention:
             name = "weights" if len(self.axes) == 1 else {-3: "weights_time", -2: "weights_space"}[axis]
             weights = attention_weights(q, k, config.attention_logit_cap)
-            self.sow("intermediates", name, weights, init_fn=lambda: None, reduce_fn=lambda _, w: w)
+            self.sow("intermediates", name, weights, **SOW_ONCE)
+            self.sow("relevance", f"qkv{axis}", (q, k, v), **SOW_ONCE)
 
         cap = config.attention_logit_cap
-        asked = {"training": not self.deterministic, "dropout": rate > 0, "logit_cap": cap is not None}
+        differentiated = not self.deterministic or self.sow_attention
+        asked = {"training": differentiated, "dropout": rate > 0, "logit_cap": cap is not None}
         work = Attention(k.shape[-2], config.head_dim, config.dtype, **asked)
         backend = choose_backend(config.attention_backend, work, target_device())
 
@@ -90,5 +96,8 @@ class MultiHeadAttention(nn.Module):
             for names in (query_axes, key_axes):
                 names.insert(-1, names.pop(attended))
             attend = sharding.shard_map_logical(attend, (query_axes, key_axes, key_axes), query_axes)
-        out = jnp.moveaxis(attend(q, k, v), -2, axis - 1)  # [..., n_t, n_s, heads, head_dim]
+        out = attend(q, k, v)  # [..., heads, N, head_dim]
+        if self.sow_attention:
+            out = self.perturb(f"out{axis}", out)
+        out = jnp.moveaxis(out, -2, axis - 1)  # [..., n_t, n_s, heads, head_dim]
         return sharding.constrain(out, *input_axes)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vivit_jax import sharding
-from vivit_jax.models.attention import MultiHeadAttention
+from vivit_jax.models.attention import SOW_ONCE, MultiHeadAttention
 from vivit_jax.models.attention_backends import target_device
 from vivit_jax.models.config import AUTO, ViViTConfig
 from vivit_jax.models.dense import STORED, dense_options, stored
@@ -116,7 +116,7 @@ class EncoderBlock(nn.Module):
         `drop_rate` is the layer's stochastic depth rate, a scalar or None. `nn.scan` needs the second result, None.
         """
         config, logical_axes = self.config, self.logical_axes
-        for axes, suffix in _attention_layers(config):
+        for axes, suffix in attention_layers(config):
             y = layer_norm(config, f"norm_{suffix or 'attention'}")(x)
             name = f"attention_{suffix}" if suffix else "attention"
             y = MultiHeadAttention(config, axes, self.deterministic, self.sow_attention, logical_axes, name=name)(y)
@@ -137,7 +137,7 @@ def _constrain(x: jax.Array, logical_axes: tuple[str | None, ...]) -> jax.Array:
     return sharding.constrain(x, "batch", *(logical_axes or (None,) * (x.ndim - 2)), None)
 
 
-def _attention_layers(config: ViViTConfig) -> Sequence[tuple[tuple[int, ...], str]]:
+def attention_layers(config: ViViTConfig) -> Sequence[tuple[tuple[int, ...], str]]:
     """The attention layers of one block in their order: (axes, suffix of their parameters' names)."""
     if config.attention == "factorised_self_attention":
         layers = {"time": ((-3,), "time"), "space": ((-2,), "space")}
@@ -189,8 +189,15 @@ class Encoder(nn.Module):
             x = x.astype(config.residual_dtype)
         x = self._layers(_constrain(x, self.logical_axes))  # [B, ..., 1 + N, d]
         if config.pool_norm and kept is None:
-            x = x.mean(axis=-2, keepdims=True)  # [B, 1, d]
-        return layer_norm(config, "norm", wide)(x)
+            return layer_norm(config, "norm", wide)(self._sown(x).mean(axis=-2, keepdims=True))  # [B, 1, d]
+        return self._sown(layer_norm(config, "norm", wide)(x))
+
+    def _sown(self, x: jax.Array) -> jax.Array:
+        """Sows the tokens that are pooled, for `vivit_jax.models.relevance`."""
+        if not self.sow_attention:
+            return x
+        self.sow("relevance", "tokens", x, **SOW_ONCE)
+        return self.perturb("tokens", x)
 
     def _layers(self, x: jax.Array) -> jax.Array:
         """Applies all blocks, with their parameters stacked along a leading axis."""
@@ -208,7 +215,7 @@ class Encoder(nn.Module):
         scan = scan or self.is_initializing()
         layers = nn.scan(
             block,
-            variable_axes={"params": 0, "intermediates": 0},
+            variable_axes=dict.fromkeys(("params", "intermediates", "relevance", "perturbations"), 0),
             split_rngs={"params": True, "dropout": True},
             length=self.num_layers,
             unroll=1 if scan else self.num_layers,

@@ -1,10 +1,11 @@
-"""Ranks the labels of video files with a trained model, and draws its attention.
+"""Ranks the labels of video files with a trained model, and draws what they rest on.
 
     python -m vivit_jax.predict --workdir=runs/moving_digits clip.mp4 folder "more/*.webm"
     python -m vivit_jax.predict --checkpoint=vivit-b-16x2-kinetics400 --pictures=out --json clip.mp4
 
     model = vivit_jax.load("runs/moving_digits")
     print(model("clip.mp4", top=5))
+    model.explain("clip.mp4", "out.mp4")
 
 Needs only the checkpoint, which contains the config, the class names and what prepares a video.
 """
@@ -13,7 +14,8 @@ import dataclasses
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import resources
 from typing import Any
 
@@ -32,12 +34,14 @@ from vivit_jax.convert.resize import fold_normalisation
 from vivit_jax.convert.source import open_weights
 from vivit_jax.convert.tables import Hints
 from vivit_jax.data import pipeline
+from vivit_jax.data.video import encode
 from vivit_jax.evaluation.evaluate import named_classes, restore_for_inference
 from vivit_jax.evaluation.evaluator import for_inference
 from vivit_jax.evaluation.predictions import rank_labels
-from vivit_jax.models import ViViT, ViViTConfig, abstract_params, inference
+from vivit_jax.models import ViViT, abstract_params, inference
+from vivit_jax.models.relevance import relevance
 from vivit_jax.train_step import make_eval_step, normalise
-from vivit_jax.utils import class_names, storage
+from vivit_jax.utils import class_names, plots, storage
 
 # Files share a batch as long as their views have no more bytes, and they do not occupy the device, so that memory stays
 # bounded and the first answer does not wait for many others.
@@ -57,12 +61,16 @@ class Prediction:
     path: str
     ranked: dict[str, list[tuple[str, float]]]
     views: np.ndarray  # uint8 [V, T, H, W, 3], the model's input
-    attend: Callable[[np.ndarray], jax.Array]  # clips, uint8 [1, T, H, W, 3] -> their `attention_map`
+    clips: np.ndarray  # those of the middle crop, uint8 [temporal views, T, H, W, 3]
+    explain: Callable[..., np.ndarray]  # (method="gradient") -> `relevance`, or that of another method
 
     @functools.cached_property
-    def attention(self) -> np.ndarray:
-        """The `attention_map` of the first view; computed when it is first asked for."""
-        return np.asarray(self.attend(self.views[:1]))
+    def relevance(self) -> np.ndarray:
+        """How much the first label of each head rests on each token of `clips` (`vivit_jax.models.relevance`).
+
+        float32 [temporal views, n_t, n_h, n_w], each view summing to 1; computed when it is first asked for.
+        """
+        return self.explain()
 
     def __str__(self) -> str:
         lines = [self.path]
@@ -109,8 +117,7 @@ class Predictor:
         self.class_names: dict[str, list[str]] = metadata["class_names"]
         self.multi_label = frozenset(metadata.get("multi_label", ()))
         self._logits = jax.jit(make_eval_step(self.model.apply, inference.clips_at_once(self.model.config)))
-        attention = jax.jit(lambda params, clip: attention_map(self.model.apply, self.model.config, params, clip))
-        self._attend = functools.partial(attention, self._params)
+        self._relevance = jax.jit(functools.partial(relevance, self.model.config), static_argnames="method")
 
     def __call__(self, path: storage.PathLike, top: int = 5) -> Prediction:
         """Decodes a file, cuts its views and ranks the labels, `top` per head.
@@ -122,6 +129,12 @@ class Predictor:
         if isinstance(result, Exception):
             raise result
         return result
+
+    def explain(self, path: storage.PathLike, out: storage.PathLike, method: str = "gradient") -> Prediction:
+        """Predicts a file and writes a video of what the labels rest on, see `write_explanation`."""
+        prediction = self(path)
+        write_explanation(prediction, out, method)
+        return prediction
 
     def predict(self, paths: Iterable[storage.PathLike], top: int = 5) -> Iterator[Result]:
         """Yields (path, prediction, or why there is none) of each file in its order; see `__call__` and `run`."""
@@ -135,7 +148,16 @@ class Predictor:
                 continue
             logits = {head: logits[head] for head in self.class_names}
             ranked = rank_labels(logits, self.class_names, top, self.multi_label, self.experiment.loss.name)
-            yield name, Prediction(str(name), ranked, views, self._attend)
+            crops = self.experiment.evaluation.spatial_views
+            clips, classes = views[crops // 2 :: crops], {head: x.argmax(keepdims=True) for head, x in logits.items()}
+            explain = functools.partial(self._explain, clips, classes)
+            yield name, Prediction(str(name), ranked, views, clips, explain)
+
+    def _explain(self, clips: np.ndarray, classes: Mapping[str, np.ndarray], method: str = "gradient") -> np.ndarray:
+        maps = [self._relevance(self._params, normalise(clip[None]), classes, method=method) for clip in clips]
+        maps = np.concatenate(jax.device_get(maps))  # [temporal views, n_t, n_h, n_w]
+        totals = maps.sum((1, 2, 3), keepdims=True)
+        return maps / np.where(totals > 0, totals, 1)
 
     def read(self, paths: Iterable[storage.PathLike]) -> Iterator[tuple[storage.PathLike, Any]]:
         """Yields (path, its views uint8 [V, T, H, W, 3] or an exception)."""
@@ -180,6 +202,22 @@ class Predictor:
                 batch, size = [], 0
         if batch:
             yield batch
+
+
+def write_explanation(prediction: Prediction, out: storage.PathLike, method: str = "gradient") -> None:
+    """Writes a video of the relevance of each part of the frames, by a method of `vivit_jax.models.relevance`.
+
+    Its clips, the temporal views, follow one another at 8 frames a second. Raises ValueError for another method, or a
+    path `out` that does not end in one of `encode.ANIMATIONS`.
+    """
+    if storage.path(out).suffix.lower() not in encode.ANIMATIONS:
+        raise ValueError(f"{out} must end in {', '.join(encode.ANIMATIONS)}")
+    maps = np.concatenate(prediction.explain(method))  # [temporal views * n_t, n_h, n_w]
+    ranked = prediction.ranked
+    first = [labels[0] for head, labels in ranked.items() if head == "action" or "action" not in ranked]
+    title = f"{os.path.basename(prediction.path)}: {', '.join(f'{label} {share:.0%}' for label, share in first)}"
+    storage.path(out).parent.mkdir(parents=True, exist_ok=True)
+    encode.write_video(storage.path(out), plots.explanation(np.concatenate(prediction.clips), maps, title), fps=8)
 
 
 def restore(checkpoint: epath.PathLike, mesh: Any, weights: str) -> tuple[ViViT, Any, dict[str, Any], str]:
@@ -231,33 +269,3 @@ def _read(path: epath.Path, mesh: Any) -> tuple[ViViT, Any, dict[str, Any], str]
     logging.info("%s: %s", where, describe_model(config))
     shardings = sharding.state_sharding(mesh, {"params": abstract_params(model.config)})["params"]
     return model, jax.device_put(params, shardings), metadata, str(path)
-
-
-def attention_map(apply_fn: Callable[..., Any], config: ViViTConfig, params: Any, video: jax.Array) -> jax.Array:
-    """Returns where a model looks: the attention weights of its last layer, float32 [n_t, n_h, n_w], summing to 1.
-
-    With a class token: its row of the weights, averaged over the heads. Without: the weight of each token, averaged
-    over all queries. Factorised models: the product of the weight in time and the weight in space. `apply_fn` is
-    `apply` of the model, `video` uint8 [1, T, H, W, 3].
-    """
-    _, sown = apply_fn({"params": params}, normalise(video), sow_attention=True, mutable=["intermediates"])
-    sown = flax.traverse_util.flatten_dict(sown["intermediates"], sep="/")
-
-    def received(name: str, has_token: bool = False) -> jax.Array:
-        weights = sown[name][-1, 0].mean(axis=-3)  # last layer, first clip, over the heads: [..., queries, keys]
-        return weights[..., 0, 1:] if has_token else weights.mean(axis=-2)
-
-    token = config.classifier == "token"
-    if config.attention == "spatiotemporal":
-        where = received("encoder/layers/attention/weights", token)
-    elif config.attention == "factorised_encoder":
-        where = received("spatial_encoder/layers/attention/weights", token)  # [n_t, n_s]
-        if config.temporal_layers:
-            when = received("temporal_encoder/layers/attention/weights", token)  # [n_t]
-            where = where / where.sum(-1, keepdims=True) * when[:, None]
-    else:
-        model_3 = config.attention == "factorised_self_attention"
-        name = "encoder/layers/" + ("attention_{}/weights" if model_3 else "attention/weights_{}")
-        where = received(name.format("space")) * received(name.format("time")).T  # [n_t, n_s], [n_s, n_t]
-    where = where.reshape(config.grid).astype("float32")
-    return where / where.sum()

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import glob
+import hashlib
 import json
 import os
 import sys
@@ -15,7 +16,9 @@ from vivit_jax import checkpoint as checkpointing
 from vivit_jax.config import flags as command_line
 from vivit_jax.config.sections import EVALUATION_DTYPES
 from vivit_jax.data.annotations.video_files import list_videos
-from vivit_jax.predict import Prediction, Predictor, timeline
+from vivit_jax.data.video import encode
+from vivit_jax.models.relevance import METHODS
+from vivit_jax.predict import Prediction, Predictor, timeline, write_explanation
 from vivit_jax.utils import logs, plots, storage
 
 
@@ -28,13 +31,15 @@ def main(argv: list[str]) -> None:
         if (options.workdir is None) == (options.checkpoint is None):
             raise ValueError("give --workdir, a run, or --checkpoint, a checkpoint or pretrained weights")
         names = ("temporal_views", "spatial_views", "weights", "dtype")
+        if options.explain and not is_folder(options.explain) and len(files) > 1:
+            raise ValueError(f"--explain={options.explain} is one file, for {len(files)} videos; name a folder")
         predictor = Predictor(options.workdir or options.checkpoint, **{name: options[name].value for name in names})
     if options.timeline is None:
         show = csv_printer() if options.csv and not options.json else print
         results = predictor.predict(files, options.top)
     else:
         results = timelines(predictor, files)
-    failed = 0
+    failed, taken = 0, set()
     for file, result in results:
         if isinstance(result, Exception):
             failed += 1
@@ -50,6 +55,9 @@ def main(argv: list[str]) -> None:
         if options.pictures:
             with plots.optional(file):
                 draw(result, epath.Path(options.pictures))
+        if options.explain:
+            with plots.optional(file):
+                write_explanation(result, explanation_path(file, options.explain, taken), options.explain_method)
     if failed:
         sys.exit(f"{failed} of {len(files)} files could not be read")
 
@@ -106,11 +114,31 @@ def timelines(predictor: Predictor, files: Iterable[str]) -> Iterator[tuple[str,
             yield file, error
 
 
+def is_folder(explain: str) -> bool:
+    """Returns whether --explain names a folder; raises ValueError for a file that is no video."""
+    suffix = storage.path(explain).suffix.lower()
+    if suffix and suffix not in encode.ANIMATIONS and not os.path.isdir(explain):
+        raise ValueError(f"--explain={explain} must end in {', '.join(encode.ANIMATIONS)}, or be a folder")
+    return suffix not in encode.ANIMATIONS
+
+
+def explanation_path(file: str, explain: str, taken: set[str]) -> storage.AnyPath:
+    """Returns --explain, or in a folder `explanation_NAME.mp4`, with a hash of the path where that is among `taken`."""
+    if not is_folder(explain):
+        return storage.path(explain)
+    digest = hashlib.sha256(os.fsencode(storage.absolute(file))).hexdigest()[:8]
+    stem = f"explanation_{storage.path(file).stem}"
+    name = plots.file_name(stem, ".mp4")
+    name = plots.file_name(f"{stem}_{digest}", ".mp4") if name in taken else name
+    taken.add(name)
+    return storage.path(explain) / name
+
+
 def draw(prediction: Prediction, folder: epath.Path) -> epath.Path:
     """Writes `prediction_NAME.png`."""
     path, source = plots.picture_of(prediction.path, folder, "prediction")
     title = os.path.basename(prediction.path)
-    figure = plots.prediction(prediction.views[0], prediction.attention, prediction.ranked, title)
+    figure = plots.prediction(prediction.clips[0], prediction.relevance[0], prediction.ranked, title)
     return plots.save(figure, path, source)
 
 
@@ -123,13 +151,15 @@ def run() -> None:
     flags.DEFINE_integer("spatial_views", None, "Crops of each clip, 1 to 3. Default: the config's.")
     flags.DEFINE_enum("weights", "params", ["params", "ema"], "The parameters, or their EMA.")
     flags.DEFINE_enum("dtype", None, EVALUATION_DTYPES, "Of the compute. Default: the config's evaluation.dtype, auto.")
-    flags.DEFINE_string("pictures", None, "Folder for a PNG of each file: frames, attention, labels.")
+    flags.DEFINE_string("pictures", None, "Folder for a PNG of each file: frames, relevance, labels.")
     folder = "Folder for a PNG, JSON and SRT (subtitles) of the labels over each file's time. Default: the current one."
     parser = flags.ArgumentParser()  # of a flag that may have a value
     parser.parse = lambda value: {"true": ".", "false": None}.get(value, value)
     flags.DEFINE_flag(flags.Flag(parser, None, "timeline", None, folder, boolean=True))
     flags.DEFINE_string("hop", "1", "Between the windows of a timeline, in windows (0.5) or seconds (2s).")
     flags.DEFINE_integer("stride", None, "Between the frames of a window. Default: the model's.", lower_bound=1)
+    flags.DEFINE_string("explain", None, "Video of what labels rest on: .mp4, .gif, .webp; or a folder for several.")
+    flags.DEFINE_enum("explain_method", "gradient", METHODS, "Gradient-weighted relevance, or attention rollout.")
     flags.DEFINE_bool("json", False, "Print one JSON object per line.")
     flags.DEFINE_bool("csv", False, "Print a line for each label, as CSV.")
     command_line.run(main, verbosity=logging.WARNING, positional=True)

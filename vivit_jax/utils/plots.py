@@ -23,6 +23,7 @@ Figure = Any  # matplotlib.figure.Figure
 # With more classes, names and numbers would be illegible and are left out.
 MOST_NAMED_CLASSES = 40
 RECONSTRUCTIONS = "pictures/reconstructions.png"  # in a workdir
+_COLOUR, _PALE = "#3b6ea5", "#c3d3e6"
 
 
 def pyplot() -> Any:
@@ -198,38 +199,74 @@ def picture_of(file: storage.PathLike, folder: storage.PathLike, kind: str) -> t
 
 
 def prediction(
-    clip: np.ndarray, attention: np.ndarray, ranked: Mapping[str, Sequence[tuple[str, float]]], title: str
+    clip: np.ndarray, relevance: np.ndarray, ranked: Mapping[str, Sequence[tuple[str, float]]], title: str
 ) -> Figure:
-    """Draws a clip as the model saw it, the attention of its last layer, and the top-ranked labels.
+    """Draws a clip as the model saw it, the relevance of its parts, and the top-ranked labels.
 
-    `clip` is uint8 [T, H, W, 3], `attention` non-negative [n_t, n_h, n_w]; `ranked`: {head: [(label, probability)]}.
+    `clip` is uint8 [T, H, W, 3], `relevance` non-negative [n_t, n_h, n_w]; `ranked`: {head: [(label, probability)]}.
     """
     shown = np.linspace(0, len(clip) - 1, min(8, len(clip))).astype(int)
-    height, width = clip.shape[1:3]
     figure = pyplot().figure(figsize=(1.6 * len(shown), 3.4 + 1.6 * len(ranked)), layout="constrained")
     rows = figure.add_gridspec(2 + len(ranked), len(shown))
-    strongest = attention.max()
     for column, frame in enumerate(shown):
-        weights = attention[frame * len(attention) // len(clip)] / strongest
         for row in (0, 1):
             axes = figure.add_subplot(rows[row, column])
             axes.imshow(clip[frame])
             axes.set_axis_off()
             if row == 0:
                 axes.set_title(f"frame {frame}", fontsize=8)
-            else:  # bilinear between token centres, over the extent of the frame
-                extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-                colours = {"cmap": "inferno", "alpha": 0.6, "vmin": 0, "vmax": 1}
-                axes.imshow(weights, interpolation="bilinear", extent=extent, **colours)
+            else:
+                _heat(axes, clip, relevance, frame)
     for row, (head, labels) in enumerate(ranked.items(), start=2):
         axes = figure.add_subplot(rows[row, :])
         names, probabilities = zip(*reversed(labels), strict=True)
-        axes.barh(range(len(names)), probabilities, color="#3b6ea5")
+        axes.barh(range(len(names)), probabilities, color=_COLOUR)
         axes.set_yticks(range(len(names)), map(readable, names))
         axes.set(xlim=(0, 1), ylabel=readable(head))
         axes.tick_params(labelsize=8)
     figure.suptitle(readable(title))
     return figure
+
+
+def _heat(axes: Any, clip: np.ndarray, relevance: np.ndarray, frame: int) -> Any:
+    """Draws the relevance of a frame over it: bilinear between token centres, over the extent of the frame."""
+    height, width = clip.shape[1:3]
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    weights = relevance[frame * len(relevance) // len(clip)]
+    colours = {"cmap": "inferno", "alpha": 0.6, "vmin": 0, "vmax": relevance.max() or 1}
+    return axes.imshow(weights, interpolation="bilinear", extent=extent, **colours)
+
+
+def explanation(clip: np.ndarray, relevance: np.ndarray, title: str) -> Iterator[np.ndarray]:
+    """Yields the frames of a video, uint8 [H, W, 3] with even sides: each frame of a clip beside its relevance, over a
+    bar of the relevance of all frames. The arrays are those of `prediction`, of one clip or several in a row."""
+    figure = pyplot().figure(figsize=(6.4, 4.4), dpi=100, layout="constrained")
+    rows = figure.add_gridspec(2, 2, height_ratios=(3, 1))
+    panels = [figure.add_subplot(rows[0, column]) for column in (0, 1)]
+    images = [axes.imshow(clip[0]) for axes in panels]
+    heat = _heat(panels[1], clip, relevance, 0)
+    for axes in panels:
+        axes.set_axis_off()
+    axes = figure.add_subplot(rows[1, :])
+    frames, times = len(clip), len(relevance)
+    shares = relevance.sum((1, 2))
+    bars = axes.bar(np.arange(times), shares / (shares.max() or 1), width=0.9, color=_PALE)
+    axes.set(xlim=(-0.5, times - 0.5), ylim=(0, 1.05), yticks=[], xlabel="frame", ylabel="relevance")
+    marks = np.unique(np.linspace(0, times - 1, min(9, times)).astype(int))
+    axes.set_xticks(marks, [str(-(-mark * frames // times)) for mark in marks])
+    figure.suptitle(readable(title, 80), fontsize=10)
+    try:
+        for frame in range(frames):
+            time = frame * times // frames
+            for image in images:
+                image.set_data(clip[frame])
+            heat.set_data(relevance[time])
+            for i, bar in enumerate(bars):
+                bar.set_color(_COLOUR if i == time else _PALE)
+            yield to_array(figure)
+            figure.set_layout_engine("none")  # that of the first frame stays
+    finally:
+        close(figure)
 
 
 def timeline(segments: Sequence[Any], title: str) -> Figure:
@@ -241,7 +278,7 @@ def timeline(segments: Sequence[Any], title: str) -> Figure:
     drawn = [each for each in segments if each.label in rows]
     figure, axes = pyplot().subplots(figsize=(12, 1.6 + 0.3 * len(rows)), layout="constrained")
     lines = [rows[each.label] for each in drawn], [each.start for each in drawn], [each.end for each in drawn]
-    axes.hlines(*lines, colors=[("#3b6ea5", 0.25 + 0.75 * each.probability) for each in drawn], linewidth=12)
+    axes.hlines(*lines, colors=[(_COLOUR, 0.25 + 0.75 * each.probability) for each in drawn], linewidth=12)
     axes.set_yticks(range(len(rows)), map(readable, rows))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x // 3600:.0f}:{x // 60 % 60:02.0f}:{x % 60:04.1f}")
     axes.set(xlim=(0, segments[-1].end), ylim=(len(rows) - 0.4, -0.6), title=readable(title))

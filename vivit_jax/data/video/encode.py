@@ -7,10 +7,11 @@ import dataclasses
 import functools
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from PIL import Image
 
@@ -18,6 +19,7 @@ from vivit_jax.data.video import decode
 from vivit_jax.utils import checks, storage
 
 _JPEG_SIDE = 65_500  # maximum in pixels (libjpeg's JPEG_MAX_DIMENSION)
+ANIMATIONS = (".mp4", ".gif", ".webp")  # suffixes that `write_video` knows
 _HELD = 16 << 20  # bytes of JPEGs that a `JpegStore` with a file keeps in memory
 
 
@@ -140,6 +142,25 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
     # Shares the pixels; `Image.fromarray` copies them.
     Image.frombuffer("RGB", image.shape[1::-1], image, "raw", "RGB", 0, 1).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def write_video(path: storage.AnyPath, frames: Iterable[np.ndarray], fps: int) -> None:
+    """Writes frames uint8 [H, W, 3] as an H.264 MP4 (H and W even) or an endless GIF or WebP, by the suffix."""
+    first, *others = frames
+    with storage.written(path) as partial, open(partial, "wb") as file:
+        if path.suffix.lower() != ".mp4":
+            options = {"append_images": map(Image.fromarray, others), "duration": round(1000 / fps), "loop": 0}
+            Image.fromarray(first).save(file, path.suffix[1:].upper(), save_all=True, **options)
+            return
+        # As a file object: FFmpeg would take a name with a colon for a protocol.
+        with av.open(file, "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=fps)
+            stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv420p"
+            stream.thread_count = 1
+            stream.options = {"preset": "ultrafast", "crf": "18"}
+            for image in (first, *others):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode())
 
 
 class FrameSelector:
