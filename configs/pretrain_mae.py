@@ -6,6 +6,10 @@
 
 Own videos, a folder of them with or without labels: --config.data.name=NAME --config.data.video_dir=FOLDER, and a model
 and clips that fit them, e.g. --config.model.name=ViViT-S/16x2 --config.model.image_size=112 (docs/training.md).
+
+Hardware: two CPU cores, about ten minutes (estimated from the CPU time of 400 steps).
+Expected on the held-out videos: masked loss 0.96 after 400 steps (--config.num_steps=400, seed 0); guessing each
+tubelet's mean has 1.
 """
 
 from vivit_jax.config.experiment import default_config
