@@ -10,7 +10,7 @@ from tests.conftest import REPOSITORY
 # Each takes from a tenth of a second (PyAV) to five seconds (TensorFlow with Keras) to import.
 HEAVY = {"tensorflow", "tensorflow_datasets", "keras", "tensorboard", "sklearn", "matplotlib", "orbax"}
 PROGRAMS = """
-main predict predict.__main__ preview probe.__main__ sweep.__main__ compile.__main__ cost.__main__ convert.__main__
+main predict predict.__main__ preview probe.__main__ sweep compile.__main__ cost.__main__ convert.__main__
 report.__main__ train
 data.build.__main__ data.catalog data.index data.moving_digits data.verify
 """
