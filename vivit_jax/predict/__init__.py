@@ -15,6 +15,7 @@ import functools
 import itertools
 import operator
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import resources
 from typing import Any
@@ -33,7 +34,7 @@ from vivit_jax.convert import describe_model, processor
 from vivit_jax.convert.resize import fold_normalisation
 from vivit_jax.convert.source import open_weights
 from vivit_jax.convert.tables import Hints
-from vivit_jax.data import pipeline
+from vivit_jax.data import host_tf, pipeline
 from vivit_jax.data.video import encode
 from vivit_jax.evaluation.evaluate import named_classes, restore_for_inference
 from vivit_jax.evaluation.evaluator import for_inference
@@ -226,12 +227,15 @@ def restore(checkpoint: epath.PathLike, mesh: Any, weights: str) -> tuple[ViViT,
     Raises CheckpointError for a damaged checkpoint, or a path that does not exist or is an empty folder; FileError,
     ConversionError or ValueError for weights that are damaged, or not those of a ViViT.
     """
-    path = epath.Path(checkpoint)
+    path, of_run = epath.Path(checkpoint), True
     try:
         checkpointing.locate(path)
     except checkpointing.CheckpointError:
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             raise
+        of_run = False
+    threading.Thread(target=host_tf.load).start()  # takes seconds, as does reading the weights
+    if not of_run:
         return _read(path, mesh)
     model, params, metadata, step = restore_for_inference(path, mesh, weights=weights)
     return model, params, metadata, str(step)
