@@ -99,7 +99,7 @@ def build(row: Row, sizes: dict[str, Any]) -> Program:
         lowered = train.step.lower(train.state, clips)
     else:
         train, video = None, jax.ShapeDtypeStruct((batch, *config.video_shape), jnp.float32)
-        params = inference.cast_params(abstract_params(config), config)
+        params = jax.eval_shape(lambda params: inference.cast_params(params, config), abstract_params(config))
         lowered = jax.jit(ViViT(config).apply).lower({"params": params}, video)
     return Program(row, config, train, lowered.compile(), time.perf_counter() - began)
 

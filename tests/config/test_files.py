@@ -42,7 +42,7 @@ def test_packaged_configs_are_found_from_any_folder(tmp_path, monkeypatch):
     [
         ("k400_vivit_xl", r"did you mean k400_vivit_l\?"),
         ("configs/moving_digits.py", r"did you mean moving_digits\?"),
-        ("zzz", "known: epic100_vivit_l_fe, k400_vivit_b, "),
+        ("zzz", "known: epic100_vivit_l_fe, finetune, k400_vivit_b, "),
     ],
 )
 def test_unknown_name_suggests_similar_ones(name, hint, tmp_path, monkeypatch):

@@ -30,12 +30,14 @@ TIME_TOLERANCE = 1e-3
 # A video may lack this share of its length, and one frame more. If more is missing or damaged, it is rejected.
 LOSS_TOLERANCE = 0.1
 
-# Opens nothing but the file itself: a playlist named like a video refers to other files or the network.
-_OPEN = {"protocol_whitelist": "file"}
+# Opens nothing but the file itself: a playlist named like a video refers to other files, which FFmpeg would read before
+# it says what the file is, or to the network.
+_LISTS = {"avisynth", "concat", "dash", "hls", "imf", "lavfi", "rtsp", "sdp", "vapoursynth", "vobsub"}
+_FORMATS = ",".join(name for name in av.formats_available if _LISTS.isdisjoint(name.split(",")))
+_OPEN = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 # Metadata may be in any encoding and is not needed; PyAV before 19 fails on it by default.
 _METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _log = logging.getLogger(__name__)
-_PLAYLISTS = {"concat", "hls", "dash", "imf", "sdp", "rtsp"}
 # By default FFmpeg conceals damage silently, and accepts any size in a header.
 _DECODER = {"err_detect": "explode", "max_pixels": str(frame_folder.MAX_PIXELS)}
 
@@ -108,10 +110,9 @@ def iterate_frames(
         try:
             container = stack.enter_context(_opened(file))
         except DAMAGE as error:
-            raise VideoError(f"{path}: not a video that can be read, or cut short ({reason(error)})") from error
+            what = "a list of other files, or " * isinstance(error, av.error.ArgumentError)  # a format not of _FORMATS
+            raise VideoError(f"{path}: {what}not a video that can be read, or cut short ({reason(error)})") from error
         form = container.format.name
-        if _PLAYLISTS & set(form.split(",")):
-            raise VideoError(f"{path}: a list of other files, not a video ({form})")
         try:
             frames = _decode(path, container, end, short_side)
             if form.endswith("_pipe"):  # a picture, or several in one file
