@@ -121,7 +121,7 @@ def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Returns {path: value} of the nested dicts of a config; an empty section is a value."""
     import flax.traverse_util  # here: --help needs no jax
 
-    return flax.traverse_util.flatten_dict(dict(tree), is_leaf=lambda _, value: not value, sep=".")
+    return flax.traverse_util.flatten_dict(dict(tree), is_leaf=lambda path, value: path and not value, sep=".")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], without: Collection[str] = ()) -> list[str]:
