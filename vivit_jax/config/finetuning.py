@@ -10,15 +10,9 @@ from vivit_jax.models import ViViTConfig
 
 # Besides these, the fields of `model`, which are open in every config.
 DERIVED = (
-    *("data.name", "batch_size", "num_epochs", "loss.name", "checkpoint.best_metric", "optimizer.learning_rate"),
-    *(
-        "optimizer.warmup_epochs",
-        "optimizer.layer_decay",
-        "augment.mixup",
-        "input.stride",
-        "input.sampling",
-        "input.short_side",
-    ),
+    *("data.name", "batch_size", "num_epochs", "loss.name", "checkpoint.best_metric", "augment.mixup"),
+    *("optimizer.learning_rate", "optimizer.warmup_epochs", "optimizer.layer_decay"),
+    *("input.stride", "input.sampling", "input.short_side"),
     *("evaluation.every_epochs", "evaluation.patience", "evaluation.temporal_views", "evaluation.spatial_views"),
 )
 _OF_VIDEO_MODELS = ("attention", "tokenizer", "tubelet_size", "num_frames", "temporal_layers")

@@ -47,11 +47,15 @@ def cast_params(params: Any, config: ViViTConfig) -> Any:
     # The products of `dense.summed_in` cast their kernel themselves, but add the bias in float32.
     if config.dtype == config.param_dtype or config.gradient_dtype not in (None, config.dtype):
         return params
+    return _cast(params, config.dtype)
 
+
+@functools.partial(jax.jit, static_argnums=1)  # compiled once, not in each evaluation
+def _cast(params: Any, dtype: str) -> Any:
     def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        return leaf.astype(config.dtype) if _CAST.search(path_name(path)) else leaf
+        return leaf.astype(dtype) if _CAST.search(path_name(path)) else leaf
 
-    return jax.jit(lambda params: jax.tree_util.tree_map_with_path(cast, params))(params)
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def clips_at_once(config: ViViTConfig, platform: str | None = None) -> int:
