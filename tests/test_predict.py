@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -190,3 +191,26 @@ def test_missing_checkpoint_error_names_the_path(tmp_path):
     assert done.returncode == 1
     assert f"no checkpoint at {tmp_path}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"timeline": "out", "explain": "out.mp4"}, "--explain and --pictures are of whole videos"),
+        ({"timeline": "", "pictures": "out"}, "--explain and --pictures are of whole videos"),
+        ({"hop": "2s"}, "--hop and --stride are about the windows of --timeline"),
+        ({"stride": 2, "explain": "out.gif"}, "--hop and --stride are about the windows of --timeline"),
+    ],
+)
+def test_flags_without_effect_are_refused(given, message, monkeypatch):
+    class Options(dict):
+        def __getattr__(self, name):
+            return self[name].value
+
+    absent = dict.fromkeys(("checkpoint", "explain", "pictures", "timeline", "hop", "stride"))
+    options = {"workdir": "run"} | absent | given
+    options = {name: types.SimpleNamespace(value=value, present=name in given) for name, value in options.items()}
+    monkeypatch.setattr(__main__.flags, "FLAGS", Options(options))
+    monkeypatch.setattr(__main__.logs, "configure_logging", lambda: None)
+    with pytest.raises(SystemExit, match=message):
+        __main__.main(["predict", "clip.mp4"])
