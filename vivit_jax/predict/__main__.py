@@ -34,9 +34,7 @@ def main(argv: list[str]) -> None:
         if options.explain and not is_folder(options.explain) and len(files) > 1:
             raise ValueError(f"--explain={options.explain} is one file, for {len(files)} videos; name a folder")
         if options.timeline is not None and (options.explain or options.pictures):
-            raise ValueError(
-                "--explain and --pictures are of whole videos, --timeline is of windows: run them apart"
-            )
+            raise ValueError("--explain and --pictures are of whole videos, --timeline is of windows: run them apart")
         if options.timeline is None and (options["hop"].present or options["stride"].present):
             raise ValueError("--hop and --stride are about the windows of --timeline; add it, or leave them out")
         predictor = Predictor(options.workdir or options.checkpoint, **{name: options[name].value for name in names})
