@@ -49,17 +49,29 @@ class MultiHeadAttention(nn.Module):
         options = dense_options(config)
         features = (config.num_heads, config.head_dim)
         layers = [DenseParameters(config, features, config.qkv_bias, name=name) for name in ("query", "key", "value")]
+        tokens = x.shape[-2]
+        if tokens % 2 and not self.deterministic and self._backend(tokens) == "cudnn":
+            # Before the product, where XLA makes it a part of LayerNorm; the result is cut where it is added.
+            x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, 1), (0, 0)])
         q, k, v = parallel_dense(config, x, layers)  # each [..., N, heads, head_dim]
         heads_per_axis = config.num_heads // len(self.axes)
         outs = []
         for i, axis in enumerate(self.axes):
             heads = slice(i * heads_per_axis, (i + 1) * heads_per_axis)
-            outs.append(self._attend(q[..., heads, :], k[..., heads, :], v[..., heads, :], axis))
+            outs.append(self._attend(q[..., heads, :], k[..., heads, :], v[..., heads, :], axis, tokens))
         out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=-2)  # [..., N, heads, head_dim]
         out = nn.DenseGeneral(config.hidden_size, axis=(-2, -1), name="out", **options)(out)
-        return stored(out.astype(config.dtype))
+        return stored(out.astype(config.dtype))[..., :tokens, :]
 
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, axis: int) -> jax.Array:
+    def _backend(self, keys: int) -> str:
+        """Returns the backend of an attention over this number of tokens."""
+        config, training = self.config, not self.deterministic
+        dropout = training and config.attention_dropout_rate > 0
+        asked = {"dropout": dropout, "logit_cap": config.attention_logit_cap is not None}
+        work = Attention(keys, config.head_dim, config.dtype, training or self.sow_attention, **asked)
+        return choose_backend(config.attention_backend, work, target_device())
+
+    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, axis: int, tokens: int) -> jax.Array:
         """Attends over one token axis with some of the heads: [..., n_t, n_s, heads, head_dim] -> the same shape."""
         config = self.config
         rate = 0.0 if self.deterministic else config.attention_dropout_rate
@@ -82,13 +94,10 @@ class MultiHeadAttention(nn.Module):
             self.sow("intermediates", name, weights, **SOW_ONCE)
             self.sow("relevance", f"qkv{axis}", (q, k, v), **SOW_ONCE)
 
-        cap = config.attention_logit_cap
-        differentiated = not self.deterministic or self.sow_attention
-        asked = {"training": differentiated, "dropout": rate > 0, "logit_cap": cap is not None}
-        work = Attention(k.shape[-2], config.head_dim, config.dtype, **asked)
-        backend = choose_backend(config.attention_backend, work, target_device())
-
-        options = {"dropout_rate": rate, "dropout_key": dropout_key, "logit_cap": cap}
+        backend = self._backend(k.shape[-2])
+        options = {"dropout_rate": rate, "dropout_key": dropout_key, "logit_cap": config.attention_logit_cap}
+        if backend == "cudnn" and not self.sow_attention:
+            options["tokens"] = tokens if axis == -2 else k.shape[-2]
         attend = functools.partial(BACKENDS[backend], **options)
         if backend != "xla" and dropout_key is None:
             # The partitioner would gather the axis that a loop runs over, and cannot split a kernel. With dropout it

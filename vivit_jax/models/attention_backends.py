@@ -97,22 +97,27 @@ def tiled_attention(
     return stored(out.reshape(rows, tiles * tile, -1)[:, :n_q].reshape(*lead, n_q, -1), "attention")
 
 
-def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array, **_: Any) -> jax.Array:
+def cudnn_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, tokens: int | None = None, **_: Any
+) -> jax.Array:
     """Computes eq. 7 with cuDNN's fused attention, without dropout and logit cap; see `xla_attention`.
 
-    For NVIDIA GPUs, in bfloat16. Memory grows with N. cuDNN refuses odd lengths in training: they are padded, and
-    masked by the sequence lengths.
+    For NVIDIA GPUs, in bfloat16. Memory grows with N. With gradients jax takes even lengths only: they are padded, and
+    keys of padding are masked. A caller that pads before gives the number of `tokens` without padding, or all of them
+    where there are no gradients.
     """
-    *lead, heads, n_q, head_dim = query.shape
-    n_k = key.shape[-2]
+    *_, n_q, _ = query.shape
+    n_k = tokens or key.shape[-2]
     q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))  # [B, heads, N, head_dim]
-    q, k, v = (_pad_tokens(x, x.shape[-2] + x.shape[-2] % 2).swapaxes(1, 2) for x in (q, k, v))
+    if tokens is None:
+        q, k, v = (_pad_tokens(x, x.shape[-2] + x.shape[-2] % 2) for x in (q, k, v))
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     lengths = {}
-    if n_q % 2 or n_k % 2:
-        names = {"query_seq_lengths": n_q, "key_value_seq_lengths": n_k}
-        lengths = {name: jnp.full(q.shape[0], length, jnp.int32) for name, length in names.items()}
+    if k.shape[1] > n_k:
+        sizes = {"query_seq_lengths": q.shape[1], "key_value_seq_lengths": n_k}
+        lengths = {name: jnp.full(q.shape[0], size, jnp.int32) for name, size in sizes.items()}
     out = jax.nn.dot_product_attention(q, k, v, **lengths, implementation=CUDNN_IMPLEMENTATION)
-    return out.swapaxes(1, 2)[:, :, :n_q].reshape(*lead, heads, n_q, head_dim)
+    return out.swapaxes(1, 2)[:, :, :n_q].reshape(query.shape)
 
 
 def splash_attention(query: jax.Array, key: jax.Array, value: jax.Array, logit_cap: Any = None, **_: Any) -> jax.Array:

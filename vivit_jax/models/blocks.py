@@ -1,5 +1,6 @@
 """The encoder blocks of section 3.3, their parts, and the encoder that stacks them."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -84,7 +85,7 @@ class MlpBlock(nn.Module):
             x, axes = x.reshape(-1, shape[-1]), ("batch",)
         x = stored(nn.Dense(config.mlp_dim, name="dense_in", **options)(x).astype(config.dtype))  # [tokens, mlp_dim]
         x = sharding.constrain(x, *axes, "mlp")
-        x = nn.gelu(x, approximate=config.activation == "gelu_tanh")
+        x = jax.checkpoint(functools.partial(nn.gelu, approximate=config.activation == "gelu_tanh"))(x)
         x = nn.Dropout(config.dropout_rate, deterministic=self.deterministic)(x)
         x = stored(nn.Dense(config.hidden_size, name="dense_out", **options)(x).astype(config.dtype))  # [tokens, d]
         return nn.Dropout(config.dropout_rate, deterministic=self.deterministic)(x).reshape(shape)  # [B, ..., d]
