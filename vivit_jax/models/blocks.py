@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from vivit_jax import sharding
 from vivit_jax.models.attention import SOW_ONCE, MultiHeadAttention
@@ -188,6 +189,9 @@ class Encoder(nn.Module):
         x = nn.Dropout(config.dropout_rate, deterministic=self.deterministic)(x)
         if config.residual_dtype is not None:
             x = x.astype(config.residual_dtype)
+        if target_device().platform == "gpu":
+            # XLA's own choice for Model 2 has the batch last: a fifth more memory traffic in a train step.
+            x = with_layout_constraint(x, Layout(tuple(range(x.ndim))))
         x = self._layers(_constrain(x, self.logical_axes))  # [B, ..., 1 + N, d]
         if config.pool_norm and kept is None:
             return layer_norm(config, "norm", wide)(self._sown(x).mean(axis=-2, keepdims=True))  # [B, 1, d]
