@@ -139,9 +139,12 @@ def peer_model(fields: Mapping[str, Any], device: str = "cpu") -> Any:
     """Returns Hugging Face's ViViT of the same sizes as Model 1, with PyTorch's fused attention (SDPA)."""
     import sys
 
-    # Not needed here; its import fails if it was built for another build of PyTorch.
-    sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
     import torch
+
+    try:
+        import torchvision  # noqa: F401 (transformers imports it where it is installed)
+    except Exception:  # it was built for another build of PyTorch; ViViT does without
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
     from transformers import VivitConfig, VivitForVideoClassification
 
     config = model_config(fields)

@@ -50,10 +50,12 @@ class MultiHeadAttention(nn.Module):
         features = (config.num_heads, config.head_dim)
         layers = [DenseParameters(config, features, config.qkv_bias, name=name) for name in ("query", "key", "value")]
         tokens = x.shape[-2]
-        if tokens % 2 and not self.deterministic and self._backend(tokens) == "cudnn":
-            # Before the product, where XLA makes it a part of LayerNorm; the result is cut where it is added.
+        if tokens % 2 and -2 in self.axes and not self.sow_attention and self._backend(tokens) == "cudnn":
+            # cuDNN needs it. Here XLA makes it a part of LayerNorm, and the cut at the end one of the residual.
             x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, 1), (0, 0)])
-        q, k, v = parallel_dense(config, x, layers)  # each [..., N, heads, head_dim]
+        # On GPUs one product would be followed by copies of its three parts.
+        parts = [[layer] for layer in layers] if target_device().platform == "gpu" else [layers]
+        q, k, v = (y for part in parts for y in parallel_dense(config, x, part))  # each [..., N, heads, head_dim]
         heads_per_axis = config.num_heads // len(self.axes)
         outs = []
         for i, axis in enumerate(self.axes):
@@ -72,7 +74,10 @@ class MultiHeadAttention(nn.Module):
         return choose_backend(config.attention_backend, work, target_device())
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, axis: int, tokens: int) -> jax.Array:
-        """Attends over one token axis with some of the heads: [..., n_t, n_s, heads, head_dim] -> the same shape."""
+        """Attends over one token axis with some of the heads: [..., n_t, n_s, heads, head_dim] -> the same shape.
+
+        `tokens`: the length of the last token axis without padding.
+        """
         config = self.config
         rate = 0.0 if self.deterministic else config.attention_dropout_rate
         dropout_key = self.make_rng("dropout") if rate else None
@@ -96,8 +101,8 @@ class MultiHeadAttention(nn.Module):
 
         backend = self._backend(k.shape[-2])
         options = {"dropout_rate": rate, "dropout_key": dropout_key, "logit_cap": config.attention_logit_cap}
-        if backend == "cudnn" and not self.sow_attention:
-            options["tokens"] = tokens if axis == -2 else k.shape[-2]
+        if axis == -2 and k.shape[-2] > tokens:
+            options["tokens"] = tokens
         attend = functools.partial(BACKENDS[backend], **options)
         if backend != "xla" and dropout_key is None:
             # The partitioner would gather the axis that a loop runs over, and cannot split a kernel. With dropout it

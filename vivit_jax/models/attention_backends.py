@@ -5,6 +5,7 @@ head_dim]. All compute softmax(Q K^T / sqrt(head_dim)) V with the softmax in flo
 a dropout rate or a logit cap by `choose_backend` do without it.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -42,11 +43,25 @@ def attention_weights(query: jax.Array, key: jax.Array, logit_cap: float | None 
     `logit_cap` c > 0 replaces each logit x by c tanh(x / c).
     """
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    query = query / math.sqrt(query.shape[-1])
-    logits = jnp.matmul(query, jnp.swapaxes(key, -1, -2), preferred_element_type=wide)  # [..., heads, N_q, N_k]
+    logits = _logits(query / math.sqrt(query.shape[-1]), key, wide)  # [..., heads, N_q, N_k]
     if logit_cap is not None:
         logits = logit_cap * jnp.tanh(logits / logit_cap)
     return jax.nn.softmax(logits, axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _logits(query: jax.Array, key: jax.Array, dtype: Any) -> jax.Array:
+    """Returns Q K^T in `dtype`; the gradients' products have factors of the dtype of Q and K, as in fused attention."""
+    return jnp.matmul(query, jnp.swapaxes(key, -1, -2), preferred_element_type=dtype)
+
+
+def _logits_gradients(dtype: Any, qk: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    query, key = qk
+    gradient = gradient.astype(query.dtype)
+    return jnp.matmul(gradient, key), jnp.matmul(jnp.swapaxes(gradient, -1, -2), query)
+
+
+_logits.defvjp(lambda query, key, dtype: (_logits(query, key, dtype), (query, key)), _logits_gradients)
 
 
 def xla_attention(
@@ -102,16 +117,13 @@ def cudnn_attention(
 ) -> jax.Array:
     """Computes eq. 7 with cuDNN's fused attention, without dropout and logit cap; see `xla_attention`.
 
-    For NVIDIA GPUs, in bfloat16. Memory grows with N. With gradients jax takes even lengths only: they are padded, and
-    keys of padding are masked. A caller that pads before gives the number of `tokens` without padding, or all of them
-    where there are no gradients.
+    For NVIDIA GPUs, in bfloat16. Memory grows with N. With gradients jax refuses odd lengths: they are padded, and keys
+    of padding are masked. A caller that has padded gives the number of `tokens` without padding.
     """
     *_, n_q, _ = query.shape
     n_k = tokens or key.shape[-2]
     q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))  # [B, heads, N, head_dim]
-    if tokens is None:
-        q, k, v = (_pad_tokens(x, x.shape[-2] + x.shape[-2] % 2) for x in (q, k, v))
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    q, k, v = (_pad_tokens(x, x.shape[-2] + x.shape[-2] % 2).swapaxes(1, 2) for x in (q, k, v))
     lengths = {}
     if k.shape[1] > n_k:
         sizes = {"query_seq_lengths": q.shape[1], "key_value_seq_lengths": n_k}
