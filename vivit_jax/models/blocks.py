@@ -86,7 +86,9 @@ class MlpBlock(nn.Module):
             x, axes = x.reshape(-1, shape[-1]), ("batch",)
         x = stored(nn.Dense(config.mlp_dim, name="dense_in", **options)(x).astype(config.dtype))  # [tokens, mlp_dim]
         x = sharding.constrain(x, *axes, "mlp")
-        x = jax.checkpoint(functools.partial(nn.gelu, approximate=config.activation == "gelu_tanh"))(x)
+        gelu = functools.partial(nn.gelu, approximate=config.activation == "gelu_tanh")
+        # The gradient from x again, where XLA would store a second array of this size, the derivative.
+        x = gelu(x) if config.remat in _REMAT_POLICIES else jax.checkpoint(gelu)(x)
         x = nn.Dropout(config.dropout_rate, deterministic=self.deterministic)(x)
         x = stored(nn.Dense(config.hidden_size, name="dense_out", **options)(x).astype(config.dtype))  # [tokens, d]
         return nn.Dropout(config.dropout_rate, deterministic=self.deterministic)(x).reshape(shape)  # [B, ..., d]
