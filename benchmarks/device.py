@@ -1,6 +1,7 @@
 """Times train steps and forward passes on one GPU or TPU, beside Hugging Face's ViViT, within a time budget.
 
-    python -m benchmarks.device --out=FOLDER [--minutes=8] [--parts=speed,peers,kernels,profile]
+    python -m benchmarks.device --out=FOLDER [--minutes=8] [--parts=speed,peers,kernels]
+    python -m benchmarks.device --out=FOLDER --parts=profile
 
 Parts:
   speed    the project's train step (SGD with momentum, clipping, guard) and forward pass in bfloat16: ViViT-B and L,
@@ -9,7 +10,7 @@ Parts:
            reach (recomputation does not count)
   peers    Hugging Face's model, eager and compiled, in a process of its own (extra `[parity]`, PyTorch for CUDA)
   kernels  errors of the attention backends against float64, values and gradients
-  profile  bytes and time of a train step by part of the model
+  profile  bytes and time of train steps by part of the model, by itself: it takes the CUDA graphs apart
 
 Programs are compiled in parallel threads, in groups; the most important rows come first, and those for which no time is
 left are named. FOLDER/device.json is written after each row. Needs jax, flax, optax and NumPy alone.
@@ -33,7 +34,7 @@ from typing import Any, NamedTuple
 from benchmarks import agreement, subjects
 from benchmarks.device_plan import CLIP, Row, describe, peer_plan, plan, print_peers, summary
 
-PARTS = ("speed", "peers", "kernels", "profile")
+PARTS = ("speed", "peers", "kernels", "profile")  # all but the last by default
 GROUP = 12  # programs compiled at the same time
 PEER_SHARE = 0.25  # of the time budget
 PRODUCT = (8192, 8192, 8192)
@@ -205,11 +206,8 @@ class Bench:
                     self.measure(program)
                 else:
                     self.skip(program.row.label)
-            if number == 0:  # the parts that need a program, while it is at hand
-                if "kernels" in self.options.parts:
-                    self.kernels()
-                if "profile" in self.options.parts:
-                    self.profile(programs)
+            if number == 0 and "kernels" in self.options.parts:
+                self.kernels()
             if not rows:
                 return
 
@@ -239,23 +237,19 @@ class Bench:
                 print(f"{length:5} tokens, {name:7} {row['verdict']}: {text}", flush=True)
         self.save()
 
-    def profile(self, programs: list[Program]) -> None:
-        """Parts of the first train step that compiled."""
+    def profile(self, program: Program) -> None:
+        """Parts of a train step."""
         from benchmarks import traffic
 
-        program = next((program for program in programs if program.train is not None), None)
-        if program is None or self.left() < 0:
-            self.skip("profile")
-            return
         try:
             work = program.work()
             subjects.seconds(work)  # a warm-up
             times = traffic.kernel_times(lambda: work.wait(work.launch()))
             parts = traffic.by_part(traffic.kernels(program.compiled.as_text()), times)
         except Exception as error:  # of a profiler
-            self.skip(f"profile ({first_line(error)})")
+            self.skip(f"profile of {program.row.label} ({first_line(error)})")
             return
-        self.results["profile"] = {"row": program.row._asdict(), "parts": parts}
+        self.results.setdefault("profiles", []).append({"row": program.row._asdict(), "parts": parts})
         print(f"Parts of {program.row.label}\n{'':40} {'kernels':>8} {'GB':>8} {'ms':>8} {'GB/s':>8}")
         for part in parts:
             rate = f"{part['bytes'] / part['seconds'] / 1e9:8,.0f}" if part["seconds"] else f"{'-':>8}"
@@ -313,13 +307,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("."), help="folder of device.json; default: the current one")
     parser.add_argument("--minutes", type=float, default=8.0, help="time budget; default: 8")
     parser.add_argument(
-        "--parts", type=lambda text: text.split(","), default=PARTS, help="comma-separated; default: all"
+        "--parts",
+        type=lambda text: text.split(","),
+        default=PARTS[:3],
+        help="comma-separated; default: all but profile",
     )
     parser.add_argument("--peer-python", default=sys.executable, help="Python that has PyTorch and transformers")
     parser.add_argument("--peer-rows", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"--parts: {', '.join(sorted(unknown))} is not one of {', '.join(PARTS)}")
+    if "profile" in options.parts and len(options.parts) > 1:
+        parser.error("--parts=profile runs by itself")
     return argparse.Namespace(**vars(options), sizes={}, product=PRODUCT, lengths=LENGTHS)  # tests use smaller ones
 
 
@@ -338,11 +337,12 @@ def run(options: argparse.Namespace, rows: list[Row] | None = None) -> dict[str,
     if "speed" in options.parts:
         bench.speed(plan() if rows is None else rows)
         bench.measure_rates()
-    else:
-        if "kernels" in options.parts:
-            bench.kernels()
-        if "profile" in options.parts:
-            bench.profile(list(bench.compile_group((plan() if rows is None else rows)[:1])))
+    elif "kernels" in options.parts:
+        bench.kernels()
+    if "profile" in options.parts:
+        train = [row for row in (plan() if rows is None else rows) if row.kind == "train"]
+        for program in bench.compile_group(train[:4]):
+            bench.profile(program)
     summary(bench.results)
     bench.save()
     return bench.results
@@ -355,6 +355,8 @@ if __name__ == "__main__":
     if chosen.peer_rows is not None:
         peer_rows(chosen.peer_rows)
         sys.exit()
+    if "profile" in chosen.parts:  # a profile shows a CUDA graph as one kernel
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer="
     run(chosen)
     sys.stdout.flush()
     os._exit(0)  # do not wait for compilations that came too late

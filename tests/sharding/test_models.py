@@ -11,6 +11,7 @@ import pytest
 from tests.helpers.small_models import MODELS, random_params, small_config
 from vivit_jax import sharding
 from vivit_jax.models import ViViT, attention_backends
+from vivit_jax.models.attention_choice import Device
 from vivit_jax.train_step import TrainState, make_train_step
 
 MIXED = {"fsdp": 2, "tensor": 2, "sequence": 2}
@@ -85,12 +86,17 @@ def test_tiled_attention_is_split_by_queries():
 
 
 @pytest.mark.parametrize("backend", ["splash", "cudnn"])
-@pytest.mark.parametrize(("name", "axes"), [("model1", MIXED), ("model4", {"tensor": 2, "sequence": 2})])
+@pytest.mark.parametrize(
+    ("name", "axes"), [("model1", MIXED), ("model2", MIXED), ("model4", {"tensor": 2, "sequence": 2})]
+)
 def test_fused_attention_is_split_over_devices(backend, name, axes, monkeypatch):
     """With the kernel interpreted (TPU) or replaced by XLA's (GPU), since there is no such device here."""
     monkeypatch.setattr("vivit_jax.models.attention.choose_backend", lambda *_: backend)
     monkeypatch.setattr(attention_backends, "SPLASH_INTERPRET", True)
     monkeypatch.setattr(attention_backends, "CUDNN_IMPLEMENTATION", "xla")
+    if backend == "cudnn":
+        for module in ("attention", "blocks"):
+            monkeypatch.setattr(f"vivit_jax.models.{module}.target_device", lambda: Device("gpu"))
     # Another number of classes for each backend, since `one_device` is cached by the config.
     config = config_of(name, dtype="float32", num_layers=1, num_classes=6 + (backend == "cudnn"))
     assert_same_step(config, axes, rtol=1e-5, atol=1e-6)

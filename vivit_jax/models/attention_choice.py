@@ -57,7 +57,7 @@ class Choice:
 # The first row that fits and whose backend can do what is asked; `xla` where there is none, that is for the 16 and 17
 # tokens of Model 3's and 4's time axis and of Model 2's temporal encoder.
 AUTO = (
-    # benchmarks/device.py, H200: 197 tokens 1.3 times and 3,137 tokens 3.6 times as fast a train step; 16 tokens 0.85.
+    # benchmarks/device.py, H200: a train step is 1.4 times as fast at 197 tokens, 3.8 times at 3,137, 0.93 times at 16.
     Choice("cudnn", "gpu", ("bfloat16",), 64),
     # Compiled for v3 and v5e with gradients, 12 heads of 64: HBM traffic of `xla` over `splash` 1.1 and 1.8 at 197
     # tokens, where padding to 256 costs as much, 2.7 and 7.8 at 512, 5.2 and 48 at 1,024; 14 and 47 at 3,137 (heads of
