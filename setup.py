@@ -7,6 +7,7 @@ setup(
     package_dir={"vivit_jax.configs": "configs", "vivit_jax.configs.paper": "configs/paper"},
     include_package_data=False,
     package_data={
+        "vivit_jax.config": ["*.toml"],
         "vivit_jax.data": ["catalog.toml"],
         "vivit_jax.report": ["templates/*.j2"],
         "vivit_jax.predict": ["classes/*.txt"],

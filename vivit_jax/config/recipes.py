@@ -1,4 +1,4 @@
-"""The paper's training recipes as a table, and configs made from them.
+"""The paper's training recipes, the tables of recipes.toml, and configs made from them.
 
     config = published("kinetics400", "ViViT-B/16x2", "factorised_encoder")
 
@@ -6,80 +6,19 @@ returns the config of ViViT-B, Model 2, trained on Kinetics-400 as in the paper;
 changes. Config files import this module, not each other: they are loaded by path and have no package.
 """
 
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_collections
 
 from vivit_jax.config.experiment import ConfigError, default_config
 
-# Common to all recipes (section 4.1 and the appendix). No weight decay and no dropout are the defaults.
-COMMON: Mapping[str, Any] = {
-    "batch_size": 64,
-    "optimizer.name": "sgd",
-    "optimizer.momentum": 0.9,
-    "optimizer.schedule": "cosine",
-    "optimizer.warmup_epochs": 2.5,
-    "optimizer.clip_norm": 1.0,
-    "model.num_frames": 32,
-    "model.image_size": 224,
-    "input.short_side": 256,
-    "input.random_crop": True,
-    "input.scale_jitter": (0.9, 1.33),
-    "input.flip_probability": 0.5,
-    "evaluation.temporal_views": 4,
-    "evaluation.spatial_views": 3,
-    # Not from the paper. Any number of devices that divides 64 works, for training and for evaluation.
-    "evaluation.batch_size": 64,
-    "evaluation.every_epochs": 5.0,
-    "model.dtype": "bfloat16",  # halves the memory of activations
-}
-
-_COLOUR = {
-    "augment.colour_jitter_probability": 0.8,
-    "augment.grayscale_probability": 0.1,  # from the published code, not in the appendix
-}
-_KINETICS = {"optimizer.learning_rate": 0.1, "num_epochs": 30.0, "input.stride": 2, **_COLOUR}
-
-# Table of hyperparameters in the appendix.
-RECIPES: Mapping[str, Mapping[str, Any]] = {
-    "kinetics400": _KINETICS,
-    "kinetics600": _KINETICS,
-    "moments_in_time": {"optimizer.learning_rate": 0.25, "num_epochs": 10.0, "input.stride": 2, **_COLOUR},
-    "epic_kitchens100": {
-        "optimizer.learning_rate": 0.5,
-        "num_epochs": 50.0,
-        "input.stride": 1,
-        "augment.rand_augment_layers": 2,
-        "augment.rand_augment_magnitude": 15.0,
-        "augment.mixup": 0.1,
-        "model.stochastic_depth_rate": 0.2,
-        "label_smoothing": 0.2,
-        "evaluation.spatial_views": 1,
-        "checkpoint.best_metric": "action/top1",
-    },
-    "something_something_v2": {
-        "optimizer.learning_rate": 0.5,
-        "num_epochs": 35.0,
-        "input.stride": 1,
-        "input.short_side": 288,
-        "model.image_size": 256,
-        "augment.rand_augment_layers": 2,
-        "augment.rand_augment_magnitude": 20.0,
-        "augment.mixup": 0.3,
-        "model.stochastic_depth_rate": 0.3,
-        "label_smoothing": 0.3,
-    },
-}
-
-# Table 2's rows; `temporal_layers=0` is the average-pool baseline.
-MODELS: Mapping[str, Mapping[str, Any]] = {
-    "model1": {"attention": "spatiotemporal"},
-    "model2": {"attention": "factorised_encoder"},
-    "model3": {"attention": "factorised_self_attention"},
-    "model4": {"attention": "factorised_dot_product"},
-    "average_pool": {"attention": "factorised_encoder", "temporal_layers": 0},
-}
+_TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+COMMON: Mapping[str, Any] = {**_TABLES["common"], "input.scale_jitter": tuple(_TABLES["common"]["input.scale_jitter"])}
+RECIPES: Mapping[str, Mapping[str, Any]] = _TABLES["recipes"]
+MODELS: Mapping[str, Mapping[str, Any]] = _TABLES["models"]  # Table 2's rows
 
 
 def check_row(row: str, rows: Mapping[str, str]) -> None:

@@ -1,45 +1,19 @@
-"""Configs written by older versions: old field names and values, and what they are called now.
+"""Configs written by older versions: old field names and values, and what they are called now: renamed.toml.
 
 Config files, checkpoints and `config.json` of older runs keep working: `Experiment.from_config` calls `upgrade`.
 """
 
 import copy
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-# old name -> new name, both in the same group
-FIELDS: Mapping[str, str] = {
-    "augment.colour_jitter": "augment.colour_jitter_probability",
-    "augment.greyscale": "augment.grayscale_probability",
-    "augment.erase": "augment.erase_probability",
-    "input.flip": "input.flip_probability",
-    "data.videos": "data.video_dir",
-    "data.subset.list": "data.subset.list_file",
-    "evaluation.videos": "evaluation.num_videos",
-    "loss.kind": "loss.name",
-    "optimizer.timescale": "optimizer.rsqrt_timescale",
-    "optimizer.schedule_factor": "optimizer.step_decay_factor",
-}
-
-# field (by its new name) -> {old value: new value}
-VALUES: Mapping[str, Mapping[str, str]] = {
-    "augment.rand_augment_ops": {"published": "paper"},
-    "data.unknown_classes": {"refuse": "error"},
-    "init_from.head": {"by_name": "match", "new": "reinit"},
-    "init_from.pre_logits": {"follow": "load"},
-}
-
-# fields that no longer exist: name -> the value that they always have now, as had those that are None
-REMOVED: Mapping[str, Any] = {
-    "augment.erase_area": [0.02, 0.4],
-    "augment.erase_aspect": 0.3,
-    "augment.erase_count": 1,
-    "augment.erase_fill": "noise",
-    "augment.switch_probability": 0.5,
-    "data.service": None,
-    "data.service_address": None,
-    "model.frame_pooling": True,
-}
+_TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+FIELDS: Mapping[str, str] = _TABLES["fields"]  # old name -> new name
+VALUES: Mapping[str, Mapping[str, str]] = _TABLES["values"]  # field (by its new name) -> {old value: new value}
+# name of a field that no longer exists -> the value that it always has now, as had those that are None
+REMOVED: Mapping[str, Any] = {name: None if value == "none" else value for name, value in _TABLES["removed"].items()}
 
 
 def upgrade(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
