@@ -8,8 +8,11 @@ setup(
     include_package_data=False,
     package_data={
         "vivit_jax.config": ["*.toml"],
+        "vivit_jax.convert.tables": ["*.toml"],
+        "vivit_jax.cost": ["paper.toml"],
         "vivit_jax.data": ["catalog.toml"],
         "vivit_jax.report": ["templates/*.j2"],
         "vivit_jax.predict": ["classes/*.txt"],
+        "vivit_jax.train": ["*.toml"],
     },
 )

@@ -64,14 +64,14 @@ def test_table2_is_as_published_with_known_exceptions():
     assert [row.agrees for row in rows if row.quantity == "GFLOPs"] == [True] * 5
     model1, model2, model4 = (row for row in rows if not row.agrees)
     assert [round(row.ours, 6) for row in (model1, model4)] == [88.954, 88.952464]
-    assert model1.remark == model4.remark == paper._TRUNCATED
+    assert model1.remark == model4.remark == paper.REMARKS["truncated"]
     assert (model1.published, model4.published) == (88.9, 88.9)
     norms = sum(n for part, n in parameters_by_part(ViViTConfig.from_name("ViViT-B/16x2")).items() if "norm" in part)
     assert round(norms / 1e6, 3) == 0.038
     assert [round(row.ours - norms / 1e6, 1) for row in (model1, model4)] == [88.9, 88.9]
     assert (model2.model, model2.published, round(model2.ours, 6)) == ("Model 2, factorised encoder", 100.7, 115.062928)
     assert "+14.263" in model2.cells()
-    assert model2.remark == paper._DEPTHS
+    assert model2.remark == paper.REMARKS["depths"]
     released, nearest, less = (
         ViViTConfig.from_name("ViViT-B/16x2", attention="factorised_encoder", temporal_layers=layers)
         for layers in (4, 2, 3)

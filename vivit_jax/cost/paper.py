@@ -1,10 +1,12 @@
 """The paper's figures that need no data, beside ours: Tables 2 and 5, Figures 7 (b), 8 (b) and 9.
 
-Published numbers are from arXiv:2103.15691. They are printed beside ours, never instead.
+Published numbers, in paper.toml, are from arXiv:2103.15691. They are printed beside ours, never instead.
 """
 
 import dataclasses
+import tomllib
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,36 +19,17 @@ from vivit_jax.models.flops import matrix_products
 from vivit_jax.utils import plots
 from vivit_jax.utils.tables import Table
 
-# name -> fields of the five models of Table 2.
-MODELS: dict[str, dict[str, str | int]] = {
-    "Model 1, spatio-temporal": {"attention": "spatiotemporal"},
-    "Model 2, factorised encoder": {"attention": "factorised_encoder"},
-    "Model 3, factorised self-attention": {"attention": "factorised_self_attention"},
-    "Model 4, factorised dot-product": {"attention": "factorised_dot_product"},
-    "Model 2, average pooling": {"attention": "factorised_encoder", "temporal_layers": 0},
-}
-# Published (GFLOPs, million parameters), ViViT-B/16x2, 32 x 224 x 224.
-TABLE2 = dict(zip(MODELS, [(455.2, 88.9), (284.4, 100.7), (372.3, 117.3), (277.1, 88.9), (283.9, 86.7)], strict=True))
-# Published GFLOPs of ViViT-L/16x2, Model 1, by crop.
-TABLE5 = {224: 1446.0, 288: 2919.0, 320: 3992.0}
+_DATA = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+# name -> fields of the five models of Table 2, and its published (GFLOPs, million parameters)
+MODELS: dict[str, dict[str, str | int]] = {name: model["fields"] for name, model in _DATA["models"].items()}
+TABLE2 = {name: tuple(model["published"]) for name, model in _DATA["models"].items()}
+TABLE5 = {int(crop): gflops for crop, gflops in _DATA["resolutions"].items()}  # published GFLOPs by crop
 TUBELET_LENGTHS = (2, 4, 8, 16)  # Figure 8
 FRAMES = {32: 2, 64: 4, 128: 8}  # Figure 9: frames in -> tubelet length
 
 HEADER = ("model", "quantity", "published", "ours", "difference %", "last digit", "matrix products", "remark")
+REMARKS: dict[str, str] = _DATA["remarks"]
 _DECIMALS = {"GFLOPs": 2, "M parameters": 3, "tokens": 0}
-_COUNTED = (
-    "GFLOPs are 10^9 multiply-adds of one clip's forward pass, as in the paper: half of the flops in XLA's cost "
-    "analysis of the unoptimised float32 program. 'Matrix products' is their share by the closed formula "
-    "(vivit_jax.cost.matrix_products); the rest is elementwise: softmax, LayerNorm, GELU, biases, residuals."
-)
-# Why numbers of parameters in Table 2 are not ours.
-_TRUNCATED = "the published number is ours truncated after 1 decimal or without LayerNorms (0.038 M)"
-_DEPTHS = (
-    "the released model has 4 temporal layers of 7.09 M each; nearest are 2 layers, 100.9 M and 284.1 GFLOPs, but the "
-    "published GFLOPs are those of 4 (284.38 G)"
-)
-_DRAWN = "The paper plots this; published numbers are those of the same model in Tables 2 and 5."
-_TABLE5 = "No one program rounds to all three numbers: the first is ours with the class token, the others without."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,13 +103,10 @@ def figure9_rows() -> Iterable[Row]:
         yield dataclasses.replace(row, remark=remark)
 
 
+_ROWS = {rows.__name__: rows for rows in (table2_rows, table5_rows, figure7_rows, figure8_rows, figure9_rows)}
 # name -> (title, rows, note)
 TABLES: dict[str, tuple[str, Callable[[], Iterable[Row]], str]] = {
-    "table2": ("Table 2: the models, ViViT-B/16x2, 32 frames of 224 x 224", table2_rows, ""),
-    "table5": ("Table 5: resolution, ViViT-L/16x2, Model 1, 32 frames", table5_rows, _TABLE5),
-    "figure7": ("Figure 7 (b): backbones, Model 1, tubelets 16x2", figure7_rows, _DRAWN),
-    "figure8": ("Figure 8 (b): temporal tokens, ViViT-B, 32 frames of 224 x 224", figure8_rows, _DRAWN),
-    "figure9": ("Figure 9: frames at a constant number of tokens, ViViT-B, Model 1", figure9_rows, _DRAWN),
+    name: (table["title"], _ROWS[f"{name}_rows"], table["note"]) for name, table in _DATA["tables"].items()
 }
 
 
@@ -137,7 +117,7 @@ def tables(names: Sequence[str] = tuple(TABLES), log: Callable[[str], None] = la
     for name in names:
         title, rows, note = TABLES[name]
         log(f"counting {title}")
-        notes = [note, _COUNTED if name == names[0] else ""]
+        notes = [note, REMARKS["counted"] if name == names[0] else ""]
         yield Table(title, HEADER, tuple(row.cells() for row in rows()), tuple(filter(None, notes)))
 
 
@@ -153,7 +133,7 @@ def _gflops(name: str, config: ViViTConfig, published: float | None, digits: int
 
 def _millions(name: str, config: ViViTConfig, published: float | None) -> Row:
     row = Row(name, "M parameters", count_parameters(config) / 1e6, 1, published)
-    remark = _DEPTHS if config.attention == "factorised_encoder" else _TRUNCATED
+    remark = REMARKS["depths" if config.attention == "factorised_encoder" else "truncated"]
     return row if row.agrees is not False else dataclasses.replace(row, remark=remark)
 
 

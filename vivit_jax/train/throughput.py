@@ -3,7 +3,9 @@
 import contextlib
 import math
 import time
+import tomllib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,34 +16,13 @@ from vivit_jax.models import ViViTConfig
 from vivit_jax.models.flops import matrix_products
 from vivit_jax.train.hooks import Hook
 
-# Peak FLOP/s of one jax device in dense bfloat16 matrix products, by prefixes of its `device_kind`; the first match
-# counts. TPU v2 and v3: 46 and 123 TFLOP/s a chip (Jouppi et al., "Ten Lessons From Three Generations Shaped
-# Google's TPUv4i", ISCA 2021, table 1), of which a device is one of two cores; later ones are chips
-# (cloud.google.com/tpu/docs, "system architecture"). GPUs: NVIDIA's data sheets, without sparsity; V100 and T4, which
-# lack bfloat16, in half precision.
-PEAK_FLOPS: dict[tuple[str, ...], float] = {
-    ("TPU v2",): 23e12,
-    ("TPU v3",): 61.5e12,
-    ("TPU v4",): 275e12,
-    ("TPU v5 lite", "TPU v5e"): 197e12,
-    ("TPU v5",): 459e12,
-    ("TPU v6 lite", "TPU v6e"): 918e12,
-    ("NVIDIA H100 PCIe",): 756e12,
-    ("NVIDIA H100 NVL",): 835e12,
-    ("NVIDIA H100", "NVIDIA H200", "NVIDIA GH200"): 989e12,
-    ("NVIDIA A100",): 312e12,
-    ("NVIDIA A30",): 165e12,
-    ("NVIDIA L40S",): 362e12,
-    ("NVIDIA L40",): 181e12,
-    ("NVIDIA L4",): 121e12,
-    ("Tesla V100",): 125e12,
-    ("Tesla T4",): 65e12,
-}
+# Beginning of a `device_kind` -> peak FLOP/s of one jax device in bfloat16; the first match counts.
+PEAK_FLOPS: Mapping[str, float] = tomllib.loads(Path(__file__).with_name("peak_flops.toml").read_text(encoding="utf-8"))
 
 
 def peak_flops(kind: str) -> float | None:
     """Returns the peak FLOP/s in bfloat16 of a `device_kind`; None if not in `PEAK_FLOPS`, such as a CPU."""
-    return next((peak for prefixes, peak in PEAK_FLOPS.items() if kind.startswith(prefixes)), None)
+    return next((peak for prefix, peak in PEAK_FLOPS.items() if kind.startswith(prefix)), None)
 
 
 def model_flops(config: ViViTConfig, clips: int) -> float:
