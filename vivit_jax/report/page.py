@@ -13,7 +13,7 @@ from vivit_jax.config.fields import flat
 from vivit_jax.evaluation import metrics
 from vivit_jax.evaluation.predictions import LABEL_SEPARATOR
 from vivit_jax.report import animations, figures
-from vivit_jax.report.load import Run, Series, Video
+from vivit_jax.report.load import Run, Series
 from vivit_jax.utils import plots
 
 NUM_CLIPS = 6  # best, and as many worst
@@ -43,55 +43,23 @@ def render(run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"metric": _metric, "percent": "{:.1%}".format, "thousands": "{:,}".format, "repr": repr}
-    model, data = run.config.get("model", {}), run.config.get("data", {})
-    subtitle = (model.get("name"), (model.get("attention") or "").replace("_", " "), data.get("name"))
-    parameters, scalars, picture = run.parameters(), _scalars(run), run.workdir / plots.RECONSTRUCTIONS
+    environment.filters |= {"date": _date, "duration": _duration}
+    picture = run.workdir / plots.RECONSTRUCTIONS
     return environment.get_template("report.html.j2").render(
         run=run,
-        title=run.workdir.name,
-        subtitle=" · ".join(part for part in subtitle if part),
-        tiles=_tiles(run, scalars),
-        scalars=scalars,
+        scalars=_scalars(run),
         curves=_curves(run.series),
         reconstructions=figures.data_uri(picture.read_bytes(), "image/png") if picture.exists() else "",
         heads=[_head(run, head, rows) for head, rows in run.evaluation.get("classes", {}).items()],
         clips=_clips(run),
+        label_separator=LABEL_SEPARATOR,
         views=_views(run.evaluation.get("by_temporal_views", [])),
         throughput=_throughput(run.series),
-        parameters=sorted(parameters.items(), key=lambda item: -item[1]),
-        num_parameters=sum(parameters.values()),
+        parameters=run.parameters(),
         changed=run.changed_fields(),
         config=flat(run.config),
-        written=_date(datetime.datetime.now(datetime.UTC).timestamp()),
+        written=datetime.datetime.now(datetime.UTC).timestamp(),
     )
-
-
-def _tiles(run: Run, scalars: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    """Returns the summary as (name, value, details)."""
-    total, done = run.total_steps, run.last_step
-    state = "finished" if total and done >= total else f"of {total:,}" if total else ""
-    tiles = [("steps", f"{done:,}", state)]
-    if run.times:
-        duration = str(datetime.timedelta(seconds=round(run.times[-1] - run.times[0])))
-        tiles.append(("time", duration, f"{_date(run.times[0])} to {_date(run.times[-1])}"))
-    best_metric = run.config.get("checkpoint", {}).get("best_metric")
-    for row in scalars:
-        if row["name"] == best_metric:
-            best = f" (best {_metric(row['best'], best_metric)} at step {row['step']:,})" if row["step"] else ""
-            tiles.append((best_metric, _metric(row["last"], best_metric), f"selects the checkpoints{best}"))
-    if result := run.evaluation:
-        temporal, spatial = result["views"]
-        split_size = result.get("videos_of_split", result["videos"])
-        details = [f"of {split_size:,} in {result['split']}, {temporal} × {spatial} views"]
-        if result["unreadable"]:
-            details.append(f"{result['unreadable']:,} unreadable")
-        if result.get("repeated_views"):
-            details.append(f"{result['repeated_views']:,} too short or small for as many different views")
-        tiles.append(("videos evaluated", f"{result['videos']:,}", "; ".join(details)))
-    if skipped := run.series.get("train/skipped"):
-        number = round(sum(value for _, value in skipped))
-        tiles.append(("steps skipped", f"{number:,}", "loss or gradients not finite, or a spike"))
-    return tiles
 
 
 def _scalars(run: Run) -> list[dict[str, Any]]:
@@ -162,29 +130,16 @@ def _clips(run: Run) -> dict[str, Any] | None:
         images = animations.animations(config, run.evaluation["split"], run.class_names, names)
     except (OSError, ValueError) as unavailable:
         error = str(unavailable)
-    groups = {kind: [_card(video, images) for video in group] for kind, group in (("Best", best), ("Worst", worst))}
-    return {"error": error, "groups": groups}
+    return {"error": error, "images": images, "groups": {"Best": best, "Worst": worst}}
 
 
-def _card(video: Video, images: Mapping[int, str | None]) -> dict[str, Any]:
-    heads = []
-    for head, row in video.heads.items():
-        truths = {row["truth"], *row["truth"].split(LABEL_SEPARATOR)}
-        ranked = [(name, probability, name in truths) for name, probability in row["ranked"][:3]]
-        heads.append((head, row, ranked))
-    return {"video": video, "image": images.get(video.index), "heads": heads}
-
-
-def _views(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Returns the metrics against the number of temporal views; `rows` are those of `evaluation.json`."""
-    if not rows:
-        return None
-    names = [name for name in rows[-1]["metrics"] if not name.endswith("loss")]
-    curves = {name: [(row["temporal_views"], row["metrics"][name]) for row in rows] for name in names}
+def _views(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Draws accuracy against the number of temporal views; `rows` are those of `evaluation.json`, "" without them."""
     shown = ("top1", metrics.MEAN_AVERAGE_PRECISION)
-    series = {n: points for n, points in curves.items() if n.endswith(shown) and all(y is not None for _, y in points)}
-    image = figures.lines(series, "temporal views", percent=True) if series else ""
-    return {"names": names, "rows": rows, "image": image}
+    names = [name for name in rows[-1]["metrics"] if name.endswith(shown)] if rows else []
+    curves = {name: [(row["temporal_views"], row["metrics"][name]) for row in rows] for name in names}
+    series = {name: points for name, points in curves.items() if all(y is not None for _, y in points)}
+    return figures.lines(series, "temporal views", percent=True) if series else ""
 
 
 def _metric(value: float | None, name: str) -> str:
@@ -197,3 +152,7 @@ def _metric(value: float | None, name: str) -> str:
 
 def _date(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
