@@ -9,7 +9,7 @@ from tests.helpers.experiment import experiment
 from vivit_jax.config.experiment import ConfigError
 from vivit_jax.data.open import open_data
 from vivit_jax.data.selection.training_set import TrainingSet, relabel
-from vivit_jax.train.resumed_data import check_batch_size, follow
+from vivit_jax.train.setup import check_resumed_batch_size, follow_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,9 @@ def test_renumbered_classes_keep_the_ids_of_the_checkpoint(run):
     names = {head: [n.upper() for n in of_head[::-1]] for head, of_head in train_set.class_names.items()}
     turned = rebuilt(train_set, eval_set, lambda split: relabel(split, names))
     assert (turned[0].splits[0].labels["verb"] != train_set.splits[0].labels["verb"]).any()
-    for followed, before in zip(follow(*turned, settings.data, metadata), (train_set, eval_set), strict=True):
+    for followed, before in zip(
+        follow_checkpoint(*turned, settings.data, metadata), (train_set, eval_set), strict=True
+    ):
         assert followed.class_names == metadata["class_names"]
         first, second = (TrainingSet.from_split(each).splits[0] for each in (followed, before))
         for head in before.heads:
@@ -49,13 +51,13 @@ def test_other_classes_are_refused(run):
     names = {**metadata["class_names"], "noun": ["juggle", *metadata["class_names"]["noun"][1:]]}
     renamed = rebuilt(train_set, eval_set, lambda split: dataclasses.replace(split, class_names=names))
     with pytest.raises(ConfigError, match=r"'noun' has other classes: 10 .*1 \('juggle'\) only in the data") as error:
-        follow(*renamed, settings.data, metadata)
+        follow_checkpoint(*renamed, settings.data, metadata)
     assert "--config.data.allow_changed=True" in str(error.value)
     allowed = dataclasses.replace(settings.data, allow_changed=True)
-    assert follow(*renamed, allowed, metadata)[0].class_names["noun"][0] == "juggle"
+    assert follow_checkpoint(*renamed, allowed, metadata)[0].class_names["noun"][0] == "juggle"
     fewer = {**metadata, "class_names": {**metadata["class_names"], "noun": names["noun"][:9]}}
     with pytest.raises(ConfigError, match="only in the data"):
-        follow(train_set, eval_set, allowed, {**fewer, "heads": {**metadata["heads"], "noun": 9}})
+        follow_checkpoint(train_set, eval_set, allowed, {**fewer, "heads": {**metadata["heads"], "noun": 9}})
 
 
 @pytest.mark.parametrize(
@@ -70,19 +72,19 @@ def test_other_videos_under_the_same_name_are_refused_unless_allowed(run, change
     settings, train_set, eval_set, metadata = run
     changed = rebuilt(train_set, eval_set, lambda split: dataclasses.replace(split, **change(split)))
     with pytest.raises(ConfigError, match=f"moving_digits are not those of the run's checkpoint: {difference}; put"):
-        follow(*changed, settings.data, metadata)
-    follow(*changed, dataclasses.replace(settings.data, allow_changed=True), metadata)
+        follow_checkpoint(*changed, settings.data, metadata)
+    follow_checkpoint(*changed, dataclasses.replace(settings.data, allow_changed=True), metadata)
     # Checkpoints of older versions have no hashes; a config that asks for other data is only warned of.
-    follow(*changed, settings.data, {**metadata, "data": {"examples": train_set.num_videos}})
+    follow_checkpoint(*changed, settings.data, {**metadata, "data": {"examples": train_set.num_videos}})
     asked = dataclasses.replace(settings.data, subset=dataclasses.replace(settings.data.subset, fraction=0.5))
-    follow(*changed, asked, metadata)
+    follow_checkpoint(*changed, asked, metadata)
 
 
 def test_the_number_of_videos_is_compared_in_old_checkpoints_too(run):
     settings, train_set, eval_set, metadata = run
     with pytest.raises(ConfigError, match=r"the number of videos \(19 -> 20\) changed"):
-        follow(train_set, eval_set, settings.data, {**metadata, "data": {"examples": 19}})
-    assert follow(train_set, eval_set, settings.data, {**metadata, "data": {}})[0] is train_set
+        follow_checkpoint(train_set, eval_set, settings.data, {**metadata, "data": {"examples": 19}})
+    assert follow_checkpoint(train_set, eval_set, settings.data, {**metadata, "data": {}})[0] is train_set
 
 
 def test_another_batch_size_is_refused(run):
@@ -90,8 +92,10 @@ def test_another_batch_size_is_refused(run):
     size, metadata = settings.batch_size, metadata | {"step": 3}
     larger = dataclasses.replace(settings, batch_size=2 * size)
     with pytest.raises(ConfigError, match=rf"batch_size={2 * size}, .* with {size}: {3 * size} clips are left out"):
-        check_batch_size(larger, metadata)
+        check_resumed_batch_size(larger, metadata)
     with pytest.raises(ConfigError, match=rf"repeated. Use {size}, or .* --config.data.allow_changed=True"):
-        check_batch_size(dataclasses.replace(settings, batch_size=size // 2), metadata)
-    check_batch_size(settings, metadata)
-    check_batch_size(dataclasses.replace(larger, data=dataclasses.replace(settings.data, allow_changed=True)), metadata)
+        check_resumed_batch_size(dataclasses.replace(settings, batch_size=size // 2), metadata)
+    check_resumed_batch_size(settings, metadata)
+    check_resumed_batch_size(
+        dataclasses.replace(larger, data=dataclasses.replace(settings.data, allow_changed=True)), metadata
+    )

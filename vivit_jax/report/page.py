@@ -12,7 +12,7 @@ import numpy as np
 from vivit_jax.config.fields import flat
 from vivit_jax.evaluation import metrics
 from vivit_jax.evaluation.predictions import LABEL_SEPARATOR
-from vivit_jax.report import animations, figures
+from vivit_jax.report import figures
 from vivit_jax.report.load import Run, Series
 from vivit_jax.utils import plots
 
@@ -127,7 +127,7 @@ def _clips(run: Run) -> dict[str, Any] | None:
         # The last evaluation may have used other data than the run: `--mode=eval` with another config.
         config = {**run.config, "data": run.evaluation.get("data") or run.config.get("data", {})}
         names = {video.index: video.name for video in best + worst}
-        images = animations.animations(config, run.evaluation["split"], run.class_names, names)
+        images = figures.animations(config, run.evaluation["split"], run.class_names, names)
     except (OSError, ValueError) as unavailable:
         error = str(unavailable)
     return {"error": error, "images": images, "groups": {"Best": best, "Worst": worst}}

@@ -19,9 +19,8 @@ from vivit_jax.config.init_from import IMAGE_MODEL_FOLDER
 from vivit_jax.data import host_tf
 from vivit_jax.evaluation.evaluator import EvaluationInterrupted
 from vivit_jax.train import compiled_step, initialize, periodic_evaluation, throughput
-from vivit_jax.train.hooks import Hook, Hooks
+from vivit_jax.train.hooks import Hook, Hooks, Profiler
 from vivit_jax.train.preemption import Preemption
-from vivit_jax.train.profiler import Profiler
 from vivit_jax.train.setup import TrainSetup, set_up
 from vivit_jax.train.skipped_steps import SkippedSteps
 from vivit_jax.train.throughput import TrainMetrics
