@@ -7,7 +7,9 @@ setup(
     package_dir={"vivit_jax.configs": "configs", "vivit_jax.configs.paper": "configs/paper"},
     include_package_data=False,
     package_data={
+        "vivit_jax.compile": ["slices.toml"],
         "vivit_jax.config": ["*.toml"],
+        "vivit_jax.convert": ["reasons.toml"],
         "vivit_jax.convert.tables": ["*.toml"],
         "vivit_jax.cost": ["paper.toml"],
         "vivit_jax.data": ["catalog.toml"],

@@ -1,16 +1,16 @@
 """TPU slices: their names, topologies, memory, and devices to compile for.
 
-Sizes and bandwidths are from Cloud TPU's documentation (cloud.google.com/tpu/docs, a page for each generation, "system
-architecture"); the bandwidths of v2 and v3, 700 and 900 GB/s a chip, also from Jouppi et al., "Ten Lessons From Three
-Generations Shaped Google's TPUv4i", ISCA 2021, table 1. The number in a name counts TensorCores (two per chip) up to v4
-and for v5p, and chips for v5e and v6e. A chip is two JAX devices for v2 and v3, and one device for later generations.
+The number in a name counts TensorCores (two per chip) up to v4 and for v5p, and chips for v5e and v6e. A chip is two
+JAX devices for v2 and v3, and one device for later generations. slices.toml has the sizes, and where they are from.
 """
 
 import dataclasses
 import math
 import os
 import re
+import tomllib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 GIB = 2**30
@@ -27,14 +27,8 @@ class Generation:
     topologies: str  # chips along each axis of the torus, of the slices that are known by name
 
 
-GENERATIONS = {
-    "v2": Generation(8 * GIB, 350e9, 2, 2, "2x2"),
-    "v3": Generation(16 * GIB, 450e9, 2, 2, "2x2 4x4 4x8 8x8 8x16"),
-    "v4": Generation(32 * GIB, 1200e9, 1, 2, "2x2x1 2x2x2 2x2x4 2x4x4"),
-    "v5e": Generation(16 * GIB, 800e9, 1, 1, "2x2 2x4 4x4 4x8 8x8 16x16"),
-    "v5p": Generation(95 * GIB, 2765e9, 1, 2, "2x2x1 2x2x4"),
-    "v6e": Generation(32 * GIB, 1600e9, 1, 1, "2x2 2x4 4x4 16x16"),
-}
+_TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+GENERATIONS = {name: Generation(**fields) for name, fields in _TABLE.items()}
 
 
 @dataclasses.dataclass(frozen=True)

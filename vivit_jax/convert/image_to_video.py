@@ -6,7 +6,9 @@ them with the reason. Any other difference between the two models is an error.
 
 import dataclasses
 import re
+import tomllib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
@@ -67,20 +69,8 @@ def adapt(
     return flax.traverse_util.unflatten_dict(adaptation.params, sep="/"), report
 
 
-# Leaves of the model that the weights lack -> why they start as in training from scratch; the first match counts.
-_MISSING = {
-    r"temporal_encoder/": "the weights have no temporal encoder",
-    r"\w*encoder/class_token": "the weights have no class token",
-    r"\w*encoder/norm/": "the weights have none: theirs follows the pooling (fc_norm)",
-    r"pre_logits/": "the weights have no pre-logits layer",
-}
-# Leaves of the weights without a place in the model -> why they are dropped.
-_UNUSED = {
-    r"\w*encoder/class_token": "the model has no class token, it averages the tokens",
-    r"\w*encoder/layers/\w+_time/": "the model has one attention in a block, the spatial one",
-    r"pre_logits/": "the model has no pre-logits layer",
-    r"head": "the model has no such head",
-}
+# Why leaves of the model start as in training from scratch (`missing`), and leaves of weights are dropped (`unused`).
+_REASONS = tomllib.loads(Path(__file__).with_name("reasons.toml").read_text(encoding="utf-8"))
 
 
 @dataclasses.dataclass
@@ -125,7 +115,7 @@ class _Adaptation:
         no_encoder = {} if self._has_temporal_encoders else {"temporal_encoder/": "the model has no temporal encoder"}
         for name in self.source_params:
             if name not in self._used:
-                why = self._chosen(name) or _matching(no_encoder | _UNUSED, name)
+                why = self._chosen(name) or _matching(no_encoder | _REASONS["unused"], name)
                 assert why, f"{name} of the weights is not accounted for"
                 self.entries.append(Entry(name, "dropped", why))
         self.params |= random_leaves(self.config, self._random, seed)
@@ -198,7 +188,7 @@ class _Adaptation:
         """Loads, resizes or initialises a leaf of the model."""
         source, choice = self._source_of(name), self.options.temporal_attention
         module, _, leaf = name.partition("/")
-        if why := self._chosen(name) or (source not in self.source_params and _matching(_MISSING, name)):
+        if why := self._chosen(name) or (source not in self.source_params and _matching(_REASONS["missing"], name)):
             self._random.append(name)
             self.entries.append(Entry(name, "initialised", why))
         elif source not in self.source_params:

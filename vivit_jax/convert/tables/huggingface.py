@@ -4,26 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from vivit_jax.convert.tables import transforms
-from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Row, Shapes, row
+from vivit_jax.convert.tables.rows import NAMES, Format, Hints, Row, Shapes, dropped, row
 from vivit_jax.convert.tables.sizes import clip_grid, count_layers, heads_of, is_image_model, shape_of, space_grid
 from vivit_jax.models import ViViTConfig
 
-# `hidden_act` -> our `activation`; the tanh approximation has several spellings.
-ACTIVATIONS = {
-    **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
-    **dict.fromkeys(("gelu_fast", "gelu_new", "gelu_pytorch_tanh"), "gelu_tanh"),
-}
-# Parts of a layer: (name on disk, name of version 5, our name, kind of `pair`).
-_PARTS = (
-    ("attention.attention.query", "attention.q_proj", "attention/query", "projection"),
-    ("attention.attention.key", "attention.k_proj", "attention/key", "projection"),
-    ("attention.attention.value", "attention.v_proj", "attention/value", "projection"),
-    ("attention.output.dense", "attention.o_proj", "attention/out", "output"),
-    ("layernorm_before", "layernorm_before", "norm_attention", "norm"),
-    ("layernorm_after", "layernorm_after", "norm_mlp", "norm"),
-    ("intermediate.dense", "mlp.fc1", "mlp/dense_in", "dense"),
-    ("output.dense", "mlp.fc2", "mlp/dense_out", "dense"),
-)
+ACTIVATIONS: Mapping[str, str] = NAMES["activations"]  # `hidden_act` -> our `activation`
 
 
 def huggingface(config: ViViTConfig) -> list[Row]:
@@ -51,7 +36,7 @@ def huggingface(config: ViViTConfig) -> list[Row]:
             *pair(f"{prefix}layernorm", "encoder/norm", "norm"),
         ]
         for version, block in enumerate(("encoder.layer", "layers")):
-            for *names, ours, kind in _PARTS:
+            for *names, ours, kind in NAMES["huggingface"]["parts"]:
                 name = f"{prefix}{block}.{{layer}}.{names[version]}"
                 rows += pair(name, f"encoder/layers/{ours}", kind, config.num_heads)
         if config.representation_size:
@@ -115,9 +100,5 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
     )
 
 
-_DROPPED = (
-    Dropped(r"(vit\.)?embeddings\.mask_token$|decoder\.", "of masked-image training"),
-    Dropped(r"(vivit\.|vit\.)?embeddings\.position_ids$", "a buffer that counts positions"),
-)
 _SIGNATURE = r"embeddings\.patch_embeddings\.projection\.weight$"
-FORMAT = Format(huggingface, describe, _SIGNATURE, roots=("vivit.", "vit."), dropped=_DROPPED)
+FORMAT = Format(huggingface, describe, _SIGNATURE, roots=("vivit.", "vit."), dropped=dropped("huggingface"))

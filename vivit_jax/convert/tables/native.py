@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.traverse_util
 
-from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Row, Shapes, row
+from vivit_jax.convert.tables.rows import Format, Hints, Row, Shapes, dropped, row
 from vivit_jax.convert.tables.sizes import image_config, shape_of, space_grid
 from vivit_jax.models import ViViTConfig, abstract_params
 
@@ -60,5 +60,4 @@ def image_model(shapes: Shapes, hints: Hints) -> ViViTConfig:
     )
 
 
-_DROPPED = (Dropped("decoder/", "of masked pretraining"),)
-FORMAT = Format(rows=native, describe=describe, signature=r"tokenizer/kernel$", dropped=_DROPPED)
+FORMAT = Format(rows=native, describe=describe, signature=r"tokenizer/kernel$", dropped=dropped("native"))

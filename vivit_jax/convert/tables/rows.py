@@ -7,13 +7,16 @@ applies rows both ways. Where several rows have the same name of ours the first 
 
 import dataclasses
 import re
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from vivit_jax.convert.tables.transforms import SAME, Transform
 from vivit_jax.models import ViViTConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
+NAMES = tomllib.loads(Path(__file__).with_name("names.toml").read_text(encoding="utf-8"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,11 @@ class Dropped:
     pattern: str  # regular expression, matched at the start of a name
     why: str  # for the report
     harmless: bool = True  # False: the model computes something else without them; `load_params` refuses the weights
+
+
+def dropped(*sections: str) -> tuple[Dropped, ...]:
+    """Returns the rules in some sections of names.toml."""
+    return tuple(Dropped(**rule) for section in sections for rule in NAMES["dropped"][section])
 
 
 def drop_reason(name: str, dropped: Sequence[Dropped]) -> str | None:

@@ -5,22 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from vivit_jax.convert.tables import transforms
-from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Row, Shapes, row
+from vivit_jax.convert.tables.rows import NAMES, Format, Hints, Row, Shapes, dropped, row
 from vivit_jax.convert.tables.sizes import clip_grid, count_layers, shape_of, space_grid
 from vivit_jax.models import ViViTConfig
 
-# Modules of a block (Flax numbers them) -> our names; big_vision has the same.
-BLOCK = {
-    "LayerNorm_0": "norm_attention",
-    "MultiHeadDotProductAttention_0": "attention",
-    "LayerNorm_1": "norm_mlp",
-    "MlpBlock_0": "mlp",
-}
-BLOCK_MODEL_3 = {
-    **{f"LayerNorm_{axis}": f"norm_{axis}" for axis in ("time", "space", "mlp")},
-    **{f"MultiHeadDotProductAttention_{axis}": f"attention_{axis}" for axis in ("time", "space")},
-    "MlpBlock": "mlp",
-}
+# Module of a block (Flax numbers them) -> our name; big_vision has the same.
+BLOCK: Mapping[str, str] = NAMES["blocks"]["scenic"]
+BLOCK_MODEL_3: Mapping[str, str] = NAMES["blocks"]["scenic_model_3"]
 
 
 def scenic(config: ViViTConfig) -> list[Row]:
@@ -138,12 +129,5 @@ def _is_image(tokens: int, hints: Hints) -> bool:
     return math.isqrt(tokens) ** 2 == tokens
 
 
-# What training programs store besides the parameters.
-TRAINING_STATE = Dropped(
-    r"(optimizer/(state|target/state)|opt_state|opt/state|state|global_step|step|rng|model_state|metadata|"
-    r"accum_train_time|extra|chrono|params_axes)(/|$)",
-    "training state of the program that wrote the file, not parameters",
-)
-
 SIGNATURE = r"(Spatial|Temporal)?Transformer/encoderblock_\d+/"
-FORMAT = Format(rows=scenic, describe=describe, signature=SIGNATURE, dropped=(TRAINING_STATE,))
+FORMAT = Format(rows=scenic, describe=describe, signature=SIGNATURE, dropped=dropped("training_state"))

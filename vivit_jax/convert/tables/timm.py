@@ -6,7 +6,7 @@ from typing import Any
 
 from vivit_jax.convert.tables import transforms
 from vivit_jax.convert.tables.huggingface import pair
-from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Row, Shapes, row
+from vivit_jax.convert.tables.rows import Format, Hints, Row, Shapes, dropped, row
 from vivit_jax.convert.tables.sizes import check_image_model, count_layers, heads_of, image_config, shape_of, space_grid
 from vivit_jax.convert.tables.transforms import derived
 from vivit_jax.models import ViViTConfig
@@ -83,10 +83,4 @@ def fold(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return folded
 
 
-_DROPPED = (
-    Dropped(r"mask_token$|decoder_", "of masked-image training"),
-    Dropped(r"fc_norm\.", "the norm after averaging the tokens, which belongs to the classifier", harmless=False),
-    Dropped(r"head\.", "the classifier, which follows another norm or pooling than ours", harmless=False),
-    Dropped(r"attn_pool\.", "attention that pools the tokens (SigLIP), which ViViT does not have", harmless=False),
-)
-FORMAT = Format(timm, describe, r"blocks\.\d+\.attn\.qkv\.weight$", fold=fold, dropped=_DROPPED)
+FORMAT = Format(timm, describe, r"blocks\.\d+\.attn\.qkv\.weight$", fold=fold, dropped=dropped("timm"))

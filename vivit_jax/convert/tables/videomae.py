@@ -7,7 +7,7 @@ import numpy as np
 
 from vivit_jax.convert.tables import transforms
 from vivit_jax.convert.tables.huggingface import ACTIVATIONS, pair
-from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Row, Shapes, row
+from vivit_jax.convert.tables.rows import Format, Hints, Row, Shapes, dropped, row
 from vivit_jax.convert.tables.sizes import count_layers, heads_of, shape_of
 from vivit_jax.models import ViViTConfig
 
@@ -82,11 +82,5 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
     )
 
 
-_DROPPED = (
-    Dropped(r"decoder\.|encoder_to_decoder\.|mask_token$", "of masked pretraining"),
-    Dropped(r"classifier\.", "the classifier of the first tubelet instead of the average", harmless=False),
-)
-_SIGNATURE = r"embeddings\.patch_embeddings\.projection\.weight$"
-FORMAT = Format(
-    videomae, describe, _SIGNATURE, without=r"(cls_token|position_embeddings)$", roots=("videomae.",), dropped=_DROPPED
-)
+_SIGNATURE, _WITHOUT = r"embeddings\.patch_embeddings\.projection\.weight$", r"(cls_token|position_embeddings)$"
+FORMAT = Format(videomae, describe, _SIGNATURE, without=_WITHOUT, roots=("videomae.",), dropped=dropped("videomae"))

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from vivit_jax.convert.tables import transforms
-from vivit_jax.convert.tables.rows import Dropped, Format, Hints, Row, Shapes, row
-from vivit_jax.convert.tables.scenic import BLOCK, TRAINING_STATE, block_rows
+from vivit_jax.convert.tables.rows import NAMES, Format, Hints, Row, Shapes, dropped, row
+from vivit_jax.convert.tables.scenic import BLOCK, block_rows
 from vivit_jax.convert.tables.sizes import check_image_model, count_layers, image_config, shape_of, space_grid
 from vivit_jax.models import ViViTConfig
 
-_AUGREG_MODULES = ("LayerNorm_0", "MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3")
-_AUGREG = dict(zip(_AUGREG_MODULES, BLOCK.values(), strict=True))
+_AUGREG: Mapping[str, str] = NAMES["blocks"]["augreg"]
 
 
 def vit_npz(config: ViViTConfig) -> list[Row]:
@@ -66,5 +65,4 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
 
 # The positions of big_vision alone: other models have them in a module of their own.
 _SIGNATURE = r"Transformer/encoderblock(_\d+/MlpBlock_3)?/|(?<!\.)(?<!posembed_input/)pos_embedding$"
-_POOLING = Dropped(r"MAPHead_0/", "attention that pools its tokens, which ViViT does not have", harmless=False)
-FORMAT = Format(vit_npz, describe, _SIGNATURE, dropped=(TRAINING_STATE, _POOLING))
+FORMAT = Format(vit_npz, describe, _SIGNATURE, dropped=dropped("training_state", "vit_npz"))
