@@ -13,8 +13,7 @@ from vivit_jax import checkpoint as checkpointing
 from vivit_jax import sharding
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data.open import open_eval_set
-from vivit_jax.evaluation.evaluator import Evaluator
-from vivit_jax.evaluation.masked import MaskedEvaluator
+from vivit_jax.evaluation.evaluator import Evaluator, MaskedEvaluator
 from vivit_jax.evaluation.results import Result, write_result
 from vivit_jax.models import ViViT, abstract_params
 from vivit_jax.utils import devices

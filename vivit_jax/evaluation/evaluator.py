@@ -1,4 +1,7 @@
-"""Multi-view evaluation of one split (section 4.1): V views of each video, logits averaged, each video counted once."""
+"""Multi-view evaluation of one split (section 4.1): V views of each video, logits averaged, each video counted once.
+
+Of masked pretraining: the loss of masked tubelets, with the same masks each time.
+"""
 
 import dataclasses
 import itertools
@@ -19,8 +22,9 @@ from vivit_jax.data.selection import subset
 from vivit_jax.data.selection.sampling import select_views
 from vivit_jax.evaluation import metrics, predictions
 from vivit_jax.evaluation.results import Result, ViewAblation
-from vivit_jax.models import ViViT, inference
-from vivit_jax.train_step import as_heads, map_views
+from vivit_jax.models import MaskedViViT, ViViT, inference
+from vivit_jax.models.masked import reconstruction
+from vivit_jax.train_step import as_heads, map_views, normalise
 from vivit_jax.utils.trees import path_name
 
 
@@ -92,14 +96,10 @@ class Evaluator:
             self._log_pipeline = False
         totals, fetched, params = None, [], inference.cast_params(params, self._model.config)
         batch_size = self._experiment.evaluation.batch_size
-        for outputs in run_batches(self._step, params, batches, self._mesh, batch_size):
+        for outputs in run_batches(self._step, params, batches, self._mesh, batch_size, interrupted):
             updates = outputs.pop("updates")
             totals = updates if totals is None else self._merge(totals, updates)
             fetched.append(jax.device_get(outputs))
-            distributed.beat("evaluation")
-            if interrupted():
-                batches.close()
-                raise EvaluationInterrupted
 
         # Order the predictions by video, and check that each was seen once.
         heads = self._split.heads
@@ -149,6 +149,57 @@ class Evaluator:
         )
 
 
+_SHOWN = 4  # clips of the first batch of masked pretraining, as pictures
+
+
+class MaskedEvaluator:
+    """Evaluates parameters on the central clip of each video; arguments and calls as `Evaluator`."""
+
+    def __init__(
+        self, model: MaskedViViT, mesh: Any, experiment: Any, split: Any, spec: Any, *, videos: int | None = None
+    ):
+        self._size, indices = split.num_videos, spread_indices(split.num_videos, videos)
+        self._split = split if len(indices) == split.num_videos else subset.take(split, indices)
+        self._mesh, self._spec, self._experiment = mesh, spec, experiment
+        self._model = model = for_inference(model, experiment)
+        patches = model.config.grid[1] * model.config.grid[2]
+
+        def step(params: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+            def noise(index: jax.Array) -> jax.Array:  # of a video, in any batch
+                return jax.random.uniform(jax.random.fold_in(jax.random.key(0), index), (patches,))
+
+            out = model.apply({"params": params}, normalise(batch["video"][:, 0]), jax.vmap(noise)(batch["index"]))
+            shown = reconstruction(jax.tree.map(lambda x: x[:_SHOWN], out), model.config)
+            return {"loss": out["loss"], "mask": batch["mask"], "index": batch["index"], "shown": shown}
+
+        self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))
+
+    def __call__(self, params: Any, interrupted: Callable[[], bool] = never) -> Result:
+        """Evaluates all the videos; raises EvaluationInterrupted once `interrupted` returns True after a batch."""
+        distributed.beat("evaluation")
+        batches = open_batches(self._split, self._spec, (1, 1), self._experiment, self._mesh)
+        params, fetched, shown = inference.cast_params(params, self._model.config), [], None
+        size = self._experiment.evaluation.batch_size
+        for out in run_batches(self._step, params, batches, self._mesh, size, interrupted):
+            pictures = out.pop("shown")
+            shown = jax.device_get(pictures) if shown is None else shown
+            fetched.append(jax.device_get(out))
+        loss, mask, index = (np.concatenate([out[name] for out in fetched]) for name in ("loss", "mask", "index"))
+        if not np.array_equal(np.sort(index[index >= 0]), np.arange(self._split.num_videos)):
+            raise RuntimeError(f"evaluation did not see {self._split.num_videos} videos once each; please report this")
+        counted = int(mask.sum())
+        return Result(
+            {"loss": float(loss[mask > 0].mean()) if counted else math.nan},
+            {},
+            counted=counted,
+            unreadable=self._split.num_videos - counted,
+            views=(1, 1),
+            split_size=self._size,
+            dtype=self._model.config.dtype,
+            reconstructions=shown[: self._split.num_videos],
+        )
+
+
 def for_inference(model: Any, experiment: Experiment) -> Any:
     """Returns the model with the compute dtype of `config.evaluation.dtype`."""
     return model.clone(config=inference.inference_config(model.config, experiment.evaluation.dtype))
@@ -167,11 +218,25 @@ def open_batches(split: Any, spec: Any, views: tuple[int, int], experiment: Expe
     )
 
 
-def run_batches(step: Callable[..., Any], params: Any, batches: Batches, mesh: Any, batch_size: int) -> Iterator[Any]:
-    """Yields `step(params, batch)` of each batch, after dispatching the next, so that the device need not wait."""
+def run_batches(
+    step: Callable[..., Any],
+    params: Any,
+    batches: Batches,
+    mesh: Any,
+    batch_size: int,
+    interrupted: Callable[[], bool] = never,
+) -> Iterator[Any]:
+    """Yields `step(params, batch)` of each batch, after dispatching the next, so that the device need not wait.
+
+    EvaluationInterrupted once `interrupted` returns True after a batch.
+    """
     dispatched = (step(params, sharding.place_batch(batch, mesh, batch_size)) for batch in batches)
     for outputs, _ in itertools.pairwise(itertools.chain(dispatched, [None])):
         yield outputs
+        distributed.beat("evaluation")
+        if interrupted():
+            batches.close()
+            raise EvaluationInterrupted
 
 
 def spread_indices(total: int, number: int | None) -> np.ndarray:

@@ -23,8 +23,7 @@ from vivit_jax.data.open import open_data
 from vivit_jax.data.records.split import RecordSplit
 from vivit_jax.data.selection.sampling import ClipSpec
 from vivit_jax.data.selection.training_set import TrainingSet, relabel
-from vivit_jax.evaluation.evaluator import Evaluator
-from vivit_jax.evaluation.masked import MaskedEvaluator
+from vivit_jax.evaluation.evaluator import Evaluator, MaskedEvaluator
 from vivit_jax.evaluation.metrics import accuracy_names, scalar_name
 from vivit_jax.train_step import TrainProgram
 from vivit_jax.utils import devices
