@@ -15,7 +15,7 @@ from tests.helpers.small_models import random_params
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import convert, sharding, train
 from vivit_jax.config.experiment import CONFIG_FILE, ConfigError, Experiment
-from vivit_jax.config.init_from import IMAGE_MODEL_FOLDER, REPORT_FILE
+from vivit_jax.config.sections import IMAGE_MODEL_FOLDER, REPORT_FILE
 from vivit_jax.evaluation import evaluate
 from vivit_jax.models import ViViTConfig, abstract_params
 from vivit_jax.models.config import ATTENTIONS

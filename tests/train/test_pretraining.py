@@ -13,7 +13,7 @@ from tests.helpers.videos import write_video
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import predict, sharding, train
 from vivit_jax.config.experiment import ConfigError, Experiment
-from vivit_jax.config.init_from import REPORT_FILE
+from vivit_jax.config.sections import REPORT_FILE
 from vivit_jax.evaluation import evaluate
 from vivit_jax.models import ViViT
 from vivit_jax.train import initialize

@@ -16,7 +16,7 @@ from typing import Any
 
 import flax.traverse_util
 
-from vivit_jax.config.init_from import InitFrom
+from vivit_jax.config.sections import InitFrom
 from vivit_jax.convert import processor
 from vivit_jax.convert.containers.open import FileError
 from vivit_jax.convert.engine import ConversionError

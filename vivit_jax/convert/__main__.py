@@ -18,8 +18,8 @@ import flax.traverse_util
 from absl import flags, logging
 
 from vivit_jax.config import flags as command_line
-from vivit_jax.config.init_from import InitFrom
 from vivit_jax.config.preprocessing import KEY, usual_input
+from vivit_jax.config.sections import InitFrom
 from vivit_jax.convert import FORMATS, describe_model, initialise, processor, save_params
 from vivit_jax.convert.resize import fold_normalisation
 from vivit_jax.convert.source import OpenedWeights, open_weights

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vivit_jax.config.init_from import InitFrom
+from vivit_jax.config.sections import InitFrom
 from vivit_jax.convert import heads
 from vivit_jax.convert.engine import ConversionError
 from vivit_jax.convert.report import Entry, Report, describe_model

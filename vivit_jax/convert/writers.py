@@ -152,17 +152,9 @@ def preprocessor_config(config: ViViTConfig) -> dict[str, Any]:
     That is the range of all our models; the default of the processor's class is [-3, 1].
     """
     height, width = config.image_shape
-    return {
-        "image_processor_type": "VivitImageProcessor",
-        **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "offset"), True),
-        "do_normalize": False,
-        "size": {"shortest_edge": round(min(height, width) * 256 / 224)},
-        "resample": 2,
-        "crop_size": {"height": height, "width": width},
-        "rescale_factor": 1 / 127.5,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    }
+    content = json.loads(Path(__file__).with_name("preprocessor_config.json").read_text(encoding="utf-8"))
+    size, crop_size = {"shortest_edge": round(min(height, width) * 256 / 224)}, {"height": height, "width": width}
+    return content | {"size": size, "crop_size": crop_size}
 
 
 def _class_names(config: ViViTConfig, class_names: ClassNames) -> dict[str, list[str]]:

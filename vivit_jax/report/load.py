@@ -13,7 +13,7 @@ from etils import epath
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax.config.experiment import CONFIG_FILE, Experiment, default_config
 from vivit_jax.config.fields import flat
-from vivit_jax.config.init_from import REPORT_FILE
+from vivit_jax.config.sections import REPORT_FILE
 from vivit_jax.evaluation import metrics, predictions, results
 from vivit_jax.models import abstract_params
 from vivit_jax.utils import goodput, logs

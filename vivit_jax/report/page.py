@@ -3,7 +3,9 @@
 import datetime
 import math
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -21,16 +23,8 @@ NUM_CONFUSIONS = 10
 MAX_TABLE_CLASSES = 25  # the confusion matrix of more classes is an image instead of a table
 # Series that measure speed, not quality.
 _SPEED = re.compile(r"per_sec|utilisation|wait|seconds$")
-# (title, pattern of the series, options of `figures.lines`)
-_PANELS = (
-    ("loss", r"(^|/)loss(/|$)", {}),
-    ("accuracy in training", r"^train/accuracy", {"percent": True}),
-    ("accuracy in evaluation", r"^eval/.*(top1|mean_average_precision)$", {"percent": True}),
-    ("learning rate", r"learning_rate", {}),
-    ("norm of gradients", r"gradient_norm", {"logarithmic": True}),
-    ("norm of updates", r"update_norm", {"logarithmic": True}),
-    ("norm of parameters", r"parameter_norm", {}),
-)
+# title -> pattern of the series, options of `figures.lines`
+_PANELS = tomllib.loads(Path(__file__).with_name("panels.toml").read_text(encoding="utf-8"))
 
 
 def render(run: Run) -> str:
@@ -78,7 +72,8 @@ def _scalars(run: Run) -> list[dict[str, Any]]:
 def _curves(series: Series) -> list[tuple[str, str]]:
     """Returns (title, image) of each panel that has a series."""
     panels = []
-    for title, pattern, options in _PANELS:
+    for title, panel in _PANELS.items():
+        pattern, options = panel["series"], {name: value for name, value in panel.items() if name != "series"}
         matching = {name: points for name, points in sorted(series.items()) if re.search(pattern, name)}
         if matching:
             panels.append((title, figures.lines(matching, "step", **options)))

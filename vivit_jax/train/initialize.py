@@ -14,7 +14,7 @@ from vivit_jax import checkpoint as checkpointing
 from vivit_jax import convert, report
 from vivit_jax.config.experiment import CONFIG_FILE, Experiment
 from vivit_jax.config.fields import differences
-from vivit_jax.config.init_from import IMAGE_MODEL_FOLDER, REPORT_FILE
+from vivit_jax.config.sections import IMAGE_MODEL_FOLDER, REPORT_FILE
 from vivit_jax.train.setup import TrainSetup
 from vivit_jax.train_step import TrainProgram, TrainState
 from vivit_jax.utils import logs

@@ -15,7 +15,7 @@ from etils import epath
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import distributed, report
 from vivit_jax.config.experiment import Experiment
-from vivit_jax.config.init_from import IMAGE_MODEL_FOLDER
+from vivit_jax.config.sections import IMAGE_MODEL_FOLDER
 from vivit_jax.data import host_tf
 from vivit_jax.evaluation.evaluator import EvaluationInterrupted
 from vivit_jax.train import compiled_step, initialize, periodic_evaluation, throughput
