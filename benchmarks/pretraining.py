@@ -8,7 +8,7 @@ that are not normalised. docs/training.md has the results.
 Hardware: two CPU cores; 6,300 steps of 32 clips for each seed.
 """
 
-from vivit_jax.config.files import load_config
+from vivit_jax.config.flags import load_config
 
 FEW = {
     "data.subset.fraction": 0.125,

@@ -23,7 +23,7 @@ from absl import app, flags, logging
 from vivit_jax.compile import slices
 from vivit_jax.compile.slices import GIB, Slice
 from vivit_jax.config.fields import ConfigError
-from vivit_jax.config.files import load_config, load_module
+from vivit_jax.config.flags import load_config, load_module
 from vivit_jax.models.config import REMATS
 from vivit_jax.utils import tables
 

@@ -30,7 +30,6 @@ from vivit_jax import finetuning
 from vivit_jax.config import flags as command_line
 from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.config.fields import differences, flat
-from vivit_jax.config.files import load_module
 from vivit_jax.utils import plots, storage, tables
 
 DONE_FILE = "row.json"
@@ -62,7 +61,7 @@ class Result:
 
 def load_sweep(path: epath.PathLike) -> ModuleType:
     """Loads a config file that defines `sweep()`."""
-    module = load_module(path)
+    module = command_line.load_module(path)
     if not hasattr(module, "sweep"):
         raise ConfigError(f"{path} has no sweep(); run it with python -m vivit_jax.main, or add one: {{row: config}}")
     return module

@@ -10,7 +10,7 @@ from tests.conftest import REPOSITORY
 from vivit_jax.compile import program, slices
 from vivit_jax.compile.program import Compiled
 from vivit_jax.compile.slices import GIB, parse
-from vivit_jax.config.files import load_module
+from vivit_jax.config.flags import load_module
 
 CONFIG = str(REPOSITORY / "configs" / "k400_vivit_l.py")
 RECIPES = sorted((REPOSITORY / "configs").glob("*_vivit_*.py"))

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import tpu_table
 from tests.conftest import REPOSITORY
 from vivit_jax.compile import slices
-from vivit_jax.config.files import load_config
+from vivit_jax.config.flags import load_config
 
 TOLERANCE = 1.05  # of the recorded memory: compilers change a little
 COMPILED = [

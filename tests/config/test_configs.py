@@ -14,8 +14,7 @@ from absl import flags
 from tests.conftest import REPOSITORY
 from vivit_jax import optim
 from vivit_jax.config.experiment import ConfigError, Experiment
-from vivit_jax.config.files import load_module
-from vivit_jax.config.flags import define_config
+from vivit_jax.config.flags import define_config, load_module
 from vivit_jax.config.recipes import RECIPES, published, set_crop
 from vivit_jax.data import catalog
 from vivit_jax.models import count_parameters

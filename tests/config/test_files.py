@@ -7,7 +7,7 @@ import pytest
 from benchmarks.tpu_table import expand_rows
 from tests.conftest import REPOSITORY
 from vivit_jax.config.experiment import ConfigError
-from vivit_jax.config.files import find_config, load_config, load_module
+from vivit_jax.config.flags import find_config, load_config, load_module
 
 CONFIG = str(REPOSITORY / "configs" / "k400_vivit_l.py")
 

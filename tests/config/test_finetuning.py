@@ -9,8 +9,8 @@ from tests.conftest import REPOSITORY
 from vivit_jax import finetuning
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.config.fields import plain
-from vivit_jax.config.files import load_config
 from vivit_jax.config.finetuning import DERIVED, derive
+from vivit_jax.config.flags import load_config
 from vivit_jax.models import ViViTConfig
 
 LIPS = {"num_frames": np.random.default_rng(0).integers(4, 23, 1200), "frame_size": (56.0, 72.0)}

@@ -15,7 +15,7 @@ from tests.helpers.videos import write_video
 from vivit_jax import finetuning
 from vivit_jax.config.experiment import ConfigError
 from vivit_jax.config.fields import differences
-from vivit_jax.config.files import load_config
+from vivit_jax.config.flags import load_config
 from vivit_jax.models.config import INHERITED_FIELDS
 
 PAGE = REPOSITORY / "docs" / "finetuning.md"

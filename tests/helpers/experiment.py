@@ -8,7 +8,7 @@ from etils import epath
 from tests.conftest import REPOSITORY
 from vivit_jax import report
 from vivit_jax.config.experiment import Experiment
-from vivit_jax.config.files import load_config
+from vivit_jax.config.flags import load_config
 from vivit_jax.train import periodic_evaluation
 
 STEPS = 6  # of 8 clips, over the 20 videos of the fixture `data_dir`: the second epoch begins within a batch

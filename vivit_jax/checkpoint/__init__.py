@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from vivit_jax.checkpoint.folders import FOLDER, META, QUARANTINE_DIR, STATE, locate, score
 from vivit_jax.checkpoint.integrity import CheckpointError, UnavailableError, check_params, checksums, together
 
-_OF_MANAGER = {"FOLDER", "META", "OPTIONAL", "QUARANTINE_DIR", "STATE"}
-_OF_MANAGER |= {"Checkpoints", "latest_metadata", "locate", "score"}
+_OF_MANAGER = {"OPTIONAL", "Checkpoints", "latest_metadata"}
 
 
 def __getattr__(name: str) -> Any:

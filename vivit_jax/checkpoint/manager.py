@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from vivit_jax.checkpoint.folders import FOLDER, META, QUARANTINE_DIR, STATE, absolute, score
 from vivit_jax.checkpoint.integrity import (
     CheckpointError,
     OtherModelError,
@@ -30,11 +31,8 @@ from vivit_jax.checkpoint.integrity import (
     digest,
     together,
 )
-from vivit_jax.utils import storage, terminal
+from vivit_jax.utils import storage
 
-FOLDER = "checkpoints"  # inside a run's workdir
-QUARANTINE_DIR = "damaged"  # beside the folder of steps
-STATE, META = "state", "meta"
 DIGEST = "digest"  # of the other fields of `meta`; absent in checkpoints of version 0.2.0 and older
 OPTIONAL = ("ema", "guard")  # parts of the state that checkpoints may lack
 _RETRY_SECONDS = (1.0, 4.0, 15.0)  # pauses before a storage that fails is read again
@@ -48,39 +46,9 @@ ocp.type_handlers.register_type_handler(
 )
 
 
-def score(metrics: Mapping[str, Any] | None, name: str) -> float:
-    """Returns the value of a metric such that higher is better (losses are negated); -inf where absent or NaN."""
-    value = float((metrics or {}).get(name, math.nan))
-    if math.isnan(value):
-        return -math.inf
-    return -value if name.rpartition("/")[2] == "loss" else value
-
-
-def _absolute(path: epath.PathLike) -> epath.Path:
-    """Orbax silently finds nothing under a relative path. URIs stay as they are; `resolve` would prepend the folder."""
-    absolute = str(storage.absolute(path))
-    if absolute != terminal.printable(absolute):
-        raise CheckpointError(f"{absolute}: Orbax opens no paths that are not UTF-8; rename the folder or link to it")
-    return epath.Path(absolute)
-
-
-def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
-    """Finds checkpoints: a workdir, its `checkpoints` folder or one step -> (folder of steps, step or None)."""
-    path = _absolute(path)
-    for root in (path / FOLDER, path):
-        if root.is_dir() and any(child.name.isdigit() for child in root.iterdir()):
-            return root, None
-    if path.name.isdigit() and (path / STATE).exists():
-        return path.parent, int(path.name)
-    raise CheckpointError(
-        f"no checkpoint at {path}; looked for {path / FOLDER}/STEP and {path}/STEP. "
-        "Give the --workdir of a run that has saved one, or --checkpoint=WORKDIR/checkpoints/STEP."
-    )
-
-
 def latest_metadata(workdir: epath.PathLike) -> dict[str, Any] | None:
     """Returns the metadata of a run's newest readable checkpoint, or None; writes nothing."""
-    root = _absolute(workdir) / FOLDER
+    root = absolute(workdir) / FOLDER
 
     def read() -> dict[str, Any] | None:
         if not root.exists():
@@ -128,7 +96,7 @@ class Checkpoints:
         on_full: str = "stop",
         read_only: bool = False,
     ):
-        self.root, self.best_metric, self._on_full = _absolute(root), best_metric, on_full
+        self.root, self.best_metric, self._on_full = absolute(root), best_metric, on_full
         policies = ocp.checkpoint_managers
         newest = policies.LatestN(n=keep_latest)
         best = policies.BestN(get_metric_fn=self._score, n=keep_best, keep_checkpoints_without_metrics=False)

@@ -223,14 +223,14 @@ def run_batches(
     params: Any,
     batches: Batches,
     mesh: Any,
-    batch_size: int,
+    size: int,
     interrupted: Callable[[], bool] = never,
 ) -> Iterator[Any]:
     """Yields `step(params, batch)` of each batch, after dispatching the next, so that the device need not wait.
 
-    EvaluationInterrupted once `interrupted` returns True after a batch.
+    `size` is that of the global batch. EvaluationInterrupted once `interrupted` returns True after a batch.
     """
-    dispatched = (step(params, sharding.place_batch(batch, mesh, batch_size)) for batch in batches)
+    dispatched = (step(params, sharding.place_batch(batch, mesh, size)) for batch in batches)
     for outputs, _ in itertools.pairwise(itertools.chain(dispatched, [None])):
         yield outputs
         distributed.beat("evaluation")
