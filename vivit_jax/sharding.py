@@ -166,8 +166,7 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh, batch_size: int) -> Any:
 
 LogicalAxes = Sequence[str | None]  # one name for each dimension of an array; None is not split
 
-# Logical axis -> mesh axes that split it
-LOGICAL_AXES = {name: tuple(axes) for name, axes in _TABLES["logical_axes"].items()}
+LOGICAL_AXES = {name: tuple(axes) for name, axes in _TABLES["logical_axes"].items()}  # -> mesh axes that split it
 
 
 def num_shards(logical_axis: str) -> int:

@@ -27,6 +27,8 @@ from vivit_jax.models.masked import reconstruction
 from vivit_jax.train_step import as_heads, map_views, normalise
 from vivit_jax.utils.trees import path_name
 
+_SHOWN = 4  # clips of the first batch of masked pretraining, as pictures
+
 
 class EvaluationInterrupted(Exception):
     """The evaluation was asked to stop between two batches."""
@@ -147,9 +149,6 @@ class Evaluator:
             by_views=tuple(ablations) if len(ablations) > 1 else (),
             average_precision=average_precision,
         )
-
-
-_SHOWN = 4  # clips of the first batch of masked pretraining, as pictures
 
 
 class MaskedEvaluator:
