@@ -16,9 +16,7 @@ has no counterpart for `shard_map` and splits also dimensions that are shorter t
 
 import math
 import re
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,7 +31,6 @@ from vivit_jax.utils.trees import path_name
 # Outermost first: the axes that communicate most come last and get neighbouring devices.
 AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH = ("data", "fsdp")
-_TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
 def complete_axes(axes: Mapping[str, int]) -> dict[str, int]:
@@ -166,7 +163,16 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh, batch_size: int) -> Any:
 
 LogicalAxes = Sequence[str | None]  # one name for each dimension of an array; None is not split
 
-LOGICAL_AXES = {name: tuple(axes) for name, axes in _TABLES["logical_axes"].items()}  # -> mesh axes that split it
+# Logical axis -> mesh axes that split it. `space` is used only during attention over time: whole columns of frames
+# must then be on one device, so the `sequence` axis splits the positions within a frame instead of the frames.
+LOGICAL_AXES = {
+    "batch": BATCH,
+    "tokens": ("sequence",),
+    "time": ("sequence",),
+    "space": ("sequence",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+}
 
 
 def num_shards(logical_axis: str) -> int:
@@ -248,8 +254,20 @@ def _split(shape: Sequence[int], logical_axes: LogicalAxes) -> list[tuple[str, .
 
 Rules = Sequence[tuple[str, tuple[str, ...]]]
 
-# (path regex, names of the last dimensions): the first match applies.
-RULES: Rules = tuple((pattern, tuple(dimensions)) for pattern, dimensions in _TABLES["rules"].items())
+# (path regex, names of the last dimensions): the first match applies. The leading axis of stacked layers has no name
+# and is never split: every device needs every layer. Parameters that only the last row matches are small and copied.
+RULES: Rules = (
+    (r"layers/attention\w*/(query|key|value)/kernel$", ("width", "heads", "head_dim")),
+    (r"layers/attention\w*/(query|key|value)/bias$", ("heads", "head_dim")),
+    (r"layers/attention\w*/out/kernel$", ("heads", "head_dim", "width")),
+    (r"layers/mlp/dense_in/kernel$", ("width", "mlp")),
+    (r"layers/mlp/dense_in/bias$", ("mlp",)),
+    (r"layers/mlp/dense_out/kernel$", ("mlp", "width")),
+    (r"position_embedding$", ("positions", "width")),
+    (r"tokenizer/kernel$", ("width",)),
+    (r"(pre_logits|head|head_\w+)/kernel$", ("width", "outputs")),
+    (r".*", ()),
+)
 # Megatron-LM (arXiv:1909.08053, section 3): the first product of a pair is split by columns, the second by rows, so
 # that each pair needs one all-reduce.
 TENSOR = frozenset({"heads", "mlp"})

@@ -7,14 +7,21 @@ import socket
 import sys
 import threading
 import time
-import tomllib
 from collections.abc import Iterator
-from pathlib import Path
 
 from vivit_jax.distributed import peers
 
-# Phase -> its longest time, as a multiple of `config.step_timeout_seconds`.
-LIMITS: dict[str, float] = tomllib.loads(Path(__file__).with_name("limits.toml").read_text(encoding="utf-8"))
+# Longest time of each phase, as a multiple of `config.step_timeout_seconds`.
+LIMITS = {
+    "build": 48.0,  # opening a custom data set, whose records are built where they are missing
+    "start": 2.0,  # opening the data; restoring the state, or reading pretrained weights
+    "compile": 4.0,
+    "batch": 1.0,  # waiting for the input pipeline
+    "step": 1.0,
+    "evaluation": 4.0,  # from one batch to the next; the first compiles
+    "save": 2.0,
+    "end": 2.0,  # the report, and waiting for the other processes
+}
 DEFAULT_SECONDS = 1800.0  # of several processes
 _POLL, _GRACE, _LAST_RESORT = 5.0, 10.0, 30.0  # seconds
 _POSITIONS, _STALLED = "vivit_jax/watchdog/positions/", "vivit_jax/watchdog/stalled/"  # keys, followed by a process

@@ -3,9 +3,7 @@
 import datetime
 import math
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -23,8 +21,16 @@ NUM_CONFUSIONS = 10
 MAX_TABLE_CLASSES = 25  # the confusion matrix of more classes is an image instead of a table
 # Series that measure speed, not quality.
 _SPEED = re.compile(r"per_sec|utilisation|wait|seconds$")
-# title -> pattern of the series, options of `figures.lines`
-_PANELS = tomllib.loads(Path(__file__).with_name("panels.toml").read_text(encoding="utf-8"))
+# (title, pattern of the series, options of `figures.lines`)
+_PANELS = (
+    ("loss", r"(^|/)loss(/|$)", {}),
+    ("accuracy in training", r"^train/accuracy", {"percent": True}),
+    ("accuracy in evaluation", r"^eval/.*(top1|mean_average_precision)$", {"percent": True}),
+    ("learning rate", r"learning_rate", {}),
+    ("norm of gradients", r"gradient_norm", {"logarithmic": True}),
+    ("norm of updates", r"update_norm", {"logarithmic": True}),
+    ("norm of parameters", r"parameter_norm", {}),
+)
 
 
 def render(run: Run) -> str:
@@ -37,7 +43,7 @@ def render(run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"metric": _metric, "percent": "{:.1%}".format, "thousands": "{:,}".format, "repr": repr}
-    environment.filters |= {"date": _date, "duration": lambda seconds: str(datetime.timedelta(seconds=round(seconds)))}
+    environment.filters |= {"date": _date, "duration": _duration}
     picture = run.workdir / plots.RECONSTRUCTIONS
     return environment.get_template("report.html.j2").render(
         run=run,
@@ -72,8 +78,7 @@ def _scalars(run: Run) -> list[dict[str, Any]]:
 def _curves(series: Series) -> list[tuple[str, str]]:
     """Returns (title, image) of each panel that has a series."""
     panels = []
-    for title, panel in _PANELS.items():
-        pattern, options = panel["series"], {name: value for name, value in panel.items() if name != "series"}
+    for title, pattern, options in _PANELS:
         matching = {name: points for name, points in sorted(series.items()) if re.search(pattern, name)}
         if matching:
             panels.append((title, figures.lines(matching, "step", **options)))
@@ -147,3 +152,7 @@ def _metric(value: float | None, name: str) -> str:
 
 def _date(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
