@@ -14,6 +14,7 @@ setup(
         "vivit_jax.cost": ["paper.toml"],
         "vivit_jax.data": ["catalog.toml"],
         "vivit_jax.report": ["templates/*.j2"],
+        "vivit_jax.export": ["templates/*.j2"],
         "vivit_jax.predict": ["classes/*.txt"],
         "vivit_jax.train": ["*.toml"],
     },

@@ -16,7 +16,7 @@ LAYERS = (
     {"finetuning"},
     {"report", "preview", "predict"},
     {"train"},
-    {"main", "sweep", "probe", "compile"},
+    {"main", "sweep", "probe", "compile", "export"},
 )
 DATA_LAYERS = (
     {"workers", "host_tf", "video", "paths"},

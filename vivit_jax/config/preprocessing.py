@@ -56,7 +56,7 @@ def usual_input(model: ViViTConfig, processor: Mapping[str, Any] | None = None) 
 
     Stride 2 for 32 frames, else 1; short side of the weights' image `processor` (JSON), else 256 for crops of 224.
     """
-    size = (processor or {}).get("size")
+    size, resized = (processor or {}).get("size"), (processor or {}).get("do_resize", True)
     short_side = size.get("shortest_edge") if isinstance(size, dict) else None
     short_side = max(short_side or round(min(model.image_shape) * 256 / 224), min(model.image_shape))
-    return {"stride": 2 if model.num_frames == 32 else 1, "short_side": short_side}
+    return {"stride": 2 if model.num_frames == 32 else 1, "short_side": short_side if resized else None}

@@ -81,7 +81,7 @@ def save_params(
             safetensors.numpy.save_file(flat, written / "model.safetensors", metadata={"format": "pt"})
             files = {"config.json": metadata["config"]}
             if not is_image_model(config):
-                files["preprocessor_config.json"] = preprocessor_config(config)
+                files["preprocessor_config.json"] = preprocessor_config(config, preprocessing)
             for name, content in files.items():
                 (written / name).write_text(json.dumps(content, indent=2) + "\n")
         elif format == "timm":
@@ -146,15 +146,16 @@ def huggingface_config(config: ViViTConfig, class_names: ClassNames = None) -> d
     return fields
 
 
-def preprocessor_config(config: ViViTConfig) -> dict[str, Any]:
-    """Returns `preprocessor_config.json`: short side 256/224 of the crop, centre crop, pixels x / 127.5 - 1.
+def preprocessor_config(config: ViViTConfig, preprocessing: Record = None) -> dict[str, Any]:
+    """Returns `preprocessor_config.json`: short side (if not given 256/224 of the crop), centre crop, [-1, 1].
 
     That is the range of all our models; the default of the processor's class is [-3, 1].
     """
     height, width = config.image_shape
+    short_side = preprocessing["short_side"] if preprocessing else round(min(height, width) * 256 / 224)
+    size, crop_size = {"shortest_edge": short_side or min(height, width)}, {"height": height, "width": width}
     content = json.loads(Path(__file__).with_name("preprocessor_config.json").read_text(encoding="utf-8"))
-    size, crop_size = {"shortest_edge": round(min(height, width) * 256 / 224)}, {"height": height, "width": width}
-    return content | {"size": size, "crop_size": crop_size}
+    return content | {"do_resize": short_side is not None, "size": size, "crop_size": crop_size}
 
 
 def _class_names(config: ViViTConfig, class_names: ClassNames) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import stat
 import tempfile
 import uuid
@@ -149,7 +150,7 @@ def write(file: PathLike, content: bytes | str) -> None:
 
 @contextlib.contextmanager
 def written(file: PathLike) -> Iterator[Path]:
-    """Yields a local path to write to, which becomes `file` at the end of the context; not if that raises."""
+    """Yields a local path to write a file or folder to, which becomes `file` at the end; not if the context raises."""
     file = path(file)
     if is_remote(file):
         with tempfile.TemporaryDirectory(prefix="vivit_jax-") as folder:
@@ -163,7 +164,7 @@ def written(file: PathLike) -> Iterator[Path]:
         yield partial
         os.replace(partial, file)
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
