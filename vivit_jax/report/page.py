@@ -43,7 +43,7 @@ def render(run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"metric": _metric, "percent": "{:.1%}".format, "thousands": "{:,}".format, "repr": repr}
-    environment.filters |= {"date": _date, "duration": _duration}
+    environment.filters |= {"date": _date, "duration": lambda seconds: str(datetime.timedelta(seconds=round(seconds)))}
     picture = run.workdir / plots.RECONSTRUCTIONS
     return environment.get_template("report.html.j2").render(
         run=run,
@@ -152,7 +152,3 @@ def _metric(value: float | None, name: str) -> str:
 
 def _date(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _duration(seconds: float) -> str:
-    return str(datetime.timedelta(seconds=round(seconds)))
