@@ -16,6 +16,7 @@ from vivit_jax.train_step import TrainState, make_train_step
 
 MIXED = {"fsdp": 2, "tensor": 2, "sequence": 2}
 MESHES = [{"data": 8}, {"fsdp": 8}, {"fsdp": 4}, {"tensor": 2}, {"sequence": 4}, MIXED]
+COMBINED = [{"fsdp": 8}, {"sequence": 4}, MIXED]  # every axis
 NOISY = {"dropout_rate": 0.1, "attention_dropout_rate": 0.1}
 LEARNING_RATE = 0.1
 
@@ -117,7 +118,9 @@ def test_step_matches_one_device(name, axes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("axes", MESHES, ids=lambda axes: "-".join(f"{k}{v}" for k, v in axes.items()))
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [("model1", axes) for axes in MESHES] + [(name, axes) for name in MODELS if name != "model1" for axes in COMBINED],
+)
 def test_step_matches_one_device_on_every_mesh(name, axes):
     assert_same_step(config_of(name, **NOISY), axes)
