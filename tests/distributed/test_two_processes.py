@@ -41,6 +41,7 @@ def run(data_dir, workdir, processes, mesh, stop_after=0):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_one_and_two_processes_give_the_same_run_on_any_mesh(tmp_path):
     data = tmp_path / "data"
     build.prepare("moving_digits", data, progress=False, train=20, validation=13)

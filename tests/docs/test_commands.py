@@ -148,6 +148,7 @@ SMALL = [
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_readme_programs_run(tmp_path):
     """Commands on the embedded data set do their work; the others end in an error that names what is missing."""
     build.prepare("moving_digits", tmp_path / "data", train=32, validation=16, progress=False)

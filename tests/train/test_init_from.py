@@ -37,6 +37,7 @@ def image_vit(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_image_model_is_trained_once_and_first(data_dir, tmp_path):
     run = experiment(data_dir, num_steps=2, init_from__image_epochs=1.5, optimizer__warmup_epochs=0.0)
     whole = train.train(run, tmp_path / "whole")
