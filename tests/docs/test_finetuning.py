@@ -39,6 +39,7 @@ def make_videos(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_page(tmp_path, monkeypatch):
     make_videos(tmp_path / "words")
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")

@@ -20,6 +20,7 @@ def total(found):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_causes_of_an_interrupted_run_sum_up_to_its_time(data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(goodput.Ledger, "_first", False)  # the clock of a program's first run starts with the program
     run, began = experiment(data_dir, checkpoint__every_steps=2), time.time()

@@ -22,6 +22,7 @@ def second_data_set(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_training_on_a_mixture(tmp_path, monkeypatch):
     folder = tmp_path / "data"
     build.prepare("moving_digits", folder, progress=False, train=24, validation=16)

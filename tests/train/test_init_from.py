@@ -69,6 +69,7 @@ def test_image_model_initialises_every_model(data_dir, attention, classifier):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_run_from_pretrained_weights_resumes_without_them(data_dir, image_vit, tmp_path):
     run = experiment(data_dir, num_steps=1, optimizer__warmup_epochs=0.0, init_from__path=str(image_vit))
     metrics = train.train(run, tmp_path / "w")

@@ -173,6 +173,7 @@ def test_nan_steps_end_the_run_and_can_be_repeated(data_dir, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_run_without_improvement_stops_early_for_good(data_dir, tmp_path):
     run = experiment(
         data_dir,

@@ -36,6 +36,7 @@ def old_config(data_dir):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_old_run_resumes_with_guard_and_ema(workdir, old_data_dir, caplog):
     metadata = checkpoint.latest_metadata(workdir)
     assert "guard/in_a_row" in metadata["checksums"], "the fixture has the old names"
