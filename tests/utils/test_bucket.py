@@ -22,7 +22,11 @@ pytest.importorskip("google.cloud.storage", reason="the extra [gcs] is not insta
 from tests.helpers import bucket
 
 RUN = "gs://bucket/run"
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("bucket")]  # one process: the run is trained once
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.xdist_group("bucket"),
+]  # one process: the run is trained once
 
 
 @pytest.fixture(scope="module")
