@@ -13,9 +13,9 @@ setup(
         "vivit_jax.convert.tables": ["*.toml"],
         "vivit_jax.cost": ["paper.toml"],
         "vivit_jax.data": ["catalog.toml"],
-        "vivit_jax.report": ["templates/*.j2"],
         "vivit_jax.export": ["templates/*.j2"],
         "vivit_jax.predict": ["classes/*.txt"],
+        "vivit_jax.report": ["templates/*.j2"],
         "vivit_jax.train": ["*.toml"],
     },
 )

@@ -22,11 +22,8 @@ pytest.importorskip("google.cloud.storage", reason="the extra [gcs] is not insta
 from tests.helpers import bucket
 
 RUN = "gs://bucket/run"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.long,
-    pytest.mark.xdist_group("bucket"),
-]  # one process: the run is trained once
+# One process: the run is trained once.
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("bucket")]
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ _RETRY_SECONDS = (1.0, 4.0, 15.0)  # pauses before a storage that fails is read 
 RENAMED_GUARD_FIELDS = {"in_a_row": "consecutive_skips"}
 
 # Orbax cuts each array into a slice for every device that holds a copy. For small arrays that compiles hundreds of
-# programs: the first save of a run on eight devices took 9 seconds.
+# programs: the first save of a run on eight CPU devices took 9 seconds.
 ocp.type_handlers.register_type_handler(
     jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20), override=True
 )

@@ -40,10 +40,8 @@ def export(checkpoint: storage.PathLike, output: storage.PathLike, format: str, 
     # Plain attention and a loop over the layers: one program for all platforms.
     config = inference.inference_config(model.config, "float32")
     config = dataclasses.replace(config, attention_backend="xla", scan_layers=True, remat="none", remat_temporal=None)
-    experiment, preprocessing = (
-        Experiment.from_config(metadata["config"]),
-        Preprocessing.of_checkpoint(metadata, config),
-    )
+    experiment = Experiment.from_config(metadata["config"])
+    preprocessing = Preprocessing.of_checkpoint(metadata, config)
     sigmoid = metadata["heads"] if experiment.loss.name == "sigmoid" else metadata.get("multi_label", ())
     info = {
         "model": config.name,

@@ -51,7 +51,7 @@ class MultiHeadAttention(nn.Module):
         layers = [DenseParameters(config, features, config.qkv_bias, name=name) for name in ("query", "key", "value")]
         tokens = x.shape[-2]
         if tokens % 2 and -2 in self.axes and not self.sow_attention and self._backend(tokens) == "cudnn":
-            # cuDNN needs it. Here XLA makes it a part of LayerNorm, and the cut at the end one of the residual.
+            # cuDNN takes even lengths. XLA makes the padding a part of LayerNorm, the cut one of the residual sum.
             x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, 1), (0, 0)])
         # On GPUs one product would be followed by copies of its three parts.
         parts = [[layer] for layer in layers] if target_device().platform == "gpu" else [layers]

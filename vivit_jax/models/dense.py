@@ -67,13 +67,15 @@ def parallel_dense(config: ViViTConfig, x: jax.Array, layers: Sequence[DensePara
     """Applies dense layers of equal shape to the same [..., d] in one matrix product; [..., *features] for each."""
     kernels, biases = zip(*(layer(x.shape[-1]) for layer in layers), strict=True)
     kernel = jnp.stack(kernels, axis=1)  # [d, layers, *features]: the sharded dimensions stay whole
+    if len(layers) == 1:  # flat: on GPUs the product of a kernel with more dimensions reads and writes more memory
+        kernel = kernel.reshape(x.shape[-1], -1)
     options = dense_options(config)
     if (dot_general := options.get("dot_general")) is None:
         dot_general, kernel = jax.lax.dot_general, kernel.astype(config.dtype)
     out = dot_general(x.astype(config.dtype), kernel, (((x.ndim - 1,), (0,)), ((), ())))  # [..., layers, *features]
     if biases[0] is not None:
-        out = out + jnp.stack(biases).astype(out.dtype)
-    out = stored(out.astype(config.dtype))
+        out = out + jnp.stack(biases).astype(out.dtype).reshape(kernel.shape[1:])
+    out = stored(out.astype(config.dtype)).reshape(*x.shape[:-1], len(layers), *kernels[0].shape[1:])
     return [jax.lax.index_in_dim(out, i, x.ndim - 1, keepdims=False) for i in range(len(layers))]
 
 
