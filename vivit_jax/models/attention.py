@@ -68,9 +68,8 @@ class MultiHeadAttention(nn.Module):
     def _backend(self, keys: int) -> str:
         """Returns the backend of an attention over this number of tokens."""
         config, training = self.config, not self.deterministic
-        dropout = training and config.attention_dropout_rate > 0
-        asked = {"dropout": dropout, "logit_cap": config.attention_logit_cap is not None}
-        work = Attention(keys, config.head_dim, config.dtype, training or self.sow_attention, **asked)
+        dropout, cap = training and config.attention_dropout_rate > 0, config.attention_logit_cap is not None
+        work = Attention(keys, config.head_dim, config.dtype, training or self.sow_attention, dropout, cap)
         return choose_backend(config.attention_backend, work, target_device())
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, axis: int, tokens: int) -> jax.Array:

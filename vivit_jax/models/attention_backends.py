@@ -51,14 +51,16 @@ def attention_weights(query: jax.Array, key: jax.Array, logit_cap: float | None 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _logits(query: jax.Array, key: jax.Array, dtype: Any) -> jax.Array:
-    """Returns Q K^T in `dtype`; the gradients' products have factors of the dtype of Q and K, as in fused attention."""
+    """Returns Q K^T in `dtype`; on GPUs the gradients' products have factors of the dtype of Q and K."""
     return jnp.matmul(query, jnp.swapaxes(key, -1, -2), preferred_element_type=dtype)
 
 
 def _logits_gradients(dtype: Any, qk: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     query, key = qk
-    gradient = gradient.astype(query.dtype)
-    return jnp.matmul(gradient, key), jnp.matmul(jnp.swapaxes(gradient, -1, -2), query)
+    if target_device().platform == "gpu":  # less memory traffic; on TPUs no less, and the copy would take memory
+        gradient = gradient.astype(query.dtype)
+    products = jnp.matmul(gradient, key), jnp.matmul(jnp.swapaxes(gradient, -1, -2), query)
+    return products[0].astype(query.dtype), products[1].astype(key.dtype)
 
 
 _logits.defvjp(lambda query, key, dtype: (_logits(query, key, dtype), (query, key)), _logits_gradients)
@@ -120,8 +122,7 @@ def cudnn_attention(
     For NVIDIA GPUs, in bfloat16. Memory grows with N. With gradients jax refuses odd lengths: they are padded, and keys
     of padding are masked. A caller that has padded gives the number of `tokens` without padding.
     """
-    *_, n_q, _ = query.shape
-    n_k = tokens or key.shape[-2]
+    n_q, n_k = query.shape[-2], tokens or key.shape[-2]
     q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))  # [B, heads, N, head_dim]
     q, k, v = (_pad_tokens(x, x.shape[-2] + x.shape[-2] % 2).swapaxes(1, 2) for x in (q, k, v))
     lengths = {}
