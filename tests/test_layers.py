@@ -17,6 +17,8 @@ LAYERS = (
     {"report", "preview", "predict"},
     {"train"},
     {"main", "sweep", "probe", "compile", "export"},
+    {"features"},
+    {"search"},
 )
 DATA_LAYERS = (
     {"workers", "host_tf", "video", "paths"},

@@ -10,8 +10,8 @@ from tests.conftest import REPOSITORY
 # Each takes from a tenth of a second (PyAV) to five seconds (TensorFlow with Keras) to import.
 HEAVY = {"tensorflow", "tensorflow_datasets", "keras", "tensorboard", "sklearn", "matplotlib", "orbax"}
 PROGRAMS = """
-main predict predict.__main__ preview probe.__main__ sweep compile.__main__ cost.__main__ convert.__main__
-report.__main__ train
+main features search predict predict.__main__ preview probe.__main__ sweep compile.__main__ cost.__main__
+convert.__main__ report.__main__ train
 data.build.__main__ data.catalog data.index data.moving_digits data.verify
 """
 LOADED = f"print(*sorted({{name.partition('.')[0] for name in sys.modules}} & {HEAVY}))"

@@ -22,7 +22,7 @@ from vivit_jax.config.preprocessing import Preprocessing
 from vivit_jax.data.video import decode
 from vivit_jax.evaluation.predictions import rank_labels
 from vivit_jax.models.relevance import relevance
-from vivit_jax.predict import Predictor, __main__, write_explanation
+from vivit_jax.predict import Predictor, __main__, inputs, write_explanation
 from vivit_jax.train_step import normalise
 
 
@@ -140,7 +140,7 @@ def test_folders_and_patterns_are_the_videos_in_them(tmp_path, monkeypatch):
     for name in ("a/1.mp4", "a/b/2.webm", "a/note.txt", "c[1].mp4", "f/img_00001.jpg", "f/img_00002.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert list(__main__.videos(["a", "a/**/*.webm", "c[1].mp4", "f", "none*"])) == [
+    assert list(inputs.videos(["a", "a/**/*.webm", "c[1].mp4", "f", "none*"])) == [
         *("a/1.mp4", "a/b/2.webm", "a/b/2.webm", "c[1].mp4", "f", "none*"),
     ]
 

@@ -5,6 +5,7 @@ import argparse
 import io
 import json
 import os
+import re
 import runpy
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -18,7 +19,7 @@ class Parsed(Exception):
 
 def dry_app_run(main, argv=None, flags_parser=None):
     rest = (flags_parser or flags.FLAGS)(sys.argv if argv is None else argv)
-    if len(rest) > 1 and "predict" not in sys.argv[0]:
+    if len(rest) > 1 and not re.search("predict|features|search", sys.argv[0]):
         raise SystemExit(f"unexpected arguments: {' '.join(rest[1:])}")
     config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
     if config is not None and not isinstance(config, str):

@@ -89,7 +89,8 @@ class Predictor:
 
     `checkpoint` is a workdir, a folder of steps, or one step; or weights of any format that `vivit_jax.convert` reads.
     `weights` is 'params' or 'ema'. The numbers of views and the `dtype` of the compute are those of the checkpoint's
-    `config.evaluation` where None. Raises ConfigError for wrong numbers of views or dtypes, errors of `restore`.
+    `config.evaluation` where None. Without `classifier`, a model may have none. Raises ConfigError for wrong numbers of
+    views or dtypes, errors of `restore`.
     """
 
     def __init__(
@@ -100,11 +101,12 @@ class Predictor:
         spatial_views: int | None = None,
         weights: str = "params",
         dtype: str | None = None,
+        classifier: bool = True,
     ):
         # One device is enough for a few files.
         mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
         model, params, metadata, self.path = restore(checkpoint, mesh, weights)
-        if not metadata["heads"]:
+        if classifier and not metadata["heads"]:
             raise checkpointing.CheckpointError(f"{self.path} holds a model without a classifier, which has no labels")
         options = {"temporal_views": temporal_views, "spatial_views": spatial_views, "dtype": dtype}
         given = {field: value for field, value in options.items() if value is not None}

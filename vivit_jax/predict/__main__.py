@@ -1,43 +1,31 @@
 """`python -m vivit_jax.predict`: prints the labels of video files; see the package."""
 
-import contextlib
 import csv
-import glob
 import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
-from absl import app, flags, logging
+from absl import flags, logging
 from etils import epath
 
-from vivit_jax import checkpoint as checkpointing
 from vivit_jax.config import flags as command_line
-from vivit_jax.config.sections import EVALUATION_DTYPES
-from vivit_jax.data.annotations.video_files import list_videos
 from vivit_jax.data.video import encode
 from vivit_jax.models.relevance import METHODS
-from vivit_jax.predict import Prediction, Predictor, timeline, write_explanation
-from vivit_jax.utils import logs, plots, storage
+from vivit_jax.predict import Prediction, Predictor, inputs, timeline, write_explanation
+from vivit_jax.utils import plots, storage
 
 
 def main(argv: list[str]) -> None:
-    files, options = list(videos(argv[1:])), flags.FLAGS
-    if not files:
-        raise app.UsageError("name at least one video file, folder or pattern")
-    logs.configure_logging()
-    with command_line.exit_on(checkpointing.CheckpointError, ValueError, OSError):
-        if (options.workdir is None) == (options.checkpoint is None):
-            raise ValueError("give --workdir, a run, or --checkpoint, a checkpoint or pretrained weights")
-        names = ("temporal_views", "spatial_views", "weights", "dtype")
+    (predictor, files), options = inputs.start(argv[1:]), flags.FLAGS
+    with command_line.exit_on(ValueError):
         if options.explain and not is_folder(options.explain) and len(files) > 1:
             raise ValueError(f"--explain={options.explain} is one file, for {len(files)} videos; name a folder")
         if options.timeline is not None and (options.explain or options.pictures):
             raise ValueError("--explain and --pictures are of whole videos, --timeline is of windows: run them apart")
         if options.timeline is None and (options["hop"].present or options["stride"].present):
             raise ValueError("--hop and --stride are about the windows of --timeline; add it, or leave them out")
-        predictor = Predictor(options.workdir or options.checkpoint, **{name: options[name].value for name in names})
     if options.timeline is None:
         show = csv_printer() if options.csv and not options.json else print
         results = predictor.predict(files, options.top)
@@ -66,34 +54,15 @@ def main(argv: list[str]) -> None:
         sys.exit(f"{failed} of {len(files)} files could not be read")
 
 
-def videos(arguments: Iterable[str]) -> Iterator[str]:
-    """Yields the videos of each argument: a file, a folder, or a pattern (`**` for any folders below).
-
-    A folder stands for all videos below it, which may be folders of numbered pictures; one with such pictures is a
-    video itself. What does not exist is yielded as it is, and is an error when it is read.
-    """
-    for argument in arguments:
-        found = [argument]
-        if not storage.is_remote(argument) and not os.path.lexists(argument):
-            found = sorted(glob.glob(argument, recursive=True)) or [argument]
-        for path in found:
-            below: list[str] = []
-            with contextlib.suppress(Exception):  # what cannot be listed is an error when it is read
-                below = list_videos(path).videos
-            yield from below or [path]
-
-
 def csv_printer() -> Callable[[Prediction], None]:
     """Prints a header; returns what prints a line for each label."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(("file", "head", "rank", "label", "probability"))
-
-    def write(prediction: Prediction) -> None:
-        for head, ranked in prediction.ranked.items():
-            for rank, (label, probability) in enumerate(ranked, start=1):
-                writer.writerow((prediction.path, head, rank, label, f"{probability:.6g}"))
-
-    return write
+    return lambda prediction: writer.writerows(
+        (prediction.path, head, rank, label, f"{probability:.6g}")
+        for head, ranked in prediction.ranked.items()
+        for rank, (label, probability) in enumerate(ranked, start=1)
+    )
 
 
 def timelines(predictor: Predictor, files: Iterable[str]) -> Iterator[tuple[str, Exception | None]]:
@@ -107,7 +76,7 @@ def timelines(predictor: Predictor, files: Iterable[str]) -> Iterator[tuple[str,
             for each in timeline.segments(timeline.windows(predictor, file, options.hop, options.stride, options.top)):
                 found.append(each)
                 if options.csv and not options.json:
-                    rows.writerow((file, each.start, each.end, each.label, f"{each.probability:.6g}"))
+                    rows.writerow((file, f"{each.start:.3f}", f"{each.end:.3f}", each.label, f"{each.probability:.6g}"))
                 elif not options.json:
                     print(*[file] * (len(found) == 1), f"  {each}", sep="\n", flush=True)
             record = timeline.write(file, found, options.timeline)
@@ -147,14 +116,9 @@ def draw(prediction: Prediction, folder: epath.Path) -> epath.Path:
 
 
 def run() -> None:
-    """Defines the flags (not on import, since other programs have flags of the same names) and runs the program."""
-    flags.DEFINE_string("workdir", None, "A run, whose best checkpoint is used, or the folder of one step.")
-    flags.DEFINE_string("checkpoint", None, "In its place, weights in any format that vivit_jax.convert reads.")
+    """Defines the flags and runs the program."""
+    inputs.define_flags()
     flags.DEFINE_integer("top", 5, "Number of labels to print.", lower_bound=1)
-    flags.DEFINE_integer("temporal_views", None, "Clips over the video's length. Default: the config's.", lower_bound=1)
-    flags.DEFINE_integer("spatial_views", None, "Crops of each clip, 1 to 3. Default: the config's.")
-    flags.DEFINE_enum("weights", "params", ["params", "ema"], "The parameters, or their EMA.")
-    flags.DEFINE_enum("dtype", None, EVALUATION_DTYPES, "Of the compute. Default: the config's evaluation.dtype, auto.")
     flags.DEFINE_string("pictures", None, "Folder for a PNG of each file: frames, relevance, labels.")
     folder = "Folder for a PNG, JSON and SRT (subtitles) of the labels over each file's time. Default: the current one."
     parser = flags.ArgumentParser()  # of a flag that may have a value

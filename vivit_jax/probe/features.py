@@ -99,16 +99,20 @@ def restore(experiment: Experiment, checkpoint: epath.PathLike, mesh: Any, which
     return ViViT(converted.config), jax.device_put(converted.params, shardings), str(checkpoint)
 
 
-def feature_step(model: ViViT) -> Callable[[Any, Mapping[str, Any]], dict[str, jax.Array]]:
-    """Returns `(params, batch) -> {"features": float32 [B, d], "mask": [B], "index": [B]}`, averaged over the views."""
+def feature_step(model: ViViT, tokens: bool = False) -> Callable[[Any, Mapping[str, Any]], dict[str, jax.Array]]:
+    """Returns `(params, batch) -> {"features": float32 [B, d], "mask": [B], "index": [B]}`, averaged over the views.
+
+    With `tokens`, the features are those of the last encoder (see `ViViT`) for each view, [B, V, N, d].
+    """
 
     def step(params: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         def features_of(clips: jax.Array) -> jax.Array:
             out = model.apply({"params": params}, clips, train=False, features=True)
-            return out["pre_logits"].astype(jnp.float32)
+            return out["tokens" if tokens else "pre_logits"].astype(jnp.float32)
 
-        features = jnp.mean(map_views(features_of, batch["video"], inference.clips_at_once(model.config)), axis=0)
-        return {"features": features, "mask": batch["mask"], "index": batch["index"]}
+        views = map_views(features_of, batch["video"], inference.clips_at_once(model.config))
+        features = jnp.moveaxis(views, 0, 1) if tokens else jnp.mean(views, axis=0)
+        return {"features": features} | {name: batch[name] for name in ("mask", "index") if name in batch}
 
     return step
 

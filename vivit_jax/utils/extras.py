@@ -12,6 +12,7 @@ INTERRUPTED_EXIT_CODE = 130  # Ctrl-C, as of shells
 MODULES = {
     "train": {"av", "clu", "matplotlib", "PIL", "sklearn", "tensorboard", "tensorflow", "tensorflow_datasets", "tqdm"},
     "report": {"jinja2"},
+    "parquet": {"pyarrow"},
 }
 
 
