@@ -17,5 +17,6 @@ setup(
         "vivit_jax.predict": ["classes/*.txt"],
         "vivit_jax.report": ["templates/*.j2"],
         "vivit_jax.train": ["*.toml"],
+        "vivit_jax.serve": ["page/*"],
     },
 )

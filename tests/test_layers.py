@@ -16,7 +16,7 @@ LAYERS = (
     {"finetuning"},
     {"report", "preview", "predict"},
     {"train"},
-    {"main", "sweep", "probe", "compile", "export"},
+    {"main", "sweep", "probe", "compile", "export", "serve"},
     {"features"},
     {"search"},
 )

@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 HEAVY = {"tensorflow", "tensorflow_datasets", "keras", "tensorboard", "sklearn", "matplotlib", "orbax"}
 PROGRAMS = """
 main features search predict predict.__main__ preview probe.__main__ sweep compile.__main__ cost.__main__
-convert.__main__ report.__main__ train
+convert.__main__ report.__main__ serve.__main__ train
 data.build.__main__ data.catalog data.index data.moving_digits data.verify
 """
 LOADED = f"print(*sorted({{name.partition('.')[0] for name in sys.modules}} & {HEAVY}))"

@@ -18,7 +18,7 @@ from vivit_jax.data import build
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 # External programs, whose command lines are not checked.
-FOREIGN = {"awk", "cd", "export", "ffmpeg", "gcloud", "kubectl", "ls", "source", "tensorboard", "tfds"}
+FOREIGN = {"awk", "cd", "curl", "export", "ffmpeg", "gcloud", "kubectl", "ls", "source", "tensorboard", "tfds"}
 
 
 class Command(NamedTuple):
@@ -160,6 +160,8 @@ def test_readme_programs_run(tmp_path):
     succeeded = set()
     for command in COMMANDS:
         if command.page != "README.md" or not command.whole or command.words[:2] != ("python", "-m"):
+            continue
+        if command.words[2] == "vivit_jax.serve":  # does not end
             continue
         words = [re.sub(r"^--config=(CONFIG|FILE)$", "--config=configs/moving_digits.py", w) for w in command.words[1:]]
         embedded = "--config=configs/moving_digits.py" in words

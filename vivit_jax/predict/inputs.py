@@ -4,6 +4,7 @@ import contextlib
 import glob
 import os
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from absl import app, flags
 
@@ -19,10 +20,20 @@ def define_flags() -> None:
     """Defines the flags of the model; not on import, since other programs have flags of the same names."""
     flags.DEFINE_string("workdir", None, "A run, whose best checkpoint is used, or the folder of one step.")
     flags.DEFINE_string("checkpoint", None, "In its place, weights in any format that vivit_jax.convert reads.")
+    define_inference()
+
+
+def define_inference() -> None:
+    """Defines the flags of `inference_options`."""
     flags.DEFINE_integer("temporal_views", None, "Clips over the video's length. Default: the config's.", lower_bound=1)
     flags.DEFINE_integer("spatial_views", None, "Crops of each clip, 1 to 3. Default: the config's.")
     flags.DEFINE_enum("weights", "params", ["params", "ema"], "The parameters, or their EMA.")
     flags.DEFINE_enum("dtype", None, EVALUATION_DTYPES, "Of the compute. Default: the config's evaluation.dtype, auto.")
+
+
+def inference_options() -> dict[str, Any]:
+    """Returns the arguments of `Predictor` that are flags."""
+    return {name: flags.FLAGS[name].value for name in ("temporal_views", "spatial_views", "weights", "dtype")}
 
 
 def start(arguments: list[str], **options: bool) -> tuple[Predictor, list[str]]:
@@ -34,8 +45,7 @@ def start(arguments: list[str], **options: bool) -> tuple[Predictor, list[str]]:
     with command_line.exit_on(checkpointing.CheckpointError, ValueError, OSError):
         if (values.workdir is None) == (values.checkpoint is None):
             raise ValueError("give --workdir, a run, or --checkpoint, a checkpoint or pretrained weights")
-        options |= {name: values[name].value for name in ("temporal_views", "spatial_views", "weights", "dtype")}
-        return Predictor(values.workdir or values.checkpoint, **options), files
+        return Predictor(values.workdir or values.checkpoint, **inference_options(), **options), files
 
 
 def videos(arguments: Iterable[str]) -> Iterator[str]:

@@ -13,6 +13,7 @@ MODULES = {
     "train": {"av", "clu", "matplotlib", "PIL", "sklearn", "tensorboard", "tensorflow", "tensorflow_datasets", "tqdm"},
     "report": {"jinja2"},
     "parquet": {"pyarrow"},
+    "serve": {"fastapi", "prometheus_client", "uvicorn"},
 }
 
 

@@ -38,8 +38,6 @@ _OPEN = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 # Metadata may be in any encoding and is not needed; PyAV before 19 fails on it by default.
 _METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _log = logging.getLogger(__name__)
-# By default FFmpeg conceals damage silently, and accepts any size in a header.
-_DECODER = {"err_detect": "explode", "max_pixels": str(frame_folder.MAX_PIXELS)}
 
 
 class VideoError(ValueError):
@@ -80,13 +78,17 @@ def frame_rate(times: Sequence[float], stated: float) -> tuple[float, bool]:
 
 
 def iterate_frames(
-    path: storage.PathLike, end: float | None = None, short_side: int | None = None, fps: float | None = None
+    path: storage.PathLike,
+    end: float | None = None,
+    short_side: int | None = None,
+    fps: float | None = None,
+    max_pixels: int = frame_folder.MAX_PIXELS,
 ) -> Iterator[Frame]:
     """Yields the frames of a file's first video stream that is not a cover picture, in order of display.
 
     `path` is of any container and codec of FFmpeg, or a folder of numbered pictures (`frame_folder`), `fps` a second
     (None: 25). `end`: only frames before this many seconds. `short_side`: resize (bicubic) to this many pixels; smaller
-    videos keep their size.
+    videos keep their size. A video whose frames have more than `max_pixels` is not decoded.
 
     All frames have the size of the first, and their times are strictly increasing (see `_Clock`). A stream that begins
     between key frames is decoded from the first one. Raises VideoError, also if more than `LOSS_TOLERANCE` of the
@@ -114,7 +116,7 @@ def iterate_frames(
             raise VideoError(f"{path}: {what}not a video that can be read, or cut short ({reason(error)})") from error
         form = container.format.name
         try:
-            frames = _decode(path, container, end, short_side)
+            frames = _decode(path, container, end, short_side, max_pixels)
             if form.endswith("_pipe"):  # a picture, or several in one file
                 begin = []
                 with contextlib.suppress(VideoError):
@@ -198,15 +200,16 @@ class _Clock:
         return time, late or stamp is None
 
 
-def _decode(path, container, end, short_side) -> Iterator[Frame]:
+def _decode(path, container, end, short_side, max_pixels) -> Iterator[Frame]:
     stream = _video_stream(container)
     if not stream:
         covers = " but a cover picture" if container.streams.video else ""
         raise VideoError(f"{path}: no video stream in it{covers}")
     try:
         stream.thread_count = 1
-        stream.codec_context.options = _DECODER
-        frame_folder.check_size(stream.codec_context.width, stream.codec_context.height)
+        # By default FFmpeg conceals damage silently, and accepts any size in a header.
+        stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(max_pixels)}
+        frame_folder.check_size(stream.codec_context.width, stream.codec_context.height, max_pixels)
     except (AttributeError, RuntimeError) as error:
         raise VideoError(f"{path}: no decoder for its video stream") from error
     except ValueError as error:

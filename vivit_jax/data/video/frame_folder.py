@@ -37,10 +37,10 @@ def output_size(size: tuple[int, int], short_side: int | None) -> tuple[int, ...
     return tuple(round(side * min(short_side or shorter, shorter) / shorter) for side in size)
 
 
-def check_size(width: int, height: int) -> None:
-    """Raises ValueError for a frame of more than `MAX_PIXELS`."""
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{width} x {height} pixels; a frame may have {MAX_PIXELS:,}")
+def check_size(width: int, height: int, most: int = MAX_PIXELS) -> None:
+    """Raises ValueError for a frame of more than `most` pixels."""
+    if width * height > most:
+        raise ValueError(f"{width} x {height} pixels; a frame may have {most:,}")
 
 
 class Converter:
