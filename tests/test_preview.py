@@ -1,5 +1,6 @@
 """Preview: exactly the pixels and labels of a training step."""
 
+import itertools
 import subprocess
 import sys
 
@@ -84,12 +85,15 @@ def test_pictures_show_every_clip_before_and_after(run, tmp_path):
     assert title == "moving_digits, step 0; grayscale_probability=0.5, erase_probability=0.7, mixup=2.0"
     sheet = np.asarray(Image.open(plots.save(preview.contact_sheet(clips, title), tmp_path / "new" / "clips.png")))
     assert sheet.shape[0] > sheet.shape[1]  # ten rows
+    frames = list(preview.animation(clips, title))
+    assert [(frame.shape[0] % 2, frame.shape[1] % 2) for frame in frames] == [(0, 0)] * 4
+    assert all((first != second).any() for first, second in itertools.pairwise(frames))
     with pytest.raises(ValueError, match=r"clips=0, step=0: clips must be at least 1"):
         preview.preview(run, clips=0)
 
 
 def test_command_writes_the_file_and_prints_its_name(run, tmp_path):
-    out = tmp_path / "clips.png"
+    out = tmp_path / "new" / "clips.gif"
     command = [
         sys.executable, "-m", "vivit_jax.preview", "--config=configs/moving_digits.py", f"--out={out}", "--clips=2",
         f"--config.data.dir={run.data.dir}", "--config.batch_size=4", "--config.augment.cutmix=1.0",
@@ -97,4 +101,4 @@ def test_command_writes_the_file_and_prints_its_name(run, tmp_path):
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(out)]
-    assert Image.open(out).size[0] > 400
+    assert Image.open(out).n_frames == 16

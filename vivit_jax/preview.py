@@ -1,14 +1,14 @@
 """Draws the first clips of a training batch before and after augmentation on the device.
 
     python -m vivit_jax.preview --config=configs/moving_digits.py --out=clips.png
-    python -m vivit_jax.preview --config=configs/moving_digits.py --out=clips.png --config.augment.cutmix=1.0 --step=100
+    python -m vivit_jax.preview --config=configs/moving_digits.py --out=clips.gif --config.augment.cutmix=1.0 --step=100
 
 The clips are exactly those of that training step: the same input pipeline, the same random draws.
 """
 
 import dataclasses
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,8 +21,9 @@ from vivit_jax.config import flags as command_line
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data import pipeline
 from vivit_jax.data.open import open_data
+from vivit_jax.data.video import encode
 from vivit_jax.train_step import SINGLE_HEAD, normalise, step_key
-from vivit_jax.utils import plots
+from vivit_jax.utils import plots, storage
 from vivit_jax.utils.logs import configure_logging
 
 MAX_FRAMES = 8  # of a clip
@@ -132,6 +133,25 @@ def contact_sheet(clips: Preview, title: str) -> Any:
     return figure
 
 
+def animation(clips: Preview, title: str) -> Iterator[np.ndarray]:
+    """Yields the frames of a video, uint8 [H, W, 3] with even sides: clips before and, below, after augmentation."""
+    size = 2.4 * max(len(clips.before), 2), 6.4
+    figure, panels = plots.pyplot().subplots(2, len(clips.before), figsize=size, dpi=100, squeeze=False)
+    images = []
+    for clip, (axes, text) in enumerate(zip(panels.T, clips.captions_after, strict=True)):
+        axes[0].set_title(textwrap.fill(f"{clip}: {plots.readable(text, 100)}", 30), fontsize=8)
+        for video, each in zip((clips.before[clip], clips.after[clip]), axes, strict=True):
+            images.append((each.imshow(video[0], interpolation="nearest"), video))
+            each.set_axis_off()
+    figure.suptitle(textwrap.fill(title, int(13 * size[0])), fontsize=9)
+    figure.tight_layout()
+    for frame in range(clips.before.shape[1]):
+        for image, video in images:
+            image.set_data(video[frame])
+        yield plots.to_array(figure)
+    plots.close(figure)
+
+
 def describe(experiment: Experiment, step: int) -> str:
     """Returns the title of the picture: data set, step, and the augmentation that is on."""
     config, default = experiment.augment, AugmentConfig()
@@ -145,17 +165,23 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     configure_logging()
     with command_line.exit_on(ValueError, OSError):
-        if not values.out.lower().endswith(".png"):
-            raise ValueError(f"--out={values.out} must end in .png")
+        out = storage.path(values.out)
+        if (suffix := out.suffix.lower()) not in (".png", *encode.ANIMATIONS):
+            raise ValueError(f"--out={out} must end in .png, or in {', '.join(encode.ANIMATIONS)} for moving pictures")
         experiment = finetuning.experiment_of(values.config)
-        clips = preview(experiment, values.clips, values.step)
-        print(plots.save(contact_sheet(clips, describe(experiment, values.step)), values.out))
+        clips, title = preview(experiment, values.clips, values.step), describe(experiment, values.step)
+        if suffix == ".png":
+            plots.save(contact_sheet(clips, title), out)
+        else:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            encode.write_video(out, animation(clips, title), fps=8)
+        print(out)
 
 
 def define_flags() -> None:
     """Defines the flags of the program; not on import, since other programs have flags of the same names."""
     command_line.define_config("Config: a file, or a packaged config's name. --config.FIELD=VALUE overrides a field.")
-    flags.DEFINE_string("out", None, "Picture to write, a .png.")
+    flags.DEFINE_string("out", None, "Picture to write: .png, or moving .mp4, .gif or .webp.")
     flags.DEFINE_integer("clips", 4, "How many clips.", lower_bound=1)
     flags.DEFINE_integer("step", 0, "The step of the run whose batch is shown.", lower_bound=0)
 
