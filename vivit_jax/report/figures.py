@@ -25,6 +25,8 @@ DEFAULT_FRAME_MS = 120  # where the frame rate of the source is unknown
 _GREY = "#808995"  # legible on the light and on the dark page
 _STYLE = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _GREY)
 _STYLE |= {
+    # The palette of Okabe and Ito, which the colour-blind can tell apart.
+    "axes.prop_cycle": matplotlib.cycler(color=["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"]),
     "text.parse_math": False,
     "svg.fonttype": "none",
     "font.size": 9,
