@@ -73,11 +73,16 @@ def logged_steps(workdir: Path) -> list[int]:
 
 def differing_arrays(first: Path, second: Path) -> int:
     """Returns how many arrays of two runs' last checkpoints differ in any bit."""
+    import jax
     import orbax.checkpoint as ocp
     from jax.tree_util import tree_leaves_with_path
 
     def last(workdir: Path) -> dict[str, bytes]:
-        state = ocp.PyTreeCheckpointer().restore(workdir / "checkpoints" / str(NUM_STEPS) / "state")
+        folder, checkpointer = workdir / "checkpoints" / str(NUM_STEPS) / "state", ocp.PyTreeCheckpointer()
+        # As NumPy arrays: those of several processes do not fit the devices of this one.
+        names = checkpointer.metadata(folder).item_metadata.tree
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
+        state = checkpointer.restore(folder, restore_args=arguments)
         return {str(path): np.asarray(leaf).tobytes() for path, leaf in tree_leaves_with_path(state)}
 
     first, second = last(first), last(second)
