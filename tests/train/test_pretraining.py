@@ -11,7 +11,7 @@ from tests.helpers.experiment import STEPS, experiment
 from tests.helpers.interrupt import killed_after
 from tests.helpers.videos import write_video
 from vivit_jax import checkpoint as checkpointing
-from vivit_jax import predict, sharding, train
+from vivit_jax import features, predict, sharding, train
 from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.config.sections import REPORT_FILE
 from vivit_jax.evaluation import evaluate
@@ -64,6 +64,10 @@ def test_pretraining_is_evaluated_and_shown(unlabelled, pretrained):
     assert "masked and reconstructed clips" in (workdir / "report.html").read_text()
     with pytest.raises(checkpointing.CheckpointError, match="without a classifier"):
         predict.Predictor(workdir)
+    (video,) = features.extract(
+        predict.Predictor(workdir, classifier=False), [f"{unlabelled['data__video_dir']}/0.mp4"]
+    )
+    assert video.endswith("0.mp4")
 
 
 def test_pretrained_encoder_starts_a_classifier(data_dir, unlabelled, pretrained, tmp_path):

@@ -106,7 +106,7 @@ class Predictor:
         # One device is enough for a few files.
         mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
         model, params, metadata, self.path = restore(checkpoint, mesh, weights)
-        if classifier and not metadata["heads"]:
+        if classifier and model.config.num_classes is None:
             raise checkpointing.CheckpointError(f"{self.path} holds a model without a classifier, which has no labels")
         options = {"temporal_views": temporal_views, "spatial_views": spatial_views, "dtype": dtype}
         given = {field: value for field, value in options.items() if value is not None}
@@ -239,7 +239,7 @@ def restore(checkpoint: epath.PathLike, mesh: Any, weights: str) -> tuple[ViViT,
     threading.Thread(target=host_tf.load).start()  # takes seconds, as does reading the weights
     if not of_run:
         return _read(path, mesh)
-    model, params, metadata, step = restore_for_inference(path, mesh, weights=weights)
+    model, params, metadata, step = restore_for_inference(path, mesh, weights=weights, encoder=True)
     return model, params, metadata, str(step)
 
 
