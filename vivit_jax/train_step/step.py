@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from vivit_jax import sharding
 from vivit_jax.augment import AugmentConfig, augment_pixels, mix_clips, step_keys, swap_pairs
 from vivit_jax.optim import Optimizer
-from vivit_jax.train_step.gradients import loss_and_gradients
+from vivit_jax.train_step.gradients import loss_and_gradients, select_trained
 from vivit_jax.train_step.guard import GuardConfig, GuardState, check_step, select_tree
 from vivit_jax.train_step.losses import LossConfig, example_losses, masked_mean, one_hot_targets, top1_correct
 
@@ -134,7 +134,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         # Untrained leaves and skipped steps keep the old values: adding 0 would turn -0.0 into 0.0, and an EMA of equal
         # numbers rounds.
-        proposed = _select_trained(trained, optax.apply_updates(state.params, updates), state.params)
+        proposed = select_trained(trained, optax.apply_updates(state.params, updates), state.params)
         norms = {
             name: _norms(name, tree, norms_by_part)
             for name, tree in (("gradient_norm", gradients), ("update_norm", updates), ("parameter_norm", proposed))
@@ -143,7 +143,7 @@ def make_train_step(
         params, ema = select_tree(accept, proposed, state.params), state.ema
         if ema_decay:
             updated = update_ema(ema, params, ema_decay, state.guard.accepted)
-            ema = _select_trained(trained, select_tree(accept, updated, ema), ema)
+            ema = select_trained(trained, select_tree(accept, updated, ema), ema)
 
         # Metrics.
         rate = jnp.asarray(schedule(state.step - state.guard.skipped), jnp.float32)
@@ -262,11 +262,6 @@ def _norms(name: str, tree: Any, by_part: bool) -> Metrics:
     """Returns the global norm of a tree and, with `by_part`, of each of its top-level modules."""
     parts = {f"{name}/{part}": optax.tree.norm(leaves) for part, leaves in tree.items()} if by_part else {}
     return {name: optax.tree.norm(tree)} | parts
-
-
-def _select_trained(trained: Any, new: Any, old: Any) -> Any:
-    """Returns the trained leaves of `new`, and the others of `old`."""
-    return jax.tree.map(lambda t, a, b: a if t else b, trained, new, old)
 
 
 @dataclasses.dataclass(frozen=True)
