@@ -72,7 +72,7 @@ def write_run(workdir, config, class_names, truth, video_id):
     for head, matrix in confusion.items():
         np.add.at(matrix, (truth[head], logits[head].argmax(-1)), 1)
     top1 = {f"{h}/top1": float(np.mean(table.heads[h].rank == 1)) for h in class_names}
-    ablations = (results.ViewAblation((0,), top1), results.ViewAblation((0, 1), top1))
+    ablations = {(0,): top1, (0, 1): top1}
     result = results.Result(
         top1, confusion, len(video_id), 0, (2, 1), 0, split_size=len(video_id), predictions=table, by_views=ablations
     )
