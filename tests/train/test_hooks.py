@@ -2,7 +2,6 @@
 
 import contextlib
 import types
-from unittest import mock
 
 import pytest
 
@@ -79,11 +78,10 @@ def test_order_of_a_runs_hooks(tmp_path):
         train_set=None,
         checkpoint_metadata={},
     )
-    hooks = loop.make_hooks(setup, None, mock.Mock(), mock.Mock(), tmp_path).hooks
+    hooks = loop.make_hooks(setup, None, tmp_path).hooks
     assert [type(hook).__name__ for hook in hooks] == [
         "Throughput",  # its clock starts as soon as the first step is done
         "Profiler",  # ends its trace before other hooks put work on the devices
         "TrainMetrics",  # reads Throughput; logs before SkippedSteps may end the run
         "SkippedSteps",
-        "ProgressReport",
     ]

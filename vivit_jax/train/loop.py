@@ -19,7 +19,7 @@ from vivit_jax.config.sections import IMAGE_MODEL_FOLDER
 from vivit_jax.data import host_tf
 from vivit_jax.evaluation.evaluator import EvaluationInterrupted
 from vivit_jax.train import compiled_step, initialize, periodic_evaluation, throughput
-from vivit_jax.train.hooks import Hook, Hooks, Profiler
+from vivit_jax.train.hooks import Hooks, Profiler
 from vivit_jax.train.preemption import Preemption
 from vivit_jax.train.setup import TrainSetup, set_up
 from vivit_jax.train.skipped_steps import SkippedSteps
@@ -89,7 +89,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
 
         # Data, compiled step, hooks.
         batches = stack.enter_context(contextlib.closing(setup.train_batches(first_step)))
-        hooks = stack.enter_context(make_hooks(setup, writer, progress, batches, workdir))
+        hooks = stack.enter_context(make_hooks(setup, writer, workdir))
         skipped = next(hook for hook in hooks.hooks if isinstance(hook, SkippedSteps))
 
         def take_batch(step: int) -> tuple[Any, Any]:
@@ -129,6 +129,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
                 batch, placed = take_batch(step + 1)
             distributed.beat("step", step)
             hooks.after_step(step, state, metrics, trained)
+            progress(step)
             ledger.stepped(step)
 
             # Evaluate and save, when due.
@@ -136,6 +137,8 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
             if not (evaluate or preempted or save):
                 continue
             hooks.flush(step, state)
+            if batches.corrupt:
+                logging.info("step %d: %d clips so far are of broken records, and masked", step, batches.corrupt)
             if skipped.skipping and step < last_step and not preempted:
                 continue  # deferred: parameters that make steps fail replace no checkpoint
             ledger.stepped(step)
@@ -176,21 +179,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
     return evaluation.final_metrics
 
 
-class ProgressReport(Hook):
-    """Shows how far the run is, and how many clips were masked before evaluations and saving."""
-
-    def __init__(self, progress: Any, batches: Any):
-        self._progress, self._batches = progress, batches
-
-    def after_step(self, step: int, *_: Any) -> None:
-        self._progress(step)
-
-    def flush(self, step: int, state: Any) -> None:
-        if self._batches.corrupt:
-            logging.info("step %d: %d clips so far are of broken records, and masked", step, self._batches.corrupt)
-
-
-def make_hooks(setup: TrainSetup, writer: Any, progress: Any, batches: Any, workdir: epath.Path) -> Hooks:
+def make_hooks(setup: TrainSetup, writer: Any, workdir: epath.Path) -> Hooks:
     """Returns the hooks of a run. Their order matters: Throughput's clock starts as soon as the first step is done, and
     the profiler ends its trace before others put work on the devices; SkippedSteps may raise, so metrics are logged
     before."""
@@ -202,7 +191,7 @@ def make_hooks(setup: TrainSetup, writer: Any, progress: Any, batches: Any, work
     metrics = TrainMetrics(writer, speed, experiment.log_every_steps)
     skipped = SkippedSteps(experiment.guard.max_consecutive, setup.train_set, workdir, setup.checkpoint_metadata)
     profiler = Profiler(experiment.profile.range, workdir)
-    return Hooks([speed, profiler, metrics, skipped, ProgressReport(progress, batches)])
+    return Hooks([speed, profiler, metrics, skipped])
 
 
 @contextlib.contextmanager
