@@ -15,8 +15,7 @@ from ml_collections import config_dict
 from vivit_jax import optim, sharding
 from vivit_jax.augment import AugmentConfig
 from vivit_jax.config import finetuning
-from vivit_jax.config.fields import ConfigError, check_fields, merge, plain, section, tuples
-from vivit_jax.config.renamed import upgrade
+from vivit_jax.config.fields import ConfigError, check_fields, merge, plain, section, tuples, upgrade
 from vivit_jax.config.sections import CheckpointConfig, EvaluationConfig, InitFrom, ProfileConfig
 from vivit_jax.data import catalog
 from vivit_jax.data.config import DataConfig
