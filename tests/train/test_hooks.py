@@ -15,11 +15,8 @@ class Recorder(Hook):
     def __init__(self, name, calls):
         self._name, self._calls = name, calls
 
-    def before_batch(self, step):
-        self._calls.append((self._name, "before_batch", step))
-
-    def after_batch(self, step):
-        self._calls.append((self._name, "after_batch", step))
+    def waited(self, step, seconds):
+        self._calls.append((self._name, "waited", step))
 
     def before_step(self, step, state):
         self._calls.append((self._name, "before_step", step))
@@ -45,8 +42,7 @@ class Recorder(Hook):
 def test_hooks_run_in_order_and_all_are_closed():
     calls = []
     hooks = Hooks([Recorder("a", calls), Recorder("b", calls)])
-    hooks.before_batch(1)
-    hooks.after_batch(1)
+    hooks.waited(1, 0.5)
     hooks.before_step(1, None)
     hooks.after_step(1, None, {}, {})
     hooks.flush(1, None)
@@ -54,11 +50,7 @@ def test_hooks_run_in_order_and_all_are_closed():
         calls.append("evaluation")
     with pytest.raises(OSError, match="disk full"):
         hooks.close(failed=False)
-    steps = [
-        (name, call, 1)
-        for call in ("before_batch", "after_batch", "before_step", "after_step", "flush")
-        for name in "ab"
-    ]
+    steps = [(name, call, 1) for call in ("waited", "before_step", "after_step", "flush") for name in "ab"]
     pause = [("a", "paused"), ("b", "paused"), "evaluation", ("b", "resumed"), ("a", "resumed")]
     assert calls == [*steps, *pause, ("a", "close", False), ("b", "close", False)]
 

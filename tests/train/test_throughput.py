@@ -25,10 +25,8 @@ def test_throughput_between_readings_excludes_pauses(monkeypatch):
     assert speed.read(1) == {}
     speed.after_step(1)
     for step, wait in ((2, 0.5), (3, 1.5), (4, 9.0)):
-        speed.before_batch(step)
-        clock.now += wait
-        speed.after_batch(step)
-        clock.now += 1.0
+        speed.waited(step, wait)
+        clock.now += wait + 1.0
         speed.after_step(step)
         if step == 3:
             with speed.paused():

@@ -19,10 +19,7 @@ PROFILE_FOLDER = "profile"  # inside a run's workdir
 class Hook:
     """Base of the hooks; its methods do nothing. `step` counts from 1, `state` and `metrics` are on the devices."""
 
-    def before_batch(self, step: int) -> None:
-        """Called before the loop takes the batch of a step."""
-
-    def after_batch(self, step: int) -> None:
+    def waited(self, step: int, seconds: float) -> None:
         """Called when the loop has the batch of a step: the step before is dispatched, but its hooks are not called."""
 
     def before_step(self, step: int, state: Any) -> None:
@@ -53,8 +50,7 @@ class Hooks(Hook, contextlib.AbstractContextManager):
         for hook in self.hooks:
             getattr(hook, method)(*args)
 
-    before_batch = functools.partialmethod(_call, "before_batch")
-    after_batch = functools.partialmethod(_call, "after_batch")
+    waited = functools.partialmethod(_call, "waited")
     before_step = functools.partialmethod(_call, "before_step")
     after_step = functools.partialmethod(_call, "after_step")
     flush = functools.partialmethod(_call, "flush")

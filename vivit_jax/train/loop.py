@@ -5,6 +5,7 @@ the same command continues as if nothing had happened, to the bit.
 """
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,10 +95,10 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
 
         def take_batch(step: int) -> tuple[Any, Any]:
             """Returns the batch of a step on the host and on the devices, to which it may still be copied."""
-            hooks.before_batch(step)
             distributed.beat("batch", step)
+            began = time.perf_counter()
             batch = next(batches)
-            hooks.after_batch(step)
+            hooks.waited(step, time.perf_counter() - began)
             ledger.waited(step)
             return batch, setup.place_batch(batch)
 

@@ -44,14 +44,10 @@ class Throughput(Hook):
     def __init__(self, clips: int, devices: int, flops: float, peak: float | None = None):
         self._clips, self._devices, self._flops, self._peak = clips, devices, flops, peak
         self._measured_since: tuple[int, float] | None = None  # (step, time)
-        self._wait_began = 0.0
         self._waits: dict[int, float] = {}  # seconds by step
 
-    def before_batch(self, step: int) -> None:
-        self._wait_began = time.perf_counter()
-
-    def after_batch(self, step: int) -> None:
-        self._waits[step] = time.perf_counter() - self._wait_began
+    def waited(self, step: int, seconds: float) -> None:
+        self._waits[step] = seconds
 
     def after_step(self, step: int, *_: Any) -> None:
         """Starts the measurement after the first step, which compiles and is done when this is called."""
