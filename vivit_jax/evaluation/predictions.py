@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -140,7 +139,7 @@ def write(path: epath.PathLike, predictions: Predictions, class_names: Mapping[s
 
     Columns: `index`, `video`, `head`, `truth` (labels separated by "; "), `prediction` and its `probability`,
     `truth_probability`, `rank` of the truth, `loss`, then `prediction_2`, `probability_2` to 5. Those after `truth` are
-    empty for an unreadable video.
+    empty for an unreadable video. Numbers have six digits, the precision of float32 sums.
     """
     width = max(table.top.shape[1] for table in predictions.heads.values())
     columns = ["index", "video", "head", "truth", "prediction", "probability", "truth_probability", "rank", "loss"]
@@ -155,8 +154,8 @@ def write(path: epath.PathLike, predictions: Predictions, class_names: Mapping[s
             if predictions.counted[row]:
                 ranked: list[Any] = []
                 for label, probability in zip(table.top[row], table.probabilities[row], strict=True):
-                    ranked += [_class_name(label, head, class_names), _format(probability)]
-                scores = [_format(table.truth_probability[row]), int(table.rank[row]), _format(table.loss[row])]
+                    ranked += [_class_name(label, head, class_names), f"{probability:.6g}"]
+                scores = [f"{table.truth_probability[row]:.6g}", int(table.rank[row]), f"{table.loss[row]:.6g}"]
                 line += ranked[:2] + scores + ranked[2:]
             lines.append(line + [""] * (len(columns) - len(line)))
     storage.write(path, tables.to_csv(columns, lines))
@@ -181,8 +180,3 @@ def _class_name(label: int, head: str, class_names: Mapping[str, Sequence[str]])
         return str(class_names[head][label])
     verbs, nouns = (class_names[part] for part in metrics.PAIR)
     return f"{verbs[label // len(nouns)]}{ACTION_SEPARATOR}{nouns[label % len(nouns)]}"
-
-
-def _format(value: float) -> str:
-    """Formats with six digits, the precision of float32 sums."""
-    return f"{float(value):.6g}" if math.isfinite(value) else str(float(value))
