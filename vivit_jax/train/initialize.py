@@ -56,12 +56,6 @@ def _lost_checkpoints(checkpoints: Any, workdir: epath.Path) -> str:
     return f"has evaluations of the steps {evaluated[0]} to {evaluated[-1]}" if len(evaluated) > 1 else ""
 
 
-def needs_image_model(experiment: Experiment, workdir: epath.Path) -> bool:
-    """Tells if the run starts from an image model of its own (`init_from.image_epochs`), and has not started yet."""
-    options = experiment.init_from
-    return options.path is None and options.image_epochs > 0 and checkpointing.latest_metadata(workdir) is None
-
-
 def init_from_weights(
     experiment: Experiment,
     program: TrainProgram,

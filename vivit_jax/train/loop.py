@@ -51,7 +51,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
     distributed.beat("build" if experiment.data.video_dir else "start")
     setup = set_up(experiment, workdir)
     ledger.mark("setup")
-    if initialize.needs_image_model(experiment, workdir):
+    if experiment.init_from.path is None and experiment.init_from.image_epochs and not setup.resumed:
         logging.info("Training an image model first, in %s.", workdir / IMAGE_MODEL_FOLDER)
         train(experiment.image_experiment(), workdir / IMAGE_MODEL_FOLDER)
         ledger.mark("image model")
