@@ -140,8 +140,8 @@ def make_train_step(
             for name, tree in (("gradient_norm", gradients), ("update_norm", updates), ("parameter_norm", proposed))
         }
         accept, guard_state = check_step(guard, state.guard, value, *(of[name] for name, of in norms.items()))
-        # Elements are selected, to the bit, whatever NaN the new ones hold, instead of branching: XLA fuses that with the
-        # update, on any mesh, with donated buffers.
+        # Elements are selected, to the bit, whatever NaN the new ones hold, instead of branching: XLA fuses that with
+        # the update, on any mesh, with donated buffers.
         params, ema = optax.tree.where(accept, proposed, state.params), state.ema
         if ema_decay:
             updated = update_ema(ema, params, ema_decay, state.guard.accepted)
