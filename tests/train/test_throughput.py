@@ -29,8 +29,8 @@ def test_throughput_between_readings_excludes_pauses(monkeypatch):
         clock.now += wait + 1.0
         speed.after_step(step)
         if step == 3:
-            with speed.paused():
-                clock.now += 50.0
+            clock.now += 50.0
+            speed.paused(50.0)
             values = speed.read(3)  # 4 s for 2 steps, 2 s of them waited
     assert values == pytest.approx(
         {

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,10 +31,8 @@ class Hook:
     def flush(self, step: int, state: Any) -> None:
         """Called before evaluation and saving: does what was deferred, and may wait for the devices."""
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Surrounds evaluation and saving."""
-        yield
+    def paused(self, seconds: float) -> None:
+        """Called after evaluation and saving, which took so many seconds."""
 
     def close(self, failed: bool) -> None:
         """Called once, after the last step or, with `failed`, after an exception."""
@@ -54,13 +52,7 @@ class Hooks(Hook, contextlib.AbstractContextManager):
     before_step = functools.partialmethod(_call, "before_step")
     after_step = functools.partialmethod(_call, "after_step")
     flush = functools.partialmethod(_call, "flush")
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for hook in self.hooks:
-                stack.enter_context(hook.paused())
-            yield
+    paused = functools.partialmethod(_call, "paused")
 
     def close(self, failed: bool) -> None:
         with contextlib.ExitStack() as stack:  # closes the others when one fails

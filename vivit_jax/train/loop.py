@@ -145,30 +145,31 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
             ledger.stepped(step)
             ledger.write()
             evaluate &= not preempted
-            with hooks.paused():
-                if evaluate:
-                    try:
-                        evaluation.run(step, state, preemption.reached)
-                    except EvaluationInterrupted:  # the resumed run evaluates this step
-                        preempted, evaluate = True, False
-                ledger.mark("evaluation")
-                preemption.saving = True
-                distributed.beat("save", step)
-                with progress.timed("checkpoint", wait_jax_async_dispatch=False):
-                    metrics = evaluation.metrics if evaluate else {}
-                    losses = [value for name, value in metrics.items() if name.endswith("loss")] or [skipped.loss]
-                    sound = setup.is_sound(losses)
-                    metadata = {**setup.checkpoint_metadata, **evaluation.checkpoint_metadata, "sound": sound}
-                    checkpoints.save(step, state, metadata, metrics)
-                    if not sound:
-                        kept = f"The newest sound one, {checkpoints.newest_sound()}, is kept."
-                        logging.error("Step %d is not sound: loss %s. %s", step, losses, kept)
-                if preempted:
-                    checkpoints.wait()
-                ledger.write("checkpoint")
-                if preempted:
-                    raise distributed.Preempted(step)
-                preemption.saving = evaluate = save = False
+            began = time.perf_counter()
+            if evaluate:
+                try:
+                    evaluation.run(step, state, preemption.reached)
+                except EvaluationInterrupted:  # the resumed run evaluates this step
+                    preempted, evaluate = True, False
+            ledger.mark("evaluation")
+            preemption.saving = True
+            distributed.beat("save", step)
+            with progress.timed("checkpoint", wait_jax_async_dispatch=False):
+                metrics = evaluation.metrics if evaluate else {}
+                losses = [value for name, value in metrics.items() if name.endswith("loss")] or [skipped.loss]
+                sound = setup.is_sound(losses)
+                metadata = {**setup.checkpoint_metadata, **evaluation.checkpoint_metadata, "sound": sound}
+                checkpoints.save(step, state, metadata, metrics)
+                if not sound:
+                    kept = f"The newest sound one, {checkpoints.newest_sound()}, is kept."
+                    logging.error("Step %d is not sound: loss %s. %s", step, losses, kept)
+            if preempted:
+                checkpoints.wait()
+            ledger.write("checkpoint")
+            if preempted:
+                raise distributed.Preempted(step)
+            preemption.saving = evaluate = save = False
+            hooks.paused(time.perf_counter() - began)
             if evaluation.early_stop.over:
                 break
 

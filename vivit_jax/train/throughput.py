@@ -1,10 +1,9 @@
 """What training logs: steps and clips per second, FLOP utilisation, time spent waiting for data; averaged metrics."""
 
-import contextlib
 import math
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +53,10 @@ class Throughput(Hook):
         if self._measured_since is None:
             self._measured_since = (step, time.perf_counter())
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
+    def paused(self, seconds: float) -> None:
         if self._measured_since is not None:
             step, since = self._measured_since
-            self._measured_since = (step, since + time.perf_counter() - began)
+            self._measured_since = (step, since + seconds)
 
     def read(self, step: int) -> dict[str, float]:
         """Returns what was measured since the last reading, empty without steps; call it when `step` is done.
