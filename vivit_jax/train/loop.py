@@ -57,7 +57,17 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
         ledger.mark("image model")
     distributed.beat("start")
 
-    with open_session(setup, workdir) as (checkpoints, stack):
+    # The workdir, locked, and the devices. What was saved and logged is kept when an exception ends the run.
+    options = {name: value for name, value in vars(experiment.checkpoint).items() if name != "every_steps"}
+    with (
+        lock(workdir),
+        jax.set_mesh(setup.mesh),
+        compiled_step.compilation_cache(experiment.compilation_cache, workdir),
+        contextlib.ExitStack() as stack,
+        distributed.exit_deadline(),  # for what the stack closes after an exception
+    ):
+        checkpoints = stack.enter_context(checkpointing.Checkpoints(workdir / checkpointing.FOLDER, **options))
+
         # The train step compiles in the background, unless the run is finished.
         train_step = compiled_step.CompiledStep(setup.program, setup.experiment, workdir)
         if (checkpoints.latest() or 0) < setup.total_steps:
@@ -207,22 +217,3 @@ def lock(workdir: epath.PathLike) -> Iterator[None]:
     busy = f"another run is using {workdir} (it holds {path}); wait for it, stop it, or choose another --workdir"
     with storage.locked(path, checkpointing.CheckpointError(busy)):
         yield
-
-
-@contextlib.contextmanager
-def open_session(setup: TrainSetup, workdir: epath.PathLike) -> Iterator[tuple[Any, contextlib.ExitStack]]:
-    """Opens a run's workdir, locked, and devices: (its `Checkpoints`, a stack for what the run opens later).
-
-    What was saved and logged is kept when an exception ends it.
-    """
-    options = {name: value for name, value in vars(setup.experiment.checkpoint).items() if name != "every_steps"}
-    with (
-        lock(workdir),
-        jax.set_mesh(setup.mesh),
-        compiled_step.compilation_cache(setup.experiment.compilation_cache, workdir),
-        contextlib.ExitStack() as stack,
-        distributed.exit_deadline(),  # for what the stack closes after an exception
-    ):
-        checkpoints = checkpointing.Checkpoints(epath.Path(workdir) / checkpointing.FOLDER, **options)
-        stack.callback(checkpoints.close)
-        yield checkpoints, stack
