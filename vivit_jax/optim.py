@@ -193,8 +193,13 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> Optimiz
             lambda params: jax.tree.map(lambda is_trained: "trained" if is_trained else "frozen", trained(params)),
         )
     if config.layer_decay < 1 or config.head_learning_rate != 1:
+
+        def scale(updates: Any, params: Any) -> Any:
+            factors = learning_rate_factors(updates, config.layer_decay, config.head_learning_rate)
+            return jax.tree.map(lambda u, f: u * jnp.asarray(f, u.dtype), updates, factors)
+
         # After the partition, because depths count frozen layers too.
-        transformation = optax.chain(transformation, scale_by_depth(config.layer_decay, config.head_learning_rate))
+        transformation = optax.chain(transformation, optax.stateless(scale))
 
     def init(params: Any) -> Any:
         if config.weight_decay:
@@ -255,16 +260,6 @@ def scale_by_trust_ratio() -> optax.GradientTransformation:
         return (jax.vmap(one_layer) if is_stacked(path_name(path)) else one_layer)(update, param)
 
     return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates, params))
-
-
-def scale_by_depth(layer_decay: float, head: float) -> optax.GradientTransformation:
-    """Multiplies the updates by `learning_rate_factors`."""
-
-    def scale(updates: Any, params: Any) -> Any:
-        factors = learning_rate_factors(updates, layer_decay, head)
-        return jax.tree.map(lambda u, f: u * jnp.asarray(f, u.dtype), updates, factors)
-
-    return optax.stateless(scale)
 
 
 def learning_rate_factors(params: Any, layer_decay: float, head: float = 1.0) -> Any:
