@@ -61,10 +61,8 @@ def write_run(workdir, config, class_names, truth, video_id):
     logits = {head: rng.normal(size=(len(video_id), len(names))) for head, names in class_names.items()}
     for head, values in logits.items():
         values[0] = 9.0 * (np.arange(len(class_names[head])) == truth[head][0])
-    indices = np.arange(len(video_id))
-    batch = predictions.of_batch(
-        {h: v.astype(np.float32) for h, v in logits.items()}, truth, np.ones(len(video_id)), indices
-    )
+    batch = {"label": truth, "mask": np.ones(len(video_id)), "index": np.arange(len(video_id))}
+    batch = predictions.of_batch({h: v.astype(np.float32) for h, v in logits.items()}, batch)
     batch = {k: {h: {f: np.asarray(x) for f, x in t.items()} for h, t in v.items()} if k == "heads" else np.asarray(v)
              for k, v in batch.items()}  # fmt: skip
     table = predictions.Predictions.from_arrays(predictions.sort_by_index([batch]), video_id, list(class_names))

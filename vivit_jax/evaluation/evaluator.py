@@ -84,7 +84,7 @@ class Evaluator:
             for selection in self._selections:
                 indices = np.arange(temporal * spatial).reshape(temporal, spatial)[list(selection)].ravel()
                 averages.append({head: jnp.mean(logits[indices], axis=0) for head, logits in views.items()})
-            outputs = predictions.of_batch(averages[-1], index=batch["index"], loss=loss, **targets)
+            outputs = predictions.of_batch(averages[-1], batch, loss)
             # Average precision ranks all videos, so it needs the scores on the host.
             outputs["scores"] = [{head: logits[head] for head in multi_label} for logits in averages]
             outputs["totals"] = [collection.single_from_model_output(logits=each, **targets) for each in averages]

@@ -61,27 +61,21 @@ def sort_by_index(batches: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *parts: np.concatenate(parts)[order], *batches)
 
 
-def of_batch(
-    logits: Mapping[str, jax.Array],
-    labels: Mapping[str, jax.Array],
-    mask: jax.Array,
-    index: jax.Array,
-    loss: str = "softmax",
-) -> dict[str, Any]:
+def of_batch(logits: Mapping[str, jax.Array], batch: Mapping[str, Any], loss: str = "softmax") -> dict[str, Any]:
     """Returns `index`, `mask` and `heads`, {head: the fields of HeadPredictions}, of a batch; for use inside `jax.jit`.
 
     Args:
       logits: {head: [B, C]}, averaged over the views.
-      labels: {head: int [B]}, or multi-label float [B, C], 1 where a class is present.
-      mask: [B], 0 for padding and unreadable videos.
-      index: int [B], in the split, -1 for padding.
+      batch: `label` {head: int [B]}, or multi-label float [B, C], 1 where a class is present; `mask` [B], 0 for padding
+        and unreadable videos; `index` int [B], in the split, -1 for padding.
       loss: 'softmax' or 'sigmoid', with which the heads were trained; selects their probabilities and losses.
     """
+    labels = batch["label"]
     multi_label = [head for head in logits if labels[head].ndim == 2]
     heads = {head: _of_head(logits[head], labels[head], loss) for head in logits}
     if metrics.has_action(logits, multi_label):
         heads[metrics.ACTION] = _of_head(*metrics.scores_and_truth(metrics.ACTION, logits, labels), "softmax")
-    return {"index": index, "mask": mask, "heads": heads}
+    return {"index": batch["index"], "mask": batch["mask"], "heads": heads}
 
 
 def _of_head(logits: jax.Array, labels: jax.Array, loss: str) -> dict[str, jax.Array]:
