@@ -111,9 +111,6 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.schedule_steps={steps} must give {rule}")
 
 
-TIMESCALE = 10_000  # steps; big_vision's default
-
-
 def learning_rate_schedule(
     config: OptimizerConfig, *, total_steps: int, steps_per_epoch: float, batch_size: int | None = None
 ) -> optax.Schedule:
@@ -149,8 +146,9 @@ def learning_rate_schedule(
             raise ValueError(f"{given}; they must be ascending, {ends}")
         decay = optax.piecewise_constant_schedule(base, {step - warmup: config.step_decay_factor for step in steps})
     elif config.schedule == "rsqrt":
-        timescale = config.rsqrt_timescale
-        timescale = TIMESCALE if timescale is None else in_steps("rsqrt_timescale", timescale, config.schedule_unit)
+        timescale = 10_000  # big_vision's default
+        if config.rsqrt_timescale is not None:
+            timescale = in_steps("rsqrt_timescale", config.rsqrt_timescale, config.schedule_unit)
 
         def decay(step: jax.Array) -> jax.Array:
             """base / sqrt(1 + step / timescale): flat at first, then as 1 / sqrt(step) (arXiv:2106.04560, 3.5)."""

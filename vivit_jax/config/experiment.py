@@ -30,8 +30,6 @@ from vivit_jax.train_step.losses import LossConfig
 from vivit_jax.utils.checks import at_least, within
 
 CONFIG_FILE = "config.json"  # of a run, in its workdir
-# Fields of ClipSpec that the model determines.
-_MODEL_FIELDS = ("num_frames", "image_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +219,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict(sharding.complete_axes({}))
     config.model = section(ViViTConfig, without=("num_classes",), all_optional=True)
     config.model["name"] = config_dict.placeholder(str)
-    config.input = section(ClipSpec, without=_MODEL_FIELDS)
+    config.input = section(ClipSpec, without=("num_frames", "image_size"))  # which the model determines
     for name, section_type in _SECTIONS.items():
         config[name] = section(section_type)
     return config
