@@ -200,15 +200,9 @@ def for_inference(model: Any, experiment: Experiment) -> Any:
 
 def open_batches(split: Any, spec: Any, views: tuple[int, int], experiment: Experiment, mesh: Any) -> Batches:
     """Opens the evaluation batches of this process; `views` is (temporal, spatial)."""
-    return pipeline.eval_batches(
-        split,
-        spec,
-        batch_size=experiment.evaluation.batch_size,
-        temporal_views=views[0],
-        spatial_views=views[1],
-        rows=sharding.process_rows(mesh, experiment.evaluation.batch_size),
-        options=dataclasses.replace(experiment.data, cache=False),  # the cache is for training sets
-    )
+    size = experiment.evaluation.batch_size
+    options = dataclasses.replace(experiment.data, cache=False)  # the cache is for training sets
+    return pipeline.eval_batches(split, spec, size, *views, sharding.process_rows(mesh, size), options)
 
 
 def run_batches(
