@@ -6,7 +6,6 @@ the same command continues as if nothing had happened, to the bit.
 
 import contextlib
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -206,14 +205,11 @@ def make_hooks(setup: TrainSetup, writer: Any, workdir: epath.Path) -> Hooks:
     return Hooks([speed, profiler, metrics, skipped])
 
 
-@contextlib.contextmanager
-def lock(workdir: epath.PathLike) -> Iterator[None]:
+def lock(workdir: epath.PathLike) -> contextlib.AbstractContextManager:
     """Locks a workdir, unless it is in a bucket; CheckpointError where another run has it. Orbax has no lock."""
     if jax.process_index() != 0 or storage.is_remote(workdir):
-        yield
-        return
+        return contextlib.nullcontext()
     path = epath.Path(workdir) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     busy = f"another run is using {workdir} (it holds {path}); wait for it, stop it, or choose another --workdir"
-    with storage.locked(path, checkpointing.CheckpointError(busy)):
-        yield
+    return storage.locked(path, checkpointing.CheckpointError(busy))
