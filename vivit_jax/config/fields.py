@@ -145,27 +145,29 @@ def upgrade(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     """
     config = copy.deepcopy(dict(config))
     for old, new in RENAMED.items():
-        group, name, new_name = _group(config, old), old.rpartition(".")[2], new.rpartition(".")[2]
+        (group, name), (group_now, new_name) = field_of(config, old), field_of(defaults, new)
         if name not in group:
             continue
         value = group.pop(name)
         # A config file that starts from `default_config()` has the new name with its default, too.
-        if group.get(new_name, value) not in (value, _group(defaults, new)[new_name]):
+        if group.get(new_name, value) not in (value, group_now[new_name]):
             raise ValueError(f"config.{old} is now called config.{new}; give the new name only")
         group[new_name] = value
     for field, values in RENAMED_VALUES.items():
-        group, name = _group(config, field), field.rpartition(".")[2]
+        group, name = field_of(config, field)
         if isinstance(group.get(name), str):
             group[name] = values.get(group[name], group[name])
     for field, constant in REMOVED.items():
-        value = _group(config, field).pop(field.rpartition(".")[2], constant)
+        group, name = field_of(config, field)
+        value = group.pop(name, constant)
         if value not in (constant, None):
             raise ValueError(f"config.{field}={value!r} is no longer a field: it is always {constant!r}")
     return config
 
 
-def _group(config: Any, field: str) -> dict[str, Any]:
-    """Returns the group that holds the field; {} where there is none."""
-    for part in field.split(".")[:-1]:
-        config = config.get(part) if isinstance(config, dict) else None
-    return config if isinstance(config, dict) else {}
+def field_of(tree: Any, path: str) -> tuple[Any, str]:
+    """Returns the section that holds a field, {} where there is none, and the field's name in it."""
+    *sections, name = path.split(".")
+    for section_name in sections:
+        tree = tree.get(section_name) if hasattr(tree, "get") else None
+    return tree if hasattr(tree, "get") else {}, name
