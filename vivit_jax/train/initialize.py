@@ -71,7 +71,6 @@ def init_from_weights(setup: TrainSetup, workdir: epath.Path) -> TrainState:
     for line in converted.report.warnings:
         logging.warning("%s", line)
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
         (workdir / REPORT_FILE).write_text(f"{converted.report}\n")
     params = converted.params
     if experiment.pretraining:  # the decoder of masked pretraining is new
@@ -105,7 +104,6 @@ def log_start(setup: TrainSetup, state: TrainState, restored: Mapping[str, Any] 
     logging.info("Parameters:\n%s", overview)
     logging.info("Steps %d to %d on %d devices.", int(state.step), setup.total_steps, jax.device_count())
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
         (workdir / CONFIG_FILE).write_text(json.dumps(metadata["config"], indent=2))
     if restored is None:
         return
