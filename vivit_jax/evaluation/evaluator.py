@@ -34,11 +34,6 @@ class EvaluationInterrupted(Exception):
     """The evaluation was asked to stop between two batches."""
 
 
-def never() -> bool:
-    """Interrupts nothing."""
-    return False
-
-
 class Evaluator:
     """Evaluates parameters on a split, any number of times, with one compiled program.
 
@@ -96,7 +91,7 @@ class Evaluator:
     def _merge_totals(old: Any, new: Any) -> Any:
         return [a.merge(b) for a, b in zip(old, new, strict=True)]
 
-    def __call__(self, params: Any, interrupted: Callable[[], bool] = never) -> Result:
+    def __call__(self, params: Any, interrupted: Callable[[], bool] | None = None) -> Result:
         """Evaluates all the videos; raises EvaluationInterrupted once `interrupted` returns True after a batch."""
         # Run the model; metrics are merged on the device, predictions fetched.
         distributed.beat("evaluation")
@@ -211,7 +206,7 @@ def run_batches(
     batches: Batches,
     mesh: Any,
     size: int,
-    interrupted: Callable[[], bool] = never,
+    interrupted: Callable[[], bool] | None = None,
 ) -> Iterator[Any]:
     """Yields `step(params, batch)` of each batch, after dispatching the next, so that the device need not wait.
 
@@ -221,7 +216,7 @@ def run_batches(
     for outputs, _ in itertools.pairwise(itertools.chain(dispatched, [None])):
         yield outputs
         distributed.beat("evaluation")
-        if interrupted():
+        if interrupted is not None and interrupted():
             batches.close()
             raise EvaluationInterrupted
 
