@@ -48,7 +48,7 @@ def readable(text: str, longest: int = 60) -> str:
     """
     from matplotlib import font_manager
 
-    text, default = terminal.printable(str(text)), font_manager.FontProperties(family="sans-serif")
+    text, default = terminal.printable(str(text)), font_manager.FontProperties(family=["sans-serif"])
     missing = frozenset(text) - {"\n"} - _characters_in(font_manager.findfont(default))
     while missing and (font := _font_for(missing)):
         fonts = pyplot().rcParams["font.family"]
