@@ -15,7 +15,7 @@ setup(
         "vivit_jax.data": ["catalog.toml"],
         "vivit_jax.export": ["templates/*.j2"],
         "vivit_jax.predict": ["classes/*.txt"],
-        "vivit_jax.report": ["templates/*.j2"],
+        "vivit_jax.report": ["*.mplstyle", "templates/*.j2"],
         "vivit_jax.train": ["*.toml"],
         "vivit_jax.serve": ["page/*"],
     },

@@ -22,7 +22,7 @@ def measure(dtype: str, keep: bool) -> None:
     import jax.numpy as jnp
 
     from vivit_jax.models import ViViT, ViViTConfig
-    from vivit_jax.utils.allocator import keep_freed_memory
+    from vivit_jax.utils.devices import keep_freed_memory
 
     kept = keep and keep_freed_memory()
     model = ViViT(ViViTConfig.from_name("ViViT-B/16x2", dtype=dtype, scan_layers=True))

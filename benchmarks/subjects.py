@@ -80,7 +80,7 @@ def our_forward(fields: Mapping[str, Any], batch: int) -> Work:
     import jax.numpy as jnp
 
     from vivit_jax.models import ViViT, inference
-    from vivit_jax.utils.allocator import keep_freed_memory
+    from vivit_jax.utils.devices import keep_freed_memory
 
     if jax.default_backend() == "cpu":
         keep_freed_memory()

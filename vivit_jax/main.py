@@ -46,6 +46,8 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, f
 
 def main(argv: list[str]) -> None:
     # Imported after the flags are parsed, so that --help and a mistyped flag answer at once.
+    import jax
+
     from vivit_jax import checkpoint as checkpointing
     from vivit_jax import distributed, finetuning
     from vivit_jax.utils import logs
@@ -77,7 +79,7 @@ def main(argv: list[str]) -> None:
             from vivit_jax.evaluation.evaluate import evaluate
 
             result = evaluate(experiment, _WORKDIR.value, _CHECKPOINT.value, which=_WHICH.value, weights=_WEIGHTS.value)
-            if distributed.is_primary():
+            if jax.process_index() == 0:
                 print(result.summary())
             if problem := result.problem(experiment.data.max_unreadable):
                 raise OSError(problem)

@@ -111,9 +111,6 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.schedule_steps={steps} must give {rule}")
 
 
-TIMESCALE = 10_000  # steps; big_vision's default
-
-
 def learning_rate_schedule(
     config: OptimizerConfig, *, total_steps: int, steps_per_epoch: float, batch_size: int | None = None
 ) -> optax.Schedule:
@@ -149,8 +146,9 @@ def learning_rate_schedule(
             raise ValueError(f"{given}; they must be ascending, {ends}")
         decay = optax.piecewise_constant_schedule(base, {step - warmup: config.step_decay_factor for step in steps})
     elif config.schedule == "rsqrt":
-        timescale = config.rsqrt_timescale
-        timescale = TIMESCALE if timescale is None else in_steps("rsqrt_timescale", timescale, config.schedule_unit)
+        timescale = 10_000  # big_vision's default
+        if config.rsqrt_timescale is not None:
+            timescale = in_steps("rsqrt_timescale", config.rsqrt_timescale, config.schedule_unit)
 
         def decay(step: jax.Array) -> jax.Array:
             """base / sqrt(1 + step / timescale): flat at first, then as 1 / sqrt(step) (arXiv:2106.04560, 3.5)."""
@@ -193,8 +191,13 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> Optimiz
             lambda params: jax.tree.map(lambda is_trained: "trained" if is_trained else "frozen", trained(params)),
         )
     if config.layer_decay < 1 or config.head_learning_rate != 1:
+
+        def scale(updates: Any, params: Any) -> Any:
+            factors = learning_rate_factors(updates, config.layer_decay, config.head_learning_rate)
+            return jax.tree.map(lambda u, f: u * jnp.asarray(f, u.dtype), updates, factors)
+
         # After the partition, because depths count frozen layers too.
-        transformation = optax.chain(transformation, scale_by_depth(config.layer_decay, config.head_learning_rate))
+        transformation = optax.chain(transformation, optax.stateless(scale))
 
     def init(params: Any) -> Any:
         if config.weight_decay:
@@ -255,16 +258,6 @@ def scale_by_trust_ratio() -> optax.GradientTransformation:
         return (jax.vmap(one_layer) if is_stacked(path_name(path)) else one_layer)(update, param)
 
     return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates, params))
-
-
-def scale_by_depth(layer_decay: float, head: float) -> optax.GradientTransformation:
-    """Multiplies the updates by `learning_rate_factors`."""
-
-    def scale(updates: Any, params: Any) -> Any:
-        factors = learning_rate_factors(updates, layer_decay, head)
-        return jax.tree.map(lambda u, f: u * jnp.asarray(f, u.dtype), updates, factors)
-
-    return optax.stateless(scale)
 
 
 def learning_rate_factors(params: Any, layer_decay: float, head: float = 1.0) -> Any:

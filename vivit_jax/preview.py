@@ -16,13 +16,14 @@ import numpy as np
 from absl import flags, logging
 
 from vivit_jax import finetuning
-from vivit_jax.augment import AugmentConfig, augment_pixels, mix_clips, step_keys, swap_pairs
+from vivit_jax.augment import AugmentConfig, swap_pairs
 from vivit_jax.config import flags as command_line
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data import pipeline
 from vivit_jax.data.open import open_data
 from vivit_jax.data.video import encode
-from vivit_jax.train_step import SINGLE_HEAD, normalise, step_key
+from vivit_jax.train_step import SINGLE_HEAD, step_key
+from vivit_jax.train_step.step import augment_batch
 from vivit_jax.utils import plots, storage
 from vivit_jax.utils.logs import configure_logging
 
@@ -56,27 +57,15 @@ def preview(experiment: Experiment, clips: int = 4, step: int = 0) -> Preview:
     order = experiment.batch_size, experiment.seed, step
     with pipeline.train_batches(train_set, spec, *order, rows, options) as batches:
         batch = next(batches)
-    augmented, shares = apply_augmentation(batch, experiment.augment, experiment.seed, step)
-    before = captions(batch["label"], batch["mask"], train_set.class_names)
-    after = captions(batch["label"], batch["mask"], train_set.class_names, shares)
-    return Preview(np.array(batch["video"][:clips]), augmented[:clips], before[:clips], after[:clips])
-
-
-def apply_augmentation(
-    batch: Mapping[str, Any], config: AugmentConfig, seed: int, step: int
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Augments clips with the random draws of a training step.
-
-    `batch`: `video` uint8 [B, T, H, W, 3] and `mask` [B], of the first clips of a global batch, an even number or all.
-    Returns (uint8 [B, T, H, W, 3], float32 [B], the share of each clip's own label, or None where clips are not mixed).
-    """
-
-    def program(key: jax.Array, video: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        pixels_key, mixing_key = step_keys(key)
-        return mix_clips(mixing_key, normalise(augment_pixels(pixels_key, video, config)), mask, config)
-
-    video, shares = jax.device_get(jax.jit(program)(step_key(seed, step), batch["video"], batch["mask"]))
-    return np.clip(np.round((video + 1) * 127.5), 0, 255).astype(np.uint8), shares
+    augment = jax.jit(lambda key, batch: augment_batch(key, batch, experiment.augment))
+    augmented = jax.device_get(augment(step_key(experiment.seed, step), batch))
+    pixels = (augmented["video"] + 1) * 127.5 if experiment.augment.mixes else augmented["video"]
+    after = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+    texts = [
+        captions(batch["label"], batch["mask"], train_set.class_names, shares)
+        for shares in (None, augmented.get("share"))
+    ]
+    return Preview(np.array(batch["video"][:clips]), after[:clips], *(each[:clips] for each in texts))
 
 
 def captions(

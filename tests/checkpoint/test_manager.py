@@ -134,7 +134,7 @@ def test_missing_ema_starts_from_the_restored_parameters(tmp_path):
         assert lacking.ema is None
         with pytest.raises(CheckpointError, match="holds no averaged weights"):
             checkpoints.restore_params(averaged.params, 7, "ema")
-        whole = initialize.fill_missing_state(TrainProgram(None, OPTIMIZER, None, 0.9, averaged, None), lacking)
+        whole = initialize.fill_missing_state(TrainProgram(None, OPTIMIZER, 0.9, averaged, None), lacking)
         jax.tree.map(np.testing.assert_array_equal, whole.ema, state(7).params)
         # Donated to the first step, both: they must not be the same buffers.
         moved = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(whole)

@@ -3,7 +3,7 @@
 import pytest
 
 from vivit_jax.augment import AugmentConfig
-from vivit_jax.config import renamed
+from vivit_jax.config import fields
 from vivit_jax.config.experiment import ConfigError, Experiment, default_config
 from vivit_jax.config.fields import flat, plain
 
@@ -47,8 +47,8 @@ def test_removed_fields_must_have_their_constant():
 
 
 def test_every_new_name_exists():
-    assert {*renamed.FIELDS.values(), *renamed.VALUES} <= set(flat(plain(default_config())))
-    assert not set(renamed.REMOVED) & set(flat(plain(default_config())))
+    assert {*fields.RENAMED.values(), *fields.RENAMED_VALUES} <= set(flat(plain(default_config())))
+    assert not set(fields.REMOVED) & set(flat(plain(default_config())))
 
 
 def test_old_config_file_sets_new_fields():

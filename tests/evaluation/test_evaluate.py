@@ -83,17 +83,17 @@ def test_predictions_are_those_of_the_averaged_logits(evaluation):
 
 def test_metrics_by_number_of_views(evaluation):
     result, _, _, logits, split = evaluation
-    assert [row.view_indices for row in result.by_views] == [(0,), (0, 2), (0, 1, 2)]
-    for row in result.by_views:
-        views = [t * VIEWS[1] + s for t in row.view_indices for s in range(VIEWS[1])]
+    assert list(result.by_views) == [(0,), (0, 2), (0, 1, 2)]
+    for temporal, scalars in result.by_views.items():
+        views = [t * VIEWS[1] + s for t in temporal for s in range(VIEWS[1])]
         for head, values in logits.items():
             expected = np.mean(values[views].mean(0).argmax(-1) == split.labels[head])
-            assert row.scalars[f"{head}/top1"] == pytest.approx(expected)
+            assert scalars[f"{head}/top1"] == pytest.approx(expected)
             own = np.take_along_axis(softmax(values[views].mean(0)), split.labels[head][:, None], 1)
-            assert row.scalars[f"{head}/loss"] == pytest.approx(-np.log(own).mean(), rel=1e-5)
-    last = result.by_views[-1].scalars
+            assert scalars[f"{head}/loss"] == pytest.approx(-np.log(own).mean(), rel=1e-5)
+    last = result.by_views[0, 1, 2]
     assert last == {name: value for name, value in result.scalars.items() if name in last}
-    assert len({row.scalars["verb/loss"] for row in result.by_views}) == 3  # the views differ
+    assert len({scalars["verb/loss"] for scalars in result.by_views.values()}) == 3  # the views differ
 
 
 def test_evaluation_of_a_subset(evaluation):
@@ -150,8 +150,8 @@ def test_sigmoid_loss_of_a_single_label_head():
     labels, mask, index = np.array([0, 2]), np.ones(2), np.arange(2)
     sigmoid = 1 / (1 + np.exp(-logits.astype(np.float64)))
     expected = -np.log(np.where(np.eye(3)[labels] > 0, sigmoid, 1 - sigmoid)).sum(-1)
-    targets = {"mask": mask, "index": index, "loss": "sigmoid"}
-    fields = predictions.of_batch({"label": logits}, {"label": labels}, **targets)["heads"]["label"]
+    batch = {"label": {"label": labels}, "mask": mask, "index": index}
+    fields = predictions.of_batch({"label": logits}, batch, "sigmoid")["heads"]["label"]
     np.testing.assert_allclose(fields["loss"], expected, rtol=1e-6)
     np.testing.assert_allclose(fields["truth_probability"], sigmoid[np.arange(2), labels], rtol=1e-6)
     kind = metrics.collection({"label": 3}, loss="sigmoid")
@@ -164,9 +164,8 @@ def test_sigmoid_loss_of_a_single_label_head():
 def test_predictions_of_multi_label_padding_and_broken_videos(tmp_path):
     logits = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, 1.0], [9.0, 9.0, 9.0], [1.0, 0.0, -1.0]], np.float32)
     labels = np.array([[0, 1, 1], [0, 0, 0], [1, 1, 1], [1, 0, 0]], np.float32)
-    batch = predictions.of_batch(
-        {"label": logits}, {"label": labels}, np.array([1.0, 1.0, 0.0, 0.0]), np.array([2, 0, -1, 1])
-    )
+    batch = {"label": {"label": labels}, "mask": np.array([1.0, 1.0, 0.0, 0.0]), "index": np.array([2, 0, -1, 1])}
+    batch = predictions.of_batch({"label": logits}, batch)
     table = predictions.Predictions.from_arrays(
         predictions.sort_by_index([jax.device_get(batch)]), np.array(["a", "b", "c"]), ["label"]
     )

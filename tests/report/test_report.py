@@ -61,10 +61,8 @@ def write_run(workdir, config, class_names, truth, video_id):
     logits = {head: rng.normal(size=(len(video_id), len(names))) for head, names in class_names.items()}
     for head, values in logits.items():
         values[0] = 9.0 * (np.arange(len(class_names[head])) == truth[head][0])
-    indices = np.arange(len(video_id))
-    batch = predictions.of_batch(
-        {h: v.astype(np.float32) for h, v in logits.items()}, truth, np.ones(len(video_id)), indices
-    )
+    batch = {"label": truth, "mask": np.ones(len(video_id)), "index": np.arange(len(video_id))}
+    batch = predictions.of_batch({h: v.astype(np.float32) for h, v in logits.items()}, batch)
     batch = {k: {h: {f: np.asarray(x) for f, x in t.items()} for h, t in v.items()} if k == "heads" else np.asarray(v)
              for k, v in batch.items()}  # fmt: skip
     table = predictions.Predictions.from_arrays(predictions.sort_by_index([batch]), video_id, list(class_names))
@@ -72,7 +70,7 @@ def write_run(workdir, config, class_names, truth, video_id):
     for head, matrix in confusion.items():
         np.add.at(matrix, (truth[head], logits[head].argmax(-1)), 1)
     top1 = {f"{h}/top1": float(np.mean(table.heads[h].rank == 1)) for h in class_names}
-    ablations = (results.ViewAblation((0,), top1), results.ViewAblation((0, 1), top1))
+    ablations = {(0,): top1, (0, 1): top1}
     result = results.Result(
         top1, confusion, len(video_id), 0, (2, 1), 0, split_size=len(video_id), predictions=table, by_views=ablations
     )

@@ -157,7 +157,7 @@ def test_step_is_compiled_once_and_donates_its_state(caplog, tmp_path):
     def make_step(model):
         return jax.jit(step, donate_argnums=0)
 
-    program = TrainProgram(ViViT(small_config(remat="none", scan_layers=False)), None, None, 0.0, None, None, make_step)
+    program = TrainProgram(ViViT(small_config(remat="none", scan_layers=False)), None, 0.0, None, None, make_step)
     train_step = compiled_step.CompiledStep(program, experiment(), tmp_path)
     state = jnp.zeros(1 << 18)
     with caplog.at_level("INFO"):

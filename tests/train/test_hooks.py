@@ -1,8 +1,6 @@
 """The hook protocol of the train loop, and the order of a run's hooks."""
 
-import contextlib
 import types
-from unittest import mock
 
 import pytest
 
@@ -16,11 +14,8 @@ class Recorder(Hook):
     def __init__(self, name, calls):
         self._name, self._calls = name, calls
 
-    def before_batch(self, step):
-        self._calls.append((self._name, "before_batch", step))
-
-    def after_batch(self, step):
-        self._calls.append((self._name, "after_batch", step))
+    def waited(self, step, seconds):
+        self._calls.append((self._name, "waited", step))
 
     def before_step(self, step, state):
         self._calls.append((self._name, "before_step", step))
@@ -31,11 +26,8 @@ class Recorder(Hook):
     def flush(self, step, state):
         self._calls.append((self._name, "flush", step))
 
-    @contextlib.contextmanager
-    def paused(self):
-        self._calls.append((self._name, "paused"))
-        yield
-        self._calls.append((self._name, "resumed"))
+    def paused(self, seconds):
+        self._calls.append((self._name, "paused", seconds))
 
     def close(self, failed):
         self._calls.append((self._name, "close", failed))
@@ -46,22 +38,15 @@ class Recorder(Hook):
 def test_hooks_run_in_order_and_all_are_closed():
     calls = []
     hooks = Hooks([Recorder("a", calls), Recorder("b", calls)])
-    hooks.before_batch(1)
-    hooks.after_batch(1)
+    hooks.waited(1, 0.5)
     hooks.before_step(1, None)
     hooks.after_step(1, None, {}, {})
     hooks.flush(1, None)
-    with hooks.paused():
-        calls.append("evaluation")
+    hooks.paused(1)
     with pytest.raises(OSError, match="disk full"):
         hooks.close(failed=False)
-    steps = [
-        (name, call, 1)
-        for call in ("before_batch", "after_batch", "before_step", "after_step", "flush")
-        for name in "ab"
-    ]
-    pause = [("a", "paused"), ("b", "paused"), "evaluation", ("b", "resumed"), ("a", "resumed")]
-    assert calls == [*steps, *pause, ("a", "close", False), ("b", "close", False)]
+    steps = [(name, call, 1) for call in ("waited", "before_step", "after_step", "flush", "paused") for name in "ab"]
+    assert calls == [*steps, ("a", "close", False), ("b", "close", False)]
 
 
 def test_hooks_are_told_of_failure():
@@ -79,11 +64,10 @@ def test_order_of_a_runs_hooks(tmp_path):
         train_set=None,
         checkpoint_metadata={},
     )
-    hooks = loop.make_hooks(setup, None, mock.Mock(), mock.Mock(), tmp_path).hooks
+    hooks = loop.make_hooks(setup, None, tmp_path).hooks
     assert [type(hook).__name__ for hook in hooks] == [
         "Throughput",  # its clock starts as soon as the first step is done
         "Profiler",  # ends its trace before other hooks put work on the devices
         "TrainMetrics",  # reads Throughput; logs before SkippedSteps may end the run
         "SkippedSteps",
-        "ProgressReport",
     ]

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 
 import flax.traverse_util
 import jax
@@ -106,7 +107,9 @@ def test_first_state_holds_the_pretrained_weights(data_dir, image_vit, tmp_path)
     model = program.model
     assert (model.config.activation, model.config.layer_norm_eps) == ("gelu", 1e-5)
     with jax.set_mesh(mesh):
-        state = initialize.init_from_weights(run, program, tmp_path)
+        data = types.SimpleNamespace(class_names=None)
+        setup = types.SimpleNamespace(experiment=run, program=program, train_set=data)
+        state = initialize.init_from_weights(setup, tmp_path)
         scratch = program.init_state(run.seed)
     expected = convert.initialise(image_vit, model.config, run.init_from, seed=run.seed).params
     jax.tree.map(np.testing.assert_array_equal, state.params, expected)

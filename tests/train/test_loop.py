@@ -109,7 +109,7 @@ def test_nothing_compiles_after_the_first_log_evaluation_and_checkpoint(data_dir
     def after_step(self, step, *_):
         steps[step] = len(compiled)
 
-    monkeypatch.setattr(loop.ProgressReport, "after_step", after_step)
+    monkeypatch.setattr(loop.Profiler, "after_step", after_step)  # it is off
     jax.monitoring.register_event_duration_secs_listener(on_compilation)
     try:
         # Logs every 2, evaluates every 4, saves every 3 steps.

@@ -71,10 +71,12 @@ def test_last_evaluation_is_on_all_videos_others_on_the_same(tmp_path, monkeypat
 def test_best_metric_must_be_measured():
     heads = {"verb": 8, "noun": 10}
     for name in ("verb/loss", "action/top1", "noun/mean_class_accuracy"):
-        check_best_metric(experiment(**{"checkpoint.best_metric": name}), heads)
-    check_best_metric(experiment(**{"checkpoint.best_metric": "ema/loss", "optimizer.ema_decay": 0.9}), {"label": 8})
+        check_best_metric(experiment(**{"checkpoint.best_metric": name}), heads, frozenset())
+    check_best_metric(
+        experiment(**{"checkpoint.best_metric": "ema/loss", "optimizer.ema_decay": 0.9}), {"label": 8}, frozenset()
+    )
     with pytest.raises(ConfigError, match=r"no weights are averaged.*choose one of .*verb/loss"):
-        check_best_metric(experiment(**{"checkpoint.best_metric": "ema/verb/top1"}), heads)
+        check_best_metric(experiment(**{"checkpoint.best_metric": "ema/verb/top1"}), heads, frozenset())
 
 
 def test_evaluation_interval_from_epochs_or_steps():

@@ -73,7 +73,7 @@ def test_pretraining_is_evaluated_and_shown(unlabelled, pretrained):
 def test_pretrained_encoder_starts_a_classifier(data_dir, unlabelled, pretrained, tmp_path):
     workdir, _ = pretrained
     setup = set_up(experiment(data_dir, init_from__path=str(workdir)), tmp_path)
-    state = initialize.init_from_weights(setup.experiment, setup.program, tmp_path, setup.train_set.class_names)
+    state = initialize.init_from_weights(setup, tmp_path)
     run = experiment("", **unlabelled, **MASKED)
     _, params, *_ = evaluate.restore_for_inference(workdir, sharding.make_mesh())
     assert set(params) == {"tokenizer", "spatial_encoder", "decoder"}
@@ -86,7 +86,7 @@ def test_pretrained_encoder_starts_a_classifier(data_dir, unlabelled, pretrained
 
     # Pretraining goes on from it with a new decoder.
     again = set_up(dataclasses.replace(run, init_from=setup.experiment.init_from), tmp_path)
-    state = initialize.init_from_weights(again.experiment, again.program, tmp_path)
+    state = initialize.init_from_weights(again, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, state.params["spatial_encoder"], params["spatial_encoder"])
     assert set(state.params) == set(params)
 

@@ -25,14 +25,12 @@ def test_throughput_between_readings_excludes_pauses(monkeypatch):
     assert speed.read(1) == {}
     speed.after_step(1)
     for step, wait in ((2, 0.5), (3, 1.5), (4, 9.0)):
-        speed.before_batch(step)
-        clock.now += wait
-        speed.after_batch(step)
-        clock.now += 1.0
+        speed.waited(step, wait)
+        clock.now += wait + 1.0
         speed.after_step(step)
         if step == 3:
-            with speed.paused():
-                clock.now += 50.0
+            clock.now += 50.0
+            speed.paused(50.0)
             values = speed.read(3)  # 4 s for 2 steps, 2 s of them waited
     assert values == pytest.approx(
         {

@@ -8,7 +8,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import numpy as np
-from vivit_jax.utils.allocator import keep_freed_memory
+from vivit_jax.utils.devices import keep_freed_memory
 
 assert len(sys.argv) == 1 or keep_freed_memory()
 faults = []

@@ -13,7 +13,7 @@ import math
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -76,7 +76,7 @@ class _DiskFullError(CheckpointError):
     """A checkpoint cannot be written."""
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints of one run; keeps the newest, the best and the newest sound one.
 
     Args:
@@ -114,9 +114,6 @@ class Checkpoints:
         self._unsaved: int | None = None  # a step that found no room
         self._sound: dict[int, bool] = {}
         self._open()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: Any) -> None:
         self.close()

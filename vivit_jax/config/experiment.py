@@ -15,8 +15,7 @@ from ml_collections import config_dict
 from vivit_jax import optim, sharding
 from vivit_jax.augment import AugmentConfig
 from vivit_jax.config import finetuning
-from vivit_jax.config.fields import ConfigError, check_fields, merge, plain, section, tuples
-from vivit_jax.config.renamed import upgrade
+from vivit_jax.config.fields import ConfigError, check_fields, merge, plain, section, tuples, upgrade
 from vivit_jax.config.sections import CheckpointConfig, EvaluationConfig, InitFrom, ProfileConfig
 from vivit_jax.data import catalog
 from vivit_jax.data.config import DataConfig
@@ -31,8 +30,6 @@ from vivit_jax.train_step.losses import LossConfig
 from vivit_jax.utils.checks import at_least, within
 
 CONFIG_FILE = "config.json"  # of a run, in its workdir
-# Fields of ClipSpec that the model determines.
-_MODEL_FIELDS = ("num_frames", "image_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +219,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict(sharding.complete_axes({}))
     config.model = section(ViViTConfig, without=("num_classes",), all_optional=True)
     config.model["name"] = config_dict.placeholder(str)
-    config.input = section(ClipSpec, without=_MODEL_FIELDS)
+    config.input = section(ClipSpec, without=("num_frames", "image_size"))  # which the model determines
     for name, section_type in _SECTIONS.items():
         config[name] = section(section_type)
     return config

@@ -1,22 +1,29 @@
 """Frozen dataclasses as ConfigDicts and back: typed fields with defaults, checked names, JSON-safe values.
 
-Fields are named by dotted paths, 'optimizer.learning_rate'.
+Fields are named by dotted paths, 'optimizer.learning_rate'. Config files, checkpoints and `config.json` of older
+versions keep working: `upgrade` replaces their names and values by those of today, by renamed.toml.
 """
 
+import copy
 import dataclasses
 import difflib
+import tomllib
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
-from vivit_jax.config import renamed
-
 # Sections that take any field names: mesh axes, data sets, heads.
 OPEN_SECTIONS = ("mesh", "data.mixture", "loss.head_weights")
+_TABLES = tomllib.loads(Path(__file__).with_name("renamed.toml").read_text(encoding="utf-8"))
+RENAMED: Mapping[str, str] = _TABLES["fields"]  # old name -> new name
+RENAMED_VALUES: Mapping[str, Mapping[str, str]] = _TABLES["values"]  # field (by its new name) -> {old value: new value}
+# name of a field that no longer exists -> the value that it always has now, as had those that are None
+REMOVED: Mapping[str, Any] = {name: None if value == "none" else value for name, value in _TABLES["removed"].items()}
 
 
 class ConfigError(ValueError):
@@ -94,10 +101,10 @@ def check_exists(name: str, known: Mapping[str, Any]) -> None:
     """Raises ConfigError, with the new name or the nearest ones, unless `name` is among `known`, a config's `paths`."""
     if name in known:
         return
-    if name in renamed.FIELDS:
-        raise ConfigError(f"config.{name} is now called config.{renamed.FIELDS[name]}")
-    if name in renamed.REMOVED:
-        raise ConfigError(f"config.{name} is no longer a field: it is always {renamed.REMOVED[name]!r}")
+    if name in RENAMED:
+        raise ConfigError(f"config.{name} is now called config.{RENAMED[name]}")
+    if name in REMOVED:
+        raise ConfigError(f"config.{name} is no longer a field: it is always {REMOVED[name]!r}")
     parent, _, leaf = name.rpartition(".")
     if parent in OPEN_SECTIONS:
         if leaf in (known.get(parent) or {}):
@@ -129,3 +136,38 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], without: Coll
     was, is_ = flat(before), flat(now)
     names = [name for name in sorted(was | is_) if name not in without and was.get(name) != is_.get(name)]
     return [f"{name}: {was.get(name)} -> {is_.get(name)}" for name in names]
+
+
+def upgrade(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the nested dict `config` of an older version with the current names and values; `defaults` has them all.
+
+    Raises ValueError where a field has different values under both names, or a removed one has another value than now.
+    """
+    config = copy.deepcopy(dict(config))
+    for old, new in RENAMED.items():
+        (group, name), (group_now, new_name) = field_of(config, old), field_of(defaults, new)
+        if name not in group:
+            continue
+        value = group.pop(name)
+        # A config file that starts from `default_config()` has the new name with its default, too.
+        if group.get(new_name, value) not in (value, group_now[new_name]):
+            raise ValueError(f"config.{old} is now called config.{new}; give the new name only")
+        group[new_name] = value
+    for field, values in RENAMED_VALUES.items():
+        group, name = field_of(config, field)
+        if isinstance(group.get(name), str):
+            group[name] = values.get(group[name], group[name])
+    for field, constant in REMOVED.items():
+        group, name = field_of(config, field)
+        value = group.pop(name, constant)
+        if value not in (constant, None):
+            raise ValueError(f"config.{field}={value!r} is no longer a field: it is always {constant!r}")
+    return config
+
+
+def field_of(tree: Any, path: str) -> tuple[Any, str]:
+    """Returns the section that holds a field, {} where there is none, and the field's name in it."""
+    *sections, name = path.split(".")
+    for section_name in sections:
+        tree = tree.get(section_name) if hasattr(tree, "get") else None
+    return tree if hasattr(tree, "get") else {}, name

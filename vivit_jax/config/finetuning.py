@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict, config_dict
 
+from vivit_jax.config.fields import field_of
 from vivit_jax.models import ViViTConfig
 
 # Besides these, the fields of `model`, which are open in every config.
@@ -22,7 +23,7 @@ def leave_open(config: ConfigDict) -> None:
     """Sets `derive`, and the derived fields to None, in place; values that are set afterwards win."""
     config.derive = True
     for path in DERIVED:
-        section, name = _field(config, path)
+        section, name = field_of(config, path)
         kind = int if path == "input.short_side" else type(section[name])
         del section[name]
         section[name] = config_dict.placeholder(kind)
@@ -47,7 +48,7 @@ def derive(
     fields = {name: dict(value) if isinstance(value, Mapping) else value for name, value in fields.items()}
 
     def fill(path: str, value: Any) -> Any:
-        section, name = _field(fields, path)
+        section, name = field_of(fields, path)
         section[name] = value if section.get(name) is None else section[name]
         return section[name]
 
@@ -112,9 +113,3 @@ def derive(
     fill("loss.name", "sigmoid" if multi_label else "softmax")
     fill("data.name", "kinetics400")
     return fields
-
-
-def _field(tree: Any, path: str) -> tuple[Any, str]:
-    """Returns the section of a field and its name in it."""
-    section, _, name = path.rpartition(".")
-    return (tree[section] if section else tree), name

@@ -2,5 +2,5 @@
 
 from vivit_jax.distributed.initialize import DistributedError, initialise
 from vivit_jax.distributed.peers import gather
-from vivit_jax.distributed.shutdown import Preempted, exit_deadline, is_primary, synchronized_exit
+from vivit_jax.distributed.shutdown import Preempted, exit_deadline, synchronized_exit
 from vivit_jax.distributed.watchdog import beat, watching

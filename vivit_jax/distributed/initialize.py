@@ -60,7 +60,8 @@ def initialise(
     a single process too, so that jax's own handler saves the step on SIGTERM; 'off': never. Give all of 'host:port' of
     process 0, number of processes and index of this one, from 0; or none where the launcher is detected.
     """
-    start = plan(os.environ, mode, coordinator_address, num_processes, process_id)
+    flags = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
+    start = plan(os.environ, mode, **flags)
     connected = start is not None and _connect(start, mode)
     if jax.process_index() != 0:  # warnings only, with the number of the process; `--verbosity=1` shows all
         form = f"%(asctime)s process {jax.process_index()}: %(message)s"
@@ -93,17 +94,10 @@ def _connect(start: Start, mode: str) -> bool:
     return True
 
 
-def plan(
-    environment: Mapping[str, str],
-    mode: str = "auto",
-    coordinator_address: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-) -> Start | None:
+def plan(environment: Mapping[str, str], mode: str = "auto", **flags: str | int | None) -> Start | None:
     """Returns how `initialise` starts `jax.distributed`, from its arguments and the environment; None: not at all."""
     if mode not in MODES:
         raise DistributedError(f"distributed={mode!r}; choose one of {', '.join(MODES)}")
-    flags = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
     flags = {name: value for name, value in flags.items() if value is not None}
     if mode == "off":
         if flags:

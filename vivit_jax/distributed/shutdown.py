@@ -7,7 +7,6 @@ import threading
 import traceback
 from collections.abc import Iterator
 
-import jax
 from jax.experimental import multihost_utils
 
 from vivit_jax.distributed import peers, watchdog
@@ -80,8 +79,3 @@ def _exit_process(error: BaseException) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def is_primary() -> bool:
-    """Returns whether this process prints and writes for all: number 0, or the only one."""
-    return not peers.several() or jax.process_index() == 0

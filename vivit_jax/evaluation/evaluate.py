@@ -17,7 +17,6 @@ from vivit_jax.evaluation.evaluator import Evaluator, MaskedEvaluator
 from vivit_jax.evaluation.results import Result, write_result
 from vivit_jax.models import ViViT, abstract_params
 from vivit_jax.utils import devices
-from vivit_jax.utils.allocator import keep_freed_memory
 from vivit_jax.utils.class_names import are_placeholders, placeholders
 
 
@@ -36,7 +35,7 @@ def restore_for_inference(
       encoder: of masked pretraining, restore the ViViT without a head instead of the `MaskedViViT`.
     """
     if mesh.devices.flat[0].platform == "cpu":
-        keep_freed_memory()
+        devices.keep_freed_memory()
     root, step = checkpointing.locate(checkpoint)
     with checkpointing.Checkpoints(root, read_only=True) as checkpoints:
         newest = step if step is not None else checkpoints.latest()

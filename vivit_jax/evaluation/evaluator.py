@@ -21,8 +21,8 @@ from vivit_jax.data.pipeline.batches import Batches
 from vivit_jax.data.selection import subset
 from vivit_jax.data.selection.sampling import select_views
 from vivit_jax.evaluation import metrics, predictions
-from vivit_jax.evaluation.results import Result, ViewAblation
-from vivit_jax.models import MaskedViViT, ViViT, inference
+from vivit_jax.evaluation.results import Result
+from vivit_jax.models import inference
 from vivit_jax.models.masked import reconstruction
 from vivit_jax.train_step import as_heads, map_views, normalise
 from vivit_jax.utils.trees import path_name
@@ -32,11 +32,6 @@ _SHOWN = 4  # clips of the first batch of masked pretraining, as pictures
 
 class EvaluationInterrupted(Exception):
     """The evaluation was asked to stop between two batches."""
-
-
-def never() -> bool:
-    """Interrupts nothing."""
-    return False
 
 
 class Evaluator:
@@ -52,20 +47,26 @@ class Evaluator:
     """
 
     def __init__(
-        self, model: ViViT, mesh: Any, experiment: Experiment, split: Any, spec: Any, *, videos: int | None = None
+        self, model: Any, mesh: Any, experiment: Experiment, split: Any, spec: Any, *, videos: int | None = None
     ):
         if videos is not None and videos < 1:
             raise ValueError(f"videos={videos} must be at least 1, or None for all {split.num_videos} of {split.name}")
         self._split_size, self._indices = split.num_videos, spread_indices(split.num_videos, videos)
         self._split = split if len(self._indices) == split.num_videos else subset.take(split, self._indices)
         self._mesh, self._spec, self._experiment = mesh, spec, experiment
-        self._model = model = for_inference(model, experiment)
-        self._views = temporal, spatial = experiment.evaluation.temporal_views, experiment.evaluation.spatial_views
+        self._model, options = for_inference(model, experiment), experiment.evaluation
+        self._views = (1, 1) if experiment.pretraining else (options.temporal_views, options.spatial_views)
         self._log_pipeline = True
+        self._step = jax.jit(self._make_step(), out_shardings=sharding.replicated(mesh))
+        self._merge = jax.jit(self._merge_totals)
+
+    def _make_step(self) -> Callable[[Any, Mapping[str, Any]], dict[str, Any]]:
+        """Returns `(params, batch) -> outputs`: `index`, `mask`, others [B, ...], and `totals`, which are merged."""
+        model, spec, (temporal, spatial) = self._model, self._spec, self._views
         # The temporal views of each ablation; the last has all of them.
         self._selections = [select_views(temporal, count + 1, spec.sampling) for count in range(temporal)]
-        multi_label, loss = sorted(split.multi_label), experiment.loss.name
-        collection = metrics.collection(split.heads, multi_label, loss)
+        multi_label, loss = sorted(self._split.multi_label), self._experiment.loss.name
+        collection = metrics.collection(self._split.heads, multi_label, loss)
 
         def step(params: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
             views = map_views(
@@ -78,16 +79,19 @@ class Evaluator:
             for selection in self._selections:
                 indices = np.arange(temporal * spatial).reshape(temporal, spatial)[list(selection)].ravel()
                 averages.append({head: jnp.mean(logits[indices], axis=0) for head, logits in views.items()})
-            outputs = predictions.of_batch(averages[-1], index=batch["index"], loss=loss, **targets)
+            outputs = predictions.of_batch(averages[-1], batch, loss)
             # Average precision ranks all videos, so it needs the scores on the host.
             outputs["scores"] = [{head: logits[head] for head in multi_label} for logits in averages]
-            outputs["updates"] = [collection.single_from_model_output(logits=each, **targets) for each in averages]
+            outputs["totals"] = [collection.single_from_model_output(logits=each, **targets) for each in averages]
             return outputs
 
-        self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))
-        self._merge = jax.jit(lambda old, new: [a.merge(b) for a, b in zip(old, new, strict=True)])
+        return step
 
-    def __call__(self, params: Any, interrupted: Callable[[], bool] = never) -> Result:
+    @staticmethod
+    def _merge_totals(old: Any, new: Any) -> Any:
+        return [a.merge(b) for a, b in zip(old, new, strict=True)]
+
+    def __call__(self, params: Any, interrupted: Callable[[], bool] | None = None) -> Result:
         """Evaluates all the videos; raises EvaluationInterrupted once `interrupted` returns True after a batch."""
         # Run the model; metrics are merged on the device, predictions fetched.
         distributed.beat("evaluation")
@@ -99,21 +103,33 @@ class Evaluator:
         totals, fetched, params = None, [], inference.cast_params(params, self._model.config)
         batch_size = self._experiment.evaluation.batch_size
         for outputs in run_batches(self._step, params, batches, self._mesh, batch_size, interrupted):
-            updates = outputs.pop("updates")
+            updates = outputs.pop("totals")
             totals = updates if totals is None else self._merge(totals, updates)
             fetched.append(jax.device_get(outputs))
 
-        # Order the predictions by video, and check that each was seen once.
-        heads = self._split.heads
+        # Order the outputs by video, and check that each was seen once.
         arrays = predictions.sort_by_index(fetched)
+        if not np.array_equal(arrays["index"], np.arange(self._split.num_videos)):
+            seen = f"{len(np.unique(arrays['index']))} of the {self._split.num_videos} videos of a split"
+            raise RuntimeError(f"evaluation saw {seen}, in {len(arrays['index'])} rows; please report this")
+        counted = arrays["mask"] > 0
+        return Result(
+            **self._summarise(params, totals, arrays, counted),
+            counted=int(counted.sum()),
+            unreadable=int((~counted).sum()),
+            views=self._views,
+            repeated_views=batches.repeated_views,
+            split_size=self._split_size,
+            dtype=self._model.config.dtype,
+        )
+
+    def _summarise(self, params: Any, totals: Any, arrays: Any, counted: np.ndarray) -> dict[str, Any]:
+        """Returns the fields of `Result` that follow from outputs; `counted`: bool [N], the readable videos."""
+        heads = self._split.heads
         table = predictions.Predictions.from_arrays(arrays, self._split.video_id, list(heads))
-        if not np.array_equal(table.index, np.arange(self._split.num_videos)):
-            seen = f"{len(np.unique(table.index))} of the {self._split.num_videos} videos of a split"
-            raise RuntimeError(f"evaluation saw {seen}, in {len(table.index)} rows; please report this")
-        counted = table.counted
 
         # Scalars for each selection of views.
-        ablations = []
+        by_views = {}
         for selection, total, scores in zip(self._selections, totals, arrays["scores"], strict=True):
             scalars, average_precision = metrics.summarise(jax.device_get(total.compute()), heads), {}
             for head, of_videos in scores.items():
@@ -121,7 +137,7 @@ class Evaluator:
                 average_precision[head] = metrics.average_precision(truth, of_videos[counted])
                 name = metrics.scalar_name(head, metrics.MEAN_AVERAGE_PRECISION, heads)
                 scalars[name] = metrics.mean_over_present(average_precision[head])
-            ablations.append(ViewAblation(selection, scalars))
+            by_views[selection] = scalars
 
         # Confusion matrices, with all views.
         scalars, confusion = dict(scalars), {}
@@ -136,31 +152,20 @@ class Evaluator:
             logging.error(
                 "The evaluated parameters are broken: the loss on %s is not finite. %s", self._split.name, where
             )
-        return Result(
-            scalars,
-            confusion,
-            counted=int(counted.sum()),
-            unreadable=int((~counted).sum()),
-            views=self._views,
-            repeated_views=batches.repeated_views,
-            split_size=self._split_size,
-            dtype=self._model.config.dtype,
-            predictions=dataclasses.replace(table, index=self._indices[table.index]),
-            by_views=tuple(ablations) if len(ablations) > 1 else (),
-            average_precision=average_precision,
-        )
+        return {
+            "scalars": scalars,
+            "confusion": confusion,
+            "predictions": dataclasses.replace(table, index=self._indices[table.index]),
+            "by_views": by_views if len(by_views) > 1 else {},
+            "average_precision": average_precision,
+        }
 
 
-class MaskedEvaluator:
-    """Evaluates parameters on the central clip of each video; arguments and calls as `Evaluator`."""
+class MaskedEvaluator(Evaluator):
+    """Evaluates masked pretraining on the central clip of each video."""
 
-    def __init__(
-        self, model: MaskedViViT, mesh: Any, experiment: Any, split: Any, spec: Any, *, videos: int | None = None
-    ):
-        self._size, indices = split.num_videos, spread_indices(split.num_videos, videos)
-        self._split = split if len(indices) == split.num_videos else subset.take(split, indices)
-        self._mesh, self._spec, self._experiment = mesh, spec, experiment
-        self._model = model = for_inference(model, experiment)
+    def _make_step(self) -> Callable[[Any, Mapping[str, Any]], dict[str, Any]]:
+        model = self._model
         patches = model.config.grid[1] * model.config.grid[2]
 
         def step(params: Any, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -169,34 +174,18 @@ class MaskedEvaluator:
 
             out = model.apply({"params": params}, normalise(batch["video"][:, 0]), jax.vmap(noise)(batch["index"]))
             shown = reconstruction(jax.tree.map(lambda x: x[:_SHOWN], out), model.config)
-            return {"loss": out["loss"], "mask": batch["mask"], "index": batch["index"], "shown": shown}
+            return {"loss": out["loss"], "mask": batch["mask"], "index": batch["index"], "totals": shown}
 
-        self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))
+        return step
 
-    def __call__(self, params: Any, interrupted: Callable[[], bool] = never) -> Result:
-        """Evaluates all the videos; raises EvaluationInterrupted once `interrupted` returns True after a batch."""
-        distributed.beat("evaluation")
-        batches = open_batches(self._split, self._spec, (1, 1), self._experiment, self._mesh)
-        params, fetched, shown = inference.cast_params(params, self._model.config), [], None
-        size = self._experiment.evaluation.batch_size
-        for out in run_batches(self._step, params, batches, self._mesh, size, interrupted):
-            pictures = out.pop("shown")
-            shown = jax.device_get(pictures) if shown is None else shown
-            fetched.append(jax.device_get(out))
-        loss, mask, index = (np.concatenate([out[name] for out in fetched]) for name in ("loss", "mask", "index"))
-        if not np.array_equal(np.sort(index[index >= 0]), np.arange(self._split.num_videos)):
-            raise RuntimeError(f"evaluation did not see {self._split.num_videos} videos once each; please report this")
-        counted = int(mask.sum())
-        return Result(
-            {"loss": float(loss[mask > 0].mean()) if counted else math.nan},
-            {},
-            counted=counted,
-            unreadable=self._split.num_videos - counted,
-            views=(1, 1),
-            split_size=self._size,
-            dtype=self._model.config.dtype,
-            reconstructions=shown[: self._split.num_videos],
-        )
+    @staticmethod
+    def _merge_totals(old: Any, new: Any) -> Any:
+        return old  # pictures of the first batch
+
+    def _summarise(self, params: Any, totals: Any, arrays: Any, counted: np.ndarray) -> dict[str, Any]:
+        loss = float(arrays["loss"][counted].mean()) if counted.any() else math.nan
+        pictures = jax.device_get(totals)[: self._split.num_videos]
+        return {"scalars": {"loss": loss}, "confusion": {}, "reconstructions": pictures}
 
 
 def for_inference(model: Any, experiment: Experiment) -> Any:
@@ -206,15 +195,9 @@ def for_inference(model: Any, experiment: Experiment) -> Any:
 
 def open_batches(split: Any, spec: Any, views: tuple[int, int], experiment: Experiment, mesh: Any) -> Batches:
     """Opens the evaluation batches of this process; `views` is (temporal, spatial)."""
-    return pipeline.eval_batches(
-        split,
-        spec,
-        batch_size=experiment.evaluation.batch_size,
-        temporal_views=views[0],
-        spatial_views=views[1],
-        rows=sharding.process_rows(mesh, experiment.evaluation.batch_size),
-        options=dataclasses.replace(experiment.data, cache=False),  # the cache is for training sets
-    )
+    size = experiment.evaluation.batch_size
+    options = dataclasses.replace(experiment.data, cache=False)  # the cache is for training sets
+    return pipeline.eval_batches(split, spec, size, *views, sharding.process_rows(mesh, size), options)
 
 
 def run_batches(
@@ -223,7 +206,7 @@ def run_batches(
     batches: Batches,
     mesh: Any,
     size: int,
-    interrupted: Callable[[], bool] = never,
+    interrupted: Callable[[], bool] | None = None,
 ) -> Iterator[Any]:
     """Yields `step(params, batch)` of each batch, after dispatching the next, so that the device need not wait.
 
@@ -233,7 +216,7 @@ def run_batches(
     for outputs, _ in itertools.pairwise(itertools.chain(dispatched, [None])):
         yield outputs
         distributed.beat("evaluation")
-        if interrupted():
+        if interrupted is not None and interrupted():
             batches.close()
             raise EvaluationInterrupted
 

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -62,27 +61,21 @@ def sort_by_index(batches: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *parts: np.concatenate(parts)[order], *batches)
 
 
-def of_batch(
-    logits: Mapping[str, jax.Array],
-    labels: Mapping[str, jax.Array],
-    mask: jax.Array,
-    index: jax.Array,
-    loss: str = "softmax",
-) -> dict[str, Any]:
+def of_batch(logits: Mapping[str, jax.Array], batch: Mapping[str, Any], loss: str = "softmax") -> dict[str, Any]:
     """Returns `index`, `mask` and `heads`, {head: the fields of HeadPredictions}, of a batch; for use inside `jax.jit`.
 
     Args:
       logits: {head: [B, C]}, averaged over the views.
-      labels: {head: int [B]}, or multi-label float [B, C], 1 where a class is present.
-      mask: [B], 0 for padding and unreadable videos.
-      index: int [B], in the split, -1 for padding.
+      batch: `label` {head: int [B]}, or multi-label float [B, C], 1 where a class is present; `mask` [B], 0 for padding
+        and unreadable videos; `index` int [B], in the split, -1 for padding.
       loss: 'softmax' or 'sigmoid', with which the heads were trained; selects their probabilities and losses.
     """
+    labels = batch["label"]
     multi_label = [head for head in logits if labels[head].ndim == 2]
     heads = {head: _of_head(logits[head], labels[head], loss) for head in logits}
     if metrics.has_action(logits, multi_label):
         heads[metrics.ACTION] = _of_head(*metrics.scores_and_truth(metrics.ACTION, logits, labels), "softmax")
-    return {"index": index, "mask": mask, "heads": heads}
+    return {"index": batch["index"], "mask": batch["mask"], "heads": heads}
 
 
 def _of_head(logits: jax.Array, labels: jax.Array, loss: str) -> dict[str, jax.Array]:
@@ -140,7 +133,7 @@ def write(path: epath.PathLike, predictions: Predictions, class_names: Mapping[s
 
     Columns: `index`, `video`, `head`, `truth` (labels separated by "; "), `prediction` and its `probability`,
     `truth_probability`, `rank` of the truth, `loss`, then `prediction_2`, `probability_2` to 5. Those after `truth` are
-    empty for an unreadable video.
+    empty for an unreadable video. Numbers have six digits, the precision of float32 sums.
     """
     width = max(table.top.shape[1] for table in predictions.heads.values())
     columns = ["index", "video", "head", "truth", "prediction", "probability", "truth_probability", "rank", "loss"]
@@ -155,8 +148,8 @@ def write(path: epath.PathLike, predictions: Predictions, class_names: Mapping[s
             if predictions.counted[row]:
                 ranked: list[Any] = []
                 for label, probability in zip(table.top[row], table.probabilities[row], strict=True):
-                    ranked += [_class_name(label, head, class_names), _format(probability)]
-                scores = [_format(table.truth_probability[row]), int(table.rank[row]), _format(table.loss[row])]
+                    ranked += [_class_name(label, head, class_names), f"{probability:.6g}"]
+                scores = [f"{table.truth_probability[row]:.6g}", int(table.rank[row]), f"{table.loss[row]:.6g}"]
                 line += ranked[:2] + scores + ranked[2:]
             lines.append(line + [""] * (len(columns) - len(line)))
     storage.write(path, tables.to_csv(columns, lines))
@@ -181,8 +174,3 @@ def _class_name(label: int, head: str, class_names: Mapping[str, Sequence[str]])
         return str(class_names[head][label])
     verbs, nouns = (class_names[part] for part in metrics.PAIR)
     return f"{verbs[label // len(nouns)]}{ACTION_SEPARATOR}{nouns[label % len(nouns)]}"
-
-
-def _format(value: float) -> str:
-    """Formats with six digits, the precision of float32 sums."""
-    return f"{float(value):.6g}" if math.isfinite(value) else str(float(value))

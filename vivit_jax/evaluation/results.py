@@ -18,14 +18,6 @@ RESULT_FILE = "evaluation.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class ViewAblation:
-    """Metrics with some of the temporal views (`select_views`), and all spatial views of each."""
-
-    view_indices: tuple[int, ...]
-    scalars: dict[str, float]  # as in `Result`, without `mean_class_accuracy`
-
-
-@dataclasses.dataclass(frozen=True)
 class Result:
     """Result of an evaluation, in which each video is counted once.
 
@@ -42,7 +34,9 @@ class Result:
     split_size: int = 0  # videos in the split, of which some or all were evaluated
     dtype: str = "float32"  # of the compute
     predictions: per_video.Predictions | None = None
-    by_views: tuple[ViewAblation, ...] = ()  # by rising number of temporal views; empty with a single one
+    # {some of the temporal views (`select_views`): `scalars` with these and all spatial views of each, without
+    # `mean_class_accuracy`}, by rising number; empty with a single one
+    by_views: Mapping[tuple[int, ...], dict[str, float]] = dataclasses.field(default_factory=dict)
     # Of masked pretraining, uint8 [clips, 3, n_t, H, W, C]: original, masked, reconstructed
     reconstructions: np.ndarray | None = None
     # {multi-label head: float [C]}; NaN for a class without a video
@@ -94,8 +88,8 @@ def write_result(
         "dtype": result.dtype,
         "metrics": result.scalars,
         "by_temporal_views": [
-            {"temporal_views": len(row.view_indices), "which": row.view_indices, "metrics": row.scalars}
-            for row in result.by_views
+            {"temporal_views": len(views), "which": views, "metrics": scalars}
+            for views, scalars in result.by_views.items()
         ],
         "data": data,
         "classes": {head: _class_rows(result, head, names) for head, names in class_names.items()},

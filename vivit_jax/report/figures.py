@@ -4,9 +4,10 @@ import base64
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
@@ -22,19 +23,7 @@ Points = Sequence[tuple[float, float]]
 MAX_POINTS = 400
 MAX_SIDE = 192  # pixels; keeps a report with 12 clips below a few MB
 DEFAULT_FRAME_MS = 120  # where the frame rate of the source is unknown
-_GREY = "#808995"  # legible on the light and on the dark page
-_STYLE = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _GREY)
-_STYLE |= {
-    # The palette of Okabe and Ito, which the colour-blind can tell apart.
-    "axes.prop_cycle": matplotlib.cycler(color=["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"]),
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-}
+_STYLE = Path(__file__).with_suffix(".mplstyle")
 
 
 def data_uri(content: bytes, media_type: str) -> str:
@@ -52,7 +41,7 @@ def thin(points: Points) -> Points:
 def lines(series: Mapping[str, Points], xlabel: str, *, percent: bool = False, logarithmic: bool = False) -> str:
     """Draws {name: [(x, y), ...]} as an SVG; `percent`: y in [0, 1]; `logarithmic` applies where all y are positive."""
     names = {name: plots.readable(name) for name in series}  # before the context, which would forget the fonts
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.style.context(_STYLE):
         figure = Figure(figsize=(5.2, 2.8 + 0.17 * (len(series) // 2)), layout="constrained")
         axes = figure.add_subplot(xlabel=xlabel)
         for name, points in series.items():

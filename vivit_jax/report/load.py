@@ -96,8 +96,11 @@ def read_run(workdir: epath.PathLike) -> Run:
     files = (CONFIG_FILE, logs.METRICS_FILE, results.RESULT_FILE)
     if not any((workdir / name).exists() for name in files):
         raise FileNotFoundError(f"no run in {workdir}: none of {', '.join(files)} exists; give the --workdir of a run")
-    config, init_report = _read_json(workdir / CONFIG_FILE), workdir / REPORT_FILE
-    experiment = _parse(config) if config else None
+    config, init_report, experiment = _read_json(workdir / CONFIG_FILE), workdir / REPORT_FILE, None
+    try:
+        experiment = Experiment.from_config(config) if config else None
+    except ValueError as error:
+        logging.warning("The config of the run is of another version: %s", error)
     folder = workdir / checkpointing.FOLDER
     steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
     return Run(
@@ -114,14 +117,6 @@ def read_run(workdir: epath.PathLike) -> Run:
         goodput=goodput.read(workdir),
         init_report=init_report.read_text() if init_report.exists() else "",
     )
-
-
-def _parse(config: Mapping[str, Any]) -> Experiment | None:
-    try:
-        return Experiment.from_config(config)
-    except ValueError as error:
-        logging.warning("The config of the run is of another version: %s", error)
-        return None
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
+from vivit_jax import distributed
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.train_step import TrainProgram, memory, remat
 
@@ -115,9 +114,7 @@ class CompiledStep:
         device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {limit >> 30} GiB"
         folder = epath.Path(jax.config.jax_compilation_cache_dir or self._workdir)
         memo = folder / f"remat-{memory_key(self._experiment, len(config.heads), device)}.json"
-        start = _read(memo, choices) if len(choices) > 1 else 0
-        if len(choices) > 1 and jax.process_count() > 1:
-            start = int(multihost_utils.broadcast_one_to_all(np.int32(start)))
+        start = int(distributed.gather(str(_read(memo, choices)))[0]) if len(choices) > 1 else 0
 
         def compile_with(program: TrainProgram) -> Any:
             began = time.perf_counter()
@@ -137,8 +134,7 @@ class CompiledStep:
             analysis = compiled and compiled.memory_analysis()
             peak = memory.peak_bytes(analysis, platform) if analysis else 0  # not reported: it fits
             fit = compiled is not None and peak <= remat.USABLE.get(platform, 0.9) * limit
-            # On all processes, or on none.
-            return fit if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(fit)).all())
+            return "False" not in distributed.gather(str(fit))  # on all processes, or on none
 
         program, compiled = remat.least(self._program, platform, compile_with, fits, choices[start])
         if len(choices) > 1 and jax.process_index() == 0:

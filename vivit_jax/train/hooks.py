@@ -4,7 +4,7 @@ import contextlib
 import functools
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,10 +19,7 @@ PROFILE_FOLDER = "profile"  # inside a run's workdir
 class Hook:
     """Base of the hooks; its methods do nothing. `step` counts from 1, `state` and `metrics` are on the devices."""
 
-    def before_batch(self, step: int) -> None:
-        """Called before the loop takes the batch of a step."""
-
-    def after_batch(self, step: int) -> None:
+    def waited(self, step: int, seconds: float) -> None:
         """Called when the loop has the batch of a step: the step before is dispatched, but its hooks are not called."""
 
     def before_step(self, step: int, state: Any) -> None:
@@ -34,10 +31,8 @@ class Hook:
     def flush(self, step: int, state: Any) -> None:
         """Called before evaluation and saving: does what was deferred, and may wait for the devices."""
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Surrounds evaluation and saving."""
-        yield
+    def paused(self, seconds: float) -> None:
+        """Called after evaluation and saving, which took so many seconds."""
 
     def close(self, failed: bool) -> None:
         """Called once, after the last step or, with `failed`, after an exception."""
@@ -53,18 +48,11 @@ class Hooks(Hook, contextlib.AbstractContextManager):
         for hook in self.hooks:
             getattr(hook, method)(*args)
 
-    before_batch = functools.partialmethod(_call, "before_batch")
-    after_batch = functools.partialmethod(_call, "after_batch")
+    waited = functools.partialmethod(_call, "waited")
     before_step = functools.partialmethod(_call, "before_step")
     after_step = functools.partialmethod(_call, "after_step")
     flush = functools.partialmethod(_call, "flush")
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for hook in self.hooks:
-                stack.enter_context(hook.paused())
-            yield
+    paused = functools.partialmethod(_call, "paused")
 
     def close(self, failed: bool) -> None:
         with contextlib.ExitStack() as stack:  # closes the others when one fails

@@ -1,7 +1,7 @@
 """The state before the first step: restored, from pretrained weights or random; the start-up log."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -40,7 +40,7 @@ def init_or_restore(
         )
     # 2. Else start from the pretrained weights of the config, or at random.
     if setup.experiment.init_from.path is not None or setup.experiment.init_from.image_epochs:
-        return init_from_weights(setup.experiment, setup.program, workdir, setup.train_set.class_names), None
+        return init_from_weights(setup, workdir), None
     return setup.program.init_state(setup.experiment.seed), None
 
 
@@ -56,33 +56,21 @@ def _lost_checkpoints(checkpoints: Any, workdir: epath.Path) -> str:
     return f"has evaluations of the steps {evaluated[0]} to {evaluated[-1]}" if len(evaluated) > 1 else ""
 
 
-def needs_image_model(experiment: Experiment, workdir: epath.Path) -> bool:
-    """Tells if the run starts from an image model of its own (`init_from.image_epochs`), and has not started yet."""
-    options = experiment.init_from
-    return options.path is None and options.image_epochs > 0 and checkpointing.latest_metadata(workdir) is None
-
-
-def init_from_weights(
-    experiment: Experiment,
-    program: TrainProgram,
-    workdir: epath.Path,
-    class_names: Mapping[str, Sequence[str]] | None = None,
-) -> TrainState:
+def init_from_weights(setup: TrainSetup, workdir: epath.Path) -> TrainState:
     """Returns the first state with the pretrained weights of `config.init_from` (section 3.4).
 
-    Logs what became of every array, and writes it to `init_report.txt` in the workdir. `class_names`, of the training
-    data, match the classes of the pretrained heads.
+    Logs what became of every array, and writes it to `init_report.txt` in the workdir.
     """
-    options = experiment.init_from
+    program, experiment, options = setup.program, setup.experiment, setup.experiment.init_from
     path = workdir / IMAGE_MODEL_FOLDER if options.path is None else options.path
-    converted = convert.initialise(path, program.model.config, options, seed=experiment.seed, class_names=class_names)
+    names = setup.train_set.class_names
+    converted = convert.initialise(path, program.model.config, options, seed=experiment.seed, class_names=names)
     logging.info("Initialised from %s", converted.report.summary())
     for entry in converted.report.head_entries():
         logging.info("  %s %s: %s", entry.name, entry.outcome, entry.how)
     for line in converted.report.warnings:
         logging.warning("%s", line)
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
         (workdir / REPORT_FILE).write_text(f"{converted.report}\n")
     params = converted.params
     if experiment.pretraining:  # the decoder of masked pretraining is new
@@ -116,7 +104,6 @@ def log_start(setup: TrainSetup, state: TrainState, restored: Mapping[str, Any] 
     logging.info("Parameters:\n%s", overview)
     logging.info("Steps %d to %d on %d devices.", int(state.step), setup.total_steps, jax.device_count())
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
         (workdir / CONFIG_FILE).write_text(json.dumps(metadata["config"], indent=2))
     if restored is None:
         return

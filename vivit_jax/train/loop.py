@@ -5,7 +5,7 @@ the same command continues as if nothing had happened, to the bit.
 """
 
 import contextlib
-from collections.abc import Iterator
+import time
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from vivit_jax.config.sections import IMAGE_MODEL_FOLDER
 from vivit_jax.data import host_tf
 from vivit_jax.evaluation.evaluator import EvaluationInterrupted
 from vivit_jax.train import compiled_step, initialize, periodic_evaluation, throughput
-from vivit_jax.train.hooks import Hook, Hooks, Profiler
+from vivit_jax.train.hooks import Hooks, Profiler
 from vivit_jax.train.preemption import Preemption
 from vivit_jax.train.setup import TrainSetup, set_up
 from vivit_jax.train.skipped_steps import SkippedSteps
@@ -50,13 +50,23 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
     distributed.beat("build" if experiment.data.video_dir else "start")
     setup = set_up(experiment, workdir)
     ledger.mark("setup")
-    if initialize.needs_image_model(experiment, workdir):
+    if experiment.init_from.path is None and experiment.init_from.image_epochs and not setup.resumed:
         logging.info("Training an image model first, in %s.", workdir / IMAGE_MODEL_FOLDER)
         train(experiment.image_experiment(), workdir / IMAGE_MODEL_FOLDER)
         ledger.mark("image model")
     distributed.beat("start")
 
-    with open_session(setup, workdir) as (checkpoints, stack):
+    # The workdir, locked, and the devices. What was saved and logged is kept when an exception ends the run.
+    options = {name: value for name, value in vars(experiment.checkpoint).items() if name != "every_steps"}
+    with (
+        lock(workdir),
+        jax.set_mesh(setup.mesh),
+        compiled_step.compilation_cache(experiment.compilation_cache, workdir),
+        contextlib.ExitStack() as stack,
+        distributed.exit_deadline(),  # for what the stack closes after an exception
+    ):
+        checkpoints = stack.enter_context(checkpointing.Checkpoints(workdir / checkpointing.FOLDER, **options))
+
         # The train step compiles in the background, unless the run is finished.
         train_step = compiled_step.CompiledStep(setup.program, setup.experiment, workdir)
         if (checkpoints.latest() or 0) < setup.total_steps:
@@ -89,15 +99,15 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
 
         # Data, compiled step, hooks.
         batches = stack.enter_context(contextlib.closing(setup.train_batches(first_step)))
-        hooks = stack.enter_context(make_hooks(setup, writer, progress, batches, workdir))
+        hooks = stack.enter_context(make_hooks(setup, writer, workdir))
         skipped = next(hook for hook in hooks.hooks if isinstance(hook, SkippedSteps))
 
         def take_batch(step: int) -> tuple[Any, Any]:
             """Returns the batch of a step on the host and on the devices, to which it may still be copied."""
-            hooks.before_batch(step)
             distributed.beat("batch", step)
+            began = time.perf_counter()
             batch = next(batches)
-            hooks.after_batch(step)
+            hooks.waited(step, time.perf_counter() - began)
             ledger.waited(step)
             return batch, setup.place_batch(batch)
 
@@ -129,6 +139,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
                 batch, placed = take_batch(step + 1)
             distributed.beat("step", step)
             hooks.after_step(step, state, metrics, trained)
+            progress(step)
             ledger.stepped(step)
 
             # Evaluate and save, when due.
@@ -136,35 +147,38 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
             if not (evaluate or preempted or save):
                 continue
             hooks.flush(step, state)
+            if batches.corrupt:
+                logging.info("step %d: %d clips so far are of broken records, and masked", step, batches.corrupt)
             if skipped.skipping and step < last_step and not preempted:
                 continue  # deferred: parameters that make steps fail replace no checkpoint
             ledger.stepped(step)
             ledger.write()
             evaluate &= not preempted
-            with hooks.paused():
-                if evaluate:
-                    try:
-                        evaluation.run(step, state, preemption.reached)
-                    except EvaluationInterrupted:  # the resumed run evaluates this step
-                        preempted, evaluate = True, False
-                ledger.mark("evaluation")
-                preemption.saving = True
-                distributed.beat("save", step)
-                with progress.timed("checkpoint", wait_jax_async_dispatch=False):
-                    metrics = evaluation.metrics if evaluate else {}
-                    losses = [value for name, value in metrics.items() if name.endswith("loss")] or [skipped.loss]
-                    sound = setup.is_sound(losses)
-                    metadata = {**setup.checkpoint_metadata, **evaluation.checkpoint_metadata, "sound": sound}
-                    checkpoints.save(step, state, metadata, metrics)
-                    if not sound:
-                        kept = f"The newest sound one, {checkpoints.newest_sound()}, is kept."
-                        logging.error("Step %d is not sound: loss %s. %s", step, losses, kept)
-                if preempted:
-                    checkpoints.wait()
-                ledger.write("checkpoint")
-                if preempted:
-                    raise distributed.Preempted(step)
-                preemption.saving = evaluate = save = False
+            began = time.perf_counter()
+            if evaluate:
+                try:
+                    evaluation.run(step, state, preemption.reached)
+                except EvaluationInterrupted:  # the resumed run evaluates this step
+                    preempted, evaluate = True, False
+            ledger.mark("evaluation")
+            preemption.saving = True
+            distributed.beat("save", step)
+            with progress.timed("checkpoint", wait_jax_async_dispatch=False):
+                metrics = evaluation.metrics if evaluate else {}
+                losses = [value for name, value in metrics.items() if name.endswith("loss")] or [skipped.loss]
+                sound = setup.is_sound(losses)
+                metadata = {**setup.checkpoint_metadata, **evaluation.checkpoint_metadata, "sound": sound}
+                checkpoints.save(step, state, metadata, metrics)
+                if not sound:
+                    kept = f"The newest sound one, {checkpoints.newest_sound()}, is kept."
+                    logging.error("Step %d is not sound: loss %s. %s", step, losses, kept)
+            if preempted:
+                checkpoints.wait()
+            ledger.write("checkpoint")
+            if preempted:
+                raise distributed.Preempted(step)
+            preemption.saving = evaluate = save = False
+            hooks.paused(time.perf_counter() - began)
             if evaluation.early_stop.over:
                 break
 
@@ -176,21 +190,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
     return evaluation.final_metrics
 
 
-class ProgressReport(Hook):
-    """Shows how far the run is, and how many clips were masked before evaluations and saving."""
-
-    def __init__(self, progress: Any, batches: Any):
-        self._progress, self._batches = progress, batches
-
-    def after_step(self, step: int, *_: Any) -> None:
-        self._progress(step)
-
-    def flush(self, step: int, state: Any) -> None:
-        if self._batches.corrupt:
-            logging.info("step %d: %d clips so far are of broken records, and masked", step, self._batches.corrupt)
-
-
-def make_hooks(setup: TrainSetup, writer: Any, progress: Any, batches: Any, workdir: epath.Path) -> Hooks:
+def make_hooks(setup: TrainSetup, writer: Any, workdir: epath.Path) -> Hooks:
     """Returns the hooks of a run. Their order matters: Throughput's clock starts as soon as the first step is done, and
     the profiler ends its trace before others put work on the devices; SkippedSteps may raise, so metrics are logged
     before."""
@@ -202,36 +202,14 @@ def make_hooks(setup: TrainSetup, writer: Any, progress: Any, batches: Any, work
     metrics = TrainMetrics(writer, speed, experiment.log_every_steps)
     skipped = SkippedSteps(experiment.guard.max_consecutive, setup.train_set, workdir, setup.checkpoint_metadata)
     profiler = Profiler(experiment.profile.range, workdir)
-    return Hooks([speed, profiler, metrics, skipped, ProgressReport(progress, batches)])
+    return Hooks([speed, profiler, metrics, skipped])
 
 
-@contextlib.contextmanager
-def lock(workdir: epath.PathLike) -> Iterator[None]:
+def lock(workdir: epath.PathLike) -> contextlib.AbstractContextManager:
     """Locks a workdir, unless it is in a bucket; CheckpointError where another run has it. Orbax has no lock."""
     if jax.process_index() != 0 or storage.is_remote(workdir):
-        yield
-        return
+        return contextlib.nullcontext()
     path = epath.Path(workdir) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     busy = f"another run is using {workdir} (it holds {path}); wait for it, stop it, or choose another --workdir"
-    with storage.locked(path, checkpointing.CheckpointError(busy)):
-        yield
-
-
-@contextlib.contextmanager
-def open_session(setup: TrainSetup, workdir: epath.PathLike) -> Iterator[tuple[Any, contextlib.ExitStack]]:
-    """Opens a run's workdir, locked, and devices: (its `Checkpoints`, a stack for what the run opens later).
-
-    What was saved and logged is kept when an exception ends it.
-    """
-    options = {name: value for name, value in vars(setup.experiment.checkpoint).items() if name != "every_steps"}
-    with (
-        lock(workdir),
-        jax.set_mesh(setup.mesh),
-        compiled_step.compilation_cache(setup.experiment.compilation_cache, workdir),
-        contextlib.ExitStack() as stack,
-        distributed.exit_deadline(),  # for what the stack closes after an exception
-    ):
-        checkpoints = checkpointing.Checkpoints(epath.Path(workdir) / checkpointing.FOLDER, **options)
-        stack.callback(checkpoints.close)
-        yield checkpoints, stack
+    return storage.locked(path, checkpointing.CheckpointError(busy))

@@ -13,7 +13,7 @@ from etils import epath
 
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import finetuning
-from vivit_jax.evaluation.evaluator import EvaluationInterrupted, never
+from vivit_jax.evaluation.evaluator import EvaluationInterrupted
 from vivit_jax.evaluation.results import Result, write_result
 from vivit_jax.train import compiled_step
 from vivit_jax.train.setup import EMA, TrainSetup
@@ -98,7 +98,7 @@ class PeriodicEvaluation:
         every = self._setup.eval_interval
         return step == self._setup.total_steps or (every > 0 and step % every == 0)
 
-    def resume(self, step: int, state: Any, interrupted: Callable[[], bool] = never) -> bool:
+    def resume(self, step: int, state: Any, interrupted: Callable[[], bool] | None = None) -> bool:
         """Evaluates the restored state if the run was stopped before it could; returns whether the run is finished."""
         if not self._restored:
             return False
@@ -110,7 +110,7 @@ class PeriodicEvaluation:
             self.run(step, state, interrupted)
         return False
 
-    def run(self, step: int, state: Any, interrupted: Callable[[], bool] = never) -> None:
+    def run(self, step: int, state: Any, interrupted: Callable[[], bool] | None = None) -> None:
         """Evaluates the parameters of a state and, where it has one, their EMA.
 
         The run's last evaluation, planned or by early stopping, is on all videos too; it stays in the workdir.
@@ -138,7 +138,9 @@ class PeriodicEvaluation:
             with storage.optional("the result of the evaluation"):
                 write_result(self._workdir, result, checkpoint, split, self._split.class_names)
 
-    def _evaluate(self, step: int, state: Any, num_videos: int | None, interrupted: Callable[[], bool]) -> Result:
+    def _evaluate(
+        self, step: int, state: Any, num_videos: int | None, interrupted: Callable[[], bool] | None
+    ) -> Result:
         """Evaluates and logs; the result holds the metrics of the EMA too."""
         evaluator = self._evaluator(num_videos)
         advice = compiled_step.evaluation_advice(self._experiment)

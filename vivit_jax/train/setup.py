@@ -48,6 +48,7 @@ class TrainSetup:
     program: TrainProgram
     total_steps: int
     eval_interval: int  # steps between two evaluations; 0: only at the end
+    resumed: bool = False  # whether the workdir has a checkpoint
 
     @functools.cached_property
     def checkpoint_metadata(self) -> Mapping[str, Any]:
@@ -150,7 +151,8 @@ def set_up(experiment: Experiment, workdir: epath.PathLike) -> TrainSetup:
     clip_spec = experiment.clip_spec(program.model.config)
     devices.warn_of_large_model(program.model.config.name, program.model.config.hidden_size)
     interval = experiment.evaluation.interval(steps_per_epoch)
-    return TrainSetup(experiment, mesh, train_set, eval_set, clip_spec, program, total_steps, interval)
+    resumed = checkpoint_metadata is not None
+    return TrainSetup(experiment, mesh, train_set, eval_set, clip_spec, program, total_steps, interval, resumed)
 
 
 def inherit_model_fields(
@@ -175,9 +177,7 @@ def inherit_model_fields(
     return experiment.following(inherited.to_dict())
 
 
-def check_best_metric(
-    experiment: Experiment, heads: Mapping[str, int], multi_label: frozenset[str] = frozenset()
-) -> None:
+def check_best_metric(experiment: Experiment, heads: Mapping[str, int], multi_label: frozenset[str]) -> None:
     """Raises ConfigError unless the evaluation of a data set measures `checkpoint.best_metric`."""
     measured = accuracy_names(heads, multi_label) + [scalar_name(head, "loss", heads) for head in heads] or ["loss"]
     if experiment.optimizer.ema_decay:

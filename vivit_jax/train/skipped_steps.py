@@ -10,9 +10,9 @@ import numpy as np
 from absl import logging
 from etils import epath
 from flax import traverse_util
-from jax.experimental import multihost_utils
 
 from vivit_jax import checkpoint as checkpointing
+from vivit_jax import distributed
 from vivit_jax.data.selection.training_set import TrainingSet
 from vivit_jax.train.hooks import Hook
 from vivit_jax.utils import storage
@@ -85,10 +85,8 @@ class SkippedSteps(Hook):
     def _report(self, step: int, metrics: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
         """Logs a skipped step and appends it to `skipped_steps.jsonl`; returns the line as a dict."""
         consecutive = int(metrics["skipped_in_a_row"])
-        indices = np.asarray(batch["index"])
-        if jax.process_count() > 1:
-            indices = multihost_utils.process_allgather(indices, tiled=True)
-        indices = sorted({int(index) for index in indices.ravel() if index >= 0})
+        of_processes = map(json.loads, distributed.gather(json.dumps(np.asarray(batch["index"]).tolist())))
+        indices = sorted({index for rows in of_processes for index in rows if index >= 0})
         names = [self._train_set.locate(index) for index in indices]
         omitted = len(names) - MAX_LOGGED_CLIPS
         logging.warning(
@@ -109,8 +107,7 @@ class SkippedSteps(Hook):
         folder = self._workdir / FAILED_FOLDER
         if jax.process_index() == 0 and folder.exists():
             folder.rmtree()  # of an earlier failure
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("vivit_jax.skipped")
+        distributed.gather("")  # all wait until the folder is empty
         folder.mkdir(parents=True, exist_ok=True)
         # The parameters are those before the step. Its random key follows from the step number: set that back too.
         state_before = state.replace(step=state.step - (int(state.step) - step + 1))

@@ -1,10 +1,9 @@
 """What training logs: steps and clips per second, FLOP utilisation, time spent waiting for data; averaged metrics."""
 
-import contextlib
 import math
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,27 +43,20 @@ class Throughput(Hook):
     def __init__(self, clips: int, devices: int, flops: float, peak: float | None = None):
         self._clips, self._devices, self._flops, self._peak = clips, devices, flops, peak
         self._measured_since: tuple[int, float] | None = None  # (step, time)
-        self._wait_began = 0.0
         self._waits: dict[int, float] = {}  # seconds by step
 
-    def before_batch(self, step: int) -> None:
-        self._wait_began = time.perf_counter()
-
-    def after_batch(self, step: int) -> None:
-        self._waits[step] = time.perf_counter() - self._wait_began
+    def waited(self, step: int, seconds: float) -> None:
+        self._waits[step] = seconds
 
     def after_step(self, step: int, *_: Any) -> None:
         """Starts the measurement after the first step, which compiles and is done when this is called."""
         if self._measured_since is None:
             self._measured_since = (step, time.perf_counter())
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
+    def paused(self, seconds: float) -> None:
         if self._measured_since is not None:
             step, since = self._measured_since
-            self._measured_since = (step, since + time.perf_counter() - began)
+            self._measured_since = (step, since + seconds)
 
     def read(self, step: int) -> dict[str, float]:
         """Returns what was measured since the last reading, empty without steps; call it when `step` is done.

@@ -34,18 +34,13 @@ def loss_and_gradients(
       sam_rho: rho of sharpness-aware minimisation, see `sam_perturb`; 0: off. Both passes use the same keys; loss and
         scalars are those of `params`.
     """
-    leaves, structure = jax.tree.flatten(params)
-    is_trainable = jax.tree.leaves(trained)
 
-    def merge(trainable: list[jax.Array]) -> Any:
-        """Returns all parameters, from the trainable ones."""
-        remaining = iter(trainable)
-        merged = [next(remaining) if t else x for t, x in zip(is_trainable, leaves, strict=True)]
-        return jax.tree.unflatten(structure, merged)
+    def loss_of_trainable(trainable: Any, rows: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        return loss_fn(select_trained(trained, trainable, params), rows, key)
 
-    differentiate = jax.value_and_grad(lambda trainable, rows, key: loss_fn(merge(trainable), rows, key), has_aux=True)
+    differentiate = jax.value_and_grad(loss_of_trainable, has_aux=True)
 
-    def batch_gradients(trainable: list[jax.Array]) -> Any:
+    def batch_gradients(trainable: Any) -> Any:
         """Returns ((loss, scalars), gradients) of the whole batch, accumulated over its microbatches."""
         if accumulate_steps == 1:
             return differentiate(trainable, batch, key)
@@ -60,13 +55,16 @@ def loss_and_gradients(
 
         return jax.lax.scan(accumulate, zeros, (microbatches, keys))[0]
 
-    trainable = [x for t, x in zip(is_trainable, leaves, strict=True) if t]
+    trainable = jax.tree.map(lambda t, x: x if t else None, trained, params)
     (loss, scalars), gradients = batch_gradients(trainable)
     if sam_rho:
         _, gradients = batch_gradients(sam_perturb(trainable, gradients, sam_rho))
-    gradients = iter(gradients)
-    filled = [next(gradients) if t else jnp.zeros_like(x) for t, x in zip(is_trainable, leaves, strict=True)]
-    return loss, scalars, jax.tree.unflatten(structure, filled)
+    return loss, scalars, select_trained(trained, gradients, jax.tree.map(jnp.zeros_like, params))
+
+
+def select_trained(trained: Any, new: Any, old: Any) -> Any:
+    """Returns the trained leaves of `new`, and the others of `old`."""
+    return jax.tree.map(lambda t, a, b: a if t else b, trained, new, old)
 
 
 def split_rows(batch: Any, parts: int) -> Any:

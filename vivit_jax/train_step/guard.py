@@ -6,7 +6,7 @@ gives up after some failures in a row and lets the next NaN into the parameters.
 
 import dataclasses
 import math
-from typing import Any, Self
+from typing import Self
 
 import flax.struct
 import jax
@@ -100,11 +100,3 @@ def check_step(
             state.parameter_average, parameter_norm, jnp.minimum(AVERAGE_DECAY, 1 - 1 / (state.accepted + 2.0))
         ),
     )
-
-
-def select_tree(accept: jax.Array, new: Any, old: Any) -> Any:
-    """Returns the tree `new` if the step is accepted, else `old`, to the bit, whatever NaN `new` holds.
-
-    Selects each element instead of branching, so that XLA fuses it with the update, on any mesh, with donated buffers.
-    """
-    return jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, old)

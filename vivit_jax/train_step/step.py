@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from vivit_jax import sharding
 from vivit_jax.augment import AugmentConfig, augment_pixels, mix_clips, step_keys, swap_pairs
 from vivit_jax.optim import Optimizer
-from vivit_jax.train_step.gradients import loss_and_gradients
-from vivit_jax.train_step.guard import GuardConfig, GuardState, check_step, select_tree
+from vivit_jax.train_step.gradients import loss_and_gradients, select_trained
+from vivit_jax.train_step.guard import GuardConfig, GuardState, check_step
 from vivit_jax.train_step.losses import LossConfig, example_losses, masked_mean, one_hot_targets, top1_correct
 
 Batch = Mapping[str, Any]
@@ -134,16 +134,18 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         # Untrained leaves and skipped steps keep the old values: adding 0 would turn -0.0 into 0.0, and an EMA of equal
         # numbers rounds.
-        proposed = _select_trained(trained, optax.apply_updates(state.params, updates), state.params)
+        proposed = select_trained(trained, optax.apply_updates(state.params, updates), state.params)
         norms = {
             name: _norms(name, tree, norms_by_part)
             for name, tree in (("gradient_norm", gradients), ("update_norm", updates), ("parameter_norm", proposed))
         }
         accept, guard_state = check_step(guard, state.guard, value, *(of[name] for name, of in norms.items()))
-        params, ema = select_tree(accept, proposed, state.params), state.ema
+        # Elements are selected, to the bit, whatever NaN the new ones hold, instead of branching: XLA fuses that with
+        # the update, on any mesh, with donated buffers.
+        params, ema = optax.tree.where(accept, proposed, state.params), state.ema
         if ema_decay:
             updated = update_ema(ema, params, ema_decay, state.guard.accepted)
-            ema = _select_trained(trained, select_tree(accept, updated, ema), ema)
+            ema = select_trained(trained, optax.tree.where(accept, updated, ema), ema)
 
         # Metrics.
         rate = jnp.asarray(schedule(state.step - state.guard.skipped), jnp.float32)
@@ -156,7 +158,7 @@ def make_train_step(
         return TrainState(
             step=state.step + 1,
             params=params,
-            opt_state=select_tree(accept, opt_state, state.opt_state),
+            opt_state=optax.tree.where(accept, opt_state, state.opt_state),
             ema=ema,
             guard=guard_state,
         ), {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
@@ -264,22 +266,16 @@ def _norms(name: str, tree: Any, by_part: bool) -> Metrics:
     return {name: optax.tree.norm(tree)} | parts
 
 
-def _select_trained(trained: Any, new: Any, old: Any) -> Any:
-    """Returns the trained leaves of `new`, and the others of `old`."""
-    return jax.tree.map(lambda t, a, b: a if t else b, trained, new, old)
-
-
 @dataclasses.dataclass(frozen=True)
 class TrainProgram:
     """The jitted train step of a model, and the state that it updates. Nothing is allocated or compiled yet.
 
     The mesh may be over devices that are not attached (`jax.experimental.topologies`): `state` and `step.lower` work
-    there too. Optimizer, schedule and EMA decay are those of `make_train_step`.
+    there too. Optimizer and EMA decay are those of `make_train_step`.
     """
 
     model: Any  # Flax module; `model.config.video_shape` is the shape of a clip
     optimizer: optax.GradientTransformation | Optimizer
-    schedule: optax.Schedule
     ema_decay: float
     state: TrainState  # of `jax.ShapeDtypeStruct`, with shardings where there is a mesh
     step: Any  # (state, batch) -> (state, metrics), jitted; `state` is donated
@@ -318,7 +314,7 @@ def build_train_program(
     **options: Any,
 ) -> TrainProgram:
     """Builds a `TrainProgram` with the options of `make_train_step`; `mesh` None: one device, no shardings."""
-    program = TrainProgram(model, optimizer, schedule, ema_decay, state=None, step=None)
+    program = TrainProgram(model, optimizer, ema_decay, state=None, step=None)
     state = jax.eval_shape(lambda seed: program.create(jax.random.key(seed)), 0)
     out_shardings = None
     if mesh is not None:

@@ -132,7 +132,6 @@ def make_writer(workdir: epath.PathLike) -> MetricWriter:
     writers: list[MetricWriter] = []
     if jax.process_index() == 0:
         workdir = epath.Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
         writers.append(_OptionalWriter(metric_writers.SummaryWriter(str(workdir)), "the log for TensorBoard"))
         writers.append(_OptionalWriter(JsonLinesWriter(workdir / METRICS_FILE), METRICS_FILE))
     return metric_writers.AsyncMultiWriter(writers)

@@ -46,8 +46,10 @@ def readable(text: str, longest: int = 60) -> str:
     is replaced by its reading in Latin letters, anything else by its name or an escape. A text of more than `longest`
     characters is cut.
     """
-    text = terminal.printable(str(text))
-    missing = frozenset(text) - _drawn_by_default()
+    from matplotlib import font_manager
+
+    text, default = terminal.printable(str(text)), font_manager.FontProperties(family=["sans-serif"])
+    missing = frozenset(text) - {"\n"} - _characters_in(font_manager.findfont(default))
     while missing and (font := _font_for(missing)):
         fonts = pyplot().rcParams["font.family"]
         pyplot().rcParams["font.family"] = [*fonts, *({font.name} - set(fonts))]
@@ -64,14 +66,6 @@ def _latin(character: str) -> str:
     if match := _READING.fullmatch(name):
         return match[1].lower()
     return ascii(character)[1:-1] if name.startswith("CJK ") else f"[{name.lower()}]"
-
-
-@functools.cache
-def _drawn_by_default() -> frozenset[str]:
-    from matplotlib import font_manager
-
-    pyplot()
-    return _characters_in(font_manager.findfont(font_manager.FontProperties(family=["sans-serif"]))) | {"\n"}
 
 
 @functools.cache
