@@ -19,8 +19,9 @@ import numpy as np
 from vivit_jax.config.sections import InitFrom
 from vivit_jax.convert import heads
 from vivit_jax.convert.engine import ConversionError
+from vivit_jax.convert.processor import Processor
 from vivit_jax.convert.report import Entry, Report, describe_model
-from vivit_jax.convert.resize import central_frame, filter_inflation, fold_normalisation, resize_grid
+from vivit_jax.convert.resize import central_frame, filter_inflation, resize_grid
 from vivit_jax.convert.tables.native import image_model
 from vivit_jax.convert.tables.rows import Hints
 from vivit_jax.models import ViViT, ViViTConfig, abstract_params
@@ -37,11 +38,12 @@ def image_to_video(
     default `embedding="central_frame"`, `head="reinit"`, `pre_logits="drop"`; docs/weights.md says what becomes
     of the other leaves.
     """
-    if image_config is None:
-        shapes = {k: np.shape(v) for k, v in flax.traverse_util.flatten_dict(dict(image_params), sep="/").items()}
-        image_config = image_model(shapes, Hints(target=config))
-    options = {"embedding": "central_frame", "head": "reinit", "pre_logits": "drop", **options}
-    return adapt(image_params, image_config, config, InitFrom(**options), seed=seed)[0]
+    flat = flax.traverse_util.flatten_dict(dict(image_params), sep="/")
+    image_config = image_config or image_model({k: np.shape(v) for k, v in flat.items()}, Hints(target=config))
+    choices = InitFrom(**{"embedding": "central_frame", "head": "reinit", "pre_logits": "drop", **options})
+    if choices.pixel_mean is not None:
+        Processor(choices.pixel_mean, choices.pixel_std).fold_into(flat)
+    return adapt(flat, image_config, config, choices, seed=seed)[0]
 
 
 def adapt(
@@ -58,7 +60,8 @@ def adapt(
     """Fits the parameters of one model to another: (nested parameters of `ViViT(config)`, the report).
 
     `params` are nested or flat, of the model `source`, any of ours or an image ViT. `class_names` are those of `source`
-    and of `config`, as far as they are known; `origin` (`Loaded.origin`) and `where` (the file) are for the report.
+    and of `config`, as far as they are known; `origin` (`Loaded.origin`) and `where` (the file) are for the report. The
+    weights take pixels in [-1, 1], whatever `options.pixel_mean`: `OpenedWeights.load` has folded another range in.
     ConversionError lists all differences that cannot be converted.
     """
     flat = {k: np.asarray(v) for k, v in flax.traverse_util.flatten_dict(dict(params), sep="/").items()}
@@ -92,7 +95,6 @@ class _Adaptation:
         self.warnings: list[str] = []
         self._random: list[str] = []  # names of leaves that start as in training from scratch
         self._used: set[str] = set()  # names of the weights
-        self._folded = ""  # what was folded into the embedding
         self._models_3 = [c.attention == "factorised_self_attention" for c in (self.config, self.source)]
         same = bool(self.config.representation_size) == bool(self.source.representation_size)
         models = self.source, self.config, self.class_names
@@ -102,7 +104,6 @@ class _Adaptation:
     def run(self, seed: int) -> None:
         """Fills all leaves; raises ConversionError with all that does not fit."""
         self._check_configs()
-        self._fold_pixels()
         if not self.problems:
             for name in self.target:
                 self._fill(name)
@@ -141,20 +142,6 @@ class _Adaptation:
     def _has_temporal_encoders(self) -> bool:
         """Whether both models have one."""
         return all("temporal_encoder/norm/scale" in leaves for leaves in (self.target, self.source_params))
-
-    def _fold_pixels(self) -> None:
-        """Folds a normalisation of pixels other than to [-1, 1] into the embedding."""
-        mean, std = self.options.pixel_mean, self.options.pixel_std
-        if mean is None or std is None or {*mean, *std} == {0.5}:
-            return
-        leaves = ("tokenizer/kernel", "tokenizer/bias")
-        try:
-            folded = fold_normalisation(*(self.source_params[name] for name in leaves), mean, std)
-        except ValueError as error:
-            self.problems.append(str(error))
-            return
-        self.source_params |= dict(zip(leaves, folded, strict=True))
-        self._folded = f"pixels' mean {mean} and std {std} folded in"
 
     def _chosen(self, name: str) -> str | None:
         """Returns why a leaf starts as in training from scratch though the weights may have it; None: it does not."""
@@ -214,9 +201,8 @@ class _Adaptation:
         """Fills a leaf of the model from the leaf `source` of the weights."""
         self.params[name] = np.ascontiguousarray(array, dtype=self.target[name].dtype)
         self._used.add(source)
-        folded = self._folded if source.startswith("tokenizer/") else ""
-        parts = (self.origin.get(source, source), how, folded)
-        self.entries.append(Entry(name, outcome, "; ".join(part for part in parts if part)))
+        origin = self.origin.get(source, source)
+        self.entries.append(Entry(name, outcome, f"{origin}; {how}" if how else origin))
 
     def _embedding(self, name: str) -> None:
         kernel, choice = self.source_params[name], self.options.embedding
