@@ -197,12 +197,9 @@ def shard_map_batch(function: Callable[..., Any]) -> Callable[..., Any]:
     `jax.jit`. All arguments and results are arrays [B, ...], and `function` must treat their rows independently.
     """
 
-    def sharded(*arrays: Any) -> Any:
-        if jax.sharding.get_abstract_mesh().empty:
-            return function(*arrays)
-        return jax.shard_map(function, in_specs=P(BATCH), out_specs=P(BATCH))(*arrays)
-
-    return sharded
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    return jax.shard_map(function, in_specs=P(BATCH), out_specs=P(BATCH))
 
 
 def shard_map_logical(
@@ -252,22 +249,19 @@ def _split(shape: Sequence[int], logical_axes: LogicalAxes) -> list[tuple[str, .
     return split
 
 
-Rules = Sequence[tuple[str, tuple[str, ...]]]
-
-# (path regex, names of the last dimensions): the first match applies. The leading axis of stacked layers has no name
-# and is never split: every device needs every layer. Parameters that only the last row matches are small and copied.
-RULES: Rules = (
-    (r"layers/attention\w*/(query|key|value)/kernel$", ("width", "heads", "head_dim")),
-    (r"layers/attention\w*/(query|key|value)/bias$", ("heads", "head_dim")),
-    (r"layers/attention\w*/out/kernel$", ("heads", "head_dim", "width")),
-    (r"layers/mlp/dense_in/kernel$", ("width", "mlp")),
-    (r"layers/mlp/dense_in/bias$", ("mlp",)),
-    (r"layers/mlp/dense_out/kernel$", ("mlp", "width")),
-    (r"position_embedding$", ("positions", "width")),
-    (r"tokenizer/kernel$", ("width",)),
-    (r"(pre_logits|head|head_\w+)/kernel$", ("width", "outputs")),
-    (r".*", ()),
-)
+# Path regex -> names of the last dimensions; the first match applies. The leading axis of stacked layers has no name
+# and is never split: every device needs every layer. Parameters that no row matches are small and copied.
+RULES = {
+    r"layers/attention\w*/(query|key|value)/kernel$": ("width", "heads", "head_dim"),
+    r"layers/attention\w*/(query|key|value)/bias$": ("heads", "head_dim"),
+    r"layers/attention\w*/out/kernel$": ("heads", "head_dim", "width"),
+    r"layers/mlp/dense_in/kernel$": ("width", "mlp"),
+    r"layers/mlp/dense_in/bias$": ("mlp",),
+    r"layers/mlp/dense_out/kernel$": ("mlp", "width"),
+    r"position_embedding$": ("positions", "width"),
+    r"tokenizer/kernel$": ("width",),
+    r"(pre_logits|head|head_\w+)/kernel$": ("width", "outputs"),
+}
 # Megatron-LM (arXiv:1909.08053, section 3): the first product of a pair is split by columns, the second by rows, so
 # that each pair needs one all-reduce.
 TENSOR = frozenset({"heads", "mlp"})
@@ -275,8 +269,8 @@ TENSOR = frozenset({"heads", "mlp"})
 FSDP = frozenset({"width", "mlp", "positions", "outputs", "head_dim"})
 
 
-def state_sharding(mesh: Mesh, abstract: Any, rules: Rules = RULES) -> Any:
-    """Returns the sharding of each leaf of a train state or parameter tree, by the first rule that matches its path.
+def state_sharding(mesh: Mesh, abstract: Any) -> Any:
+    """Returns the sharding of each leaf of a train state or parameter tree, by the first match in `RULES`.
 
     The optimizer's moments and the averaged parameters (EMA) have paths that end as the parameters' do, and so get the
     same shardings. `abstract` is a tree of arrays or `jax.ShapeDtypeStruct`.
@@ -284,12 +278,10 @@ def state_sharding(mesh: Mesh, abstract: Any, rules: Rules = RULES) -> Any:
 
     def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = path_name(path)
-        for pattern, dimensions in rules:
-            if re.search(pattern, name):
-                # FSDP of biases would cost more communication than it saves memory.
-                sizes = {**mesh.shape, "fsdp": 1} if name.endswith("bias") else mesh.shape
-                return NamedSharding(mesh, _spec(sizes, leaf.shape, dimensions))
-        raise ValueError(f"no sharding rule matches {name} {leaf.shape}; add one to the table")
+        dimensions = next((names for pattern, names in RULES.items() if re.search(pattern, name)), ())
+        # FSDP of biases would cost more communication than it saves memory.
+        sizes = {**mesh.shape, "fsdp": 1} if name.endswith("bias") else mesh.shape
+        return NamedSharding(mesh, _spec(sizes, leaf.shape, dimensions))
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, abstract)
 
