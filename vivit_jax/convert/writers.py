@@ -1,9 +1,8 @@
 """Writers of weight files and of our checkpoints; a file appears whole or not at all, and nothing is overwritten."""
 
+import contextlib
 import dataclasses
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,10 +69,9 @@ def save_params(
     if format != "orbax":
         _check_expressible(flat, format, config, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    is_remote = storage.is_remote(path)
-    with tempfile.TemporaryDirectory(dir=None if is_remote else path.parent, prefix=f".{path.name}.") as folder:
-        # Orbax writes to a bucket by itself, and marks the checkpoint as complete.
-        written = path if is_remote and format == "orbax" else Path(folder) / path.name
+    # Orbax writes to a bucket by itself, and marks the checkpoint as complete.
+    by_orbax = format == "orbax" and storage.is_remote(path)
+    with contextlib.nullcontext(path) if by_orbax else storage.written(path) as written:
         if format == "orbax":
             _write_checkpoint(flat, written, config, class_names, record, preprocessing)
         elif format == "huggingface":
@@ -87,13 +85,12 @@ def save_params(
         elif format == "timm":
             safetensors.numpy.save_file(flat, written, metadata={"format": "pt"})
         elif path.suffix == ".npz":
-            np.savez(written, **flat)
+            with written.open("wb") as file:  # given a path, NumPy would append a suffix
+                np.savez(file, **flat)
         else:
             tree = flax.traverse_util.unflatten_dict(flat, sep="/")
             state = {"global_step": 0, "model_state": {}, "params": tree}
             written.write_bytes(flax.serialization.msgpack_serialize(state))
-        if written != path:
-            (storage.copy if is_remote else shutil.move)(written, path)
 
 
 def _check_expressible(flat: Arrays, format: str, config: ViViTConfig, metadata: Mapping[str, Any]) -> None:
