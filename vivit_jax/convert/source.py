@@ -15,8 +15,8 @@ from vivit_jax.convert.containers.open import Container, Leaf, open_container
 from vivit_jax.convert.engine import ConversionError
 from vivit_jax.convert.processor import Processor
 from vivit_jax.convert.report import describe_model
-from vivit_jax.convert.tables import FORMATS, Format, Hints, other_models
-from vivit_jax.convert.tables.rows import drop_reason
+from vivit_jax.convert.tables import FORMATS, Format, Hints
+from vivit_jax.convert.tables.rows import NAMES, drop_reason
 from vivit_jax.convert.tables.sizes import is_image_model
 from vivit_jax.models import ViViTConfig, abstract_params
 
@@ -117,8 +117,10 @@ def open_weights(source: Source, format: str | None = None, prefix: str | None =
             if not leaves:
                 first = f"the first of its names are {', '.join(list(container.leaves)[:3])}"
                 raise ValueError(f"no name in {container.where} begins with prefix={prefix!r}; {first}")
-        if format is None and (model := other_models.name_of(leaves)):
-            raise ValueError(f"{container.where} holds another model's weights, not those of ViViT or a ViT: {model}")
+        for pattern, model in NAMES["other_models"].items() if format is None else ():
+            if name := next((name for name in leaves if re.search(pattern, name)), None):
+                problem = f"{container.where} holds another model's weights, not those of ViViT or a ViT"
+                raise ValueError(f"{problem}: {model} ({name})")
         kind = (container.metadata.get("config") or {}).get("model_type")
         format = format or find_format(leaves, container.where + (f" (model_type {kind})" if kind else ""))
         check_format(format)
