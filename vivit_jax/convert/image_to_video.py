@@ -7,7 +7,7 @@ them with the reason. Any other difference between the two models is an error.
 import dataclasses
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,8 @@ class _Adaptation:
         self.warnings: list[str] = []
         self._random: list[str] = []  # names of leaves that start as in training from scratch
         self._used: set[str] = set()  # names of the weights
+        # Whether both models have one.
+        self._temporal_encoders = all("temporal_encoder/norm/scale" in x for x in (self.target, self.source_params))
         self._models_3 = [c.attention == "factorised_self_attention" for c in (self.config, self.source)]
         same = bool(self.config.representation_size) == bool(self.source.representation_size)
         models = self.source, self.config, self.class_names
@@ -113,7 +115,7 @@ class _Adaptation:
         if self.problems:
             models = f"({describe_model(self.source)}) cannot initialise this model ({describe_model(self.config)})"
             raise ConversionError(f"the weights {models}", self.problems)
-        no_encoder = {} if self._has_temporal_encoders else {"temporal_encoder/": "the model has no temporal encoder"}
+        no_encoder = {} if self._temporal_encoders else {"temporal_encoder/": "the model has no temporal encoder"}
         for name in self.source_params:
             if name not in self._used:
                 why = self._chosen(name) or _matching(no_encoder | _REASONS["unused"], name)
@@ -126,7 +128,7 @@ class _Adaptation:
         names = ["hidden_size", "num_layers", "num_heads", "mlp_dim", "in_channels", *INHERITED_FIELDS]
         if self.config.representation_size and self.source.representation_size:
             names.append("representation_size")
-        if self._has_temporal_encoders and self.options.temporal_encoder == "load":
+        if self._temporal_encoders and self.options.temporal_encoder == "load":
             names.append("temporal_layers")
         way_out = {"temporal_layers": "; temporal_encoder='random' reinitialises the temporal encoder"}
         for name in names:
@@ -138,17 +140,12 @@ class _Adaptation:
         if patch != source_patch:
             self.problems.append(f"patches are {source_patch} pixels in the weights, {patch} in the model")
 
-    @property
-    def _has_temporal_encoders(self) -> bool:
-        """Whether both models have one."""
-        return all("temporal_encoder/norm/scale" in leaves for leaves in (self.target, self.source_params))
-
     def _chosen(self, name: str) -> str | None:
         """Returns why a leaf starts as in training from scratch though the weights may have it; None: it does not."""
         module, options = name.split("/")[0], self.options
         if module == "tokenizer" and options.embedding == "random":
             return "embedding = random"
-        if module == "temporal_encoder" and options.temporal_encoder == "random" and self._has_temporal_encoders:
+        if module == "temporal_encoder" and options.temporal_encoder == "random" and self._temporal_encoders:
             return "temporal_encoder = random"
         if "_time/" in name and self._models_3 == [True, False] and options.temporal_attention == "random":
             return "temporal_attention = random"
@@ -160,7 +157,10 @@ class _Adaptation:
 
         Model 3 has two attentions in a block, all others one, which is the spatial one.
         """
-        encoder, source_encoder = _encoder_name(self.config), _encoder_name(self.source)
+        encoder, source_encoder = (  # those that see patches
+            "spatial_encoder" if config.attention == "factorised_encoder" else "encoder"
+            for config in (self.config, self.source)
+        )
         if not name.startswith(f"{encoder}/"):
             return name
         name = source_encoder + name.removeprefix(encoder)
@@ -257,9 +257,8 @@ def _grid_of(encoder: str, config: ViViTConfig) -> tuple[int, int, int]:
     return {"spatial_encoder": (1, n_h, n_w), "temporal_encoder": (n_t, 1, 1)}.get(encoder, config.grid)
 
 
-def random_leaves(config: ViViTConfig, names: Iterable[str], seed: int) -> dict[str, np.ndarray]:
+def random_leaves(config: ViViTConfig, names: Sequence[str], seed: int) -> dict[str, np.ndarray]:
     """Initialises some leaves of a model as training from scratch with this seed does; the others are not computed."""
-    names = list(names)
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         params = ViViT(config).init(key, jnp.zeros((1, *config.video_shape)))["params"]
@@ -267,11 +266,6 @@ def random_leaves(config: ViViTConfig, names: Iterable[str], seed: int) -> dict[
         return {name: flat[name] for name in names}
 
     return jax.device_get(jax.jit(init)(jax.random.key(seed))) if names else {}
-
-
-def _encoder_name(config: ViViTConfig) -> str:
-    """Returns the name of the encoder that sees patches: Model 2's spatial encoder, or the only one."""
-    return "spatial_encoder" if config.attention == "factorised_encoder" else "encoder"
 
 
 def _matching(table: Mapping[str, str], name: str) -> str | None:
