@@ -3,11 +3,11 @@
     load_params(source, config=config)        the weights of exactly this model
     load_model(source)                        the weights and their model
     initialise(source, config, options)       weights fitted to any of our models (section 3.4), with a report
-    image_to_video(image_params, config)      the same from parameters in memory
     save_params(params, path, format, config) export
 
-`source` is a file, a folder or a mapping; its format is auto-detected. The names of each format are in
-`vivit_jax.convert.tables`; one engine applies them both ways. `python -m vivit_jax.convert` is the command line.
+`source` is a file, a folder or a mapping (nested parameters of ours, too); its format is auto-detected. The names of
+each format are in `vivit_jax.convert.tables`; one engine applies them both ways. `python -m vivit_jax.convert` is the
+command line.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import flax.traverse_util
 from vivit_jax.config.sections import InitFrom
 from vivit_jax.convert.containers.open import FileError
 from vivit_jax.convert.engine import ConversionError
-from vivit_jax.convert.image_to_video import adapt, image_to_video
+from vivit_jax.convert.image_to_video import adapt
 from vivit_jax.convert.report import Entry, Report, describe_model
 from vivit_jax.convert.source import Source, find_format, open_weights
 from vivit_jax.convert.tables import FORMATS, Hints

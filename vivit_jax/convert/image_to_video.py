@@ -19,31 +19,10 @@ import numpy as np
 from vivit_jax.config.sections import InitFrom
 from vivit_jax.convert import heads
 from vivit_jax.convert.engine import ConversionError
-from vivit_jax.convert.processor import Processor
 from vivit_jax.convert.report import Entry, Report, describe_model
 from vivit_jax.convert.resize import central_frame, filter_inflation, resize_grid
-from vivit_jax.convert.tables.native import image_model
-from vivit_jax.convert.tables.rows import Hints
 from vivit_jax.models import ViViT, ViViTConfig, abstract_params
 from vivit_jax.models.config import INHERITED_FIELDS
-
-
-def image_to_video(
-    image_params: Mapping[str, Any], config: ViViTConfig, *, image_config: Any = None, seed: int = 0, **options: Any
-) -> dict[str, Any]:
-    """Returns parameters of a video model initialised from those of an image ViT (section 3.4).
-
-    `image_params` are nested (`load_model`, `load_params`); without `image_config` their shapes give it. `config` has
-    the image model's activation, epsilon and biases (`initialise` sets them). `options` are fields of `InitFrom`, by
-    default `embedding="central_frame"`, `head="reinit"`, `pre_logits="drop"`; docs/weights.md says what becomes
-    of the other leaves.
-    """
-    flat = flax.traverse_util.flatten_dict(dict(image_params), sep="/")
-    image_config = image_config or image_model({k: np.shape(v) for k, v in flat.items()}, Hints(target=config))
-    choices = InitFrom(**{"embedding": "central_frame", "head": "reinit", "pre_logits": "drop", **options})
-    if choices.pixel_mean is not None:
-        Processor(choices.pixel_mean, choices.pixel_std).fold_into(flat)
-    return adapt(flat, image_config, config, choices, seed=seed)[0]
 
 
 def adapt(
