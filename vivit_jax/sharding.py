@@ -52,12 +52,10 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
     if unknown := set(axes) - set(AXES):
         raise ValueError(f"mesh axes {sorted(unknown)} are not known; known: {', '.join(AXES)}")
     sizes = complete_axes(axes)
-    free = [name for name, size in sizes.items() if size == -1]
-    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+    if list(sizes.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise ValueError(f"mesh={axes}: sizes must be positive, and at most one can be -1")
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    if free and len(devices) % fixed == 0:
-        sizes[free[0]] = len(devices) // fixed
+    sizes = {name: len(devices) // fixed if size == -1 else size for name, size in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
         raise ValueError(f"mesh={axes} does not cover the {len(devices)} devices here; use -1 for one axis")
     # Explicit axes (the default of jax.make_mesh) break the concatenation of a class token.
