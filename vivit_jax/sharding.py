@@ -200,31 +200,26 @@ def shard_map_batch(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.shard_map(function, in_specs=P(BATCH), out_specs=P(BATCH))
 
 
-def shard_map_logical(
-    function: Callable[..., jax.Array], arguments: Sequence[LogicalAxes], result: LogicalAxes
-) -> Callable[..., jax.Array]:
+def shard_map_logical(function: Callable[..., jax.Array], arguments: Sequence[LogicalAxes]) -> Callable[..., jax.Array]:
     """Returns a function that runs `function` on each device with that device's part of every named dimension.
 
     For loops and kernels, which the partitioner cannot split. `function` must treat the named dimensions as
     independent. Dimensions that the number of devices does not divide are padded with zeros; the result is cut to size.
-    `arguments` are the logical axes of each argument, `result` those of the one result, each an axis of an argument.
+    `arguments` are the logical axes of each argument; the one result has the shape and the axes of the first.
     """
 
     def sharded(*arrays: jax.Array) -> jax.Array:
         splits = [_split(x.shape, names) for x, names in zip(arrays, arguments, strict=True)]
-        mesh_axes, sizes, split_of, padded = _mesh_axes(), {}, {}, []
+        mesh_axes, padded = _mesh_axes(), []
         if math.prod(mesh_axes.values()) == 1:
             return function(*arrays)
-        for x, names, split in zip(arrays, arguments, splits, strict=True):
+        for x, split in zip(arrays, splits, strict=True):
             shards = [math.prod(mesh_axes[axis] for axis in axes) for axes in split]
             padded.append(jnp.pad(x, [(0, -size % n) for size, n in zip(x.shape, shards, strict=True)]))
-            sizes |= dict(zip(names, x.shape, strict=True))
-            split_of |= dict(zip(names, split, strict=True))
-        in_specs = tuple(P(*split) for split in splits)
-        out_specs = P(*(split_of[name] if name else None for name in result))
+        specs = tuple(P(*split) for split in splits)
         # Kernels do not say over which axes their results vary, so jax cannot check it.
-        out = jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*padded)
-        return out[tuple(slice(sizes[name]) if name else slice(None) for name in result)]
+        out = jax.shard_map(function, in_specs=specs, out_specs=specs[0], check_vma=False)(*padded)
+        return out[tuple(map(slice, arrays[0].shape))]
 
     return sharded
 
