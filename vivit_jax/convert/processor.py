@@ -45,9 +45,7 @@ class Processor:
         """
         kernel, bias = (np.asarray(params[name]) for name in EMBEDDING)
         if not len(self.mean) == len(self.std) == (channels := kernel.shape[-2]):
-            problem = (
-                f"pixel_mean={self.mean} and pixel_std={self.std} must have a number for each of {channels} channels"
-            )
+            problem = f"pixel_mean={self.mean} and pixel_std={self.std} need a number for each of {channels} channels"
             raise ConversionError("the pixels do not fit the weights", [problem])
         wide, scale = kernel.astype(np.float64), np.asarray(self.std, np.float64)[:, None]
         shift = (0.5 - np.asarray(self.mean, np.float64)[:, None]) / scale
