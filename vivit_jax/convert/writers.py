@@ -16,6 +16,7 @@ from vivit_jax.convert import engine, source
 from vivit_jax.convert.engine import ConversionError
 from vivit_jax.convert.report import describe_model
 from vivit_jax.convert.tables import FORMATS, Hints
+from vivit_jax.convert.tables.rows import NAMES
 from vivit_jax.convert.tables.sizes import is_image_model
 from vivit_jax.models import ViViTConfig
 from vivit_jax.utils import storage
@@ -116,19 +117,12 @@ def huggingface_config(config: ViViTConfig, class_names: ClassNames = None) -> d
     image = is_image_model(config)
     fields: dict[str, Any] = {
         "model_type": "vit" if image else "vivit",
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.mlp_dim,
+        **{name: getattr(config, ours) for name, ours in NAMES["huggingface"]["config"].items()},
         "hidden_act": {"gelu": "gelu", "gelu_tanh": "gelu_fast"}[config.activation],
-        "layer_norm_eps": config.layer_norm_eps,
-        "qkv_bias": config.qkv_bias,
         # A pair where frames are not square, which needs transformers 5.10.
         "image_size": config.to_dict()["image_size"],
-        "num_channels": config.in_channels,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "dtype": config.param_dtype,
     }
     if image:
         fields["patch_size"] = config.tubelet_size[1]
