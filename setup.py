@@ -10,6 +10,7 @@ setup(
         "vivit_jax.compile": ["slices.toml"],
         "vivit_jax.config": ["*.toml"],
         "vivit_jax.convert": ["*.json", "*.toml"],
+        "vivit_jax.convert.containers": ["*.toml"],
         "vivit_jax.convert.tables": ["*.toml"],
         "vivit_jax.cost": ["paper.toml"],
         "vivit_jax.data": ["catalog.toml"],

@@ -7,7 +7,7 @@ about 3,137 in all: 3,137 tokens are Model 1, 197 the spatial attention of Model
 attention. Inputs and outputs are [sequences, N, heads, head_dim], as the projections make and take them. The backends
 that run on this device alternate within each repeat, so that noise of the machine affects all of them. Memory is
 that over the inputs: of the process on a CPU (the compiler does not count what XLA allocates inside of calls there),
-by the compiler elsewhere. The table of `vivit_jax/models/attention_choice.py` cites these rows.
+by the compiler elsewhere. `vivit_jax/models/attention_choice.py` cites these rows.
 """
 
 from __future__ import annotations

@@ -52,12 +52,10 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
     if unknown := set(axes) - set(AXES):
         raise ValueError(f"mesh axes {sorted(unknown)} are not known; known: {', '.join(AXES)}")
     sizes = complete_axes(axes)
-    free = [name for name, size in sizes.items() if size == -1]
-    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+    if list(sizes.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise ValueError(f"mesh={axes}: sizes must be positive, and at most one can be -1")
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    if free and len(devices) % fixed == 0:
-        sizes[free[0]] = len(devices) // fixed
+    sizes = {name: len(devices) // fixed if size == -1 else size for name, size in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
         raise ValueError(f"mesh={axes} does not cover the {len(devices)} devices here; use -1 for one axis")
     # Explicit axes (the default of jax.make_mesh) break the concatenation of a class token.
@@ -197,39 +195,31 @@ def shard_map_batch(function: Callable[..., Any]) -> Callable[..., Any]:
     `jax.jit`. All arguments and results are arrays [B, ...], and `function` must treat their rows independently.
     """
 
-    def sharded(*arrays: Any) -> Any:
-        if jax.sharding.get_abstract_mesh().empty:
-            return function(*arrays)
-        return jax.shard_map(function, in_specs=P(BATCH), out_specs=P(BATCH))(*arrays)
-
-    return sharded
+    if jax.sharding.get_abstract_mesh().empty:
+        return function
+    return jax.shard_map(function, in_specs=P(BATCH), out_specs=P(BATCH))
 
 
-def shard_map_logical(
-    function: Callable[..., jax.Array], arguments: Sequence[LogicalAxes], result: LogicalAxes
-) -> Callable[..., jax.Array]:
+def shard_map_logical(function: Callable[..., jax.Array], arguments: Sequence[LogicalAxes]) -> Callable[..., jax.Array]:
     """Returns a function that runs `function` on each device with that device's part of every named dimension.
 
     For loops and kernels, which the partitioner cannot split. `function` must treat the named dimensions as
     independent. Dimensions that the number of devices does not divide are padded with zeros; the result is cut to size.
-    `arguments` are the logical axes of each argument, `result` those of the one result, each an axis of an argument.
+    `arguments` are the logical axes of each argument; the one result has the shape and the axes of the first.
     """
 
     def sharded(*arrays: jax.Array) -> jax.Array:
         splits = [_split(x.shape, names) for x, names in zip(arrays, arguments, strict=True)]
-        mesh_axes, sizes, split_of, padded = _mesh_axes(), {}, {}, []
+        mesh_axes, padded = _mesh_axes(), []
         if math.prod(mesh_axes.values()) == 1:
             return function(*arrays)
-        for x, names, split in zip(arrays, arguments, splits, strict=True):
+        for x, split in zip(arrays, splits, strict=True):
             shards = [math.prod(mesh_axes[axis] for axis in axes) for axes in split]
             padded.append(jnp.pad(x, [(0, -size % n) for size, n in zip(x.shape, shards, strict=True)]))
-            sizes |= dict(zip(names, x.shape, strict=True))
-            split_of |= dict(zip(names, split, strict=True))
-        in_specs = tuple(P(*split) for split in splits)
-        out_specs = P(*(split_of[name] if name else None for name in result))
+        specs = tuple(P(*split) for split in splits)
         # Kernels do not say over which axes their results vary, so jax cannot check it.
-        out = jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*padded)
-        return out[tuple(slice(sizes[name]) if name else slice(None) for name in result)]
+        out = jax.shard_map(function, in_specs=specs, out_specs=specs[0], check_vma=False)(*padded)
+        return out[tuple(map(slice, arrays[0].shape))]
 
     return sharded
 
@@ -252,22 +242,19 @@ def _split(shape: Sequence[int], logical_axes: LogicalAxes) -> list[tuple[str, .
     return split
 
 
-Rules = Sequence[tuple[str, tuple[str, ...]]]
-
-# (path regex, names of the last dimensions): the first match applies. The leading axis of stacked layers has no name
-# and is never split: every device needs every layer. Parameters that only the last row matches are small and copied.
-RULES: Rules = (
-    (r"layers/attention\w*/(query|key|value)/kernel$", ("width", "heads", "head_dim")),
-    (r"layers/attention\w*/(query|key|value)/bias$", ("heads", "head_dim")),
-    (r"layers/attention\w*/out/kernel$", ("heads", "head_dim", "width")),
-    (r"layers/mlp/dense_in/kernel$", ("width", "mlp")),
-    (r"layers/mlp/dense_in/bias$", ("mlp",)),
-    (r"layers/mlp/dense_out/kernel$", ("mlp", "width")),
-    (r"position_embedding$", ("positions", "width")),
-    (r"tokenizer/kernel$", ("width",)),
-    (r"(pre_logits|head|head_\w+)/kernel$", ("width", "outputs")),
-    (r".*", ()),
-)
+# Path regex -> names of the last dimensions; the first match applies. The leading axis of stacked layers has no name
+# and is never split: every device needs every layer. Parameters that no row matches are small and copied.
+RULES = {
+    r"layers/attention\w*/(query|key|value)/kernel$": ("width", "heads", "head_dim"),
+    r"layers/attention\w*/(query|key|value)/bias$": ("heads", "head_dim"),
+    r"layers/attention\w*/out/kernel$": ("heads", "head_dim", "width"),
+    r"layers/mlp/dense_in/kernel$": ("width", "mlp"),
+    r"layers/mlp/dense_in/bias$": ("mlp",),
+    r"layers/mlp/dense_out/kernel$": ("mlp", "width"),
+    r"position_embedding$": ("positions", "width"),
+    r"tokenizer/kernel$": ("width",),
+    r"(pre_logits|head|head_\w+)/kernel$": ("width", "outputs"),
+}
 # Megatron-LM (arXiv:1909.08053, section 3): the first product of a pair is split by columns, the second by rows, so
 # that each pair needs one all-reduce.
 TENSOR = frozenset({"heads", "mlp"})
@@ -275,8 +262,8 @@ TENSOR = frozenset({"heads", "mlp"})
 FSDP = frozenset({"width", "mlp", "positions", "outputs", "head_dim"})
 
 
-def state_sharding(mesh: Mesh, abstract: Any, rules: Rules = RULES) -> Any:
-    """Returns the sharding of each leaf of a train state or parameter tree, by the first rule that matches its path.
+def state_sharding(mesh: Mesh, abstract: Any) -> Any:
+    """Returns the sharding of each leaf of a train state or parameter tree, by the first match in `RULES`.
 
     The optimizer's moments and the averaged parameters (EMA) have paths that end as the parameters' do, and so get the
     same shardings. `abstract` is a tree of arrays or `jax.ShapeDtypeStruct`.
@@ -284,12 +271,10 @@ def state_sharding(mesh: Mesh, abstract: Any, rules: Rules = RULES) -> Any:
 
     def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = path_name(path)
-        for pattern, dimensions in rules:
-            if re.search(pattern, name):
-                # FSDP of biases would cost more communication than it saves memory.
-                sizes = {**mesh.shape, "fsdp": 1} if name.endswith("bias") else mesh.shape
-                return NamedSharding(mesh, _spec(sizes, leaf.shape, dimensions))
-        raise ValueError(f"no sharding rule matches {name} {leaf.shape}; add one to the table")
+        dimensions = next((names for pattern, names in RULES.items() if re.search(pattern, name)), ())
+        # FSDP of biases would cost more communication than it saves memory.
+        sizes = {**mesh.shape, "fsdp": 1} if name.endswith("bias") else mesh.shape
+        return NamedSharding(mesh, _spec(sizes, leaf.shape, dimensions))
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, abstract)
 

@@ -1,5 +1,6 @@
 """Golden outputs of Hugging Face, timm and the reference's initialisation (section 3.4)."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,7 +9,7 @@ import optax
 import pytest
 
 from tests.helpers.written_weights import needs_torch
-from vivit_jax.convert import InitFrom, image_to_video, initialise, load_model, load_params, to_flat
+from vivit_jax.convert import InitFrom, initialise, load_model, load_params, to_flat
 from vivit_jax.models import ViViT, ViViTConfig
 
 
@@ -116,6 +117,6 @@ def test_initialisation_matches_the_reference(shared, name):
     assert relative(apply(config, whole, video), golden["logits_after"]) < 2e-6
     # The same from parameters in memory.
     image_config, image_params = load_model(image, prefix="ckpt/")
-    in_memory = image_to_video(image_params, config, embedding=options.embedding, temporal_attention="random")
+    in_memory = initialise(image_params, config, dataclasses.replace(options, prefix=None)).params
     jax.tree.map(np.testing.assert_array_equal, in_memory, converted.params)
     assert image_config.representation_size == 32

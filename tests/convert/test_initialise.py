@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import sys
 
 import flax.traverse_util
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.small_models import MODELS, random_params, small_config
-from vivit_jax.convert import ConversionError, InitFrom, initialise, model_for, save_params, to_flat
+from vivit_jax.convert import ConversionError, InitFrom, image_to_video, initialise, model_for, save_params, to_flat
 from vivit_jax.convert.image_to_video import adapt, random_leaves
 from vivit_jax.convert.resize import central_frame, filter_inflation, resize_grid
 from vivit_jax.models import ViViT, abstract_params
@@ -44,8 +43,7 @@ def test_every_model_initialises_from_every_other(source, target, monkeypatch):
         leaves = flat(abstract_params(config))
         return {name: np.full(leaves[name].shape, 7.0, np.float32) for name in names}
 
-    module = sys.modules[adapt.__module__]  # `convert.image_to_video` is the function
-    monkeypatch.setattr(module, "random_leaves", marked)
+    monkeypatch.setattr(image_to_video, "random_leaves", marked)
     _, params, target_config, filled, report = adapt_small(source, target, num_classes={"verb": 2, "noun": 3})
     shapes = {name: leaf.shape for name, leaf in flat(abstract_params(target_config)).items()}
     assert {name: leaf.shape for name, leaf in filled.items()} == shapes

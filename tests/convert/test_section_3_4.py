@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from tests.helpers.small_models import random_params, random_video, small_config
-from vivit_jax.convert import InitFrom, image_to_video, initialise, to_flat
+from vivit_jax.convert import InitFrom, initialise, to_flat
 from vivit_jax.convert.resize import resize_grid
 from vivit_jax.models import ViViT
 from vivit_jax.models.tokenizers import uniform_frame_indices
@@ -121,9 +121,8 @@ def test_model_3_starts_as_the_image_model_and_learns(order):
 def test_model_4_copies_the_image_model():
     """Leaf by leaf: its heads only attend over other axes."""
     image, params = image_model(classifier="gap")
-    converted = image_to_video(
-        params, dataclasses.replace(image, **CLIP, attention="factorised_dot_product"), head="keep"
-    )
+    config = dataclasses.replace(image, **CLIP, attention="factorised_dot_product")
+    converted = initialise(params, config, InitFrom(head="keep", pre_logits="drop")).params
     for part in ("layers", "norm"):
         jax.tree.map(np.testing.assert_array_equal, converted["encoder"][part], params["encoder"][part])
     positions = converted["encoder"]["position_embedding"].reshape(2, 6, -1)

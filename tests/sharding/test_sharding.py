@@ -26,15 +26,12 @@ def test_batch_is_split_over_data_and_fsdp():
     np.testing.assert_array_equal(placed, np.arange(32).reshape(16, 2))
 
 
-def test_first_matching_rule_applies():
+def test_leaves_without_a_rule_are_copied():
     mesh = sharding.make_mesh({"fsdp": 8})
     tree = {"params": {"head": {"kernel": np.zeros((8, 2)), "scale": np.zeros(8)}}, "step": np.zeros(())}
-    rules = ((r"head/kernel$", ("width", "outputs")), (r".*", ()))
-    specs = sharding.state_sharding(mesh, tree, rules)
+    specs = sharding.state_sharding(mesh, tree)
     assert specs["params"]["head"]["kernel"].spec == P("fsdp")
-    assert specs["params"]["head"]["scale"].spec == P()
-    with pytest.raises(ValueError, match="no sharding rule matches params/head/scale"):
-        sharding.state_sharding(mesh, tree, rules[:1])
+    assert specs["params"]["head"]["scale"].spec == specs["step"].spec == P()
 
 
 def test_parameter_specs_of_vit_b():

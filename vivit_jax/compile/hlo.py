@@ -28,8 +28,9 @@ _TILE = re.compile(r"T\(([\d,]+)\)")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}")
 _MESH_SIZE = re.compile(r"'([\w.]+)'=(\d+)")
 _MESH_AXIS = re.compile(r"'([\w.]+)'(?::\((\d+)\)(\d+))?")
-_GROUPS = re.compile(r"replica_groups=(\{\{.*?\}\}|\{\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)")
-_PAIRS = re.compile(r"source_target_pairs=(\{\{.*?\}\})")
+_GROUPS = re.compile(
+    r"(?:replica_groups|source_target_pairs)=(\{\{.*?\}\}|\{\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)"
+)
 # HBM traffic. Nothing is moved: names for what other instructions computed, or control flow, whose bodies count.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
 _FREE |= {"partition-id", "replica-id", "opt-barrier", "add-dependency", "iota", "async-start", "async-update"}
@@ -175,8 +176,6 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Traffic]:
 
 def _groups(rest: str, devices: int) -> list[list[int]]:
     """Returns the groups of devices that exchange data, each device by its flat index in the mesh."""
-    if pairs := _PAIRS.search(rest):
-        return [[int(n) for n in pair.split(",")] for pair in re.findall(r"\{([\d,]+)\}", pairs[1])]
     if named := _MESH_GROUPS.search(rest):
         return _groups_along({name: int(size) for name, size in _MESH_SIZE.findall(named[1])}, named[2])
     match = _GROUPS.search(rest)

@@ -3,11 +3,11 @@
     load_params(source, config=config)        the weights of exactly this model
     load_model(source)                        the weights and their model
     initialise(source, config, options)       weights fitted to any of our models (section 3.4), with a report
-    image_to_video(image_params, config)      the same from parameters in memory
     save_params(params, path, format, config) export
 
-`source` is a file, a folder or a mapping; its format is auto-detected. The names of each format are in
-`vivit_jax.convert.tables`; one engine applies them both ways. `python -m vivit_jax.convert` is the command line.
+`source` is a file, a folder or a mapping (nested parameters of ours, too); its format is auto-detected. The names of
+each format are in `vivit_jax.convert.tables`; one engine applies them both ways. `python -m vivit_jax.convert` is the
+command line.
 """
 
 import dataclasses
@@ -17,14 +17,12 @@ from typing import Any
 import flax.traverse_util
 
 from vivit_jax.config.sections import InitFrom
-from vivit_jax.convert import processor
 from vivit_jax.convert.containers.open import FileError
 from vivit_jax.convert.engine import ConversionError
-from vivit_jax.convert.image_to_video import adapt, image_to_video
+from vivit_jax.convert.image_to_video import adapt
 from vivit_jax.convert.report import Entry, Report, describe_model
 from vivit_jax.convert.source import Source, find_format, open_weights
 from vivit_jax.convert.tables import FORMATS, Hints
-from vivit_jax.convert.tables.sizes import is_image_model
 from vivit_jax.convert.writers import save_params, to_flat
 from vivit_jax.models import ViViTConfig
 from vivit_jax.models.config import INHERITED_FIELDS
@@ -90,13 +88,9 @@ def initialise(
     options = options or InitFrom()
     with open_weights(source, options.format, options.prefix) as weights:
         source_config = weights.model_config(Hints(options.grid, options.num_heads, config))
-        loaded = weights.load(dataclasses.replace(source_config, dtype=config.dtype), strict=False)
-        pixels, warnings = processor.read(weights.container.metadata, source_config.in_channels), []
-        if options.pixel_mean is None and pixels is not None and not pixels.is_ours:
-            if is_image_model(source_config) or weights.follows_processor:
-                options = dataclasses.replace(options, pixel_mean=pixels.mean, pixel_std=pixels.std)
-            else:
-                warnings = [pixels.warning("--config.init_from.")]
+        pixels, ignored = weights.pixels(source_config, options, images=True)
+        loaded = weights.load(dataclasses.replace(source_config, dtype=config.dtype), strict=False, pixels=pixels)
+        warnings = [ignored.warning("--config.init_from.")] if ignored else []
         source_names = weights.class_names(source_config)
     config, changes = inherit_fields(source_config, config, options)
     where, names = weights.container.where, (source_names, class_names or {})

@@ -21,7 +21,6 @@ from vivit_jax.config import flags as command_line
 from vivit_jax.config.preprocessing import KEY, usual_input
 from vivit_jax.config.sections import InitFrom
 from vivit_jax.convert import FORMATS, describe_model, initialise, processor, save_params
-from vivit_jax.convert.resize import fold_normalisation
 from vivit_jax.convert.source import OpenedWeights, open_weights
 from vivit_jax.convert.tables import Hints
 from vivit_jax.models import ViViTConfig, count_parameters
@@ -55,22 +54,16 @@ def convert() -> str:
             if _TO.value is None:
                 return describe(weights, config)
             metadata, class_names = weights.container.metadata, weights.class_names(config)
-            pixels, stored = processor.read(metadata, config.in_channels), metadata.get("checkpoint") or {}
+            stored, (pixels, ignored) = metadata.get("checkpoint") or {}, weights.pixels(config, options)
             record = stored.get("config") or {"input": usual_input(config, metadata.get("preprocessor"))}
             preprocessing = stored.get(KEY)
-            loaded = weights.load(config)
-            if weights.follows_processor and pixels is not None and options.pixel_mean is None:
-                options = dataclasses.replace(options, pixel_mean=pixels.mean, pixel_std=pixels.std)
+            loaded = weights.load(config, pixels=pixels)
         params = flax.traverse_util.unflatten_dict(loaded.params, sep="/")
-        if options.pixel_mean is not None:
-            leaves = params["tokenizer"]["kernel"], params["tokenizer"]["bias"]
-            kernel, bias = fold_normalisation(*leaves, options.pixel_mean, options.pixel_std)
-            params["tokenizer"] |= {"kernel": kernel, "bias": bias}
         dropped = "".join(f"\n  dropped {name}: {why}" for name, why in loaded.dropped.items())
         where = f"{weights.container.where} ({weights.format})"
         message = f"{where}: {describe_model(config)}, {len(loaded.params)} leaves{dropped}"
-        if pixels is not None and not pixels.is_ours and options.pixel_mean is None:
-            message += f"\nwarning: {pixels.warning('--')}"
+        if ignored is not None:
+            message += f"\nwarning: {ignored.warning('--')}"
     else:
         options, config, record, class_names = load_config(_CONFIG.value, given)
         preprocessing = None

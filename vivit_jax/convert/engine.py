@@ -93,17 +93,15 @@ def _misfit(shape: tuple[int, ...], pieces: Pieces) -> str:
     """Returns why pieces do not make a leaf of this shape, to follow its name; '' if they do."""
     if not pieces:
         return f" {shape}: nothing in the source fills it"
-    shapes = {layer: array.shape for layer, (_, array) in pieces.items()}
-    if (whole := shapes.pop(None, shape)) != shape:
-        return f": the source has shape {whole}, the model {shape}"
-    layers = set(range(shape[0])) if shapes else set()
-    if missing := sorted(layers - set(shapes)):
+    expected = {None: shape} if None in pieces else dict.fromkeys(range(shape[0]), shape[1:])
+    if missing := sorted(set(expected) - set(pieces)):
         return f": layers {missing} are missing, the model has {shape[0]}"
-    if extra := sorted(set(shapes) - layers):
+    if extra := sorted(set(pieces) - set(expected)):
         return f": the source has layers {extra} too, the model only {shape[0]}"
-    if wrong := {layer: stored for layer, stored in shapes.items() if stored != shape[1:]}:
+    if wrong := {layer: array.shape for layer, (_, array) in pieces.items() if array.shape != expected[layer]}:
+        where = "the source has" if None in wrong else f"layers {sorted(wrong)} have"
         stored = ", ".join(map(str, sorted(set(wrong.values()))))
-        return f": layers {sorted(wrong)} have shape {stored}, the model {shape[1:]}"
+        return f": {where} shape {stored}, the model {shape if None in wrong else shape[1:]}"
     return ""
 
 

@@ -7,7 +7,7 @@ them with the reason. Any other difference between the two models is an error.
 import dataclasses
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +20,9 @@ from vivit_jax.config.sections import InitFrom
 from vivit_jax.convert import heads
 from vivit_jax.convert.engine import ConversionError
 from vivit_jax.convert.report import Entry, Report, describe_model
-from vivit_jax.convert.resize import central_frame, filter_inflation, fold_normalisation, resize_grid
-from vivit_jax.convert.tables.native import image_model
-from vivit_jax.convert.tables.rows import Hints
+from vivit_jax.convert.resize import central_frame, filter_inflation, resize_grid
 from vivit_jax.models import ViViT, ViViTConfig, abstract_params
 from vivit_jax.models.config import INHERITED_FIELDS
-
-
-def image_to_video(
-    image_params: Mapping[str, Any], config: ViViTConfig, *, image_config: Any = None, seed: int = 0, **options: Any
-) -> dict[str, Any]:
-    """Returns parameters of a video model initialised from those of an image ViT (section 3.4).
-
-    `image_params` are nested (`load_model`, `load_params`); without `image_config` their shapes give it. `config` has
-    the image model's activation, epsilon and biases (`initialise` sets them). `options` are fields of `InitFrom`, by
-    default `embedding="central_frame"`, `head="reinit"`, `pre_logits="drop"`; docs/weights.md says what becomes
-    of the other leaves.
-    """
-    if image_config is None:
-        shapes = {k: np.shape(v) for k, v in flax.traverse_util.flatten_dict(dict(image_params), sep="/").items()}
-        image_config = image_model(shapes, Hints(target=config))
-    options = {"embedding": "central_frame", "head": "reinit", "pre_logits": "drop", **options}
-    return adapt(image_params, image_config, config, InitFrom(**options), seed=seed)[0]
 
 
 def adapt(
@@ -58,7 +39,8 @@ def adapt(
     """Fits the parameters of one model to another: (nested parameters of `ViViT(config)`, the report).
 
     `params` are nested or flat, of the model `source`, any of ours or an image ViT. `class_names` are those of `source`
-    and of `config`, as far as they are known; `origin` (`Loaded.origin`) and `where` (the file) are for the report.
+    and of `config`, as far as they are known; `origin` (`Loaded.origin`) and `where` (the file) are for the report. The
+    weights take pixels in [-1, 1], whatever `options.pixel_mean`: `OpenedWeights.load` has folded another range in.
     ConversionError lists all differences that cannot be converted.
     """
     flat = {k: np.asarray(v) for k, v in flax.traverse_util.flatten_dict(dict(params), sep="/").items()}
@@ -92,7 +74,8 @@ class _Adaptation:
         self.warnings: list[str] = []
         self._random: list[str] = []  # names of leaves that start as in training from scratch
         self._used: set[str] = set()  # names of the weights
-        self._folded = ""  # what was folded into the embedding
+        # Whether both models have one.
+        self._temporal_encoders = all("temporal_encoder/norm/scale" in x for x in (self.target, self.source_params))
         self._models_3 = [c.attention == "factorised_self_attention" for c in (self.config, self.source)]
         same = bool(self.config.representation_size) == bool(self.source.representation_size)
         models = self.source, self.config, self.class_names
@@ -102,7 +85,6 @@ class _Adaptation:
     def run(self, seed: int) -> None:
         """Fills all leaves; raises ConversionError with all that does not fit."""
         self._check_configs()
-        self._fold_pixels()
         if not self.problems:
             for name in self.target:
                 self._fill(name)
@@ -112,7 +94,7 @@ class _Adaptation:
         if self.problems:
             models = f"({describe_model(self.source)}) cannot initialise this model ({describe_model(self.config)})"
             raise ConversionError(f"the weights {models}", self.problems)
-        no_encoder = {} if self._has_temporal_encoders else {"temporal_encoder/": "the model has no temporal encoder"}
+        no_encoder = {} if self._temporal_encoders else {"temporal_encoder/": "the model has no temporal encoder"}
         for name in self.source_params:
             if name not in self._used:
                 why = self._chosen(name) or _matching(no_encoder | _REASONS["unused"], name)
@@ -125,7 +107,7 @@ class _Adaptation:
         names = ["hidden_size", "num_layers", "num_heads", "mlp_dim", "in_channels", *INHERITED_FIELDS]
         if self.config.representation_size and self.source.representation_size:
             names.append("representation_size")
-        if self._has_temporal_encoders and self.options.temporal_encoder == "load":
+        if self._temporal_encoders and self.options.temporal_encoder == "load":
             names.append("temporal_layers")
         way_out = {"temporal_layers": "; temporal_encoder='random' reinitialises the temporal encoder"}
         for name in names:
@@ -137,31 +119,12 @@ class _Adaptation:
         if patch != source_patch:
             self.problems.append(f"patches are {source_patch} pixels in the weights, {patch} in the model")
 
-    @property
-    def _has_temporal_encoders(self) -> bool:
-        """Whether both models have one."""
-        return all("temporal_encoder/norm/scale" in leaves for leaves in (self.target, self.source_params))
-
-    def _fold_pixels(self) -> None:
-        """Folds a normalisation of pixels other than to [-1, 1] into the embedding."""
-        mean, std = self.options.pixel_mean, self.options.pixel_std
-        if mean is None or std is None or {*mean, *std} == {0.5}:
-            return
-        leaves = ("tokenizer/kernel", "tokenizer/bias")
-        try:
-            folded = fold_normalisation(*(self.source_params[name] for name in leaves), mean, std)
-        except ValueError as error:
-            self.problems.append(str(error))
-            return
-        self.source_params |= dict(zip(leaves, folded, strict=True))
-        self._folded = f"pixels' mean {mean} and std {std} folded in"
-
     def _chosen(self, name: str) -> str | None:
         """Returns why a leaf starts as in training from scratch though the weights may have it; None: it does not."""
         module, options = name.split("/")[0], self.options
         if module == "tokenizer" and options.embedding == "random":
             return "embedding = random"
-        if module == "temporal_encoder" and options.temporal_encoder == "random" and self._has_temporal_encoders:
+        if module == "temporal_encoder" and options.temporal_encoder == "random" and self._temporal_encoders:
             return "temporal_encoder = random"
         if "_time/" in name and self._models_3 == [True, False] and options.temporal_attention == "random":
             return "temporal_attention = random"
@@ -173,7 +136,10 @@ class _Adaptation:
 
         Model 3 has two attentions in a block, all others one, which is the spatial one.
         """
-        encoder, source_encoder = _encoder_name(self.config), _encoder_name(self.source)
+        encoder, source_encoder = (  # those that see patches
+            "spatial_encoder" if config.attention == "factorised_encoder" else "encoder"
+            for config in (self.config, self.source)
+        )
         if not name.startswith(f"{encoder}/"):
             return name
         name = source_encoder + name.removeprefix(encoder)
@@ -214,9 +180,8 @@ class _Adaptation:
         """Fills a leaf of the model from the leaf `source` of the weights."""
         self.params[name] = np.ascontiguousarray(array, dtype=self.target[name].dtype)
         self._used.add(source)
-        folded = self._folded if source.startswith("tokenizer/") else ""
-        parts = (self.origin.get(source, source), how, folded)
-        self.entries.append(Entry(name, outcome, "; ".join(part for part in parts if part)))
+        origin = self.origin.get(source, source)
+        self.entries.append(Entry(name, outcome, f"{origin}; {how}" if how else origin))
 
     def _embedding(self, name: str) -> None:
         kernel, choice = self.source_params[name], self.options.embedding
@@ -271,9 +236,8 @@ def _grid_of(encoder: str, config: ViViTConfig) -> tuple[int, int, int]:
     return {"spatial_encoder": (1, n_h, n_w), "temporal_encoder": (n_t, 1, 1)}.get(encoder, config.grid)
 
 
-def random_leaves(config: ViViTConfig, names: Iterable[str], seed: int) -> dict[str, np.ndarray]:
+def random_leaves(config: ViViTConfig, names: Sequence[str], seed: int) -> dict[str, np.ndarray]:
     """Initialises some leaves of a model as training from scratch with this seed does; the others are not computed."""
-    names = list(names)
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         params = ViViT(config).init(key, jnp.zeros((1, *config.video_shape)))["params"]
@@ -281,11 +245,6 @@ def random_leaves(config: ViViTConfig, names: Iterable[str], seed: int) -> dict[
         return {name: flat[name] for name in names}
 
     return jax.device_get(jax.jit(init)(jax.random.key(seed))) if names else {}
-
-
-def _encoder_name(config: ViViTConfig) -> str:
-    """Returns the name of the encoder that sees patches: Model 2's spatial encoder, or the only one."""
-    return "spatial_encoder" if config.attention == "factorised_encoder" else "encoder"
 
 
 def _matching(table: Mapping[str, str], name: str) -> str | None:

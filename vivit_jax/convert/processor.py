@@ -4,6 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from vivit_jax.convert.engine import ConversionError
+
+EMBEDDING = ("tokenizer/kernel", "tokenizer/bias")
+
 
 @dataclasses.dataclass(frozen=True)
 class Processor:
@@ -30,6 +36,22 @@ class Processor:
             "[-1, 1], as in the authors' training. If the weights were trained with it, fold it into the embedding: "
             f"{flags}pixel_mean={mean} {flags}pixel_std={std}"
         )
+
+    def fold_into(self, params: dict[str, np.ndarray]) -> None:
+        """Converts the embedding among flat parameters to one of v = 2 x - 1 in [-1, 1], exactly.
+
+        (x - mean) / std = v / (2 std) + (1/2 - mean) / std; without padding the constant goes into the bias. The kernel
+        is [..., h, w, C, d], the bias [d]. ConversionError for another number of channels.
+        """
+        kernel, bias = (np.asarray(params[name]) for name in EMBEDDING)
+        if not len(self.mean) == len(self.std) == (channels := kernel.shape[-2]):
+            problem = f"pixel_mean={self.mean} and pixel_std={self.std} need a number for each of {channels} channels"
+            raise ConversionError("the pixels do not fit the weights", [problem])
+        wide, scale = kernel.astype(np.float64), np.asarray(self.std, np.float64)[:, None]
+        shift = (0.5 - np.asarray(self.mean, np.float64)[:, None]) / scale
+        constant = (wide * shift).sum(axis=tuple(range(kernel.ndim - 1)))
+        folded = (wide / (2 * scale)).astype(kernel.dtype), (bias + constant).astype(bias.dtype)
+        params.update(zip(EMBEDDING, folded, strict=True))
 
 
 def read(metadata: Mapping[str, Any], channels: int) -> Processor | None:

@@ -51,19 +51,3 @@ def filter_inflation(kernel: np.ndarray, t: int) -> np.ndarray:
     high = np.minimum(edges[None, 1:], new_edges[1:, None])
     share = np.maximum(high - low, 0) * frames  # [t, s]: the share of an old frame that a new one covers
     return np.tensordot(share, kernel, axes=1).astype(kernel.dtype)
-
-
-def fold_normalisation(
-    kernel: np.ndarray, bias: np.ndarray, mean: Sequence[float], std: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Converts an embedding of (x - mean) / std, x in [0, 1], to one of v = 2 x - 1 in [-1, 1], exactly.
-
-    (x - mean) / std = v / (2 std) + (1/2 - mean) / std; without padding the constant goes into the bias. `kernel` is
-    [..., h, w, C, d], `bias` [d]; `mean` and `std` have a value for each of the C channels.
-    """
-    if not len(mean) == len(std) == (channels := kernel.shape[-2]):
-        raise ValueError(f"pixel_mean={mean} and pixel_std={std} must have a number for each of {channels} channels")
-    wide, scale = kernel.astype(np.float64), np.asarray(std, np.float64)[:, None]
-    shift = (0.5 - np.asarray(mean, np.float64)[:, None]) / scale
-    constant = (wide * shift).sum(axis=tuple(range(kernel.ndim - 1)))
-    return (wide / (2 * scale)).astype(kernel.dtype), (bias + constant).astype(bias.dtype)

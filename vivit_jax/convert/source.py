@@ -9,16 +9,20 @@ from typing import Any
 
 import flax.traverse_util
 
-from vivit_jax.convert import engine
+from vivit_jax.config.sections import InitFrom
+from vivit_jax.convert import engine, processor
 from vivit_jax.convert.containers.open import Container, Leaf, open_container
 from vivit_jax.convert.engine import ConversionError
+from vivit_jax.convert.processor import Processor
 from vivit_jax.convert.report import describe_model
-from vivit_jax.convert.tables import FORMATS, Format, Hints, other_models
-from vivit_jax.convert.tables.rows import drop_reason
+from vivit_jax.convert.tables import FORMATS, Format, Hints
+from vivit_jax.convert.tables.rows import NAMES, drop_reason
+from vivit_jax.convert.tables.sizes import is_image_model
 from vivit_jax.models import ViViTConfig, abstract_params
 
 Path = str | os.PathLike[str]
 Source = Path | Mapping[str, Any]
+Pixels = tuple[Processor | None, Processor | None]
 # Modules that PyTorch puts around others, anywhere in a name.
 _WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -31,11 +35,6 @@ class OpenedWeights:
     format: str
     leaves: dict[str, Leaf]
     excluded: dict[str, str]
-
-    @property
-    def follows_processor(self) -> bool:
-        """Whether the weights were trained with the pixels that the image processor beside them says."""
-        return self.format == "videomae"
 
     def model_config(self, hints: Hints) -> ViViTConfig:
         """Returns the config of the model in the file; ValueError where shapes, metadata and hints leave it open."""
@@ -54,10 +53,25 @@ class OpenedWeights:
         heads = {head or "label": classes for head, classes in config.heads}
         return {head: list(map(str, of)) for head, of in names.items() if len(of) == heads.get(head)}
 
-    def load(self, config: ViViTConfig, *, strict: bool = True) -> engine.Loaded:
+    def pixels(self, config: ViViTConfig, options: InitFrom | None = None, images: bool = False) -> Pixels:
+        """Returns the normalisation of pixels, other than ours, that (is to be folded into the embedding, is ignored).
+
+        That of `options`, else of the image processor beside the weights: it is ignored unless they were trained with
+        it, as those of VideoMAE and, with `images`, of image models.
+        """
+        if options is not None and options.pixel_mean is not None:
+            return Processor(options.pixel_mean, options.pixel_std), None
+        found = processor.read(self.container.metadata, config.in_channels)
+        if found is None or found.is_ours:
+            return None, None
+        trained_with = self.format == "videomae" or (images and is_image_model(config))
+        return (found, None) if trained_with else (None, found)
+
+    def load(self, config: ViViTConfig, *, strict: bool = True, pixels: Processor | None = None) -> engine.Loaded:
         """Reads the parameters of exactly the model `config`; ConversionError lists all leaves that do not fit.
 
-        `strict` refuses weights with parts that ours does not have and that change what the model computes.
+        `strict` refuses weights with parts that ours does not have and that change what the model computes. `pixels`,
+        that the weights expect, are folded into the embedding.
         """
         format, rows = FORMATS[self.format], FORMATS[self.format].rows(config)
         target = flax.traverse_util.flatten_dict(abstract_params(config), sep="/")
@@ -71,6 +85,10 @@ class OpenedWeights:
             summary = f"{error.summary} ({self.container.where}, {self.format})"
             raise ConversionError(summary, error.problems, self._advice(config, error.problems)) from error
         loaded.dropped.update(self.excluded)
+        if pixels is not None and not pixels.is_ours:
+            pixels.fold_into(loaded.params)
+            for name in processor.EMBEDDING:
+                loaded.origin[name] += f"; pixels' mean {pixels.mean} and std {pixels.std} folded in"
         return loaded
 
     def _advice(self, config: ViViTConfig, problems: Sequence[str]) -> list[str]:
@@ -99,8 +117,10 @@ def open_weights(source: Source, format: str | None = None, prefix: str | None =
             if not leaves:
                 first = f"the first of its names are {', '.join(list(container.leaves)[:3])}"
                 raise ValueError(f"no name in {container.where} begins with prefix={prefix!r}; {first}")
-        if format is None and (model := other_models.name_of(leaves)):
-            raise ValueError(f"{container.where} holds another model's weights, not those of ViViT or a ViT: {model}")
+        for pattern, model in NAMES["other_models"].items() if format is None else ():
+            if name := next((name for name in leaves if re.search(pattern, name)), None):
+                problem = f"{container.where} holds another model's weights, not those of ViViT or a ViT"
+                raise ValueError(f"{problem}: {model} ({name})")
         kind = (container.metadata.get("config") or {}).get("model_type")
         format = format or find_format(leaves, container.where + (f" (model_type {kind})" if kind else ""))
         check_format(format)

@@ -1,9 +1,8 @@
 """Writers of weight files and of our checkpoints; a file appears whole or not at all, and nothing is overwritten."""
 
+import contextlib
 import dataclasses
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from vivit_jax.convert import engine, source
 from vivit_jax.convert.engine import ConversionError
 from vivit_jax.convert.report import describe_model
 from vivit_jax.convert.tables import FORMATS, Hints
+from vivit_jax.convert.tables.rows import NAMES
 from vivit_jax.convert.tables.sizes import is_image_model
 from vivit_jax.models import ViViTConfig
 from vivit_jax.utils import storage
@@ -70,10 +70,9 @@ def save_params(
     if format != "orbax":
         _check_expressible(flat, format, config, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    is_remote = storage.is_remote(path)
-    with tempfile.TemporaryDirectory(dir=None if is_remote else path.parent, prefix=f".{path.name}.") as folder:
-        # Orbax writes to a bucket by itself, and marks the checkpoint as complete.
-        written = path if is_remote and format == "orbax" else Path(folder) / path.name
+    # Orbax writes to a bucket by itself, and marks the checkpoint as complete.
+    by_orbax = format == "orbax" and storage.is_remote(path)
+    with contextlib.nullcontext(path) if by_orbax else storage.written(path) as written:
         if format == "orbax":
             _write_checkpoint(flat, written, config, class_names, record, preprocessing)
         elif format == "huggingface":
@@ -87,13 +86,12 @@ def save_params(
         elif format == "timm":
             safetensors.numpy.save_file(flat, written, metadata={"format": "pt"})
         elif path.suffix == ".npz":
-            np.savez(written, **flat)
+            with written.open("wb") as file:  # given a path, NumPy would append a suffix
+                np.savez(file, **flat)
         else:
             tree = flax.traverse_util.unflatten_dict(flat, sep="/")
             state = {"global_step": 0, "model_state": {}, "params": tree}
             written.write_bytes(flax.serialization.msgpack_serialize(state))
-        if written != path:
-            (storage.copy if is_remote else shutil.move)(written, path)
 
 
 def _check_expressible(flat: Arrays, format: str, config: ViViTConfig, metadata: Mapping[str, Any]) -> None:
@@ -119,19 +117,12 @@ def huggingface_config(config: ViViTConfig, class_names: ClassNames = None) -> d
     image = is_image_model(config)
     fields: dict[str, Any] = {
         "model_type": "vit" if image else "vivit",
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.mlp_dim,
+        **{name: getattr(config, ours) for name, ours in NAMES["huggingface"]["config"].items()},
         "hidden_act": {"gelu": "gelu", "gelu_tanh": "gelu_fast"}[config.activation],
-        "layer_norm_eps": config.layer_norm_eps,
-        "qkv_bias": config.qkv_bias,
         # A pair where frames are not square, which needs transformers 5.10.
         "image_size": config.to_dict()["image_size"],
-        "num_channels": config.in_channels,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "dtype": config.param_dtype,
     }
     if image:
         fields["patch_size"] = config.tubelet_size[1]

@@ -7,6 +7,7 @@ and the like apart). Half of XLA's flops are the published figures to their last
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ import optax
 
 from vivit_jax.models import ViViT, ViViTConfig, abstract_params
 from vivit_jax.train_step import SINGLE_HEAD, TrainState, build_train_program
+from vivit_jax.utils.trees import path_name
 
 
 @functools.lru_cache(maxsize=256)
@@ -65,10 +67,8 @@ def parameters_by_part(config: ViViTConfig) -> dict[str, int]:
     """Returns {part: parameters}, such as `encoder/layers/attention`; all layers of an encoder together."""
     parts: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
-        names = [key.key for key in path][:-1] or [path[0].key]
-        if len(path) == 2 and "encoder" in path[0].key:
-            names = [path[0].key, path[1].key]  # class token and position embedding are leaves of the encoder
-        part = "/".join(names[:3])
+        # Class tokens and position embeddings are leaves of an encoder, and parts of their own.
+        part = "/".join(re.sub("/(kernel|bias|scale)$", "", path_name(path)).split("/")[:3])
         parts[part] = parts.get(part, 0) + math.prod(leaf.shape)
     return parts
 

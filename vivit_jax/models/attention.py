@@ -108,7 +108,7 @@ class MultiHeadAttention(nn.Module):
             # has to gather: the masks depend on the index in the whole array, so that they do not depend on the mesh.
             for names in (query_axes, key_axes):
                 names.insert(-1, names.pop(attended))
-            attend = sharding.shard_map_logical(attend, (query_axes, key_axes, key_axes), query_axes)
+            attend = sharding.shard_map_logical(attend, (query_axes, key_axes, key_axes))
         out = attend(q, k, v)  # [..., heads, N, head_dim]
         if self.sow_attention:
             out = self.perturb(f"out{axis}", out)

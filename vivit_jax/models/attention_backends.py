@@ -7,16 +7,14 @@ a dropout rate or a logit cap by `choose_backend` do without it.
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from vivit_jax.models.attention_choice import ATTENTION_BACKENDS, Device
+from vivit_jax.models.attention_choice import Device
 from vivit_jax.models.dense import stored
 
-Backend = Callable[..., jax.Array]
 QUERIES_PER_TILE = 256  # measured on CPUs: about the largest tile whose weights stay in cache
 CUDNN_IMPLEMENTATION = "cudnn"  # tests replace it by 'xla', which has the same padding
 SPLASH_INTERPRET = False  # run the TPU kernel in Pallas' interpreter: for tests
@@ -178,5 +176,4 @@ def _blocks(length: int) -> tuple[int, int]:
     return block, count * block
 
 
-_FUNCTIONS = (xla_attention, tiled_attention, cudnn_attention, splash_attention)
-BACKENDS: dict[str, Backend] = dict(zip(ATTENTION_BACKENDS[1:], _FUNCTIONS, strict=True))
+BACKENDS = {"xla": xla_attention, "tiled": tiled_attention, "cudnn": cudnn_attention, "splash": splash_attention}

@@ -8,7 +8,6 @@ from absl import logging
 
 ATTENTION_BACKENDS = ("auto", "xla", "tiled", "cudnn", "splash")
 _log_once = functools.cache(logging.info)
-_ALL_DTYPES = ("float32", "bfloat16", "float64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,59 +32,39 @@ class Attention:
     logit_cap: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """A row of `AUTO`: where a backend is the fastest."""
+def fastest(attention: Attention, device: Device) -> str:
+    """Returns the backend that is the fastest by measurements, whether or not it can do what is asked.
 
-    backend: str
-    platform: str
-    dtypes: tuple[str, ...]
-    min_keys: int
-    training_only: bool = False
-    below_jax: tuple[int, ...] | None = None  # only before this version of jax
-
-    def fits(self, attention: Attention, device: Device) -> bool:
-        return (
-            self.platform == device.platform
-            and attention.dtype in self.dtypes
-            and attention.keys >= self.min_keys
-            and (attention.training or not self.training_only)
-            and (self.below_jax is None or device.jax_version < self.below_jax)
-        )
-
-
-# The first row that fits and whose backend can do what is asked; `xla` where there is none, that is for the 16 and 17
-# tokens of Model 3's and 4's time axis and of Model 2's temporal encoder.
-AUTO = (
+    `xla` also for the 16 and 17 tokens of Model 3's and 4's time axis and of Model 2's temporal encoder.
+    """
+    keys, dtype = attention.keys, attention.dtype
     # benchmarks/device.py, H200: a train step is 1.4 times as fast at 197 tokens, 3.8 times at 3,137, 0.93 times at 16.
-    Choice("cudnn", "gpu", ("bfloat16",), 64),
+    if device.platform == "gpu" and dtype == "bfloat16" and keys >= 64:
+        return "cudnn"
     # Compiled for v3 and v5e with gradients, 12 heads of 64: HBM traffic of `xla` over `splash` 1.1 and 1.8 at 197
     # tokens, where padding to 256 costs as much, 2.7 and 7.8 at 512, 5.2 and 48 at 1,024; 14 and 47 at 3,137 (heads of
     # 80). benchmarks/attention.py times them on a TPU.
-    Choice("splash", "tpu", ("bfloat16", "float32"), 512),
+    if device.platform == "tpu" and dtype != "float64" and keys >= 512:
+        return "splash"
     # benchmarks/attention.py, two cores of an Intel Xeon with AMX: from 512 tokens as fast as `xla` or faster with
     # gradients, in a thirtieth of the memory. Without gradients jax 0.12 fuses `xla`, which is then the fastest; before
     # it, `tiled` is 1.7 (jax 0.11) to 2.3 times (jax 0.10) as fast at 3,137 tokens.
-    Choice("tiled", "cpu", _ALL_DTYPES, 512, training_only=True),
-    Choice("tiled", "cpu", _ALL_DTYPES, 512, below_jax=(0, 12)),
-)
+    if device.platform == "cpu" and keys >= 512 and (attention.training or device.jax_version < (0, 12)):
+        return "tiled"
+    return "xla"
 
 
 def choose_backend(name: str, attention: Attention, device: Device) -> str:
-    """Returns the backend of an attention layer on a device: `name`, or the choice of `AUTO` for "auto".
+    """Returns the backend of an attention layer on a device: `name`, or the `fastest` for "auto".
 
     `auto` passes over a backend that cannot do what is asked, with a line in the log; a named one raises ValueError.
     """
+    chosen = fastest(attention, device) if name == "auto" else name
+    if (reason := refusal(chosen, attention, device)) is None:
+        return chosen
     if name != "auto":
-        if reason := refusal(name, attention, device):
-            raise ValueError(f"attention_backend={name!r} {reason}; use attention_backend='auto'")
-        return name
-    for row in AUTO:
-        if not row.fits(attention, device):
-            continue
-        if (reason := refusal(row.backend, attention, device)) is None:
-            return row.backend
-        _log_once(f"Attention backend {row.backend} is passed over: it {reason}.")
+        raise ValueError(f"attention_backend={name!r} {reason}; use attention_backend='auto'")
+    _log_once(f"Attention backend {chosen} is passed over: it {reason}.")
     return "xla"
 
 

@@ -53,7 +53,7 @@ class ViViTConfig:
       stochastic_depth_rescale: divide a kept branch by its probability. False is the published code's behaviour: no
         rescaling, and no stochastic depth in Model 3.
       attention_logit_cap: c > 0 replaces the attention logits by c tanh(logits / c).
-      attention_backend: `auto`, the fastest for each attention layer and device by the table in
+      attention_backend: `auto`, the fastest for each attention layer and device, as measured, see
         `vivit_jax.models.attention_choice`; or one by name: `xla` (stores all weights), `tiled` (in small parts: less
         memory, for CPUs), `cudnn` (NVIDIA GPUs, bfloat16) or `splash` (TPUs). The numbers are the same within rounding.
       dtype: of the compute: `float32`, `bfloat16`, or `float64` (needs jax_enable_x64; for tests). Parameters are

@@ -30,8 +30,7 @@ from vivit_jax import checkpoint as checkpointing
 from vivit_jax import sharding
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.config.preprocessing import Preprocessing, usual_input
-from vivit_jax.convert import describe_model, processor
-from vivit_jax.convert.resize import fold_normalisation
+from vivit_jax.convert import describe_model
 from vivit_jax.convert.source import open_weights
 from vivit_jax.convert.tables import Hints
 from vivit_jax.data import host_tf, pipeline
@@ -251,14 +250,10 @@ def _read(path: epath.Path, mesh: Any) -> tuple[ViViT, Any, dict[str, Any], str]
             convert = f"python -m vivit_jax.convert --from={path} --to=RUN --format=orbax"
             raise ValueError(f"{error}\nconvert them first, with that flag, and predict with RUN: {convert}") from None
         names, where, stored = weights.class_names(config), weights.container.where, weights.container.metadata
-        pixels = processor.read(stored, config.in_channels)
-        params = flax.traverse_util.unflatten_dict(weights.load(config).params, sep="/")
-    if pixels is not None and weights.follows_processor:
-        leaves = params["tokenizer"]["kernel"], params["tokenizer"]["bias"]
-        kernel, bias = fold_normalisation(*leaves, pixels.mean, pixels.std)
-        params["tokenizer"] = {"kernel": kernel, "bias": bias}
-    elif pixels is not None and not pixels.is_ours:
-        logging.warning("%s: %s, with python -m vivit_jax.convert", where, pixels.warning("--"))
+        pixels, ignored = weights.pixels(config)
+        params = flax.traverse_util.unflatten_dict(weights.load(config, pixels=pixels).params, sep="/")
+    if ignored is not None:
+        logging.warning("%s: %s, with python -m vivit_jax.convert", where, ignored.warning("--"))
     fields = {name: value for name, value in config.to_dict().items() if name != "num_classes"}
     heads = {head or "label": classes for head, classes in config.heads}
     for head, classes in heads.items():

@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import re
+import tomllib
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
@@ -28,16 +30,7 @@ _HUGGING_FACE = [name + index for name in ("model.safetensors", "pytorch_model.b
 _STEP = re.compile(r"(?:checkpoint_|ckpt_|step_)?(\d+)")
 _HEAD = 512  # bytes from which a kind is detected
 _MAX_HEADER = 100_000_000  # bytes of a safetensors header, the library's own limit
-# What a file without weights begins with -> what it is, and the way out.
-_OTHER_FILES = {
-    rb"\Z": "is empty: its download or its writing never finished; download it again",
-    rb"\s*version https://git-lfs": "is a pointer of git-lfs, not the weights: run `git lfs pull` or download the file",
-    rb"\s*<(!doctype|html|\?xml|head)": "is a web page, not weights: the download failed; download it again",
-    rb"\s*[{\[]": "is JSON text, not weights; give the file or the folder of the weights",
-    rb"\0+\Z": "begins with zeros only: its download or its writing never finished; download it again",
-    rb"\x89HDF": "is HDF5 (Keras): load it there and save an .npz",
-    rb"\x80[\x02-\x05]": "is a pickle of Python objects, or a part of a PyTorch file; nothing in it was executed",
-}
+_OTHER_FILES = tomllib.loads(Path(__file__).with_name("other_files.toml").read_text(encoding="utf-8"))
 
 
 def open_container(source: str | os.PathLike[str] | Mapping[str, Any]) -> Container:
@@ -97,7 +90,7 @@ def _detect(path: epath.Path) -> str:
     if head and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):  # a map with entries
         return "msgpack"
     for pattern, description in _OTHER_FILES.items():
-        if re.match(pattern, head, re.DOTALL | re.IGNORECASE):
+        if re.match(pattern.encode(), head, re.DOTALL | re.IGNORECASE):
             raise FileError(f"{path} {description}")
     supported = ".npz, safetensors, PyTorch's .pth, .pt and .bin, and Flax msgpack"
     raise FileError(f"{path} is of no known kind (it begins with {head[:8]!r}); supported are {supported}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from vivit_jax.convert.tables import transforms
 from vivit_jax.convert.tables.huggingface import pair
-from vivit_jax.convert.tables.rows import Format, Hints, Row, Shapes, dropped, row
+from vivit_jax.convert.tables.rows import NAMES, Format, Hints, Row, Shapes, dropped, row
 from vivit_jax.convert.tables.sizes import check_image_model, count_layers, heads_of, image_config, shape_of, space_grid
 from vivit_jax.convert.tables.transforms import derived
 from vivit_jax.models import ViViTConfig
@@ -25,13 +25,10 @@ def timm(config: ViViTConfig) -> list[Row]:
         row("pos_embed", "encoder/position_embedding", transforms.slotted(config)),
         row(f"{block}.attn.qkv.weight", tuple(f"{part}/kernel" for part in qkv), fused),
         row(f"{block}.attn.qkv.bias", tuple(f"{part}/bias" for part in qkv), fused),
-        *pair(f"{block}.attn.proj", f"{layers}/attention/out", "output", config.num_heads),
-        *pair(f"{block}.norm1", f"{layers}/norm_attention", "norm"),
-        *pair(f"{block}.norm2", f"{layers}/norm_mlp", "norm"),
-        *pair(f"{block}.mlp.fc1", f"{layers}/mlp/dense_in", "dense"),
-        *pair(f"{block}.mlp.fc2", f"{layers}/mlp/dense_out", "dense"),
         *pair("norm", "encoder/norm", "norm"),
     ]
+    for name, ours, kind in NAMES["timm"]["parts"]:
+        rows += pair(f"{block}.{name}", f"{layers}/{ours}", kind, config.num_heads)
     if token:
         rows.append(row("cls_token", "encoder/class_token", transforms.VECTOR))
     if config.representation_size:

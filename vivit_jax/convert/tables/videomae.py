@@ -1,22 +1,27 @@
 """Names of Hugging Face's VideoMAE, a Model 1 without class token: computed positions, keys without a bias."""
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from vivit_jax.convert.tables import transforms
-from vivit_jax.convert.tables.huggingface import ACTIVATIONS, pair
-from vivit_jax.convert.tables.rows import Format, Hints, Row, Shapes, dropped, row
-from vivit_jax.convert.tables.sizes import count_layers, heads_of, shape_of
+from vivit_jax.convert.tables import huggingface, transforms
+from vivit_jax.convert.tables.huggingface import pair
+from vivit_jax.convert.tables.rows import NAMES, Format, Hints, Row, Shapes, dropped, row
+from vivit_jax.convert.tables.sizes import shape_of
 from vivit_jax.models import ViViTConfig
+
+# Its `config.json` has the fields of ViViT's; these are their defaults.
+_CONFIG = {"image_size": 224, "num_frames": 16, "hidden_act": "gelu", "layer_norm_eps": 1e-12}
 
 
 def videomae(config: ViViTConfig) -> list[Row]:
     """Returns the rows of a Model 1; arrays that the files lack are made where their neighbours are read."""
     d, block, layers = config.hidden_size, "encoder.layer.{layer}", "encoder/layers"
     heads = transforms.projection(config.num_heads)
-    positions = sinusoids(int(np.prod(config.grid)), d)
+    positions = sinusoids(math.prod(config.grid), d)
     with_positions = transforms.Transform(lambda x: [x, positions], _refuse)
     zeros = np.zeros((config.num_heads, config.head_dim))
     without_key = transforms.Transform(lambda x: [*heads.load(x), zeros], _refuse)
@@ -30,13 +35,8 @@ def videomae(config: ViViTConfig) -> list[Row]:
         for query, value in (("q_bias", "v_bias"), ("query.bias", "value.bias")):  # until version 5, and from it
             rows += [row(f"{attention}.{query}", (f"{ours}/query/bias", f"{ours}/key/bias"), without_key)]
             rows += [row(f"{attention}.{value}", f"{ours}/value/bias", heads)]
-        for part in ("query", "key", "value"):
-            rows += [row(f"{attention}.{part}.weight", f"{ours}/{part}/kernel", heads)]
-        rows += pair(f"{layer}.attention.output.dense", f"{ours}/out", "output", config.num_heads)
-        for name, part in (("before", "norm_attention"), ("after", "norm_mlp")):
-            rows += pair(f"{layer}.layernorm_{name}", f"{layers}/{part}", "norm")
-        rows += pair(f"{layer}.intermediate.dense", f"{layers}/mlp/dense_in", "dense")
-        rows += pair(f"{layer}.output.dense", f"{layers}/mlp/dense_out", "dense")
+        for name, _, part, kind in NAMES["huggingface"]["parts"]:
+            rows += pair(f"{layer}.{name}", f"{layers}/{part}", kind, config.num_heads)
         if not config.pool_norm:
             rows += pair(f"{prefix}layernorm", "encoder/norm", "norm")
     rows += pair("fc_norm", "encoder/norm", "norm") if config.pool_norm else []
@@ -55,29 +55,20 @@ def sinusoids(count: int, d: int) -> np.ndarray:
 
 def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViTConfig:
     """Returns the config of the model; without `config.json` that of 16 frames of 224 pixels, or `hints.grid`."""
-    written = metadata.get("config") or {}
+    written = _CONFIG | (metadata.get("config") or {})
     names = {name.removeprefix("videomae."): shape for name, shape in shapes.items()}
-    d, channels, t, h, w = shape_of(names, "embeddings.patch_embeddings.projection.weight", 5)
-    size = written.get("image_size", 224)
+    d, _, t, h, w = shape_of(names, "embeddings.patch_embeddings.projection.weight", 5)
+    size = written["image_size"]
     height, width = (size, size) if isinstance(size, int) else size
-    n_t, n_h, n_w = hints.grid or (written.get("num_frames", 16) // t, height // h, width // w)
-    if (activation := written.get("hidden_act", "gelu")) not in ACTIVATIONS:
-        raise ValueError(f"config.json says hidden_act={activation!r}; ViViT here has {', '.join(ACTIVATIONS)}")
+    grid = hints.grid or (written["num_frames"] // t, height // h, width // w)
+    names["embeddings.position_embeddings"] = (1, math.prod(grid) + 1, d)
+    config = huggingface.describe(names, {"config": written}, dataclasses.replace(hints, grid=grid))
     pools, biases = "fc_norm.weight" in names, ("q_bias", "query.bias")
-    return ViViTConfig(
-        hidden_size=d,
-        num_heads=hints.num_heads or written.get("num_attention_heads") or heads_of(d, hints),
-        num_layers=count_layers(names, r"encoder\.layer\.(?P<layer>\d+)\."),
-        mlp_dim=shape_of(names, "encoder.layer.0.intermediate.dense.weight", 2)[0],
-        tubelet_size=(t, h, w),
-        num_frames=n_t * t,
-        image_size=(n_h * h, n_w * w),
-        in_channels=channels,
+    return dataclasses.replace(
+        config,
         classifier="gap",
         pool_norm=pools,
-        num_classes=names["classifier.bias"][0] if pools and "classifier.bias" in names else None,
-        activation=ACTIVATIONS[activation],
-        layer_norm_eps=written.get("layer_norm_eps", 1e-12),
+        num_classes=config.num_classes if pools else None,
         qkv_bias=any(f"encoder.layer.0.attention.attention.{name}" in names for name in biases),
     )
 
