@@ -135,7 +135,7 @@ def train_batches(
     threads = options.threads or workers.default_workers()
     videos = _Videos(train_set.splits, options, threads)
     labels = _LabelTables(train_set.splits)
-    count = clips.num_draws(spec)
+    count = sampling.num_draws(spec)
     region = videos.largest_window(spec) if options.resize_on_device else None
     shape = [spec.num_frames, *(region or spec.image_size), 3]
 
@@ -156,7 +156,7 @@ def train_batches(
             make = lambda *size: clips.train_region(read, video, *size, spec, draws, region)  # noqa: E731
             size = videos.size(video)[1:]
             window = {"window": clips.window_in_region(*size, spec, draws, region, allowed)}
-        flipped = tf.logical_and(clips.is_flipped(spec, draws), allowed)
+        flipped = tf.logical_and(sampling.is_flipped(spec, draws), allowed)
         label = labels.look_up(video, mirrors, flipped) if swap else labels.look_up(video)
         return videos.example(video, shape, make, again) | window | {"label": label}
 
