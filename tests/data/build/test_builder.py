@@ -16,8 +16,15 @@ from vivit_jax.data import annotations, build, catalog, paths, workers
 from vivit_jax.data.build.__main__ import main as build_main
 from vivit_jax.data.build.records import RecordsBuild
 from vivit_jax.data.host_tf import tf
-from vivit_jax.data.records import indexing, reader, scan
-from vivit_jax.data.records.split import EmptySplitError, NoRecordsError, RecordSplit, list_shards, open_split
+from vivit_jax.data.records import reader, scan
+from vivit_jax.data.records.split import (
+    EmptySplitError,
+    NoRecordsError,
+    RecordSplit,
+    list_shards,
+    open_split,
+    record_positions,
+)
 from vivit_jax.data.video import encode
 from vivit_jax.utils import storage
 
@@ -340,7 +347,7 @@ def test_index_errors(tiny_records, tmp_path):
     with pytest.raises(NoRecordsError, match=r"no index; make it: python -m vivit_jax.data.index"):
         open_split(tmp_path, "validation")
     with pytest.raises(ValueError, match="cut short: record"):
-        indexing.record_positions(tmp_path / shard)
+        record_positions(tmp_path / shard)
 
 
 def test_empty_split(tmp_path):

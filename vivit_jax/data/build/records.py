@@ -21,8 +21,7 @@ from vivit_jax.data import annotations, catalog, host_tf
 from vivit_jax.data.build import shards
 from vivit_jax.data.build.dataset import BuildOptions
 from vivit_jax.data.paths import REJECTS_FILE, SUMMARY_FILE, VERSION, records_folder
-from vivit_jax.data.records import indexing
-from vivit_jax.data.records.split import CHUNK_FRAMES, RecordSplit, save_class_names
+from vivit_jax.data.records.split import CHUNK_FRAMES, RecordSplit, assemble, save_class_names
 from vivit_jax.data.video import encode
 from vivit_jax.utils import storage, tables, terminal
 
@@ -154,7 +153,7 @@ class RecordsBuild:
             summary["version"] = self._dataset.version
         for split, planned in self._shards.items():
             videos, positions = [shard.videos for shard in planned], [shard.positions for shard in planned]
-            indexed = indexing.assemble(folder, split, videos, names, positions)
+            indexed = assemble(folder, split, videos, names, positions)
             indexed.save()
             summary["splits"][split] = _summarise(indexed, planned, self._dataset.splits.get(split))
             if empty := _classes_without_videos(indexed, planned):

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from vivit_jax.data import annotations, workers
-from vivit_jax.data.records import indexing
-from vivit_jax.data.records.split import CHUNK_FRAMES
+from vivit_jax.data.records.split import CHUNK_FRAMES, VideoEntry, record_positions
 from vivit_jax.data.video import encode
 from vivit_jax.utils import storage
 
@@ -41,8 +40,8 @@ class Shard:
     split: str
     number: int
     files: list[File]
-    videos: list[indexing.VideoEntry] = dataclasses.field(default_factory=list)
-    positions: np.ndarray | None = None  # see `indexing.record_positions`
+    videos: list[VideoEntry] = dataclasses.field(default_factory=list)
+    positions: np.ndarray | None = None  # see `record_positions`
     rejects: list[tuple[str, ...]] = dataclasses.field(default_factory=list)  # (split, video, start, end, reason)
     varying: int = 0  # videos with a variable frame rate
     repaired: int = 0  # frames whose time stamps were missing or did not increase
@@ -143,12 +142,12 @@ def write(
                     for record in _records(row, number, segment):
                         writer.write(record)
                     size = (segment.height, segment.width)
-                    video = indexing.VideoEntry(row.video, len(segment.frames), segment.fps, *size, dict(row.labels))
+                    video = VideoEntry(row.video, len(segment.frames), segment.fps, *size, dict(row.labels))
                     shard.videos.append(video)
                     shard.varying += segment.varies
                     shard.repaired += segment.repaired
                 on_file(file)
-        shard.positions = indexing.record_positions(partial)
+        shard.positions = record_positions(partial)
         num_bytes = storage.size(partial)
     metadata = {name: getattr(shard, name) for name in ("rejects", "varying", "repaired")}
     metadata |= {"bytes": num_bytes, "positions": shard.positions.tolist()}
@@ -166,7 +165,7 @@ def restore(shard: Shard, staging: storage.AnyPath) -> None:
     metadata = json.loads(metadata_path.read_text(encoding="utf-8"))
     if metadata["bytes"] != storage.size(path):
         return
-    shard.videos = [indexing.VideoEntry(**video) for video in metadata["videos"]]
+    shard.videos = [VideoEntry(**video) for video in metadata["videos"]]
     shard.positions = np.array(metadata["positions"], np.int64).reshape(-1, 3)
     shard.rejects = [tuple(reject) for reject in metadata["rejects"]]
     shard.varying, shard.repaired, shard.done = metadata["varying"], metadata["repaired"], True

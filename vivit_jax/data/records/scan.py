@@ -14,8 +14,7 @@ from google.protobuf.message import DecodeError
 from vivit_jax.data import workers
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.records import reader
-from vivit_jax.data.records.indexing import VideoEntry, assemble, record_positions
-from vivit_jax.data.records.split import CHUNK_FRAMES, NoRecordsError, RecordSplit, list_shards, load_class_names
+from vivit_jax.data.records import split as index
 from vivit_jax.data.records.unreadable import plain_message
 from vivit_jax.utils import storage
 
@@ -90,25 +89,25 @@ def _broken_frame(record: tf.Tensor, form: str) -> str | None:
     return None
 
 
-def scan(folder: storage.PathLike) -> list[RecordSplit]:
+def scan(folder: storage.PathLike) -> list[index.RecordSplit]:
     """Makes the index of every split of chunk records in `folder`, by reading and verifying all bytes."""
     folder = storage.path(folder)
-    shards = list_shards(folder)
+    shards = index.list_shards(folder)
     if not shards:
-        raise NoRecordsError(f"no records in {folder} (no files named *.tfrecord-00000-of-00001)")
-    names = load_class_names(folder)
+        raise index.NoRecordsError(f"no records in {folder} (no files named *.tfrecord-00000-of-00001)")
+    names = index.load_class_names(folder)
     splits = []
     for split, files in shards.items():
         entries, positions = [], []
         for shard in files:
             with storage.local(folder / shard) as local_file:
                 entries.append(list(videos(local_file, names)))
-                positions.append(record_positions(local_file))
-        splits.append(assemble(folder, split, entries, names, positions))
+                positions.append(index.record_positions(local_file))
+        splits.append(index.assemble(folder, split, entries, names, positions))
     return splits
 
 
-def videos(path: Path, heads: Iterable[str]) -> Iterator[VideoEntry]:
+def videos(path: Path, heads: Iterable[str]) -> Iterator[index.VideoEntry]:
     """Yields the videos of a shard of chunk records, with the labels of `heads`; ValueError for a broken record."""
     chunks_read = num_chunks = 0
     entry, number = None, -1
@@ -119,7 +118,7 @@ def videos(path: Path, heads: Iterable[str]) -> Iterator[VideoEntry]:
             if chunk == 0:
                 if chunks_read != num_chunks:
                     raise ValueError(f"{path}: record {number} begins a video before the one before it is complete")
-                entry = VideoEntry(
+                entry = index.VideoEntry(
                     features["video_id"].bytes_list.value[0].decode(),
                     features["num_frames"].int64_list.value[0],
                     features["fps"].float_list.value[0],
@@ -127,7 +126,7 @@ def videos(path: Path, heads: Iterable[str]) -> Iterator[VideoEntry]:
                     features["width"].int64_list.value[0],
                     {head: _label(features, head) for head in heads},
                 )
-                chunks_read, num_chunks = 0, -(-entry.num_frames // CHUNK_FRAMES)
+                chunks_read, num_chunks = 0, -(-entry.num_frames // index.CHUNK_FRAMES)
                 yield entry
             if chunk != chunks_read or entry is None:
                 raise ValueError(f"{path}: record {number} is chunk {chunk} of its video, {chunks_read} was expected")
