@@ -158,9 +158,8 @@ def test_interrupted_build_continues(tmp_path, monkeypatch):
     (videos / "b.mp4").write_text("not a video")
     numbered_video(videos / "c.mp4", 33, height=62, width=90)  # rows of 270 bytes, which FFmpeg pads
     dataset = dataclasses.replace(catalog.get("kinetics400"), rows_per_shard=2)
-    encode_options = encode.EncodeOptions(dataset.short_side)
-    options = build.BuildOptions(num_workers=0, progress=False)
-    whole = RecordsBuild(dataset, videos, folder, tmp_path / "whole", encode_options, options).run()
+    options = build.BuildOptions(dataset.short_side, num_workers=0, progress=False)
+    whole = RecordsBuild(dataset, videos, folder, tmp_path / "whole", options).run()
     encoded = []
     original = encode.encode_file
 
@@ -171,7 +170,7 @@ def test_interrupted_build_continues(tmp_path, monkeypatch):
         return original(task)
 
     monkeypatch.setattr(encode, "encode_file", interrupted_at_fourth)
-    arguments = (dataset, videos, folder, tmp_path / "out", encode_options, options)
+    arguments = (dataset, videos, folder, tmp_path / "out", options)
     with pytest.raises(KeyboardInterrupt):
         RecordsBuild(*arguments).run()
     assert not build.records_folder("kinetics400", tmp_path / "out").exists()
