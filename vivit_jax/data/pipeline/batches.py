@@ -19,9 +19,8 @@ from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.pipeline import clips
 from vivit_jax.data.pipeline.cache import FrameCache, decoded_bytes
-from vivit_jax.data.records.reader import record_reader
+from vivit_jax.data.records.reader import Limit, read_again, record_reader
 from vivit_jax.data.records.split import RecordSplit
-from vivit_jax.data.records.unreadable import Limit, read_again
 from vivit_jax.data.selection import mirror, sampling
 from vivit_jax.data.selection.order import clip_draws
 from vivit_jax.data.selection.sampling import ClipSpec
@@ -33,7 +32,7 @@ _DEFAULT_OPTIONS = PipelineOptions()
 class Batches(Iterator, contextlib.AbstractContextManager):
     """Iterator over batches: dicts of NumPy arrays (read-only views of TensorFlow's memory; copy to change them).
 
-    Raises DataError where the storage fails for longer than `unreadable.PAUSES`; in training also where too many clips
+    Raises DataError where the storage fails for longer than `reader.PAUSES`; in training also where too many clips
     of an epoch so far (in the rows of this process, since it started) or all videos of a batch are broken.
 
     Attributes:

@@ -15,7 +15,6 @@ from vivit_jax.data import workers
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.records import reader
 from vivit_jax.data.records import split as index
-from vivit_jax.data.records.unreadable import plain_message
 from vivit_jax.utils import storage
 
 # What `function` of `mapped` returned for a record, or the reason why the record cannot be read.
@@ -71,7 +70,7 @@ def _find_reason(read: Callable, function: Callable, form: str, number: int) -> 
     except tf.errors.DataLossError:
         return "corrupted: its checksum does not fit"
     except tf.errors.OpError as error:
-        return plain_message(error)
+        return reader.plain_message(error)
     return reason or "could not be read at first, but could the second time: is the disk failing?"
 
 
@@ -85,7 +84,7 @@ def _broken_frame(record: tf.Tensor, form: str) -> str | None:
             tf.io.extract_jpeg_shape(jpeg)  # which, unlike decoding, takes no other format
             tf.io.decode_jpeg(jpeg, channels=3)
         except tf.errors.OpError as error:
-            return f"frame {number} is no readable JPEG: {plain_message(error)}"
+            return f"frame {number} is no readable JPEG: {reader.plain_message(error)}"
     return None
 
 
