@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from vivit_jax.data.annotations import parsing
-from vivit_jax.data.annotations.rows import AnnotationError
+from vivit_jax.data.annotations.parsing import AnnotationError
 from vivit_jax.data.annotations.video_files import VIDEO_SUFFIXES, without_suffix
 from vivit_jax.utils import storage
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vivit_jax.data import catalog
-from vivit_jax.data.annotations.rows import MissingDataError, Row, missing_message
+from vivit_jax.data.annotations.parsing import MissingDataError, Row
 from vivit_jax.data.video.frame_folder import PICTURE_SUFFIXES, frame_names
 from vivit_jax.utils import storage
 
@@ -118,7 +118,7 @@ class VideoFiles:
         others = self._add(self.folder).others()
         if not self._files and dataset.annotation_format != "csv":
             found = f"no video in {folder}" + (f", but {others} (suffixes of no video)" if others else "")
-            raise MissingDataError(f"{found}.\n{missing_message(dataset, videos=folder)}")
+            raise MissingDataError(found, dataset, videos=folder)
         if others:
             logging.getLogger(__name__).warning("%s: left alone, as no videos by their suffix: %s", folder, others)
         parent = storage.absolute(self.folder).parent
@@ -197,8 +197,8 @@ class VideoFiles:
         expected = rows[0].file or rows[0].names[0][0]
         example = next((files[0] for files in self._files.values()), "no video")
         looked = f"none of the videos in the annotations is in {self.folder}: looked for {expected}"
-        message = missing_message(self._dataset, videos=self.folder)
-        raise MissingDataError(f"{looked}, found there {example} and the like.\n{message}")
+        found = f"{looked}, found there {example} and the like"
+        raise MissingDataError(found, self._dataset, videos=self.folder)
 
 
 def _parts(path: str) -> list[str]:

@@ -114,6 +114,6 @@ def prepare(
         return folder
     videos, annotation_folder = source / "videos", source / "annotations"
     if not (videos.is_dir() and annotation_folder.is_dir()):
-        message = annotations.missing_message(dataset, videos, annotation_folder)
-        raise annotations.MissingDataError(f"no records in {folder}, and no files to build them from.\n{message}")
+        problem = f"no records in {folder}, and no files to build them from"
+        raise annotations.MissingDataError(problem, dataset, annotations=annotation_folder, videos=videos)
     return build(name, videos, annotation_folder, data_dir, BuildOptions(num_workers=num_workers, progress=progress))
