@@ -82,7 +82,7 @@ def test_wrong_contents_with_right_checksums(copy):
         ]
 
     damages = [
-        (set_chunk, "chunk is 5, 0 in the index"),
+        (set_chunk, "chunk is [5], [0] in the index"),
         (set_label, "label/noun is ["),
         (break_jpeg, "frame 3 is no readable JPEG"),
         (drop_frame, "frames, "),
