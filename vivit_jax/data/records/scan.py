@@ -64,28 +64,18 @@ def _find_reason(read: Callable, function: Callable, form: str, number: int) -> 
     """Reads a broken record again, where errors can be caught, and frame by frame."""
     try:
         record = read(tf.constant(number, tf.int64))
-        reason = _broken_frame(record, form)
-        if reason is None:
-            tf.function(function, autograph=False)(record)
+        for frame, jpeg in enumerate(reader.jpegs_of(form, record[None])):
+            try:
+                tf.io.extract_jpeg_shape(jpeg)  # which, unlike decoding, takes no other format
+                tf.io.decode_jpeg(jpeg, channels=3)
+            except tf.errors.OpError as error:
+                return f"frame {frame} is no readable JPEG: {reader.plain_message(error)}"
+        tf.function(function, autograph=False)(record)
     except tf.errors.DataLossError:
         return "corrupted: its checksum does not fit"
     except tf.errors.OpError as error:
         return reader.plain_message(error)
-    return reason or "could not be read at first, but could the second time: is the disk failing?"
-
-
-def _broken_frame(record: tf.Tensor, form: str) -> str | None:
-    try:
-        jpegs = reader.jpegs_of(form, record[None])
-    except tf.errors.OpError:
-        return None
-    for number, jpeg in enumerate(jpegs):
-        try:
-            tf.io.extract_jpeg_shape(jpeg)  # which, unlike decoding, takes no other format
-            tf.io.decode_jpeg(jpeg, channels=3)
-        except tf.errors.OpError as error:
-            return f"frame {number} is no readable JPEG: {reader.plain_message(error)}"
-    return None
+    return "could not be read at first, but could the second time: is the disk failing?"
 
 
 def scan(folder: storage.PathLike) -> list[index.RecordSplit]:
