@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.paths import CLASS_NAMES_FILE
-from vivit_jax.data.records import reader, scan
+from vivit_jax.data.records import scan
 from vivit_jax.data.records import split as index
 from vivit_jax.data.records.split import SEQUENCE, NoRecordsError, RecordSplit
 from vivit_jax.utils import storage, terminal
@@ -85,8 +84,8 @@ def _verify_split(split: RecordSplit, report: Report, threads: int | None, on_vi
     first_of_shard = np.searchsorted(split.chunk_shard, np.arange(len(split.shards)))
     framing = _framing(split)
     shards, offsets = split.chunk_shard[record], split.chunk_offset[record]
-    decoded = functools.partial(_decoded, split.form)
-    for position, content in scan.mapped(split.shard_paths, shards, offsets, decoded, split.form, threads):
+    results = scan.read_all(split.shard_paths, shards, offsets, split.form, decode=True, threads=threads)
+    for position, content in results:
         number, shard = record[position], shards[position]
         reasons = [
             f"its {name} is {stored[number]:{form}}, {indexed[number]:{form}} in the index"
@@ -96,8 +95,8 @@ def _verify_split(split: RecordSplit, report: Report, threads: int | None, on_vi
         if isinstance(content, str):
             reasons.append(content)
         else:
-            reasons += _differences(split, int(video[position]), int(chunk[position]), content)
-            report.frames += len(content["sizes"])
+            reasons += _differences(split, int(video[position]), int(chunk[position]), *content)
+            report.frames += len(content[1])
         where = f"{split.shards[shard]}, record {number - first_of_shard[shard]} at byte {offsets[position]}"
         report.problems += [f"{where}: {reason}" for reason in reasons]
         report.records += 1
@@ -122,22 +121,9 @@ def _framing(split: RecordSplit) -> list[tuple[str, str, np.ndarray, np.ndarray]
     return [("length", "", lengths, split.chunk_length), ("checksum", "08x", checksums, split.chunk_checksum)]
 
 
-def _decoded(form: str, record: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Returns a serialised record and the sizes of its frames, all of which are decoded: int32 [frames, 2]."""
-
-    def size(jpeg):
-        return tf.shape(tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE"))[:2]
-
-    jpegs = reader.jpegs_of(form, record[None])
-    # One frame at a time: a long video would not fit into memory.
-    sizes = tf.map_fn(size, jpegs, fn_output_signature=tf.TensorSpec([2], tf.int32), parallel_iterations=1)
-    return {"record": record, "sizes": sizes}
-
-
-def _differences(split: RecordSplit, video: int, chunk: int, content: dict[str, Any]) -> Iterator[str]:
-    """Yields the differences between the content of a record and the index."""
-    sizes, height, width = content["sizes"], int(split.height[video]), int(split.width[video])
-    num_frames = int(split.num_frames[video])
+def _differences(split: RecordSplit, video: int, chunk: int, record: bytes, sizes: np.ndarray) -> Iterator[str]:
+    """Yields the differences between a record, whose frames have `sizes`, and the index."""
+    num_frames, height, width = (int(of_all[video]) for of_all in (split.num_frames, split.height, split.width))
     expected_frames = min(num_frames - chunk * split.chunk_frames, split.chunk_frames)
     if len(sizes) != expected_frames:
         yield f"{len(sizes)} frames, {expected_frames} in the index"
@@ -145,14 +131,14 @@ def _differences(split: RecordSplit, video: int, chunk: int, content: dict[str, 
         size = " x ".join(map(str, sizes[frame]))
         yield f"frame {frame} is {size}, {height} x {width} (height x width) in the index"
     if split.form == SEQUENCE:
-        lists = tf.train.SequenceExample.FromString(content["record"]).feature_lists.feature_list
+        lists = tf.train.SequenceExample.FromString(record).feature_lists.feature_list
         times = [time for feature in lists[_TIMES].feature for time in feature.int64_list.value]
         if len(times) not in (0, len(sizes)):
             yield f"{len(times)} times for {len(sizes)} frames"
         for frame in np.flatnonzero(np.diff(times) <= 0)[:1]:
             yield f"the time of frame {frame + 1} is not after that of the frame before"
         return
-    features = tf.train.Example.FromString(content["record"]).features.feature
+    features = tf.train.Example.FromString(record).features.feature
     expected = {"chunk": [chunk], "num_frames": [num_frames], "height": [height], "width": [width]}
     expected |= {"video_id": [str(split.video_id[video]).encode()]}
     for head, ids in split.labels.items():

@@ -22,7 +22,7 @@ from vivit_jax.data.host_tf import tf
 from vivit_jax.data.paths import REJECTS_FILE, SUMMARY_FILE
 from vivit_jax.data.records import dmvr_labels, reader
 from vivit_jax.data.records import split as index
-from vivit_jax.data.records.scan import mapped
+from vivit_jax.data.records.scan import read_all
 from vivit_jax.utils import storage, tables, terminal
 
 # `train-00000-of-00032`, `k400-train.tfrecord-00000-of-00100`, `val-00000-of-00010.tfrecord`; or one file per split.
@@ -144,9 +144,9 @@ def _scan(
         for split, of_split in chunks.items():
             usable = False
             where = paths[split], of_split["chunk_shard"], of_split["chunk_offset"]
-            for number, record in mapped(*where, _describe, index.SEQUENCE):
+            for number, record in read_all(*where, index.SEQUENCE, decode=False):
                 shard, in_shard, _ = locate(split, number)
-                video = record if isinstance(record, str) else _video(record, heads, f"{shard}#{in_shard}")
+                video = record if isinstance(record, str) else _video(*record, heads, f"{shard}#{in_shard}")
                 (reasons if isinstance(video, str) else videos)[split, number] = video
                 found = [video] if isinstance(video, str) else video.labels.values()
                 problem = next((reason for reason in found if isinstance(reason, str)), None)
@@ -192,20 +192,17 @@ def _scan(
     return indexed, rejects
 
 
-def _describe(record: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Returns a serialised record, the number of its frames, and the smallest and largest (height, width) of them."""
-    frames = reader.jpegs_of(index.SEQUENCE, record[None])
-    shapes = tf.map_fn(tf.io.extract_jpeg_shape, frames, fn_output_signature=tf.TensorSpec([3], tf.int32))[:, :2]
-    sizes = {"smallest": tf.reduce_min(shapes, 0), "largest": tf.reduce_max(shapes, 0)}
-    return {"data": record, "num_frames": tf.size(frames), **sizes}
+def _video(
+    record: bytes, sizes: np.ndarray, heads: Sequence[dmvr_labels.Head], default_name: str
+) -> index.VideoEntry | str:
+    """Returns the video of a record, with labels as of `read_label`; or the reason why it cannot be used.
 
-
-def _video(record: Mapping[str, Any], heads: Sequence[dmvr_labels.Head], default_name: str) -> index.VideoEntry | str:
-    """Returns the video of a record, with labels as of `read_label`; or the reason why it cannot be used."""
-    count, example = int(record["num_frames"]), _parse(record["data"])
+    `sizes` int [frames, 2] are (height, width) of its frames.
+    """
+    count, example = len(sizes), _parse(record)
     if count == 0:
         return f"no frames: the feature list {reader.SEQUENCE_FRAMES!r} is empty"
-    low, high = record["smallest"].tolist(), record["largest"].tolist()
+    low, high = sizes.min(axis=0).tolist(), sizes.max(axis=0).tolist()
     if low != high:
         return f"frames of several sizes, {low[0]} x {low[1]} to {high[0]} x {high[1]} (height x width)"
     context = {

@@ -17,19 +17,14 @@ from vivit_jax.data.records import reader
 from vivit_jax.data.records import split as index
 from vivit_jax.utils import storage
 
-# What `function` of `mapped` returned for a record, or the reason why the record cannot be read.
-Result = dict[str, Any] | str
+# A serialised record and the (height, width) of its frames, int32 [frames, 2]; or the reason why it cannot be read.
+Result = tuple[bytes, np.ndarray] | str
 
 
-def mapped(
-    shards: Sequence[str],
-    shard: np.ndarray,
-    offset: np.ndarray,
-    function: Callable[[tf.Tensor], dict[str, tf.Tensor]],
-    form: str,
-    threads: int | None = None,
+def read_all(
+    shards: Sequence[str], shard: np.ndarray, offset: np.ndarray, form: str, decode: bool, threads: int | None = None
 ) -> Iterator[tuple[int, Result]]:
-    """Applies a graph function to each serialised record: yields (number, dict of NumPy values), or (number, reason).
+    """Reads each record and the header of each JPEG, with `decode` the whole JPEG; yields (number, result).
 
     `shard` and `offset`, int64 [records], are the index of each record in `shards` (paths) and its first byte there.
     """
@@ -41,9 +36,20 @@ def mapped(
     def read(number):
         return reader.records_from(paths[shard[number]], offset[number]).take(1).get_single_element()
 
+    def shape(jpeg):
+        if decode:
+            return tf.shape(tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE"))
+        return tf.io.extract_jpeg_shape(jpeg)
+
+    def sizes(record):
+        jpegs, signature = reader.jpegs_of(form, record[None]), tf.TensorSpec([3], tf.int32)
+        # One frame at a time: a long video would not fit into memory.
+        return tf.map_fn(shape, jpegs, fn_output_signature=signature, parallel_iterations=1)[:, :2]
+
     @tf.autograph.experimental.do_not_convert
     def load(number):
-        return number, function(read(number))
+        record = read(number)
+        return number, (record, sizes(record))
 
     threads = threads or workers.default_workers()
     dataset = tf.data.Dataset.range(len(offset)).map(load, threads, deterministic=True).ignore_errors()
@@ -54,13 +60,13 @@ def mapped(
     results = itertools.chain(dataset.with_options(options).as_numpy_iterator(), [(len(offset), None)])
     for number, result in results:
         for broken in range(expected, number):
-            yield broken, _find_reason(read, function, form, broken)
+            yield broken, _find_reason(read, sizes, form, broken)
         if result is not None:
             yield int(number), result
         expected = int(number) + 1
 
 
-def _find_reason(read: Callable, function: Callable, form: str, number: int) -> str:
+def _find_reason(read: Callable, sizes: Callable, form: str, number: int) -> str:
     """Reads a broken record again, where errors can be caught, and frame by frame."""
     try:
         record = read(tf.constant(number, tf.int64))
@@ -70,7 +76,7 @@ def _find_reason(read: Callable, function: Callable, form: str, number: int) -> 
                 tf.io.decode_jpeg(jpeg, channels=3)
             except tf.errors.OpError as error:
                 return f"frame {frame} is no readable JPEG: {reader.plain_message(error)}"
-        tf.function(function, autograph=False)(record)
+        tf.function(sizes, autograph=False)(record)
     except tf.errors.DataLossError:
         return "corrupted: its checksum does not fit"
     except tf.errors.OpError as error:
