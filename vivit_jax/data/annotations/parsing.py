@@ -12,18 +12,17 @@ import json
 import logging
 import math
 import re
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from vivit_jax.data import catalog
 from vivit_jax.utils import storage
 
+WORDS = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
 # Words for splits in file names and columns -> split.
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validate", "validation"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+SPLITS = {word: split for split, words in WORDS["splits"].items() for word in words.split()}
 
 
 class MissingDataError(FileNotFoundError):

@@ -23,12 +23,7 @@ from vivit_jax.data.annotations import parsing
 from vivit_jax.data.annotations.parsing import AnnotationError, Annotations, MissingDataError, Row
 from vivit_jax.utils import storage
 
-KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
-EPIC_COLUMNS = (
-    "narration_id", "participant_id", "video_id", "narration_timestamp", "start_timestamp", "stop_timestamp",
-    "start_frame", "stop_frame", "narration", "verb", "verb_class", "noun", "noun_class", "all_nouns",
-    "all_noun_classes",
-)  # fmt: skip
+KINETICS_COLUMNS, EPIC_COLUMNS = (tuple(parsing.WORDS["published"][name].split()) for name in ("kinetics", "epic"))
 _MOMENTS_FOLDERS = {"train": "training", "validation": "validation"}
 
 Entry = tuple[str, str, str, tuple[tuple[str, bool], ...]]  # where, video, class, `Row.names`
