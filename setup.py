@@ -14,6 +14,7 @@ setup(
         "vivit_jax.convert.tables": ["*.toml"],
         "vivit_jax.cost": ["paper.toml"],
         "vivit_jax.data": ["catalog.toml"],
+        "vivit_jax.data.annotations": ["words.toml"],
         "vivit_jax.export": ["templates/*.j2"],
         "vivit_jax.predict": ["classes/*.txt"],
         "vivit_jax.report": ["*.mplstyle", "templates/*.j2"],

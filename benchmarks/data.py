@@ -36,10 +36,10 @@ from vivit_jax.data.host_tf import tf
 from vivit_jax.data.pipeline import clips
 from vivit_jax.data.records.reader import cut
 from vivit_jax.data.records.split import RecordSplit, open_split
+from vivit_jax.data.selection.sampling import num_draws
 from vivit_jax.data.video import decode, encode
 
 FRAMES, STRIDE, CROP, SHORT = 32, 2, 224, 256
-DRAWS = tf.TensorSpec([clips.NUM_DRAWS], tf.float64)
 FULL_SPLIT = 240_480  # videos of Kinetics-400's training split that are still there, about
 
 
@@ -162,7 +162,7 @@ def feeds(split: RecordSplit, paths: list[Path], folder: Path, batch: int) -> di
     rng = np.random.default_rng(0)
 
     def from_file(read: Callable[[Path, np.random.Generator], np.ndarray]) -> Iterator:
-        return repeat(lambda i: finish(read(paths[i % len(paths)], rng), rng.uniform(size=clips.NUM_DRAWS)), batch)
+        return repeat(lambda i: finish(read(paths[i % len(paths)], rng), rng.uniform(size=num_draws(recipe))), batch)
 
     return ways | {f"{name}, mp4": from_file(read) for name, read in file_readers().items()}
 
@@ -171,7 +171,9 @@ def clip_maker(recipe: pipeline.ClipSpec) -> Callable:
     """Returns the function that makes our training clip of decoded frames uint8 [32, H, W, 3] and uniform draws."""
     spec = dataclasses.replace(recipe, stride=1)
 
-    @tf.function(autograph=False, input_signature=[tf.TensorSpec([FRAMES, None, None, 3], tf.uint8), DRAWS])
+    signature = tf.TensorSpec([FRAMES, None, None, 3], tf.uint8), tf.TensorSpec([num_draws(spec)], tf.float64)
+
+    @tf.function(autograph=False, input_signature=signature)
     def make(frames: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
         read = lambda video, numbers, window, finish: cut(frames, window, finish)  # noqa: E731
         return clips.train_clip(read, 0, *tf.unstack(tf.shape(frames, tf.int64)[:3]), spec, draws)

@@ -356,8 +356,9 @@ def test_exported_image_processor_matches_evaluation(tmp_path):
 
     def both(height, width):
         frames = np.random.default_rng(0).integers(0, 256, (4, height, width, 3), np.uint8)
-        rows, columns = sampling.resized(height, width, 32, 28, 28)
-        box = sampling.view_crop(rows, columns, 28, 28, 1, 0)
+        spec = sampling.ClipSpec(4, (28, 28), short_side=32)
+        rows, columns = sampling.resized(height, width, spec)
+        box = sampling.view_crop(rows, columns, spec, 1, 0)
         read = functools.partial(reader.cut, tf.constant(frames), None)
         resized = clips.resized(read, frames.shape[1:3], (rows, columns)).numpy()
         cropped = resized[:, box.top : box.top + 28, box.left : box.left + 28]

@@ -11,8 +11,7 @@ from tests.helpers.sequences import flip_bit, numbered_frames, sequence, write_s
 from vivit_jax.data import verify
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.index import main as index_main
-from vivit_jax.data.records import indexing
-from vivit_jax.data.records.split import list_shards, open_split
+from vivit_jax.data.records.split import list_shards, open_split, record_positions
 
 
 def problems(folder):
@@ -34,7 +33,7 @@ def rewrite(split, number, change):
     with tf.io.TFRecordWriter(path) as writer:
         for record in records:
             writer.write(record)
-    positions = indexing.record_positions(path)
+    positions = record_positions(path)
     split.chunk_offset[:], split.chunk_length[:] = positions[:, 0], positions[:, 1]
     split.chunk_checksum[:] = positions[:, 2].astype(np.uint32)
     split.save()
@@ -83,7 +82,7 @@ def test_wrong_contents_with_right_checksums(copy):
         ]
 
     damages = [
-        (set_chunk, "chunk is 5, 0 in the index"),
+        (set_chunk, "chunk is [5], [0] in the index"),
         (set_label, "label/noun is ["),
         (break_jpeg, "frame 3 is no readable JPEG"),
         (drop_frame, "frames, "),
@@ -130,7 +129,7 @@ def test_sequences(tmp_path):
     index_main([str(tmp_path)])
     (report,) = verify.verify(tmp_path, progress=False)
     assert (report.videos, report.left_out, len(report.problems)) == (4, 1, 3)
-    positions = indexing.record_positions(path)[:, 0]
+    positions = record_positions(path)[:, 0]
     for problem, (record, part) in zip(
         report.problems,
         ((1, "time of frame 2 is not after"), (3, "frame 4 is no readable JPEG"), (4, "2 times for 5 frames")),

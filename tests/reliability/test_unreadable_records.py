@@ -12,9 +12,9 @@ from tests.helpers.batches import PLAIN, VARIED, assert_same, take
 from vivit_jax.data import pipeline
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf
-from vivit_jax.data.records import reader, unreadable
+from vivit_jax.data.records import reader
+from vivit_jax.data.records.reader import DataError
 from vivit_jax.data.records.split import open_split
-from vivit_jax.data.records.unreadable import DataError
 from vivit_jax.evaluation.results import Result
 
 
@@ -27,7 +27,7 @@ def split(tiny_records, tmp_path):  # noqa: F811
 def pauses(monkeypatch):
     """Replaces the pauses by calls of the functions in the list; returns it."""
     calls = []
-    monkeypatch.setattr(unreadable.time, "sleep", lambda seconds: calls.pop(0)())
+    monkeypatch.setattr(reader.time, "sleep", lambda seconds: calls.pop(0)())
     return calls
 
 
@@ -75,16 +75,16 @@ def folder_in_its_place(shard):
 def test_outages_are_told_from_broken_records(split, pauses, damage):
     shard = split.shard_paths[0]
     damage(shard)
-    pauses += [lambda: None] * len(unreadable.PAUSES)
+    pauses += [lambda: None] * len(reader.PAUSES)
     read = reader.records_from(tf.constant(shard), tf.constant(0, tf.int64)).take(1).get_single_element
     with pytest.raises(DataError, match=rf"^{shard} cannot be read \(.*tried 5 times in 80 s"):
-        unreadable.read_again(read, shard)
+        reader.read_again(read, shard)
     assert not pauses
 
 
 def test_outage_that_lasts_ends_the_program(split, pauses):
     os.remove(split.shard_paths[0])
-    pauses += [lambda: None] * len(unreadable.PAUSES)
+    pauses += [lambda: None] * len(reader.PAUSES)
     batches = stream(split)
     with pytest.raises(DataError, match=r"cannot be read \(No such file or directory\)"):
         next(batches)
@@ -109,7 +109,7 @@ def test_broken_records_are_reported_and_limited(split, monkeypatch):
 
 
 def test_limit_is_of_an_epoch():
-    limit = unreadable.Limit(clips=2, steps_per_epoch=3.5, share=0.01)
+    limit = reader.Limit(clips=2, steps_per_epoch=3.5, share=0.01)
     for step in range(20):
         limit.check(step, ["a"] * (step in (0, 3, 4, 6, 10, 18, 19)), all_lost=False)
     with pytest.raises(DataError, match="3 clips of epoch 5 so far"):

@@ -50,5 +50,5 @@ def _build_custom(data: DataConfig) -> None:
         raise ValueError(f"{problem}: {error}") from error
     if not (build.records_folder(data.name, data.dir) / paths.SUMMARY_FILE).is_file():
         logging.info("Building the records of %s from %s, once.", data.name, data.video_dir)
-    options = build.BuildOptions(kind, data.label_separator, columns, fps=data.fps)
+    options = build.BuildOptions(kind=kind, label_separator=data.label_separator, columns=columns, fps=data.fps)
     build.build(data.name, data.video_dir, data.annotations, data.dir, options)

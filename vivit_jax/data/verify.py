@@ -18,7 +18,7 @@ import numpy as np
 
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.paths import CLASS_NAMES_FILE
-from vivit_jax.data.records import reader, scan
+from vivit_jax.data.records import scan
 from vivit_jax.data.records import split as index
 from vivit_jax.data.records.split import SEQUENCE, NoRecordsError, RecordSplit
 from vivit_jax.utils import storage, terminal
@@ -84,7 +84,8 @@ def _verify_split(split: RecordSplit, report: Report, threads: int | None, on_vi
     first_of_shard = np.searchsorted(split.chunk_shard, np.arange(len(split.shards)))
     framing = _framing(split)
     shards, offsets = split.chunk_shard[record], split.chunk_offset[record]
-    for position, content in scan.mapped(split.shard_paths, shards, offsets, _contents(split), split.form, threads):
+    results = scan.read_all(split.shard_paths, shards, offsets, split.form, decode=True, threads=threads)
+    for position, content in results:
         number, shard = record[position], shards[position]
         reasons = [
             f"its {name} is {stored[number]:{form}}, {indexed[number]:{form}} in the index"
@@ -94,8 +95,8 @@ def _verify_split(split: RecordSplit, report: Report, threads: int | None, on_vi
         if isinstance(content, str):
             reasons.append(content)
         else:
-            reasons += _differences(split, int(video[position]), int(chunk[position]), content)
-            report.frames += len(content["sizes"])
+            reasons += _differences(split, int(video[position]), int(chunk[position]), *content)
+            report.frames += len(content[1])
         where = f"{split.shards[shard]}, record {number - first_of_shard[shard]} at byte {offsets[position]}"
         report.problems += [f"{where}: {reason}" for reason in reasons]
         report.records += 1
@@ -120,36 +121,9 @@ def _framing(split: RecordSplit) -> list[tuple[str, str, np.ndarray, np.ndarray]
     return [("length", "", lengths, split.chunk_length), ("checksum", "08x", checksums, split.chunk_checksum)]
 
 
-def _contents(split: RecordSplit) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """Returns the graph function from a serialised record to all values to compare, with every frame decoded."""
-    scalars = {name: tf.io.FixedLenFeature([], tf.int64) for name in ("chunk", "num_frames", "height", "width")}
-    labels = {_label_feature(split, head): tf.io.RaggedFeature(tf.int64) for head in split.labels}
-    features = {"video_id": tf.io.FixedLenFeature([], tf.string), **scalars, **labels}
-
-    def size(jpeg):
-        return tf.shape(tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE"))[:2]
-
-    def contents(record):
-        jpegs = reader.jpegs_of(split.form, record[None])
-        # One frame at a time: a long video would not fit into memory.
-        sizes = tf.map_fn(size, jpegs, fn_output_signature=tf.TensorSpec([2], tf.int32), parallel_iterations=1)
-        if split.form == SEQUENCE:
-            times = {_TIMES: tf.io.RaggedFeature(tf.int64)}
-            lists = tf.io.parse_single_sequence_example(record, sequence_features=times)[1]
-            return {"sizes": sizes, "times": lists[_TIMES].flat_values}
-        return {"sizes": sizes, **tf.io.parse_single_example(record, features)}
-
-    return contents
-
-
-def _label_feature(split: RecordSplit, head: str) -> str:
-    return f"{'labels' if head in split.multi_label else 'label'}/{head}"
-
-
-def _differences(split: RecordSplit, video: int, chunk: int, content: dict[str, Any]) -> Iterator[str]:
-    """Yields the differences between the content of a record and the index."""
-    sizes, height, width = content["sizes"], int(split.height[video]), int(split.width[video])
-    num_frames = int(split.num_frames[video])
+def _differences(split: RecordSplit, video: int, chunk: int, record: bytes, sizes: np.ndarray) -> Iterator[str]:
+    """Yields the differences between a record, whose frames have `sizes`, and the index."""
+    num_frames, height, width = (int(of_all[video]) for of_all in (split.num_frames, split.height, split.width))
     expected_frames = min(num_frames - chunk * split.chunk_frames, split.chunk_frames)
     if len(sizes) != expected_frames:
         yield f"{len(sizes)} frames, {expected_frames} in the index"
@@ -157,20 +131,23 @@ def _differences(split: RecordSplit, video: int, chunk: int, content: dict[str, 
         size = " x ".join(map(str, sizes[frame]))
         yield f"frame {frame} is {size}, {height} x {width} (height x width) in the index"
     if split.form == SEQUENCE:
-        times = content["times"]
+        lists = tf.train.SequenceExample.FromString(record).feature_lists.feature_list
+        times = [time for feature in lists[_TIMES].feature for time in feature.int64_list.value]
         if len(times) not in (0, len(sizes)):
             yield f"{len(times)} times for {len(sizes)} frames"
         for frame in np.flatnonzero(np.diff(times) <= 0)[:1]:
             yield f"the time of frame {frame + 1} is not after that of the frame before"
         return
-    expected = {"chunk": chunk, "num_frames": num_frames, "height": height, "width": width}
-    expected |= {"video_id": str(split.video_id[video])}
+    features = tf.train.Example.FromString(record).features.feature
+    expected = {"chunk": [chunk], "num_frames": [num_frames], "height": [height], "width": [width]}
+    expected |= {"video_id": [str(split.video_id[video]).encode()]}
     for head, ids in split.labels.items():
-        expected[_label_feature(split, head)] = [int(i) for i in np.atleast_1d(ids[video]) if i >= 0]
-    for name, value in expected.items():
-        stored = content[name].decode("utf-8", "replace") if name == "video_id" else content[name].tolist()
-        if stored != value:
-            yield f"{name} is {stored}, {value} in the index"
+        name = f"{'labels' if head in split.multi_label else 'label'}/{head}"
+        expected[name] = [int(i) for i in np.atleast_1d(ids[video]) if i >= 0]
+    for name, values in expected.items():
+        stored = [*features[name].int64_list.value, *features[name].bytes_list.value]
+        if stored != values:
+            yield f"{name} is {stored}, {values} in the index"
 
 
 def table(reports: Sequence[Report]) -> str:

@@ -6,9 +6,9 @@ on damaged files. Here a child is a new interpreter that imports only the module
 """
 
 import contextlib
-import importlib
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -32,12 +32,6 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def resolve(function: str) -> Any:
-    """Imports the function `"package.module:name"`."""
-    module, _, name = function.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
 def ordered_map(function: str, tasks: Iterable[Any], workers: int | None = None, look_ahead: int = 2) -> Iterator[Any]:
     """Yields `function(task)` for each task, in order; tasks are picklable and consumed as needed.
 
@@ -54,7 +48,7 @@ def ordered_map(function: str, tasks: Iterable[Any], workers: int | None = None,
     if count < 0:
         raise ValueError(f"workers is {count}; it must be 0 (this process) or more")
     if count == 0:
-        yield from map(resolve(function), tasks)
+        yield from map(pkgutil.resolve_name(function), tasks)
         return
     local, stopping = threading.local(), threading.Event()
     children: list[_Child] = []
@@ -136,7 +130,7 @@ def _serve() -> None:
         while True:
             task = connection.recv()
             try:
-                answer = (True, resolve(sys.argv[3])(task))
+                answer = (True, pkgutil.resolve_name(sys.argv[3])(task))
             except BaseException:
                 answer = (False, traceback.format_exc())
             connection.send(answer)

@@ -16,8 +16,15 @@ from vivit_jax.data import annotations, build, catalog, paths, workers
 from vivit_jax.data.build.__main__ import main as build_main
 from vivit_jax.data.build.records import RecordsBuild
 from vivit_jax.data.host_tf import tf
-from vivit_jax.data.records import indexing, reader, scan
-from vivit_jax.data.records.split import EmptySplitError, NoRecordsError, RecordSplit, list_shards, open_split
+from vivit_jax.data.records import reader, scan
+from vivit_jax.data.records.split import (
+    EmptySplitError,
+    NoRecordsError,
+    RecordSplit,
+    list_shards,
+    open_split,
+    record_positions,
+)
 from vivit_jax.data.video import encode
 from vivit_jax.utils import storage
 
@@ -151,9 +158,8 @@ def test_interrupted_build_continues(tmp_path, monkeypatch):
     (videos / "b.mp4").write_text("not a video")
     numbered_video(videos / "c.mp4", 33, height=62, width=90)  # rows of 270 bytes, which FFmpeg pads
     dataset = dataclasses.replace(catalog.get("kinetics400"), rows_per_shard=2)
-    encode_options = encode.EncodeOptions(dataset.short_side)
-    options = build.BuildOptions(num_workers=0, progress=False)
-    whole = RecordsBuild(dataset, videos, folder, tmp_path / "whole", encode_options, options).run()
+    options = build.BuildOptions(dataset.short_side, num_workers=0, progress=False)
+    whole = RecordsBuild(dataset, videos, folder, tmp_path / "whole", options).run()
     encoded = []
     original = encode.encode_file
 
@@ -164,7 +170,7 @@ def test_interrupted_build_continues(tmp_path, monkeypatch):
         return original(task)
 
     monkeypatch.setattr(encode, "encode_file", interrupted_at_fourth)
-    arguments = (dataset, videos, folder, tmp_path / "out", encode_options, options)
+    arguments = (dataset, videos, folder, tmp_path / "out", options)
     with pytest.raises(KeyboardInterrupt):
         RecordsBuild(*arguments).run()
     assert not build.records_folder("kinetics400", tmp_path / "out").exists()
@@ -340,7 +346,7 @@ def test_index_errors(tiny_records, tmp_path):
     with pytest.raises(NoRecordsError, match=r"no index; make it: python -m vivit_jax.data.index"):
         open_split(tmp_path, "validation")
     with pytest.raises(ValueError, match="cut short: record"):
-        indexing.record_positions(tmp_path / shard)
+        record_positions(tmp_path / shard)
 
 
 def test_empty_split(tmp_path):

@@ -268,7 +268,7 @@ def test_crop_and_flip_of_given_draws():
         lambda draws: clips.train_clip(in_memory, tf.constant(0, tf.int64), *size, spec, draws), autograph=False
     )
     for _ in range(20):
-        draws = rng.uniform(size=clips.NUM_DRAWS)
+        draws = rng.uniform(size=sampling.num_draws(spec))
         start, top, left = int(draws[0] * 9), int(draws[3] * 29), int(draws[4] * 41)
         expected = frames[start : start + 12 : 3, top : top + 32, left : left + 40]
         if draws[5] < 0.25:

@@ -39,7 +39,7 @@ def weights(window, length, size, antialias):
 def expected_clip(frames, spec, draws):
     """The clip by definition: window of the whole frames, resized, mirrored."""
     crop = spec.image_size
-    box = sampling.train_window(*frames.shape[1:3], spec.short_side, *crop, spec.scale_jitter, True, draws[1:5])
+    box = sampling.train_window(*frames.shape[1:3], spec, draws)
     antialias = min(crop[0] / box.height, crop[1] / box.width) < 0.75
     rows = weights((box.top, box.height), frames.shape[1], crop[0], antialias)
     columns = weights((box.left, box.width), frames.shape[2], crop[1], antialias)
@@ -78,7 +78,7 @@ def test_clip_equals_interpolated_whole_frames(size, crop, form):
 
     region = sampling.largest_window(*(np.array([side]) for side in size), spec)
 
-    @tf.function(autograph=False, input_signature=[tf.TensorSpec([clips.NUM_DRAWS], tf.float64)])
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([sampling.num_draws(spec)], tf.float64)])
     def make(draws):
         counts = [tf.constant(n, tf.int64) for n in frames.shape[:3]]
         clip = clips.train_clip(read, tf.constant(0, tf.int64), *counts, spec, draws)

@@ -13,9 +13,9 @@ from vivit_jax.data import pipeline, verify
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.index import main as index_main
-from vivit_jax.data.records import dmvr, indexing, reader
+from vivit_jax.data.records import dmvr, reader
 from vivit_jax.data.records.dmvr import find_shards
-from vivit_jax.data.records.split import open_split
+from vivit_jax.data.records.split import open_split, record_positions
 from vivit_jax.data.selection import sampling
 
 NAMES = ["archery", "bowling", "catching"]
@@ -213,7 +213,7 @@ def test_unusable_records_are_listed(tmp_path, capsys):
                             sequence(frames, clip__label__index=1)], 1,
     )  # fmt: skip
     path = tmp_path / "train-00000-of-00001"
-    positions = indexing.record_positions(path)
+    positions = record_positions(path)
     flip_bit(path, int(positions[6, 0]) + 500)
     out = run(tmp_path, capsys=capsys)
     assert "7 records cannot be used" in out

@@ -6,29 +6,38 @@ import numpy as np
 import pytest
 
 from vivit_jax.data.host_tf import tf
-from vivit_jax.data.pipeline import clips
 from vivit_jax.data.selection import sampling
+from vivit_jax.data.selection.sampling import ClipSpec
 
 
-def view_frames(frames, clip, stride, count, i, ops=sampling.NUMPY):
-    return sampling.view_frames(frames, sampling.ClipSpec(clip, (8, 8), stride), count, i, ops)
+def train_frames(frames, clip, stride, draw):
+    return sampling.train_frames(frames, ClipSpec(clip, (8, 8), stride), [draw])
 
 
-def segment_view_frames(frames, clip, count, i, ops=sampling.NUMPY):
-    return sampling.view_frames(frames, sampling.ClipSpec(clip, (8, 8), sampling="segments"), count, i, ops)
+def segment_frames(frames, clip, draws):
+    spec = ClipSpec(clip, (8, 8), sampling="segments")
+    return sampling.train_frames(frames, spec, np.concatenate([np.zeros(sampling.num_draws(spec) - clip), draws]))
+
+
+def view_frames(frames, clip, stride, count, i):
+    return sampling.view_frames(frames, ClipSpec(clip, (8, 8), stride), count, i)
+
+
+def segment_view_frames(frames, clip, count, i):
+    return sampling.view_frames(frames, ClipSpec(clip, (8, 8), sampling="segments"), count, i)
 
 
 def test_training_starts_are_uniform():
     draws = (np.arange(4000) + 0.5) / 4000
-    starts = [sampling.train_frames(40, 16, 2, draw)[0] for draw in draws]
+    starts = [train_frames(40, 16, 2, draw)[0] for draw in draws]
     values, counts = np.unique(starts, return_counts=True)
     assert values.tolist() == list(range(40 - 16 * 2 + 1))
     assert counts.max() - counts.min() <= 1
-    assert sampling.train_frames(40, 16, 2, np.nextafter(1.0, 0.0))[-1] == 8 + 30
+    assert train_frames(40, 16, 2, np.nextafter(1.0, 0.0))[-1] == 8 + 30
 
 
 def test_short_videos_loop():
-    assert sampling.train_frames(5, 8, 2, 0.9).tolist() == [0, 2, 4, 1, 3, 0, 2, 4]
+    assert train_frames(5, 8, 2, 0.9).tolist() == [0, 2, 4, 1, 3, 0, 2, 4]
     assert view_frames(1, 4, 3, 2, 1).tolist() == [0, 0, 0, 0]
 
 
@@ -49,12 +58,13 @@ def test_one_frame_per_segment():
     for frames in (1, 5, 8, 37, 240):
         edges = [Fraction(frames * i, 8) for i in range(9)]
         for draws in (np.zeros(8), np.full(8, 1 - 1e-9), rng.uniform(size=8)):
-            numbers = sampling.segment_frames(frames, 8, draws)
+            numbers = segment_frames(frames, 8, draws)
             assert 0 <= numbers[0] <= numbers[-1] < frames
             for i, number in enumerate(numbers):
                 assert int(edges[i]) <= number < max(edges[i + 1], int(edges[i]) + 1)
     draws = (np.arange(4000) + 0.5)[:, None] / 4000
-    first, counts = np.unique(sampling.segment_frames(80, 8, np.repeat(draws, 8, 1))[:, 3], return_counts=True)
+    fourth = [segment_frames(80, 8, row)[3] for row in np.repeat(draws, 8, 1)]
+    first, counts = np.unique(fourth, return_counts=True)
     assert first.tolist() == list(range(30, 40))
     assert counts.tolist() == [400] * 10
 
@@ -68,7 +78,7 @@ def test_evaluation_takes_segment_centres():
 
 
 def test_repeated_views_are_counted():
-    spec = sampling.ClipSpec(8, (64, 64), stride=4)
+    spec = ClipSpec(8, (64, 64), stride=4)
     frames, size = np.array([20, 32, 34, 35, 100]), np.full(5, 64)
     repeated = sampling.repeated_views(frames, size, size * 2, spec, 4, 1)
     distinct = [len({tuple(view_frames(n, 8, 4, 4, i)) for i in range(4)}) for n in frames]
@@ -78,7 +88,7 @@ def test_repeated_views_are_counted():
         sampling.repeated_views(frames, size, np.array([64, 65, 66, 80, 128]), spec, 1, 3).tolist()
         == [True] * 2 + [False] * 3
     )
-    segments = sampling.ClipSpec(8, (64, 64), sampling="segments")
+    segments = ClipSpec(8, (64, 64), sampling="segments")
     assert sampling.repeated_views(np.array([8, 16, 32, 33]), size[:4], size[:4], segments, 4, 1).tolist() == [
         True,
         True,
@@ -88,26 +98,29 @@ def test_repeated_views_are_counted():
 
 
 def test_test_crops():
-    boxes = [sampling.view_crop(256, 340, 224, 224, 3, i) for i in range(3)]
+    spec = ClipSpec(1, (224, 224))
+    boxes = [sampling.view_crop(256, 340, spec, 3, i) for i in range(3)]
     assert [(b.top, b.left) for b in boxes] == [(16, 0), (16, 58), (16, 116)]
-    boxes = [sampling.view_crop(454, 256, 224, 224, 3, i) for i in range(3)]
+    boxes = [sampling.view_crop(454, 256, spec, 3, i) for i in range(3)]
     assert [(b.top, b.left) for b in boxes] == [(0, 16), (115, 16), (230, 16)]
-    box = sampling.view_crop(256, 341, 224, 224, 1, 0)
+    box = sampling.view_crop(256, 341, spec, 1, 0)
     assert (box.top, box.left) == (16, 58)
 
 
 def test_resized():
-    assert sampling.resized(720, 1280, 256, 224, 224) == (256, 455)
-    assert sampling.resized(1280, 720, 256, 224, 224) == (455, 256)
-    assert sampling.resized(64, 64, None, 64, 64) == (64, 64)
-    assert sampling.resized(40, 80, None, 64, 64) == (64, 128), "enlarged until the crop fits"
+    large, small = ClipSpec(1, (224, 224), short_side=256), ClipSpec(1, (64, 64))
+    assert sampling.resized(720, 1280, large) == (256, 455)
+    assert sampling.resized(1280, 720, large) == (455, 256)
+    assert sampling.resized(64, 64, small) == (64, 64)
+    assert sampling.resized(40, 80, small) == (64, 128), "enlarged until the crop fits"
 
 
 def test_training_windows():
     rng = np.random.default_rng(0)
     heights, lefts = [], []
+    spec = ClipSpec(1, (224, 200), short_side=256, scale_jitter=(0.9, 1.33), random_crop=True)
     for _ in range(3000):
-        box = sampling.train_window(256, 340, 256, 224, 200, (0.9, 1.33), True, rng.uniform(size=4))
+        box = sampling.train_window(256, 340, spec, rng.uniform(size=6))
         assert 0 <= box.top <= 256 - box.height
         assert 0 <= box.left <= 340 - box.width
         # Resizing the window to the crop is the jittered scale, to half a stored pixel.
@@ -118,50 +131,37 @@ def test_training_windows():
     # Factors uniform in (0.9, 1.33), places uniform: means within five standard errors.
     assert np.mean(heights) == pytest.approx(1.115, abs=5 * 0.43 / 12**0.5 / 3000**0.5 + 0.003)
     assert np.mean(lefts) == pytest.approx(0.5, abs=5 / 12**0.5 / 3000**0.5)
-    box = sampling.train_window(64, 64, None, 64, 64, None, True, [0.9] * 4)
+    box = sampling.train_window(64, 64, ClipSpec(1, (64, 64), random_crop=True), [0.9] * 6)
     assert (box.top, box.left, box.height, box.width) == (0, 0, 64, 64)
-    box = sampling.train_window(256, 340, None, 112, 112, None, False, [0.9] * 4)
+    box = sampling.train_window(256, 340, ClipSpec(1, (112, 112)), [0.9] * 6)
     assert (box.top, box.left, box.height, box.width) == (72, 114, 112, 112)
 
 
 def test_tensorflow_matches_numpy():
     rng = np.random.default_rng(1)
-    i64 = lambda x: tf.constant(x, tf.int64)  # noqa: E731
-    for _ in range(50):
+    ops = tf.experimental.numpy
+    i64 = lambda *x: [tf.constant(y, tf.int64) for y in x]  # noqa: E731
+    for number in range(50):
         frames, height, width = rng.integers(1, 300), rng.integers(60, 700), rng.integers(60, 700)
-        draws = rng.uniform(size=5)
-        tensors = tf.unstack(tf.constant(draws, tf.float64))
+        by = {"stride": 2} if number % 2 else {"sampling": "segments"}
         side = None if rng.integers(2) else 128
         jitter = None if rng.integers(2) else (0.9, 1.33)
-        video, size = (frames, 16, 2), (height, width, side, 112, 96)
-        tensor_video, tensor_size = (i64(frames), 16, 2), (i64(height), i64(width), side, 112, 96)
+        spec = ClipSpec(5, (112, 96), short_side=side, scale_jitter=jitter, random_crop=True, **by)
+        draws = rng.uniform(size=sampling.num_draws(spec))
+        tensor = tf.constant(draws, tf.float64)
         pairs = [
-            (
-                sampling.train_frames(*video, draws[0]),
-                sampling.train_frames(*tensor_video, tensors[0], clips.TENSORFLOW),
-            ),
-            (view_frames(*video, 4, 2), view_frames(*tensor_video, 4, 2, clips.TENSORFLOW)),
-            (
-                sampling.segment_frames(frames, 5, draws),
-                sampling.segment_frames(i64(frames), 5, tf.constant(draws, tf.float64), clips.TENSORFLOW),
-            ),
-            (
-                segment_view_frames(frames, 16, 4, 2),
-                segment_view_frames(i64(frames), 16, 4, 2, clips.TENSORFLOW),
-            ),
-            (sampling.resized(*size), sampling.resized(*tensor_size, clips.TENSORFLOW)),
+            (sampling.train_frames(frames, spec, draws), sampling.train_frames(*i64(frames), spec, tensor, ops)),
+            (sampling.view_frames(frames, spec, 4, 2), sampling.view_frames(*i64(frames), spec, 4, 2, ops)),
         ]
-        window = sampling.train_window(height, width, side, 112, 96, jitter, True, draws[1:])
-        same = sampling.train_window(
-            i64(height), i64(width), side, 112, 96, jitter, True, tensors[1:], clips.TENSORFLOW
-        )
-        pairs += [(getattr(window, name), getattr(same, name)) for name in ("top", "left", "height", "width")]
-        rows, columns = sampling.resized(height, width, side, 112, 96)
+        size = sampling.resized(height, width, spec)
+        pairs += zip(size, sampling.resized(*i64(height, width), spec, ops), strict=True)
+        window = sampling.train_window(height, width, spec, draws)
+        pairs += zip(window, sampling.train_window(*i64(height, width), spec, tensor, ops), strict=True)
         for crop in range(3):
-            box = sampling.view_crop(rows, columns, 112, 96, 3, crop)
-            other = sampling.view_crop(i64(rows), i64(columns), 112, 96, 3, crop, clips.TENSORFLOW)
-            pairs += [(box.top, other.top), (box.left, other.left)]
+            box = sampling.view_crop(*size, spec, 3, crop)
+            pairs += zip(box, sampling.view_crop(*i64(*size), spec, 3, crop, ops), strict=True)
         for expected, got in pairs:
+            assert np.asarray(got).dtype == np.int64
             np.testing.assert_array_equal(np.asarray(expected), np.asarray(got))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from vivit_jax.data import catalog
 from vivit_jax.data.annotations import lists, parsing
-from vivit_jax.data.annotations.rows import AnnotationError, Annotations, MissingDataError, Row, missing_message
+from vivit_jax.data.annotations.parsing import AnnotationError, Annotations, MissingDataError, Row
 from vivit_jax.data.annotations.video_files import list_videos
 from vivit_jax.utils import storage, terminal
 
@@ -68,8 +68,8 @@ def read_folder(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
     depth, layout = (2, "split/class/video") if split_of else (1, "class/video")
     listing = list_videos(folder)
     if not listing.videos:
-        others = f"no video in {folder}, but {listing.others()}.\n" if listing.left_alone else ""
-        raise MissingDataError(others + missing_message(dataset, videos=folder))
+        others = f", but {listing.others()}" if listing.left_alone else ""
+        raise MissingDataError(f"no video in {folder}{others}", dataset, videos=folder)
     entries, paths = [], [os.path.relpath(file, folder) for file in listing.videos]
     unlabelled = all(path.count(os.sep) < depth for path in paths)
     notes = [f"{folder}: the {len(paths)} videos are in no folders of classes: they have no labels"] * unlabelled
@@ -177,7 +177,7 @@ def _list_files(
     files = [file for file in files if file.suffix.lower() == ".csv"] or files
     if not files:
         similar = parsing.near_misses(folder, ["train.csv", f"{dataset.name}.csv", "train_list.txt"])
-        raise MissingDataError(f"no list in {folder}{similar}.\n{missing_message(dataset, annotations=folder)}")
+        raise MissingDataError(f"no list in {folder}{similar}", dataset, annotations=folder)
     if len(files) > 1:
         advice = f"--annotations=FILE, call it {dataset.name}.csv, or call them train.csv, val.csv and test.csv"
         names = ", ".join(file.name for file in files[:5])

@@ -7,24 +7,14 @@ states the meaning. A form that is not clear is an error that says what was foun
 import csv
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from vivit_jax.data.annotations import parsing
-from vivit_jax.data.annotations.rows import AnnotationError
+from vivit_jax.data.annotations.parsing import AnnotationError
 from vivit_jax.data.annotations.video_files import VIDEO_SUFFIXES, without_suffix
 from vivit_jax.utils import storage
 
-# Role -> names of its column in headers, best first: the name of a class comes before its number.
-_NAMES = {
-    "path": "path video_path clip_path file_path filepath full_path relative_path rel_path video_file video_filename "
-    "filename file_name file video clip frame_dir frames_dir folder video_name clip_name video_id clip_id name id",
-    "label": "label_name label_text class_name classname action_name label class category action activity target tag "
-    "gesture template label_id label_idx label_index class_id class_idx class_index classid action_id",
-    "start": "start start_time time_start start_sec start_seconds",
-    "end": "end end_time time_end end_sec end_seconds stop",
-    "split": "split subset partition",
-    "group": "group group_id speaker speaker_id subject subject_id participant participant_id source_video",
-}
+_NAMES: Mapping[str, str] = parsing.WORDS["columns"]  # role -> names of its column in headers, best first
 _KNOWN = frozenset(" ".join(_NAMES.values()).split())
 _SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "|", " ": "blanks"}
 _HINT = "name the columns in order with --columns=path,label (- for one that is not used)"

@@ -1,9 +1,10 @@
-"""Parsers of text, CSV and JSON files, whose errors name the file, the line, the value and the way out.
+"""Rows and class names of a data set, and parsers of files whose errors name file, line, value and the way out.
 
 `where` is the file and line of a value for error messages, as in "train.csv, line 3".
 """
 
 import csv
+import dataclasses
 import difflib
 import io
 import itertools
@@ -11,19 +12,68 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from vivit_jax.data import catalog
-from vivit_jax.data.annotations.rows import AnnotationError, MissingDataError, missing_message
 from vivit_jax.utils import storage
 
+WORDS = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
 # Words for splits in file names and columns -> split.
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validate", "validation"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+SPLITS = {word: split for split, words in WORDS["splits"].items() for word in words.split()}
+
+
+class MissingDataError(FileNotFoundError):
+    """Data is missing: says in which `folders` (`annotations`, `videos`), what is expected there, how to get it."""
+
+    def __init__(self, problem: str, dataset: catalog.DatasetInfo, **folders: storage.PathLike):
+        custom = (kind := dataset.annotation_format) in catalog.CUSTOM_KINDS
+        names = (*dataset.annotation_files.values(), *dataset.class_files.values())
+        files = ", ".join(dict.fromkeys(" or ".join(alternatives[:2]) for alternatives in names))
+        expected = {"annotations": catalog.CUSTOM_KINDS[kind][1] if custom else files, "videos": dataset.video_layout}
+        lines = [f"{problem}.", f"{dataset.title}: data is missing."]
+        for what, folder in folders.items():
+            lines.append(f"  looked for {what} in  {folder}\n    expected there: {expected[what]}")
+        if not custom:
+            lines.append(f"  get it from  {dataset.source}")
+        name = f"{kind} --name={dataset.name}" if custom else dataset.name
+        flags = f"--dataset={name} --videos=DIR{'' if kind == 'folder' else ' --annotations=DIR'} --out=DIR"
+        super().__init__("\n".join([*lines, f"  then: python -m vivit_jax.data.build {flags}"]))
+
+
+class AnnotationError(ValueError):
+    """An annotation file does not have the columns or values of its format."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)  # up to a million rows
+class Row:
+    """One labelled segment of a video.
+
+    Attributes:
+      labels: head -> class id; of a multi-label head a sorted tuple of ids, which may be empty.
+      names: (name, is_cut) of possible files, best first: the name without its suffix, with as many parent folders as
+        identify it; `is_cut`: the file contains exactly this segment.
+    """
+
+    video: str  # name in the annotations (a YouTube id, `P01_101` of EPIC-Kitchens, a path)
+    start: float | None  # seconds; None: the start of the video
+    end: float | None
+    labels: Mapping[str, int | tuple[int, ...]]
+    split: str  # "train", "validation" or "test"
+    names: tuple[tuple[str, bool], ...] = ()
+    file: str | None = None  # where the annotations state it: absolute, or relative to the folder of the videos
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotations:
+    """All rows of a data set."""
+
+    rows: Mapping[str, list[Row]]  # of each split, in the order of the file
+    class_names: Mapping[str, list[str]]  # head -> name of each class id
+    notes: tuple[str, ...] = ()  # differences from the published data that are no errors, for the log
+    multi_label: frozenset[str] = frozenset()  # heads
 
 
 def first(folder: storage.AnyPath, names: Iterable[str]) -> storage.AnyPath | None:
@@ -70,7 +120,7 @@ def required(dataset: catalog.DatasetInfo, folder: storage.AnyPath, names: Seque
     path = first(folder, names)
     if path is None:
         expected = f"{' or '.join(names[:2])} in {folder}{near_misses(folder, names[:20])}"
-        raise MissingDataError(f"no {expected}.\n{missing_message(dataset, annotations=folder)}")
+        raise MissingDataError(f"no {expected}", dataset, annotations=folder)
     return path
 
 

@@ -20,15 +20,10 @@ from typing import Any
 
 from vivit_jax.data import catalog
 from vivit_jax.data.annotations import parsing
-from vivit_jax.data.annotations.rows import AnnotationError, Annotations, MissingDataError, Row, missing_message
+from vivit_jax.data.annotations.parsing import AnnotationError, Annotations, MissingDataError, Row
 from vivit_jax.utils import storage
 
-KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
-EPIC_COLUMNS = (
-    "narration_id", "participant_id", "video_id", "narration_timestamp", "start_timestamp", "stop_timestamp",
-    "start_frame", "stop_frame", "narration", "verb", "verb_class", "noun", "noun_class", "all_nouns",
-    "all_noun_classes",
-)  # fmt: skip
+KINETICS_COLUMNS, EPIC_COLUMNS = (tuple(parsing.WORDS["published"][name].split()) for name in ("kinetics", "epic"))
 _MOMENTS_FOLDERS = {"train": "training", "validation": "validation"}
 
 Entry = tuple[str, str, str, tuple[tuple[str, bool], ...]]  # where, video, class, `Row.names`
@@ -210,7 +205,7 @@ def read_hmdb51(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
     files = next((matches for pattern in patterns if (matches := [*folder.glob(pattern)])), None)
     if files is None:
         hint = parsing.near_misses(folder, [patterns[0].replace("*", "clap")])
-        raise MissingDataError(f"no {patterns[0]} in {folder}{hint}.\n{missing_message(dataset, annotations=folder)}")
+        raise MissingDataError(f"no {patterns[0]} in {folder}{hint}", dataset, annotations=folder)
     path_of_class = {path.name.removesuffix(patterns[0].removeprefix("*")): path for path in files}
     names = sorted(path_of_class)
     notes = parsing.class_count_notes(dataset, files[0].parent, names)

@@ -9,18 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vivit_jax.data import catalog
-from vivit_jax.data.annotations.rows import MissingDataError, Row, missing_message
+from vivit_jax.data.annotations import parsing
+from vivit_jax.data.annotations.parsing import MissingDataError, Row
 from vivit_jax.data.video.frame_folder import PICTURE_SUFFIXES, frame_names
 from vivit_jax.utils import storage
 
-# Of containers and raw streams that FFmpeg reads, and that hold video rather than sound or a picture.
-_SUFFIXES = (
-    "mp4 m4v mp4v mov qt 3gp 3gpp 3g2 3gp2 mj2 f4v ismv 360 insv lrv mkv mk3d webm avi divx xvid wmv wm asf wtv "
-    "dvr-ms flv kux mpg mpeg mpe mpv mpeg1 mpeg2 mpeg4 m1v m2v mp2v m2p ps vob vro evo mod tod trp tp ts m2ts m2t "
-    "mts mt2s rm rmvb ogv ogm gif apng y4m ivf obu av1 264 h264 avc h26l 265 h265 hevc 266 h266 vvc h261 h263 vc1 "
-    "rcv drc dnxhd cavs avs2 avs3 mjpeg mjpg dv dif mxf gxf nut nuv nsv swf amv bik smk flc fli roq viv lvf ifv dav"
-)
-VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
+VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in parsing.WORDS["video_suffixes"].split())
 # Folders of other programs (archives of macOS, Synology disks).
 _SKIPPED_FOLDERS = ("__MACOSX", "@eaDir", "lost+found")
 
@@ -118,7 +112,7 @@ class VideoFiles:
         others = self._add(self.folder).others()
         if not self._files and dataset.annotation_format != "csv":
             found = f"no video in {folder}" + (f", but {others} (suffixes of no video)" if others else "")
-            raise MissingDataError(f"{found}.\n{missing_message(dataset, videos=folder)}")
+            raise MissingDataError(found, dataset, videos=folder)
         if others:
             logging.getLogger(__name__).warning("%s: left alone, as no videos by their suffix: %s", folder, others)
         parent = storage.absolute(self.folder).parent
@@ -197,8 +191,8 @@ class VideoFiles:
         expected = rows[0].file or rows[0].names[0][0]
         example = next((files[0] for files in self._files.values()), "no video")
         looked = f"none of the videos in the annotations is in {self.folder}: looked for {expected}"
-        message = missing_message(self._dataset, videos=self.folder)
-        raise MissingDataError(f"{looked}, found there {example} and the like.\n{message}")
+        found = f"{looked}, found there {example} and the like"
+        raise MissingDataError(found, self._dataset, videos=self.folder)
 
 
 def _parts(path: str) -> list[str]:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from vivit_jax.data import catalog
-from vivit_jax.data.build.dataset import BuildOptions, build
+from vivit_jax.data.build import BuildOptions, build
 from vivit_jax.data.paths import REJECTS_FILE, VERSION, read_summary
 
 # Share of rejected videos from which a build counts as failed.
@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     custom = flags.dataset in catalog.CUSTOM_KINDS
     kind = flags.dataset if custom else None
     names = {field.name for field in dataclasses.fields(BuildOptions)} & vars(flags).keys()
-    options = BuildOptions(kind=kind, **{name: getattr(flags, name) for name in names})
     try:
+        options = BuildOptions(kind=kind, **{name: getattr(flags, name) for name in names})
         if custom and not flags.name:
             raise ValueError(f"--dataset={flags.dataset} needs --name=NAME, by which training finds its records")
         if flags.name and not custom:

@@ -18,12 +18,9 @@ import numpy as np
 from etils import epath
 
 from vivit_jax.data import annotations, catalog, host_tf
-from vivit_jax.data.build import shards
-from vivit_jax.data.build.dataset import BuildOptions
+from vivit_jax.data.build import BuildOptions, shards
 from vivit_jax.data.paths import REJECTS_FILE, SUMMARY_FILE, VERSION, records_folder
-from vivit_jax.data.records import indexing
-from vivit_jax.data.records.split import CHUNK_FRAMES, RecordSplit, save_class_names
-from vivit_jax.data.video import encode
+from vivit_jax.data.records.split import CHUNK_FRAMES, RecordSplit, assemble, save_class_names
 from vivit_jax.utils import storage, tables, terminal
 
 host_tf.load()  # before tfds uses TensorFlow
@@ -31,7 +28,7 @@ import tensorflow_datasets as tfds  # noqa: E402
 
 
 class RecordsBuild:
-    """Builds the records of one data set under `data_dir/NAME/1.0.0`; arguments and errors as `dataset.build`."""
+    """Builds the records of one data set under `data_dir/NAME/1.0.0`; arguments and errors as `build.build`."""
 
     def __init__(
         self,
@@ -39,10 +36,9 @@ class RecordsBuild:
         videos: storage.PathLike,
         annotation_folder: storage.PathLike,
         data_dir: storage.PathLike,
-        encode_options: encode.EncodeOptions,
         options: BuildOptions,
     ):
-        self._dataset, self._encode_options, self._options = dataset, encode_options, options
+        self._dataset, self._options = dataset, options
         self._annotations = annotations.read(dataset, annotation_folder)
         rows = self._annotations.rows
         if absent := [split for split in options.splits or () if split not in rows]:
@@ -54,12 +50,12 @@ class RecordsBuild:
             for split in rows
             if options.splits is None or split in options.splits
         }
-        if video_files.first_frames is not None and encode_options.fps is None:
+        if video_files.first_frames is not None and options.fps is None:
             advice = "give it by --fps=N (config.data.fps), in frames per second"
             raise ValueError(f"{video_files.first_frames} is a folder of frames, without a frame rate: {advice}")
         self._all_shards = list(itertools.chain.from_iterable(self._shards.values()))
         self._final = records_folder(dataset.name, data_dir)
-        self._staging = storage.path(f"{self._final}.partial-{shards.fingerprint(self._all_shards, encode_options)}")
+        self._staging = storage.path(f"{self._final}.partial-{shards.fingerprint(self._all_shards, options)}")
 
     def run(self) -> storage.AnyPath:
         """Builds the records and returns their folder; shards of an interrupted build are used.
@@ -87,7 +83,7 @@ class RecordsBuild:
         todo = [shard for shard in selected if not shard.done]
         total, left = (sum(shard.num_rows for shard in part) for part in (selected, todo))
         files = [file for shard in todo for file in shard.files]
-        encoded = shards.encode_files(files, self._encode_options, self._options.num_workers, self._staging)
+        encoded = shards.encode_files(files, self._options, self._staging)
         title, show = f"{self._dataset.name}: records", self._options.progress
         with terminal.progress_bar(title=title, total=total, done=total - left, show=show) as bar:
             for shard in todo:
@@ -142,9 +138,9 @@ class RecordsBuild:
         storage.write(folder / REJECTS_FILE, tables.to_csv(("split", "video", "start", "end", "reason"), rejects))
         summary = {
             "dataset": self._dataset.name,
-            "quality": self._encode_options.quality,
-            "short_side": self._encode_options.short_side,
-            "fps": self._encode_options.fps,
+            "quality": self._options.quality,
+            "short_side": self._options.short_side,
+            "fps": self._options.fps,
             "multi_label": sorted(self._annotations.multi_label),
             "rejects": len(rejects),
             "reject_reasons": dict(Counter(reason.split(": ", 1)[-1] for *_, reason in rejects).most_common(20)),
@@ -154,7 +150,7 @@ class RecordsBuild:
             summary["version"] = self._dataset.version
         for split, planned in self._shards.items():
             videos, positions = [shard.videos for shard in planned], [shard.positions for shard in planned]
-            indexed = indexing.assemble(folder, split, videos, names, positions)
+            indexed = assemble(folder, split, videos, names, positions)
             indexed.save()
             summary["splits"][split] = _summarise(indexed, planned, self._dataset.splits.get(split))
             if empty := _classes_without_videos(indexed, planned):

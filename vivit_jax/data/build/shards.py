@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from vivit_jax.data import annotations, workers
-from vivit_jax.data.records import indexing
-from vivit_jax.data.records.split import CHUNK_FRAMES
+from vivit_jax.data.build import BuildOptions
+from vivit_jax.data.host_tf import tf
+from vivit_jax.data.records.split import CHUNK_FRAMES, VideoEntry, record_positions
 from vivit_jax.data.video import encode
 from vivit_jax.utils import storage
 
@@ -41,8 +42,8 @@ class Shard:
     split: str
     number: int
     files: list[File]
-    videos: list[indexing.VideoEntry] = dataclasses.field(default_factory=list)
-    positions: np.ndarray | None = None  # see `indexing.record_positions`
+    videos: list[VideoEntry] = dataclasses.field(default_factory=list)
+    positions: np.ndarray | None = None  # see `record_positions`
     rejects: list[tuple[str, ...]] = dataclasses.field(default_factory=list)  # (split, video, start, end, reason)
     varying: int = 0  # videos with a variable frame rate
     repaired: int = 0  # frames whose time stamps were missing or did not increase
@@ -83,9 +84,10 @@ def plan(
     return shards
 
 
-def fingerprint(shards: Iterable[Shard], options: encode.EncodeOptions) -> str:
+def fingerprint(shards: Iterable[Shard], options: BuildOptions) -> str:
     """Returns a hash of everything that determines the shards; a build continues only shards of the same hash."""
-    digest = hashlib.sha256(json.dumps([_FORMAT, dataclasses.astuple(options)]).encode())
+    of_frames = [getattr(options, field.name) for field in dataclasses.fields(encode.EncodeOptions)]
+    digest = hashlib.sha256(json.dumps([_FORMAT, of_frames]).encode())
     for shard in shards:
         files = [[str(f.path), f.segments, [[row.video, dict(row.labels)] for row in f.rows]] for f in shard.files]
         digest.update(json.dumps([shard.split, shard.number, files]).encode())
@@ -93,7 +95,7 @@ def fingerprint(shards: Iterable[Shard], options: encode.EncodeOptions) -> str:
 
 
 def encode_files(
-    files: Sequence[File], options: encode.EncodeOptions, num_workers: int | None, folder: storage.AnyPath
+    files: Sequence[File], options: BuildOptions, folder: storage.AnyPath
 ) -> Iterator[list[encode.Segment | str]]:
     """Yields for each file the result of `encode.encode_file`, valid until the next; a crash is a reason, too.
 
@@ -106,7 +108,7 @@ def encode_files(
             for number, file in enumerate(files)
             if file.path
         ]
-        results = workers.ordered_map("vivit_jax.data.video.encode:encode_file", tasks, num_workers)
+        results = workers.ordered_map("vivit_jax.data.video.encode:encode_file", tasks, options.num_workers)
         for number, file in enumerate(files):
             if file.path is None:
                 yield ["no such video in the videos' folder"] * len(file.rows)
@@ -128,8 +130,6 @@ def write(
 
     `encoded` yields the results of `encode_files`.
     """
-    from vivit_jax.data.host_tf import tf  # planning needs no TensorFlow
-
     shard.videos, shard.rejects, shard.varying, shard.repaired = [], [], 0, 0
     # `written` renames at the end, so that two workers with the same shard do not mix.
     with storage.written(shard.path(staging)) as partial:
@@ -143,12 +143,12 @@ def write(
                     for record in _records(row, number, segment):
                         writer.write(record)
                     size = (segment.height, segment.width)
-                    video = indexing.VideoEntry(row.video, len(segment.frames), segment.fps, *size, dict(row.labels))
+                    video = VideoEntry(row.video, len(segment.frames), segment.fps, *size, dict(row.labels))
                     shard.videos.append(video)
                     shard.varying += segment.varies
                     shard.repaired += segment.repaired
                 on_file(file)
-        shard.positions = indexing.record_positions(partial)
+        shard.positions = record_positions(partial)
         num_bytes = storage.size(partial)
     metadata = {name: getattr(shard, name) for name in ("rejects", "varying", "repaired")}
     metadata |= {"bytes": num_bytes, "positions": shard.positions.tolist()}
@@ -166,7 +166,7 @@ def restore(shard: Shard, staging: storage.AnyPath) -> None:
     metadata = json.loads(metadata_path.read_text(encoding="utf-8"))
     if metadata["bytes"] != storage.size(path):
         return
-    shard.videos = [indexing.VideoEntry(**video) for video in metadata["videos"]]
+    shard.videos = [VideoEntry(**video) for video in metadata["videos"]]
     shard.positions = np.array(metadata["positions"], np.int64).reshape(-1, 3)
     shard.rejects = [tuple(reject) for reject in metadata["rejects"]]
     shard.varying, shard.repaired, shard.done = metadata["varying"], metadata["repaired"], True
@@ -174,8 +174,6 @@ def restore(shard: Shard, staging: storage.AnyPath) -> None:
 
 def _records(row: annotations.Row, number: int, segment: encode.Segment) -> Iterator[bytes]:
     """Yields the records of a segment's chunks (see `records.features`); `number` is that of the row."""
-    from vivit_jax.data.host_tf import tf
-
     for chunk, start in enumerate(range(0, len(segment.frames), CHUNK_FRAMES)):
         features: dict[str, Sequence[Any]] = {}
         for head, ids in row.labels.items():  # two names, so that the records show which heads are multi-label

@@ -19,9 +19,8 @@ from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.pipeline import clips
 from vivit_jax.data.pipeline.cache import FrameCache, decoded_bytes
-from vivit_jax.data.records.reader import record_reader
+from vivit_jax.data.records.reader import Limit, read_again, record_reader
 from vivit_jax.data.records.split import RecordSplit
-from vivit_jax.data.records.unreadable import Limit, read_again
 from vivit_jax.data.selection import mirror, sampling
 from vivit_jax.data.selection.order import clip_draws
 from vivit_jax.data.selection.sampling import ClipSpec
@@ -33,7 +32,7 @@ _DEFAULT_OPTIONS = PipelineOptions()
 class Batches(Iterator, contextlib.AbstractContextManager):
     """Iterator over batches: dicts of NumPy arrays (read-only views of TensorFlow's memory; copy to change them).
 
-    Raises DataError where the storage fails for longer than `unreadable.PAUSES`; in training also where too many clips
+    Raises DataError where the storage fails for longer than `reader.PAUSES`; in training also where too many clips
     of an epoch so far (in the rows of this process, since it started) or all videos of a batch are broken.
 
     Attributes:
@@ -134,8 +133,7 @@ def train_batches(
     train_set = TrainingSet.from_split(train_set)
     threads = options.threads or workers.default_workers()
     videos = _Videos(train_set.splits, options, threads)
-    labels = _LabelTables(train_set.splits)
-    count = clips.num_draws(spec)
+    count = sampling.num_draws(spec)
     region = videos.largest_window(spec) if options.resize_on_device else None
     shape = [spec.num_frames, *(region or spec.image_size), 3]
 
@@ -143,6 +141,7 @@ def train_batches(
     swap = spec.flip_probability > 0 and spec.flip_labels == "swap" and bool(train_set.heads)
     mirrors = {head: mirror.classes(names) for head, names in train_set.class_names.items()}
     may_flip = np.concatenate([mirror.may_flip(s.labels, mirrors) for s in train_set.splits]) if swap else None
+    labels = _label_reader(train_set.splits, mirrors if swap else None)
 
     @tf.autograph.experimental.do_not_convert
     def load(position, video, again=False):
@@ -156,9 +155,8 @@ def train_batches(
             make = lambda *size: clips.train_region(read, video, *size, spec, draws, region)  # noqa: E731
             size = videos.size(video)[1:]
             window = {"window": clips.window_in_region(*size, spec, draws, region, allowed)}
-        flipped = tf.logical_and(clips.is_flipped(spec, draws), allowed)
-        label = labels.look_up(video, mirrors, flipped) if swap else labels.look_up(video)
-        return videos.example(video, shape, make, again) | window | {"label": label}
+        flipped = tf.logical_and(sampling.is_flipped(spec, draws), allowed)
+        return videos.example(video, shape, make, again) | window | {"label": labels(video, flipped)}
 
     positions = train_set.order(seed, spec).dataset(batch_size, start_step * batch_size, (low, high))
     dataset = positions.map(load, threads)
@@ -195,7 +193,7 @@ def eval_batches(
         raise ValueError(f"{temporal_views} x {spatial_views} views; each must be at least 1")
     threads = options.threads or workers.default_workers()
     videos = _Videos([eval_set], options, threads)
-    labels = _LabelTables([eval_set])
+    labels = _label_reader([eval_set])
     num_videos = eval_set.num_videos
     num_batches = -(-num_videos // batch_size)
     positions = np.arange(num_batches * batch_size)
@@ -207,7 +205,7 @@ def eval_batches(
         read = functools.partial(videos.read, again=again)
         make = lambda *size: clips.views(read, position, *size, spec, temporal_views, spatial_views)  # noqa: E731
         video = tf.where(position < num_videos, position, -1)
-        return videos.example(video, shape, make, again) | {"label": labels.look_up(video)}
+        return videos.example(video, shape, make, again) | {"label": labels(video)}
 
     dataset = tf.data.Dataset.from_tensor_slices(positions.astype(np.int64)).map(load, threads)
     sizes = eval_set.num_frames, eval_set.height, eval_set.width
@@ -219,32 +217,30 @@ def eval_batches(
     return Batches(dataset, description, again, Limit(np.inf, num_batches, 1.0), **counts)
 
 
-class _LabelTables:
-    """Labels of the videos of concatenated splits, as tensors."""
+def _label_reader(splits: Sequence[RecordSplit], mirrors: Mapping[str, np.ndarray] | None = None) -> Callable:
+    """Returns the function from a video of concatenated splits to {head: int32 [], or float32 [classes]}; zeros for -1.
 
-    def __init__(self, splits: Sequence[RecordSplit]):
-        self._num_classes = splits[0].heads
-        self._ids = {h: tf.constant(_concatenate([split.labels[h] for split in splits])) for h in splits[0].labels}
+    `mirrors`: head -> class of the mirror image of each class, for a clip that is `flipped` (bool []).
+    """
+    num_classes = splits[0].heads
+    tables = {head: tf.constant(_concatenate([split.labels[head] for split in splits])) for head in splits[0].labels}
+    # The entry after the classes is for the padding (-1) of multi-label rows.
+    images = {head: tf.constant(np.append(classes, -1).astype(np.int32)) for head, classes in (mirrors or {}).items()}
 
-    def look_up(self, video, mirrors: Mapping[str, np.ndarray] | None = None, flipped=False) -> dict[str, tf.Tensor]:
-        """Returns the labels of a video: {head: int32 [], or float32 [classes]}; zeros where the video is -1.
-
-        `mirrors`: head -> class of the mirror image of each class, for a clip that is `flipped` (bool []).
-        """
+    def read(video, flipped=False):
         labels = {}
-        for head, table in self._ids.items():
-            num_classes = self._num_classes[head]
+        for head, table in tables.items():
             ids = table[tf.maximum(video, 0)]
-            if mirrors is not None:
-                # The entry after the classes is for the padding (-1) of multi-label rows.
-                mirrored = tf.constant(np.append(mirrors[head], -1).astype(np.int32))
-                ids = tf.where(flipped, tf.gather(mirrored, tf.where(ids < 0, num_classes, ids)), ids)
+            if images:
+                ids = tf.where(flipped, tf.gather(images[head], tf.where(ids < 0, num_classes[head], ids)), ids)
             if table.shape.rank == 2:
-                multi_hot = tf.reduce_max(tf.one_hot(ids, num_classes), axis=0)  # all zeros for -1
+                multi_hot = tf.reduce_max(tf.one_hot(ids, num_classes[head]), axis=0)  # all zeros for -1
                 labels[head] = tf.where(video >= 0, multi_hot, tf.zeros_like(multi_hot))
             else:
                 labels[head] = tf.where(video >= 0, ids, 0)
         return labels
+
+    return read
 
 
 def _concatenate(labels: Sequence[np.ndarray]) -> np.ndarray:

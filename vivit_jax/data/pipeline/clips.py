@@ -17,27 +17,6 @@ from vivit_jax.data.selection import sampling
 from vivit_jax.data.selection.sampling import ClipSpec
 from vivit_jax.utils import storage
 
-TENSORFLOW = types.SimpleNamespace(
-    minimum=lambda *x: tf.minimum(*x),
-    maximum=lambda *x: tf.maximum(*x),
-    to_int=lambda x: tf.cast(tf.floor(x), tf.int64),
-    to_float=lambda x: tf.cast(x, tf.float64),
-    arange=lambda n: tf.range(n, dtype=tf.int64),
-)
-# Uniform draws of a training clip and their purpose; segments take one more per frame.
-NUM_DRAWS = 6
-_START, _CROP, _FLIP, _SEGMENTS = 0, slice(1, 5), 5, slice(6, None)
-
-
-def num_draws(spec: ClipSpec) -> int:
-    """Returns the number of uniform draws that a training clip takes."""
-    return NUM_DRAWS + (spec.num_frames if spec.sampling == "segments" else 0)
-
-
-def is_flipped(spec: ClipSpec, draws: tf.Tensor) -> tf.Tensor:
-    """Returns whether a clip with these draws is flipped: bool []."""
-    return draws[_FLIP] < spec.flip_probability
-
 
 def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, draws, may_flip=True) -> tf.Tensor:
     """Makes a training clip: uint8 [T, h, w, 3], of `video`, the number that `read` expects.
@@ -46,14 +25,15 @@ def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, d
     uniform in [0, 1); `may_flip`: bool [].
     """
     crop_h, crop_w = spec.image_size
-    frames, box = _train_frames(num_frames, spec, draws), _train_window(height, width, spec, draws)
-    window = _as_tensor(*box)
+    frames = sampling.train_frames(num_frames, spec, draws, tf.experimental.numpy)
+    window = _as_tensor(*sampling.train_window(height, width, spec, draws, tf.experimental.numpy))
     clip = resized(lambda finish: read(video, frames, window, finish), window[2:], spec.image_size)
     clip = tf.ensure_shape(clip, [spec.num_frames, crop_h, crop_w, 3])
     if spec.flip_probability > 0:
         # As one tall image, which TensorFlow mirrors twice as fast as a clip.
         tall = tf.reshape(clip, [-1, crop_w, 3])
-        tall = tf.cond(tf.logical_and(is_flipped(spec, draws), may_flip), lambda: tf.reverse(tall, [1]), lambda: tall)
+        flipped = tf.logical_and(sampling.is_flipped(spec, draws), may_flip)
+        tall = tf.cond(flipped, lambda: tf.reverse(tall, [1]), lambda: tall)
         clip = tf.reshape(tall, clip.shape)
     return clip
 
@@ -66,7 +46,8 @@ def train_region(
     `size` holds every window (`sampling.largest_window`); smaller frames are padded with zeros. Other arguments as
     `train_clip`.
     """
-    frames, box = _train_frames(num_frames, spec, draws), _train_window(height, width, spec, draws)
+    frames = sampling.train_frames(num_frames, spec, draws, tf.experimental.numpy)
+    box = sampling.train_window(height, width, spec, draws, tf.experimental.numpy)
     region = _as_tensor(*_region_around(box, height, width, size))
     clip = read(video, frames, region)
     missing = tf.constant(size) - region[2:]
@@ -79,21 +60,10 @@ def window_in_region(height, width, spec: ClipSpec, draws, size: tuple[int, int]
 
     That is first row, first column, rows, columns, and 1 if the clip is flipped, else 0.
     """
-    box = _train_window(height, width, spec, draws)
+    box = sampling.train_window(height, width, spec, draws, tf.experimental.numpy)
     region = _region_around(box, height, width, size)
-    flipped = tf.cast(tf.logical_and(is_flipped(spec, draws), may_flip), tf.int64)
+    flipped = tf.cast(tf.logical_and(sampling.is_flipped(spec, draws), may_flip), tf.int64)
     return _as_tensor(box.top - region.top, box.left - region.left, box.height, box.width, flipped)
-
-
-def _train_frames(num_frames, spec: ClipSpec, draws) -> tf.Tensor:
-    if spec.sampling == "segments":
-        return sampling.segment_frames(num_frames, spec.num_frames, draws[_SEGMENTS], TENSORFLOW)
-    return sampling.train_frames(num_frames, spec.num_frames, spec.stride, draws[_START], TENSORFLOW)
-
-
-def _train_window(height, width, spec: ClipSpec, draws) -> sampling.Box:
-    uniform, scale = tf.unstack(draws[_CROP], num=4), (spec.short_side, *spec.image_size, spec.scale_jitter)
-    return sampling.train_window(height, width, *scale, spec.random_crop, uniform, TENSORFLOW)
 
 
 def _region_around(box: sampling.Box, height, width, size: tuple[int, int]) -> sampling.Box:
@@ -112,15 +82,15 @@ def views(read: Reader, video, num_frames, height, width, spec: ClipSpec, tempor
     Arguments as `train_clip`; `temporal` clips evenly over the video, `spatial` crops along the longer side of each.
     """
     crop_h, crop_w = spec.image_size
-    frames = [sampling.view_frames(num_frames, spec, temporal, i, TENSORFLOW) for i in range(temporal)]
+    frames = [sampling.view_frames(num_frames, spec, temporal, i, tf.experimental.numpy) for i in range(temporal)]
     # Clips overlap in short videos: every frame is decoded and resized once.
     unique, position = tf.unique(tf.concat(frames, 0))
-    rows, columns = sampling.resized(height, width, spec.short_side, crop_h, crop_w, TENSORFLOW)
+    rows, columns = sampling.resized(height, width, spec, tf.experimental.numpy)
     stored, size = tf.stack([height, width]), tf.stack([rows, columns])
     images = resized(lambda finish: read(video, unique, None, finish), stored, size, check=True)
     crops = []
     for i in range(spatial):
-        box = sampling.view_crop(rows, columns, crop_h, crop_w, spatial, i, TENSORFLOW)
+        box = sampling.view_crop(rows, columns, spec, spatial, i, tf.experimental.numpy)
         crop = images[:, box.top : box.top + crop_h, box.left : box.left + crop_w]
         crops.append(tf.reshape(tf.gather(crop, position), [temporal, 1, spec.num_frames, crop_h, crop_w, 3]))
     return tf.reshape(tf.concat(crops, 1), [temporal * spatial, spec.num_frames, crop_h, crop_w, 3])

@@ -20,16 +20,9 @@ import numpy as np
 from vivit_jax.data.annotations import parsing
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.paths import REJECTS_FILE, SUMMARY_FILE
-from vivit_jax.data.records import dmvr_labels, indexing, reader
-from vivit_jax.data.records.scan import mapped
-from vivit_jax.data.records.split import (
-    SEQUENCE,
-    NoRecordsError,
-    RecordSplit,
-    group_shards,
-    load_class_names,
-    save_class_names,
-)
+from vivit_jax.data.records import dmvr_labels, reader
+from vivit_jax.data.records import split as index
+from vivit_jax.data.records.scan import read_all
 from vivit_jax.utils import storage, tables, terminal
 
 # `train-00000-of-00032`, `k400-train.tfrecord-00000-of-00100`, `val-00000-of-00010.tfrecord`; or one file per split.
@@ -66,16 +59,16 @@ def index_folder(
     indexed, rejects = _scan(folder, out, splits, heads, class_names or {}, labels)
     names = indexed[0].class_names
     others = {path.stem.removeprefix("index_") for path in out.glob("index_*.npz")} - {split.name for split in indexed}
-    if others and load_class_names(out) != names:
+    if others and index.load_class_names(out) != names:
         advice = "index all splits in one run (several --split), or give --class_names"
         raise ValueError(f"{out} has an index of split {', '.join(sorted(others))} with other classes: {advice}")
-    save_class_names(out, names)
+    index.save_class_names(out, names)
     storage.write(out / REJECTS_FILE, tables.to_csv(("split", "shard", "record", "byte", "reason"), rejects))
     for split in indexed:
         yield f"{split.save()}: {split.num_videos} videos, {len(split.chunk_offset)} records"
     summary = {
         "dataset": folder.name,
-        "form": SEQUENCE,
+        "form": index.SEQUENCE,
         "quality": None,  # unknown
         "short_side": None,
         "rejects": len(rejects),
@@ -97,19 +90,19 @@ def find_shards(folder: storage.PathLike, patterns: Mapping[str, str] | None = N
     """
     folder = storage.path(folder)
     if not folder.is_dir():
-        raise NoRecordsError(f"no folder {folder}")
+        raise index.NoRecordsError(f"no folder {folder}")
     if patterns:
         splits = {}
         for split, pattern in patterns.items():
             splits[split] = sorted(str(path.relative_to(folder)) for path in folder.glob(pattern) if path.is_file())
             if not splits[split]:
-                raise NoRecordsError(f"{folder}: no file fits the pattern {pattern!r} of split {split!r}")
-            group_shards(folder, splits[split], _SHARD)
+                raise index.NoRecordsError(f"{folder}: no file fits the pattern {pattern!r} of split {split!r}")
+            index.group_shards(folder, splits[split], _SHARD)
         return splits
-    sets = group_shards(folder, storage.names(folder), _SHARD)
+    sets = index.group_shards(folder, storage.names(folder), _SHARD)
     if not sets:
         none = f"no records in {folder} (no files named *-00000-of-00001 or *.tfrecord)"
-        raise NoRecordsError(f"{none}; name them with --split=NAME=GLOB")
+        raise index.NoRecordsError(f"{none}; name them with --split=NAME=GLOB")
     named = {base: next(filter(None, map(parsing.SPLITS.get, re.split(r"[-_.]", base.lower()))), None) for base in sets}
     counts = Counter(named.values())
     return {
@@ -118,7 +111,7 @@ def find_shards(folder: storage.PathLike, patterns: Mapping[str, str] | None = N
     }
 
 
-def _summary(split: RecordSplit) -> dict[str, Any]:
+def _summary(split: index.RecordSplit) -> dict[str, Any]:
     sizes = Counter(zip(split.height.tolist(), split.width.tolist(), strict=True)).most_common(20)
     shown = {f"{height} x {width}": count for (height, width), count in sizes}
     return {"rejects": len(split.chunk_offset) - split.num_videos, "sizes": shown, **split.counts()}
@@ -131,12 +124,12 @@ def _scan(
     heads: Sequence[dmvr_labels.Head],
     given_names: Mapping[str, Sequence[str]],
     label_source: str,
-) -> tuple[list[RecordSplit], list[tuple]]:
+) -> tuple[list[index.RecordSplit], list[tuple]]:
     """Reads all records, and the header of each JPEG; returns the splits, and the rows of `rejects.csv`."""
     shards = find_shards(folder, patterns)
     paths = {split: [str(folder / name) for name in names] for split, names in shards.items()}
-    positions = {split: list(map(indexing.record_positions, of_split)) for split, of_split in paths.items()}
-    chunks = {split: indexing.chunk_arrays(of_split) for split, of_split in positions.items()}
+    positions = {split: list(map(index.record_positions, of_split)) for split, of_split in paths.items()}
+    chunks = {split: index.chunk_arrays(of_split) for split, of_split in positions.items()}
 
     def locate(split, number):
         shard = chunks[split]["chunk_shard"]
@@ -144,16 +137,16 @@ def _scan(
         return shards[split][shard[number]], int(number - first), int(chunks[split]["chunk_offset"][number])
 
     # Read every record once: its video, or the reason why it cannot be used.
-    videos: dict[tuple[str, int], indexing.VideoEntry] = {}
+    videos: dict[tuple[str, int], index.VideoEntry] = {}
     reasons: dict[tuple[str, int], str] = {}
     total = sum(len(of_split["chunk_shard"]) for of_split in chunks.values())
     with terminal.progress_bar(title=f"{folder.name}: index", total=total) as bar:
         for split, of_split in chunks.items():
             usable = False
             where = paths[split], of_split["chunk_shard"], of_split["chunk_offset"]
-            for number, record in mapped(*where, _describe, SEQUENCE):
+            for number, record in read_all(*where, index.SEQUENCE, decode=False):
                 shard, in_shard, _ = locate(split, number)
-                video = record if isinstance(record, str) else _video(record, heads, f"{shard}#{in_shard}")
+                video = record if isinstance(record, str) else _video(*record, heads, f"{shard}#{in_shard}")
                 (reasons if isinstance(video, str) else videos)[split, number] = video
                 found = [video] if isinstance(video, str) else video.labels.values()
                 problem = next((reason for reason in found if isinstance(reason, str)), None)
@@ -179,10 +172,10 @@ def _scan(
             reason = of_rejected[0][-1] if of_rejected else "there is none"
             raise ValueError(f"{folder}: split {split!r} has no record that can be used; the first: {reason}")
         rejects += of_rejected
-        arrays = indexing.video_arrays([videos[split, number] for number in numbers])
+        arrays = index.video_arrays([videos[split, number] for number in numbers])
         labels = {head: np.array([of_head[split, n] for n in numbers], np.int32) for head, of_head in ids.items()}
         indexed.append(
-            RecordSplit(
+            index.RecordSplit(
                 folder=out,
                 name=split,
                 shards=shards[split] if out == folder else paths[split],
@@ -191,7 +184,7 @@ def _scan(
                 num_chunks=np.ones(len(numbers), np.int64),
                 class_names=names,
                 chunk_frames=int(arrays["num_frames"].max()),
-                form=SEQUENCE,
+                form=index.SEQUENCE,
                 **arrays,
                 **of_split,
             )
@@ -199,22 +192,17 @@ def _scan(
     return indexed, rejects
 
 
-def _describe(record: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Returns a serialised record, the number of its frames, and the smallest and largest (height, width) of them."""
-    frames = reader.jpegs_of(SEQUENCE, record[None])
-    shapes = tf.map_fn(tf.io.extract_jpeg_shape, frames, fn_output_signature=tf.TensorSpec([3], tf.int32))[:, :2]
-    sizes = {"smallest": tf.reduce_min(shapes, 0), "largest": tf.reduce_max(shapes, 0)}
-    return {"data": record, "num_frames": tf.size(frames), **sizes}
-
-
 def _video(
-    record: Mapping[str, Any], heads: Sequence[dmvr_labels.Head], default_name: str
-) -> indexing.VideoEntry | str:
-    """Returns the video of a record, with labels as of `read_label`; or the reason why it cannot be used."""
-    count, example = int(record["num_frames"]), _parse(record["data"])
+    record: bytes, sizes: np.ndarray, heads: Sequence[dmvr_labels.Head], default_name: str
+) -> index.VideoEntry | str:
+    """Returns the video of a record, with labels as of `read_label`; or the reason why it cannot be used.
+
+    `sizes` int [frames, 2] are (height, width) of its frames.
+    """
+    count, example = len(sizes), _parse(record)
     if count == 0:
         return f"no frames: the feature list {reader.SEQUENCE_FRAMES!r} is empty"
-    low, high = record["smallest"].tolist(), record["largest"].tolist()
+    low, high = sizes.min(axis=0).tolist(), sizes.max(axis=0).tolist()
     if low != high:
         return f"frames of several sizes, {low[0]} x {low[1]} to {high[0]} x {high[1]} (height x width)"
     context = {
@@ -228,7 +216,7 @@ def _video(
     # MediaSequence's times are integers, in microseconds; others are ignored.
     stamps = [feature.int64_list.value for feature in example.feature_lists.feature_list[_TIMES].feature]
     fps = _frame_rate(context, [stamp[0] for stamp in stamps if stamp], count)
-    return indexing.VideoEntry(name, count, fps, *low, labels)
+    return index.VideoEntry(name, count, fps, *low, labels)
 
 
 def _frame_rate(context: Mapping[str, Sequence], times: Sequence[int], count: int) -> float:

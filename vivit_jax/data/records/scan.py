@@ -14,24 +14,17 @@ from google.protobuf.message import DecodeError
 from vivit_jax.data import workers
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.records import reader
-from vivit_jax.data.records.indexing import VideoEntry, assemble, record_positions
-from vivit_jax.data.records.split import CHUNK_FRAMES, NoRecordsError, RecordSplit, list_shards, load_class_names
-from vivit_jax.data.records.unreadable import plain_message
+from vivit_jax.data.records import split as index
 from vivit_jax.utils import storage
 
-# What `function` of `mapped` returned for a record, or the reason why the record cannot be read.
-Result = dict[str, Any] | str
+# A serialised record and the (height, width) of its frames, int32 [frames, 2]; or the reason why it cannot be read.
+Result = tuple[bytes, np.ndarray] | str
 
 
-def mapped(
-    shards: Sequence[str],
-    shard: np.ndarray,
-    offset: np.ndarray,
-    function: Callable[[tf.Tensor], dict[str, tf.Tensor]],
-    form: str,
-    threads: int | None = None,
+def read_all(
+    shards: Sequence[str], shard: np.ndarray, offset: np.ndarray, form: str, decode: bool, threads: int | None = None
 ) -> Iterator[tuple[int, Result]]:
-    """Applies a graph function to each serialised record: yields (number, dict of NumPy values), or (number, reason).
+    """Reads each record and the header of each JPEG, with `decode` the whole JPEG; yields (number, result).
 
     `shard` and `offset`, int64 [records], are the index of each record in `shards` (paths) and its first byte there.
     """
@@ -43,9 +36,20 @@ def mapped(
     def read(number):
         return reader.records_from(paths[shard[number]], offset[number]).take(1).get_single_element()
 
+    def shape(jpeg):
+        if decode:
+            return tf.shape(tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE"))
+        return tf.io.extract_jpeg_shape(jpeg)
+
+    def sizes(record):
+        jpegs, signature = reader.jpegs_of(form, record[None]), tf.TensorSpec([3], tf.int32)
+        # One frame at a time: a long video would not fit into memory.
+        return tf.map_fn(shape, jpegs, fn_output_signature=signature, parallel_iterations=1)[:, :2]
+
     @tf.autograph.experimental.do_not_convert
     def load(number):
-        return number, function(read(number))
+        record = read(number)
+        return number, (record, sizes(record))
 
     threads = threads or workers.default_workers()
     dataset = tf.data.Dataset.range(len(offset)).map(load, threads, deterministic=True).ignore_errors()
@@ -56,59 +60,49 @@ def mapped(
     results = itertools.chain(dataset.with_options(options).as_numpy_iterator(), [(len(offset), None)])
     for number, result in results:
         for broken in range(expected, number):
-            yield broken, _find_reason(read, function, form, broken)
+            yield broken, _find_reason(read, sizes, form, broken)
         if result is not None:
             yield int(number), result
         expected = int(number) + 1
 
 
-def _find_reason(read: Callable, function: Callable, form: str, number: int) -> str:
+def _find_reason(read: Callable, sizes: Callable, form: str, number: int) -> str:
     """Reads a broken record again, where errors can be caught, and frame by frame."""
     try:
         record = read(tf.constant(number, tf.int64))
-        reason = _broken_frame(record, form)
-        if reason is None:
-            tf.function(function, autograph=False)(record)
+        for frame, jpeg in enumerate(reader.jpegs_of(form, record[None])):
+            try:
+                tf.io.extract_jpeg_shape(jpeg)  # which, unlike decoding, takes no other format
+                tf.io.decode_jpeg(jpeg, channels=3)
+            except tf.errors.OpError as error:
+                return f"frame {frame} is no readable JPEG: {reader.plain_message(error)}"
+        tf.function(sizes, autograph=False)(record)
     except tf.errors.DataLossError:
         return "corrupted: its checksum does not fit"
     except tf.errors.OpError as error:
-        return plain_message(error)
-    return reason or "could not be read at first, but could the second time: is the disk failing?"
+        return reader.plain_message(error)
+    return "could not be read at first, but could the second time: is the disk failing?"
 
 
-def _broken_frame(record: tf.Tensor, form: str) -> str | None:
-    try:
-        jpegs = reader.jpegs_of(form, record[None])
-    except tf.errors.OpError:
-        return None
-    for number, jpeg in enumerate(jpegs):
-        try:
-            tf.io.extract_jpeg_shape(jpeg)  # which, unlike decoding, takes no other format
-            tf.io.decode_jpeg(jpeg, channels=3)
-        except tf.errors.OpError as error:
-            return f"frame {number} is no readable JPEG: {plain_message(error)}"
-    return None
-
-
-def scan(folder: storage.PathLike) -> list[RecordSplit]:
+def scan(folder: storage.PathLike) -> list[index.RecordSplit]:
     """Makes the index of every split of chunk records in `folder`, by reading and verifying all bytes."""
     folder = storage.path(folder)
-    shards = list_shards(folder)
+    shards = index.list_shards(folder)
     if not shards:
-        raise NoRecordsError(f"no records in {folder} (no files named *.tfrecord-00000-of-00001)")
-    names = load_class_names(folder)
+        raise index.NoRecordsError(f"no records in {folder} (no files named *.tfrecord-00000-of-00001)")
+    names = index.load_class_names(folder)
     splits = []
     for split, files in shards.items():
         entries, positions = [], []
         for shard in files:
             with storage.local(folder / shard) as local_file:
                 entries.append(list(videos(local_file, names)))
-                positions.append(record_positions(local_file))
-        splits.append(assemble(folder, split, entries, names, positions))
+                positions.append(index.record_positions(local_file))
+        splits.append(index.assemble(folder, split, entries, names, positions))
     return splits
 
 
-def videos(path: Path, heads: Iterable[str]) -> Iterator[VideoEntry]:
+def videos(path: Path, heads: Iterable[str]) -> Iterator[index.VideoEntry]:
     """Yields the videos of a shard of chunk records, with the labels of `heads`; ValueError for a broken record."""
     chunks_read = num_chunks = 0
     entry, number = None, -1
@@ -119,7 +113,7 @@ def videos(path: Path, heads: Iterable[str]) -> Iterator[VideoEntry]:
             if chunk == 0:
                 if chunks_read != num_chunks:
                     raise ValueError(f"{path}: record {number} begins a video before the one before it is complete")
-                entry = VideoEntry(
+                entry = index.VideoEntry(
                     features["video_id"].bytes_list.value[0].decode(),
                     features["num_frames"].int64_list.value[0],
                     features["fps"].float_list.value[0],
@@ -127,7 +121,7 @@ def videos(path: Path, heads: Iterable[str]) -> Iterator[VideoEntry]:
                     features["width"].int64_list.value[0],
                     {head: _label(features, head) for head in heads},
                 )
-                chunks_read, num_chunks = 0, -(-entry.num_frames // CHUNK_FRAMES)
+                chunks_read, num_chunks = 0, -(-entry.num_frames // index.CHUNK_FRAMES)
                 yield entry
             if chunk != chunks_read or entry is None:
                 raise ValueError(f"{path}: record {number} is chunk {chunk} of its video, {chunks_read} was expected")

@@ -66,35 +66,27 @@ class Order:
         group_positions = self.group * self.clips
 
         @tf.autograph.experimental.do_not_convert
-        def step(state, number):
-            state, videos = self.advance(state, number)
+        def of_group(number):
             position = number * group_positions + tf.range(group_positions, dtype=tf.int64)
             row = position % batch_size
             selected = (position >= first) & (row >= rows[0]) & (row < rows[1])
-            videos = tf.repeat(videos, self.clips)
-            return state, (tf.boolean_mask(position, selected), tf.boolean_mask(videos, selected))
+            videos = tf.repeat(self.videos(number), self.clips)
+            return tf.boolean_mask(position, selected), tf.boolean_mask(videos, selected)
 
-        numbers = tf.data.Dataset.range(first // group_positions, 2**62)
-        return numbers.scan(self.start(), step).flat_map(lambda *pair: tf.data.Dataset.from_tensor_slices(pair))
+        # The next group is made ahead: the permutation of a large data set takes tens of milliseconds.
+        groups = tf.data.Dataset.range(first // group_positions, 2**62).map(of_group).prefetch(1)
+        return groups.flat_map(lambda *pair: tf.data.Dataset.from_tensor_slices(pair))
 
-    def start(self) -> tuple[tuple[tf.Tensor, tf.Tensor], ...]:
-        """Returns a state from which `advance` may start at any group: (epoch, its permutation) of each data set."""
-        return tuple((tf.constant(-1, tf.int64), tf.zeros([size], tf.int64)) for size in self.sizes)
-
-    def advance(self, state, number: tf.Tensor):
-        """Returns the state after group `number` of slots, and its videos: int64 [group].
-
-        `state` is that of `start` or of any earlier group; it only saves recomputing a permutation.
-        """
+    def videos(self, number: tf.Tensor) -> tf.Tensor:
+        """Returns the videos of group `number` of slots: int64 [group]."""
         source, use = self._slots(number)
-        first, videos, new_state = 0, tf.zeros([self.group], tf.int64), []
+        first, videos = 0, tf.zeros([self.group], tf.int64)
         for dataset, size in enumerate(self.sizes):
             slots = tf.where(source == dataset)
-            cached, found = self._look_up(state[dataset], dataset, tf.gather_nd(use, slots))
-            videos = tf.tensor_scatter_nd_update(videos, slots, first + found)
-            new_state.append(cached)
+            found = first + self._look_up(dataset, tf.gather_nd(use, slots))
+            videos = tf.tensor_scatter_nd_update(videos, slots, found)
             first += size
-        return tuple(new_state), videos
+        return videos
 
     def _slots(self, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the data set of each slot of a group, and which use of it the slot is: both int64 [group]."""
@@ -114,23 +106,16 @@ class Order:
             use += mask * (blocks * share + tf.cumsum(mask, axis=1) - 1)
         return tf.reshape(source, [-1]), tf.reshape(use, [-1])
 
-    def _look_up(self, cached, dataset: int, use: tf.Tensor):
-        """Returns (epoch, permutation) to cache for the next group, and the videos of uses `use` [K], rising."""
-        size = self.sizes[dataset]
-        epochs, indices = use // size, use % size
+    def _look_up(self, dataset: int, use: tf.Tensor) -> tf.Tensor:
+        """Returns the videos of uses `use` of a data set: int64 [K], as `use`."""
+        epochs, indices = use // self.sizes[dataset], use % self.sizes[dataset]
 
-        def more(epoch, permutation, videos):
-            return epoch < tf.reduce_max(epochs)
+        def add(epoch, videos):
+            permutation = make_permutation(self.sizes[dataset], self.seed, epoch, dataset)
+            return epoch + 1, tf.where(epochs == epoch, tf.gather(permutation, indices), videos)
 
-        def next_epoch(epoch, permutation, videos):
-            epoch += 1
-            permutation = make_permutation(size, self.seed, epoch, dataset)
-            return epoch, permutation, tf.where(epochs == epoch, tf.gather(permutation, indices), videos)
-
-        videos = tf.where(epochs == cached[0], tf.gather(cached[1], indices), 0)
-        first = tf.maximum(cached[0], tf.reduce_min(epochs) - 1)
-        epoch, permutation, videos = tf.while_loop(more, next_epoch, (first, cached[1], videos))
-        return (epoch, tf.ensure_shape(permutation, [size])), videos
+        more = lambda epoch, _: epoch <= tf.reduce_max(epochs)  # noqa: E731
+        return tf.while_loop(more, add, (tf.reduce_min(epochs), tf.zeros_like(use)))[1]
 
     def fingerprint(self, videos: Iterable[str] = ()) -> str:
         """Returns 16 hex digits that identify the order, and the names in `videos`.

@@ -1,7 +1,8 @@
 """Which frames and which pixels of a video make a clip: index arithmetic, no pixels.
 
-Every function takes numbers, NumPy arrays or TensorFlow tensors (it uses operators and the functions in `ops`), and
-takes randomness as uniform draws. So the same code runs in the graph of the pipeline and in NumPy, for the tests.
+Every function takes numbers, NumPy arrays or TensorFlow tensors: `ops` is the module `numpy`, or the one of the same
+functions in TensorFlow (`tf.experimental.numpy`). So the same code runs in the graph of the pipeline and in NumPy.
+Randomness is an argument: `draws`, `num_draws(spec)` uniform numbers in [0, 1) of a training clip.
 
 Frames and test views follow the reference (scenic at 4a38d47): the start of a training clip is uniform over those that
 fit; n test clips start at `linspace(0, T - T_clip * stride, n)`; a video that is too short loops; height and width are
@@ -12,22 +13,14 @@ et al., 2016, arXiv:1608.00859).
 
 import dataclasses
 import itertools
-import types
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vivit_jax.utils.checks import at_least, one_of, within
 
-# The functions that the arithmetic needs besides operators. `pipeline.clips` has the same table for TensorFlow.
-NUMPY = types.SimpleNamespace(
-    minimum=np.minimum,
-    maximum=np.maximum,
-    to_int=lambda x: np.asarray(np.floor(x)).astype(np.int64),
-    to_float=lambda x: np.asarray(x, np.float64),
-    arange=lambda n: np.arange(n, dtype=np.int64),
-)
-
+# What each draw of a training clip decides; from `_SEGMENTS` on, the frame of each segment.
+_START, _HEIGHT, _WIDTH, _TOP, _LEFT, _FLIP, _SEGMENTS = range(7)
 SAMPLING = ("random_start", "segments")
 FLIP_LABELS = ("keep", "swap")
 
@@ -84,20 +77,37 @@ class Box(NamedTuple):
     width: Any
 
 
-def train_frames(num_frames, clip_frames: int, stride: int, draw, ops=NUMPY):
-    """Returns the frame numbers of a training clip: int64 [clip_frames]; `draw` in [0, 1) decides where it starts."""
-    choices = ops.maximum(num_frames - clip_frames * stride, 0) + 1
-    start = ops.minimum(ops.to_int(draw * ops.to_float(choices)), choices - 1)
-    return (start + ops.arange(clip_frames) * stride) % num_frames
+def num_draws(spec: ClipSpec) -> int:
+    """Returns the number of uniform draws that a training clip takes."""
+    return _SEGMENTS + (spec.num_frames if spec.sampling == "segments" else 0)
 
 
-def segment_frames(num_frames, clip_frames: int, draws, ops=NUMPY):
-    """Returns one frame number from each of `clip_frames` equal segments of a video: int64 [clip_frames].
+def is_flipped(spec: ClipSpec, draws):
+    """Returns whether a training clip with these draws is flipped: bool []."""
+    return draws[_FLIP] < spec.flip_probability
 
-    `draws` [clip_frames] in [0, 1) are the positions within the segments; a short video repeats frames.
+
+def train_frames(num_frames, spec: ClipSpec, draws, ops=np):
+    """Returns the frame numbers of a training clip, by `spec.sampling`: int64 [spec.num_frames].
+
+    `random_start`: `spec.stride` apart from a random start on; a short video loops. `segments`: one at a random place
+    in each segment; a short video repeats frames.
     """
-    frame = (ops.to_float(ops.arange(clip_frames)) + draws) * ops.to_float(num_frames) / clip_frames
-    return ops.minimum(ops.to_int(frame), num_frames - 1)
+    frames = ops.arange(spec.num_frames, dtype=np.int64)
+    if spec.sampling == "segments":
+        position = (_to_float(frames, ops) + draws[_SEGMENTS:]) * _to_float(num_frames, ops) / spec.num_frames
+        return ops.minimum(_floor(position, ops), num_frames - 1)
+    choices = ops.maximum(num_frames - spec.num_frames * spec.stride, 0) + 1
+    start = ops.minimum(_floor(draws[_START] * _to_float(choices, ops), ops), choices - 1)
+    return (start + frames * spec.stride) % num_frames
+
+
+def _floor(x, ops):
+    return ops.asarray(ops.floor(x), dtype=np.int64)
+
+
+def _to_float(x, ops):
+    return ops.asarray(x, dtype=np.float64)
 
 
 def _evenly_spaced(last, count: int, number):
@@ -120,13 +130,13 @@ def select_views(total: int, count: int, sampling: str = "random_start") -> tupl
     return tuple(_evenly_spaced(total - 1, count, i) for i in range(count))
 
 
-def view_frames(num_frames, spec: ClipSpec, clips: int, clip, ops=NUMPY):
+def view_frames(num_frames, spec: ClipSpec, clips: int, clip, ops=np):
     """Returns the frame numbers of test clip `clip` of `clips`, by `spec.sampling`: int64 [spec.num_frames].
 
     `random_start`: evenly spread over the video, from `int(linspace(0, max(0, T - T_clip * stride), clips)[clip])` on,
     computed in integers. `segments`: of each segment the middle of part number `clip`.
     """
-    frames = ops.arange(spec.num_frames)
+    frames = ops.arange(spec.num_frames, dtype=np.int64)
     if spec.sampling == "segments":
         return _middle_of_part(num_frames, clips * spec.num_frames, frames * clips + clip)
     last = ops.maximum(num_frames - spec.num_frames * spec.stride, 0)
@@ -141,48 +151,39 @@ def repeated_views(num_frames, height, width, spec: ClipSpec, temporal: int, spa
     views = [view_frames(frames[:, None], spec, temporal, i) for i in range(temporal)]
     for view, other in itertools.pairwise(views):
         result |= (view == other).all(axis=1)
-    size = resized(height, width, spec.short_side, *spec.image_size)
-    boxes = [view_crop(*size, *spec.image_size, spatial, i) for i in range(spatial)]
+    size = resized(height, width, spec)
+    boxes = [view_crop(*size, spec, spatial, i) for i in range(spatial)]
     for box, other in itertools.pairwise(boxes):
         result |= (box.top == other.top) & (box.left == other.left)
     return result
 
 
-def _scale(height, width, short_side: int | None, crop_height: int, crop_width: int, ops):
+def _scale(height, width, spec: ClipSpec, ops):
     """Returns the factor that makes the short side `short_side` (None: 1), or more, so that the crop fits the frame."""
-    h, w = ops.to_float(height), ops.to_float(width)
-    scale = ops.to_float(1) if short_side is None else short_side / ops.minimum(h, w)
-    return ops.maximum(scale, ops.maximum(crop_height / h, crop_width / w))
+    h, w = _to_float(height, ops), _to_float(width, ops)
+    scale = _to_float(1, ops) if spec.short_side is None else spec.short_side / ops.minimum(h, w)
+    return ops.maximum(scale, ops.maximum(spec.image_size[0] / h, spec.image_size[1] / w))
 
 
-def train_window(
-    height,
-    width,
-    short_side: int | None,
-    crop_height: int,
-    crop_width: int,
-    jitter: tuple[float, float] | None,
-    random: bool,
-    draws,
-    ops=NUMPY,
-) -> Box:
+def train_window(height, width, spec: ClipSpec, draws, ops=np) -> Box:
     """Returns the window of a stored frame that, resized to the crop's size, is the frame of a training clip.
 
     It is what would remain, to within half a stored pixel, if the frame were resized (short side to `short_side`, then
     height and width by independent factors) and cropped; the rest of the frame is never decoded. Frames smaller than
-    the crop are enlarged until it fits. `draws` are four uniforms in [0, 1): height factor, width factor, top, left.
+    the crop are enlarged until it fits.
     """
-    scale = _scale(height, width, short_side, crop_height, crop_width, ops)
+    scale, jitter = _scale(height, width, spec, ops), spec.scale_jitter
 
     def along_axis(size, crop, factor, position):
         axis_scale = scale if jitter is None else scale * (jitter[0] + (jitter[1] - jitter[0]) * factor)
-        window = ops.minimum(ops.maximum(ops.to_int(crop / axis_scale + 0.5), 1), size)
+        window = ops.minimum(ops.maximum(_floor(crop / axis_scale + 0.5, ops), 1), size)
         free = size - window
-        start = ops.minimum(ops.to_int(position * ops.to_float(free + 1)), free) if random else free // 2
-        return start, window
+        if not spec.random_crop:
+            return free // 2, window
+        return ops.minimum(_floor(position * _to_float(free + 1, ops), ops), free), window
 
-    top, rows = along_axis(height, crop_height, draws[0], draws[2])
-    left, columns = along_axis(width, crop_width, draws[1], draws[3])
+    top, rows = along_axis(height, spec.image_size[0], draws[_HEIGHT], draws[_TOP])
+    left, columns = along_axis(width, spec.image_size[1], draws[_WIDTH], draws[_LEFT])
     return Box(top, left, rows, columns)
 
 
@@ -190,22 +191,23 @@ def largest_window(height, width, spec: ClipSpec) -> tuple[int, int]:
     """Returns the (height, width) that hold every `train_window` of videos of sizes int [N]."""
     sizes = np.unique(np.stack([np.asarray(height), np.asarray(width)], 1), axis=0).T
     # The smallest factor of the scale jitter makes the largest window.
-    box = train_window(*sizes, spec.short_side, *spec.image_size, spec.scale_jitter, False, (0.0,) * 4)
+    box = train_window(*sizes, spec, np.zeros(num_draws(spec)))
     return int(box.height.max()), int(box.width.max())
 
 
-def resized(height, width, short_side: int | None, crop_height: int, crop_width: int, ops=NUMPY):
+def resized(height, width, spec: ClipSpec, ops=np):
     """Returns (height, width), int64, of a frame resized to `short_side` (None: as stored), or more to fit the crop."""
-    scale, sides = _scale(height, width, short_side, crop_height, crop_width, ops), (height, width)
-    rows, columns = (ops.to_int(ops.to_float(side) * scale + 0.5) for side in sides)
-    return ops.maximum(rows, crop_height), ops.maximum(columns, crop_width)
+    scale = _scale(height, width, spec, ops)
+    rows, columns = (_floor(_to_float(side, ops) * scale + 0.5, ops) for side in (height, width))
+    return ops.maximum(rows, spec.image_size[0]), ops.maximum(columns, spec.image_size[1])
 
 
-def view_crop(height, width, crop_height: int, crop_width: int, crops: int, crop: int, ops=NUMPY) -> Box:
+def view_crop(height, width, spec: ClipSpec, crops: int, crop: int, ops=np) -> Box:
     """Returns test crop `crop` of `crops` of a resized frame: evenly along the longer side, centred along the other.
 
     One crop is central; three are left, centre, right (landscape frames) or top, centre, bottom (portrait frames).
     """
+    crop_height, crop_width = spec.image_size
     down, across = height - crop_height, width - crop_width
     if crops == 1:
         return Box(down // 2, across // 2, crop_height, crop_width)

@@ -27,10 +27,10 @@ _HELD = 16 << 20  # bytes of JPEGs that a `JpegStore` with a file keeps in memor
 class EncodeOptions:
     """How frames are stored."""
 
-    short_side: int | None  # maximum, in pixels; None: that of the source
+    short_side: int | None = None  # maximum, in pixels; None: that of the source
     quality: int = 85  # of the JPEGs, 1 to 95
     fps: float | None = None  # maximum, at most 1000, and the rate of a folder of frames; None: that of the source
-    max_seconds: float = 21_600.0  # of a file, up to its last segment
+    max_seconds: float = 21_600.0  # of a file, up to its last segment; a longer one is rejected
     max_gb: float = 32.0  # 2^30 bytes of JPEGs of a file
 
     def __post_init__(self):
