@@ -17,9 +17,11 @@ from vivit_jax.utils import storage
 # Role -> names of its column in headers, best first: the name of a class comes before its number.
 _NAMES = {
     "path": "path video_path clip_path file_path filepath full_path relative_path rel_path video_file video_filename "
-    "filename file_name file video clip frame_dir frames_dir folder video_name clip_name video_id clip_id name id",
-    "label": "label_name label_text class_name classname action_name label class category action activity target tag "
-    "gesture template label_id label_idx label_index class_id class_idx class_index classid action_id",
+    "filename file_name file video videos paths clip frame_dir frames_dir folder video_name clip_name video_id clip_id "
+    "name id",
+    "label": "label_name label_text class_name classname action_name class_label label labels class category action "
+    "activity target tag gesture template label_id label_idx label_index class_id class_idx class_index classid "
+    "action_id",
     "start": "start start_time time_start start_sec start_seconds",
     "end": "end end_time time_end end_sec end_seconds stop",
     "split": "split subset partition",
@@ -72,7 +74,7 @@ def read(
 def _table(path: storage.AnyPath, separators: Sequence[str], count: int | None) -> tuple[str, Lines]:
     """Returns the separator of a list and the values of each line, as many in each; `count`: how many, if known."""
     lines = parsing.lines(path)
-    lines[0] = lines[0][0], lines[0][1].lstrip("# ")
+    lines[0] = lines[0][0], re.sub(r"^#+\s+", "", lines[0][1])  # a comment; `#1.mp4` is a name
     tables: dict[str, tuple[Lines, Counter]] = {}
     for separator in separators:
         if separator != " " and separator not in lines[0][1]:
