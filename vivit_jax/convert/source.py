@@ -48,7 +48,8 @@ class OpenedWeights:
     def class_names(self, config: ViViTConfig) -> dict[str, list[str]]:
         """Returns {head: names by class id} of the heads that the weights name, 'label' for an only head."""
         names = (self.container.metadata.get("checkpoint") or {}).get("class_names") or {}
-        labels = (self.container.metadata.get("config") or {}).get("id2label")
+        written = self.container.metadata.get("config") or {}
+        labels = written.get("id2label") or {i: name for name, i in (written.get("label2id") or {}).items()}
         if labels and not names:  # Hugging Face
             names = {"label": [labels[key] for key in sorted(labels, key=int)]}
         heads = {head or "label": classes for head, classes in config.heads}
