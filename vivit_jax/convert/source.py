@@ -140,7 +140,7 @@ def _prefix(name: str, format: Format) -> str | None:
 
 def _strip_prefix(leaves: Mapping[str, Leaf], format: str, where: str) -> tuple[dict[str, Leaf], dict[str, str]]:
     """Strips the prefix of the parameters: (name without it -> leaf, other names -> why they are left out)."""
-    dropped = FORMATS[format].dropped
+    dropped = [rule for rule in FORMATS[format].dropped if rule.harmless]
     found = {name: _prefix(name, FORMATS[format]) for name in leaves if drop_reason(name, dropped) is None}
     prefixes = sorted({prefix for prefix in found.values() if prefix is not None})
     if len(prefixes) > 1:
