@@ -39,6 +39,24 @@ def test_classes_of_id2label_are_put_into_the_order_of_the_data(folder):
     assert "classifier head of 3 classes ('riding a bike', 'abseiling', 'air drumming')" in lost.report.warnings[0]
 
 
+def test_classes_of_a_published_config(shared, tmp_path):
+    """Whatever the case of their names; of an older config in `label2id` alone."""
+    written = json.loads((shared / "cases" / "hf30" / "config.json").read_text())
+    config = small_config(
+        **{name: written[name] for name in ("hidden_size", "num_frames", "tubelet_size")},
+        **{"num_heads": 4, "num_layers": 2, "mlp_dim": 64, "num_classes": 10, "image_size": (32, 32)},
+    )
+    params = random_params(config, dtype=np.float32)
+    convert.save_params(params, tmp_path / "hf", "huggingface", config)
+    names = list(written["id2label"].values())
+    shouted = {number: name.upper().replace(" ", "_") for number, name in written["id2label"].items()}
+    without = {name: value for name, value in written.items() if name != "id2label"}
+    for content in (written, written | {"id2label": shouted}, without):
+        write(tmp_path / "hf", "config.json", content)
+        result = convert.initialise(tmp_path / "hf", config, class_names={"label": names[::-1]})
+        np.testing.assert_array_equal(result.params["head"]["kernel"], params["head"]["kernel"][:, ::-1])
+
+
 @pytest.mark.parametrize(
     ("fields", "pixels"),
     [

@@ -41,6 +41,9 @@ def test_compiled_modules_and_several_models():
     ):
         convert.load_model(two, num_heads=2)
     assert convert.load_model(two, num_heads=2, prefix="teacher.")[0] == IMAGE
+    beside = {name if name.startswith("head") else f"backbone.{name}": leaf for name, leaf in flat.items()}
+    with pytest.raises(ValueError, match=r"under 'backbone\.' and 2 beside it \(head\.\w+, .*--prefix=backbone\."):
+        convert.load_model(beside, num_heads=2)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,8 @@ class OpenedWeights:
     def class_names(self, config: ViViTConfig) -> dict[str, list[str]]:
         """Returns {head: names by class id} of the heads that the weights name, 'label' for an only head."""
         names = (self.container.metadata.get("checkpoint") or {}).get("class_names") or {}
-        labels = (self.container.metadata.get("config") or {}).get("id2label")
+        written = self.container.metadata.get("config") or {}
+        labels = written.get("id2label") or {i: name for name, i in (written.get("label2id") or {}).items()}
         if labels and not names:  # Hugging Face
             names = {"label": [labels[key] for key in sorted(labels, key=int)]}
         heads = {head or "label": classes for head, classes in config.heads}
@@ -159,7 +160,7 @@ def _prefix(name: str, format: Format) -> str | None:
 
 def _strip_prefix(leaves: Mapping[str, Leaf], format: str, where: str) -> tuple[dict[str, Leaf], dict[str, str]]:
     """Strips the prefix of the parameters: (name without it -> leaf, other names -> why they are left out)."""
-    dropped = FORMATS[format].dropped
+    dropped = [rule for rule in FORMATS[format].dropped if rule.harmless]
     found = {name: _prefix(name, FORMATS[format]) for name in leaves if drop_reason(name, dropped) is None}
     prefixes = sorted({prefix for prefix in found.values() if prefix is not None})
     if len(prefixes) > 1:

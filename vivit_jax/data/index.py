@@ -79,7 +79,7 @@ def _holds_sequences(flags: argparse.Namespace, splits: Mapping[str, str] | None
     features = example.context.feature
     if not {"frames", "chunk"} <= set(features):
         expected = f"tf.train.SequenceExamples with a feature list {reader.SEQUENCE_FRAMES!r}"
-        held = ", ".join(sorted(features)) or "no features"
+        held = ", ".join(sorted({*features, *example.feature_lists.feature_list})) or "no features"
         held += " as a feature of the context, not as a list" if reader.SEQUENCE_FRAMES in features else ""
         raise ValueError(f"{flags.folder}: neither chunks of vivit_jax nor {expected}; the records hold {held}")
     given = [name for name in ("out", "split", "head", "class_names") if getattr(flags, name)]

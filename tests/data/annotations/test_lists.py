@@ -15,6 +15,10 @@ FORMS = {
     "header, semicolon": ("path;label\na.mp4;0\n", [("a.mp4", "0")]),
     "header, tab": ("path\tlabel\na.mp4\t0\n", [("a.mp4", "0")]),
     "comment": ("# path label\na.mp4 0\n", [("a.mp4", "0")]),
+    "comment without a blank": ("#path label\na.mp4 0\n", [("a.mp4", "0")]),
+    "# in the first name": ("#1.mp4 0\n#2.mp4 1\n", [("#1.mp4", "0"), ("#2.mp4", "1")]),
+    "more names": ("Videos;Class Label\na.mp4;0\n", [("a.mp4", "0")]),
+    "plural": ("videos,labels\na.mp4,0\n", [("a.mp4", "0")]),
     "video_path": ("video_path,label\na.mp4,0\n", [("a.mp4", "0")]),
     "other names": ("Clip Name;Clip Path;Tag\nx;/t/a.avi;walk\n", [("/t/a.avi", "walk")]),
     "column of pandas": (",file_name,class\n0,a.mp4,walk\n1,b.mp4,run\n", [("a.mp4", "walk"), ("b.mp4", "run")]),
@@ -53,6 +57,16 @@ def test_forms(tmp_path, form):
     assert read(tmp_path / "list.csv", columns=columns)[1] == dict(expected)
 
 
+@pytest.mark.parametrize("number", [1, 2, 4, 5, 6, 8])
+def test_lists_of_other_programs(shared, number):
+    """Those of SlowFast, VideoMAE, MMAction2 and pytorchvideo."""
+    path = shared / "cases" / f"train{number if number > 1 else ''}.csv"
+    expected = {"a.mp4": "0", "b.mp4": "0", "c.mp4": "1", "d.mp4": "1"}
+    found = read(path)[1]
+    assert found == {name: expected[name] for name in found}
+    assert len(found) == sum(".mp4" in line for line in path.read_text().splitlines())
+
+
 def test_the_form_is_logged(tmp_path, caplog):
     (tmp_path / "list.txt").write_text("a 10 3\nb 12 4\n")
     annotations.read(CSV, tmp_path / "list.txt")
@@ -89,6 +103,8 @@ def test_what_is_not_clear(tmp_path, content, columns, message):
         ("train.csv", "val.csv", "test.csv"),
         ("k400_train_list_videos.txt", "k400_val_list_videos.txt", "k400_test_list_videos.txt"),
         ("Train.tsv", "Validation.tsv", "Testing.tsv"),
+        ("trainlist01.txt", "vallist01.txt", "testlist01.txt"),
+        ("trainSet.csv", "valSet.csv", "testSet.csv"),
     ],
 )
 def test_a_list_for_each_split(tmp_path, names):

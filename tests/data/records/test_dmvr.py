@@ -305,6 +305,11 @@ def test_command_errors(folder, tmp_path, tiny_records):
     write_shards(tmp_path / "other", "train", [other.SerializeToString()], 1)
     with pytest.raises(SystemExit, match="neither chunks of vivit_jax nor"):
         run(tmp_path / "other")
+    renamed = tf.train.SequenceExample()
+    renamed.feature_lists.feature_list["video/frames"].feature.add().bytes_list.value[:] = [b"x"]
+    write_shards(tmp_path / "renamed", "train", [renamed.SerializeToString()], 1)
+    with pytest.raises(SystemExit, match="the records hold video/frames"):
+        run(tmp_path / "renamed")
     short = write_shards(tmp_path / "short", "train", records(VIDEOS[:2]), 1)[0]
     short.write_bytes(short.read_bytes()[:-10])
     with pytest.raises(SystemExit, match=r"cut short: record 1 at byte"):
@@ -334,6 +339,14 @@ def test_all_frames_in_one_feature(tmp_path):
     frames = reader.record_reader(split)(tf.constant(video, tf.int64), tf.constant([0, 30, 59], tf.int64))
     assert numbers_of(frames.numpy()) == [60, 90, 119]
     assert not verify.verify(tmp_path, progress=False)[0].problems
+
+
+def test_records_of_another_program_in_one_feature(shared, tmp_path, capsys):
+    folder = shared / "cases" / "dmvr24"
+    assert "4 videos, 4 records" in run(folder, f"--out={tmp_path}", capsys=capsys)
+    split = open_split(tmp_path, "train")
+    assert split.num_frames.tolist() == [8] * 4
+    assert split.class_names == {"label": ["aa", "bb"]}
 
 
 def test_reasons_without_a_traceback(tmp_path):

@@ -112,6 +112,12 @@ def test_colour_edges_of_ten_bits(tmp_path):
     assert np.abs(decoded - images).max() <= 6
 
 
+def test_colour_bars_of_ten_bits(shared):
+    """Each bar, 32 pixels wide, has one colour up to its edges."""
+    bars = read_video(shared / "cases" / "bars_10bit.mp4").frames[0, :32, :192].reshape(32, 6, 32, 3).astype(int)
+    assert np.abs(bars - bars[:, :, 15:16]).max() <= 3
+
+
 def test_tone_mapping(tmp_path, caplog):
     """PQ's diffuse white of 203 nits, 58 % of the signal, becomes white; black stays black."""
     path = tmp_path / "v.mkv"

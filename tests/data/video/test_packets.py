@@ -16,9 +16,14 @@ CASES = {
     "avi_dropped_frames.avi": 70,
     "ts_tail_libx264.ts": 100,
     "copyinkf.mp4": 177,
-    "case9_cg_nonkey.mkv": 76,
+    **{f"case9_cg_nonkey{suffix}": 76 for suffix in (".mkv", ".mp4", ".ts")},
+    **{f"case9_cg_key2{suffix}": 76 for suffix in (".mkv", ".mp4", ".ts")},
+    **{f"case9_cg_key2end{suffix}": 40 for suffix in (".mkv", ".mp4", ".ts")},
+    "case9_og_key2.mkv": 76,
+    "case9_og_key2.mp4": 76,
     "case9_og_nonkey.mp4": 76,
     "case9_cg_afterkey.mkv": 67,
+    "case9_og_afterkey.mkv": 52,
     "case11_base.avi": 100,
     "case11_plus20.avi": "cut short: 100 frames of about 120",
     "case12_bf.avi": 100,
@@ -62,7 +67,9 @@ def remux(source, target, first=0, shift=0.0, sound=0, options=None):
     return target
 
 
-@pytest.mark.parametrize(("suffix", "open_gop"), [(".mp4", 0), (".mkv", 0), (".ts", 0), (".mp4", 1), (".mkv", 1)])
+@pytest.mark.parametrize(
+    ("suffix", "open_gop"), [(".mp4", 0), (".mkv", 0), (".ts", 0), (".h264", 0), (".mp4", 1), (".mkv", 1)]
+)
 def test_begins_between_key_frames(tmp_path, caplog, suffix, open_gop):
     whole = write_video(tmp_path / "whole.mp4", options=X264 | {"x264-params": f"open-gop={open_gop}:scenecut=0"})
     segment = encode_segment(remux(whole, tmp_path / f"v{suffix}", first=3))

@@ -163,7 +163,8 @@ def _list_files(
         return {None: named[0]}
     # train.csv before train.txt and my_train_list.csv.
     for file in sorted(files, key=lambda f: (f.stem.lower() not in parsing.SPLITS, f.suffix.lower() != ".csv")):
-        words = {parsing.SPLITS.get(word) for word in re.split(r"[\W\d_]+", file.stem.lower())} - {None}
+        parts = re.split(r"[\W\d_]+|lists?|sets?|splits?", file.stem.lower())
+        words = {parsing.SPLITS.get(part) for part in parts} - {None}
         if len(words) == 1:
             of_split.setdefault(*words, []).append(file)
     if "train" in of_split and len(of_split) > 1:

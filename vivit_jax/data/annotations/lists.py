@@ -62,7 +62,7 @@ def read(
 def _table(path: storage.AnyPath, separators: Sequence[str], count: int | None) -> tuple[str, Lines]:
     """Returns the separator of a list and the values of each line, as many in each; `count`: how many, if known."""
     lines = parsing.lines(path)
-    lines[0] = lines[0][0], lines[0][1].lstrip("# ")
+    lines[0] = lines[0][0], re.sub(r"^#+\s+", "", lines[0][1])  # a comment; `#1.mp4` is a name
     tables: dict[str, tuple[Lines, Counter]] = {}
     for separator in separators:
         if separator != " " and separator not in lines[0][1]:

@@ -64,6 +64,7 @@ class Packets:
         self._packets: list[float] = []  # time stamps, without what an edit list leaves out
         self._frames: list[float] = []  # time stamps of decoded frames
         self._count, self._stamp = 0, None  # packets; time stamp of the last
+        self._stamped = False  # whether any packet has a time stamp; raw streams have none
         self._ends: dict[int, float] = {}  # of each stream
 
     def stamp(self, item: av.Packet | av.VideoFrame) -> float | None:
@@ -146,6 +147,7 @@ class Packets:
         stamp = None if packet.pts is None else float(packet.pts * packet.time_base)
         if packet.stream.index == self._stream.index:
             stamp, self._count = self.stamp(packet), self._count + 1
+            self._stamped |= stamp is not None
             if stamp is None:
                 stamp = 0.0 if self._stamp is None else self._stamp + self._step
             self._stamp = stamp
@@ -156,6 +158,7 @@ class Packets:
 
     def decoded(self, stamp: float) -> float:
         """Notes the time stamp of a decoded frame; returns the seconds from the first packet to it."""
+        stamp += 0.0 if self._stamped else self.skipped * self._step
         self._frames.append(stamp)
         return stamp - (self._packets or self._frames)[0]
 
