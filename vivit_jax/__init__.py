@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from vivit_jax.utils import extras, startup  # whose clock starts here
+from vivit_jax.utils import extras  # whose clock starts here
 
 if TYPE_CHECKING:
     from vivit_jax.predict import Predictor

@@ -11,8 +11,7 @@ import pytest
 
 from tests.helpers.small_models import MODELS, random_params, small_config
 from vivit_jax.convert import ConversionError, InitFrom, image_to_video, initialise, model_for, save_params, to_flat
-from vivit_jax.convert.image_to_video import adapt, random_leaves
-from vivit_jax.convert.resize import central_frame, filter_inflation, resize_grid
+from vivit_jax.convert.image_to_video import adapt, central_frame, filter_inflation, random_leaves, resize_grid
 from vivit_jax.models import ViViT, abstract_params
 
 IMAGE = {"tokenizer": "uniform_frames", "tubelet_size": (1, 4, 4), "num_frames": 1}

@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.small_models import random_params, random_video, small_config
 from vivit_jax.convert import InitFrom, initialise, to_flat
-from vivit_jax.convert.resize import resize_grid
+from vivit_jax.convert.image_to_video import resize_grid
 from vivit_jax.models import ViViT
 from vivit_jax.models.tokenizers import uniform_frame_indices
 

@@ -12,6 +12,7 @@ import optax
 import pytest
 from jax.extend import core
 
+from benchmarks import cost_figures
 from tests.conftest import REPOSITORY
 from tests.helpers.small_models import MODELS, small_config
 from vivit_jax.config.experiment import Experiment, default_config
@@ -155,10 +156,10 @@ def test_state_memory_is_copies_of_the_parameters(optimizer, copies):
 def test_figures_show_the_counts(tmp_path, monkeypatch):
     count = lambda config: float(sum(matrix_products(config).values()))  # noqa: E731
     monkeypatch.setattr(paper, "forward_count", count)
-    written = paper.save_figures(tmp_path / "new")
+    written = cost_figures.save_figures(tmp_path / "new")
     assert [path.name for path in written] == ["figure7b.png", "figure8b.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
-    figure = paper.figure8b()
+    figure = cost_figures.figure8b()
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     expected = [
         count(ViViTConfig.from_name(f"ViViT-B/16x{t}", **fields)) / 1e9
@@ -166,7 +167,7 @@ def test_figures_show_the_counts(tmp_path, monkeypatch):
         for t in (2, 4, 8, 16)
     ]
     assert heights == pytest.approx(expected)
-    paper.plots.pyplot().close(figure)
+    cost_figures.plots.close(figure)
 
 
 def test_render_numbers_the_remarks():

@@ -13,7 +13,8 @@ from tests.helpers.small_models import small_config
 from vivit_jax.config.experiment import Experiment, default_config
 from vivit_jax.models import ViViT
 from vivit_jax.train import compiled_step
-from vivit_jax.train_step import TrainProgram, memory, remat
+from vivit_jax.train_step import TrainProgram, remat
+from vivit_jax.utils import devices
 
 
 def test_compilation_cache_in_workdir_restores_the_setting(tmp_path, monkeypatch):
@@ -98,7 +99,7 @@ def test_auto_takes_the_least_recomputation_that_fits(small, tmp_path, monkeypat
     program = make_program(run)
     choices = remat.choices(program.model.config, "cpu")
     compiled = {choice.remat: remat.apply(program, choice).step.lower(state, batch).compile() for choice in choices}
-    peaks = [memory.peak_bytes(one.memory_analysis(), "cpu") / remat.USABLE["cpu"] for one in compiled.values()]
+    peaks = [devices.peak_bytes(one.memory_analysis(), "cpu") / remat.USABLE["cpu"] for one in compiled.values()]
     assert peaks[0] > peaks[1] > peaks[2]
 
     def with_model(self, model):
@@ -111,7 +112,7 @@ def test_auto_takes_the_least_recomputation_that_fits(small, tmp_path, monkeypat
     for i, (limit, tried) in enumerate(
         [(peaks[0], [NONE]), (peaks[1], [NONE, DOTS]), (peaks[2], [NONE, DOTS, FULL]), (1e5, [NONE, DOTS, FULL])]
     ):
-        monkeypatch.setattr(memory, "device_bytes", lambda limit=limit: int(limit) + 1)
+        monkeypatch.setattr(devices, "device_bytes", lambda limit=limit: int(limit) + 1)
         workdir = tmp_path / str(i)
         out, choices = start(small, workdir, caplog)
         assert choices == tried

@@ -14,7 +14,8 @@ from vivit_jax.compile import hlo
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.cost.counts import abstract_batch, forward_count, train_count
 from vivit_jax.models import ViViT, ViViTConfig, abstract_params, inference
-from vivit_jax.train_step import TrainProgram, make_eval_step, memory, remat
+from vivit_jax.train_step import TrainProgram, make_eval_step, remat
+from vivit_jax.utils import devices
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 _REQUIRED = re.compile(r"([\d.]+)([KMG]?)\)? ?(?:of|exceeds available HBM) \(?([\d.]+)([KMG]?)")
@@ -53,7 +54,7 @@ def compile_ahead(lowered: Any, mesh: Any) -> Compiled:
     analysis, text = executable.memory_analysis(), executable.as_text()
     return Compiled(
         True,
-        memory.peak_bytes(analysis, mesh.devices.flat[0].platform),
+        devices.peak_bytes(analysis, mesh.devices.flat[0].platform),
         argument=analysis.argument_size_in_bytes,
         temporary=analysis.temp_size_in_bytes,
         traffic=tuple(hlo.collectives(text, dict(mesh.shape))),

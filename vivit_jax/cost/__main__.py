@@ -2,7 +2,6 @@
 
 python -m vivit_jax.cost
 python -m vivit_jax.cost --only=table2,table5
-python -m vivit_jax.cost --plot=pictures
 python -m vivit_jax.cost --config=configs/k400_vivit_l.py --config.model.image_size=320
 """
 
@@ -15,13 +14,12 @@ from vivit_jax.config import flags as command_line
 
 _CONFIG = command_line.define_config("Print the cost of this experiment instead of the paper's tables.")
 _ONLY = flags.DEFINE_list("only", None, "Some of table2, table5, figure7, figure8, figure9. Default: all.")
-_PLOT = flags.DEFINE_string("plot", None, "Folder for figure7b.png and figure8b.png.")
 _COMPILE = flags.DEFINE_bool("compile", True, "With --config: compile for this machine, for the memory of activations.")
 
 
 def main(argv: list[str]) -> None:
-    if _CONFIG.value is not None and (_ONLY.value or _PLOT.value):
-        raise app.UsageError("--only and --plot are about the paper's tables; leave them out with --config")
+    if _CONFIG.value is not None and _ONLY.value:
+        raise app.UsageError("--only is about the paper's tables; leave it out with --config")
     log = functools.partial(print, file=sys.stderr, flush=True)  # progress
     # Imported after the flags are parsed, so that --help and a mistyped flag answer at once.
     from vivit_jax.cost import paper
@@ -35,9 +33,6 @@ def main(argv: list[str]) -> None:
             print(*report.tables_of(run, compiled=_COMPILE.value, log=log), sep="\n\n")
             return
         print(*paper.tables(_ONLY.value or tuple(paper.TABLES), log), sep="\n\n")
-        if _PLOT.value:
-            for path in paper.save_figures(_PLOT.value):
-                log(f"wrote {path}")
 
 
 if __name__ == "__main__":

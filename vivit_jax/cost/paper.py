@@ -7,16 +7,11 @@ import dataclasses
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from etils import epath
 
 from vivit_jax.cost.counts import forward_count
 from vivit_jax.models import ViViTConfig, count_parameters
 from vivit_jax.models.config import BACKBONES
 from vivit_jax.models.flops import matrix_products
-from vivit_jax.utils import plots
 from vivit_jax.utils.tables import Table
 
 _DATA = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
@@ -135,42 +130,3 @@ def _millions(name: str, config: ViViTConfig, published: float | None) -> Row:
     row = Row(name, "M parameters", count_parameters(config) / 1e6, 1, published)
     remark = REMARKS["depths" if config.attention == "factorised_encoder" else "truncated"]
     return row if row.agrees is not False else dataclasses.replace(row, remark=remark)
-
-
-def figure7b() -> Any:
-    """Draws GFLOPs of Model 1 by backbone; published values are diamonds."""
-    rows = [row for row in figure7_rows() if row.quantity == "GFLOPs"]
-    title = "Figure 7 (b): Model 1, tubelets 16x2, 32 frames of 224 x 224"
-    return _bars({"ours": rows}, list(BACKBONES), title, xlabel="backbone")
-
-
-def figure8b() -> Any:
-    """Draws GFLOPs of the five models of ViT-B by tubelet length; published values are diamonds."""
-    rows = list(figure8_rows())
-    by_model = {name: [row for row in rows if row.model.startswith(name)] for name in MODELS}
-    labels = [f"16x{t}, {32 // t} temporal tokens" for t in TUBELET_LENGTHS]
-    return _bars(by_model, labels, "Figure 8 (b): ViViT-B, 32 frames of 224 x 224", xlabel="tubelet")
-
-
-def save_figures(folder: epath.PathLike) -> list[epath.Path]:
-    """Writes figure7b.png and figure8b.png into a folder, creates it if absent, and returns their paths."""
-    folder = epath.Path(folder)
-    return [plots.save(draw(), folder / f"{draw.__name__}.png") for draw in (figure7b, figure8b)]
-
-
-def _bars(series: dict[str, Sequence[Row]], labels: Sequence[str], title: str, xlabel: str) -> Any:
-    """Draws a group of bars for each label, with one bar of each series."""
-    figure, axes = plots.pyplot().subplots(figsize=(9.6 if len(series) > 1 else 6.4, 4.6), layout="constrained")
-    width = 0.85 / len(series)
-    for i, (name, rows) in enumerate(series.items()):
-        positions = np.arange(len(rows)) + (i - (len(series) - 1) / 2) * width
-        bars = axes.bar(positions, [row.ours for row in rows], width=0.9 * width, label=name)
-        axes.bar_label(bars, [f"{row.ours:,.0f}" for row in rows], padding=7, fontsize=8)
-        published = [(x, row.published) for x, row in zip(positions, rows, strict=True) if row.published is not None]
-        axes.scatter(*zip(*published, strict=True), marker="D", c="k", label=None if i else "published (Tables 2, 5)")
-    axes.set_xticks(range(len(labels)), labels)
-    axes.margins(y=0.1)
-    axes.set(xlabel=xlabel, ylabel="GFLOPs of a clip (multiply-adds)", title=title)
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8)
-    return figure

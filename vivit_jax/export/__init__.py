@@ -6,11 +6,16 @@ The folder has the model; `model.json`, its labels and preprocessing; `example.n
 loaded model; and `README.md`, a model card that shows how to load it. docs/export.md describes the formats.
 """
 
+import contextlib
 import dataclasses
+import datetime
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import flax
 import jax
+import jinja2
 import numpy as np
 from etils import epath
 
@@ -18,11 +23,16 @@ from vivit_jax import __version__, sharding
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.config.preprocessing import Preprocessing
-from vivit_jax.export import card
+from vivit_jax.convert import describe_model
 from vivit_jax.export.formats import FORMATS, Shipped
-from vivit_jax.models import inference
+from vivit_jax.models import count_parameters, inference
 from vivit_jax.predict import restore
+from vivit_jax.report import load
 from vivit_jax.utils import storage
+from vivit_jax.utils.class_names import listed
+
+_METRICS = ("top1", "top5", "mean_class_accuracy", "mean_average_precision")
+_PATHS = ("dir", "path", "annotations", "list_file", "compilation_cache")  # fields of a config that name local files
 
 
 def export(checkpoint: storage.PathLike, output: storage.PathLike, format: str, weights: str = "params") -> None:
@@ -60,4 +70,30 @@ def export(checkpoint: storage.PathLike, output: storage.PathLike, format: str, 
         FORMATS[format](shipped, folder)
         np.savez(folder / "example.npz", frames=clips, **logits)
         (folder / "model.json").write_text(shipped.json, "utf-8")
-        (folder / "README.md").write_text(card.render(shipped, format, metadata, epath.Path(path), weights), "utf-8")
+        (folder / "README.md").write_text(card(shipped, format, metadata, epath.Path(path), weights), "utf-8")
+
+
+def card(model: Shipped, format: str, metadata: Mapping[str, Any], step: epath.Path, weights: str) -> str:
+    """Returns the model card, from the checkpoint `step` with this metadata and the files of its run, if any.
+
+    It is Markdown with the metadata of Hugging Face; `templates/card.md.j2` holds its layout.
+    """
+    experiment, run = Experiment.from_config(metadata["config"]), None
+    with contextlib.suppress(OSError, ValueError):
+        run = load.read_run(step.parents[1]) if step.parent.name == checkpointing.FOLDER else None
+    evaluation = run.evaluation if run and weights == "params" else {}
+    if epath.Path(evaluation.get("checkpoint", "")).parts[-3:] != step.parts[-3:]:
+        evaluation = {}  # of other weights
+    results = {n: v for n, v in evaluation.get("metrics", {}).items() if n.endswith(_METRICS) and v is not None}
+    changed = [row for row in (run.changed_fields() if run else ()) if not row[0].endswith(_PATHS)]
+    dates = [datetime.datetime.fromtimestamp(time, datetime.UTC).date() for time in run.times] if run else []
+    loader, undefined = jinja2.PackageLoader("vivit_jax.export", "templates"), jinja2.StrictUndefined
+    environment = jinja2.Environment(loader=loader, undefined=undefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("card.md.j2").render(
+        **{"info": model.info, "format": format, "weights": weights, "experiment": experiment, "metadata": metadata},
+        **{"evaluation": evaluation, "results": results, "dates": dates, "changed": changed},
+        description=describe_model(model.config),
+        parameters=count_parameters(model.config),
+        classes={head: listed(names) for head, names in model.info["labels"].items()},
+        today=datetime.datetime.now(datetime.UTC).date(),
+    )

@@ -10,6 +10,7 @@ import scipy.sparse
 from absl import logging
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
@@ -65,10 +66,9 @@ def fit_linear(
     """
     multi_label, grid = labels.ndim == 2, sorted(settings.inverse_penalties)
 
-    def fit(c: float, x: np.ndarray, y: np.ndarray) -> Any:
-        regression: Any = LogisticRegression(C=c, max_iter=MAX_ITERATIONS)
-        return make_pipeline(StandardScaler(), OneVsRestClassifier(regression) if multi_label else regression).fit(x, y)
-
+    regression: Any = LogisticRegression(max_iter=MAX_ITERATIONS)
+    model = make_pipeline(StandardScaler(), OneVsRestClassifier(regression) if multi_label else regression)
+    penalty = f"{'onevsrestclassifier__estimator' if multi_label else 'logisticregression'}__C"
     best = grid[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # logged below, once
@@ -78,11 +78,13 @@ def fit_linear(
             if not held_out.any():
                 problem = f"no class of head {head!r} has two training videos, so none can be held out to choose C"
                 raise ValueError(f"{problem} among {', '.join(map(str, grid))}: give one C (--c={grid[-1]})")
-            fits = {c: fit(c, train[~held_out], labels[~held_out]) for c in grid}
-            scores = {c: _score(model, train[held_out], labels[held_out]) for c, model in fits.items()}
+            scoring = "average_precision" if multi_label else "accuracy"
+            split = PredefinedSplit(held_out.astype(int) - 1)  # -1: never held out
+            search = GridSearchCV(model, {penalty: grid}, scoring=scoring, cv=split, refit=False).fit(train, labels)
+            scores = dict(zip(grid, search.cv_results_["mean_test_score"].tolist(), strict=True))
             logging.info("Linear probe of %s: score by C on the held-out part %s", head, scores)
-            best = max(grid, key=scores.get)  # of equals the first, with the strongest penalty
-        model = fit(best, train, labels)
+            best = search.best_params_[penalty]  # of equals the first, with the strongest penalty
+        model.set_params(**{penalty: best}).fit(train, labels)
     fits = [e for e in model[-1].estimators_ if hasattr(e, "n_iter_")] if multi_label else [model[-1]]
     if any(int(np.max(each.n_iter_)) >= MAX_ITERATIONS for each in fits):
         problem = "The linear probe of %s with C=%g did not converge in %d iterations; a smaller C would."
@@ -107,13 +109,6 @@ def hold_out(labels: np.ndarray, share: float) -> np.ndarray:
         if len(videos) > 1:
             result[videos[: min(max(1, round(share * len(videos))), len(videos) - 1)]] = True
     return result
-
-
-def _score(model: Any, x: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the accuracy; multi-label, the mean average precision."""
-    if labels.ndim == 1:
-        return float(np.mean(model.predict(x) == labels))
-    return float(np.nan_to_num(metrics.mean_over_present(metrics.average_precision(labels, model.predict_proba(x)))))
 
 
 def score(

@@ -16,7 +16,8 @@ from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from vivit_jax import distributed
 from vivit_jax.config.experiment import Experiment
-from vivit_jax.train_step import TrainProgram, memory, remat
+from vivit_jax.train_step import TrainProgram, remat
+from vivit_jax.utils import devices
 
 CACHE_FOLDER = "compilation_cache"  # inside a run's workdir
 # Fields of the optimizer that change memory; rates and schedules do not.
@@ -109,7 +110,7 @@ class CompiledStep:
             self._compiled = self._compiling.result() if self._compiling else self._compile(state, batch)
 
     def _compile(self, state: Any, batch: Any) -> Any:
-        config, platform, limit = self._program.model.config, jax.default_backend(), memory.device_bytes()
+        config, platform, limit = self._program.model.config, jax.default_backend(), devices.device_bytes()
         choices = remat.choices(config, platform)
         device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {limit >> 30} GiB"
         folder = epath.Path(jax.config.jax_compilation_cache_dir or self._workdir)
@@ -122,7 +123,7 @@ class CompiledStep:
             try:
                 compiled = program.step.lower(state, batch).compile()
             except jax.errors.JaxRuntimeError as error:
-                if choice == choices[-1] or not memory.is_out_of_memory(error):
+                if choice == choices[-1] or not devices.is_out_of_memory(error):
                     raise
                 logging.info("The train step does not fit the devices with %s.", choice)
                 return None
@@ -132,7 +133,7 @@ class CompiledStep:
 
         def fits(compiled: Any) -> bool:
             analysis = compiled and compiled.memory_analysis()
-            peak = memory.peak_bytes(analysis, platform) if analysis else 0  # not reported: it fits
+            peak = devices.peak_bytes(analysis, platform) if analysis else 0  # not reported: it fits
             fit = compiled is not None and peak <= remat.USABLE.get(platform, 0.9) * limit
             return "False" not in distributed.gather(str(fit))  # on all processes, or on none
 
@@ -170,7 +171,7 @@ def format_memory(analysis: Any, platform: str, limit: int) -> str:
         return "an amount of memory that this backend does not report"
     results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return (
-        f"at most {_size(memory.peak_bytes(analysis, platform))} of {_size(limit)}: "
+        f"at most {_size(devices.peak_bytes(analysis, platform))} of {_size(limit)}: "
         f"state and batch {_size(analysis.argument_size_in_bytes)}, "
         f"temporaries {_size(analysis.temp_size_in_bytes)}, new results {_size(results)}"
     )
@@ -182,10 +183,10 @@ def oom_advice(what: str, advice: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if not memory.is_out_of_memory(error):
+        if not devices.is_out_of_memory(error):
             raise
         raise OutOfDeviceMemory(
-            f"{what} does not fit the memory of the devices ({_size(memory.device_bytes())} on each). What takes less:"
+            f"{what} does not fit the memory of the devices ({_size(devices.device_bytes())} on each). What takes less:"
             + "\n  ".join(["", *advice])
             + f"\nXLA says: {str(error).strip().splitlines()[0][:300]}"
         ) from error

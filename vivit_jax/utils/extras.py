@@ -1,9 +1,15 @@
-"""What all programs share: missing extras, errors of files and Ctrl-C end in one line; `~` is expanded."""
+"""What all programs share: when they began, and how they end; `~` is expanded. Imported with the package, before jax.
 
+Missing extras, errors of files and Ctrl-C end in one line.
+"""
+
+import atexit
 import os
 import re
 import sys
+import time
 import traceback as tracebacks
+from collections.abc import Callable
 from types import TracebackType
 
 INTERRUPTED_EXIT_CODE = 130  # Ctrl-C, as of shells
@@ -15,6 +21,22 @@ MODULES = {
     "parquet": {"pyarrow"},
     "serve": {"fastapi", "prometheus_client", "uvicorn"},
 }
+
+
+def _age() -> float:
+    """Returns how many seconds ago this process began; 0 where the system (other than Linux) does not tell."""
+    try:
+        with open("/proc/self/stat") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, AttributeError, IndexError):
+        return 0.0
+    return age if 0 < age < 60 else 0.0
+
+
+BEGAN = time.perf_counter() - _age()  # of the program, on that clock
+AT_EXIT: list[Callable[[], None]] = []
+atexit.register(lambda: [call() for call in AT_EXIT])  # after the handlers of what is imported later
 
 
 def prepare_program() -> None:

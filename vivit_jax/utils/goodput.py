@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 
 from vivit_jax.utils import logs, storage
-from vivit_jax.utils.startup import AT_EXIT, BEGAN
+from vivit_jax.utils.extras import AT_EXIT, BEGAN
 
 FILE = "goodput.jsonl"
 # `start` is all else before the first step; `repeated`: steps that an earlier process had done, but not saved; `lost`:
