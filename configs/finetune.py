@@ -17,13 +17,21 @@ Hardware: from scratch two CPU cores; with a ViT-B or larger, an accelerator.
 Expected on the held-out videos: 89 % on synthetic lip movements, chance 10 % (docs/finetuning.md).
 """
 
+from ml_collections import config_dict
+
 from vivit_jax.config import finetuning
 from vivit_jax.config.experiment import default_config
+from vivit_jax.config.fields import field_of
 
 
 def get_config():
     config = default_config()
-    finetuning.leave_open(config)
+    config.derive = True
+    for path in finetuning.DERIVED:  # left open: None, of the field's type
+        section, name = field_of(config, path)
+        kind = int if path == "input.short_side" else type(section[name])
+        del section[name]
+        section[name] = config_dict.placeholder(kind)
     config.data.cache = True
 
     config.input.random_crop = True

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict, config_dict
 
 from vivit_jax.config.fields import field_of
 from vivit_jax.models import ViViTConfig
@@ -17,16 +16,6 @@ DERIVED = (
     *("evaluation.every_epochs", "evaluation.patience", "evaluation.temporal_views", "evaluation.spatial_views"),
 )
 _OF_VIDEO_MODELS = ("attention", "tokenizer", "tubelet_size", "num_frames", "temporal_layers")
-
-
-def leave_open(config: ConfigDict) -> None:
-    """Sets `derive`, and the derived fields to None, in place; values that are set afterwards win."""
-    config.derive = True
-    for path in DERIVED:
-        section, name = field_of(config, path)
-        kind = int if path == "input.short_side" else type(section[name])
-        del section[name]
-        section[name] = config_dict.placeholder(kind)
 
 
 def derive(

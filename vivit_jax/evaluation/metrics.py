@@ -32,10 +32,6 @@ def rank_of_true_class(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.sum(~behind, axis=-1, dtype=jnp.int32)
 
 
-def _is_in_top(scores: jax.Array, labels: jax.Array, k: int) -> jax.Array:
-    return (rank_of_true_class(scores, labels) < k).astype(jnp.float32)
-
-
 def pair_scores(first: jax.Array, second: jax.Array) -> jax.Array:
     """Returns the log of the product of two softmaxes: logits [B, C1], [B, C2] -> [B, C1 * C2], (i, j) at i * C2 + j.
 
@@ -96,7 +92,7 @@ def collection(
     for head, classes in sizes.items():
         for k in (1, 5):
             if k == 1 or classes > k:
-                members[f"{head}__top{k}"] = _average(head, functools.partial(_is_in_top, k=k))
+                members[f"{head}__top{k}"] = _average(head, lambda x, y, k=k: jnp.float32(rank_of_true_class(x, y) < k))
     return clu_metrics.Collection.create(**members)
 
 

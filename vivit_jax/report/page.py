@@ -43,7 +43,10 @@ def render(run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"metric": _metric, "percent": "{:.1%}".format, "thousands": "{:,}".format, "repr": repr}
-    environment.filters |= {"date": _date, "duration": lambda seconds: str(datetime.timedelta(seconds=round(seconds)))}
+    environment.filters |= {
+        "date": lambda seconds: f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        "duration": lambda seconds: str(datetime.timedelta(seconds=round(seconds))),
+    }
     picture = run.workdir / plots.RECONSTRUCTIONS
     return environment.get_template("report.html.j2").render(
         run=run,
@@ -148,7 +151,3 @@ def _metric(value: float | None, name: str) -> str:
         return "–"
     share = name.endswith(("top1", "top5", "accuracy", metrics.MEAN_AVERAGE_PRECISION))
     return f"{value:.1%}" if share else f"{value:.4g}"
-
-
-def _date(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")

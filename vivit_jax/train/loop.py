@@ -83,7 +83,9 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
         ledger.mark("imports")
         initialize.log_start(setup, state, restored, workdir)
         writer = stack.enter_context(contextlib.closing(logs.make_writer(workdir)))  # imports TensorFlow
-        progress = logs.progress_report(setup.total_steps, writer)
+        from clu import periodic_actions  # imports TensorFlow, too
+
+        progress = periodic_actions.ReportProgress(num_train_steps=setup.total_steps, writer=writer, every_secs=15.0)
 
         # Evaluation: also of the restored state, if the run was stopped before it could be evaluated.
         evaluation = periodic_evaluation.PeriodicEvaluation(setup, workdir, writer, progress, restored)

@@ -148,10 +148,3 @@ def _import_clu_writers() -> types.ModuleType:
     if absent:
         del sys.modules[keras_callback.__name__]
     return metric_writers
-
-
-def progress_report(total_steps: int, writer: MetricWriter) -> Any:
-    """Returns clu's `ReportProgress`: steps/s and the time left, in the log every 15 s. Imports TensorFlow."""
-    from clu import periodic_actions
-
-    return periodic_actions.ReportProgress(num_train_steps=total_steps, writer=writer, every_secs=15.0)
