@@ -73,6 +73,7 @@ def fit_linear(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # logged below, once
         warnings.filterwarnings("ignore", "Label .* is present in", UserWarning)  # classes without an example
+        warnings.filterwarnings("ignore", "No positive class", UserWarning)  # among the held-out videos
         if len(grid) > 1:
             held_out = hold_out(labels, HELD_OUT)
             if not held_out.any():
