@@ -18,14 +18,16 @@ from vivit_jax.utils import plots, storage
 
 
 def main(argv: list[str]) -> None:
-    (predictor, files), options = inputs.start(argv[1:]), flags.FLAGS
+    options = flags.FLAGS
     with command_line.exit_on(ValueError):
-        if options.explain and not is_folder(options.explain) and len(files) > 1:
-            raise ValueError(f"--explain={options.explain} is one file, for {len(files)} videos; name a folder")
         if options.timeline is not None and (options.explain or options.pictures):
             raise ValueError("--explain and --pictures are of whole videos, --timeline is of windows: run them apart")
         if options.timeline is None and (options["hop"].present or options["stride"].present):
             raise ValueError("--hop and --stride are about the windows of --timeline; add it, or leave them out")
+    predictor, files = inputs.start(argv[1:])
+    with command_line.exit_on(ValueError):
+        if options.explain and not is_folder(options.explain) and len(files) > 1:
+            raise ValueError(f"--explain={options.explain} is one file, for {len(files)} videos; name a folder")
     if options.timeline is None:
         show = csv_printer() if options.csv and not options.json else print
         results = predictor.predict(files, options.top)
