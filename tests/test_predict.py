@@ -211,6 +211,5 @@ def test_flags_without_effect_are_refused(given, message, monkeypatch):
     options = {"workdir": "run"} | absent | given
     options = {name: types.SimpleNamespace(value=value, present=name in given) for name, value in options.items()}
     monkeypatch.setattr(__main__.flags, "FLAGS", Options(options))
-    monkeypatch.setattr(__main__.logs, "configure_logging", lambda: None)
     with pytest.raises(SystemExit, match=message):
         __main__.main(["predict", "clip.mp4"])
