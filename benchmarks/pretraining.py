@@ -24,7 +24,7 @@ FEW = {
 def get_config():
     config = load_config("pretrain_mae")
     config.model.temporal_layers = 2  # of the classifiers
-    config.model.tubelet_size = (4, 7, 7)  # of larger ones too little can be guessed from those around
+    config.model.tubelet_size = (4, 7, 7)  # larger tubelets cannot be predicted from their neighbours
     config.evaluation.temporal_views = 2
     config.evaluation.spatial_views = 1
     config.evaluation.every_epochs = 0.0  # at the end only

@@ -23,23 +23,24 @@ def nearest(values: np.ndarray, queries: np.ndarray, top: int) -> tuple[np.ndarr
 
 
 def main(argv: list[str]) -> None:
-    options, stored = flags.FLAGS, {}
-    if argv[-1].endswith(".npz"):
-        with command_line.exit_on(OSError, ValueError), np.load(argv[-1]) as arrays:
+    options, path, stored = flags.FLAGS, argv[-1], {}
+    if path.endswith(".npz"):
+        with command_line.exit_on(OSError, ValueError), np.load(path) as arrays:
             if "features" not in arrays:
-                raise ValueError(
-                    f"{argv[-1]} holds {', '.join(arrays)}; search needs features: write it without --tokens"
-                )
+                raise ValueError(f"{path} has no features, only {', '.join(arrays)}: write it without --tokens")
             stored = dict(zip(arrays["path"].tolist(), arrays["features"], strict=True))
-            options.checkpoint = options.checkpoint or (None if options.workdir else str(arrays["checkpoint"]))
+            checkpoint = str(arrays["checkpoint"])
+            options.checkpoint = options.checkpoint or (None if options.workdir else checkpoint)
     predictor, files = inputs.start(argv[1:], classifier=False)
+    if stored and predictor.path != checkpoint:
+        logging.warning("%s holds features of %s, those of the query are of %s.", path, checkpoint, predictor.path)
     with command_line.exit_on(OSError, ValueError):
         (query,) = extract(predictor, [options.like]).values()
         found = stored or extract(predictor, files)
         others = [path for path in found if storage.absolute(path) != storage.absolute(options.like)]
         if not others:
             raise ValueError(f"there is no other video than --like={options.like} to compare with")
-    rows, cosines = nearest(np.stack([found[path] for path in others]), query[None], options.top)
+        rows, cosines = nearest(np.stack([found[path] for path in others]), query[None], options.top)
     for row, cosine in zip(rows[0], cosines[0].tolist(), strict=True):
         line = json.dumps({"file": others[row], "similarity": cosine})
         print(line if options.json else f"{cosine:7.4f}  {others[row]}")

@@ -216,7 +216,7 @@ def test_frames_are_those_of_the_upload(tmp_path, stamps):
 
 
 class Slow:
-    """A model that computes until it is told to go on."""
+    """A model whose prediction waits for an event."""
 
     def __init__(self, model):
         self._model, self.go = model, threading.Event()

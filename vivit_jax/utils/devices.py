@@ -63,9 +63,9 @@ def _requested() -> str | None:
 def keep_freed_memory() -> bool:
     """Lets glibc's allocator keep freed memory for later allocations; False where there is another C library.
 
-    By default it returns large blocks to the system. XLA allocates the buffers of each operation on the CPU anew, so
-    that every call faults all their pages in again: 100,000 faults and about 15 % of the time of ViViT-B's forward pass
-    (benchmarks/allocator.py). The memory of the process stays at its peak.
+    By default it returns large blocks to the system. XLA on the CPU allocates buffers for each operation of each call,
+    so that every call faults all their pages in again: 100,000 faults and about 15 % of the time of ViViT-B's forward
+    pass (benchmarks/allocator.py). The memory of the process stays at its peak.
     """
     if not sys.platform.startswith("linux"):
         return False
