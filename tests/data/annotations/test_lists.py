@@ -81,11 +81,11 @@ def test_the_form_is_logged(tmp_path, caplog):
         ("a.mp4 100 3\nb.mp4 90 4\n", None, r"3 columns without a header \(a.mp4, 100, 3\); .*--columns="),
         ("some/dir 0 163 1\n", None, "4 columns without a header"),
         ("wo,was\na.mp4,1\n", None, "no column path; found wo, was; .*--columns="),
-        ("a.mp4\nb.mp4\n", None, "line 1: 'a.mp4' is no path and label"),
+        ("my a.mp4\nb.mp4\n", None, r"line 2: 1 values for 2 columns \(b.mp4\).*quotes around paths with blanks"),
+        ("path,klass\na.mp4,up\nb.mp4,down\n", None, r"no column label .*; found path, klass; .*--columns="),
         ("a.mp4 1 2\nb.mp4 3\nc.mp4 1 2 3\n", None, r"line \d: \d values for \d columns .*--label_separator"),
         ("a.mp4,0\nb.mp4,1\nc.mp4\n", None, r"line 3: 1 values for 2 columns \(c.mp4\)"),
         ("a.mp4,0\nb.mp4,1\n", ("path", "label", "start"), "line 1: 2 values for 3 columns"),
-        ("a.mp4,0\nb.mp4,1\n", ("path", "-"), "no column label"),
         ("path label\n", None, "no rows"),
         ("<!DOCTYPE html>\n<html></html>", None, "a web page; download the file itself"),
         ("a.mp4 0\na.mp4 1\n", None, "line 2: the segment a.mp4 is already in line 1 with another label"),
@@ -95,6 +95,23 @@ def test_what_is_not_clear(tmp_path, content, columns, message):
     (tmp_path / "x.csv").write_text(content)
     with pytest.raises(annotations.AnnotationError, match=message):
         read(tmp_path / "x.csv", columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("content", "columns"),
+    [
+        ("a.mp4\nb.mp4\nc.mp4\n", None),
+        ("path\na.mp4\nb.mp4\nc.mp4\n", None),
+        ("path,start,end\na.mp4,,\nb.mp4,1,2\nc.mp4,,\n", None),
+        ("a.mp4,0\nb.mp4,1\nc.mp4,2\n", ("path", "-")),
+    ],
+)
+def test_videos_without_labels(tmp_path, content, columns):
+    (tmp_path / "x.csv").write_text(content)
+    found = annotations.read(catalog.custom("mine", "csv", columns=columns), tmp_path / "x.csv")
+    assert found.class_names == {}
+    assert sorted(row.video for rows in found.rows.values() for row in rows) == ["a.mp4", "b.mp4", "c.mp4"]
+    assert set(found.rows) == {"train", "validation"}
 
 
 @pytest.mark.parametrize(

@@ -94,28 +94,31 @@ def read_csv(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotatio
     """Reads a list; `folder` is the file, or a folder with one list, with NAME.csv, or with one for each split.
 
     Columns: `path`, absolute, a URI or relative to the videos' folder; `label` for one head, or a column `label_HEAD`
-    for each of several; `start` and `end` in seconds, empty for the whole video; `split`: train, val(idation) or test;
-    `group`: its videos stay together where no split is stated. Other columns are ignored and noted. A head whose column
-    contains `dataset.label_separator` is multi-label; there, an empty field is a video without labels.
+    for each of several, or none; `start` and `end` in seconds, empty for the whole video; `split`: train, val(idation)
+    or test; `group`: its videos stay together where no split is stated. Other columns are ignored and noted, but not
+    where no column has labels. A head whose column contains `dataset.label_separator` is multi-label; there, an empty
+    field is a video without labels.
     """
     notes: list[str] = []
     files = _list_files(dataset, folder, notes) if folder.is_dir() else {None: folder}
     path, separator = next(iter(files.values())), dataset.label_separator
     table, heads = [], {}
     for split, file in files.items():
-        try:
-            rows, columns, form = lists.read(file, dataset.columns, separator)
-        except lists.NoLabelsError as error:
-            if split != "test":
-                raise
-            notes.append(f"{error}; the test split is left out")
+        rows, columns, form = lists.read(file, dataset.columns, separator)
+        found = _heads(file, columns)
+        if split == "test" and heads and not found:
+            notes.append(f"{file}: no column label; the test split is left out")
             continue
-        if heads and _heads(file, columns) != heads:
+        if table and found != heads:
             raise AnnotationError(f"{file}: columns {', '.join(columns)}; {path} has {', '.join(heads.values())}")
-        heads = _heads(file, columns)
+        heads = found
         known = {"path", "start", "end", "group", "-", *heads.values(), *(() if split else ("split",))}
+        unused = [name for name in columns if name not in known]
+        if unused and not heads:
+            shown = f"no column label (or label_HEAD for several heads); found {', '.join(columns)}"
+            raise AnnotationError(f"{file}: {shown}; {lists.HINT}; videos without labels have none of these")
         notes += [f"{file}: {form}"] if form else []
-        notes += [f"{file}: column {name} is not used" for name in columns if name not in known]
+        notes += [f"{file}: column {name} is not used" for name in unused]
         table += [(where, values | {"split": split} if split else values) for where, values in rows]
     listed = (head for head, column in heads.items() if separator and any(separator in row[column] for _, row in table))
     multi_label = frozenset(listed)

@@ -17,7 +17,7 @@ from vivit_jax.utils import storage
 _NAMES: Mapping[str, str] = parsing.WORDS["columns"]  # role -> names of its column in headers, best first
 _KNOWN = frozenset(" ".join(_NAMES.values()).split())
 _SEPARATORS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "|", " ": "blanks"}
-_HINT = "name the columns in order with --columns=path,label (- for one that is not used)"
+HINT = "name the columns in order with --columns=path,label (- for one that is not used)"
 _WHOLE = re.compile(r"-?\d+")
 # A path that ends in the suffix of a video, and the rest of the line.
 _PATH_AND_REST = re.compile(rf"([^'\"].*?({'|'.join(map(re.escape, VIDEO_SUFFIXES))}))\s+(\S.*)", re.IGNORECASE)
@@ -25,14 +25,10 @@ _PATH_AND_REST = re.compile(rf"([^'\"].*?({'|'.join(map(re.escape, VIDEO_SUFFIXE
 Lines = list[tuple[str, list[str]]]  # (where, values) of each line
 
 
-class NoLabelsError(AnnotationError):
-    """A list of videos without labels."""
-
-
 def read(
     path: storage.AnyPath, columns: Sequence[str] | None = None, label_separator: str | None = None
 ) -> tuple[list[tuple[str, dict[str, str]]], list[str], str]:
-    """Reads a list; raises AnnotationError, NoLabelsError.
+    """Reads a list; raises AnnotationError.
 
     `columns`: roles of its columns in order: path, label, label_HEAD, start, end, split, group; others are not used.
     The `label_separator` does not separate fields. Returns (where, role or name of a column -> value) of each row, the
@@ -43,16 +39,14 @@ def read(
     body = [values for _, values in rest]
     has_header, shown = _is_header(first, body), ", ".join(first)
     if has_header is None and columns is None:
-        raise AnnotationError(f"{path}: is the first line ({shown}) a header? If not, {_HINT}")
+        raise AnnotationError(f"{path}: is the first line ({shown}) a header? If not, {HINT}")
     if has_header and not rest:
         raise AnnotationError(f"{path}: no rows")
     names = list(columns or (_roles(first) if has_header else _guess(path, [first, *body])))
     if len(set(names)) < len([name for name in names if name not in ("", "-")]):
         raise AnnotationError(f"{path}: duplicate column in {', '.join(names)}")
     if "path" not in names:
-        raise AnnotationError(f"{path}: no column path; found {shown}; {_HINT}")
-    if not any(name.startswith("label") for name in names):
-        raise NoLabelsError(f"{path}: no column label (or label_HEAD for several heads); found {shown}; {_HINT}")
+        raise AnnotationError(f"{path}: no column path; found {shown}; {HINT}")
     header = f"header {shown}" if has_header else "no header"
     form = f"{header}; columns {', '.join(names)}, by {_SEPARATORS[separator]}"
     rows = [(where, dict(zip(names, values, strict=True))) for where, values in (rest if has_header else table)]
@@ -78,13 +72,12 @@ def _table(path: storage.AnyPath, separators: Sequence[str], count: int | None) 
     # The separator that splits most lines into the same number of values.
     separator = max(tables, key=lambda separator: max((n for k, n in tables[separator][1].items() if k > 1), default=0))
     table, sizes = tables[separator]
-    if count is None and max(sizes) == 1:
-        line = repr(lines[0][1][:100])
-        raise NoLabelsError(f"{lines[0][0]}: {line} is no path and label; put quotes around paths with blanks")
+    if count in (None, 1) and max(sizes) == 1:
+        return separator, table
     usual = count or sizes.most_common(1)[0][0]
     where, values = next((where, values) for where, values in table if len(values) != usual)
     found = f"{len(values)} values for {usual} columns ({', '.join(values)[:100]})"
-    advice = "several labels of a video need ; or | between them, and --label_separator"
+    advice = "put quotes around paths with blanks; several labels need ; or | between them, and --label_separator"
     raise AnnotationError(f"{where}: {found}, separated by {_SEPARATORS[separator]}; {advice}")
 
 
@@ -159,6 +152,8 @@ def _guess(path: storage.AnyPath, rows: Sequence[Sequence[str]]) -> list[str]:
     """Returns the roles of the columns of a list without a header."""
     columns = list(zip(*rows, strict=True))
     whole = [all(map(_WHOLE.fullmatch, column)) for column in columns]
+    if len(columns) == 1:
+        return ["path"]
     if len(columns) == 2:
         swapped = [all(map(_is_path, column)) for column in columns] == [False, True]
         return ["label", "path"] if swapped else ["path", "label"]
@@ -170,4 +165,4 @@ def _guess(path: storage.AnyPath, rows: Sequence[Sequence[str]]) -> list[str]:
             return ["path", "-", "label"] if whole[1] else ["path", "label", "-"]
         if whole[1] and whole[2] and columns[0] == tuple(map(without_suffix, columns[0])):  # MMAction2's frames
             return ["path", "num_frames", "label"]
-    raise AnnotationError(f"{path}: {len(columns)} columns without a header ({', '.join(rows[0])}); {_HINT}")
+    raise AnnotationError(f"{path}: {len(columns)} columns without a header ({', '.join(rows[0])}); {HINT}")
