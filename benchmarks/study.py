@@ -139,12 +139,12 @@ INTRODUCTION = (
 REVERSALS = (
     "A motion and its reversal have the same frames. If each token sees one frame (*average pool uniform frames*), the "
     "average over frames cannot distinguish them: at most half of the verbs whose pair is right can be right. Tubelets "
-    "of four frames see simple motions by themselves, and the parts of compound motions, but not which part is first "
+    "of eight frames see simple motions by themselves, and the parts of compound motions, but not which part is first "
     "(*average pool*)."
 )
 TIMES = (
     "Two CPU cores, batches of 32, medians; the models alternate, so that noise of the machine affects all of them. "
-    "The published times are forward passes of ViT-B on a TPU v3, where Model 1 attends to 3,137 tokens instead of 65."
+    "The published times are forward passes of ViT-B on a TPU v3, where Model 1 attends to 3,137 tokens instead of 32."
 )
 CONCLUSIONS = "## Conclusions"
 TIMED = ("model1", "model2", "model3", "model4", "average_pool")

@@ -1,5 +1,6 @@
-"""Masked pretraining of Model 2's spatial encoder on single frames of the embedded data set, without its labels (MAE,
-arXiv:2111.06377; of tubelets it is VideoMAE, arXiv:2203.12602).
+"""Masked pretraining of a small Model 2's spatial encoder on single frames of the embedded data set, without labels.
+
+VideoMAE (arXiv:2203.12602) with one frame in place of a clip, which is MAE (arXiv:2111.06377).
 
     python -m vivit_jax.main --config=configs/pretrain_mae.py --workdir=runs/pretrained
 
@@ -8,7 +9,8 @@ Own videos, a folder of them with or without labels: --config.data.name=NAME --c
 and clips that fit them, e.g. --config.model.name=ViViT-S/16x2 --config.model.image_size=112 (docs/training.md).
 
 Hardware: two CPU cores, about ten minutes (estimated from one core).
-Expected on the held-out videos: masked loss 0.0068 (seed 0); guessing each patch's mean colour has about 0.017.
+Expected on the held-out videos: masked loss 0.0068 (seed 0); guessing each frame's mean colour
+has 0.018.
 """
 
 from vivit_jax.config.experiment import default_config

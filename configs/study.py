@@ -5,8 +5,8 @@
     python -m vivit_jax.main --config=configs/study.py --workdir=runs/study_model1
 
 `benchmarks/study.py` runs all rows and writes docs/study.md; `--rows` selects some. All models have width 96 and 3
-layers (Model 2: 3 + 2), and train for eight epochs on the same videos.
-Hardware: two CPU cores, about two hours for all rows with three seeds (estimated: 81 runs of 75 to 90 s).
+layers (Model 2: 3 + 2). The video models start from `image_model` and train for 20 epochs on the same videos.
+Hardware: two CPU cores, about an hour for all rows with one seed.
 Expected on the held-out videos: docs/study.md.
 """
 
@@ -70,6 +70,9 @@ COMPARED = {
     "frames_8": {**CLIPS, "model.num_frames": 8, "model.tubelet_size": (4, 14, 14)},
     "frames_16": {**CLIPS, "model.num_frames": 16, "model.tubelet_size": (8, 14, 14)},
     "frames_32": {**CLIPS, "model.num_frames": 32, "model.tubelet_size": (16, 14, 14)},
+    # Why two rows are behind: too few steps, too few frames.
+    "model1_long": {**MODEL1, "num_epochs": 60.0},
+    "uniform_frames_t4": {**MODEL1, "model.tokenizer": "uniform_frames", "model.tubelet_size": (4, 14, 14)},
 }
 
 
