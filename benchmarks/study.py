@@ -329,6 +329,8 @@ def document(runs: Sequence[sweeps.Run], results: Sequence[sweeps.Result], times
     lines = ["# The study: the paper's tables and figures on the embedded data set", "", f"{source} {INTRODUCTION}", ""]
     totals: dict[str, dict[str, list[str]]] = {m: collections.defaultdict(list) for m in ("action/top1", "verb/top1")}
     for question in QUESTIONS:
+        rows = {row: label for row, label in question.rows.items() if any(found.row == row for found in done)}
+        question = dataclasses.replace(question, rows=rows)
         name = question.title.partition(":")[0].lower().replace(" ", "")
         by_views = views(runs, list(question.rows)) if name == "figure9" else {}
         plot(done, question, by_views, folder / f"{name}.png")
