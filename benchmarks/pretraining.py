@@ -5,7 +5,7 @@
 Rows: `scratch` trains Model 2 on an eighth of the videos. `finetuned` starts from `pretrained`, masked pretraining of
 its spatial encoder on frames of all videos, without their labels; `finetuned_image` from `image_model`, which learns
 from the labels of all 2,400 videos. docs/training.md has the results.
-Hardware: two CPU cores, about 20 minutes for each seed.
+Hardware: one CPU core, about 37 minutes for each seed.
 """
 
 from vivit_jax.config.flags import load_config

@@ -169,15 +169,15 @@ def pairs_by_order(results: Sequence[sweeps.Result], question: Question, metric:
     Pairs without two seeds are left out.
     """
     published = {row: value for row, (_, value) in question.rows.items() if value is not None}
-    counts: dict[str, list[str]] = {"agree": [], "disagree": [], "open": [], "unknown": []}
+    counts: dict[str, list[str]] = {"agree": [], "disagree": [], "open": []}
     for first, second in itertools.combinations(published, 2):
         if published[first] == published[second]:
             continue
         ahead, behind = (first, second) if published[first] > published[second] else (second, first)
         ours = compare(results, ahead, behind, metric)
-        name = f"{question.rows[ahead][0]} over {question.rows[behind][0]}"
-        counts[{1: "agree", -1: "disagree", 0: "open", None: "unknown"}[ours]].append(name)
-    del counts["unknown"]
+        if ours is not None:
+            name = f"{question.rows[ahead][0]} over {question.rows[behind][0]}"
+            counts[{1: "agree", -1: "disagree", 0: "open"}[ours]].append(name)
     return counts
 
 

@@ -70,7 +70,7 @@ COMPARED = {
     "frames_8": {**CLIPS, "model.num_frames": 8, "model.tubelet_size": (4, 14, 14)},
     "frames_16": {**CLIPS, "model.num_frames": 16, "model.tubelet_size": (8, 14, 14)},
     "frames_32": {**CLIPS, "model.num_frames": 32, "model.tubelet_size": (16, 14, 14)},
-    # Why two rows are behind: too few steps, too few frames.
+    # More steps for Model 1, more frames for uniform frame sampling: does that explain why they are behind?
     "model1_long": {**MODEL1, "num_epochs": 60.0},
     "uniform_frames_t4": {**MODEL1, "model.tokenizer": "uniform_frames", "model.tubelet_size": (4, 14, 14)},
 }

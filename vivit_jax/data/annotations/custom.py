@@ -95,9 +95,9 @@ def read_csv(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotatio
 
     Columns: `path`, absolute, a URI or relative to the videos' folder; `label` for one head, or a column `label_HEAD`
     for each of several, or none; `start` and `end` in seconds, empty for the whole video; `split`: train, val(idation)
-    or test; `group`: its videos stay together where no split is stated. Other columns are ignored and noted, but not
-    where no column has labels. A head whose column contains `dataset.label_separator` is multi-label; there, an empty
-    field is a video without labels.
+    or test; `group`: its videos stay together where no split is stated. Other columns are ignored and noted;
+    without labels they are an error. A head whose column contains `dataset.label_separator` is multi-label; there, an
+    empty field is a video without labels.
     """
     notes: list[str] = []
     files = _list_files(dataset, folder, notes) if folder.is_dir() else {None: folder}
@@ -110,7 +110,8 @@ def read_csv(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotatio
             notes.append(f"{file}: no column label; the test split is left out")
             continue
         if table and found != heads:
-            raise AnnotationError(f"{file}: columns {', '.join(columns)}; {path} has {', '.join(heads.values())}")
+            before = ", ".join(heads.values()) or "no labels"
+            raise AnnotationError(f"{file}: columns {', '.join(columns)}; {path} has {before}")
         heads = found
         known = {"path", "start", "end", "group", "-", *heads.values(), *(() if split else ("split",))}
         unused = [name for name in columns if name not in known]
