@@ -39,10 +39,10 @@ def test_pictures_of_two_files_have_two_names(tmp_path):
         assert plots.picture_of(name, tmp_path, "kind") == (path, metadata)
 
 
-def test_what_no_font_can_draw_is_transliterated(monkeypatch):
+def test_what_no_font_can_draw_is_escaped(monkeypatch):
     monkeypatch.setattr(plots, "_font_for", lambda characters: None)
-    assert [plots.readable(text) for text in ("कूद", "점프", "打", "🥕", "a\tb", "\udcff", "é")] == [
-        *("kauuda", "jeompeu", r"\u6253", "[carrot]", r"a\tb", r"\xff", "é"),
+    assert [plots.readable(text) for text in ("कूद", "打", "🥕", "a\tb", "\udcff", "é")] == [
+        *(r"\u0915\u0942\u0926", r"\u6253", r"\U0001f955", r"a\tb", r"\xff", "é"),
     ]
 
 

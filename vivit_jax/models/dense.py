@@ -29,7 +29,8 @@ def dense_options(config: ViViTConfig) -> dict[str, Any]:
     options: dict[str, Any] = {"dtype": config.dtype, "param_dtype": config.param_dtype}
     options["kernel_init"] = nn.initializers.xavier_uniform()
     if config.gradient_dtype not in (None, config.dtype):
-        options["promote_dtype"] = _promote_inputs
+        # Not Flax's own, which casts the parameters: the product does so itself.
+        options["promote_dtype"] = lambda inputs, *parameters, dtype, **_: (inputs.astype(dtype), *parameters)
         options["dot_general"] = summed_in(config.dtype, config.gradient_dtype)
     return options
 
@@ -77,11 +78,6 @@ def parallel_dense(config: ViViTConfig, x: jax.Array, layers: Sequence[DensePara
         out = out + jnp.stack(biases).astype(out.dtype).reshape(kernel.shape[1:])
     out = stored(out.astype(config.dtype)).reshape(*x.shape[:-1], len(layers), *kernels[0].shape[1:])
     return [jax.lax.index_in_dim(out, i, x.ndim - 1, keepdims=False) for i in range(len(layers))]
-
-
-def _promote_inputs(inputs: jax.Array, *parameters: Any, dtype: str, **_: Any) -> tuple[Any, ...]:
-    """Replaces Flax's `promote_dtype`: the product casts the parameters itself."""
-    return inputs.astype(dtype), *parameters
 
 
 def summed_in(compute: str, gradient: str) -> Callable[..., jax.Array]:

@@ -24,7 +24,7 @@ from vivit_jax.train.preemption import Preemption
 from vivit_jax.train.setup import TrainSetup, set_up
 from vivit_jax.train.skipped_steps import SkippedSteps
 from vivit_jax.train.throughput import TrainMetrics
-from vivit_jax.utils import logs, storage
+from vivit_jax.utils import logs, plots, storage
 from vivit_jax.utils.goodput import Ledger
 
 
@@ -134,6 +134,8 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
             ledger.stepped(step, metrics["loss"])
             if step == first_step + 1:
                 logging.info("From the start to the end of the first step: %s.", ledger)
+                with plots.optional("the training clips"):
+                    logs.write_clips(writer, step, "train/clips", batch["video"])
             trained, placed = batch, None
             evaluate |= evaluation.due(step)
             save |= step % setup.experiment.checkpoint.every_steps == 0

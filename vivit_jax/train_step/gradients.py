@@ -34,11 +34,9 @@ def loss_and_gradients(
       sam_rho: rho of sharpness-aware minimisation, see `sam_perturb`; 0: off. Both passes use the same keys; loss and
         scalars are those of `params`.
     """
-
-    def loss_of_trainable(trainable: Any, rows: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-        return loss_fn(select_trained(trained, trainable, params), rows, key)
-
-    differentiate = jax.value_and_grad(loss_of_trainable, has_aux=True)
+    differentiate = jax.value_and_grad(
+        lambda trainable, rows, key: loss_fn(select_trained(trained, trainable, params), rows, key), has_aux=True
+    )
 
     def batch_gradients(trainable: Any) -> Any:
         """Returns ((loss, scalars), gradients) of the whole batch, accumulated over its microbatches."""

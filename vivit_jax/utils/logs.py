@@ -1,6 +1,7 @@
 """Logging of a run: TensorBoard and JSON-lines metrics, progress, absl log format."""
 
 import contextlib
+import io
 import json
 import logging as standard_logging
 import math
@@ -46,8 +47,10 @@ class JsonLinesWriter:
         self._pending.append(json.dumps({"step": int(step), "time": round(time.time(), 3), **values}) + "\n")
         self.flush()
 
-    def write_images(self, step: int, images: Mapping[str, Any]) -> None:
+    def write_images(self, *_: Any, **__: Any) -> None:
         """Does nothing: images are for TensorBoard."""
+
+    write_summaries = write_images  # moving images
 
     def flush(self) -> None:
         if time.monotonic() - self._last_write >= self._interval:
@@ -135,6 +138,18 @@ def make_writer(workdir: epath.PathLike) -> MetricWriter:
         writers.append(_OptionalWriter(metric_writers.SummaryWriter(str(workdir)), "the log for TensorBoard"))
         writers.append(_OptionalWriter(JsonLinesWriter(workdir / METRICS_FILE), METRICS_FILE))
     return metric_writers.AsyncMultiWriter(writers)
+
+
+def write_clips(writer: MetricWriter, step: int, name: str, clips: np.ndarray) -> None:
+    """Writes the first clips of a batch, uint8 [B, T, H, W, 3], as one GIF among TensorBoard's images."""
+    from PIL import Image
+    from tensorboard.plugins.image.metadata import create_summary_metadata
+
+    pace = -(-clips.shape[2] // 160)  # large frames are shown smaller
+    first, *others = map(Image.fromarray, np.concatenate(clips[:4, :, ::pace, ::pace], axis=2))
+    first.save(gif := io.BytesIO(), "GIF", save_all=True, append_images=others, duration=120, loop=0)
+    image = np.array([str(first.width), str(first.height), gif.getvalue()], object)
+    writer.write_summaries(step, {name: image}, {name: create_summary_metadata(display_name=None, description="")})
 
 
 def _import_clu_writers() -> types.ModuleType:

@@ -22,10 +22,10 @@ from vivit_jax.utils import storage, terminal
 Figure = Any  # matplotlib.figure.Figure
 # With more classes, names and numbers would be illegible and are left out.
 MOST_NAMED_CLASSES = 40
-# The end of the Unicode name of most letters and signs is how they are read.
-_READING = re.compile(r".* (?:LETTER|SYLLABLE|VOWEL SIGN|CHARACTER|DIGIT|SIGN)(?: SMALL| CAPITAL)? (.+)")
 RECONSTRUCTIONS = "pictures/reconstructions.png"  # in a workdir
 _COLOUR, _PALE = "#3b6ea5", "#c3d3e6"
+# The palette of Okabe and Ito, which the colour-blind can tell apart.
+_PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 
 
 def pyplot() -> Any:
@@ -36,15 +36,15 @@ def pyplot() -> Any:
     import matplotlib.pyplot
 
     matplotlib.rcParams["text.parse_math"] = False  # names of files and classes may hold any number of $
+    matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=_PALETTE)
     return matplotlib.pyplot
 
 
 def readable(text: str, longest: int = 60) -> str:
     """Returns a label or title such that the fonts of this machine can draw it.
 
-    Fonts for scripts that matplotlib's own font lacks are looked for among those of the system. A letter that none has
-    is replaced by its reading in Latin letters, anything else by its name or an escape. A text of more than `longest`
-    characters is cut.
+    Fonts for scripts that matplotlib's own font lacks are looked for among those of the system. A character that none
+    has is escaped, as in Python. A text of more than `longest` characters is cut.
     """
     from matplotlib import font_manager
 
@@ -54,18 +54,8 @@ def readable(text: str, longest: int = 60) -> str:
         fonts = pyplot().rcParams["font.family"]
         pyplot().rcParams["font.family"] = [*fonts, *({font.name} - set(fonts))]
         missing -= _characters_in(font.fname)
-    text = "".join(_latin(character) if character in missing else character for character in text)
+    text = "".join(ascii(character)[1:-1] if character in missing else character for character in text)
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
-
-
-def _latin(character: str) -> str:
-    """Returns a reading of a character ("ka" of a Devanagari letter), its name ("[grinning face]"), or an escape."""
-    name = unicodedata.name(character, "CJK ")
-    if "VIRAMA" in name or "VARIATION SELECTOR" in name or unicodedata.category(character) == "Cf":
-        return ""  # modifies the letter before it
-    if match := _READING.fullmatch(name):
-        return match[1].lower()
-    return ascii(character)[1:-1] if name.startswith("CJK ") else f"[{name.lower()}]"
 
 
 @functools.cache
