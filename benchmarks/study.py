@@ -38,6 +38,7 @@ from vivit_jax.utils import logs, plots, tables
 
 CONFIG = "configs/study.py"
 HEADS = {"verb": 8, "noun": 10}
+METRICS = ("action/top1", "verb/top1", "noun/top1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +48,13 @@ class Question:
     Attributes:
       title, text: heading, and what is compared.
       rows: {row of the sweep: (label, published accuracy in percent, or None)}.
+      orders: rows that the paper orders without numbers, best first; several lists of rows.
     """
 
     title: str
     text: str
     rows: Mapping[str, tuple[str, float | None]]
+    orders: Sequence[Sequence[str]] = ()
 
 
 QUESTIONS = (
@@ -67,13 +70,14 @@ QUESTIONS = (
     ),
     Question(
         "Table 2: the models",
-        "At equal width. Published: ViT-B on Kinetics-400.",
+        "At equal width. Published: ViT-B on EPIC-Kitchens-100, whose actions are a verb and a noun, as here. On "
+        "Kinetics-400, which is larger, the paper has Model 1 first: 80.0, 78.8, 77.4, 76.3, 75.8.",
         {
-            "model1": ("1 spatio-temporal", 80.0),
-            "model2": ("2 factorised encoder", 78.8),
-            "model3": ("3 factorised self-attention", 77.4),
-            "model4": ("4 factorised dot-product", 76.3),
-            "average_pool": ("2 with average pooling", 75.8),
+            "model1": ("1 spatio-temporal", 43.1),
+            "model2": ("2 factorised encoder", 43.7),
+            "model3": ("3 factorised self-attention", 39.1),
+            "model4": ("4 factorised dot-product", 39.5),
+            "average_pool": ("2 with average pooling", 38.8),
         },
     ),
     Question(
@@ -112,6 +116,7 @@ QUESTIONS = (
             "model2": ("Model 2, t = 8", None),
             "model2_t16": ("Model 2, t = 16", None),
         },
+        orders=[["model1_t4", "model1", "model1_t16"], ["model2_t4", "model2", "model2_t16"]],
     ),
     Question(
         "Figure 9: frames at constant tokens, against views",
@@ -123,6 +128,7 @@ QUESTIONS = (
             "frames_16": ("16 frames, t = 8", None),
             "frames_32": ("32 frames, t = 16", None),
         },
+        orders=[["frames_32", "frames_16", "frames_8"]],
     ),
 )
 INTRODUCTION = (
@@ -169,11 +175,12 @@ def pairs_by_order(results: Sequence[sweeps.Result], question: Question, metric:
     Pairs without two seeds are left out.
     """
     published = {row: value for row, (_, value) in question.rows.items() if value is not None}
+    by_number = itertools.permutations(published, 2)
+    pairs = [(first, second) for first, second in by_number if published[first] > published[second]]
+    for rows in question.orders:
+        pairs += itertools.combinations(rows, 2)
     counts: dict[str, list[str]] = {"agree": [], "disagree": [], "open": []}
-    for first, second in itertools.combinations(published, 2):
-        if published[first] == published[second]:
-            continue
-        ahead, behind = (first, second) if published[first] > published[second] else (second, first)
+    for ahead, behind in pairs:
         ours = compare(results, ahead, behind, metric)
         if ours is not None:
             name = f"{question.rows[ahead][0]} over {question.rows[behind][0]}"
@@ -327,7 +334,7 @@ def document(runs: Sequence[sweeps.Run], results: Sequence[sweeps.Result], times
     seeds = sorted({found.seed for found in done})
     source = f"Written by `python benchmarks/study.py` from {len(done)} runs, seeds {', '.join(map(str, seeds))}."
     lines = ["# The study: the paper's tables and figures on the embedded data set", "", f"{source} {INTRODUCTION}", ""]
-    totals: dict[str, dict[str, list[str]]] = {m: collections.defaultdict(list) for m in ("action/top1", "verb/top1")}
+    totals: dict[str, dict[str, list[str]]] = {m: collections.defaultdict(list) for m in METRICS}
     for question in QUESTIONS:
         rows = {row: label for row, label in question.rows.items() if any(found.row == row for found in done)}
         question = dataclasses.replace(question, rows=rows)
