@@ -314,7 +314,7 @@ def plot(results: Sequence[sweeps.Result], question: Question, by_views: Mapping
         panels[0, 1].set(xlabel="temporal views", ylabel="verb top-1, percent")
         panels[0, 1].xaxis.get_major_locator().set_params(integer=True)
         panels[0, 1].grid(alpha=0.3)
-        panels[0, 1].legend(fontsize=8)
+        panels[0, 1].legend(fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     plots.save(figure, path)
 
 
