@@ -48,7 +48,7 @@ class Question:
     Attributes:
       title, text: heading, and what is compared.
       rows: {row of the sweep: (label, published accuracy in percent, or None)}.
-      orders: rows that the paper orders without numbers, best first; several lists of rows.
+      orders: lists of rows, each from best to worst, that the paper orders without giving numbers.
     """
 
     title: str
@@ -155,7 +155,7 @@ TIMES = (
     "The published times are forward passes of ViT-B on a TPU v3, where Model 1 attends to 3,137 tokens instead of 32."
 )
 CONCLUSIONS = "## Conclusions"
-ONCE = ("model1_long", "uniform_frames_t4", "few_mixup_long")  # explain others; with the first seed only
+ONCE = ("model1_long", "uniform_frames_t4", "few_mixup_long")  # rows that explain others: the first seed only
 TIMED = ("model1", "model2", "model3", "model4", "average_pool")
 
 
@@ -178,8 +178,7 @@ def pairs_by_order(results: Sequence[sweeps.Result], question: Question, metric:
     Pairs without two seeds are left out.
     """
     published = {row: value for row, (_, value) in question.rows.items() if value is not None}
-    by_number = itertools.permutations(published, 2)
-    pairs = [(first, second) for first, second in by_number if published[first] > published[second]]
+    pairs = [(a, b) for a, b in itertools.permutations(published, 2) if published[a] > published[b]]
     for rows in question.orders:
         pairs += itertools.combinations(rows, 2)
     counts: dict[str, list[str]] = {"agree": [], "disagree": [], "open": []}

@@ -37,7 +37,7 @@ REGULARISERS = {
     },
     # With the same learning rate in all layers, 300 videos make the image model forget the digits.
     "few_image_model": {**FROM_IMAGES, "optimizer.layer_decay": 0.75},
-    # Published: 0.2, of sixteen layers.
+    # Published: 0.2, with more layers.
     "few_stochastic_depth": {"model.stochastic_depth_rate": 0.1},
     # Published: two layers of magnitude 15 on frames of 224. Cutout's square does not shrink with the frame: at 3 it is
     # 24 pixels wide. Below 2.5 Posterize leaves nothing of a clip.

@@ -145,8 +145,8 @@ def write_clips(writer: MetricWriter, step: int, name: str, clips: np.ndarray) -
     from PIL import Image
     from tensorboard.plugins.image.metadata import create_summary_metadata
 
-    pace = -(-clips.shape[2] // 160)  # large frames are shown smaller
-    first, *others = map(Image.fromarray, np.concatenate(clips[:4, :, ::pace, ::pace], axis=2))
+    spacing = -(-clips.shape[2] // 160)  # of the pixels taken from large frames
+    first, *others = map(Image.fromarray, np.concatenate(clips[:4, :, ::spacing, ::spacing], axis=2))
     first.save(gif := io.BytesIO(), "GIF", save_all=True, append_images=others, duration=120, loop=0)
     image = np.array([str(first.width), str(first.height), gif.getvalue()], object)
     writer.write_summaries(step, {name: image}, {name: create_summary_metadata(display_name=None, description="")})
