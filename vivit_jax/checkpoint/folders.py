@@ -38,7 +38,5 @@ def locate(path: epath.PathLike) -> tuple[epath.Path, int | None]:
             return root, None
     if path.name.isdigit() and (path / STATE).exists():
         return path.parent, int(path.name)
-    raise CheckpointError(
-        f"no checkpoint at {path}; looked for {path / FOLDER}/STEP and {path}/STEP. "
-        "Give the --workdir of a run that has saved one, or --checkpoint=WORKDIR/checkpoints/STEP."
-    )
+    advice = "Give the --workdir of a run that has saved one, or --checkpoint=WORKDIR/checkpoints/STEP."
+    raise CheckpointError(f"no checkpoint at {path}; looked for {path / FOLDER}/STEP and {path}/STEP. {advice}")

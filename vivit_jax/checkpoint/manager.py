@@ -126,10 +126,9 @@ class Checkpoints(contextlib.AbstractContextManager):
                 item_handlers={STATE: ocp.PyTreeCheckpointHandler(), META: ocp.JsonCheckpointHandler()},
             )
         except ImportError as error:
-            raise CheckpointError(
-                f"{self.root}: Orbax lacks what it needs for checkpoints in a bucket ({error}); "
-                "pip install 'vivit_jax[gcs]', or give a --workdir on a disk"
-            ) from error
+            problem = f"{self.root}: Orbax lacks what it needs for checkpoints in a bucket ({error})"
+            advice = "pip install 'vivit_jax[gcs]', or give a --workdir on a disk"
+            raise CheckpointError(f"{problem}; {advice}") from error
 
     def _score(self, metrics: Mapping[str, Any] | None) -> float:
         return score(metrics, self.best_metric)
@@ -333,9 +332,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         metadata, stored = together(lambda: (self.metadata(step), self._stored(step)), lambda _: f"step {step}")
         where = self.root / str(step)
         if not stored.get(tree):
-            raise CheckpointError(
-                f"{where} holds no averaged weights: the run was trained without config.optimizer.ema_decay"
-            )
+            reason = "the run was trained without config.optimizer.ema_decay"
+            raise CheckpointError(f"{where} holds no averaged weights: {reason}")
         check_params(abstract, stored[tree], str(where))
         return self._read(step, {tree: abstract}, metadata)[tree]
 

@@ -75,9 +75,7 @@ def parse(text: str) -> Slice:
     topology = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", name)
     if not topology or topology[1] not in GENERATIONS:
         others = f"any other by its chips, as in v3:4x4 (generations {', '.join(GENERATIONS)})"
-        raise ValueError(
-            f"slice {text!r} is unknown; known are {', '.join(SLICES)}, {others}, and several, as 2xv5e-16"
-        )
+        raise ValueError(f"slice {text!r} is unknown; known are {', '.join(SLICES)}, {others}, several as 2xv5e-16")
     return Slice(topology[1], _chips(topology[2]), count)
 
 

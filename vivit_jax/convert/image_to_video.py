@@ -44,8 +44,8 @@ def adapt(
     ConversionError lists all differences that cannot be converted.
     """
     flat = {k: np.asarray(v) for k, v in flax.traverse_util.flatten_dict(dict(params), sep="/").items()}
-    adaptation = _Adaptation(flat, source, config, options, origin or {}, class_names)
-    adaptation.run(seed)
+    adaptation = _Adaptation(flat, source, config, options, origin or {}, class_names, seed)
+    adaptation.run()
     models = f"{where}: {describe_model(source)}", describe_model(config)
     report = Report(*models, tuple(adaptation.entries), tuple(adaptation.warnings))
     return flax.traverse_util.unflatten_dict(adaptation.params, sep="/"), report
@@ -65,6 +65,7 @@ class _Adaptation:
     options: InitFrom
     origin: Mapping[str, str]
     class_names: tuple[heads.ClassNames, heads.ClassNames]
+    seed: int
 
     def __post_init__(self):
         self.target = flax.traverse_util.flatten_dict(abstract_params(self.config), sep="/")
@@ -82,7 +83,7 @@ class _Adaptation:
         self._heads, self.problems = heads.decide(self.options.head, *models, same_features=same)
         self.warnings += [decision.warning for decision in self._heads.values() if decision.warning]
 
-    def run(self, seed: int) -> None:
+    def run(self) -> None:
         """Fills all leaves; raises ConversionError with all that does not fit."""
         self._check_configs()
         if not self.problems:
@@ -100,7 +101,7 @@ class _Adaptation:
                 why = self._chosen(name) or _matching(no_encoder | _REASONS["unused"], name)
                 assert why, f"{name} of the weights is not accounted for"
                 self.entries.append(Entry(name, "dropped", why))
-        self.params |= random_leaves(self.config, self._random, seed)
+        self.params |= random_leaves(self.config, self._random, self.seed)
         self.params = {name: self.params[name] for name in self.target}
 
     def _check_configs(self) -> None:
@@ -222,6 +223,9 @@ class _Adaptation:
             field = resize_grid(field, resized)
         if field.shape[0] < new[0]:
             steps.append(f"repeated {new[0]} times")
+            if std := self.config.temporal_position_std:
+                steps.append(f"plus a random vector for each time (standard deviation {std:g})")
+                field = field + std * np.random.default_rng(self.seed).standard_normal((new[0], 1, 1, field.shape[-1]))
         field = np.broadcast_to(field, (*new, field.shape[-1])).reshape(-1, field.shape[-1])
         if has_token:
             field = np.concatenate([token if had_token else np.zeros_like(field[:1]), field])

@@ -29,6 +29,7 @@ _SUFFIXES = {"vit_npz": ".npz", "timm": ".safetensors"}  # that the path must ha
 # Fields that do not change what a trained model computes.
 _TRAINING_FIELDS = (
     *("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate", "stochastic_depth_rescale"),
+    "temporal_position_std",
     *("attention_backend", "dtype", "residual_dtype", "gradient_dtype", "scan_layers", "remat", "remat_temporal"),
 )
 

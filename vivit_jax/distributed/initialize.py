@@ -189,10 +189,8 @@ def _local_devices(environment: Mapping[str, str], launcher: str | None) -> tupl
         return tuple(range(seen))  # bound by the launcher, or alone on the machine: all visible ones
     each, rest = divmod(seen, size)
     if rest:
-        raise DistributedError(
-            f"{size} processes on this machine cannot share {seen} GPUs evenly: start a number of processes that "
-            f"divides {seen}, or set JAX_LOCAL_DEVICE_IDS for each"
-        )
+        advice = f"start a number of processes that divides {seen}, or set JAX_LOCAL_DEVICE_IDS for each"
+        raise DistributedError(f"{size} processes on this machine cannot share {seen} GPUs evenly: {advice}")
     return tuple(range(rank * each, (rank + 1) * each))
 
 

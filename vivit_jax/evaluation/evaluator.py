@@ -149,9 +149,7 @@ class Evaluator:
         if counted.any() and not all(math.isfinite(v) for name, v in scalars.items() if name.endswith("loss")):
             broken = [path_name(path) for path, x in jax.tree.leaves_with_path(params) if not jnp.isfinite(x).all()]
             where = f"{len(broken)} of their arrays hold NaN or infinity ({', '.join(broken[:3])})" if broken else ""
-            logging.error(
-                "The evaluated parameters are broken: the loss on %s is not finite. %s", self._split.name, where
-            )
+            logging.error("The evaluated parameters are broken: loss on %s is not finite. %s", self._split.name, where)
         return {
             "scalars": scalars,
             "confusion": confusion,

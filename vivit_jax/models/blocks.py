@@ -149,11 +149,28 @@ def attention_layers(config: ViViTConfig) -> Sequence[tuple[tuple[int, ...], str
     return [((-3, -2) if config.attention == "factorised_dot_product" else (-2,), "")]
 
 
+def initial_positions(config: ViViTConfig, times: int) -> nn.initializers.Initializer:
+    """Initialiser of positions (P, d): N(0, 0.02), plus N(0, `config.temporal_position_std`), once for each time.
+
+    The last `times` x (P // `times`) of them are those of the tokens, time by time; one before is the class token's.
+    """
+
+    def init(key: jax.Array, shape: tuple[int, int], dtype: str) -> jax.Array:
+        positions = nn.initializers.normal(stddev=0.02)(key, shape, dtype)
+        if times < 2 or not config.temporal_position_std:
+            return positions
+        of_times = jax.random.normal(jax.random.fold_in(key, 1), (times, shape[1]), dtype)
+        added = jnp.repeat(config.temporal_position_std * of_times, shape[0] // times, axis=0)
+        return positions.at[-len(added) :].add(added)
+
+    return init
+
+
 class Encoder(nn.Module):
     """Section 3.1, transformer encoder (eqs. 1 to 3): class token, position embedding, L blocks, final LayerNorm.
 
-    Parameters: `class_token` (d,), zero, if there is one; `position_embedding` (positions, d), N(0, 0.02), position 0
-    for the class token; `layers`, the blocks' parameters stacked as [L, ...], scanned or not; `norm`.
+    Parameters: `class_token` (d,), zero, if there is one; `position_embedding` (positions, d), `initial_positions`, the
+    first for the class token; `layers`, the blocks' parameters stacked as [L, ...], scanned or not; `norm`.
 
     `logical_axes` has the logical axis (`vivit_jax.sharding.constrain`) of each axis between batch and d, `tokens`,
     `time` or `space`, which the mesh may split; None for an axis that stays unsplit, () for all of them.
@@ -163,6 +180,7 @@ class Encoder(nn.Module):
     num_layers: int
     class_token: bool  # whether to prepend one along the last token axis
     token_axes: int = 1  # number of token axes that have positions: 1 (a sequence) or 2 (time, space)
+    times: int = 1  # of the positions
     deterministic: bool = True  # disables dropout and stochastic depth
     sow_attention: bool = False
     logical_axes: tuple[str | None, ...] = ()
@@ -183,7 +201,7 @@ class Encoder(nn.Module):
             x = jnp.concatenate([token, x], axis=-2)  # [B, ..., 1 + N, d]
         grid_shape = x.shape[-1 - self.token_axes : -1]
         shape = (math.prod(grid_shape), config.hidden_size)
-        position = self.param("position_embedding", nn.initializers.normal(stddev=0.02), shape, wide)
+        position = self.param("position_embedding", initial_positions(config, self.times), shape, wide)
         x = x + position.astype(x.dtype).reshape(*grid_shape, config.hidden_size)  # eq. 1
         if kept is not None:  # and the class token
             kept = jnp.pad(kept + 1, [(0, 0)] * (kept.ndim - 1) + [(1, 0)]) if self.class_token else kept

@@ -44,6 +44,9 @@ class ViViTConfig:
       num_frames, in_channels: T and C of a clip.
       classifier: `token` (class token) or `gap` (average of all tokens). None: `token` for Models 1 and 2, `gap` for
         Models 3 and 4, which have no class token.
+      temporal_position_std: standard deviation of a random vector for each time, which the initial positions of all its
+        tokens share where they are random or, from an image model, repeated (section 3.4). With 0, as published, times
+        hardly differ at first, and small models learn the order of frames late or never (docs/study.md).
       pool_norm: the encoder's last LayerNorm follows the average of the tokens, as in VideoMAE's classifiers; for Model
         1 with `gap`.
       num_classes: a number; {head: classes} or pairs for several heads; None for no head.
@@ -84,6 +87,7 @@ class ViViTConfig:
     image_size: int | tuple[int, int] = 224  # pixels of a frame, one number for a square or (height, width)
     in_channels: int = 3
     classifier: str | None = None
+    temporal_position_std: float = 0.0
     pool_norm: bool = False
     num_classes: int | tuple[tuple[str, int], ...] | Mapping[str, int] | None = 400
     temporal_layers: int = 4
@@ -128,7 +132,8 @@ class ViViTConfig:
 
     def _normalise(self) -> None:
         """Converts lists to tuples and mappings to pairs, so that equal configs are equal and hashable."""
-        for name in ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate", "layer_norm_eps"):
+        rates = ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate")
+        for name in (*rates, "layer_norm_eps", "temporal_position_std"):
             self._set(name, float(getattr(self, name)))
         if self.attention_logit_cap is not None:
             self._set("attention_logit_cap", float(self.attention_logit_cap))
@@ -152,7 +157,7 @@ class ViViTConfig:
         optional = () if self.representation_size is None else ("representation_size",)
         for name in (*sizes, "temporal_layers", *optional):
             self._set(name, _integer(name, getattr(self, name)))
-        at_least("", self, **dict.fromkeys(sizes, 1), temporal_layers=0, representation_size=1)
+        at_least("", self, **dict.fromkeys(sizes, 1), temporal_layers=0, representation_size=1, temporal_position_std=0)
         within("", self, "[0, 1)", "dropout_rate", "attention_dropout_rate", "stochastic_depth_rate")
         within("", self, "(0, 1)", "layer_norm_eps", hint="the published value is 1e-6")
         within("", self, "(0, inf)", "attention_logit_cap", hint="None for no cap")
@@ -184,9 +189,7 @@ class ViViTConfig:
             raise ValueError(f"attention_backend={self.attention_backend!r} {reason}; use 'auto'")
         if self.attention == "factorised_dot_product" and self.num_heads % 2:
             reason = "factorised_dot_product gives half of the heads to time and half to space (section 3.3, Model 4)"
-            raise ValueError(
-                f"num_heads={self.num_heads} is odd: {reason}; use an even number that divides hidden_size"
-            )
+            raise ValueError(f"num_heads={self.num_heads} is odd: {reason}; use an even divisor of hidden_size")
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

@@ -61,7 +61,7 @@ class ViViT(nn.Module):
             x = _pool(x, token)  # [B, n_t, d]
             if config.temporal_layers:
                 options = {"deterministic": not train, "sow_attention": sow_attention, "remat": config.remat_temporal}
-                temporal = Encoder(config, config.temporal_layers, token, name="temporal_encoder", **options)
+                temporal = Encoder(config, config.temporal_layers, token, times=n_t, name="temporal_encoder", **options)
                 x = temporal(x)  # [B, 1 + n_t, d]
             class_token = token and config.temporal_layers > 0
         else:  # Models 3 and 4
@@ -103,12 +103,13 @@ def patch_encoder(config: ViViTConfig, **options: Any) -> Encoder:
     Model 1: of all tokens [B, N, d]; Model 2: of frames, [B, n_t, n_s, d]; Models 3, 4: of the grid [B, n_t, n_s, d].
     """
     token = config.classifier == "token"
-    if config.attention == "spatiotemporal":
-        return Encoder(config, config.num_layers, token, logical_axes=("tokens",), name="encoder", **options)
-    options |= {"logical_axes": ("time", None)}
+    options |= {"logical_axes": ("tokens",) if config.attention == "spatiotemporal" else ("time", None)}
     if config.attention == "factorised_encoder":
         return Encoder(config, config.num_layers, token, name="spatial_encoder", **options)
-    return Encoder(config, config.num_layers, False, token_axes=2, name="encoder", **options)
+    options |= {"times": config.grid[0], "name": "encoder"}
+    if config.attention == "spatiotemporal":
+        return Encoder(config, config.num_layers, token, **options)
+    return Encoder(config, config.num_layers, False, token_axes=2, **options)
 
 
 def _pool(x: jax.Array, class_token: bool) -> jax.Array:

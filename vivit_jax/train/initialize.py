@@ -112,7 +112,5 @@ def log_start(setup: TrainSetup, state: TrainState, restored: Mapping[str, Any] 
         logging.warning("The config differs from that of the checkpoint: %s", "; ".join(changed))
     data = {name: metadata["data"][name] for name in restored["data"]}  # an older one has no `index`
     if restored["data"] != data:
-        logging.warning(
-            f"The data or their order changed since the checkpoint ({restored['data']} -> {data}): the run "
-            "continues, but is not the uninterrupted one."
-        )
+        change, effect = f"{restored['data']} -> {data}", "the run continues, but is not the uninterrupted one"
+        logging.warning("The data or their order changed since the checkpoint (%s): %s.", change, effect)

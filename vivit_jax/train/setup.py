@@ -170,10 +170,8 @@ def inherit_model_fields(
     for name in convert.INHERITED_FIELDS:
         configured = experiment.model.get(name)
         if configured is not None and configured != getattr(inherited, name):
-            raise ConfigError(
-                f"config.model.{name}={configured!r}, but the weights in {experiment.init_from.path} were trained with "
-                f"{getattr(inherited, name)!r}; leave it unset to use theirs"
-            )
+            theirs = f"the weights in {experiment.init_from.path} were trained with {getattr(inherited, name)!r}"
+            raise ConfigError(f"config.model.{name}={configured!r}, but {theirs}; leave it unset to use theirs")
     return experiment.following(inherited.to_dict())
 
 
@@ -244,9 +242,7 @@ def follow_checkpoint(
     if (count := metadata["data"]["examples"]) != train_set.num_videos:
         changed.insert(0, f"the number of videos ({count} -> {train_set.num_videos})")
     if changed:
-        message = (
-            f"the training data of {data.name} are not those of the run's checkpoint: {', '.join(changed)} changed"
-        )
+        message = f"training data of {data.name} are not those of the run's checkpoint: {', '.join(changed)} changed"
         if not data.allow_changed:
             raise ConfigError(f"{message}; {way_out}, or continue on these with {_ALLOWED}")
         logging.warning("%s (%s)", message, _ALLOWED)

@@ -237,10 +237,8 @@ def batch_loss(
     """Returns what some rows contribute to loss and metrics of a batch whose mask sums up to `num_clips`."""
     labels, mask = rows["label"], rows["mask"]
     if set(logits) != set(labels):
-        raise ValueError(
-            f"the model has the heads {sorted(logits)}, the data set the labels {sorted(labels)}; "
-            "set model.num_classes from the data set"
-        )
+        differ = f"the model has the heads {sorted(logits)}, the data set the labels {sorted(labels)}"
+        raise ValueError(f"{differ}; set model.num_classes from the data set")
     weights = config.weights(labels)
     losses, accuracies = {}, {}
     for head, label in labels.items():

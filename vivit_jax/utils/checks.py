@@ -41,9 +41,8 @@ def one_of(where: str, settings: Any, **choices: Collection[Any]) -> None:
     for field, options in choices.items():
         value = getattr(settings, field)
         if value not in tuple(options):  # a value may not be hashable
-            raise ValueError(
-                f"{_name(where, field)}={value!r} is not known; choose one of {', '.join(map(str, options))}"
-            )
+            known = ", ".join(map(str, options))
+            raise ValueError(f"{_name(where, field)}={value!r} is not known; choose one of {known}")
 
 
 def _name(where: str, field: str) -> str:

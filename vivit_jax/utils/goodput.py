@@ -111,9 +111,8 @@ class Ledger:
             seconds, total = found["seconds"], sum(found["seconds"].values())
             parts = ", ".join(f"{cause} {value:.1f}" for cause, value in seconds.items())
             away = f"{found['starts']} starts, {found['away']:.1f} s between them"
-            logging.info(
-                "Goodput %.1f %% of %.1f s: %s; %s", 100 * seconds.get("step", 0.0) / total, total, parts, away
-            )
+            share = 100 * seconds.get("step", 0.0) / total
+            logging.info("Goodput %.1f %% of %.1f s: %s; %s", share, total, parts, away)
 
 
 def read(workdir: epath.PathLike) -> dict[str, Any]:

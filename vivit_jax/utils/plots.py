@@ -188,9 +188,8 @@ def picture_of(file: storage.PathLike, folder: storage.PathLike, kind: str) -> t
     with contextlib.suppress(OSError, ValueError, AttributeError), path.open("rb") as picture:
         owner = Image.open(picture).text.get("Source")
     if path.exists() and owner != metadata["Source"]:
-        path = path.with_name(
-            file_name(f"{stem}_{hashlib.sha256(metadata['Source'].encode()).hexdigest()[:8]}", ".png")
-        )
+        digest = hashlib.sha256(metadata["Source"].encode()).hexdigest()
+        path = path.with_name(file_name(f"{stem}_{digest[:8]}", ".png"))
     path.parent.mkdir(parents=True, exist_ok=True)
     return path, metadata
 

@@ -126,10 +126,8 @@ def train_batches(
     if start_step < 0 or not 0 <= seed < 2**31:
         raise ValueError(f"start_step={start_step}, seed={seed}: needs a step >= 0 and a seed of 0 to 2^31 - 1")
     if batch_size % spec.clips_per_video:
-        raise ValueError(
-            f"batch_size={batch_size} is not divisible by clips_per_video={spec.clips_per_video}: all clips of a video "
-            "must be in one batch"
-        )
+        problem = f"batch_size={batch_size} is not divisible by clips_per_video={spec.clips_per_video}"
+        raise ValueError(f"{problem}: all clips of a video must be in one batch")
     train_set = TrainingSet.from_split(train_set)
     threads = options.threads or workers.default_workers()
     videos = _Videos(train_set.splits, options, threads)

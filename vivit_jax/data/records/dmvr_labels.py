@@ -103,10 +103,8 @@ def _names_by_number(head: Head, labels: Sequence[Label], given: Sequence[str] |
             continue
         if name_of.setdefault(number, text) != text or number_of.setdefault(text, number) != number:
             other = name_of[number] if name_of[number] != text else f"also class {number_of[text]}"
-            advice = "every DMVR run assigns new class numbers; --labels=text uses the label texts instead"
-            raise ValueError(
-                f"head {head.name!r}: class {number} is {text!r} in a record, {other!r} elsewhere. {advice}"
-            )
+            hint = "every DMVR run assigns new class numbers; --labels=text uses the label texts instead"
+            raise ValueError(f"head {head.name!r}: class {number} is {text!r} in a record, {other!r} elsewhere. {hint}")
     if given is not None:
         return list(given)
     count = head.count or 1 + max((label.number for label in labels if label.number is not None), default=-1)

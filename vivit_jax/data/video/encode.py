@@ -130,9 +130,8 @@ def encode_file(task: FileTask) -> list[Segment | str]:
             results.append(f"{task.path}: no frames between {segment} (it ends at {reached:.2f} s)")
         else:
             fps, varies = decode.frame_rate(selector.times, stated_fps)
-            results.append(
-                Segment(store, selector.frames, min(fps, options.fps or fps), *size, varies, selector.repaired)
-            )
+            fps = min(fps, options.fps or fps)
+            results.append(Segment(store, selector.frames, fps, *size, varies, selector.repaired))
     return results
 
 
