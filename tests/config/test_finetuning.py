@@ -88,6 +88,17 @@ def test_the_model_is_that_of_the_weights():
     assert (model.num_frames, model.image_size, model.classifier, clip.short_side) == (16, 384, "token", 439)
 
 
+def test_times_start_apart_where_their_positions_are_new():
+    """Not where the weights have them, or, in Model 1, the positions of an image model."""
+    image = ViViTConfig(num_frames=1, tubelet_size=(1, 16, 16), tokenizer="uniform_frames")
+    factorised = {"attention": "factorised_encoder", "num_frames": 16}
+    for weights in (None, image, ViViTConfig(**factorised, temporal_layers=0)):
+        assert derived(weights=weights)[1].temporal_position_std == 1.0
+    for weights in (ViViTConfig(), ViViTConfig(**factorised, temporal_layers=1)):
+        assert derived(weights=weights)[1].temporal_position_std == 0.0
+    assert derived(config(model__attention="spatiotemporal"), weights=image)[1].temporal_position_std == 0.0
+
+
 def test_heads():
     assert derived(heads=("verb", "noun"))[0].checkpoint.best_metric == "action/top1"
     assert derived(heads=("room", "tags"))[0].checkpoint.best_metric == "room/top1"

@@ -129,6 +129,30 @@ def test_model_4_copies_the_image_model():
     np.testing.assert_array_equal(positions, np.stack(2 * [params["encoder"]["position_embedding"]]))
 
 
+@pytest.mark.parametrize("classifier", ["token", "gap"])
+def test_temporal_position_std_tells_repeated_positions_apart(classifier):
+    """One vector for each time, the same for all places; another seed has others; the class token's stays."""
+    image, params = image_model(classifier=classifier)
+    config, first = dataclasses.replace(image, **CLIP, temporal_position_std=2.0), int(classifier == "token")
+    added = []
+    for seed in (0, 1):
+        with jax.enable_x64(True):
+            result = initialise(params, config, InitFrom(head="keep", pre_logits="drop"), seed=seed)
+        positions, source = (tree["encoder"]["position_embedding"] for tree in (result.params, params))
+        np.testing.assert_array_equal(positions[:first], source[:first])
+        added.append(positions[first:].reshape(2, 6, -1) - source[first:])
+        np.testing.assert_allclose(added[-1], np.broadcast_to(added[-1][:, :1], added[-1].shape), atol=1e-6)
+        entry = next(entry for entry in result.report.entries if entry.name == "encoder/position_embedding")
+        assert "repeated 2 times, plus a random vector for each time (standard deviation 2)" in entry.how
+    vectors = np.stack(added)[:, :, 0]  # [seeds, times, d]
+    assert vectors.std() == pytest.approx(2.0, rel=0.4)
+    assert np.abs(np.diff(vectors, axis=0)).min() > 0
+    # A video model's positions differ over time already.
+    _, again = initialise_from(result.params, config, grid=config.grid)
+    again = again["encoder"]["position_embedding"]
+    np.testing.assert_array_equal(again, positions)
+
+
 def test_static_clip_keeps_logits_across_tubelet_lengths():
     """From a trained Model 1 with tubelets of 2 frames to tubelets of 3, as Figure 8's rows do it."""
     source = small_config(dtype="float64")

@@ -1,5 +1,6 @@
 """Regularisation, initialisation, features, attention weights and input checks of the model."""
 
+import dataclasses
 import functools
 
 import flax.traverse_util
@@ -83,6 +84,34 @@ def test_initialisers():
     zeros = [params["head"]["kernel"], params["head"]["bias"], params["encoder"]["class_token"]]
     assert not any(leaf.any() for leaf in [*zeros, params["tokenizer"]["bias"], layers["norm_mlp"]["bias"]])
     assert (layers["norm_attention"]["scale"] == 1).all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_temporal_position_std_adds_one_vector_to_all_tokens_of_a_time(name):
+    """Nothing is added to the class token's position, to Model 2's spatial positions, or where all is one time."""
+    config = small_config(**MODELS[name], hidden_size=64, num_frames=6)
+
+    def initial(**changes):
+        model = ViViT(dataclasses.replace(config, **changes))
+        params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *model.config.video_shape)))["params"]
+        return flax.traverse_util.flatten_dict(jax.tree.map(np.asarray, params), sep="/")
+
+    before, after = initial(), initial(temporal_position_std=2.0)
+    timed = "temporal_encoder" if config.attention == "factorised_encoder" else "encoder"
+    for leaf, array in before.items():
+        added, (n_t, n_h, n_w) = after[leaf] - array, config.grid
+        if leaf == f"{timed}/position_embedding":
+            first = len(added) % n_t  # the class token's
+            vectors = added[first:].reshape(n_t, -1, 64)
+            assert len(vectors[0]) == (1 if timed == "temporal_encoder" else n_h * n_w)
+            assert not added[:first].any()
+            np.testing.assert_allclose(vectors, np.broadcast_to(vectors[:, :1], vectors.shape), atol=1e-6)
+            assert vectors[:, 0].std() == pytest.approx(2.0, rel=0.3)
+        else:
+            assert not added.any(), leaf
+    t = config.num_frames
+    one_time = [initial(tubelet_size=(t, *config.tubelet_size[1:]), temporal_position_std=std) for std in (0.0, 2.0)]
+    jax.tree.map(np.testing.assert_array_equal, *one_time)
 
 
 @pytest.mark.parametrize("name", MODELS)

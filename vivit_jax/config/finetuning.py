@@ -56,7 +56,10 @@ def derive(
         for name, value in {"num_heads": max(1, width // 32), "mlp_dim": 4 * width, "num_layers": 3}.items():
             fill(f"model.{name}", value)
         fill("model.classifier", "gap")
-    fill("model.attention", "spatiotemporal" if scratch else "factorised_encoder")
+    factorised = fill("model.attention", "spatiotemporal" if scratch else "factorised_encoder") == "factorised_encoder"
+    # Where the positions of times are random anyway: the order of frames is learned sooner (docs/study.md).
+    random = factorised and (weights is None or weights.num_frames == 1 or not weights.temporal_layers)
+    fill("model.temporal_position_std", 1.0 if random or weights is None else 0.0)
     clip_frames = fill("model.num_frames", 8 if scratch and np.median(frames) < 24 else 16)
     if scratch:  # about seven rows of tokens, of the whole frame; 112 pixels at most
         scale = min(112 / short_side, 7 / 8)

@@ -24,8 +24,6 @@ Figure = Any  # matplotlib.figure.Figure
 MOST_NAMED_CLASSES = 40
 RECONSTRUCTIONS = "pictures/reconstructions.png"  # in a workdir
 _COLOUR, _PALE = "#3b6ea5", "#c3d3e6"
-# The palette of Okabe and Ito, which the colour-blind can tell apart.
-_PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 
 
 def pyplot() -> Any:
@@ -36,7 +34,8 @@ def pyplot() -> Any:
     import matplotlib.pyplot
 
     matplotlib.rcParams["text.parse_math"] = False  # names of files and classes may hold any number of $
-    matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=_PALETTE)
+    okabe_ito = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # for the colour-blind
+    matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=okabe_ito)
     return matplotlib.pyplot
 
 
