@@ -1,0 +1,101 @@
+"""Tubelets and positions of times from scratch: `configs/finetune.py` on synthetic lip movements.
+
+    python -m benchmarks.finetuning --out=runs/lips/videos
+    python -m vivit_jax.sweep --config=benchmarks/finetuning.py --workdir=runs/lips \\
+        --set=data.video_dir=runs/lips/videos
+
+The videos are grey clips of 4 to 22 frames, 56 x 72 pixels, of a mouth that says one of ten words. A word is a course
+of the opening and the width of the mouth; five words are the others backwards. Speakers differ in lips, skin, light and
+speed; the column `group` names them, so that some are held out.
+docs/finetuning.md has the results. Hardware: one CPU core, about half an hour for each seed.
+"""
+
+import argparse
+import csv
+import pathlib
+
+import numpy as np
+
+from vivit_jax.config.flags import load_config
+from vivit_jax.data.video.encode import write_video
+
+HEIGHT, WIDTH, FPS = 56, 72, 25
+WORDS = (*(f"word {i}" for i in range(5)), *(f"word {i} backwards" for i in range(5)))
+
+
+def course(word: int, points: int = 5) -> np.ndarray:
+    """Returns opening and width of the mouth at evenly spaced points of a word, [points, 2] in [0, 1]."""
+    backwards, base = divmod(word, len(WORDS) // 2)
+    values = np.random.default_rng([1, base]).uniform(0, 1, (points, 2))
+    return values[::-1] if backwards else values
+
+
+def render(word: int, speaker: np.random.Generator, clip: np.random.Generator) -> np.ndarray:
+    """Returns a clip of a word, uint8 [frames, HEIGHT, WIDTH, 3]; `speaker` has the same state in all of a speaker."""
+    lips, skin, teeth = speaker.uniform(70, 120), speaker.uniform(130, 200), speaker.uniform(0, 1)
+    size, thickness, talks = speaker.uniform(0.8, 1.2), speaker.uniform(3, 6), speaker.uniform(0.7, 1.2)
+    side, texture = speaker.uniform(-0.6, 0.6), speaker.normal(0, 1, (HEIGHT // 8 + 1, WIDTH // 8 + 1))
+    texture = np.kron(texture, np.ones((8, 8)))[:HEIGHT, :WIDTH] * speaker.uniform(2, 8)
+
+    frames = int(np.clip(round(clip.normal(13, 4) * talks), 4, 22))
+    time = np.linspace(0, 1, frames) ** clip.uniform(0.8, 1.25)
+    points = course(word) + clip.normal(0, 0.08, (5, 2))
+    opening, width = (np.interp(time, np.linspace(0, 1, len(points)), points[:, i]) for i in (0, 1))
+    opening = (1 + 9 * np.clip(opening, 0, 1)) * size
+    width = (12 + 10 * np.clip(width, 0, 1)) * size
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    start, drift = clip.uniform(-4, 4, 2), clip.normal(0, 2, 2)
+    centre = np.array([HEIGHT / 2, WIDTH / 2]) + start + time[:, None] * drift
+    light = clip.uniform(0.7, 1.2)
+    out = np.empty((frames, HEIGHT, WIDTH))
+    for i in range(frames):
+        dy, dx = y - centre[i, 0], x - centre[i, 1]
+        inner = (dy / opening[i]) ** 2 + (dx / (width[i] - thickness)) ** 2 < 1
+        outer = (dy / (opening[i] + thickness)) ** 2 + (dx / width[i]) ** 2 < 1
+        image = skin + texture + 25 * side * (x / WIDTH - 0.5)
+        image = np.where(outer, lips, image)
+        image = np.where(inner, np.where((dy < -0.3 * opening[i]) & (teeth > 0.4), 210, 25), image)
+        out[i] = light * image + clip.normal(0, 4, (HEIGHT, WIDTH))
+    return np.repeat(np.clip(out, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def generate(out: pathlib.Path, videos: int = 1200, speakers: int = 15) -> None:
+    """Writes the videos and `videos.csv` (path, label, group)."""
+    out.mkdir(parents=True)
+    rows = [("path", "label", "group")]
+    for i in range(videos):
+        word, speaker = i % len(WORDS), i // len(WORDS) % speakers
+        name = f"{i:04d}.mp4"
+        write_video(out / name, render(word, np.random.default_rng([2, speaker]), np.random.default_rng([3, i])), FPS)
+        rows.append((name, WORDS[word], f"speaker{speaker:02d}"))
+    with (out / "videos.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def get_config():
+    config = load_config("finetune")
+    config.num_epochs = 20.0
+    config.input.flip_probability = 0.0
+    config.augment.mixup = 0.0
+    config.evaluation.every_epochs = 20.0
+    config.checkpoint.every_steps = 100_000
+    return config
+
+
+def sweep():
+    rows = {}
+    for t in (2, 4, 8):
+        for std in (0.0, 1.0)[: 1 if t == 8 else 2]:  # clips of eight frames
+            tubelet = {"model.tubelet_size": (t, 8, 8), "model.temporal_position_std": std}
+            rows[f"tubelet_{t}" + ("_times" if std else "")] = tubelet
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="a new folder for the videos")
+    generate(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()
