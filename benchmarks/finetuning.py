@@ -1,4 +1,4 @@
-"""Tubelets and positions of times from scratch: `configs/finetune.py` on synthetic lip movements.
+"""Tubelets, positions of times and colour jitter from scratch: `configs/finetune.py` on synthetic lip movements.
 
     python -m benchmarks.finetuning --out=runs/lips/videos
     python -m vivit_jax.sweep --config=benchmarks/finetuning.py --workdir=runs/lips \\
@@ -7,7 +7,7 @@
 The videos are grey clips of 4 to 22 frames, 56 x 72 pixels, of a mouth that says one of ten words. A word is a course
 of the opening and the width of the mouth; five words are the others backwards. Speakers differ in lips, skin, light and
 speed; the column `group` names them, so that some are held out.
-docs/finetuning.md has the results. Hardware: one CPU core, about half an hour for each seed.
+docs/finetuning.md has the results. Hardware: one CPU core, about twenty minutes for each seed.
 """
 
 import argparse
@@ -26,27 +26,29 @@ WORDS = (*(f"word {i}" for i in range(5)), *(f"word {i} backwards" for i in rang
 def course(word: int, points: int = 5) -> np.ndarray:
     """Returns opening and width of the mouth at evenly spaced points of a word, [points, 2] in [0, 1]."""
     backwards, base = divmod(word, len(WORDS) // 2)
-    values = np.random.default_rng([1, base]).uniform(0, 1, (points, 2))
+    values = np.random.default_rng([1, base]).uniform(0.15, 0.85, (points, 2))
     return values[::-1] if backwards else values
 
 
 def render(word: int, speaker: np.random.Generator, clip: np.random.Generator) -> np.ndarray:
     """Returns a clip of a word, uint8 [frames, HEIGHT, WIDTH, 3]; `speaker` has the same state in all of a speaker."""
-    lips, skin, teeth = speaker.uniform(70, 120), speaker.uniform(130, 200), speaker.uniform(0, 1)
+    skin, teeth = speaker.uniform(110, 200), speaker.uniform(0, 1)
+    lips, inside = skin - speaker.uniform(10, 50), skin - speaker.uniform(50, 90)
+    habit = speaker.normal(0, 0.15, (5, 2))  # of opening and width
     size, thickness, talks = speaker.uniform(0.8, 1.2), speaker.uniform(3, 6), speaker.uniform(0.7, 1.2)
     side, texture = speaker.uniform(-0.6, 0.6), speaker.normal(0, 1, (HEIGHT // 8 + 1, WIDTH // 8 + 1))
     texture = np.kron(texture, np.ones((8, 8)))[:HEIGHT, :WIDTH] * speaker.uniform(2, 8)
 
     frames = int(np.clip(round(clip.normal(13, 4) * talks), 4, 22))
     time = np.linspace(0, 1, frames) ** clip.uniform(0.8, 1.25)
-    points = course(word) + clip.normal(0, 0.08, (5, 2))
+    points = course(word) + habit + clip.normal(0, 0.12, (5, 2))
     opening, width = (np.interp(time, np.linspace(0, 1, len(points)), points[:, i]) for i in (0, 1))
     opening = (1 + 9 * np.clip(opening, 0, 1)) * size
     width = (12 + 10 * np.clip(width, 0, 1)) * size
     y, x = np.mgrid[:HEIGHT, :WIDTH]
-    start, drift = clip.uniform(-4, 4, 2), clip.normal(0, 2, 2)
+    start, drift = clip.uniform(-6, 6, 2), clip.normal(0, 3, 2)
     centre = np.array([HEIGHT / 2, WIDTH / 2]) + start + time[:, None] * drift
-    light = clip.uniform(0.7, 1.2)
+    light = clip.uniform(0.6, 1.2)
     out = np.empty((frames, HEIGHT, WIDTH))
     for i in range(frames):
         dy, dx = y - centre[i, 0], x - centre[i, 1]
@@ -54,8 +56,8 @@ def render(word: int, speaker: np.random.Generator, clip: np.random.Generator) -
         outer = (dy / (opening[i] + thickness)) ** 2 + (dx / width[i]) ** 2 < 1
         image = skin + texture + 25 * side * (x / WIDTH - 0.5)
         image = np.where(outer, lips, image)
-        image = np.where(inner, np.where((dy < -0.3 * opening[i]) & (teeth > 0.4), 210, 25), image)
-        out[i] = light * image + clip.normal(0, 4, (HEIGHT, WIDTH))
+        image = np.where(inner, np.where((dy < -0.3 * opening[i]) & (teeth > 0.4), skin + 30, inside), image)
+        out[i] = light * image + clip.normal(0, 8, (HEIGHT, WIDTH))
     return np.repeat(np.clip(out, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
 
 
@@ -74,21 +76,23 @@ def generate(out: pathlib.Path, videos: int = 1200, speakers: int = 15) -> None:
 
 def get_config():
     config = load_config("finetune")
-    config.num_epochs = 20.0
+    config.num_epochs = 30.0
     config.input.flip_probability = 0.0
     config.augment.mixup = 0.0
-    config.evaluation.every_epochs = 20.0
+    config.evaluation.every_epochs = 30.0
     config.checkpoint.every_steps = 100_000
     return config
 
 
 def sweep():
-    rows = {}
-    for t in (2, 4, 8):
-        for std in (0.0, 1.0)[: 1 if t == 8 else 2]:  # clips of eight frames
-            tubelet = {"model.tubelet_size": (t, 8, 8), "model.temporal_position_std": std}
-            rows[f"tubelet_{t}" + ("_times" if std else "")] = tubelet
-    return rows
+    # The clips have eight frames: one tubelet of eight, or two of four.
+    whole, half = {"model.tubelet_size": (8, 8, 8)}, {"model.tubelet_size": (4, 8, 8)}
+    return {
+        "tubelet_4_repeated": {**half, "model.temporal_position_std": 0.0},
+        "tubelet_4": half,
+        "tubelet_8": whole,
+        "tubelet_8_colours": {**whole, "augment.colour_jitter_probability": 0.8},
+    }
 
 
 def main() -> None:

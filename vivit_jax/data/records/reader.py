@@ -150,8 +150,8 @@ def read_again(read: Callable[[], _T], shard: str) -> _T | str:
         except tf.errors.OpError as error:
             problem = f"{shard} cannot be read ({plain_message(error).removeprefix(f'{shard}; ')})"
         if pause is None:
-            tried = f"tried {len(PAUSES) + 1} times in {sum(PAUSES):g} s"
-            raise DataError(f"{problem}, {tried}. No clip was skipped: start the same command when it can be read")
+            how = f"tried {len(PAUSES) + 1} times in {sum(PAUSES):g} s"
+            raise DataError(f"{problem}, {how}. No clip was skipped: start the same command when it can be read again")
         logging.warning("%s; it is read again in %g s.", problem, pause)
         time.sleep(pause)
 
