@@ -70,6 +70,7 @@ def test_round_trip_through_json(classes):
         ({"attention_dropout_rate": -0.1}, ["attention_dropout_rate=-0.1", "[0, 1)"]),
         ({"stochastic_depth_rate": 2}, ["stochastic_depth_rate=2.0", "[0, 1)"]),
         ({"layer_norm_eps": 0}, ["layer_norm_eps=0.0", "1e-6"]),
+        ({"temporal_position_std": -1.0}, ["temporal_position_std=-1.0", "[0, inf)"]),
         ({"representation_size": 0}, ["representation_size=0", "at least 1"]),
     ],
 )

@@ -150,9 +150,9 @@ def attention_layers(config: ViViTConfig) -> Sequence[tuple[tuple[int, ...], str
 
 
 def initial_positions(config: ViViTConfig, times: int) -> nn.initializers.Initializer:
-    """Initialiser of positions (P, d): N(0, 0.02), plus N(0, `config.temporal_position_std`), once for each time.
+    """Returns an initialiser of positions (P, d): N(0, 0.02), plus a vector N(0, `temporal_position_std`) for each time.
 
-    The last `times` x (P // `times`) of them are those of the tokens, time by time; one before is the class token's.
+    The last `times` x (P // `times`) are the tokens' positions, time by time; one before them is the class token's.
     """
 
     def init(key: jax.Array, shape: tuple[int, int], dtype: str) -> jax.Array:

@@ -132,8 +132,7 @@ class ViViTConfig:
 
     def _normalise(self) -> None:
         """Converts lists to tuples and mappings to pairs, so that equal configs are equal and hashable."""
-        rates = ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate")
-        for name in (*rates, "layer_norm_eps", "temporal_position_std"):
+        for name in ("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate", "layer_norm_eps"):
             self._set(name, float(getattr(self, name)))
         if self.attention_logit_cap is not None:
             self._set("attention_logit_cap", float(self.attention_logit_cap))
@@ -157,8 +156,9 @@ class ViViTConfig:
         optional = () if self.representation_size is None else ("representation_size",)
         for name in (*sizes, "temporal_layers", *optional):
             self._set(name, _integer(name, getattr(self, name)))
-        at_least("", self, **dict.fromkeys(sizes, 1), temporal_layers=0, representation_size=1, temporal_position_std=0)
+        at_least("", self, **dict.fromkeys(sizes, 1), temporal_layers=0, representation_size=1)
         within("", self, "[0, 1)", "dropout_rate", "attention_dropout_rate", "stochastic_depth_rate")
+        within("", self, "[0, inf)", "temporal_position_std")
         within("", self, "(0, 1)", "layer_norm_eps", hint="the published value is 1e-6")
         within("", self, "(0, inf)", "attention_logit_cap", hint="None for no cap")
         names = [name for name, _ in self.heads]
