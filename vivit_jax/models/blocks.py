@@ -150,7 +150,7 @@ def attention_layers(config: ViViTConfig) -> Sequence[tuple[tuple[int, ...], str
 
 
 def initial_positions(config: ViViTConfig, times: int) -> nn.initializers.Initializer:
-    """Returns an initialiser of positions (P, d): N(0, 0.02), plus a vector N(0, `temporal_position_std`) for each time.
+    """Returns an initialiser of positions (P, d): N(0, 0.02) plus a vector N(0, `temporal_position_std`) for each time.
 
     The last `times` x (P // `times`) are the tokens' positions, time by time; one before them is the class token's.
     """
