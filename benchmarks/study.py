@@ -174,7 +174,7 @@ TIMES = (
     "The published times are forward passes of ViT-B on a TPU v3, where Model 1 attends to 3,137 tokens instead of 32."
 )
 CONCLUSIONS = "## Conclusions"
-ONCE = re.compile(r".*_(published|long)")  # rows that explain others: the first seed only
+ONCE = re.compile(r".*_(published|long)|uniform_frames_t4")  # rows that explain others: the first seed only
 TIMED = ("model1", "model2", "model3", "model4", "average_pool")
 
 

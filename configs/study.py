@@ -72,6 +72,10 @@ COMPARED = {
     "frames_8": {**CLIPS, "model.num_frames": 8, "model.tubelet_size": (4, 14, 14)},
     "frames_16": {**CLIPS, "model.num_frames": 16, "model.tubelet_size": (8, 14, 14)},
     "frames_32": {**CLIPS, "model.num_frames": 32, "model.tubelet_size": (16, 14, 14)},
+    # Do more steps explain why Models 1 and 4 are behind Model 3, and more frames uniform frame sampling?
+    "model1_long": {**MODEL1, "num_epochs": 60.0},
+    "model4_long": {**FROM_IMAGES, "model.attention": "factorised_dot_product", "num_epochs": 60.0},
+    "uniform_frames_t4": {**MODEL1, "model.tokenizer": "uniform_frames", "model.tubelet_size": (4, 14, 14)},
 }
 # Section 3.4 to the letter: the positions of an image model are repeated, so that all times start equal.
 PUBLISHED_POSITIONS = ("model1", "model2", "model3", "model4", "uniform_frames")
