@@ -1,4 +1,4 @@
-"""Tubelets, positions of times and colour jitter from scratch: `configs/finetune.py` on synthetic lip movements.
+"""`configs/finetune.py` from scratch on synthetic lip movements: tubelets, positions of times, colour jitter.
 
     python -m benchmarks.finetuning --out=runs/lips/videos
     python -m vivit_jax.sweep --config=benchmarks/finetuning.py --workdir=runs/lips \\
@@ -7,7 +7,8 @@
 The videos are grey clips of 4 to 22 frames, 56 x 72 pixels, of a mouth that says one of ten words. A word is a course
 of the opening and the width of the mouth; five words are the others backwards. Speakers differ in lips, skin, light and
 speed; the column `group` names them, so that some are held out.
-docs/finetuning.md has the results. Hardware: one CPU core, about twenty minutes for each seed.
+The rows train for a third of the recipe's epochs; for the whole recipe train `configs/finetune.py` on the videos.
+docs/finetuning.md has the results. Hardware: one CPU core, about twenty minutes for the rows.
 """
 
 import argparse

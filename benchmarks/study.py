@@ -113,8 +113,8 @@ QUESTIONS = (
         "Table 4: regularisation, row by row",
         "Model 2 on 300 training videos, 160 epochs. Published: EPIC-Kitchens-100, action top-1, where *+ image model* "
         "starts from Kinetics-400; here from the image model, with layer-wise decay of the learning rate. The two rows "
-        "above it are from scratch. A flip that turns a motion into another one also changes the label. The first and "
-        "the last row are not in the paper.",
+        "above it are from scratch. A flip that turns a motion into another one also changes the label. The first row "
+        "is not in the paper, nor are more epochs.",
         {
             "few_none": ("centre crop, nothing else", None),
             "few_crop_flip_colour": ("random crop, flip, colour jitter", 38.4),

@@ -42,7 +42,7 @@ def derive(
         return section[name]
 
     # Model: that of the weights; for those of an image model, Model 2. From scratch a small one, whose tubelets cover
-    # eight frames: with short tubelets, small data sets leave it at chance for a thousand steps (docs/finetuning.md).
+    # eight frames: as accurate as shorter ones, and faster (docs/finetuning.md).
     model, frames, short_side = fields["model"], np.asarray(num_frames), min(frame_size)
     named = model.get("name") is not None
     scratch = weights is None and not named
