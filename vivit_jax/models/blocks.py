@@ -180,7 +180,7 @@ class Encoder(nn.Module):
     num_layers: int
     class_token: bool  # whether to prepend one along the last token axis
     token_axes: int = 1  # number of token axes that have positions: 1 (a sequence) or 2 (time, space)
-    times: int = 1  # of the positions
+    times: int = 1  # n_t where the positions are those of several times, 1 where they are places alone
     deterministic: bool = True  # disables dropout and stochastic depth
     sow_attention: bool = False
     logical_axes: tuple[str | None, ...] = ()

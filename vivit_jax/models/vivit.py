@@ -103,13 +103,12 @@ def patch_encoder(config: ViViTConfig, **options: Any) -> Encoder:
     Model 1: of all tokens [B, N, d]; Model 2: of frames, [B, n_t, n_s, d]; Models 3, 4: of the grid [B, n_t, n_s, d].
     """
     token = config.classifier == "token"
-    options |= {"logical_axes": ("tokens",) if config.attention == "spatiotemporal" else ("time", None)}
+    joint = config.attention == "spatiotemporal"
+    options |= {"logical_axes": ("tokens",) if joint else ("time", None)}
     if config.attention == "factorised_encoder":
         return Encoder(config, config.num_layers, token, name="spatial_encoder", **options)
-    options |= {"times": config.grid[0], "name": "encoder"}
-    if config.attention == "spatiotemporal":
-        return Encoder(config, config.num_layers, token, **options)
-    return Encoder(config, config.num_layers, False, token_axes=2, **options)
+    options |= {"times": config.grid[0], "token_axes": 1 if joint else 2, "name": "encoder"}
+    return Encoder(config, config.num_layers, token, **options)
 
 
 def _pool(x: jax.Array, class_token: bool) -> jax.Array:
