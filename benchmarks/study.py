@@ -124,7 +124,8 @@ QUESTIONS = (
             "few_rand_augment": ("+ RandAugment", 41.1),
             "few_label_smoothing": ("+ label smoothing", 43.1),
             "few_mixup": ("+ mixup", 43.7),
-            "few_mixup_long": ("the same, 480 epochs", None),
+            "few_image_model_long": ("image model, 480 epochs", None),
+            "few_mixup_long": ("all regularisers, 480 epochs", None),
         },
     ),
     Question(

@@ -131,5 +131,6 @@ def sweep():
         regularised = {**regularised, **added}
         rows[row] = regularised
     # Do the regularisers need more steps?
-    rows["few_mixup_long"] = {**regularised, "num_epochs": 480.0}
+    for row in ("few_image_model", "few_mixup"):
+        rows[f"{row}_long"] = {**rows[row], "num_epochs": 480.0}
     return rows

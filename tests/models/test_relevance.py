@@ -128,17 +128,17 @@ def digits():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "ratio"),
-    # Model 3 has the least: its tokens of a tubelet, over which it averages, see the digit only through space.
-    [("model1", 3), ("model2", 3), ("model3", 2), ("model4", 3)],
+    ("name", "options"),
+    # Model 3 with the positions of configs/study.py: without, relevance inside is 2.4 to 2.6 times that outside.
+    [("model1", {}), ("model2", {}), ("model3", {"temporal_position_std": 2.0}), ("model4", {})],
 )
-def test_trained_model_looks_at_the_digit(digits, name, ratio):
-    """In correctly classified videos, mean relevance inside the digit's box is at least `ratio` times that outside.
+def test_trained_model_looks_at_the_digit(digits, name, options):
+    """In correctly classified videos, mean relevance inside the digit's box is at least three times that outside.
 
     Hiding the 20 % most relevant tokens lowers the class's probability more than hiding 20 % at random.
     """
     sizes = {"hidden_size": 48, "num_heads": 4, "mlp_dim": 96, "num_frames": 8, "image_size": 56, "num_classes": 4}
-    config = small_config(**sizes, tubelet_size=(2, 14, 14), **MODELS[name])
+    config = small_config(**sizes, tubelet_size=(2, 14, 14), **MODELS[name], **options)
     model = ViViT(config)
     params = train(model, *digits["train"][::2], steps=120)
     videos, boxes = (x[:, :, 4:60, 4:60] for x in digits["validation"][:2])
@@ -161,7 +161,7 @@ def test_trained_model_looks_at_the_digit(digits, name, ratio):
 
     of_tokens = np.asarray(jax.jit(relevance, static_argnums=0)(config, params, videos, labels))
     inside, outside = (np.mean(pixels(of_tokens), where=where) for where in (boxes, ~boxes))
-    assert inside > ratio * outside
+    assert inside > 3 * outside
     flat = of_tokens.reshape(len(labels), -1)
     random = np.argsort(np.random.default_rng(0).random(flat.shape), 1)
     kept, at_random, relevant = (remaining(order) for order in (np.argsort(flat, 1), random, np.argsort(-flat, 1)))
