@@ -50,6 +50,7 @@ def main(argv: list[str]) -> None:
 
     from vivit_jax import checkpoint as checkpointing
     from vivit_jax import distributed, finetuning
+    from vivit_jax.config.experiment import Experiment
     from vivit_jax.utils import logs
 
     logs.configure_logging()
@@ -61,10 +62,12 @@ def main(argv: list[str]) -> None:
             for line in replay(_REPLAY.value):
                 print(line, flush=True)
             return
-        experiment = finetuning.experiment_of(_CONFIG.value)
+        experiment = Experiment.from_config(_CONFIG.value)  # its errors come at once
         distributed.initialise(_DISTRIBUTED.value, _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     watching = distributed.watching(experiment.step_timeout_seconds)
     with watching, distributed.synchronized_exit(), command_line.exit_on(*errors):
+        distributed.beat("build")
+        experiment = finetuning.experiment_of(_CONFIG.value)  # may read weights, which uses devices
         if _MODE.value == "train":
             from vivit_jax.train import train
 
@@ -89,9 +92,7 @@ def run() -> None:
     """Runs the program."""
     for name in ("config", "workdir"):
         message = f"Flag --{name} must have a value other than None."
-        flags.register_multi_flags_validator(
-            [name, "replay"], lambda v: any(x is not None for x in v.values()), message
-        )
+        flags.register_multi_flags_validator([name, "replay"], lambda values: any(values.values()), message)
     command_line.run(main)
 
 

@@ -143,6 +143,20 @@ def two_processes(body, timeout=120):
     return [(child.returncode, *texts, seconds) for child, texts in zip(children, outputs, strict=True)]
 
 
+def test_program_connects_before_it_reads_data_and_weights(tmp_path):
+    """Reading weights initialises the devices, after which jax refuses to connect."""
+    words = [
+        "--config=finetune",
+        f"--workdir={tmp_path}/run",
+        "--distributed=on",
+        f"--config.data.video_dir={tmp_path}/no",
+    ]
+    command = [sys.executable, "-m", "vivit_jax.main", *words]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert re.search(r"Process 0 of 1 \(single\).*data is missing", ended.stderr, re.S), ended.stderr
+
+
 def test_two_processes_compute_together_and_only_primary_logs():
     ended = two_processes(
         """
