@@ -13,6 +13,7 @@ Each run trains in WORKDIR/ROW/seed_SEED and writes `row.json` there in the end.
 
 import ast
 import dataclasses
+import functools
 import json
 import re
 import statistics
@@ -43,8 +44,12 @@ class Run:
 
     row: str
     seed: int
-    experiment: Experiment
+    config: ConfigDict
     workdir: epath.Path
+
+    @functools.cached_property
+    def experiment(self) -> Experiment:
+        return finetuning.experiment_of(self.config)  # may read the weights of an earlier row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +104,8 @@ def plan(
                     config.update_from_flattened_dict({field: filled})
             if config.compilation_cache == "workdir":  # rows share compiled programs
                 config.compilation_cache = str(workdir / "compilation_cache")
-            runs.append(Run(row, config.seed, finetuning.experiment_of(config), workdir / row / f"seed_{config.seed}"))
+            Experiment.from_config(config)  # for its errors
+            runs.append(Run(row, config.seed, config, workdir / row / f"seed_{config.seed}"))
     return runs
 
 

@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from vivit_jax import sweep as sweeps
 from vivit_jax.config.experiment import ConfigError
+from vivit_jax.config.flags import load_config
 from vivit_jax.sweep import run_all
 
 FILE = """
@@ -71,6 +72,19 @@ def test_plan_has_every_row_with_every_seed(module, tmp_path):
     assert {run.experiment.batch_size for run in runs} == {16}
     only = sweeps.plan(module, tmp_path / "s", rows="vid")
     assert [(run.row, run.seed) for run in only] == [("video", 7)]
+
+
+def test_settings_follow_from_data_and_weights_when_a_run_begins(tmp_path, monkeypatch):
+    """Rows may start from the weights of other rows, which do not exist when the sweep is planned."""
+    config = load_config("finetune")
+    config.data.video_dir = str(tmp_path / "videos")
+    rows = {"first": {}, "second": {"init_from.path": "{workdir}/first/seed_{seed}"}}
+    sweep = types.SimpleNamespace(get_config=config.copy_and_resolve_references, sweep=lambda: rows)
+    runs = sweeps.plan(sweep, tmp_path)
+    opened = []
+    monkeypatch.setattr("vivit_jax.finetuning.experiment_of", lambda config: opened.append(config.init_from.path))
+    assert [(run.row, run.experiment) for run in runs] == [("first", None), ("second", None)]
+    assert opened == [None, str(tmp_path / "first" / "seed_0")]
 
 
 @pytest.mark.parametrize(

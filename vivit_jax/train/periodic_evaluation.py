@@ -138,11 +138,9 @@ class PeriodicEvaluation:
             with storage.optional("the result of the evaluation"):
                 write_result(self._workdir, result, checkpoint, split, self._split.class_names)
 
-    def _evaluate(
-        self, step: int, state: Any, num_videos: int | None, interrupted: Callable[[], bool] | None
-    ) -> Result:
+    def _evaluate(self, step: int, state: Any, videos: int | None, interrupted: Callable[[], bool] | None) -> Result:
         """Evaluates and logs; the result holds the metrics of the EMA too."""
-        evaluator = self._evaluator(num_videos)
+        evaluator = self._evaluator(videos)
         advice = compiled_step.evaluation_advice(self._experiment)
         with self._progress.timed("evaluation"), compiled_step.oom_advice("the evaluation", advice):
             began = time.perf_counter()
@@ -158,16 +156,12 @@ class PeriodicEvaluation:
         result = dataclasses.replace(result, scalars=result.scalars | ema_scalars)
         logged = result.scalars | {"seconds": seconds}
         self._writer.write_scalars(step, {f"eval/{name}": value for name, value in logged.items()})
-        self._show_confusion(step, result)
-        return result
-
-    def _show_confusion(self, step: int, result: Result) -> None:
-        """Writes the confusion matrices as images for TensorBoard."""
         for head, matrix in result.confusion.items() if jax.process_index() == 0 else ():
             with plots.optional(f"the confusion matrix of {head}"):
                 figure = plots.confusion_matrix(matrix, self._split.class_names[head], f"{head}, step {step}")
                 self._writer.write_images(step, {f"eval/confusion_{head}": plots.to_array(figure)[None]})
                 plots.close(figure)
+        return result
 
 
 def write_curves(workdir: epath.PathLike) -> None:
