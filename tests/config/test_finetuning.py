@@ -42,8 +42,10 @@ def test_length_of_the_run():
         values = [getattr(run, field) for run in runs.values()]
         assert values == sorted(values, reverse=not rising)
     assert [run.batch_size for run in runs.values()] == [16, 32, 64]
-    weights = ViViTConfig(num_frames=16)
-    assert derived(videos=1000, weights=weights)[0].num_epochs == runs[1000].num_epochs / 2
+    labelled, masked = ViViTConfig(num_frames=16, num_classes=400), ViViTConfig(num_frames=16, num_classes=None)
+    image = ViViTConfig(num_frames=1, tubelet_size=(1, 16, 16), num_classes=None)
+    for weights, share in ((labelled, 0.5), (image, 0.5), (masked, 1)):  # VideoMAE has 100 epochs on UCF101
+        assert derived(videos=1000, weights=weights)[0].num_epochs == share * runs[1000].num_epochs
 
 
 def test_short_clips_use_segments_instead_of_loops():
