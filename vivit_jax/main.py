@@ -62,11 +62,11 @@ def main(argv: list[str]) -> None:
             for line in replay(_REPLAY.value):
                 print(line, flush=True)
             return
-        experiment = Experiment.from_config(_CONFIG.value)  # its errors come at once
+        experiment = Experiment.from_config(_CONFIG.value)  # raises before the processes connect
         distributed.initialise(_DISTRIBUTED.value, _COORDINATOR_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     watching = distributed.watching(experiment.step_timeout_seconds)
     with watching, distributed.synchronized_exit(), command_line.exit_on(*errors):
-        distributed.beat("build")
+        distributed.beat("build" if experiment.data.video_dir else "start")
         experiment = finetuning.experiment_of(_CONFIG.value)  # may read weights, which uses devices
         if _MODE.value == "train":
             from vivit_jax.train import train

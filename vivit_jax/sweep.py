@@ -104,7 +104,7 @@ def plan(
                     config.update_from_flattened_dict({field: filled})
             if config.compilation_cache == "workdir":  # rows share compiled programs
                 config.compilation_cache = str(workdir / "compilation_cache")
-            Experiment.from_config(config)  # for its errors
+            Experiment.from_config(config)  # raises before anything is trained
             runs.append(Run(row, config.seed, config, workdir / row / f"seed_{config.seed}"))
     return runs
 

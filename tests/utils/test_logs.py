@@ -1,3 +1,5 @@
+"""The pictures that a run logs for TensorBoard."""
+
 import io
 
 import numpy as np

@@ -83,10 +83,10 @@ def derive(
     shape = frame_size[1] / frame_size[0] * height / width
     fill("evaluation.spatial_views", 3 if max(shape, 1 / shape) > 1.25 else 1)
 
-    # Length: for more videos fewer epochs, but more steps; twice as many without weights that labels have trained.
-    unlabelled = weights is None or (weights.num_frames > 1 and weights.num_classes is None)
+    # Length: for more videos fewer epochs, but more steps; twice as many from scratch and after masked pretraining.
+    without_labels = weights is None or (weights.num_frames > 1 and weights.num_classes is None)
     pretraining = fields["pretrain"]["mask_ratio"] > 0  # needs many, and mixes no clips
-    epochs = np.clip(np.sqrt(1000 / videos) * (100 if unlabelled else 50), 20, 300)
+    epochs = np.clip(np.sqrt(1000 / videos) * (100 if without_labels else 50), 20, 300)
     epochs = fill("num_epochs", float(round(epochs * (4 if pretraining else 1))))
     fill("augment.mixup", 0.0 if pretraining else 0.8)
     batch_size = fill("batch_size", 16 if videos < 500 else 32 if videos < 4000 else 64)
