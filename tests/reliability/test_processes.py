@@ -140,7 +140,7 @@ with jax.set_mesh(mesh), checkpoint.Checkpoints(root, keep_latest=9) as checkpoi
     checkpoints.wait()
 reading(OSError(5, "Input/output error"), "4")
 reading(ValueError("not an array"), "4")
-watchdog._POLL = 0.5
+watchdog._POLL, watchdog._GRACE = 0.5, 3 + 2 * process  # process 1 ends while process 0 still waits
 with distributed.watching(1.5):
     for step in (1, 2, 3):
         distributed.beat("batch", step)

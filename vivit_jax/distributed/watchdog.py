@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+import jax
+
 from vivit_jax.distributed import peers
 
 # Longest time of each phase, as a multiple of `config.step_timeout_seconds`.
@@ -38,8 +40,7 @@ class _Watchdog(threading.Thread):
     def beat(self, phase: str, step: int | None) -> None:
         self._beats += 1
         where = phase if step is None else f"{phase} {step}"
-        # In one assignment, since the thread reads it any time.
-        self._state = self._beats, where, LIMITS[phase] * self._seconds, time.monotonic()
+        self._state = self._beats, where, LIMITS[phase] * self._seconds, time.monotonic()  # atomic for the thread
 
     def run(self) -> None:
         while not self.closed.wait(min(_POLL, self._seconds / 4)):
@@ -70,7 +71,8 @@ def _end(why: str) -> None:
             places.setdefault(int(beats), []).append(f"process {process} {where}")
         which = "behind the others" if len(places) > 1 else "all are at the same place"
         print(f"error: {which}: {', '.join(places[min(places)])}", file=sys.stderr, flush=True)
-        time.sleep(_GRACE)
+        # Process 0 ends last: it holds the service, without which jax aborts the others (SIGABRT, exit code -6).
+        time.sleep(_GRACE if jax.process_index() else 2 * _GRACE)
     os._exit(1)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
@@ -23,7 +22,6 @@ Points = Sequence[tuple[float, float]]
 MAX_POINTS = 400
 MAX_SIDE = 192  # pixels; keeps a report with 12 clips below a few MB
 DEFAULT_FRAME_MS = 120  # where the frame rate of the source is unknown
-_STYLE = Path(__file__).with_suffix(".mplstyle")
 
 
 def data_uri(content: bytes, media_type: str) -> str:
@@ -41,7 +39,7 @@ def thin(points: Points) -> Points:
 def lines(series: Mapping[str, Points], xlabel: str, *, percent: bool = False, logarithmic: bool = False) -> str:
     """Draws {name: [(x, y), ...]} as an SVG; `percent`: y in [0, 1]; `logarithmic` applies where all y are positive."""
     names = {name: plots.readable(name) for name in series}  # before the context, which would forget the fonts
-    with matplotlib.style.context(_STYLE):
+    with plots.pyplot().style.context(Path(__file__).with_suffix(".mplstyle")):
         figure = Figure(figsize=(5.2, 2.8 + 0.17 * (len(series) // 2)), layout="constrained")
         axes = figure.add_subplot(xlabel=xlabel)
         for name, points in series.items():
