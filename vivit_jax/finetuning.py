@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from vivit_jax import distributed
 from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.config.fields import differences, plain
 from vivit_jax.config.finetuning import derive
@@ -32,7 +33,8 @@ def experiment_of(config: Mapping[str, Any]) -> Experiment:
     if fields["data"]["name"] is None:
         path = str(storage.absolute(data.video_dir))  # each folder has records of its own
         fields["data"]["name"] = f"videos_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
-    train_set, weights = open_data(Experiment.from_config(fields).data)[0], None
+    with distributed.process_0_first():
+        train_set, weights = open_data(Experiment.from_config(fields).data)[0], None
     if options.path is not None:
         with open_weights(options.path, options.format, options.prefix) as opened:
             weights = opened.model_config(Hints(options.grid, options.num_heads))

@@ -61,10 +61,8 @@ def preview(experiment: Experiment, clips: int = 4, step: int = 0) -> Preview:
     augmented = jax.device_get(augment(step_key(experiment.seed, step), batch))
     pixels = (augmented["video"] + 1) * 127.5 if experiment.augment.mixes else augmented["video"]
     after = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
-    texts = [
-        captions(batch["label"], batch["mask"], train_set.class_names, shares)
-        for shares in (None, augmented.get("share"))
-    ]
+    labels = batch["label"], batch["mask"], train_set.class_names
+    texts = [captions(*labels, shares) for shares in (None, augmented.get("share"))]
     return Preview(np.array(batch["video"][:clips]), after[:clips], *(each[:clips] for each in texts))
 
 

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.helpers.videos import numbered_video
 from vivit_jax.distributed import DistributedError, initialize
 from vivit_jax.distributed.initialize import Start, plan
 
@@ -179,6 +180,31 @@ def test_two_processes_compute_together_and_only_primary_logs():
     assert "an ordinary line" in ended[0][2]
     assert "an ordinary line" not in ended[1][2]
     assert "process 1: a warning" in ended[1][2]
+
+
+def test_only_process_0_builds_the_records_on_a_shared_disk(tmp_path):
+    for i in range(8):
+        (tmp_path / "videos" / f"class_{i % 2}").mkdir(parents=True, exist_ok=True)
+        numbered_video(tmp_path / "videos" / f"class_{i % 2}" / f"{i}.mp4", 20)
+    ended = two_processes(
+        f"""
+        with distributed.synchronized_exit():
+            assert distributed.initialise("auto", "localhost:PORT", 2, me)
+            from vivit_jax import finetuning
+            from configs.finetune import get_config
+            config = get_config()
+            config.data.video_dir, config.data.dir = "{tmp_path}/videos", "{tmp_path}/records"
+            if me == 0:
+                import time
+                time.sleep(2)  # the other would begin first
+            print("FRAMES", finetuning.experiment_of(config).model["num_frames"])
+        """
+    )
+    for code, out, err, _ in ended:
+        assert code == 0, err[-3000:]
+        assert "FRAMES" in out
+    built = [": records: 100%" in err for _, _, err, _ in ended]
+    assert built == [True, False]
 
 
 def test_failing_process_ends_the_others_and_prints_why():

@@ -28,9 +28,7 @@ _TILE = re.compile(r"T\(([\d,]+)\)")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}")
 _MESH_SIZE = re.compile(r"'([\w.]+)'=(\d+)")
 _MESH_AXIS = re.compile(r"'([\w.]+)'(?::\((\d+)\)(\d+))?")
-_GROUPS = re.compile(
-    r"(?:replica_groups|source_target_pairs)=(\{\{.*?\}\}|\{\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)"
-)
+_GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=(\{\{.*?\}\}|\{\}|\[[\d,]+\]<=\[[\d,]+\](?:T\(.*?\))?)")
 # HBM traffic. Nothing is moved: names for what other instructions computed, or control flow, whose bodies count.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
 _FREE |= {"partition-id", "replica-id", "opt-barrier", "add-dependency", "iota", "async-start", "async-update"}
@@ -155,16 +153,14 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Traffic]:
             kind = one.opcode.removesuffix("-start")
             sizes = [(array.dtype, BYTES[array.dtype] * array.elements) for array in one.arrays]
             if kind == "send" and "xla_megascale_runtime" in one.rest:
-                # Traffic between slices goes through the hosts: a `send` for the Megascale runtime.
-                axis, sizes = "slices", sizes[:1]  # the other results are for the runtime
+                axis, sizes = "slices", sizes[:1]  # through the hosts; the other results are for the Megascale runtime
             elif kind in KINDS:
                 groups = _groups(one.rest, devices)
                 axis = _axis(groups, mesh)
             else:
                 continue
             if one.opcode.endswith("-start") and one.type.startswith("(") and kind != "all-reduce":
-                # An asynchronous start returns its operands before its results.
-                sizes = sizes[len(sizes) // 2 :]
+                sizes = sizes[len(sizes) // 2 :]  # an asynchronous start returns its operands before its results
             if kind == "reduce-scatter":  # its input is larger than its result
                 sizes = [(dtype, size * len(groups[0])) for dtype, size in sizes]
             for dtype in dict.fromkeys(dtype for dtype, _ in sizes):

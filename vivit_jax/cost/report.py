@@ -84,9 +84,7 @@ def _memory(experiment: Experiment, program: TrainProgram, compiled: bool) -> Ta
             ("training, one clip", parameters + optimizer_state + training, "parameters, optimizer state, temporaries"),
         ]
     rows = tuple((name, f"{size / 2**20:,.1f}", "MiB", remark) for name, size, remark in quantities)
-    note = (
-        "Of one device. Temporaries (activations) grow with its clips. Of a batch on TPUs: python -m vivit_jax.compile."
-    )
+    note = "Per device. Temporaries (activations) grow with its clips. For TPUs: python -m vivit_jax.compile."
     return Table("Memory", HEADER, rows, (note,))
 
 

@@ -1,6 +1,8 @@
 """Messages between the processes of a run, through the service of `jax.distributed`: no devices take part."""
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -38,3 +40,13 @@ def gather(value: str) -> list[str]:
     publish(folder, value)
     _service().wait_at_barrier(folder, _TIMEOUT_MS)
     return [value for _, value in published(folder)]
+
+
+@contextlib.contextmanager
+def process_0_first() -> Iterator[None]:
+    """Process 0 executes the block before the others, which on a shared disk find what it has built there."""
+    if several() and jax.process_index() != 0:
+        gather("")
+    yield
+    if several() and jax.process_index() == 0:
+        gather("")

@@ -10,7 +10,7 @@ from absl import logging
 from etils import epath
 
 from vivit_jax import checkpoint as checkpointing
-from vivit_jax import sharding
+from vivit_jax import distributed, sharding
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data.open import open_eval_set
 from vivit_jax.evaluation.evaluator import Evaluator, MaskedEvaluator
@@ -109,7 +109,8 @@ def evaluate(
         # leave open (activation, ...) are inherited from the checkpoint.
         experiment = experiment.following(model.config.to_dict())
         # Classes are matched by name: those of the data in their order, then those that only the model has.
-        split, orders = open_eval_set(data, metadata["class_names"])
+        with distributed.process_0_first():
+            split, orders = open_eval_set(data, metadata["class_names"])
         config = experiment.model_config(split.heads)
         sharding.check_model(mesh, config)
         devices.warn_of_large_model(config.name, config.hidden_size)

@@ -79,10 +79,8 @@ def _clips(path, predictor: Predictor, hop: str, stride: int | None) -> Iterator
         if len(kept) == full:  # and the window ends here
             hops = math.floor((kept[0][0] if match[2] else number / full - 1) / float(match[1]) + 1e-6)
             if hops > last:
-                yield (
-                    tuple(np.round((kept[0][0], frame.time), 3).tolist()),
-                    np.stack([image for _, image in kept], axis=1),
-                )
+                seconds = tuple(np.round((kept[0][0], frame.time), 3).tolist())
+                yield seconds, np.stack([image for _, image in kept], axis=1)
             last = max(last, hops)
         kept.append((frame.time, cut(frame.image).numpy()))
     views = np.stack([image for _, image in kept], axis=1)

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from vivit_jax import sharding
+from vivit_jax import distributed, sharding
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data.open import open_data
 from vivit_jax.data.records.split import RecordSplit
@@ -50,7 +50,8 @@ def probe(
     settings = settings or ProbeConfig()
     mesh = sharding.make_mesh(experiment.mesh)
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
-    train_set, eval_set = open_data(experiment.data)
+    with distributed.process_0_first():
+        train_set, eval_set = open_data(experiment.data)
     k, n = max(settings.neighbours), train_set.num_videos
     if "knn" in settings.methods and k > n:
         raise ValueError(f"k-NN with k={k}, but there are {n} training videos: give a smaller --k, or --method=linear")

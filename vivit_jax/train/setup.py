@@ -12,7 +12,7 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from vivit_jax import augment, convert, sharding
+from vivit_jax import augment, convert, distributed, sharding
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.config.preprocessing import KEY, Preprocessing
@@ -129,7 +129,8 @@ def set_up(experiment: Experiment, workdir: epath.PathLike) -> TrainSetup:
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
 
     # Data.
-    train_set, eval_set = open_data(experiment.data)
+    with distributed.process_0_first():
+        train_set, eval_set = open_data(experiment.data)
     if experiment.pretraining:
         train_set, eval_set = train_set.relabelled({}), relabel(eval_set, {})
     elif not train_set.heads:

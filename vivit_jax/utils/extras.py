@@ -54,9 +54,7 @@ def prepare_program() -> None:
             if hasattr(stream, "reconfigure"):  # not where a test or a notebook has replaced it
                 stream.reconfigure(errors="backslashreplace")
         home = os.path.expanduser("~")
-        sys.argv[1:] = [
-            re.sub(r"^(--?[\w.]+=)~(?=/|$)", lambda flag: flag[1] + home, argument) for argument in sys.argv[1:]
-        ]
+        sys.argv[1:] = [re.sub(r"^(--?[\w.]+=)~(?=/|$)", lambda flag: flag[1] + home, word) for word in sys.argv[1:]]
 
 
 def _excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -71,9 +69,7 @@ def _excepthook(kind: type[BaseException], error: BaseException, traceback: Trac
     module = (getattr(error, "name", None) or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     for extra, modules in MODULES.items():
         if module in modules:
-            sys.stderr.write(
-                f"error: {module} is not installed; this program needs the extra {extra}: "
-                f'pip install "vivit_jax[{extra}]"\n'
-            )
+            needed = f'this program needs the extra {extra}: pip install "vivit_jax[{extra}]"'
+            sys.stderr.write(f"error: {module} is not installed; {needed}\n")
             return
     sys.__excepthook__(kind, error, traceback)

@@ -49,9 +49,8 @@ def is_outage(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, MemoryError):
             return True
-        if isinstance(error, OSError) and not isinstance(
-            error, FileNotFoundError | NotADirectoryError | IsADirectoryError
-        ):
+        absent = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+        if isinstance(error, OSError) and not absent:
             return True
         codes = {int(code) for code in _OS_ERROR_CODE.findall(str(error))}
         if codes - _ABSENT or _STATUS.search(f"{type(error).__name__} {error}"):

@@ -287,10 +287,8 @@ def _held_out(entries: Sequence[_Entry], grouped: bool) -> set[str]:
     remaining = Counter(pair for entry in entries for pair in entry.pairs())
     held_out: set[str] = set()
     held_pairs: set[tuple[str, str]] = set()
-    digests = {
-        hashlib.sha256(unit.replace(os.sep, "/").encode("utf-8", "surrogateescape")).digest(): unit
-        for unit in pairs_of_unit
-    }
+    names = {unit: unit.replace(os.sep, "/").encode("utf-8", "surrogateescape") for unit in pairs_of_unit}
+    digests = {hashlib.sha256(name).digest(): unit for unit, name in names.items()}
     videos = 0
     for digest, unit in sorted(digests.items()):
         pairs = pairs_of_unit[unit]

@@ -192,9 +192,7 @@ def _scan(
     return indexed, rejects
 
 
-def _video(
-    record: bytes, sizes: np.ndarray, heads: Sequence[dmvr_labels.Head], default_name: str
-) -> index.VideoEntry | str:
+def _video(record: bytes, sizes: np.ndarray, heads: Sequence[dmvr_labels.Head], default: str) -> index.VideoEntry | str:
     """Returns the video of a record, with labels as of `read_label`; or the reason why it cannot be used.
 
     `sizes` int [frames, 2] are (height, width) of its frames.
@@ -211,7 +209,7 @@ def _video(
         if (kind := feature.WhichOneof("kind"))
     }
     names = [name for feature in _IDS for name in context.get(feature, ())[:1] if isinstance(name, bytes)]
-    name = names[0].decode(errors="replace") if names else default_name
+    name = names[0].decode(errors="replace") if names else default
     labels = {head.name: dmvr_labels.read_label(head, context) for head in heads}
     # MediaSequence's times are integers, in microseconds; others are ignored.
     stamps = [feature.int64_list.value for feature in example.feature_lists.feature_list[_TIMES].feature]

@@ -56,10 +56,8 @@ def read_label(head: Head, context: Mapping[str, Sequence[int | bytes | float]])
     wanted = set(numbers) if head.count is None else range(head.first, head.first + head.count)
     selected = [i for i, number in enumerate(numbers) if number in wanted]
     if len(selected) != 1:
-        return (
-            f"head {head.name!r}: {head.feature} holds {numbers}, of which one must be the class "
-            f"(--head={head.name}=FEATURE:FIRST:COUNT picks one of several)"
-        )
+        way_out = f"--head={head.name}=FEATURE:FIRST:COUNT picks one of several"
+        return f"head {head.name!r}: {head.feature} holds {numbers}, of which one must be the class ({way_out})"
     index = selected[0]
     return Label(numbers[index] - head.first, texts[index] if len(texts) == len(numbers) else None)
 
