@@ -69,7 +69,7 @@ def _excepthook(kind: type[BaseException], error: BaseException, traceback: Trac
     module = (getattr(error, "name", None) or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     for extra, modules in MODULES.items():
         if module in modules:
-            needed = f'this program needs the extra {extra}: pip install "vivit_jax[{extra}]"'
-            sys.stderr.write(f"error: {module} is not installed; {needed}\n")
+            problem = f"{module} is not installed; this program needs the extra {extra}"
+            sys.stderr.write(f'error: {problem}: pip install "vivit_jax[{extra}]"\n')
             return
     sys.__excepthook__(kind, error, traceback)
