@@ -1,5 +1,6 @@
 """The steps of `vivit_jax.train`, compiled with abstract state and batch for devices that need not exist."""
 
+import contextlib
 import dataclasses
 import re
 import time
@@ -34,7 +35,7 @@ class Compiled:
     argument: int | None = None
     temporary: int | None = None
     traffic: tuple[hlo.Traffic, ...] = ()  # the largest first
-    hbm: int = 0  # bytes read from and written to the device's memory in one run
+    hbm: int = 0  # bytes read from and written to the device's memory in one run; 0: unknown, as is `traffic`
     seconds: float = 0.0  # of compilation
     message: str = ""  # the compiler's error where the program does not fit
 
@@ -47,11 +48,12 @@ def compile_ahead(lowered: Any, mesh: Any) -> Compiled:
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        required, available = parse_out_of_memory(str(error))
-        message = str(error).partition("\n")[0]
-        return Compiled(False, required, available, seconds=time.perf_counter() - began, message=message)
+        seconds, message = time.perf_counter() - began, str(error).partition("\n")[0]
+        return Compiled(False, *parse_out_of_memory(str(error)), seconds=seconds, message=message)
     seconds = time.perf_counter() - began
-    analysis, text = executable.memory_analysis(), executable.as_text()
+    analysis, text = executable.memory_analysis(), ""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # jaxlib cannot read all programs of a newer libtpu
+        text = executable.as_text()
     return Compiled(
         True,
         devices.peak_bytes(analysis, mesh.devices.flat[0].platform),

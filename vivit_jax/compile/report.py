@@ -27,9 +27,11 @@ def print_report(target: Target, slice_: Slice, step: str) -> bool:
         compiled = compile_ahead(target.lower_eval(clips), target.mesh)
         work, useful = target.eval_work(clips), throughput.model_flops(model, batch * experiment.evaluation.views) / 3
     lines = summarize(compiled, slice_)
-    if compiled.fits:
+    if compiled.hbm:
         peak = throughput.peak_flops(target.mesh.devices.flat[0].device_kind)
         lines += roofline(work, compiled.hbm, useful / target.mesh.size, peak, slice_.kind.bandwidth)
+    elif compiled.fits:
+        lines += ["HBM        unknown: jaxlib cannot read this program of a newer libtpu"]
     elif training:
         lines += [f"to reduce memory: {line}" for line in compiled_step.training_advice(experiment, target.mesh.size)]
     else:
@@ -52,7 +54,7 @@ def summarize(compiled: Compiled, slice_: Slice) -> list[str]:
         if mebibytes >= 1 or traffic.kind == "send":
             size = f"{mebibytes:,.{0 if mebibytes >= 1 else 2}f} MiB of {traffic.dtype}"
             lines.append(f"traffic    {traffic.kind} over {traffic.axis}: {size} in {traffic.count} operations")
-    if len(lines) == 1:
+    if len(lines) == 1 and compiled.hbm:
         lines.append("traffic    less than 1 MiB")
     return [*lines, f"compiled   in {compiled.seconds:.0f} s"]
 
