@@ -13,7 +13,7 @@ Published: 84.8 / 95.8 top-1 / top-5 with 4 x 3 views (Table 6).
 
 from vivit_jax.config import recipes
 
-SLICES = ("v3-32", "v3-256", "v4-64", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
+SLICES = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
 
 ROWS = {
     "16x2": "ViViT-H/16x2, as the paper writes, initialised from JFT: 84.8 / 95.8 (Table 6)",
