@@ -40,7 +40,7 @@ class _Watchdog(threading.Thread):
     def beat(self, phase: str, step: int | None) -> None:
         self._beats += 1
         where = phase if step is None else f"{phase} {step}"
-        self._state = self._beats, where, LIMITS[phase] * self._seconds, time.monotonic()  # atomic for the thread
+        self._state = self._beats, where, LIMITS[phase] * self._seconds, time.monotonic()  # at once: a thread reads it
 
     def run(self) -> None:
         while not self.closed.wait(min(_POLL, self._seconds / 4)):
