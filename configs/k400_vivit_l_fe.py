@@ -11,7 +11,7 @@ Published: 80.3 top-1 with 4 x 3 views (the released model), which has 24 tempor
 
 from vivit_jax.config import recipes
 
-SLICES = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
+SLICES = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-4", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
 
 
 def get_config():

@@ -12,7 +12,7 @@ Published: 82.5 / 95.6 top-1 / top-5 with 4 x 3 views, initialised from ImageNet
 
 from vivit_jax.config import recipes
 
-SLICES = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
+SLICES = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-4", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
 
 ROWS = {
     "224": "ViViT-L/16x2: 82.5 / 95.6 (Table 6)",

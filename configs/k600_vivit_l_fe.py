@@ -11,7 +11,7 @@ The released configuration has half the learning rate of the appendix.
 
 from vivit_jax.config import recipes
 
-SLICES = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
+SLICES = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-4", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
 
 
 def get_config():

@@ -12,7 +12,7 @@ released Kinetics configurations.
 
 from vivit_jax.config import recipes
 
-SLICES = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
+SLICES = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-4", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
 
 
 def get_config():

@@ -13,7 +13,7 @@ Published: a row of Table 6, whose value is not recorded here; 4 x 3 views.
 
 from vivit_jax.config import recipes
 
-SLICES = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
+SLICES = ("v3-8", "v3-32", "v3-256", "v4-8", "v4-64", "v5e-4", "v5e-16", "v5e-256", "v5p-8", "v6e-8")
 
 ROWS = {
     "published": "learning rate 0.5, the appendix's",
