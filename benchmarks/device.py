@@ -101,7 +101,7 @@ def build(row: Row, sizes: dict[str, Any]) -> Program:
     else:
         train, video = None, jax.ShapeDtypeStruct((batch, *config.video_shape), jnp.float32)
         params = jax.eval_shape(lambda params: inference.cast_params(params, config), abstract_params(config))
-        lowered = jax.jit(ViViT(config).apply).lower({"params": params}, video)
+        lowered = inference.jit(ViViT(config).apply, config).lower({"params": params}, video)
     return Program(row, config, train, lowered.compile(), time.perf_counter() - began)
 
 

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Programs: {name: (compiled, video, clips)}.
     def compiled(function, *shape):
         video = jax.random.bits(jax.random.key(1), (*shape, *config.video_shape), jnp.uint8)
-        return jax.jit(function).lower(params, video).compile(), video, int(np.prod(shape))
+        return inference.jit(function, config).lower(params, video).compile(), video, int(np.prod(shape))
 
     def forward(params, video):
         return model.apply({"params": params}, normalise(video), train=True, rngs={"dropout": jax.random.key(0)})

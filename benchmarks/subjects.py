@@ -90,7 +90,7 @@ def our_forward(fields: Mapping[str, Any], batch: int) -> Work:
     params = inference.cast_params(jax.device_put(our_params(config)), config)
     params = jax.block_until_ready(params)
     video = jax.block_until_ready(jnp.asarray(random_clips(config, batch) / np.float32(127.5) - 1))
-    program = jax.jit(ViViT(config).apply).lower({"params": params}, video).compile()
+    program = inference.jit(ViViT(config).apply, config).lower({"params": params}, video).compile()
     return Work(lambda: program({"params": params}, video), jax.block_until_ready)
 
 

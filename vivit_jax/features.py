@@ -6,11 +6,11 @@ python -m vivit_jax.features --workdir=RUN --out=features.npz folder "more/**/*.
 import sys
 from collections.abc import Iterable, Mapping
 
-import jax
 import numpy as np
 from absl import flags, logging
 
 from vivit_jax.config import flags as command_line
+from vivit_jax.models import inference
 from vivit_jax.predict import Predictor, inputs
 from vivit_jax.probe.features import feature_step
 from vivit_jax.utils import storage, terminal
@@ -21,7 +21,7 @@ def extract(predictor: Predictor, paths: Iterable[storage.PathLike], tokens: boo
 
     Raises ValueError where no file can be read.
     """
-    program, found = jax.jit(feature_step(predictor.model, tokens)), {}
+    program, found = inference.jit(feature_step(predictor.model, tokens), predictor.model.config), {}
     for path, views, outputs in predictor.run(program, predictor.read(paths)):
         if isinstance(views, Exception):
             logging.error("%s", views if str(path) in str(views) else f"{path}: {views}")

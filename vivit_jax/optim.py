@@ -35,8 +35,7 @@ class OptimizerConfig:
       schedule: after the warm-up: 'cosine', 'linear' (both to `end_learning_rate`), 'constant', 'step' (times
         `step_decay_factor` at each of `schedule_steps`) or 'rsqrt' (see `rsqrt_timescale`).
       warmup_steps, warmup_examples: the warm-up in optimizer steps or in clips; replaces `warmup_epochs`.
-      schedule_steps, step_decay_factor: when 'step' changes the learning rate, from the start of the run, ascending,
-        and by what factor in (0, 1).
+      schedule_steps, step_decay_factor: the steps of the run, ascending, at which 'step' applies a factor in (0, 1).
       rsqrt_timescale: t > 0 of 'rsqrt': the learning rate s steps after the warm-up is base / sqrt(1 + s / t)
         (arXiv:2106.04560; big_vision's `create_learning_rate_schedule`). None: 10,000 steps.
       b1, b2, eps: of all optimizers but SGD: decay of the moments, in [0, 1), and epsilon, > 0. b2=None: as published,
@@ -166,8 +165,7 @@ def learning_rate_schedule(
 class Optimizer:
     """An optax transformation that also tells which parameters it trains, so that only these are differentiated.
 
-    `trained` maps parameters to a tree of bools; frozen parameters get zero updates. `head_learning_rate` is in
-    multiples of the schedule's.
+    `trained` maps parameters to a tree of bools; others get zero updates. `head_learning_rate`: times the schedule's.
     """
 
     init: Callable[[Any], Any]

@@ -181,8 +181,7 @@ def num_shards(logical_axis: str) -> int:
 def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
     """Constrains the sharding of an array to that of its logical axes on the current mesh: one name per dimension.
 
-    The compiler pads a dimension that the number of devices does not divide. A dimension shorter than that number is
-    not split.
+    The compiler pads a dimension that the number of devices does not divide; one shorter than that is not split.
     """
     axes = _split(x.shape, logical_axes)
     return jax.lax.with_sharding_constraint(x, P(*axes)) if any(axes) else x

@@ -84,29 +84,47 @@ def test_matches_equation_7_with_logit_cap(backend):
     assert_matches_oracle(backend, 197, cap=CAP)
 
 
-@pytest.mark.parametrize("attention", ["spatiotemporal", "factorised_encoder", "factorised_dot_product"])
-def test_model_on_gpus_matches_equation_7(attention, monkeypatch):
-    """Padding before the product of an odd number of tokens, three products, layout: against `xla` without them."""
+@pytest.mark.parametrize(
+    ("attention", "frames", "fields", "lengths"),
+    [
+        ("spatiotemporal", 4, {}, {20}),  # 19 tokens
+        ("spatiotemporal", 42, {}, {192}),  # 190 tokens: a multiple of 16 adds little
+        ("factorised_encoder", 4, {"image_size": 32}, {18, 4}),  # 17 tokens of a frame, 3 in time
+        ("factorised_dot_product", 6, {}, {10, 3}),  # 9 tokens of a frame, 3 frames
+        ("spatiotemporal", 4, {"dropout_rate": 0.2}, {19}),  # its masks depend on the shape
+    ],
+)
+def test_model_on_gpus_matches_equation_7(attention, frames, fields, lengths, monkeypatch):
+    """Padding in all layers, three products, layout: against `xla` without them."""
     sizes = {"hidden_size": 32, "num_heads": 4, "num_layers": 2, "mlp_dim": 48, "num_classes": 3}
-    clip = {"num_frames": 6, "image_size": 24, "tubelet_size": (2, 8, 8)}  # 27 or 9 tokens, and a class token
-    config = ViViTConfig(**sizes, **clip, attention=attention)
+    clip = {"num_frames": frames, "image_size": 24, "tubelet_size": (2, 8, 8)}
+    config = ViViTConfig(**{**sizes, **clip, **fields}, attention=attention)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype), abstract_params(config))
     video = jnp.asarray(rng.uniform(-1, 1, (2, *config.video_shape)), jnp.float32)
 
     def value_and_gradients():
         def loss(params):
-            logits = ViViT(config).apply({"params": params}, video, train=True)
+            rngs = {"dropout": jax.random.key(1)}
+            logits = ViViT(config).apply({"params": params}, video, train=True, rngs=rngs)
             return jnp.sum(jnp.sin(logits)), logits
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
     expected = value_and_gradients()
+    seen = set()
+
+    def cudnn(query, key, value, **options):
+        seen.add(key.shape[-2])
+        return attention_backends.cudnn_attention(query, key, value, **options)
+
     for module in ("attention", "blocks"):
         monkeypatch.setattr(f"vivit_jax.models.{module}.target_device", lambda: GPU)
     monkeypatch.setattr("vivit_jax.models.attention.choose_backend", lambda *_: "cudnn")
+    monkeypatch.setitem(BACKENDS, "cudnn", cudnn)
     for x, y in zip(*map(jax.tree.leaves, (value_and_gradients(), expected)), strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * max(float(abs(y).max()), 1.0))
+    assert seen == lengths
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Dtypes of products, gradients and the residual stream; recomputation."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from tests.helpers.small_models import MODELS, random_params, random_video, small_config
 from vivit_jax.models import ViViT
-from vivit_jax.models.dense import summed_in
+from vivit_jax.models.dense import compiler_options, summed_in
 
 
 def gradients(config, params, video):
@@ -89,3 +91,13 @@ def test_remat_temporal_applies_to_temporal_encoder_only():
 def test_unknown_choices_are_rejected(fields, message):
     with pytest.raises(ValueError, match=message):
         small_config(**fields)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_compiler_knows_its_options_for_gpus(model):
+    config = small_config(**MODELS[model])
+    gpu = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="gpu")]))
+    options = compiler_options(config, gpu)
+    assert options
+    assert not compiler_options(config, jax.sharding.Mesh(jax.devices("cpu")[:1], "data"))
+    assert jax.jit(jnp.sqrt, compiler_options=options)(4.0) == 2.0

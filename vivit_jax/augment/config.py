@@ -19,8 +19,7 @@ class AugmentConfig:
     Attributes:
       colour_jitter_probability, grayscale_probability: of changing a clip's brightness, saturation, contrast and hue,
         and, independently, of making it grey.
-      rand_augment_layers, rand_augment_magnitude: operations per clip and their strength, both at least 0; see
-        `rand_augment.operations`.
+      rand_augment_layers, rand_augment_magnitude: operations per clip and their strength, at least 0 (`operations`).
       rand_augment_ops: 'paper', the paper's twelve operations, which move no pixels; 'video' adds rotation, shears and
         translations. For classes that depend on left and right or up and down, choose a small magnitude.
       cutmix: alpha as of `mixup`, of the share of the frame that the box of the other clip leaves (arXiv:1905.04899);

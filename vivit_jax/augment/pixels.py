@@ -57,8 +57,7 @@ def adjust_saturation(frames: jax.Array, factor: jax.Array) -> jax.Array:
     """Multiplies the saturation of HSV by `factor` >= 0, up to 1, and keeps hue and value; float [..., 3].
 
     With value v = max and chroma c = max - min, the saturation is s = c / v, and v - x of each channel x is
-    proportional to s: there is no need to compute the hue. Pixels without a saturation (v <= 0) become grey, as in
-    tf.image.adjust_saturation.
+    proportional to s: there is no need to compute the hue. Pixels with v <= 0 become grey, as in tf.image.
     """
     value, chroma = _value_and_chroma(frames)
     share = jnp.clip(value / jnp.where(chroma > 0, chroma, 1.0), 0.0, factor)  # new s / s; v / c brings s to 1

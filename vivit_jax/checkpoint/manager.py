@@ -272,12 +272,10 @@ class Checkpoints(contextlib.AbstractContextManager):
     def restore(self, abstract: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
         """Restores (state, metadata) of a given step, or of the newest valid one; returns None where there is no step.
 
-        Each array is verified. Damaged steps are quarantined in `damaged/` beside the folder of steps, but a given step
-        raises CheckpointError, as do a checkpoint of another model, storage that fails, and steps of which none is
-        valid.
+        Each array is verified. Damaged steps are quarantined in `damaged/` beside the folder of steps. Raises
+        CheckpointError for a given step that is damaged, another model, storage that fails, and no valid step.
 
-        `abstract` is the whole state as `jax.ShapeDtypeStruct`s with shardings; parts that the checkpoint lacks come
-        back as None.
+        `abstract` is the whole state as `jax.ShapeDtypeStruct`s with shardings; parts that it lacks are None.
         """
         if step is not None:
             return self._restore(abstract, step)

@@ -151,8 +151,7 @@ class Target:
         video, views = batch["video"], self.experiment.evaluation.views
         shape = (video.shape[0], views, *video.shape[1:])
         batch = {**batch, "video": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=video.sharding)}
-        step = make_eval_step(model.apply, inference.clips_at_once(config, platform))
-        step = jax.jit(step, out_shardings=sharding.replicated(self.mesh))
+        step = inference.jit(make_eval_step(model.apply, inference.clips_at_once(config, platform)), config, self.mesh)
         with jax.set_mesh(self.mesh):
             return step.lower(sharding.abstract_like(params, shardings), batch)
 

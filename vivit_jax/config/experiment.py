@@ -46,8 +46,7 @@ class Experiment:
         JAX_COMPILATION_CACHE_DIR), a path, or 'off'.
       step_timeout_seconds: a step that takes longer ends all processes of the run with stack traces, as do starting,
         evaluating and saving (limits: `distributed.watchdog.LIMITS`); 0: no limit; None: 1800 for several processes.
-      derive: fields that a config leaves open follow from data and weights (`config.finetuning`), and the log ends with
-        what to try next.
+      derive: open fields follow from data and weights (`config.finetuning`), and the log ends with what to try next.
     """
 
     model: Mapping[str, Any]

@@ -39,8 +39,7 @@ class EvaluationConfig:
     """The views of multi-view evaluation (section 4.1), and when a run is evaluated.
 
     Attributes:
-      num_videos: videos of the split that evaluations during training use, always the same ones; None: all. The last
-        evaluation of a run uses all.
+      num_videos: videos of the split, always the same, for evaluations during training; None: all. The last uses all.
       patience: early stopping after so many consecutive evaluations without a better `checkpoint.best_metric`; 0: off.
       dtype: of the compute in evaluation, during training too, in prediction and in probes: `auto` (bfloat16 where the
         device computes this model clearly faster in it, which is measured; else float32), `float32`, `bfloat16`, or

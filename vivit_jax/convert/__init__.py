@@ -6,8 +6,7 @@
     save_params(params, path, format, config) export
 
 `source` is a file, a folder or a mapping (nested parameters of ours, too); its format is auto-detected. The names of
-each format are in `vivit_jax.convert.tables`; one engine applies them both ways. `python -m vivit_jax.convert` is the
-command line.
+each format are in `vivit_jax.convert.tables`; one engine applies them both ways. `__main__` is the command line.
 """
 
 import dataclasses

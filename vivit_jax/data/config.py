@@ -41,8 +41,7 @@ class DataConfig(PipelineOptions):
       columns: of `annotations` in order, where its header does not tell: "path,label"; - for one that is not used.
       mixture: {name: weight}: data sets under `dir` to train on, each with a share of the clips in proportion to its
         weight. {} for `name` alone. Heads and class ids are those of `name`, matched by class name.
-      unknown_classes: classes of a mixture that `name` does not have: 'error', 'drop' their videos, or 'union': add
-        them to the heads.
+      unknown_classes: of a mixture, which `name` does not have: 'error', 'drop' (their videos), 'union' (of the heads).
       subset: the part of the data to use; its `classes` hold for evaluation too.
       allow_changed: a run may resume on other records under the same name than those of its checkpoints, and with
         another batch size, which leaves clips out or repeats some.

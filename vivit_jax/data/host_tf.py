@@ -1,7 +1,6 @@
 """TensorFlow as this package uses it, on the host's CPU to feed frames. Import `tf` from here.
 
-It is imported when the first of its functions is used: that takes seconds, for which neither `--help` nor an error in a
-config should wait.
+It is imported when a function of it is first used: this takes seconds, for which `--help` and errors should not wait.
 """
 
 import functools

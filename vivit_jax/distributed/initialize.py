@@ -167,8 +167,7 @@ def _local_devices(environment: Mapping[str, str], launcher: str | None) -> tupl
     """Returns the GPUs of this process, as indices into the visible ones; None: jax's choice.
 
     Under Slurm and Open MPI jax gives each process one GPU, numbered by its rank on the machine. With one process per
-    machine that leaves seven of eight idle; where the launcher bound each process to its own GPU, that index is not
-    visible.
+    machine seven of eight are idle; where the launcher bound each process to its own GPU, that index is not visible.
     """
     if launcher not in ("slurm", "ompi") or environment.get("JAX_LOCAL_DEVICE_IDS"):
         return None  # jax reads that itself

@@ -57,7 +57,7 @@ class Evaluator:
         self._model, options = for_inference(model, experiment), experiment.evaluation
         self._views = (1, 1) if experiment.pretraining else (options.temporal_views, options.spatial_views)
         self._log_pipeline = True
-        self._step = jax.jit(self._make_step(), out_shardings=sharding.replicated(mesh))
+        self._step = inference.jit(self._make_step(), self._model.config, mesh)
         self._merge = jax.jit(self._merge_totals)
 
     def _make_step(self) -> Callable[[Any, Mapping[str, Any]], dict[str, Any]]:

@@ -43,8 +43,7 @@ class Shipped:
 def write_stablehlo(model: Shipped, folder: Path) -> None:
     """Writes `model.stablehlo`, serialized by `jax.export`, and `weights.safetensors`, its first argument.
 
-    Within the module, weights would triple memory and time of its compilation (ViT-B: 4.4 GB and 14 s instead of 1.3
-    and 4 on a CPU), and end at 2 GB.
+    Within the module, weights would triple memory and time of its compilation (ViT-B: 4.4 GB, 14 s) and end at 2 GB.
     """
     folder.mkdir()
     (folder / "model.stablehlo").write_bytes(model.exported().serialize())

@@ -16,6 +16,13 @@ from vivit_jax.models.dense import DenseParameters, dense_options, parallel_dens
 SOW_ONCE: dict[str, Any] = {"init_fn": lambda: None, "reduce_fn": lambda _, x: x}  # the value, not a tuple of values
 
 
+def attention_backend(config: ViViTConfig, keys: int, training: bool, sow_attention: bool = False) -> str:
+    """Returns the backend of an attention over this number of tokens on the device that is traced for."""
+    dropout, cap = training and config.attention_dropout_rate > 0, config.attention_logit_cap is not None
+    work = Attention(keys, config.head_dim, config.dtype, training or sow_attention, dropout, cap)
+    return choose_backend(config.attention_backend, work, target_device())
+
+
 class MultiHeadAttention(nn.Module):
     """Section 3.1, MSA of eq. 2, and section 3.3, Model 4: multi-head self-attention over one or two token axes.
 
@@ -29,6 +36,7 @@ class MultiHeadAttention(nn.Module):
       logical_axes: of the token axes, see `Encoder`. A mesh axis that splits the axis attended over splits the other
         token axis during attention (one all-to-all before and one after); where there is no other, each device keeps
         its queries and gathers all keys and values.
+      tokens: the length of the last token axis without padding (`Encoder`); None: there is none.
     """
 
     config: ViViTConfig
@@ -36,6 +44,7 @@ class MultiHeadAttention(nn.Module):
     deterministic: bool = True
     sow_attention: bool = False
     logical_axes: tuple[str | None, ...] = ()
+    tokens: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -49,10 +58,6 @@ class MultiHeadAttention(nn.Module):
         options = dense_options(config)
         features = (config.num_heads, config.head_dim)
         layers = [DenseParameters(config, features, config.qkv_bias, name=name) for name in ("query", "key", "value")]
-        tokens = x.shape[-2]
-        if tokens % 2 and -2 in self.axes and not self.sow_attention and self._backend(tokens) == "cudnn":
-            # cuDNN takes even lengths. XLA makes the padding a part of LayerNorm, the cut one of the residual sum.
-            x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, 1), (0, 0)])
         # On GPUs one product would be followed by copies of its three parts.
         parts = [[layer] for layer in layers] if target_device().platform == "gpu" else [layers]
         q, k, v = (y for part in parts for y in parallel_dense(config, x, part))  # each [..., N, heads, head_dim]
@@ -60,23 +65,13 @@ class MultiHeadAttention(nn.Module):
         outs = []
         for i, axis in enumerate(self.axes):
             heads = slice(i * heads_per_axis, (i + 1) * heads_per_axis)
-            outs.append(self._attend(q[..., heads, :], k[..., heads, :], v[..., heads, :], axis, tokens))
+            outs.append(self._attend(q[..., heads, :], k[..., heads, :], v[..., heads, :], axis))
         out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=-2)  # [..., N, heads, head_dim]
         out = nn.DenseGeneral(config.hidden_size, axis=(-2, -1), name="out", **options)(out)
-        return stored(out.astype(config.dtype))[..., :tokens, :]
+        return stored(out.astype(config.dtype))
 
-    def _backend(self, keys: int) -> str:
-        """Returns the backend of an attention over this number of tokens."""
-        config, training = self.config, not self.deterministic
-        dropout, cap = training and config.attention_dropout_rate > 0, config.attention_logit_cap is not None
-        work = Attention(keys, config.head_dim, config.dtype, training or self.sow_attention, dropout, cap)
-        return choose_backend(config.attention_backend, work, target_device())
-
-    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, axis: int, tokens: int) -> jax.Array:
-        """Attends over one token axis with some of the heads: [..., n_t, n_s, heads, head_dim] -> the same shape.
-
-        `tokens`: the length of the last token axis without padding.
-        """
+    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, axis: int) -> jax.Array:
+        """Attends over one token axis with some of the heads: [..., n_t, n_s, heads, head_dim] -> the same shape."""
         config = self.config
         rate = 0.0 if self.deterministic else config.attention_dropout_rate
         dropout_key = self.make_rng("dropout") if rate else None
@@ -98,10 +93,10 @@ class MultiHeadAttention(nn.Module):
             self.sow("intermediates", name, weights, **SOW_ONCE)
             self.sow("relevance", f"qkv{axis}", (q, k, v), **SOW_ONCE)
 
-        backend = self._backend(k.shape[-2])
+        backend = attention_backend(config, k.shape[-2], not self.deterministic, self.sow_attention)
         options = {"dropout_rate": rate, "dropout_key": dropout_key, "logit_cap": config.attention_logit_cap}
-        if axis == -2 and k.shape[-2] > tokens:
-            options["tokens"] = tokens
+        if axis == -2 and self.tokens is not None:
+            options["tokens"] = self.tokens
         attend = functools.partial(BACKENDS[backend], **options)
         if backend != "xla" and dropout_key is None:
             # The partitioner would gather the axis that a loop runs over, and cannot split a kernel. With dropout it

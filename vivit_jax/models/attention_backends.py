@@ -106,7 +106,7 @@ def tiled_attention(
         q, k, v, row = args
         return jax.lax.map(lambda x: one_tile(x[0], k, v, x[1]), (q, row * tiles + jnp.arange(tiles)))
 
-    query = _pad_tokens(query.reshape(rows, n_q, head_dim), tiles * tile).reshape(rows, tiles, tile, head_dim)
+    query = pad_tokens(query.reshape(rows, n_q, head_dim), tiles * tile).reshape(rows, tiles, tile, head_dim)
     key, value = (x.reshape(rows, *x.shape[-2:]) for x in (key, value))  # [rows, N_k, head_dim]
     out = jax.lax.map(one_head, (query, key, value, jnp.arange(rows)))  # [rows, tiles, tile, head_dim]
     return stored(out.reshape(rows, tiles * tile, -1)[:, :n_q].reshape(*lead, n_q, -1), "attention")
@@ -122,7 +122,7 @@ def cudnn_attention(
     """
     n_q, n_k = query.shape[-2], tokens or key.shape[-2]
     q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))  # [B, heads, N, head_dim]
-    q, k, v = (_pad_tokens(x, x.shape[-2] + x.shape[-2] % 2).swapaxes(1, 2) for x in (q, k, v))
+    q, k, v = (pad_tokens(x, x.shape[-2] + x.shape[-2] % 2).swapaxes(1, 2) for x in (q, k, v))
     lengths = {}
     if k.shape[1] > n_k:
         sizes = {"query_seq_lengths": q.shape[1], "key_value_seq_lengths": n_k}
@@ -145,7 +145,7 @@ def splash_attention(query: jax.Array, key: jax.Array, value: jax.Array, logit_c
     (block_q, padded_q), (block_k, padded_k) = _blocks(n_q), _blocks(n_k)
     operands = "float32" if target_device().kind in ("TPU v2", "TPU v3") else dtype
     q, k, v = (
-        _pad_tokens(x.reshape(-1, *x.shape[-3:]).astype(operands), padded)
+        pad_tokens(x.reshape(-1, *x.shape[-3:]).astype(operands), padded)
         for x, padded in ((query / math.sqrt(head_dim), padded_q), (key, padded_k), (value, padded_k))
     )
     sizes = {f"block_q{part}": block_q for part in ("", "_dkv", "_dq")}  # forward and both backward kernels
@@ -164,7 +164,7 @@ def splash_attention(query: jax.Array, key: jax.Array, value: jax.Array, logit_c
     return out[..., :n_q, :].astype(dtype).reshape(*lead, heads, n_q, head_dim)
 
 
-def _pad_tokens(x: jax.Array, length: int) -> jax.Array:
+def pad_tokens(x: jax.Array, length: int) -> jax.Array:
     """Pads the tokens of [..., N, head_dim] with zeros."""
     return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, length - x.shape[-2]), (0, 0)])
 

@@ -47,8 +47,7 @@ class ViViTConfig:
       temporal_position_std: standard deviation of a random vector for each time, which the initial positions of all its
         tokens share where they are random or, from an image model, repeated (section 3.4). With 0, as published, times
         hardly differ at first, and small models learn the order of frames late or never (docs/study.md).
-      pool_norm: the encoder's last LayerNorm follows the average of the tokens, as in VideoMAE's classifiers; for Model
-        1 with `gap`.
+      pool_norm: the last LayerNorm follows the average of the tokens, as in VideoMAE's classifiers (Model 1, `gap`).
       num_classes: a number; {head: classes} or pairs for several heads; None for no head.
       temporal_layers: layers of Model 2's temporal encoder; 0 is the average-pool baseline. Not used by other models.
       dropout_rate: in [0, 1), after the position embedding, after attention and in the MLP; not of attention weights.

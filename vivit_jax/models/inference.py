@@ -5,14 +5,18 @@ import functools
 import math
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
+from vivit_jax import sharding
 from vivit_jax.models.config import ViViTConfig
+from vivit_jax.models.dense import compiler_options
 from vivit_jax.utils.trees import path_name
 
 # The leaves that every forward pass casts to the compute dtype, see `dense.dense_options`. The others are used in
@@ -37,6 +41,12 @@ def inference_config(config: ViViTConfig, dtype: str, platform: str | None = Non
         dtype = "bfloat16" if faster else "float32"
     residual_dtype = config.residual_dtype if dtype == "bfloat16" else None
     return dataclasses.replace(config, dtype=dtype, residual_dtype=residual_dtype, gradient_dtype=None)
+
+
+def jit(step: Callable[..., Any], config: ViViTConfig, mesh: Mesh | None = None) -> Callable[..., Any]:
+    """Returns `jax.jit` of an inference step of a model, with replicated results where there is a mesh."""
+    replicated = None if mesh is None else sharding.replicated(mesh)
+    return jax.jit(step, out_shardings=replicated, compiler_options=compiler_options(config, mesh))
 
 
 def cast_params(params: Any, config: ViViTConfig) -> Any:

@@ -118,8 +118,9 @@ class Predictor:
             logging.warning("%s does not say how videos are prepared: %s", self.path, self.preprocessing.assumed)
         self.class_names: dict[str, list[str]] = metadata["class_names"]
         self.multi_label = frozenset(metadata.get("multi_label", ()))
-        self._logits = jax.jit(make_eval_step(self.model.apply, inference.clips_at_once(self.model.config)))
-        self._relevance = jax.jit(functools.partial(relevance, self.model.config), static_argnames="method")
+        config = self.model.config
+        self._logits = inference.jit(make_eval_step(self.model.apply, inference.clips_at_once(config)), config)
+        self._relevance = jax.jit(functools.partial(relevance, config), static_argnames="method")
 
     def __call__(self, path: storage.PathLike, top: int = 5) -> Prediction:
         """Decodes a file, cuts its views and ranks the labels, `top` per head.

@@ -100,8 +100,7 @@ def fit_linear(
 def hold_out(labels: np.ndarray, share: float) -> np.ndarray:
     """Selects the training videos to hold out: a share in (0, 1) of each class, at least one, but never all.
 
-    Labels are int [N]; or [N, C] of a multi-label head, where the share is of all videos. Returns bool [N], all False
-    where no class has two videos.
+    Labels: int [N]; multi-label [N, C], with a share of all videos. Returns bool [N], False if no class has two.
     """
     order = np.random.default_rng(0).permutation(len(labels))
     groups = [order] if labels.ndim == 2 else [order[labels[order] == label] for label in np.unique(labels)]

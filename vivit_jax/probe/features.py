@@ -135,7 +135,7 @@ def extract(
     """
     model = for_inference(model, experiment)
     spec, views = experiment.clip_spec(model.config), (settings.temporal_views, settings.spatial_views)
-    step = jax.jit(feature_step(model), out_shardings=sharding.replicated(mesh))
+    step = inference.jit(feature_step(model), model.config, mesh)
     key_fields = {
         "format": _FORMAT,
         "weights": checkpointing.checksums(params, ordered=True),

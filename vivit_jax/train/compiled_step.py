@@ -147,8 +147,7 @@ class CompiledStep:
 def memory_key(experiment: Experiment, num_heads: int, device: str) -> str:
     """Returns a hash of what decides the memory of a train step: the config without names, paths and host-side fields.
 
-    Of the heads only their number counts: a thousand classes more are four megabytes more. `device` describes the
-    devices to compile for.
+    Of the heads only their number counts: a thousand classes are four megabytes. `device`: those to compile for.
     """
     fields = experiment.to_dict()
     relevant = [fields[name] for name in ("model", "augment", "mesh", "batch_size", "pretrain")]

@@ -123,8 +123,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
 
         preemption.training, evaluate, save = True, False, False
         for step in range(first_step + 1, last_step + 1):
-            # Train. The host continues while the devices compute, and copies the next batch to them, except where
-            # evaluation or saving follows.
+            # Train. While the devices compute, the next batch is copied, except where evaluation or saving follows.
             if placed is None:
                 batch, placed = take_batch(step)
             hooks.before_step(step, state)
@@ -196,8 +195,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
 
 def make_hooks(setup: TrainSetup, writer: Any, workdir: epath.Path) -> Hooks:
     """Returns the hooks of a run. Their order matters: Throughput's clock starts as soon as the first step is done, and
-    the profiler ends its trace before others put work on the devices; SkippedSteps may raise, so metrics are logged
-    before."""
+    the profiler ends its trace before others put work on the devices; metrics precede SkippedSteps, which may raise."""
     experiment = setup.experiment
     flops = throughput.model_flops(setup.program.model.config, experiment.batch_size)
     peak = experiment.peak_flops or throughput.peak_flops(jax.devices()[0].device_kind)

@@ -63,8 +63,7 @@ class PeriodicEvaluation:
     `progress` a ReportProgress; `restored` is the metadata of the checkpoint that the run continues, if any.
 
     Attributes:
-      metrics: of the newest evaluation, always on the same videos, so that steps can be compared; EMA with `ema/` in
-        front.
+      metrics: of the newest evaluation, always on the same videos, so that steps compare; EMA's begin with `ema/`.
       early_stop: whether the run should end early.
       full_metrics: of the run's last evaluation, on all videos; empty before it.
     """

@@ -209,8 +209,7 @@ def follow_checkpoint(
     """Returns the data of a run with the class ids of its checkpoint, whose `metadata` are given.
 
     Raises:
-      ConfigError: the classes are others, or, unless `data.allow_changed`, the videos are, though the config asks for
-        the same ones.
+      ConfigError: other classes, or, unless `data.allow_changed`, other videos, where the config asks for the same.
     """
     if not metadata["data"]:  # converted weights, which the restore refuses
         return train_set, eval_set

@@ -31,8 +31,7 @@ def loss_and_gradients(
       batch: a tree of arrays [B, ...].
       key: random key of the step; with several microbatches, each gets its own.
       accumulate_steps: number of microbatches, computed one after another to keep the activations of one at a time.
-      sam_rho: rho of sharpness-aware minimisation, see `sam_perturb`; 0: off. Both passes use the same keys; loss and
-        scalars are those of `params`.
+      sam_rho: of sharpness-aware minimisation (`sam_perturb`); 0: off. Keys are shared; the loss is that of `params`.
     """
     differentiate = jax.value_and_grad(
         lambda trainable, rows, key: loss_fn(select_trained(trained, trainable, params), rows, key), has_aux=True

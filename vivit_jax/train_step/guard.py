@@ -24,8 +24,7 @@ class GuardConfig:
     Attributes:
       parameter_factor: also skip steps after which the norm of the parameters would exceed this multiple of its running
         average over the accepted steps (of 1, where that is less); greater than 1, or 0 for off.
-      spike_factor: also skip steps whose gradient norm exceeds this multiple of the running average over the accepted
-        steps; greater than 1, or 0 for off.
+      spike_factor: skip steps whose gradient norm is above this multiple (> 1) of the accepted steps' average; 0: off.
       max_consecutive: skipped steps in a row that end the run (checked by the train loop); at least 1.
       spike_warmup: accepted steps before `spike_factor` applies, since norms change fast at the start; at least 1.
     """

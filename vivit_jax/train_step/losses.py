@@ -19,8 +19,7 @@ class LossConfig:
 
     Attributes:
       name: 'softmax': one label per clip; 'sigmoid': a binary decision for each class, for multi-label heads or others.
-      head_weights: {head: weight}, at least 0, default 1. The loss is the sum of weight x loss over the heads, without
-        normalisation.
+      head_weights: {head: weight}, at least 0, default 1. The loss is the sum of weight x loss over the heads.
     """
 
     name: str = "softmax"

@@ -1,7 +1,6 @@
 """`scan_layers="auto"` and `remat="auto"`: the least recomputation with which a train step fits its devices' memory.
 
-The search compiles the step with one choice after the other, fastest first, until the compiler's count of memory fits.
-The order depends on the platform:
+The search compiles the step with one choice after the other, fastest first, until one fits the memory:
 
 * GPU: unrolled layers, since a loop over the layers cost a quarter of the speed (ViViT-B, Model 2, on an H200); the
   loop last, for models that fit in no other way.

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from vivit_jax import sharding
 from vivit_jax.augment import AugmentConfig, augment_pixels, mix_clips, step_keys, swap_pairs
+from vivit_jax.models.dense import compiler_options
 from vivit_jax.optim import Optimizer
 from vivit_jax.train_step.gradients import loss_and_gradients, select_trained
 from vivit_jax.train_step.guard import GuardConfig, GuardState, check_step
@@ -83,8 +84,7 @@ def make_train_step(
     """Makes the train step: a pure function `(state, batch) -> (state, metrics)`, ready for `jax.jit`.
 
     Args:
-      apply_fn: `(variables, video, train=..., rngs=...) -> logits`; `video` float32 [B, T, H, W, 3] in [-1, 1], logits
-        [B, C] or {head: [B, C]}.
+      apply_fn: `(variables, video [B, T, H, W, 3] in [-1, 1], train=, rngs=) -> logits [B, C] or {head: [B, C]}`.
       optimizer: from `optim.make_optimizer`, or any optax transformation, which trains all parameters.
       schedule: step -> learning rate, for the metrics only (the optimizer has its own).
       label_smoothing: e in [0, 1), training loss only.
@@ -132,8 +132,7 @@ def make_train_step(
 
         # Update, unless the guard skips the step.
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        # Untrained leaves and skipped steps keep the old values: adding 0 would turn -0.0 into 0.0, and an EMA of equal
-        # numbers rounds.
+        # Untrained leaves and skipped steps keep the old values: -0.0 + 0 is 0.0, and an EMA of equal numbers rounds.
         proposed = select_trained(trained, optax.apply_updates(state.params, updates), state.params)
         norms = {
             name: _norms(name, tree, norms_by_part)
@@ -186,8 +185,7 @@ def map_views(fn: Callable[[jax.Array], Any], video: jax.Array, clips: int = 1) 
 
     A loop over groups of views: memory does not grow with V, and yet no device computes a lone clip where B is small.
     A mesh may split B. `fn` maps clips, float32 [N, T, H, W, 3] in [-1, 1], to arrays [N, ...], row by row; `clips` is
-    what a device should have at once, at least: a group has the smallest number of views that divides V and gives so
-    many, else all.
+    what a device should have at once: a group has the smallest divisor of V that gives so many views, else all.
     """
     batch, views = video.shape[:2]
     enough = clips * sharding.num_shards("batch")
@@ -322,6 +320,7 @@ def build_train_program(
 
     def make_step(model: Any) -> Any:
         step = make_train_step(model.apply, optimizer, schedule, ema_decay=ema_decay, **options)
-        return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+        xla_options = compiler_options(model.config, mesh)
+        return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=xla_options)
 
     return dataclasses.replace(program, state=state, make_step=make_step, step=make_step(model))

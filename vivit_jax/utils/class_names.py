@@ -58,8 +58,7 @@ class Match:
 def match(model: Sequence[str], data: Sequence[str], where: str = "the model") -> Match:
     """Finds the classes of a data set among those of a model by name, ignoring case, blanks, `_` and `-`.
 
-    Where one side has no names (`are_placeholders`), equally many classes are taken to have the same order. `where` is
-    what messages call the model.
+    Where one side has no names (`are_placeholders`), equally many have the same order. `where`: the model, in messages.
     """
     model, data = [str(name) for name in model], [str(name) for name in data]
     if model == data:

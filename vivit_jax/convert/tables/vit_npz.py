@@ -1,5 +1,4 @@
-"""Names of image ViTs in Flax: vision_transformer and AugReg (`MlpBlock_3`), big_vision (`MlpBlock_0`; layers separate
-or, from a scan, stacked)."""
+"""Names of image ViTs in Flax: vision_transformer, AugReg (`MlpBlock_3`); big_vision (`MlpBlock_0`; some stacked)."""
 
 from collections.abc import Mapping
 from typing import Any

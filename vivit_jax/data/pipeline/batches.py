@@ -119,8 +119,7 @@ def train_batches(
       Batches of `video` uint8 [b, T, H, W, 3]; `label` {head: int32 [b], or float32 [b, classes] of 0 and 1 for a
       multi-label head}, of the flipped clip with `spec.flip_labels="swap"`; `mask` float32 [b], 0 for a broken record;
       `index` int64 [b] in the split, or in the concatenated splits of a mixture; b = high - low. With
-      `options.resize_on_device`, `video` is larger, and `augment.resize_windows` makes the clips of it and of `window`
-      int32 [b, 5].
+      `options.resize_on_device`, `augment.resize_windows` makes clips of a larger `video` and `window` int32 [b, 5].
     """
     low, high = _check_rows(batch_size, rows)
     if start_step < 0 or not 0 <= seed < 2**31:
@@ -321,8 +320,7 @@ class _Videos:
         return [x[tf.maximum(video, 0)] for x in self._sizes]
 
     def example(self, video, shape: list[int], make: Callable[..., tf.Tensor], again: bool = False) -> dict:
-        """Returns the example of a video without labels; black frames and mask 0 if it is -1 or cannot be read, which
-        is an error with `again`."""
+        """Returns the example of a video without labels; black, mask 0 for -1 or (an error if `again`) a broken one."""
         size = self.size(video)
 
         def black():

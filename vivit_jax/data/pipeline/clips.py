@@ -43,8 +43,7 @@ def train_region(
 ) -> tf.Tensor:
     """Reads the part of the frames around the window of a training clip: uint8 [T, *size, 3].
 
-    `size` holds every window (`sampling.largest_window`); smaller frames are padded with zeros. Other arguments as
-    `train_clip`.
+    `size` holds every window (`sampling.largest_window`); smaller frames are padded with zeros. See `train_clip`.
     """
     frames = sampling.train_frames(num_frames, spec, draws, tf.experimental.numpy)
     box = sampling.train_window(height, width, spec, draws, tf.experimental.numpy)

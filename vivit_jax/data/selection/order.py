@@ -120,8 +120,7 @@ class Order:
     def fingerprint(self, videos: Iterable[str] = ()) -> str:
         """Returns 16 hex digits that identify the order, and the names in `videos`.
 
-        TensorFlow does not promise equal random numbers across versions, so a checkpoint stores this, and a resumed run
-        compares it.
+        A checkpoint stores this, a resumed run compares it: TensorFlow's random numbers may change with its version.
         """
         digest = hashlib.sha256()
         for dataset, size in enumerate(self.sizes):

@@ -1,7 +1,6 @@
 """Decoding of a video file with PyAV: its RGB frames in order, upright and resized.
 
-Always decodes from the first frame, since seeking is inexact in some containers, and with one thread, since callers run
-one process per core.
+Decodes from the first frame, since seeking is inexact in some containers; one thread, since callers use all cores.
 """
 
 import contextlib
