@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+PRODUCTS = "dense: products"
 # The first pattern that the name of an operation matches; names are paths through the model's modules.
 PARTS = (
     ("optimizer, guard, norms", r"^(?!.*jvp\()"),
@@ -23,7 +24,7 @@ PARTS = (
     ("LayerNorm", r"/norm(_\w+)?/"),
     ("attention", r"_attend"),
     (
-        "dense: products",
+        PRODUCTS,
         r"/(query|key|value|qkv|out|dense_in|dense_out)/.*dot_general|/(attention\w*|mlp)/.*dot_general",
     ),
     ("dense: casts, biases", r"/(query|key|value|qkv|out|dense_in|dense_out)/"),
@@ -73,16 +74,25 @@ def kernels(hlo: str) -> list[Kernel]:
                 for called in re.findall(r"(?:to_apply|body|calls|branch_computations)=\{?%([\w.\-]+)", one.text):
                     walk(called, calls * int(trips[1] if trips else 1))
             elif one.opcode not in _FREE and not one.opcode.endswith("-done"):
-                op_name = re.search(r'op_name="([^"]*)"', one.text)
+                library = _library_call(one, computations)
+                op_name = re.search(r'op_name="([^"]*)"', library.text)
                 read = _bytes_read(one, instructions, computations)
                 part = part_of(op_name[1].split(";")[0] if op_name else "")
-                before = found.get(one.name, Kernel(one.name, part, 0.0, 0))
-                found[one.name] = Kernel(
-                    one.name, part, before.bytes + calls * (one.bytes + read), before.calls + calls
-                )
+                if "__cublas$" in library.text and part not in ("attention", "tokenizer, head, loss"):
+                    part = PRODUCTS  # those of kernel gradients are named after the transposition that follows
+                before = found.get(library.name, Kernel(library.name, part, 0.0, 0))
+                moved = before.bytes + calls * (one.bytes + read)
+                found[library.name] = Kernel(library.name, part, moved, before.calls + calls)
 
     walk("ENTRY", 1)
     return list(found.values())
+
+
+def _library_call(one: Instruction, computations: dict[str, list[Instruction]]) -> Instruction:
+    """Returns the call of a library that a fusion with slices consists of, which the profiler names; else `one`."""
+    called = re.search(r"calls=%([\w.\-]+)", one.text) if one.opcode == "fusion" else None
+    body = computations.get(called[1], []) if called else []
+    return next((inner for inner in body if inner.opcode == "custom-call"), one)
 
 
 def _computations(hlo: str) -> dict[str, list[Instruction]]:

@@ -184,8 +184,15 @@ HLO = """HloModule m
   ROOT %out = (s32[], f32[12,100]{1,0}) tuple(%i, %stack)
 }
 
+%product (p.2: f32[12,100]) -> (bf16[100,12], s8[64]) {
+  %p.2 = f32[12,100]{1,0} parameter(0)
+  ROOT %custom-call.7 = (bf16[100,12]{1,0}, s8[64]{0}) custom-call(%p.2), custom_call_target="__cublas$lt$matmul", \
+metadata={op_name="jit(f)/transpose(jvp(M))/mlp/dense_in/transpose"}
+}
+
 ENTRY %main (a: f32[12,100]) -> f32[12,100] {
   %a = f32[12,100]{1,0} parameter(0)
+  %fused.3 = (bf16[100,12]{1,0}, s8[64]{0}) fusion(%a), kind=kCustom, calls=%product
   %start = (s32[], f32[12,100]{1,0}) tuple(%a, %a)
   %loop = (s32[], f32[12,100]{1,0}) while(%start), body=%body, backend_config={"known_trip_count":{"n":"12"}}
   ROOT %update.2 = bf16[12,100]{1,0} convert(%a), metadata={op_name="jit(f)/convert"}
@@ -197,6 +204,7 @@ def test_kernels_of_a_loop_count_each_trip_and_slices_as_slices():
     kernels = {kernel.name: kernel for kernel in traffic.kernels(HLO)}
     assert kernels["norm.1"] == ("norm.1", "LayerNorm", 12 * (400 + 400 + 4), 12)
     assert kernels["update.2"] == ("update.2", "optimizer, guard, norms", 4800 + 2400, 1)
+    assert kernels["custom-call.7"][:2] == ("custom-call.7", "dense: products")  # as the profiler names it
     rows = traffic.by_part(list(kernels.values()), {"norm_1": 2e-3, "library_kernel": 1e-3})
     assert [(row["part"], row["seconds"]) for row in rows][:2] == [
         ("LayerNorm", 2e-3),
