@@ -223,8 +223,7 @@ def spread_indices(total: int, number: int | None) -> np.ndarray:
     """Selects videos that represent a split: one from each of `number` equal stretches, the same in every run.
 
     Returns rising indices in [0, total), all of them if `number` is None or larger. The offset within the stretch
-    follows the golden ratio (a low-discrepancy sequence): the first video of each would always be of the same class in
-    a split whose classes alternate.
+    follows the golden ratio (a low-discrepancy sequence): where classes alternate, the first of each has the same.
     """
     if number is None or number >= total:
         return np.arange(total)

@@ -18,6 +18,7 @@ from vivit_jax.models.dense import stored
 QUERIES_PER_TILE = 256  # measured on CPUs: about the largest tile whose weights stay in cache
 CUDNN_IMPLEMENTATION = "cudnn"  # tests replace it by 'xla', which has the same padding
 SPLASH_INTERPRET = False  # run the TPU kernel in Pallas' interpreter: for tests
+FLOAT32_KERNELS = ("TPU v2", "TPU v3")
 SPLASH_MAX_BLOCK = 640  # tokens; a tile of float32 logits takes 1.6 MiB of VMEM
 
 
@@ -131,19 +132,21 @@ def cudnn_attention(
     return out.swapaxes(1, 2)[:, :, :n_q].reshape(query.shape)
 
 
-def splash_attention(query: jax.Array, key: jax.Array, value: jax.Array, logit_cap: Any = None, **_: Any) -> jax.Array:
+def splash_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, logit_cap: Any = None, tokens: int | None = None, **_: Any
+) -> jax.Array:
     """Computes eq. 7 with JAX's splash attention kernel for TPUs, without dropout; see `xla_attention`.
 
-    Memory grows with N. Lengths are padded to whole blocks, with keys that segment ids mask. TPU v2 and v3, whose
-    matrix units take no bfloat16 operands from a kernel, get float32 operands.
+    Memory grows with N. Lengths are padded to whole blocks, with keys that segment ids mask; `tokens`: see
+    `cudnn_attention`. TPU v2 and v3, whose matrix units take no bfloat16 operands from a kernel, get float32 operands.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     *lead, heads, n_q, head_dim = query.shape
-    n_k, dtype = key.shape[-2], value.dtype
-    (block_q, padded_q), (block_k, padded_k) = _blocks(n_q), _blocks(n_k)
-    operands = "float32" if target_device().kind in ("TPU v2", "TPU v3") else dtype
+    n_k, dtype = tokens or key.shape[-2], value.dtype
+    (block_q, padded_q), (block_k, padded_k) = _blocks(n_q), _blocks(key.shape[-2])
+    operands = "float32" if target_device().kind in FLOAT32_KERNELS else dtype
     q, k, v = (
         pad_tokens(x.reshape(-1, *x.shape[-3:]).astype(operands), padded)
         for x, padded in ((query / math.sqrt(head_dim), padded_q), (key, padded_k), (value, padded_k))

@@ -59,8 +59,7 @@ class ViViTConfig:
         `vivit_jax.models.attention_choice`; or one by name: `xla` (stores all weights), `tiled` (in small parts: less
         memory, for CPUs), `cudnn` (NVIDIA GPUs, bfloat16) or `splash` (TPUs). The numbers are the same within rounding.
       dtype: of the compute: `float32`, `bfloat16`, or `float64` (needs jax_enable_x64; for tests). Parameters are
-        float32 (float64 with `float64`). With `bfloat16` the tokenizer, the residual stream, softmax, the final
-        LayerNorm and the head stay float32.
+        float32 (or float64); so are tokenizer, residual stream, softmax, last LayerNorm and head under `bfloat16`.
       residual_dtype: of the residual stream, which is what `remat="full"` stores of each layer; None: the parameters'.
         `bfloat16` halves it and rounds after every branch.
       gradient_dtype: in which the gradients of the encoders' kernels are summed over devices, `float32` or `bfloat16`;

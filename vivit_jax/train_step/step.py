@@ -100,8 +100,7 @@ def make_train_step(
       [B, C], 1 for each label of a clip}, `mask` [B]. Metrics, all float32 scalars:
 
       * `loss`, the weighted sum over the heads, and top-1 `accuracy`; with several heads `loss/HEAD` (unweighted) and
-        `accuracy/HEAD`. The highest logit must belong to the label, or one of the labels; with mixup and cutmix, to the
-        label with the larger share.
+        `accuracy/HEAD`. The highest logit must belong to a label, with mixup and cutmix to that with the larger share.
       * `learning_rate`, and `learning_rate/head` where it differs. Skipped steps do not advance the schedule.
       * `gradient_norm` (before clipping, trained parameters), `parameter_norm`, `update_norm`; with `norms_by_part`
         also `gradient_norm/MODULE` and so on.

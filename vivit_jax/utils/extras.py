@@ -44,8 +44,7 @@ def prepare_program() -> None:
     `--FLAG=~/folder`, which no shell expands.
 
     Their output escapes (as `\\xe9`) what the terminal cannot print: file names that are not UTF-8, and with another
-    encoding (LC_ALL=C) most labels. Called by `vivit_jax/__init__.py`, since most programs import optional packages
-    before their first line runs.
+    encoding (LC_ALL=C) most labels. Called by `vivit_jax/__init__.py`, before any optional import.
     """
     program = os.path.basename(sys.argv[0])  # "-m" while Python looks for the module that it will run
     if program == "-m" or program.startswith("vivit-"):

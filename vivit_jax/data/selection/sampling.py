@@ -7,8 +7,7 @@ Randomness is an argument: `draws`, `num_draws(spec)` uniform numbers in [0, 1) 
 Frames and test views follow the reference (scenic at 4a38d47): the start of a training clip is uniform over those that
 fit; n test clips start at `linspace(0, T - T_clip * stride, n)`; a video that is too short loops; height and width are
 scaled by independent factors before a random crop; test crops are left, centre and right along the longer side (paper,
-section 4.1 and appendix). Alternatively, one frame from each of T equal segments, as in Temporal Segment Networks (Wang
-et al., 2016, arXiv:1608.00859).
+section 4.1 and appendix). Or one frame from each of T equal segments (Temporal Segment Networks, arXiv:1608.00859).
 """
 
 import dataclasses
