@@ -85,17 +85,20 @@ def test_matches_equation_7_with_logit_cap(backend):
 
 
 @pytest.mark.parametrize(
-    ("attention", "frames", "fields", "lengths"),
+    ("device", "attention", "frames", "fields", "lengths"),
     [
-        ("spatiotemporal", 4, {}, {20}),  # 19 tokens
-        ("spatiotemporal", 42, {}, {192}),  # 190 tokens: a multiple of 16 adds little
-        ("factorised_encoder", 4, {"image_size": 32}, {18, 4}),  # 17 tokens of a frame, 3 in time
-        ("factorised_dot_product", 6, {}, {10, 3}),  # 9 tokens of a frame, 3 frames
-        ("spatiotemporal", 4, {"dropout_rate": 0.2}, {19}),  # its masks depend on the shape
+        (GPU, "spatiotemporal", 4, {}, {20}),  # 19 tokens
+        (GPU, "spatiotemporal", 42, {}, {192}),  # 190 tokens: a multiple of 16 adds little
+        (GPU, "factorised_encoder", 4, {"image_size": 32}, {18, 4}),  # 17 tokens of a frame, 3 in time
+        (GPU, "factorised_dot_product", 6, {}, {10, 3}),  # 9 tokens of a frame, 3 frames
+        (GPU, "spatiotemporal", 4, {"dropout_rate": 0.2}, {19}),  # its masks depend on the shape
+        (TPU, "spatiotemporal", 28, {}, {128}),  # 127 tokens: a block of the kernel
+        (TPU, "spatiotemporal", 42, {}, {192}),
+        (Device("tpu", "TPU v3"), "spatiotemporal", 42, {}, {192}),
     ],
 )
-def test_model_on_gpus_matches_equation_7(attention, frames, fields, lengths, monkeypatch):
-    """Padding in all layers, three products, layout: against `xla` without them."""
+def test_model_on_accelerators_matches_equation_7(device, attention, frames, fields, lengths, monkeypatch):
+    """Padding in all layers, on GPUs three products and the layout: against `xla` without them."""
     sizes = {"hidden_size": 32, "num_heads": 4, "num_layers": 2, "mlp_dim": 48, "num_classes": 3}
     clip = {"num_frames": frames, "image_size": 24, "tubelet_size": (2, 8, 8)}
     config = ViViTConfig(**{**sizes, **clip, **fields}, attention=attention)
@@ -112,16 +115,16 @@ def test_model_on_gpus_matches_equation_7(attention, frames, fields, lengths, mo
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
     expected = value_and_gradients()
-    seen = set()
+    seen, name = set(), "cudnn" if device.platform == "gpu" else "splash"
 
-    def cudnn(query, key, value, **options):
+    def attend(query, key, value, *, backend=BACKENDS[name], **options):
         seen.add(key.shape[-2])
-        return attention_backends.cudnn_attention(query, key, value, **options)
+        return backend(query, key, value, **options)
 
-    for module in ("attention", "blocks"):
-        monkeypatch.setattr(f"vivit_jax.models.{module}.target_device", lambda: GPU)
-    monkeypatch.setattr("vivit_jax.models.attention.choose_backend", lambda *_: "cudnn")
-    monkeypatch.setitem(BACKENDS, "cudnn", cudnn)
+    for module in ("attention", "attention_backends", "blocks"):
+        monkeypatch.setattr(f"vivit_jax.models.{module}.target_device", lambda: device)
+    monkeypatch.setattr("vivit_jax.models.attention.choose_backend", lambda *_: name)
+    monkeypatch.setitem(BACKENDS, name, attend)
     for x, y in zip(*map(jax.tree.leaves, (value_and_gradients(), expected)), strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * max(float(abs(y).max()), 1.0))
     assert seen == lengths
