@@ -23,7 +23,7 @@ MEAN_CLASS_ACCURACY = "mean_class_accuracy"
 def rank_of_true_class(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns the 0-based rank of the true class; a top-k prediction is correct where it is below k.
 
-    Logits [B, C] and labels int [B] give int32 [B]. Ties are broken by class id, as in `jax.lax.top_k`; NaN is last.
+    Logits [B, C] and labels int [B] give int32 [B]. Ties are broken by class id, as in `jax.lax.top_k`; NaN comes last.
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     ids = jnp.arange(logits.shape[-1])
