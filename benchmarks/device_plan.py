@@ -65,6 +65,7 @@ def plan() -> list[Row]:
         Row("train", MODEL_4, 16, RESIDUAL),
         Row("train", AVERAGE, 16, RESIDUAL),
         Row("forward", MODEL_1, 1, XLA),
+        Row("forward", MODEL_1, 1, RESIDUAL),
         Row("forward", AVERAGE, 1),
         Row("forward", MODEL_2, 16),
         # Scan and remat: what they cost, at the sizes that need them.
