@@ -263,8 +263,8 @@ class Encoder(nn.Module):
         if dropout or self.sow_attention or backend not in ("cudnn", "splash"):
             return 0
         # Where it adds little. GPUs: XLA sums the gradients of biases and LayerNorms in the kernels that compute them
-        # (Model 1: 13 % less memory traffic, 4 % less time of a train step, benchmarks/device.py). TPUs: no copies to
-        # other tiles (ViT-L: 12 % less HBM traffic on v5e, 14 on v4; on v3 3 % with 16, but 7 % more with 128).
+        # (Model 1: 13 % less memory traffic, 4 % less time of a train step, benchmarks/device.py). TPUs: by the
+        # compiler, ViT-L has 12 % less HBM traffic on v5e, 14 on v4; on v3 3 % with 16, but 7 % more with 128.
         blocks = backend == "splash" and target_device().kind not in FLOAT32_KERNELS
         paddings = [-tokens % multiple for multiple in ((128, 16) if blocks else (16,))]
         return next((padding for padding in paddings if padding <= 0.025 * tokens), tokens % 2)

@@ -1,4 +1,4 @@
-"""The compute dtype of evaluation, prediction and feature extraction, and parameters cast to it once."""
+"""Inference steps: their compute dtype, parameters cast to it once, and their compilation."""
 
 import dataclasses
 import functools

@@ -130,7 +130,7 @@ def extract(
     """Computes the features of each split, or reads them from `WORKDIR/features/SPLIT-KEY.npz`.
 
     The key is a hash of the weights, the model, the videos and the views. The results have the order of `splits`, and
-    are None on all processes but the first. `params` are on `mesh`, set by `jax.set_mesh`. Messages have `name`.
+    are None on all processes but the first. `params` are on `mesh`, set by `jax.set_mesh`. `name`: for messages.
     """
     model = for_inference(model, experiment)
     spec, views = experiment.clip_spec(model.config), (settings.temporal_views, settings.spatial_views)

@@ -66,7 +66,7 @@ class Hooks(Hook, contextlib.AbstractContextManager):
 class Profiler(Hook):
     """Traces the steps (first, last), both included, for TensorBoard and XProf into the workdir's `profile/`.
 
-    `clu.periodic_actions.Profile` does not wait for the devices, so that it traces other steps, and needs a disk.
+    `clu.periodic_actions.Profile` does not wait for the devices (it traces other steps), nor write to a bucket.
     """
 
     def __init__(self, steps: tuple[int, int] | None, workdir: epath.PathLike):

@@ -58,7 +58,7 @@ class Match:
 def match(model: Sequence[str], data: Sequence[str], where: str = "the model") -> Match:
     """Finds the classes of a data set among those of a model by name, ignoring case, blanks, `_` and `-`.
 
-    Where one side has no names (`are_placeholders`), equally many have the same order. `where`: the model, in messages.
+    Where one side has no names (`are_placeholders`), as many classes are in the same order. `where`: the model.
     """
     model, data = [str(name) for name in model], [str(name) for name in data]
     if model == data:

@@ -25,7 +25,7 @@ _LINE_SECONDS, _BEAT_SECONDS = 60.0, 1.0  # between two lines in steps; between 
 class Ledger:
     """Divides the time of a process among `CAUSES`. Each line has the sums of a process so far: its last counts.
 
-    The first begins with the program. A thread waits for the outputs: waiting for data counts while devices idle.
+    The first begins with the program. A thread waits for the outputs: data count only while devices are idle.
     """
 
     _first = True
