@@ -87,6 +87,10 @@ def _answer(work: dict[str, subjects.Work], do: str, name: str = "", **fields: A
     if do == "product":
         work[name] = subjects.matrix_product(**fields)
     else:  # "make"
+        if fields["side"] == "ours":  # as the programs of the package do
+            from vivit_jax.utils.devices import keep_freed_memory
+
+            keep_freed_memory()
         work[name] = SIDES[fields.pop("side"), fields.pop("kind")](**fields)
     before = memory_now()  # weights are loaded, the program is compiled
     subjects.seconds(work[name])  # a warm-up

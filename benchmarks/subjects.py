@@ -74,16 +74,12 @@ def random_clips(config: Any, batch: int) -> np.ndarray:
 def our_forward(fields: Mapping[str, Any], batch: int) -> Work:
     """Returns our forward pass of a batch of random clips, compiled.
 
-    As in evaluation and prediction, parameters are cast once, and freed memory is kept in the process.
+    As in evaluation and prediction, parameters are cast once.
     """
     import jax
     import jax.numpy as jnp
 
     from vivit_jax.models import ViViT, inference
-    from vivit_jax.utils.devices import keep_freed_memory
-
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
 
     config = model_config(fields)
     # Waited for: device_put copies in the background.

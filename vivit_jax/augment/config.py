@@ -12,9 +12,8 @@ class AugmentConfig:
     """Augmentation of training clips besides crops and flips (table 4 and the appendix). By default all of it is off.
 
     The paper's recipes: Kinetics and Moments in Time `colour_jitter_probability=0.8, grayscale_probability=0.1`; Epic
-    Kitchens two RandAugment layers at magnitude 15 and `mixup=0.1`; Something-Something v2 two layers at 20 and
-    `mixup=0.3`. The other RandAugment set, random erasing and cutmix are not the paper's. The order is RandAugment,
-    colours, erasing, mixup or cutmix.
+    Kitchens two RandAugment layers at magnitude 15 and `mixup=0.1`; Something-Something v2 two at 20 and `mixup=0.3`.
+    The other RandAugment set, erasing and cutmix are not the paper's. Order: RandAugment, colours, erasing, mixing.
 
     Attributes:
       colour_jitter_probability, grayscale_probability: of changing a clip's brightness, saturation, contrast and hue,

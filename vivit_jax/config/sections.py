@@ -17,10 +17,8 @@ class CheckpointConfig:
     Attributes:
       every_steps: steps between checkpoints.
       keep_latest, keep_best: number of checkpoints to keep.
-      best_metric: a metric of the evaluation: `top1`, `action/top1`, `loss`, ..., or with EMA `ema/top1`, .... Higher
-        is better, except for losses.
-      on_full: what to do when the disk is full: `stop`, or `continue`, and save again when the next checkpoint is due.
-        Several processes always stop.
+      best_metric: a metric of the evaluation: `top1`, `action/top1`, `ema/top1`, ... (highest), `loss`, ... (lowest).
+      on_full: when the disk is full: `stop`, as several processes always do, or `continue` to the next checkpoint.
     """
 
     every_steps: int = 1000

@@ -131,13 +131,17 @@ class CompiledStep:
             logging.info("The train step (%s), compiled in %.1f s, takes on each device %s.", choice, seconds, takes)
             return compiled
 
+        def peak(compiled: Any) -> int:
+            analysis = compiled.memory_analysis()
+            return devices.peak_bytes(analysis, platform) if analysis else 0  # not reported: it fits
+
         def fits(compiled: Any) -> bool:
-            analysis = compiled and compiled.memory_analysis()
-            peak = devices.peak_bytes(analysis, platform) if analysis else 0  # not reported: it fits
-            fit = compiled is not None and peak <= remat.USABLE.get(platform, 0.9) * limit
+            fit = compiled is not None and peak(compiled) <= remat.USABLE.get(platform, 0.9) * limit
             return "False" not in distributed.gather(str(fit))  # on all processes, or on none
 
         program, compiled = remat.least(self._program, platform, compile_with, fits, choices[start])
+        if platform == "cpu" and peak(compiled) < limit / 4:  # the process may grow to twice the peak
+            devices.keep_freed_memory()
         if len(choices) > 1 and jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             memo.write_text(json.dumps({name: getattr(program.model.config, name) for name in remat.Choice._fields}))

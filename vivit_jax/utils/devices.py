@@ -63,9 +63,9 @@ def _requested() -> str | None:
 def keep_freed_memory() -> bool:
     """Lets glibc's allocator keep freed memory for later allocations; False where there is another C library.
 
-    By default it returns large blocks to the system. XLA on the CPU allocates buffers for each operation of each call,
-    so that every call faults all their pages in again: 100,000 faults and about 15 % of the time of ViViT-B's forward
-    pass (benchmarks/allocator.py). The memory of the process stays at its peak.
+    By default it returns large blocks to the system, and XLA on the CPU, which allocates buffers in each call, faults
+    their pages in again: a tenth to a quarter of a train step's time (benchmarks/allocator.py). The memory of the
+    process stays at its peak, which fragmentation may double.
     """
     if not sys.platform.startswith("linux"):
         return False

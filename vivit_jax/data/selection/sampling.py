@@ -32,8 +32,7 @@ class ClipSpec:
       scale_jitter: (low, high); height and width are scaled by independent uniform factors.
       sampling: `random_start`: T frames `stride` apart. `segments`: one frame from each of T equal segments of the
         video, at random in training, in the middle in evaluation; without stride.
-      clips_per_video: clips of one video, each with its own random choices, adjacent in a batch (repeated augmentation,
-        Hoffer et al., 2020, arXiv:1901.09335).
+      clips_per_video: clips of a video, adjacent in a batch (repeated augmentation, Hoffer et al., arXiv:1901.09335).
       flip_labels: `keep`: a flipped clip keeps its labels, as published. `swap`: it gets those of its mirror image, and
         clips of a class without a mirror image are not flipped (module `mirror`).
     """
