@@ -148,6 +148,12 @@ def test_auto_goes_on_where_the_compiler_refuses(small, tmp_path, monkeypatch, c
     assert "remat" not in str(error.value)
 
 
+def one_program(step):
+    """Returns a program of a model for which nothing is to be chosen, with this train step."""
+    model = ViViT(small_config(remat="none", scan_layers=False))
+    return TrainProgram(model, None, 0.0, None, None, lambda model: jax.jit(step, donate_argnums=0))
+
+
 def test_step_is_compiled_once_and_donates_its_state(caplog, tmp_path):
     traced = []
 
@@ -155,11 +161,7 @@ def test_step_is_compiled_once_and_donates_its_state(caplog, tmp_path):
         traced.append(1)
         return state + batch.sum(), {"loss": batch.mean()}
 
-    def make_step(model):
-        return jax.jit(step, donate_argnums=0)
-
-    program = TrainProgram(ViViT(small_config(remat="none", scan_layers=False)), None, 0.0, None, None, make_step)
-    train_step = compiled_step.CompiledStep(program, experiment(), tmp_path)
+    train_step = compiled_step.CompiledStep(one_program(step), experiment(), tmp_path)
     state = jnp.zeros(1 << 18)
     with caplog.at_level("INFO"):
         first, _ = train_step(state, jnp.ones(4))
@@ -172,6 +174,19 @@ def test_step_is_compiled_once_and_donates_its_state(caplog, tmp_path):
     assert "state and batch 1.0 MiB" in caplog.text
     assert "new results 0.0 MiB" in caplog.text  # in place of the state
     assert not any(tmp_path.iterdir()), "nothing was chosen"
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.2, True), (0.3, False)])
+def test_freed_memory_is_kept_where_the_step_takes_less_than_a_quarter(share, kept, monkeypatch, tmp_path):
+    """The heap may grow to twice the peak of a step."""
+    calls = []
+    state, batch = jnp.zeros(1 << 18), jnp.ones(4)
+    program = one_program(lambda state, batch: (state + batch.sum(), {}))
+    memory = program.make_step(None).lower(state, batch).compile().memory_analysis()
+    monkeypatch.setattr(devices, "device_bytes", lambda: round(devices.peak_bytes(memory, "cpu") / share))
+    monkeypatch.setattr(devices, "keep_freed_memory", lambda: calls.append(1))
+    compiled_step.CompiledStep(program, experiment(), tmp_path)(state, batch)
+    assert bool(calls) == kept
 
 
 @pytest.mark.parametrize(("platform", "peak", "said"), [("cpu", 5, "9.0"), ("gpu", 20, "21.0"), ("tpu", 5, "6.0")])
