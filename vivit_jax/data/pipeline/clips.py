@@ -174,7 +174,7 @@ def cutter(image_size: tuple[int, int], short_side: int | None, spatial: int) ->
     """Returns the compiled function from a frame uint8 [H, W, 3] to its crops uint8 [spatial, h, w, 3]."""
     spec = ClipSpec(1, image_size, short_side=short_side)
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
     def cut(image):
         one, (height, width) = tf.constant(1, tf.int64), tf.unstack(tf.shape(image, tf.int64)[:2])
         return views(memory_reader(image[None]), tf.constant(0, tf.int64), one, height, width, spec, 1, spatial)[:, 0]
