@@ -16,13 +16,12 @@ class AugmentConfig:
     The other RandAugment set, erasing and cutmix are not the paper's. Order: RandAugment, colours, erasing, mixing.
 
     Attributes:
-      colour_jitter_probability, grayscale_probability: of changing a clip's brightness, saturation, contrast and hue,
-        and, independently, of making it grey.
+      colour_jitter_probability: of changing the brightness, saturation, contrast and hue of a clip.
+      grayscale_probability: of making it grey, independently.
       rand_augment_layers, rand_augment_magnitude: operations per clip and their strength, at least 0 (`operations`).
       rand_augment_ops: 'paper', the paper's twelve operations, which move no pixels; 'video' adds rotation, shears and
         translations. For classes that depend on left and right or up and down, choose a small magnitude.
-      cutmix: alpha as of `mixup`, of the share of the frame that the box of the other clip leaves (arXiv:1905.04899);
-        if mixup is on too, one of the two is drawn.
+      cutmix: alpha, as of `mixup`, of the share outside the box (arXiv:1905.04899); if both are on, one is drawn.
     """
 
     colour_jitter_probability: float = 0.0

@@ -77,15 +77,20 @@ def adjust_hue(frames: jax.Array, turns: jax.Array) -> jax.Array:
     red_is_largest, green_over_blue = (red >= green) & (red >= blue), green >= blue
     ahead = jnp.where(red_is_largest, green - blue, jnp.where(green_over_blue, blue - red, red - green))
     start = jnp.where(red_is_largest, 0.0, jnp.where(green_over_blue, 2.0, 4.0))
-    sixths = start + ahead / jnp.where(chroma > 0, chroma, 1.0)
-    k = jnp.mod(sixths + 6 * turns + jnp.array([5.0, 3.0, 1.0], frames.dtype), 6.0)
-    return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0.0, 1.0)
+    sixths = start + ahead / jnp.where(chroma > 0, chroma, 1.0) + 6 * turns
+
+    def channel(n: float) -> jax.Array:  # as one expression of all channels, or by jnp.mod, it is slower on CPUs
+        k = sixths + n - 6 * jnp.floor((sixths + n) / 6)
+        return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0.0, 1.0)
+
+    return jnp.concatenate([channel(5.0), channel(3.0), channel(1.0)], axis=-1)
 
 
 def _value_and_chroma(frames: jax.Array) -> tuple[jax.Array, jax.Array]:
     """HSV's value, max, and chroma, max - min: [..., 3] -> two arrays [..., 1]."""
-    value = jnp.max(frames, axis=-1, keepdims=True)
-    return value, value - jnp.min(frames, axis=-1, keepdims=True)
+    red, green, blue = (frames[..., i : i + 1] for i in range(3))
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    return value, value - jnp.minimum(jnp.minimum(red, green), blue)
 
 
 def to_grey(frames: jax.Array) -> jax.Array:
@@ -228,9 +233,8 @@ def mixup_weights(key: jax.Array, mask: jax.Array, alpha: float) -> jax.Array:
 def cutmix_box(key: jax.Array, size: tuple[int, int], share: jax.Array) -> jax.Array:
     """Draws the box of cutmix that shows the partner, bool [H, W] (Yun et al., arXiv:1905.04899, section 3.1).
 
-    Its sides are those of the frame times sqrt(1 - lambda), rounded down to an even number of pixels as in the authors'
-    code. Its centre is uniform over the frame. The part outside the frame is cut off, so the box covers at most
-    1 - lambda of the frame. `share` is lambda, in [0, 1].
+    Its sides are those of the frame times sqrt(1 - lambda), rounded down to even numbers as in the authors' code, its
+    centre is uniform over the frame, and the part outside is cut off. `share` is lambda, in [0, 1].
     """
     half = jnp.floor(jnp.array(size) * jnp.sqrt(1 - share)).astype(jnp.int32) // 2
     centre = jax.random.randint(key, (2,), 0, jnp.array(size))

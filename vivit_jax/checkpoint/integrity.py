@@ -55,8 +55,7 @@ def together(read: Callable[[], T], choice: Callable[[T], Any] = bool) -> T:
 def checksums(tree: Any, ordered: bool = False) -> dict[str, int]:
     """Returns {path of a leaf: sum of its words modulo 2^32}: any flipped bit changes it, sharding does not.
 
-    `ordered`: a sum of its words, each times an odd number that depends on its position, which changes too when numbers
-    swap positions (a transposed kernel).
+    `ordered`: a sum of its words, each times an odd number of its position: it changes where numbers swap positions.
     """
     paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(tree), strict=True) if jax.tree.leaves(tree) else ((), ())
     # One program for all leaves. With one for each, their all-reduces are under way at the same time, and virtual CPU

@@ -27,8 +27,7 @@ class Compiled:
     """The compiler's figures for a program. Bytes are those of one device."""
 
     fits: bool
-    # Bytes in use at the worst moment. Where the program does not fit, the bytes that the compiler's message names
-    # (some versions of XLA name the temporaries alone).
+    # Bytes in use at the worst moment; those of the compiler's message (or the temporaries) where it does not fit.
     peak: int
     available: int | None = None  # bytes that the compiler gives to a program, where it said so
     # Bytes of state and batch, and of temporaries, where the program fits. They overlap: the sum can exceed `peak`.

@@ -43,8 +43,7 @@ class Report:
 def verify(folder: storage.PathLike, threads: int | None = None, progress: bool = True) -> list[Report]:
     """Verifies all splits of a folder of records with an index, `threads` records at once (None: one per core).
 
-    Memory is bounded by one record and one decoded frame per thread. Raises NoRecordsError or BadIndexError without an
-    index or with class names that cannot be used.
+    One record and one decoded frame per thread are in memory. Raises NoRecordsError or BadIndexError for the index.
     """
     folder = storage.path(folder)
     names = sorted(path.stem.removeprefix("index_") for path in folder.glob("index_*.npz"))

@@ -38,6 +38,12 @@ def layer_norm(config: ViViTConfig, name: str, dtype: str | None = None) -> nn.L
     return nn.LayerNorm(epsilon=config.layer_norm_eps, name=name, **dtypes)
 
 
+def _gelu(x: jax.Array, approximate: bool) -> jax.Array:
+    # XLA for CPUs would convert to bfloat16 and back between the operations: slower, and less exact.
+    wide = jnp.promote_types(x.dtype, jnp.float32) if target_device().platform == "cpu" else x.dtype
+    return nn.gelu(x.astype(wide), approximate=approximate).astype(x.dtype)
+
+
 def stochastic_depth_rates(rate: float, num_layers: int) -> np.ndarray:
     """Returns the drop rate of layer i, rate * i / (L - 1), float32 [L] (arXiv:1603.09382, section 3); 0 if L is 1."""
     return (rate * np.arange(num_layers) / max(num_layers - 1, 1)).astype(np.float32)
@@ -86,7 +92,7 @@ class MlpBlock(nn.Module):
             x, axes = x.reshape(-1, shape[-1]), ("batch",)
         x = stored(nn.Dense(config.mlp_dim, name="dense_in", **options)(x).astype(config.dtype))  # [tokens, mlp_dim]
         x = sharding.constrain(x, *axes, "mlp")
-        gelu = functools.partial(nn.gelu, approximate=config.activation == "gelu_tanh")
+        gelu = functools.partial(_gelu, approximate=config.activation == "gelu_tanh")
         # The gradient from x again, where XLA would store a second array of this size, the derivative.
         x = gelu(x) if config.remat in _REMAT_POLICIES else jax.checkpoint(gelu)(x)
         x = nn.Dropout(config.dropout_rate, deterministic=self.deterministic)(x)

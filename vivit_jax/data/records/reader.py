@@ -90,9 +90,8 @@ def jpegs_of(form: str, records: tf.Tensor) -> tf.Tensor:
 def decode_frames(jpegs: tf.Tensor, window: tf.Tensor | None, finish: Finish | None = None) -> tf.Tensor:
     """Decodes JPEGs [K] to uint8 [K, h, w, 3]: whole frames, or the window with the same pixels as the whole frame."""
     if window is not None:
-        # Chroma is stored at half the resolution and interpolated, so a column at the edge of what is decoded lacks a
-        # neighbour: one more column is decoded on both sides. To the left the decoder starts at a block anyway; asked
-        # for the whole block, it saves a copy.
+        # Chroma is stored at half the resolution and interpolated, so a column at the edge lacks a neighbour: one more
+        # is decoded on both sides, to the left the whole block, at which the decoder starts anyway: it saves a copy.
         top, left, height, width = tf.unstack(window)
         before = tf.where(left > 0, (left - 1) % _BLOCK + 1, 0)
         columns = tf.image.extract_jpeg_shape(jpegs[0])[1]

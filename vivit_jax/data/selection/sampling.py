@@ -167,8 +167,7 @@ def train_window(height, width, spec: ClipSpec, draws, ops=np) -> Box:
     """Returns the window of a stored frame that, resized to the crop's size, is the frame of a training clip.
 
     It is what would remain, to within half a stored pixel, if the frame were resized (short side to `short_side`, then
-    height and width by independent factors) and cropped; the rest of the frame is never decoded. Frames smaller than
-    the crop are enlarged until it fits.
+    height and width by independent factors, enlarged until the crop fits) and cropped; the rest is never decoded.
     """
     scale, jitter = _scale(height, width, spec, ops), spec.scale_jitter
 

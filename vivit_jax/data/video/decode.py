@@ -29,8 +29,7 @@ TIME_TOLERANCE = 1e-3
 # A video may lack this share of its length, and one frame more. If more is missing or damaged, it is rejected.
 LOSS_TOLERANCE = 0.1
 
-# Opens nothing but the file itself: a playlist named like a video refers to other files, which FFmpeg would read before
-# it says what the file is, or to the network.
+# Only the file itself is opened: a playlist named like a video refers to others, which FFmpeg would read, or fetch.
 _LISTS = {"avisynth", "concat", "dash", "hls", "imf", "lavfi", "rtsp", "sdp", "vapoursynth", "vobsub"}
 _FORMATS = ",".join(name for name in av.formats_available if _LISTS.isdisjoint(name.split(",")))
 _OPEN = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}

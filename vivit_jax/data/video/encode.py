@@ -165,8 +165,7 @@ def write_video(path: storage.AnyPath, frames: Iterable[np.ndarray], fps: int) -
 class FrameSelector:
     """Selects the frames of one segment: all, or those of a lower frame rate.
 
-    At `fps` frames per second, the k-th sampling time is k / fps after the segment's first frame. Its frame is the last
-    one at or before it; no frame is selected twice.
+    At `fps` frames per second, frame k is the last one up to k / fps after the segment's first; none is taken twice.
     """
 
     def __init__(self, start: float | None, end: float | None, fps: float | None, encode: Callable[..., Any]):
