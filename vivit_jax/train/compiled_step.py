@@ -140,7 +140,7 @@ class CompiledStep:
             return "False" not in distributed.gather(str(fit))  # on all processes, or on none
 
         program, compiled = remat.least(self._program, platform, compile_with, fits, choices[start])
-        if platform == "cpu" and peak(compiled) < limit / 4:  # the process may grow to twice the peak
+        if platform == "cpu" and peak(compiled) < limit / 8:  # kept memory fragments: up to three times as much
             devices.keep_freed_memory()
         if len(choices) > 1 and jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def keep_freed_memory() -> bool:
 
     By default it returns large blocks to the system, and XLA on the CPU, which allocates buffers in each call, faults
     their pages in again: a tenth to a quarter of a train step's time (benchmarks/allocator.py). The memory of the
-    process stays at its peak, which fragmentation may double.
+    process stays at its peak, and fragments: it may grow to three times what a program needs.
     """
     if not sys.platform.startswith("linux"):
         return False
