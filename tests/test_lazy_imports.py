@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 # Each takes from a tenth of a second (PyAV) to five seconds (TensorFlow with Keras) to import.
-HEAVY = {"tensorflow", "tensorflow_datasets", "keras", "tensorboard", "sklearn", "matplotlib", "orbax"}
+HEAVY = {"tensorflow", "tensorflow_datasets", "keras", "tensorboard", "sklearn", "scipy", "matplotlib", "orbax"}
 PROGRAMS = """
 main features search predict predict.__main__ preview probe.__main__ sweep compile.__main__ cost.__main__
 convert.__main__ report.__main__ serve.__main__ train
@@ -70,4 +70,4 @@ from vivit_jax.utils import logs
 tf.constant(0)
 logs.make_writer({str(tmp_path)!r}).close()
 """
-    assert loaded_after(code) == "tensorboard tensorflow"
+    assert loaded_after(code) == "scipy tensorboard tensorflow"  # TensorFlow imports scipy
