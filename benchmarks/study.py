@@ -2,8 +2,8 @@
 
     python benchmarks/study.py --workdir=runs/study --seeds=0,1,2
 
-About four hours on two CPU cores, estimated from single runs; `vivit_jax.sweep` can run rows side by side, one process
-for each core. The same command continues an interrupted study.
+About three hours on two CPU cores, and another for the rows that explain others, estimated from single runs (most take
+100 s); `vivit_jax.sweep` can run rows side by side, one process for each core. The same command continues a study.
 `--report-only` writes the document from the finished runs, and with `--recorded=docs/study/runs.csv` also from the runs
 in that file. Sentences about the order of rows are computed: two rows are ordered only if their means differ by more
 than twice the standard error of the difference.
@@ -36,7 +36,7 @@ from vivit_jax.evaluation.results import RESULT_FILE
 from vivit_jax.models import ViViT
 from vivit_jax.sweep import run_all
 from vivit_jax.train_step import TrainState, make_train_step
-from vivit_jax.utils import logs, plots, tables
+from vivit_jax.utils import devices, logs, plots, tables
 
 CONFIG = "configs/study.py"
 HEADS = {"verb": 8, "noun": 10}
@@ -269,6 +269,7 @@ def views(runs: Sequence[sweeps.Run], rows: Sequence[str]) -> dict[str, list[tup
 
 def step_times(runs: Sequence[sweeps.Run], repeats: int) -> dict[str, tuple[float, float]]:
     """Returns {row: (ms of a training step of 32 clips, ms of a forward pass)}, medians; the models alternate."""
+    devices.keep_freed_memory()  # as training does
     programs = {}
     for row in TIMED:
         experiment = next(run.experiment for run in runs if run.row == row)
