@@ -5,7 +5,7 @@
 First trains an image model of the same width on single frames, in WORKDIR/image_model, from which the video model
 starts (section 3.4, central frame); --config.init_from.image_epochs=0.0 trains from scratch.
 
-Hardware: two CPU cores, about six minutes. Expected on the held-out videos, from three seeds: verb top-1 98.4 ± 0.9 %,
+Hardware: two CPU cores, about five minutes. Expected on the held-out videos, from three seeds: verb top-1 98.4 ± 0.9 %,
 noun 92.9 ± 1.1 %, action 91.5 ± 0.5 %.
 """
 
