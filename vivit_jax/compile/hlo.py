@@ -23,7 +23,7 @@ _CONDITION = re.compile(r"\bcondition=%?([\w.\-]+)")
 # dtype[sizes]{minor to major:T(tile)... S(memory space)}
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
 _TILE = re.compile(r"T\(([\d,]+)\)")
-# Newer compilers write mesh['a'=4,'b'=2] {'b'}, groups along axes of a mesh or their sub-axes {'a':(size before)size}.
+# Newer compilers write mesh['a'=4,'b'=2] {'b'}: groups along axes of a mesh, or sub-axes, {'a':(size before)size}.
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}")
 _MESH_SIZE = re.compile(r"'([\w.]+)'=(\d+)")
 _MESH_AXIS = re.compile(r"'([\w.]+)'(?::\((\d+)\)(\d+))?")

@@ -43,7 +43,8 @@ class Report:
 def verify(folder: storage.PathLike, threads: int | None = None, progress: bool = True) -> list[Report]:
     """Verifies all splits of a folder of records with an index, `threads` records at once (None: one per core).
 
-    One record and one decoded frame per thread are in memory. Raises NoRecordsError or BadIndexError for the index.
+    One record and one decoded frame per thread are in memory. Raises NoRecordsError where there is no index,
+    BadIndexError where its class names cannot be used.
     """
     folder = storage.path(folder)
     names = sorted(path.stem.removeprefix("index_") for path in folder.glob("index_*.npz"))

@@ -131,17 +131,14 @@ class CompiledStep:
             logging.info("The train step (%s), compiled in %.1f s, takes on each device %s.", choice, seconds, takes)
             return compiled
 
-        def peak(compiled: Any) -> int:
-            analysis = compiled.memory_analysis()
-            return devices.peak_bytes(analysis, platform) if analysis else 0  # not reported: it fits
-
         def fits(compiled: Any) -> bool:
-            fit = compiled is not None and peak(compiled) <= remat.USABLE.get(platform, 0.9) * limit
+            usable = remat.USABLE.get(platform, 0.9) * limit
+            fit = compiled is not None and devices.peak_bytes(compiled.memory_analysis(), platform) <= usable
             return "False" not in distributed.gather(str(fit))  # on all processes, or on none
 
         program, compiled = remat.least(self._program, platform, compile_with, fits, choices[start])
-        if platform == "cpu" and peak(compiled) < limit / 8:  # kept memory fragments: up to three times as much
-            devices.keep_freed_memory()
+        if platform == "cpu" and devices.peak_bytes(compiled.memory_analysis(), platform) < limit / 8:
+            devices.keep_freed_memory()  # which may take three times the peak
         if len(choices) > 1 and jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             memo.write_text(json.dumps({name: getattr(program.model.config, name) for name in remat.Choice._fields}))

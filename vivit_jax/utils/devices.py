@@ -77,8 +77,10 @@ def peak_bytes(memory: Any, platform: str) -> int:
     """Returns the peak memory of a program on each device in bytes, its code included.
 
     `memory` is its `memory_analysis()`. On 'tpu' it is the compiler's `peak_memory_in_bytes`. Other backends leave the
-    temporaries out of it, so theirs is an upper bound: the sum of arguments, results and temporaries.
+    temporaries out of it, so theirs is an upper bound: the sum of arguments, results and temporaries. None gives 0.
     """
+    if memory is None:
+        return 0
     arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     peak, code = memory.peak_memory_in_bytes, memory.generated_code_size_in_bytes
     if platform == "tpu" and peak >= arguments:  # less than the arguments: not reported
