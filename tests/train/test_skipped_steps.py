@@ -50,7 +50,7 @@ def test_flags_are_fetched_a_step_late_or_at_once_after_a_skip(tmp_path):
         steps.after_step(step, state(step), metrics(value, in_a_row, fetched, step), BATCH)
         # The first at once (a restored run may be inside a streak); 3 with 4; 4 and 5 with 5; 6 waits.
         assert fetched == {1: [1], 2: [1], 3: [1, 2], 4: [1, 2, 3], 5: [1, 2, 3, 4, 5], 6: [1, 2, 3, 4, 5]}[step]
-    steps.flush(6, state(6))
+    steps.flush(state(6))
     assert fetched[-1] == 6
     (line,) = (tmp_path / skipped_steps.SKIPPED_FILE).read_text().splitlines()
     expected = {"step": 4, "in_a_row": 1, "loss": None, "gradient_norm": 2.0}

@@ -23,11 +23,10 @@ def test_throughput_between_readings_excludes_pauses(monkeypatch):
     monkeypatch.setattr(throughput, "time", types.SimpleNamespace(perf_counter=clock))
     speed = throughput.Throughput(clips=8, devices=4, flops=40.0, peak=5.0)
     assert speed.read(1) == {}
-    speed.after_step(1)
+    speed.start(1)
     for step, wait in ((2, 0.5), (3, 1.5), (4, 9.0)):
         speed.waited(step, wait)
         clock.now += wait + 1.0
-        speed.after_step(step)
         if step == 3:
             clock.now += 50.0
             speed.paused(50.0)
@@ -43,7 +42,7 @@ def test_throughput_between_readings_excludes_pauses(monkeypatch):
     )
     assert speed.read(4)["data_wait_seconds"] == 9.0
     unknown = throughput.Throughput(8, 4, 40.0)
-    unknown.after_step(0)
+    unknown.start(0)
     clock.now += 1
     assert "model_flop_utilisation" not in unknown.read(1)
 
@@ -90,8 +89,8 @@ def test_skipped_steps_are_counted_but_not_averaged():
     steps = [(2.0, 0.0, 0.3), (jnp.nan, 1.0, 0.2), (4.0, 0.0, 0.1)]
     for step, (loss, skipped, rate) in enumerate(steps, start=1):
         metrics = {"loss": loss, "loss/verb": loss / 2, "skipped": skipped, "learning_rate": rate}
-        window.after_step(step, None, {name: jnp.float32(value) for name, value in metrics.items()})
-    window.close(failed=False)
+        window.after_step(step, {name: jnp.float32(value) for name, value in metrics.items()})
+    window.finish()
     assert kept.written[2]["train/loss"] == 2.0
     assert kept.written[2]["train/skipped"] == 1.0
     assert kept.written[2]["train/learning_rate"] == pytest.approx(0.2)

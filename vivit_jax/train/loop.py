@@ -1,4 +1,4 @@
-"""The train loop, read top to bottom: setup, state, batch, step, hooks, evaluate, save.
+"""The train loop, read top to bottom: setup, state, batch, step, metrics, evaluate, save.
 
 All decisions of a run follow from its config, its seed and the step, so a run that was interrupted and started again by
 the same command continues as if nothing had happened, to the bit.
@@ -18,12 +18,12 @@ from vivit_jax.config.experiment import Experiment
 from vivit_jax.config.sections import IMAGE_MODEL_FOLDER
 from vivit_jax.data import host_tf
 from vivit_jax.evaluation.evaluator import EvaluationInterrupted
+from vivit_jax.models import ViViTConfig
 from vivit_jax.train import compiled_step, initialize, periodic_evaluation, throughput
-from vivit_jax.train.hooks import Hooks, Profiler
 from vivit_jax.train.preemption import Preemption
-from vivit_jax.train.setup import TrainSetup, set_up
+from vivit_jax.train.profiler import Profiler
+from vivit_jax.train.setup import set_up
 from vivit_jax.train.skipped_steps import SkippedSteps
-from vivit_jax.train.throughput import TrainMetrics
 from vivit_jax.utils import logs, plots, storage
 from vivit_jax.utils.goodput import Ledger
 
@@ -99,17 +99,20 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
             raise distributed.Preempted(first_step) from None
         last_step = first_step if evaluation.early_stop.over else setup.total_steps
 
-        # Data, compiled step, hooks.
+        # Data, compiled step, and what measures and checks the steps.
         batches = stack.enter_context(contextlib.closing(setup.train_batches(first_step)))
-        hooks = stack.enter_context(make_hooks(setup, writer, workdir))
-        skipped = next(hook for hook in hooks.hooks if isinstance(hook, SkippedSteps))
+        profiler = stack.enter_context(contextlib.closing(Profiler(experiment.profile.range, workdir)))
+        speed = make_throughput(setup.experiment, setup.program.model.config)
+        train_metrics = throughput.TrainMetrics(writer, speed, experiment.log_every_steps)
+        limit = experiment.guard.max_consecutive
+        skipped = SkippedSteps(limit, setup.train_set, workdir, setup.checkpoint_metadata)
 
         def take_batch(step: int) -> tuple[Any, Any]:
             """Returns the batch of a step on the host and on the devices, to which it may still be copied."""
             distributed.beat("batch", step)
             began = time.perf_counter()
             batch = next(batches)
-            hooks.waited(step, time.perf_counter() - began)
+            speed.waited(step, time.perf_counter() - began)
             ledger.waited(step)
             return batch, setup.place_batch(batch)
 
@@ -126,7 +129,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
             # Train. While the devices compute, the next batch is copied, except where evaluation or saving follows.
             if placed is None:
                 batch, placed = take_batch(step)
-            hooks.before_step(step, state)
+            profiler.before_step(step, state)
             distributed.beat("step", step)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = train_step(state, placed)
@@ -141,7 +144,11 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
             if step < last_step and not (evaluate or save):
                 batch, placed = take_batch(step + 1)
             distributed.beat("step", step)
-            hooks.after_step(step, state, metrics, trained)
+            if step == first_step + 1:
+                speed.start(step)
+            profiler.after_step(step, state)  # before the others put work on the devices
+            train_metrics.after_step(step, metrics)
+            skipped.after_step(step, state, metrics, trained)
             progress(step)
             ledger.stepped(step)
 
@@ -149,7 +156,8 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
             preempted = preemption.reached()
             if not (evaluate or preempted or save):
                 continue
-            hooks.flush(step, state)
+            train_metrics.flush()
+            skipped.flush(state)
             if batches.corrupt:
                 logging.info("step %d: %d clips so far are of broken records, and masked", step, batches.corrupt)
             if skipped.skipping and step < last_step and not preempted:
@@ -181,9 +189,10 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
             if preempted:
                 raise distributed.Preempted(step)
             preemption.saving = evaluate = save = False
-            hooks.paused(time.perf_counter() - began)
+            speed.paused(time.perf_counter() - began)
             if evaluation.early_stop.over:
                 break
+        train_metrics.finish()
 
     # Plots and report, when all files of the run are closed.
     ledger.write("checkpoint")  # the last one is written in the background
@@ -193,18 +202,12 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
     return evaluation.final_metrics
 
 
-def make_hooks(setup: TrainSetup, writer: Any, workdir: epath.Path) -> Hooks:
-    """Returns the hooks of a run. Their order matters: Throughput's clock starts as soon as the first step is done, and
-    the profiler ends its trace before others put work on the devices; metrics precede SkippedSteps, which may raise."""
-    experiment = setup.experiment
-    flops = throughput.model_flops(setup.program.model.config, experiment.batch_size)
+def make_throughput(experiment: Experiment, config: ViViTConfig) -> throughput.Throughput:
+    """Returns the measurement of a run's speed."""
+    flops = throughput.model_flops(config, experiment.batch_size)
     peak = experiment.peak_flops or throughput.peak_flops(jax.devices()[0].device_kind)
     peak = None if experiment.pretraining else peak  # the FLOPs with masked tokens are not counted
-    speed = throughput.Throughput(experiment.batch_size, jax.device_count(), flops, peak)
-    metrics = TrainMetrics(writer, speed, experiment.log_every_steps)
-    skipped = SkippedSteps(experiment.guard.max_consecutive, setup.train_set, workdir, setup.checkpoint_metadata)
-    profiler = Profiler(experiment.profile.range, workdir)
-    return Hooks([speed, profiler, metrics, skipped])
+    return throughput.Throughput(experiment.batch_size, jax.device_count(), flops, peak)
 
 
 def lock(workdir: epath.PathLike) -> contextlib.AbstractContextManager:

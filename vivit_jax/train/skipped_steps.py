@@ -14,7 +14,6 @@ from flax import traverse_util
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import distributed
 from vivit_jax.data.selection.training_set import TrainingSet
-from vivit_jax.train.hooks import Hook
 from vivit_jax.utils import storage
 from vivit_jax.utils.trees import finite_or_none
 
@@ -28,7 +27,7 @@ class TooManySkippedSteps(FloatingPointError):
     """Too many steps in a row were skipped to continue; `failed_step/` holds what repeats the last one."""
 
 
-class SkippedSteps(Hook):
+class SkippedSteps:
     """Checks the `skipped` flag of every step, one step late, so that the devices do not wait for the host.
 
     After a skipped step it checks at once, until a step is taken again: skipped steps leave the parameters unchanged,
@@ -55,9 +54,9 @@ class SkippedSteps(Hook):
         if previous is not None:
             self._check(*previous, state)
         if self._check_immediately:
-            self.flush(step, state)
+            self.flush(state)
 
-    def flush(self, step: int, state: Any) -> None:
+    def flush(self, state: Any) -> None:
         """Checks the newest step, waiting for the devices."""
         newest, self._unchecked = self._unchecked, None
         if newest is not None:

@@ -13,7 +13,6 @@ from absl import logging
 
 from vivit_jax.models import ViViTConfig
 from vivit_jax.models.flops import matrix_products
-from vivit_jax.train.hooks import Hook
 
 # Beginning of a `device_kind` -> peak FLOP/s of one jax device in bfloat16; the first match counts.
 PEAK_FLOPS: Mapping[str, float] = tomllib.loads(Path(__file__).with_name("peak_flops.toml").read_text(encoding="utf-8"))
@@ -33,7 +32,7 @@ def model_flops(config: ViViTConfig, clips: int) -> float:
     return 6.0 * clips * sum(matrix_products(config).values())
 
 
-class Throughput(Hook):
+class Throughput:
     """Measures the training steps between two readings, without evaluations and the like (`paused`).
 
     `clips` are those of the global batch, `devices` and `flops` (of a step) those of all processes; `peak`: FLOP/s of
@@ -45,18 +44,18 @@ class Throughput(Hook):
         self._measured_since: tuple[int, float] | None = None  # (step, time)
         self._waits: dict[int, float] = {}  # seconds by step
 
+    def start(self, step: int) -> None:
+        """Starts the measurement after a step, the first, which is done when this is called."""
+        self._measured_since = (step, time.perf_counter())
+
     def waited(self, step: int, seconds: float) -> None:
+        """Counts the seconds in which the host waited for the batch of a step."""
         self._waits[step] = seconds
 
-    def after_step(self, step: int, *_: Any) -> None:
-        """Starts the measurement after the first step, which compiles and is done when this is called."""
-        if self._measured_since is None:
-            self._measured_since = (step, time.perf_counter())
-
     def paused(self, seconds: float) -> None:
-        if self._measured_since is not None:
-            step, since = self._measured_since
-            self._measured_since = (step, since + seconds)
+        """Leaves out the seconds that evaluation and saving took."""
+        step, since = self._measured_since
+        self._measured_since = (step, since + seconds)
 
     def read(self, step: int) -> dict[str, float]:
         """Returns what was measured since the last reading, empty without steps; call it when `step` is done.
@@ -86,7 +85,7 @@ _LATEST = ("learning_rate", "skipped_in_a_row")  # per-step values: the latest i
 SKIPPED = "skipped"
 
 
-class TrainMetrics(Hook):
+class TrainMetrics:
     """Logs the training metrics, averaged over windows of steps, which are summed on the devices.
 
     Steps that the guard skipped are left out of the averages, which their values would spoil; their number is logged as
@@ -100,24 +99,21 @@ class TrainMetrics(Hook):
         self._open: tuple[int, Any] | None = None  # (newest step, result of `_add`)
         self._complete: tuple[int, Any] | None = None
 
-    def after_step(self, step: int, state: Any, metrics: Mapping[str, jax.Array], *_: Any) -> None:
+    def after_step(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Adds a step to the open window, and writes the window that the step before completed."""
         self._open = (step, _add(self._open[1] if self._open else None, dict(metrics)))
-        self._write()
+        self.flush()
         if step % self._every_steps == 0:
             self._complete, self._open = self._open, None
 
-    def flush(self, *_: Any) -> None:
-        self._write()
-
-    def close(self, failed: bool) -> None:
+    def finish(self) -> None:
         """Writes the last window, even if it is shorter than the others."""
-        if not failed:
-            self._write()
-            self._complete, self._open = self._open, None
-            self._write()
+        self.flush()
+        self._complete, self._open = self._open, None
+        self.flush()
 
-    def _write(self) -> None:
+    def flush(self) -> None:
+        """Writes a complete window; waits for the devices."""
         if self._complete is None:
             return
         (step, window), self._complete = self._complete, None
