@@ -42,10 +42,10 @@ def _absl_verbosity():
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> Path:
     """A data folder with the records of a small `moving_digits`: 20 training videos, 13 of validation."""
-    from vivit_jax.data import build
+    from tests.helpers.digits import build_digits
 
     folder = tmp_path_factory.mktemp("data")
-    build.prepare("moving_digits", folder, progress=False, train=20, validation=13)
+    build_digits(folder, 20, 13)
     return folder
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.digits import build_digits
 from vivit_jax.data import build
 
 
@@ -11,7 +12,7 @@ from vivit_jax.data import build
 def tiny(tmp_path_factory) -> Path:
     """Folder of data sets with moving_digits in it: 48 training and 16 validation videos, generated and built."""
     folder = tmp_path_factory.mktemp("data")
-    build.prepare("moving_digits", folder, num_workers=0, progress=False, train=48, validation=16)
+    build_digits(folder, 48, 16, num_workers=0)
     return folder
 
 

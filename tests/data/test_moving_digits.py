@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from vivit_jax.data import annotations, catalog, moving_digits
+from vivit_jax.data import annotations, catalog, moving_digits, workers
 from vivit_jax.data.annotations import published
 from vivit_jax.data.selection import mirror
 
@@ -158,16 +158,15 @@ def test_bytes_depend_on_the_seed_alone(tmp_path):
         moving_digits.plan(train=0)
 
 
-def test_both_formats_have_the_same_files_and_verbs(tiny):
-    folder = tiny / "moving_digits"
-    dataset = catalog.get("moving_digits")
-    video_files = annotations.VideoFiles(dataset, folder / "videos")
-    in_epic = annotations.read(dataset, folder / "annotations")
-    in_kinetics = annotations.read(catalog.get("kinetics400"), folder / "annotations")
-    assert in_epic.class_names["verb"] == list(moving_digits.VERBS)
-    assert in_kinetics.class_names["label"] == sorted(moving_digits.VERBS)
-    for split in ("train", "validation"):
-        for first, second in zip(in_epic.rows[split], in_kinetics.rows[split], strict=True):
-            assert video_files.find(first)[0] == video_files.find(second)[0]
-            verb = in_epic.class_names["verb"][first.labels["verb"]]
-            assert verb == in_kinetics.class_names["label"][second.labels["label"]]
+def test_annotations_are_read(tiny):
+    result = annotations.read(catalog.get("moving_digits"), tiny / "moving_digits" / "annotations")
+    assert result.class_names == {"verb": list(moving_digits.VERBS), "noun": list(moving_digits.NOUNS)}
+    clips = {clip.video_id: {"verb": clip.verb, "noun": clip.noun} for clip in moving_digits.plan(48, 16)}
+    assert {row.video: dict(row.labels) for rows in result.rows.values() for row in rows} == clips
+
+
+def test_a_full_disk_ends_in_one_message(tmp_path, monkeypatch):
+    full = workers.WorkerError("a task failed in a worker process:\nOSError: [Errno 28] No space left on device")
+    monkeypatch.setattr(workers, "ordered_map", lambda *args, **options: iter([full]))
+    with pytest.raises(SystemExit, match=r"error: .*\n.*No space left on device"):
+        moving_digits.main([f"--out={tmp_path}"])

@@ -1,5 +1,6 @@
 """Opening the data of a config."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -16,6 +17,7 @@ def test_folder_of_videos_becomes_a_custom_data_set(data_dir, tmp_path):
         folder = tmp_path / "mine" / ("train" if number < 4 else "val") / ("wave", "nod")[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(clip, folder)
+    (tmp_path / "mine" / "class_list.txt").write_text("nod\nwave\n")
     fields = {
         "data__name": "gestures",
         "data__dir": str(tmp_path / "records"),
@@ -23,11 +25,18 @@ def test_folder_of_videos_becomes_a_custom_data_set(data_dir, tmp_path):
     }
     train_set, eval_set = open_data(experiment(data_dir, **fields).data)
     assert (train_set.num_videos, eval_set.num_videos) == (4, 2)
-    assert train_set.class_names == {"label": ["nod", "wave"]}
+    assert train_set.class_names == {"label": ["nod", "wave"]}, "class_list.txt is no list of videos"
     (tmp_path / "mine" / "train" / "nod" / "late.mp4").write_bytes(b"")  # records that exist are not rebuilt
     assert open_data(experiment(data_dir, **fields).data)[0].num_videos == 4
-    with pytest.raises(ValueError, match=r"config\.data\.video_dir=.* needs a config\.data\.name of its own.*is taken"):
+    with pytest.raises(
+        ValueError, match=r"'kinetics400' is taken .*: choose another with --name \(config\.data\.name\)"
+    ):
         open_data(experiment(data_dir, **(fields | {"data__name": "kinetics400"})).data)
+    with pytest.raises(ValueError, match=r"label_separator is ',' for a csv; it is for a csv, and one of ; \|"):
+        open_data(experiment(data_dir, **fields, data__annotations="a.csv", data__label_separator=",").data)
+    (tmp_path / "mine" / "train.txt").write_text("train/nod/a.mp4 nod\n")  # a list of videos
+    with pytest.raises(ValueError, match=r"holds records with kind folder \(csv requested\): give another"):
+        open_data(experiment(data_dir, **fields).data)
 
 
 def test_lists_of_folders_of_frames(tmp_path):
@@ -42,5 +51,7 @@ def test_lists_of_folders_of_frames(tmp_path):
     train_set, eval_set = open_data(data)
     assert (train_set.num_videos, eval_set.num_videos, eval_set.fps.tolist()) == (2, 1, [12])
     assert train_set.class_names == {"label": ["nod", "wave"]}
+    with pytest.raises(ValueError, match=r"holds records with columns label,-,path \(-,label,path requested\)"):
+        open_data(dataclasses.replace(data, columns="-,label,path"))
     with pytest.raises(ValueError, match=r"data\.fps=12\.0 is for a custom data set: set data\.video_dir too"):
         DataConfig(fps=12.0)

@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from vivit_jax.data.paths import CLASS_NAMES_FILE, read_summary
+from vivit_jax.data.paths import CLASS_NAMES_FILE, SUMMARY_FILE, read_summary
 from vivit_jax.utils import storage
 
 
@@ -62,14 +62,11 @@ for _entry in _ENTRIES.values():
 DATASETS: Mapping[str, DatasetInfo] = {name: DatasetInfo(name, **entry) for name, entry in _ENTRIES.items()}
 
 _CUSTOM_SOURCE = "your files"
-LABEL_SEPARATORS = (";", "|")
 _CUSTOM_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def get(name: str) -> DatasetInfo:
     """Returns the entry `name`; raises ValueError, which lists all names, if there is none."""
-    if name in CUSTOM_KINDS:
-        raise ValueError(f"{name!r} is a kind of custom data set: --dataset={name} --name=NAME builds one")
     if name not in DATASETS:
         advice = f"Build a custom data set with --dataset={'|'.join(CUSTOM_KINDS)} --name=NAME"
         raise ValueError(f"unknown data set {name!r}; known are {', '.join(DATASETS)}. {advice}")
@@ -80,19 +77,15 @@ def custom(
     name: str, kind: str, label_separator: str | None = None, columns: Sequence[str] | None = None
 ) -> DatasetInfo:
     """Describes a custom data set of a kind ("folder" or "csv") for a build, which reads its heads from the files."""
-    if kind not in CUSTOM_KINDS:
-        raise ValueError(f"unknown kind {kind!r} of custom data set; known are {', '.join(CUSTOM_KINDS)}")
     if name in DATASETS or name in CUSTOM_KINDS:
-        raise ValueError(f"the name {name!r} is taken (see python -m vivit_jax.data.catalog): choose another --name")
+        advice = "choose another with --name (config.data.name)"
+        raise ValueError(f"the name {name!r} is taken (see python -m vivit_jax.data.catalog): {advice}")
     if not _CUSTOM_NAME.fullmatch(name):
-        limits = "1 to 64 lower-case letters, digits and underscores, a letter first"
-        raise ValueError(f"--name={name!r}: a name has {limits}")
-    if label_separator is not None and (kind != "csv" or label_separator not in LABEL_SEPARATORS):
-        limits = f"it is for a csv, and one of {' '.join(LABEL_SEPARATORS)}"
-        raise ValueError(f"label_separator is {label_separator!r} for a {kind}; {limits}")
+        raise ValueError(f"--name={name!r}: use 1 to 64 lower-case letters, digits and underscores, a letter first")
+    if label_separator is not None and (kind != "csv" or label_separator not in (";", "|")):
+        raise ValueError(f"label_separator is {label_separator!r} for a {kind}; it is for a csv, and one of ; |")
     if columns is not None and (kind != "csv" or "path" not in columns):
-        limits = "it is for a csv, as path,label: one is the path"
-        raise ValueError(f"columns is {','.join(columns)} for a {kind}; {limits}")
+        raise ValueError(f"columns is {','.join(columns)} for a {kind}; it is for a csv, with a path, as path,label")
     title, layout = f"{name} (custom, {kind})", CUSTOM_KINDS[kind][0]
     options = {"label_separator": label_separator, "columns": columns}
     return DatasetInfo(name, title, {}, {}, kind, {}, layout, _CUSTOM_SOURCE, **options)
@@ -113,12 +106,15 @@ def of_records(name: str, folder: storage.PathLike) -> DatasetInfo:
         raise ValueError(f"{folder} holds {found} {DATASETS[name].version}: {remedy}")
     built_with = {key: summary[key] for key in ("short_side", "multi_label") if summary.get(key)}
     if classes_file.is_file():
-        names = json.loads(classes_file.read_text(encoding="utf-8"))
-        built_with["heads"] = {head: len(of_head) for head, of_head in names.items()}
-    elif name not in DATASETS:
+        try:
+            names = json.loads(classes_file.read_text(encoding="utf-8"))
+            built_with["heads"] = {head: len(of_head) for head, of_head in names.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{classes_file} is damaged ({error!r}): copy it again, or rebuild the records") from error
+    if name not in DATASETS and not summary:
         build = f"python -m vivit_jax.data.build --dataset={'|'.join(CUSTOM_KINDS)} --name={name} --videos=DIR"
         unknown = f"data set {name!r} is not in the catalog ({', '.join(DATASETS)})"
-        raise ValueError(f"{unknown}, and {folder} holds no records of it; build them: {build}")
+        raise ValueError(f"{unknown}, and {folder} holds no records of it (no {SUMMARY_FILE}); build them: {build}")
     of_files = DatasetInfo(name, f"{name} (custom)", {}, {}, "", {}, "already in records", _CUSTOM_SOURCE)
     dataset = DATASETS.get(name, of_files)
     return dataclasses.replace(dataset, **built_with) if built_with else dataset

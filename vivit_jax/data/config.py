@@ -12,7 +12,7 @@ class PipelineOptions:
     """How the input pipeline runs; no option but `resize_on_device` changes a batch.
 
     Attributes:
-      max_unreadable: share of the clips of an epoch that may come from broken records, which are masked (one video is
+      max_unreadable: share of the training videos that may have broken records, whose clips are masked (one video is
         always allowed, except by 0), and of the videos of an evaluation; beyond that the program fails.
       resize_on_device: the accelerators resize and flip the training clips; the host sends windows of the stored
         frames (`augment.resize_windows`). For hosts with few cores (docs/performance.md).

@@ -7,7 +7,6 @@ python -m vivit_jax.data.index DIR --head=noun=clip/label/index:0:300 --head=ver
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -109,8 +108,8 @@ def _read_class_names(flags: Sequence[str], heads: Sequence[Head]) -> dict[str, 
         if not path.is_file():
             raise ValueError(f"--class_names={flag}: no file {path}")
         if path.suffix == ".json":
-            loaded = json.loads(parsing.text(path))
-            names[head] = loaded.get(head) if isinstance(loaded, dict) else loaded
+            loaded = [entry for _, entry in parsing.json_entries(path, (dict, list))]
+            names[head] = dict(loaded).get(head) if isinstance(loaded[0], tuple) else loaded
         elif path.suffix == ".csv":
             key_of = {row["id"]: row["key"] for _, row in parsing.table(path, ("id", "key"))}
             names[head] = [key_of.get(str(number)) for number in range(len(key_of))]

@@ -6,8 +6,8 @@ depend on the class, with noise and changing light.
 
 As in EPIC-Kitchens-100, a class is a verb and a noun: one of 8 motions in four pairs, of which the second runs the
 paths of the first backwards, so that a model that ignores the order of frames cannot tell them apart; and the digit.
-The annotations are in the formats of EPIC-Kitchens-100 and Kinetics. No scan is in two splits. The same seed and sizes
-give the same bytes for any number of workers (with one version of NumPy and of the H.264 encoder).
+The annotations are in the format of EPIC-Kitchens-100. No scan is in two splits. The same seed and sizes give the same
+bytes for any number of workers (with one version of NumPy and of the H.264 encoder).
 
     python -m vivit_jax.data.moving_digits --out=DIR
 """
@@ -247,21 +247,19 @@ def generate(
 
 
 def _annotation_files(clips: list[Clip]) -> dict[str, str]:
-    """Returns file name -> text, in the published formats of EPIC-Kitchens-100 and Kinetics."""
+    """Returns file name -> text, in the published format of EPIC-Kitchens-100."""
     files = {}
-    for split, kinetics_split in (("train", "train"), ("validation", "val")):
-        epic_rows, kinetics_rows = [], []
+    for split in ("train", "validation"):
+        rows = []
         for clip in (clip for clip in clips if clip.split == split):
             video, verb, noun, seconds = clip.video_id, VERBS[clip.verb], NOUNS[clip.noun], clip.num_frames / clip.fps
             # Rounded up to the hundredths of the format, so that the segment includes the last frame.
             stop = f"00:00:{np.ceil(seconds * 100) / 100:05.2f}"
-            epic_rows.append([
+            rows.append([
                 f"{video}_0", f"P{clip.scan:04d}", video, "00:00:00.000", "00:00:00.00", stop, 1, clip.num_frames,
                 f"{verb} {noun}", verb, clip.verb, noun, clip.noun, f"['{noun}']", f"[{clip.noun}]",
             ])  # fmt: skip
-            kinetics_rows.append([verb, video, 0, int(np.ceil(seconds)), kinetics_split])
-        files[f"EPIC_100_{split}.csv"] = tables.to_csv(published.EPIC_COLUMNS, epic_rows)
-        files[f"kinetics_{kinetics_split}.csv"] = tables.to_csv(published.KINETICS_COLUMNS, kinetics_rows)
+        files[f"EPIC_100_{split}.csv"] = tables.to_csv(published.EPIC_COLUMNS, rows)
     for head, names in (("verb", VERBS), ("noun", NOUNS)):
         rows = [[class_id, name, f"['{name}']"] for class_id, name in enumerate(names)]
         files[f"EPIC_100_{head}_classes.csv"] = tables.to_csv(("id", "key", "instances"), rows)
@@ -278,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = parser.parse_args(argv)
     try:
         out = generate(flags.out, flags.train, flags.validation, flags.seed, flags.workers)
-    except ValueError as error:
+    except (OSError, ValueError, workers.WorkerError) as error:
         raise SystemExit(f"error: {error}") from None
     print(f"moving_digits: {flags.train} + {flags.validation} videos in {out}")
 

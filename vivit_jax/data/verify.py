@@ -111,6 +111,8 @@ def _framing(split: RecordSplit) -> list[tuple[str, str, np.ndarray, np.ndarray]
     lengths, checksums = np.zeros(len(split.chunk_offset), "<u8"), np.zeros(len(split.chunk_offset), "<u4")
     for shard, path in enumerate(split.shard_paths):
         records = split.chunk_shard == shard
+        if not records.any():  # the shard of rows that were all rejected is empty
+            continue
         # A bucket is copied: one request for each few bytes would take longer.
         with storage.local(path) as local_path:
             data = np.memmap(local_path, np.uint8, "r")
@@ -171,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = parser.parse_args(argv)
     try:
         reports = verify(flags.folder, flags.threads)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     print(table(reports))
     if any(report.problems for report in reports):

@@ -47,6 +47,14 @@ def test_links_are_followed_and_hidden_files_skipped(tmp_path):
     assert sorted(row.video for rows in result.rows.values() for row in rows) == ["a/y.mp4", "b/x.mp4", "c/x.mp4"]
 
 
+@pytest.mark.parametrize("junk", ["__MACOSX/a/._x.mp4", "@eaDir/x.mp4/thumb.jpg", "lost+found/x", ".cache/x.mp4"])
+@pytest.mark.parametrize("parts", [("train/", "val/"), ("",)])
+def test_folders_of_other_programs_are_no_classes(tmp_path, junk, parts):
+    result = annotations.read(FOLDER, touch(tmp_path, junk, *(f"{part}{x}/{x}.mp4" for part in parts for x in "ab")))
+    assert result.class_names == {"label": ["a", "b"]}
+    assert not [note for note in result.notes if "no video" in note]
+
+
 def test_every_class_keeps_a_training_video(tmp_path):
     touch(tmp_path, "a/1.mp4", "a/2.mp4", "b/1.mp4", "c/1.mp4")
     result = annotations.read(FOLDER, tmp_path)
@@ -103,6 +111,7 @@ def test_videos_in_no_folder_of_a_class_have_no_labels(tmp_path, names):
     assert [len(result.rows[split]) for split in ("train", "validation")] == [2, 1]
     assert "the 3 videos" in result.notes[0]
     assert "have no labels" in result.notes[0]
+    assert list(annotations.read(FOLDER, touch(tmp_path / "one", "x.mp4")).rows) == ["train"], "one is for training"
 
 
 def test_no_videos(tmp_path):
@@ -162,6 +171,7 @@ def test_unused_columns_are_noted(tmp_path):
         ("path,label,label_verb", ["x.mp4,a,b"], "columns label, label_verb; with several heads each needs a name"),
         ("path,label_Verb", ["x.mp4,a"], "column 'label_Verb'; a head's column is label_"),
         ("path,label,label", ["x.mp4,a,b"], "duplicate column in path, label, label"),
+        (",path,label,label", ["0,x.mp4,a,b"], "duplicate column in , path, label, label"),
         ("path,label", [], "any.csv: no rows"),
         ("path,label", ["x.mp4,a", "y.mp4,"], "line 3: label is empty"),
         ("path,label", [",a"], "line 2: path is empty"),

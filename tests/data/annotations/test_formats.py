@@ -1,12 +1,14 @@
 """Every format: its miniature data set is read, and errors in malformed files name file, line and value."""
 
 import json
+import shutil
 
 import pytest
 
 from tests.helpers import miniature
 from tests.helpers.videos import numbered_video
 from vivit_jax.data import annotations, catalog
+from vivit_jax.data.annotations import parsing
 
 
 @pytest.fixture(scope="module")
@@ -105,17 +107,31 @@ def test_other_spellings_of_kinetics_files(miniatures, tmp_path, train, validati
     assert [len(result.rows[split]) for split in ("train", "validation")] == [6, 2]
 
 
-def test_near_misses_are_named(miniatures, tmp_path):
-    for name in ("train_k4000.csv", "other.json"):
-        (tmp_path / name).write_text("x")
-    with pytest.raises(annotations.MissingDataError, match=r"similar names there: train_k4000\.csv\."):
-        annotations.read(catalog.get("kinetics400"), tmp_path)
-    (tmp_path / "a").mkdir()
+def test_several_files_for_one(tmp_path):
     for folder in ("a/k400", "a/old"):
-        (tmp_path / folder).mkdir()
+        (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "train.csv").write_text("x")
     with pytest.raises(annotations.AnnotationError, match=r"several files for one, .*; give the folder of one"):
         annotations.read(catalog.get("kinetics400"), tmp_path)
+
+
+def test_large_folders_are_searched_fast(tmp_path, monkeypatch):
+    """A file's name is compared once for each split, not for each of its eighty possible names."""
+    compared, key = [], parsing._key
+    monkeypatch.setattr(parsing, "_key", lambda name: compared.append(name) or key(name))
+    (tmp_path / "a.mp4").write_text("x")
+    (tmp_path / "Train.csv").write_text("label,youtube_id,time_start,time_end\nwalk,a,0,1\n")
+    assert len(annotations.read(catalog.get("kinetics400"), tmp_path).rows["train"]) == 1
+    assert compared.count("a.mp4") == 3
+
+
+def test_hidden_files_beside_lists(miniatures, tmp_path):
+    """Archives of macOS have a hidden `._x` beside each `x`."""
+    small = miniatures["hmdb51"]
+    shutil.copytree(small.annotations, tmp_path, dirs_exist_ok=True)
+    for path in [*tmp_path.rglob("*.txt")]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5")
+    assert annotations.read(small.dataset, tmp_path).rows == annotations.read(small.dataset, small.annotations).rows
 
 
 def test_a_list_without_a_header_for_kinetics(tmp_path):
@@ -161,8 +177,7 @@ def test_later_noun_classes_are_rejected(miniatures, tmp_path):
     with pytest.raises(annotations.AnnotationError, match="304 classes of noun, EPIC-Kitchens-100 has 300"):
         annotations.read(small.dataset, tmp_path)
     nouns.rename(tmp_path / "EPIC_100_noun_classes_v2.csv")
-    message = r"no EPIC_100_noun_classes\.csv .*similar names there: .*EPIC_100_noun_classes_v2\.csv"
-    with pytest.raises(annotations.MissingDataError, match=message):
+    with pytest.raises(annotations.MissingDataError, match=r"no EPIC_100_noun_classes\.csv "):
         annotations.read(small.dataset, tmp_path)
 
 
@@ -189,7 +204,6 @@ CHANGES = [
         "line 2: .* class 'preying', which is not in moments_",
     ),
     (MOMENTS, "trainingSet.csv", "praying,4,0", "praying,4", "line 2: 3 values; a row is file,label,positive,negative"),
-    (MOMENTS, "trainingSet.csv", ",4,0", ",x,0", "line 2: positive is 'x', not a number"),
     (MOMENTS, "moments_categories.txt", "clapping,0", "clapping,7", "3 classes, but the ids are not 0 to 2"),
     (MOMENTS, "moments_categories.txt", "clapping,0", "clapping", "line 3: 1 values; a row is name,id"),
     (SOMETHING, "something-something-v2-train.json", "]", "", "line 1: broken JSON"),

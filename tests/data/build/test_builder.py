@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.videos import bad_files, draw_number, numbered_video, read_number
-from vivit_jax.data import annotations, build, catalog, paths, workers
+from vivit_jax.data import annotations, build, catalog, paths, verify, workers
 from vivit_jax.data.build.__main__ import main as build_main
 from vivit_jax.data.build.records import RecordsBuild
 from vivit_jax.data.host_tf import tf
@@ -71,13 +72,13 @@ def test_frames_and_rejects(tmp_path):
     assert set(rejects) == {*bad, "absent"}
     assert "empty" in rejects["empty"]
     assert "no video stream" in rejects["audio"]
-    assert "no such video" in rejects["absent"]
+    assert rejects["absent"] == "no such video in the videos' folder (or several of this name)"
     summary = json.loads((records / "summary.json").read_text())
     train = summary["splits"]["train"]
     assert (train["videos"], train["rejects"], train["frames"], train["published"]) == (4, 7, 149, 246_534)
     assert train["classes"]["label"] == {"label 0": 2, "label 1": 1, "label 2": 1}
     assert train["fps"] == {"25": 4}
-    assert train["bytes"] == split.record_bytes
+    assert train["bytes"] == split.chunk_length.sum()
 
 
 def test_segments_of_one_file_are_decoded_once(tmp_path, monkeypatch):
@@ -197,6 +198,8 @@ def test_parts_of_several_machines_equal_one_build(tmp_path, monkeypatch):
         assert not build.records_folder("kinetics400", several).exists()
     monkeypatch.setattr(encode, "encode_file", None)
     build_main([*flags, f"--out={several}"])
+    (report,) = verify.verify(several / "kinetics400" / "1.0.0", 1, progress=False)
+    assert report.problems == [], "also where a shard is empty, as its rows were all rejected"
     one, other = (build.records_folder("kinetics400", out) for out in (tmp_path / "one", several))
     assert sum("tfrecord" in name for name in storage.names(one)) == 5
     assert storage.names(one) == storage.names(other)
@@ -218,16 +221,28 @@ def test_decoder_crash_rejects_its_file(tmp_path, monkeypatch):
     assert "the decoder crashed: the worker process died (exit status 3)" in (records / "rejects.csv").read_text()
 
 
-def test_existing_records_are_not_rebuilt(tiny, tiny_records, monkeypatch):
+def test_existing_records_are_not_rebuilt(tiny, tiny_records, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "ordered_map", None)
     source = tiny / "moving_digits"
+    files = "moving_digits", source / "videos", source / "annotations"
     assert build.prepare("moving_digits", tiny) == tiny_records
-    assert build.prepare("moving_digits", tiny, train=48, validation=16, seed=0) == tiny_records
-    assert build.build("moving_digits", source / "videos", source / "annotations", tiny) == tiny_records
-    with pytest.raises(ValueError, match=r"records with JPEG quality 85 \(50 requested\)"):
-        build.build("moving_digits", source / "videos", source / "annotations", tiny, build.BuildOptions(quality=50))
-    with pytest.raises(ValueError, match="'train': 48"):
-        build.prepare("moving_digits", tiny, train=50)
+    assert build.build(*files, tiny) == tiny_records
+    for changes, difference in (
+        ({"quality": 50}, "quality 85 (50"),
+        ({"max_seconds": 9}, "max_seconds 21600.0 (9"),
+        ({"max_gb": 1}, "max_gb 32.0 (1"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"records with {difference} requested)")):
+            build.build(*files, tiny, build.BuildOptions(**changes))
+    # An older version of this program did not store all options.
+    older = paths.records_folder("moving_digits", tmp_path)
+    older.mkdir(parents=True)
+    with pytest.raises(ValueError, match=re.escape(f"{older} exists, but is incomplete (no summary.json): delete it")):
+        build.build(*files, tmp_path)
+    summary = json.loads((tiny_records / paths.SUMMARY_FILE).read_text())
+    summary = {key: value for key, value in summary.items() if key not in ("kind", "columns", "max_seconds", "max_gb")}
+    (older / paths.SUMMARY_FILE).write_text(json.dumps(summary))
+    assert build.build(*files, tmp_path, build.BuildOptions(max_gb=1)) == older
 
 
 @pytest.mark.parametrize(("changes", "found"), [({}, "2 or earlier"), ({"version": 4}, "4")])
@@ -247,7 +262,7 @@ def test_custom_data_set_with_all_flags(tmp_path, capsys):
         numbered_video(tmp_path / "mine" / split / f"class_{name}" / f"{split}_{name}.mp4", count, height=64, width=96)
     command = ["--dataset=folder", f"--videos={tmp_path / 'mine'}", f"--out={tmp_path}", "--workers=0"]
     form = ["--fps=10", "--short_side=32", "--quality=70", "--splits=train"]
-    with pytest.raises(SystemExit, match="--dataset=folder needs --name=NAME"):
+    with pytest.raises(SystemExit, match=r"--dataset=folder\|csv needs --name=NAME, .*: --dataset=folder, --name=None"):
         build_main(command)
     with pytest.raises(SystemExit, match="no split test; the annotations have train, validation"):
         build_main([*command, "--name=my_videos", "--splits=test"])
@@ -264,12 +279,12 @@ def test_custom_data_set_with_all_flags(tmp_path, capsys):
     assert (summary["splits"]["train"]["rows"], summary["splits"]["train"]["varying_fps"]) == (2, 0)
     build_main([*command, "--name=my_videos", *form])  # complete, and not repeated
     with pytest.raises(
-        SystemExit, match=r"quality 70 \(85 requested\); short side 32 \(256 requested\); frame rate 10"
+        SystemExit, match=r"short_side 32 \(256 requested\); quality 70 \(85 requested\); fps 10.0 \(None requested\)"
     ):
         build_main([*command, "--name=my_videos"])
     with pytest.raises(SystemExit, match=r"split train \(validation requested too\)"):
         build_main([*command, "--name=my_videos", *form[:-1], "--splits=train,validation"])
-    with pytest.raises(SystemExit, match="--name=x is for a custom data set"):
+    with pytest.raises(SystemExit, match="other data sets have none: --dataset=kinetics400, --name=x"):
         build_main(["--dataset=kinetics400", "--name=x", *command[1:]])
     with pytest.raises(SystemExit, match="kinetics400 has annotation files: give their folder"):
         build_main(["--dataset=kinetics400", *command[1:]])
@@ -307,6 +322,16 @@ def test_rejects_fail_the_command(tmp_path, capsys, caplog):
     build_main([*command, "--name=a", f"--out={tmp_path}", "--allow_rejects"])
 
 
+def test_a_full_disk_ends_in_one_message(monkeypatch):
+    def fail(*args):
+        raise tf.errors.ResourceExhaustedError(None, None, problem)
+
+    monkeypatch.setattr("vivit_jax.data.build.__main__.build", fail)
+    problem = "/out/x.tfrecord; No space left on device"
+    with pytest.raises(SystemExit, match=f"error: {problem}"):
+        build_main(["--dataset=kinetics400", "--videos=v", "--annotations=a", "--out=out"])
+
+
 def test_names_that_are_not_utf_8(tmp_path):
     """Also where the terminal knows ASCII only."""
     name = b"caf\xe9/\xff.mp4".decode("utf-8", "surrogateescape")
@@ -315,14 +340,15 @@ def test_names_that_are_not_utf_8(tmp_path):
         (tmp_path / "mine" / path).parent.mkdir(parents=True)
         (tmp_path / "x.mp4").rename(tmp_path / "mine" / path)
     (tmp_path / "mine" / "caf\udce9" / "bad\udcff.mp4").write_bytes(b"x")
-    flags = ["--dataset=folder", "--name=mine", f"--videos={tmp_path / 'mine'}", f"--out={tmp_path}", "--workers=0"]
+    out = tmp_path / "records\udcff"
+    flags = ["--dataset=folder", "--name=mine", f"--videos={tmp_path / 'mine'}", f"--out={out}", "--workers=0"]
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-m", "vivit_jax.data.build", *flags]
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert b"1 of 3 videos (33.3%) rejected" in done.stdout
-    assert "bad\\udcff.mp4" in (tmp_path / "mine/1.0.0/rejects.csv").read_text()
-    assert json.loads((tmp_path / "mine/1.0.0/class_names.json").read_text())["label"] == ["caf\\xe9", "\u65e5\u672c"]
+    assert "bad\\udcff.mp4" in (out / "mine/1.0.0/rejects.csv").read_text()
+    assert json.loads((out / "mine/1.0.0/class_names.json").read_text())["label"] == ["caf\\xe9", "\u65e5\u672c"]
 
 
 def test_prepare_without_data(tmp_path):

@@ -166,10 +166,16 @@ def test_malformed_label_fields(tmp_path, field, message):
         annotations.read(catalog.custom("x", "csv", label_separator=";"), tmp_path / "labels.csv")
 
 
+def test_head_without_training_labels(tmp_path):
+    (tmp_path / "labels.csv").write_text("path,label,split\na.mp4,,train\nb.mp4,cat;dog,val\n")
+    with pytest.raises(annotations.AnnotationError, match="line 3: label 'cat' has no training video"):
+        annotations.read(catalog.custom("x", "csv", label_separator=";"), tmp_path / "labels.csv")
+
+
 def test_separator_errors(records, videos):
-    with pytest.raises(ValueError, match=r"holds records with multi-label heads some \(none requested\)"):
+    with pytest.raises(ValueError, match=r"holds records with label_separator ; \(None requested\)"):
         build.build("tagged", videos, videos, records.parent.parent, build.BuildOptions(kind="csv"))
     with pytest.raises(ValueError, match=r"label_separator is ',' for a csv; it is for a csv, and one of ; \|"):
         catalog.custom("x", "csv", label_separator=",")
-    with pytest.raises(ValueError, match=r"is for a custom CSV, not for kinetics400"):
+    with pytest.raises(ValueError, match=r"are for a custom CSV, not for kinetics400"):
         build.build("kinetics400", videos, videos, records.parent.parent, build.BuildOptions(label_separator=";"))

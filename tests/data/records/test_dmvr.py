@@ -13,7 +13,7 @@ from vivit_jax.data import pipeline, verify
 from vivit_jax.data.config import PipelineOptions
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.index import main as index_main
-from vivit_jax.data.records import dmvr, reader
+from vivit_jax.data.records import dmvr, reader, scan
 from vivit_jax.data.records.dmvr import find_shards
 from vivit_jax.data.records.split import open_split, record_positions
 from vivit_jax.data.selection import sampling
@@ -67,7 +67,7 @@ def test_index_describes_videos(folder):
         assert values.tolist() == [VIDEOS[i][column] for i in order]
     np.testing.assert_allclose(split.fps, 10, rtol=1e-5)
     assert split.class_names == {"label": NAMES}
-    assert split.record_bytes == sum(len(record) for record in records())
+    assert split.chunk_length.sum() == sum(len(record) for record in records())
     assert open_split(folder, "validation").num_videos == 2
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["splits"]["train"]["classes"] == {"label": {"archery": 2, "bowling": 1, "catching": 2}}
@@ -147,6 +147,9 @@ def test_concatenated_epic_labels(tmp_path, capsys):
     assert {head: ids.tolist() for head, ids in split.labels.items()} == {"noun": [7, 299], "verb": [96, 0]}
     assert split.heads == {"noun": 300, "verb": 97}
     assert split.class_names["verb"][96] == "verb 96"
+    (tmp_path / "verbs.json").write_text('["verb 0"')
+    with pytest.raises(SystemExit, match=r"verbs\.json, line 1: broken JSON"):
+        run(tmp_path, *heads, f"--class_names=verb={tmp_path / 'verbs.json'}")
     with pytest.raises(SystemExit, match=r"holds \[7, 396\], of which one must be the class"):
         run(tmp_path)
     with pytest.raises(SystemExit, match=r"--head=verb=x:1: it must be NAME=FEATURE or NAME=FEATURE:FIRST:COUNT"):
@@ -168,6 +171,16 @@ def test_heads_in_separate_features_and_text_only(tmp_path):
         SystemExit, match=r"no label in clip/label/index, clip/label/text, .*of clip/noun/string, clip/v"
     ):
         run(tmp_path)
+
+
+def test_several_texts_are_no_label(tmp_path):
+    frames = numbered_frames(range(2))
+    write_shards(tmp_path, "train", [sequence(frames, clip__label__text=[b"tap", b"cup"])], 1)
+    with pytest.raises(SystemExit, match=r"holds 2 texts, \['tap', 'cup'\], of which one must be the class"):
+        run(tmp_path)
+    write_shards(tmp_path, "train", [sequence(frames, clip__label__index=0, clip__label__text=[b"tap", b"cup"])], 1)
+    with pytest.raises(SystemExit, match="no record holds one text for each number"):
+        run(tmp_path, "--labels=text")
 
 
 def test_labels_that_are_nowhere_are_an_error_early(tmp_path, monkeypatch):
@@ -242,6 +255,22 @@ def test_unusable_records_are_listed(tmp_path, capsys):
     assert np.abs(batch["video"][0, 0, 1].astype(int) - 30).max() <= 4, "grey frames become RGB"
 
 
+def test_records_of_an_outage_are_read_again(tmp_path, monkeypatch):
+    shard, away = write_shards(tmp_path, "train", records())[1], tmp_path / "away"
+
+    def outage(*arguments, **options):
+        shard.rename(away)
+        yield from scan.read_all(*arguments, **options)
+
+    monkeypatch.setattr(dmvr, "read_all", outage)
+    monkeypatch.setattr(reader.time, "sleep", lambda seconds: away.rename(shard))
+    run(tmp_path)
+    assert open_split(tmp_path, "train").num_videos == len(VIDEOS)
+    monkeypatch.setattr(reader.time, "sleep", lambda seconds: None)
+    with pytest.raises(SystemExit, match=r"train-00001-of-00002 cannot be read .*tried 5 times"):
+        run(tmp_path)
+
+
 def test_cache_masks_frames_of_unexpected_size(folder):
     split = open_split(folder, "train")
     same = np.full(5, 64, np.int32), np.full(5, 96, np.int32)
@@ -295,7 +324,7 @@ def test_command_errors(folder, tmp_path, tiny_records):
         run(tmp_path)
     with pytest.raises(SystemExit, match=r"no file fits the pattern 'x\*'"):
         run(folder, "--split=train=x*")
-    (tmp_path / "a.tfrecord").write_bytes(b"\x1f\x8b" + bytes(20))
+    (tmp_path / "a.tfrecord").write_bytes(b"\x1f\x8b\x08" + bytes(20))
     with pytest.raises(SystemExit, match="is compressed"):
         run(tmp_path, "--split=train=a.tfrecord")
     with pytest.raises(SystemExit, match="--head is only for those of DMVR"):
@@ -310,6 +339,11 @@ def test_command_errors(folder, tmp_path, tiny_records):
     write_shards(tmp_path / "renamed", "train", [renamed.SerializeToString()], 1)
     with pytest.raises(SystemExit, match="the records hold video/frames"):
         run(tmp_path / "renamed")
+    length = 0x8B1F  # whose first bytes are those of a compressed file
+    padded = sequence(numbered_frames([1]), pad=bytes(30_000))
+    padded = sequence(numbered_frames([1]), pad=bytes(30_000 + length - len(padded)))
+    write_shards(tmp_path / "long", "train", [padded], 1)
+    assert (len(padded), dmvr.first_record(tmp_path / "long") is None) == (length, False)
     short = write_shards(tmp_path / "short", "train", records(VIDEOS[:2]), 1)[0]
     short.write_bytes(short.read_bytes()[:-10])
     with pytest.raises(SystemExit, match=r"cut short: record 1 at byte"):

@@ -125,6 +125,10 @@ def test_fractions_and_per_class_are_nested(train):
     assert np.bincount(two.labels["verb"]).tolist() == [2] * 8
     assert ids(two) < ids(three)
     assert chosen(fraction=1e-6).num_videos == 1
+    unlabelled = training_set.relabel(train, {})
+    assert ids(subset.apply({"d": unlabelled}, Subset(fraction=0.5))["d"]) == ids(half)
+    with pytest.raises(SubsetError, match=r"per_class=2: the videos of d have no labels"):
+        subset.apply({"d": unlabelled}, Subset(per_class=2))
 
 
 def test_subset_by_class_and_list(train, tmp_path):
@@ -134,6 +138,9 @@ def test_subset_by_class_and_list(train, tmp_path):
     assert set(selected.labels["verb"]) == {0, 1}, "class ids stay"
     both = subset.apply({"d": train}, Subset(classes=(*verbs, f"noun:{train.class_names['noun'][0]}")))["d"]
     assert both.num_videos == (np.isin(train.labels["verb"], [0, 1]) & (train.labels["noun"] == 0)).sum()
+    twice = {**train.class_names, "verb": [verbs[0], verbs[0], *train.class_names["verb"][2:]]}
+    twice = subset.apply({"d": dataclasses.replace(train, class_names=twice)}, Subset(classes=verbs[:1]))["d"]
+    assert twice.video_id.tolist() == selected.video_id.tolist(), "all classes of this name"
     names = tmp_path / "list.txt"
     names.write_text("\n".join(["# mine", *train.video_id[[7, 3]], ""]))
     assert (
@@ -166,7 +173,7 @@ def test_subset_videos_match_split(train):
         (batch,) = pipeline.eval_batches(part, PLAIN, 10, options=PipelineOptions(**options))
         np.testing.assert_array_equal(batch["video"], everything["video"][indices])
         np.testing.assert_array_equal(batch["label"]["verb"], everything["label"]["verb"][indices])
-    assert part.record_bytes < train.record_bytes / 3
+    assert part.chunk_length.sum() < train.chunk_length.sum() / 3
     whole, smaller = (
         training_set.TrainingSet.from_split(train),
         training_set.training_set({"d": train}, "d", subset=Subset(fraction=0.2)),

@@ -1,6 +1,7 @@
 """Decoding: the right frames, upright, at the right times; bad files raise `VideoError`."""
 
 import re
+import struct
 
 import numpy as np
 import pytest
@@ -57,24 +58,27 @@ def test_limited_range_is_expanded(tmp_path):
     assert np.abs(video.frames.astype(int) - frames).max() <= 2
 
 
-def test_rotation_is_applied(tmp_path):
-    """A portrait video of a phone: landscape frames, and a matrix that rotates them 90 degrees clockwise."""
-    frames = np.zeros((8, 64, 128, 3), np.uint8)
-    frames[:, :, :64] = 255  # the left half is bright; after the rotation, the upper half is
+@pytest.mark.parametrize(
+    ("a", "b", "c", "d"),
+    [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)],
+)
+def test_display_matrix_is_applied(tmp_path, a, b, c, d):
+    """Rotations, as of a phone's portrait videos, and mirror images: pixel (x, y) is shown at (ax + cy, bx + dy)."""
+    frames = np.zeros((4, 64, 128, 3), np.uint8)
+    frames[:, :32, :64] = 255  # the quadrant around (-1, -1)
     path = write_video(tmp_path / "v.mp4", frames)
-    data = path.read_bytes()
-    unit = b"\x00\x01\x00\x00"
-    minus = b"\xff\xff\x00\x00"
-    zero = b"\x00\x00\x00\x00"
-    last = b"\x40\x00\x00\x00"
-    identity = unit + zero + zero + zero + unit + zero + zero + zero + last
-    rotation = zero + unit + zero + minus + zero + zero + zero + zero + last
+    data, (identity, matrix) = path.read_bytes(), (
+        struct.pack(">9i", *(i << 16 for i in (p, q, 0, r, s, 0, 0, 0)), 1 << 30)
+        for p, q, r, s in ((1, 0, 0, 1), (a, b, c, d))
+    )  # fmt: skip
     start = data.index(identity, data.index(b"tkhd"))
-    path.write_bytes(data[:start] + rotation + data[start + len(identity) :])
-    video = read_video(path)
-    assert video.frames.shape == (8, 128, 64, 3)
-    assert video.frames[:, :60].min() > 240
-    assert video.frames[:, 68:].max() < 15
+    path.write_bytes(data[:start] + matrix + data[start + len(identity) :])
+    image = read_video(path).frames[0, ..., 0]
+    assert image.shape == ((64, 128) if a else (128, 64))
+    image = image[:: 1 if b + d > 0 else -1, :: 1 if a + c > 0 else -1]
+    height, width = image.shape
+    assert image[: height // 2 - 4, : width // 2 - 4].min() > 240
+    assert max(image[height // 2 + 4 :].max(), image[:, width // 2 + 4 :].max()) < 15
 
 
 def test_bad_files(tmp_path):

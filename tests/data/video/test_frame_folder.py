@@ -39,6 +39,15 @@ def test_size_of_the_first_frame(tmp_path):
     assert read_video(folder, short_side=24).frames.shape == (3, 24, 32, 3)
 
 
+def test_pictures_of_16_and_32_bits(tmp_path):
+    grey = np.arange(0, 65_536, 1024, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(grey).save(tmp_path / "1.png")
+    np.testing.assert_array_equal(read_video(tmp_path).frames[0, ..., 1], grey >> 8)
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "2.tif")
+    reason = encode_segment(tmp_path, OPTIONS)
+    assert "2.tif: a picture that cannot be read (pixels of mode F, of unknown range; save it with 8 bits" in reason
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from vivit_jax.data import catalog
-from vivit_jax.data.annotations import custom, parsing, published
+from vivit_jax.data.annotations import custom, published
 from vivit_jax.data.annotations.parsing import AnnotationError, Annotations, MissingDataError, Row
 from vivit_jax.data.annotations.video_files import VideoFiles
 from vivit_jax.utils import storage
@@ -33,8 +33,7 @@ def read(dataset: catalog.DatasetInfo, folder: storage.PathLike) -> Annotations:
     """
     folder = storage.path(folder)
     if not (folder.is_dir() or (dataset.annotation_format == "csv" and folder.is_file())):
-        similar = parsing.near_misses(folder.parent, [folder.name])
-        raise MissingDataError(f"no {folder}{similar}", dataset, annotations=folder)
+        raise MissingDataError(f"no {folder}", dataset, annotations=folder)
     result = READERS[dataset.annotation_format](dataset, folder)
     for note in result.notes:
         logging.getLogger(__name__).warning(note)

@@ -17,12 +17,12 @@ from typing import Any
 from vivit_jax.data import catalog
 from vivit_jax.data.annotations import lists, parsing
 from vivit_jax.data.annotations.parsing import AnnotationError, Annotations, MissingDataError, Row
-from vivit_jax.data.annotations.video_files import list_videos
+from vivit_jax.data.annotations.video_files import entries_of, list_videos
 from vivit_jax.utils import storage, terminal
 
 VALIDATION_FRACTION = 0.1
 _MOST_OF_GROUPS = 0.3  # share of the videos
-_LIST = re.compile(r".*\.csv|.*(train|val|test|list).*\.(txt|tsv|list)")
+_LIST = re.compile(r"(?!\.)(.*\.csv|.*(train|val|test|list).*\.(txt|tsv|list))")  # not a hidden file
 _HEAD = re.compile(r"label(?:_(?P<name>[a-z][a-z0-9_]*))?")
 
 
@@ -53,7 +53,7 @@ def read_folder(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
     A class includes the videos of folders below its own. Other files and hidden files are ignored. Where no video is in
     a folder of a class, `*` or `train/*` and `val/*`, they have no labels.
     """
-    folders = [name for name in storage.names(folder) if not name.startswith(".") and (folder / name).is_dir()]
+    _, folders = entries_of(folder)
     split_of = {name: parsing.SPLITS[name.lower()] for name in folders if name.lower() in parsing.SPLITS}
     if split_of and "train" not in split_of.values():
         if len(split_of) == len(folders):
@@ -84,9 +84,9 @@ def read_folder(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
     with_videos = {tuple(entry.path.split(os.sep)[:depth]) for entry in entries}
     all_classes = [(name,) for name in folders]
     if split_of:
-        all_classes = [(split, name) for split in folders for name in storage.names(folder / split) if name[0] != "."]
+        all_classes = [(split, name) for split in folders for name in entries_of(folder / split)[1]]
     empty = [folder.joinpath(*parts) for parts in all_classes if parts not in with_videos]
-    notes += [f"{path}: no video in this folder of a class" for path in empty if path.is_dir()]
+    notes += [f"{path}: no video in this folder of a class" for path in empty]
     return _annotations(folder, entries, notes)
 
 
@@ -155,14 +155,19 @@ def read_csv(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotatio
     return _annotations(path, list(entries.values()), notes, multi_label)
 
 
+def holds_lists(folder: storage.PathLike) -> bool:
+    """Returns whether a folder holds a CSV, or another list of a training split."""
+    lists = [name for name in map(str.lower, storage.names(folder)) if _LIST.fullmatch(name)]
+    return any(name.endswith(".csv") or "train" in name for name in lists)
+
+
 def _list_files(
     dataset: catalog.DatasetInfo, folder: storage.AnyPath, notes: list[str]
 ) -> dict[str | None, storage.AnyPath]:
     """Returns split -> list, or None -> the one list of a folder."""
     of_split: dict[str, list[storage.AnyPath]] = {}
-    files = [folder / name for name in storage.names(folder) if name[0] != "."]
     # Other files of text may be anything: a README, the names of the classes.
-    files = [file for file in files if _LIST.fullmatch(file.name.lower())]
+    files = [folder / name for name in storage.names(folder) if _LIST.fullmatch(name.lower())]
     if named := [file for file in files if file.name == f"{dataset.name}.csv"]:
         return {None: named[0]}
     # train.csv before train.txt and my_train_list.csv.
@@ -181,8 +186,7 @@ def _list_files(
         return result
     files = [file for file in files if file.suffix.lower() == ".csv"] or files
     if not files:
-        similar = parsing.near_misses(folder, ["train.csv", f"{dataset.name}.csv", "train_list.txt"])
-        raise MissingDataError(f"no list in {folder}{similar}", dataset, annotations=folder)
+        raise MissingDataError(f"no list in {folder}", dataset, annotations=folder)
     if len(files) > 1:
         advice = f"--annotations=FILE, call it {dataset.name}.csv, or call them train.csv, val.csv and test.csv"
         names = ", ".join(file.name for file in files[:5])
@@ -191,6 +195,7 @@ def _list_files(
 
 
 def _split_labels(where: str, column: str, field: str, separator: str) -> tuple[str, ...]:
+    """Returns the labels in a field of a multi-label head; raises AnnotationError for empty or duplicate ones."""
     labels = tuple(label.strip() for label in field.split(separator)) if field else ()
     if not all(labels):
         raise AnnotationError(f"{where}: {column} is {field!r}, with an empty label beside a {separator!r}")
@@ -250,7 +255,7 @@ def _annotations(
     train_pairs = {pair for entry in entries if entry.split == "train" for pair in entry.pairs()}
     class_names = {head: sorted((n for h, n in train_pairs if h == head), key=_order) for head in entries[0].labels}
     for head, names in class_names.items():
-        if all(re.fullmatch(r"\d+", name) for name in names) and names[-1] != str(len(names) - 1):
+        if names and all(re.fullmatch(r"\d+", name) for name in names) and names[-1] != str(len(names) - 1):
             numbers = f"the numbers {names[0]} to {names[-1]}"
             notes.append(f"{path}: the {len(names)} classes of {head} are {numbers}; their ids begin at 0")
     ids = {(head, name): number for head, names in class_names.items() for number, name in enumerate(names)}
@@ -262,8 +267,7 @@ def _annotations(
                 raise AnnotationError(f"{entry.where}: {head} {name!r} has no training video; {known}")
         labels = {head: tuple(sorted(ids[head, name] for name in names)) for head, names in entry.labels.items()}
         labels |= {head: class_ids[0] for head, class_ids in labels.items() if head not in multi_label}
-        name = terminal.printable(entry.path)
-        row = Row(name, entry.start, entry.end, labels, entry.split, file=entry.path)
+        row = Row(terminal.printable(entry.path), entry.start, entry.end, labels, entry.split, file=entry.path)
         rows.setdefault(entry.split, []).append(row)
     return Annotations(rows, class_names, tuple(notes), multi_label)
 
@@ -296,7 +300,8 @@ def _held_out(entries: Sequence[_Entry], grouped: bool) -> set[str]:
         if grouped:
             wanted = videos < VALIDATION_FRACTION * len(entries) or not pairs.keys() <= held_pairs
             wanted &= videos + sizes[unit] <= _MOST_OF_GROUPS * len(entries)
-        if (wanted or not held_out) and all(remaining[pair] > count for pair, count in pairs.items()):
+        one_is_left = len(held_out) + 1 < len(digests)  # without labels, no class needs it
+        if (wanted or not held_out) and one_is_left and all(remaining[pair] > n for pair, n in pairs.items()):
             remaining.subtract(pairs)
             held_out.add(unit)
             held_pairs |= pairs.keys()

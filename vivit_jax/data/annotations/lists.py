@@ -34,7 +34,7 @@ def read(
     The `label_separator` does not separate fields. Returns (where, role or name of a column -> value) of each row, the
     roles or names, and the form for the log ("": usual).
     """
-    separator, table = _table(path, [s for s in _SEPARATORS if s != label_separator], columns and len(columns))
+    separator, table = _split_lines(path, [s for s in _SEPARATORS if s != label_separator], columns and len(columns))
     (_, first), *rest = table
     body = [values for _, values in rest]
     has_header, shown = _is_header(first, body), ", ".join(first)
@@ -43,7 +43,7 @@ def read(
     if has_header and not rest:
         raise AnnotationError(f"{path}: no rows")
     names = list(columns or (_roles(first) if has_header else _guess(path, [first, *body])))
-    if len(set(names)) < len([name for name in names if name not in ("", "-")]):
+    if len(set(names) - {"", "-"}) < len([name for name in names if name not in ("", "-")]):
         raise AnnotationError(f"{path}: duplicate column in {', '.join(names)}")
     if "path" not in names:
         raise AnnotationError(f"{path}: no column path; found {shown}; {HINT}")
@@ -53,7 +53,7 @@ def read(
     return rows, names, "" if has_header and separator == "," and names == first else form
 
 
-def _table(path: storage.AnyPath, separators: Sequence[str], count: int | None) -> tuple[str, Lines]:
+def _split_lines(path: storage.AnyPath, separators: Sequence[str], count: int | None) -> tuple[str, Lines]:
     """Returns the separator of a list and the values of each line, as many in each; `count`: how many, if known."""
     lines = parsing.lines(path)
     lines[0] = lines[0][0], re.sub(r"^#+\s+", "", lines[0][1])  # a comment; `#1.mp4` is a name
@@ -65,6 +65,8 @@ def _table(path: storage.AnyPath, separators: Sequence[str], count: int | None) 
             table = _split_blanks(lines, count) if separator == " " else list(parsing.csv_rows(path, separator))
         except AnnotationError:  # quotes of another form
             continue
+        if not table:
+            raise AnnotationError(f"{path}: no rows, but {_SEPARATORS[separator]}")
         sizes = Counter(len(values) for _, values in table)
         if len(sizes) == 1 and len(table[0][1]) > 1 and count in (None, len(table[0][1])):
             return separator, table
@@ -92,7 +94,7 @@ def _split_blanks(lines: list[tuple[str, str]], count: int | None) -> Lines:
         return [match[1], *(words if all(map(_WHOLE.fullmatch, words)) or count == len(words) + 1 else [match[3]])]
 
     def by_blanks(line: str) -> list[str]:
-        return [value for value in next(csv.reader([line], delimiter=" ")) if value]
+        return [value for value in next(csv.reader([line], delimiter=" ")) if value] or [line]  # as a lone quote
 
     def few(line: str) -> list[str]:
         return values if len(values := by_blanks(line)) <= (count or 3) else []

@@ -5,9 +5,7 @@
 
 import csv
 import dataclasses
-import difflib
 import io
-import itertools
 import json
 import logging
 import math
@@ -87,8 +85,9 @@ def first(folder: storage.AnyPath, names: Iterable[str]) -> storage.AnyPath | No
             return folder / name
         by_key.setdefault(_key(name), name)
     for paths in _levels(folder):
+        similar = [(key, path) for path in paths if (key := _key(path.name)) in by_key]
         for key, name in by_key.items():
-            if len(found := [path for path in paths if _key(path.name) == key]) > 1:
+            if len(found := [path for key_there, path in similar if key_there == key]) > 1:
                 raise AnnotationError(f"several files for one, {', '.join(map(str, found))}; give the folder of one")
             if found:
                 logging.getLogger(__name__).warning("%s: read as %s", found[0], name)
@@ -108,26 +107,18 @@ def _key(name: str) -> str:
     return re.sub(r"[-_ ]", "", name.rpartition("/")[2].lower())
 
 
-def near_misses(folder: storage.AnyPath, names: Iterable[str]) -> str:
-    """Names the files of a folder and those below whose names resemble `names`, for a message; "" if none does."""
-    found = {path.name for level in itertools.islice(_levels(folder), 2) for path in level}
-    similar = dict.fromkeys(match for name in names for match in difflib.get_close_matches(name, found, 3, 0.5))
-    return f"; similar names there: {', '.join(list(similar)[:5])}" if similar else ""
-
-
 def required(dataset: catalog.DatasetInfo, folder: storage.AnyPath, names: Sequence[str]) -> storage.AnyPath:
     """Returns the first of `names` in `folder`; raises MissingDataError if there is none."""
     path = first(folder, names)
     if path is None:
-        expected = f"{' or '.join(names[:2])} in {folder}{near_misses(folder, names[:20])}"
-        raise MissingDataError(f"no {expected}", dataset, annotations=folder)
+        raise MissingDataError(f"no {' or '.join(names[:2])} in {folder}", dataset, annotations=folder)
     return path
 
 
 def split_files(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> dict[str, storage.AnyPath]:
     """Returns split -> its file; only that of the training split is required."""
-    files = {split: first(folder, names) for split, names in dataset.annotation_files.items()}
-    files["train"] = required(dataset, folder, dataset.annotation_files["train"])
+    files = {"train": required(dataset, folder, dataset.annotation_files["train"])}
+    files |= {split: first(folder, names) for split, names in dataset.annotation_files.items() if split != "train"}
     return {split: path for split, path in files.items() if path is not None}
 
 
@@ -181,7 +172,7 @@ def table(path: storage.AnyPath, columns: Iterable[str]) -> list[tuple[str, dict
     return [(where, dict(zip(header, values, strict=True))) for where, values in rows]
 
 
-def json_entries(path: storage.AnyPath, kind: type) -> list[tuple[str, Any]]:
+def json_entries(path: storage.AnyPath, kind: type | tuple[type, ...]) -> list[tuple[str, Any]]:
     """Returns (where, entry) of each entry, at least one, of a JSON file with a list or a dict, as `kind` says."""
     try:
         content = json.loads(text(path))
@@ -191,7 +182,7 @@ def json_entries(path: storage.AnyPath, kind: type) -> list[tuple[str, Any]]:
     if not isinstance(content, kind) or not content:
         expected = "a list" if kind is list else "an object"
         raise AnnotationError(f"{path}: contains {content!r:.60}, not {expected} with entries")
-    entries = content.items() if kind is dict else content
+    entries = content.items() if isinstance(content, dict) else content
     return [(f"{path}, entry {position}", entry) for position, entry in enumerate(entries, start=1)]
 
 

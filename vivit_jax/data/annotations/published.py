@@ -134,9 +134,7 @@ def read_moments(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annot
             yield name, parsing.integer(where, "id", class_id)
 
     def entries(path: storage.AnyPath, split: str, _: list[str]) -> Iterator[Entry]:
-        for where, (video, label, *votes) in _rows_of(path, "file,label,positive,negative"):
-            for column, vote in zip(("positive", "negative"), votes, strict=True):
-                parsing.integer(where, column, vote)
+        for where, (video, label, _, _) in _rows_of(path, "file,label,positive,negative"):
             name = os.path.splitext(video)[0]
             yield where, video, label, ((f"{_MOMENTS_FOLDERS[split]}/{name}", True), (name, True))
 
@@ -202,10 +200,10 @@ def read_ucf101(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
 def read_hmdb51(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotations:
     """Reads both parts of a split of HMDB51."""
     patterns = dataset.annotation_files["train"]
-    files = next((matches for pattern in patterns if (matches := [*folder.glob(pattern)])), None)
+    found = ([path for path in folder.glob(pattern) if path.name[0] != "."] for pattern in patterns)
+    files = next(filter(None, found), None)
     if files is None:
-        hint = parsing.near_misses(folder, [patterns[0].replace("*", "clap")])
-        raise MissingDataError(f"no {patterns[0]} in {folder}{hint}", dataset, annotations=folder)
+        raise MissingDataError(f"no {patterns[0]} in {folder}", dataset, annotations=folder)
     path_of_class = {path.name.removesuffix(patterns[0].removeprefix("*")): path for path in files}
     names = sorted(path_of_class)
     notes = parsing.class_count_notes(dataset, files[0].parent, names)

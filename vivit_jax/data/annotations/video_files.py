@@ -54,7 +54,7 @@ def _list(folder: str, parents: frozenset[str], listing: Listing) -> None:
     real_path = folder if storage.is_remote(folder) else os.path.realpath(folder)
     if real_path in parents:  # a link to one of its parents would never end
         return
-    files, folders = _entries(folder)
+    files, folders = entries_of(folder)
     videos = [name for name in files if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES]
     listing.videos += [os.path.join(folder, name) for name in videos]
     if parents and not videos and not folders and _holds_frames(files):
@@ -66,8 +66,8 @@ def _list(folder: str, parents: frozenset[str], listing: Listing) -> None:
         _list(os.path.join(folder, name), parents | {real_path}, listing)
 
 
-def _entries(folder: str) -> tuple[list[str], list[str]]:
-    """Returns the sorted names of the files and of the folders in a folder, without hidden ones."""
+def entries_of(folder: storage.PathLike) -> tuple[list[str], list[str]]:
+    """Returns the sorted names of the files and of the folders in a folder, without those that `list_videos` skips."""
     if storage.is_remote(folder):
         # Names with the suffix of a video or picture count as files, since a request for each takes too long.
         names = storage.names(folder)
@@ -94,9 +94,10 @@ class VideoFiles:
     """The video files below one folder, which is listed once.
 
     A name matches a file whose path ends in it, by whole parts: `clapping/x` matches `training/clapping/x.mp4`. Of
-    several files, the one with the fewest parent folders wins, then the first in alphabetical order. Where none has the
-    name, one file that differs in upper and lower case only is taken. Files in the folders `dataset.replacements`,
-    below the videos' folder or beside it, win over all others. Only a CSV, which may name others, needs no video there.
+    several files, the one with the fewest parent folders wins, then the first in alphabetical order; of several in
+    different folders, a path in a CSV matches none. Where none has the name, one file that differs in upper and lower
+    case only is taken. Files in the folders `dataset.replacements`, below the videos' folder or beside it, win over all
+    others. Only a CSV, which may name others, needs no video there.
 
     Attributes:
       first_frames: the first folder of frames that `find` returned; None if there was none.
@@ -191,8 +192,7 @@ class VideoFiles:
         expected = rows[0].file or rows[0].names[0][0]
         example = next((files[0] for files in self._files.values()), "no video")
         looked = f"none of the videos in the annotations is in {self.folder}: looked for {expected}"
-        found = f"{looked}, found there {example} and the like"
-        raise MissingDataError(found, self._dataset, videos=self.folder)
+        raise MissingDataError(f"{looked}, found there {example} and the like", self._dataset, videos=self.folder)
 
 
 def _parts(path: str) -> list[str]:

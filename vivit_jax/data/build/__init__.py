@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from vivit_jax.data import annotations, catalog, moving_digits
 from vivit_jax.data.paths import SUMMARY_FILE, read_summary, records_folder
@@ -12,7 +13,7 @@ from vivit_jax.utils import storage
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildOptions(EncodeOptions):
-    """How records are built; all fields but the last three change them. `short_side` None: that of the data set."""
+    """How records are built. `short_side` None: that of the data set."""
 
     kind: str | None = None  # "folder" or "csv" for a custom data set; None for a data set of the catalog
     label_separator: str | None = None  # ";" or "|" in the multi-label fields of a CSV
@@ -21,6 +22,12 @@ class BuildOptions(EncodeOptions):
     num_workers: int | None = None  # decoding processes; None: one per core, 0: none but this one
     part: tuple[int, int] | None = None  # (k, n): only every n-th shard, from the k-th on; of a build on n machines
     progress: bool = True
+
+    def of_records(self) -> dict[str, Any]:
+        """Returns the fields that decide the content of the records of a split, as in `summary.json`."""
+        run = ("splits", "num_workers", "part", "progress")
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in run}
+        return fields | {"columns": self.columns and ",".join(self.columns)}
 
 
 def build(
@@ -44,10 +51,8 @@ def build(
         dataset = catalog.custom(name, options.kind, options.label_separator, options.columns)
     else:
         dataset = catalog.get(name)
-        for flag in ("label_separator", "columns"):
-            if (value := getattr(options, flag)) is not None:
-                shown = ",".join(value) if flag == "columns" else value
-                raise ValueError(f"--{flag}={shown} is for a custom CSV, not for {name}")
+        if (options.label_separator, options.columns) != (None, None):
+            raise ValueError(f"--label_separator and --columns are for a custom CSV, not for {name}")
         if annotation_folder is None:
             raise ValueError(f"{name} has annotation files: give their folder by --annotations=DIR")
     if options.short_side is None:
@@ -75,16 +80,10 @@ def build(
 
 def _check_same(folder: storage.AnyPath, options: BuildOptions) -> None:
     summary = read_summary(folder)
-    multi_label = summary.get("multi_label"), options.label_separator
     differences = [
-        f"{what} {stored} ({requested} requested)"
-        for what, stored, requested in (
-            ("JPEG quality", summary.get("quality"), options.quality),
-            ("short side", summary.get("short_side"), options.short_side),
-            ("frame rate", summary.get("fps") or "of the source", options.fps or "of the source"),
-            ("multi-label heads", *("some" if heads else "none" for heads in multi_label)),
-        )
-        if stored != requested
+        f"{name} {summary[name]} ({value} requested)"
+        for name, value in options.of_records().items()
+        if summary.get(name, value) != value  # older summaries do not have all of them
     ]
     if absent := [split for split in options.splits or () if split not in summary["splits"]]:
         differences.append(f"split {', '.join(summary['splits'])} ({', '.join(absent)} requested too)")
@@ -93,27 +92,22 @@ def _check_same(folder: storage.AnyPath, options: BuildOptions) -> None:
         raise ValueError(f"{folder} holds records with {found}: give another --out, or delete that folder")
 
 
-def prepare(
-    name: str, data_dir: storage.PathLike, num_workers: int | None = None, progress: bool = True, **generator: int
-) -> storage.AnyPath:
+def prepare(name: str, data_dir: storage.PathLike) -> storage.AnyPath:
     """Returns the folder of the records of data set `name`, and builds them first if they are absent.
 
-    moving_digits is generated, with the arguments `generator` (`train`, `validation`, `seed`). The others of the
-    catalog are built from the files in `data_dir/NAME/videos` and `data_dir/NAME/annotations`; without these,
-    MissingDataError says which files belong where. The records of a custom data set must exist.
+    moving_digits is generated. The others of the catalog are built from the files in `data_dir/NAME/videos` and
+    `data_dir/NAME/annotations`; without these, MissingDataError says which files belong where. The records of a custom
+    data set must exist.
     """
     folder = records_folder(name, data_dir)
     dataset = catalog.of_records(name, folder)
-    source = storage.path(data_dir) / name
-    if name == "moving_digits":
-        if not (folder / SUMMARY_FILE).is_file() or (generator and (source / moving_digits.MANIFEST).is_file()):
-            moving_digits.generate(source, num_workers=num_workers, progress=progress, **generator)
-    elif generator:
-        raise ValueError(f"{', '.join(generator)}: only moving_digits is generated, {name} is not")
     if (folder / SUMMARY_FILE).is_file():
         return folder
+    source = storage.path(data_dir) / name
+    if name == "moving_digits":
+        moving_digits.generate(source)
     videos, annotation_folder = source / "videos", source / "annotations"
     if not (videos.is_dir() and annotation_folder.is_dir()):
         problem = f"no records in {folder}, and no files to build them from"
         raise annotations.MissingDataError(problem, dataset, annotations=annotation_folder, videos=videos)
-    return build(name, videos, annotation_folder, data_dir, BuildOptions(num_workers=num_workers, progress=progress))
+    return build(name, videos, annotation_folder, data_dir)

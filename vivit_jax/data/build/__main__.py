@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from vivit_jax.data import catalog
 from vivit_jax.data.build import BuildOptions, build
 from vivit_jax.data.paths import REJECTS_FILE, VERSION, read_summary
+from vivit_jax.utils import storage
 
 # Share of rejected videos from which a build counts as failed.
 MOST_REJECTED = 0.5
@@ -26,14 +27,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = {field.name for field in dataclasses.fields(BuildOptions)} & vars(flags).keys()
     try:
         options = BuildOptions(kind=kind, **{name: getattr(flags, name) for name in names})
-        if custom and not flags.name:
-            raise ValueError(f"--dataset={flags.dataset} needs --name=NAME, by which training finds its records")
-        if flags.name and not custom:
-            kinds = "|".join(catalog.CUSTOM_KINDS)
-            raise ValueError(f"--name={flags.name} is for a custom data set (--dataset={kinds}), not {flags.dataset}")
+        if custom != bool(flags.name):
+            use = f"--dataset={'|'.join(catalog.CUSTOM_KINDS)} needs --name=NAME, by which training finds the records"
+            raise ValueError(f"{use}; other data sets have none: --dataset={flags.dataset}, --name={flags.name}")
         folder = build(flags.name or flags.dataset, flags.videos, flags.annotations, flags.out, options)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
+    except Exception as error:
+        # TensorFlow and the workers have other errors for a full disk.
+        if isinstance(error, OSError | ValueError) or storage.is_full(error):
+            raise SystemExit(f"error: {error}") from None
+        raise
     if options.part is not None and folder.name != VERSION:
         print(f"part {options.part[0]} of {options.part[1]} is in {folder}; after the last part, build without --part")
         return

@@ -39,6 +39,10 @@ class RecordsBuild:
         options: BuildOptions,
     ):
         self._dataset, self._options = dataset, options
+        self._final = records_folder(dataset.name, data_dir)
+        if self._final.exists() and not storage.is_remote(self._final):
+            incomplete = f"{self._final} exists, but is incomplete (no {SUMMARY_FILE})"
+            raise ValueError(f"{incomplete}: delete it or move it away, or give another --out")
         self._annotations = annotations.read(dataset, annotation_folder)
         rows = self._annotations.rows
         if absent := [split for split in options.splits or () if split not in rows]:
@@ -54,7 +58,6 @@ class RecordsBuild:
             advice = "give it by --fps=N (config.data.fps), in frames per second"
             raise ValueError(f"{video_files.first_frames} is a folder of frames, without a frame rate: {advice}")
         self._all_shards = list(itertools.chain.from_iterable(self._shards.values()))
-        self._final = records_folder(dataset.name, data_dir)
         self._staging = storage.path(f"{self._final}.partial-{shards.fingerprint(self._all_shards, options)}")
 
     def run(self) -> storage.AnyPath:
@@ -138,9 +141,7 @@ class RecordsBuild:
         storage.write(folder / REJECTS_FILE, tables.to_csv(("split", "video", "start", "end", "reason"), rejects))
         summary = {
             "dataset": self._dataset.name,
-            "quality": self._options.quality,
-            "short_side": self._options.short_side,
-            "fps": self._options.fps,
+            **self._options.of_records(),
             "multi_label": sorted(self._annotations.multi_label),
             "rejects": len(rejects),
             "reject_reasons": dict(Counter(reason.split(": ", 1)[-1] for *_, reason in rejects).most_common(20)),

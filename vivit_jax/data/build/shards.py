@@ -7,6 +7,7 @@ any process can write it, also on another machine.
 import dataclasses
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -111,7 +112,7 @@ def encode_files(
         results = workers.ordered_map("vivit_jax.data.video.encode:encode_file", tasks, options.num_workers)
         for number, file in enumerate(files):
             if file.path is None:
-                yield ["no such video in the videos' folder"] * len(file.rows)
+                yield ["no such video in the videos' folder (or several of this name)"] * len(file.rows)
                 continue
             result = next(results)
             if isinstance(result, workers.WorkerError):
@@ -133,7 +134,7 @@ def write(
     shard.videos, shard.rejects, shard.varying, shard.repaired = [], [], 0, 0
     # `written` renames at the end, so that two workers with the same shard do not mix.
     with storage.written(shard.path(staging)) as partial:
-        with tf.io.TFRecordWriter(str(partial)) as writer:
+        with tf.io.TFRecordWriter(os.fsencode(partial)) as writer:
             for file in shard.files:
                 for number, (row, segment) in enumerate(zip(file.rows, next(encoded), strict=True), file.first_row):
                     if isinstance(segment, str):

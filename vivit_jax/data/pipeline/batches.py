@@ -32,15 +32,15 @@ _DEFAULT_OPTIONS = PipelineOptions()
 class Batches(Iterator, contextlib.AbstractContextManager):
     """Iterator over batches: dicts of NumPy arrays (read-only views of TensorFlow's memory; copy to change them).
 
-    Raises DataError where the storage fails for longer than `reader.PAUSES`; in training also where too many clips
-    of an epoch so far (in the rows of this process, since it started) or all videos of a batch are broken.
+    Raises DataError where the storage fails for longer than `reader.PAUSES`; in training also where too many videos
+    (`reader.Limit`; in the rows of this process, since it started) or all of a batch of four or more are broken.
 
     Attributes:
       step: number of the next batch.
       num_batches: None for the endless training stream.
       description: threads, prefetching and cache, for the log.
       repeated_views: videos of an evaluation that are too short or too small for different test views.
-      corrupt: videos returned so far with mask 0 because their record or a JPEG in it is broken.
+      corrupt: clips (of an evaluation, videos) returned so far with mask 0, as a record or a JPEG in it is broken.
     """
 
     def __init__(
@@ -76,15 +76,16 @@ class Batches(Iterator, contextlib.AbstractContextManager):
     def _mend(self, batch: dict, rows: list[int]) -> None:
         """Puts the clips into a batch that can be read after all; counts and reports the others."""
         batch |= {name: batch[name].copy() for name in ("video", "mask")}
-        reasons = []
+        reasons = {}
         for row in rows:
-            clip = self._read_again(self.step, row, int(batch["index"][row]))
+            video = int(batch["index"][row])
+            clip = self._read_again(self.step, row, video)
             if isinstance(clip, str):
-                reasons.append(clip)
+                reasons[video] = clip
+                self.corrupt += 1
             else:
                 batch["video"][row], batch["mask"][row] = clip["video"], 1.0
-        self.corrupt += len(reasons)
-        several = len(set(batch["index"].tolist())) > 1
+        several = len(set(batch["index"].tolist())) > 3  # a few may all be broken by chance
         self._limit.check(self.step, reasons, several and self.num_batches is None and not batch["mask"].any())
 
     def close(self) -> None:
@@ -121,7 +122,7 @@ def train_batches(
       `index` int64 [b] in the split, or in the concatenated splits of a mixture; b = high - low. With
       `options.resize_on_device`, `augment.resize_windows` makes clips of a larger `video` and `window` int32 [b, 5].
     """
-    low, high = _check_rows(batch_size, rows)
+    low, high = rows or (0, batch_size)
     if start_step < 0 or not 0 <= seed < 2**31:
         raise ValueError(f"start_step={start_step}, seed={seed}: needs a step >= 0 and a seed of 0 to 2^31 - 1")
     if batch_size % spec.clips_per_video:
@@ -141,8 +142,8 @@ def train_batches(
     labels = _label_reader(train_set.splits, mirrors if swap else None)
 
     @tf.autograph.experimental.do_not_convert
-    def load(position, video, again=False):
-        read = functools.partial(videos.read, again=again)
+    def load(position, video, strict=False):
+        read = functools.partial(videos.read, strict=strict)
         draws = clip_draws(seed, position, count)
         allowed = tf.constant(may_flip)[video] if swap else True
         if region is None:
@@ -153,7 +154,7 @@ def train_batches(
             size = videos.size(video)[1:]
             window = {"window": clips.window_in_region(*size, spec, draws, region, allowed)}
         flipped = tf.logical_and(sampling.is_flipped(spec, draws), allowed)
-        return videos.example(video, shape, make, again) | window | {"label": labels(video, flipped)}
+        return videos.example(video, shape, make, strict) | window | {"label": labels(video, flipped)}
 
     positions = train_set.order(seed, spec).dataset(batch_size, start_step * batch_size, (low, high))
     dataset = positions.map(load, threads)
@@ -163,10 +164,8 @@ def train_batches(
         flips = mirror.describe(train_set.class_names, mirrors, never)
         description += f"; {flips}" if flips else ""
     dataset = _batched(dataset, high - low, options.prefetch, threads)
-    share, steps_per_epoch = options.max_unreadable, train_set.num_videos * spec.clips_per_video / batch_size
-    allowed = max(spec.clips_per_video, int(share * steps_per_epoch * (high - low))) if share else 0
     again = videos.reader_again(load, batch_size, low, train_set.locate)
-    limit = Limit(allowed, steps_per_epoch, share)
+    limit = Limit(options.max_unreadable, train_set.num_videos)
     return Batches(dataset, description, again, limit, step=start_step, videos=videos)
 
 
@@ -185,24 +184,21 @@ def eval_batches(
     arguments and batches as in `train_batches`, but with `video` uint8 [b, V, T, H, W, 3],
     V = temporal_views * spatial_views, temporal-major. Every process gets the same number of batches.
     """
-    low, high = _check_rows(batch_size, rows)
-    if min(temporal_views, spatial_views) < 1:
-        raise ValueError(f"{temporal_views} x {spatial_views} views; each must be at least 1")
+    low, high = rows or (0, batch_size)
     threads = options.threads or workers.default_workers()
     videos = _Videos([eval_set], options, threads)
     labels = _label_reader([eval_set])
     num_videos = eval_set.num_videos
     num_batches = -(-num_videos // batch_size)
-    positions = np.arange(num_batches * batch_size)
-    positions = positions[(positions % batch_size >= low) & (positions % batch_size < high)]
+    positions = np.arange(num_batches * batch_size).reshape(num_batches, batch_size)[:, low:high].ravel()
     shape = [temporal_views * spatial_views, spec.num_frames, *spec.image_size, 3]
 
     @tf.autograph.experimental.do_not_convert
-    def load(position, video=None, again=False):
-        read = functools.partial(videos.read, again=again)
+    def load(position, _=None, strict=False):  # the position says which video
+        read = functools.partial(videos.read, strict=strict)
         make = lambda *size: clips.views(read, position, *size, spec, temporal_views, spatial_views)  # noqa: E731
         video = tf.where(position < num_videos, position, -1)
-        return videos.example(video, shape, make, again) | {"label": labels(video)}
+        return videos.example(video, shape, make, strict) | {"label": labels(video)}
 
     dataset = tf.data.Dataset.from_tensor_slices(positions.astype(np.int64)).map(load, threads)
     sizes = eval_set.num_frames, eval_set.height, eval_set.width
@@ -211,7 +207,7 @@ def eval_batches(
     description = _describe(options, threads, (high - low) * int(np.prod(shape)), videos.cached_bytes)
     again = videos.reader_again(load, batch_size, low, TrainingSet.from_split(eval_set).locate)
     counts = {"num_batches": num_batches, "repeated_views": repeated}
-    return Batches(dataset, description, again, Limit(np.inf, num_batches, 1.0), **counts)
+    return Batches(dataset, description, again, Limit(1.0, num_videos), **counts)
 
 
 def _label_reader(splits: Sequence[RecordSplit], mirrors: Mapping[str, np.ndarray] | None = None) -> Callable:
@@ -279,21 +275,21 @@ class _Videos:
         for cached in filter(None, self._caches):
             cached.close()
 
-    def read(self, video, numbers, window=None, finish=None, again=False):
-        """A `reader.Reader` of all videos; `again` reads from the storage, not from the cache."""
+    def read(self, video, numbers, window=None, finish=None, strict=False):
+        """A `reader.Reader` of all videos; `strict` reads from the storage, not from the cache."""
         pairs = zip(self._from_disk, self._caches, strict=True)
-        readers = [read if again or cached is None else cached.read for read, cached in pairs]
+        readers = [read if strict or cached is None else cached.read for read, cached in pairs]
         return self._in_split(video, [lambda v, read=read: read(v, numbers, window, finish) for read in readers])
 
     def reader_again(self, load: Callable, batch_size: int, low: int, locate: Callable[[int], str]) -> Callable:
         """Returns (step, row, video) -> the example by `load`, or the name of the video and why it is broken."""
-        strict = tf.function(functools.partial(load, again=True), autograph=False)
+        load_strictly = tf.function(functools.partial(load, strict=True), autograph=False)
 
         def read(step: int, row: int, video: int) -> dict | str:
             split = int(np.searchsorted(self._first[1:], video, side="right"))
             shard = self._splits[split].shard_of(video - self._first[split])
             place = tf.constant([step * batch_size + low + row, video], tf.int64)
-            result = read_again(lambda: strict(*tf.unstack(place)), shard)
+            result = read_again(lambda: load_strictly(*tf.unstack(place)), shard)
             return f"{locate(video)} in {shard}, {result}" if isinstance(result, str) else result
 
         return read
@@ -319,8 +315,8 @@ class _Videos:
         """Returns [number of frames, height, width] of a video, or of the first if it is -1."""
         return [x[tf.maximum(video, 0)] for x in self._sizes]
 
-    def example(self, video, shape: list[int], make: Callable[..., tf.Tensor], again: bool = False) -> dict:
-        """Returns the example of a video without labels; black, mask 0 for -1 or (an error if `again`) a broken one."""
+    def example(self, video, shape: list[int], make: Callable[..., tf.Tensor], strict: bool) -> dict:
+        """Returns the example of a video without labels; black, mask 0 for -1 or (`strict`: an error) a broken one."""
         size = self.size(video)
 
         def black():
@@ -332,7 +328,7 @@ class _Videos:
             fallback = tf.data.Dataset.from_tensors(video).map(lambda _: black())
             return example.concatenate(fallback).take(1).get_single_element()
 
-        if again:
+        if strict:
             frames, mask = make(*size), 1.0
         elif (decoded := self._decoded(video)) is None:
             frames, mask = tf.cond(video >= 0, make_or_black, black)
@@ -340,15 +336,6 @@ class _Videos:
             case = tf.where(video < 0, 0, tf.where(decoded, 1, 2))
             frames, mask = tf.switch_case(case, [black, lambda: (make(*size), 1.0), make_or_black])
         return {"video": tf.ensure_shape(frames, shape), "mask": mask, "index": video}
-
-
-def _check_rows(batch_size: int, rows: tuple[int, int] | None) -> tuple[int, int]:
-    low, high = (0, batch_size) if rows is None else rows
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    if not 0 <= low < high <= batch_size:
-        raise ValueError(f"rows ({low}, {high}) are not rows of a batch of {batch_size}")
-    return low, high
 
 
 def _batched(dataset: tf.data.Dataset, batch_size: int, prefetch: int, threads: int) -> tf.data.Dataset:

@@ -1,6 +1,6 @@
 """Clips from frames, in TensorFlow's graph: read and decode, crop and resize in one step, flip.
 
-The graph calls no Python: on this stack an exception next to a `py_function` hangs the process instead of ending it.
+The graph calls no Python: an exception next to a `py_function` hangs TensorFlow 2.21 instead of ending the process.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ def views_from_file(
 
     Which frames the views need follows from the number of frames. That is taken from the packets of the file; where it
     turns out to be another, the file is decoded again. No frame but one is in memory, beside the views. `short_side`
-    and `fps` are the maxima of the data set's records (None: those of the source). Raises decode.VideoError.
+    and `fps` are the maxima of the data set's records (None: those of the source); `fps` is the rate of a folder of
+    pictures. Raises decode.VideoError.
     """
     from vivit_jax.data.video import decode, encode
 
@@ -154,7 +155,7 @@ def views_from_file(
             for place, number in enumerate(sampling.view_frames(len(kept), spec, temporal_views, view)):
                 places.setdefault(kept[number], []).append((view, place))
         selector = encode.FrameSelector(None, None, fps, lambda frame: frame.number)
-        for number, frame in enumerate(decode.iterate_frames(path, short_side=short_side)):
+        for number, frame in enumerate(decode.iterate_frames(path, short_side=short_side, fps=fps)):
             if number == 0:
                 frame.image  # noqa: B018 (the first that is converted decides the size of all)
             if number in places:

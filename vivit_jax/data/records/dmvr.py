@@ -21,8 +21,9 @@ from vivit_jax.data.annotations import parsing
 from vivit_jax.data.host_tf import tf
 from vivit_jax.data.paths import REJECTS_FILE, SUMMARY_FILE
 from vivit_jax.data.records import dmvr_labels, reader
-from vivit_jax.data.records import split as index
+from vivit_jax.data.records import split as split_index
 from vivit_jax.data.records.scan import read_all
+from vivit_jax.data.records.split import RecordSplit, VideoEntry
 from vivit_jax.utils import storage, tables, terminal
 
 # `train-00000-of-00032`, `k400-train.tfrecord-00000-of-00100`, `val-00000-of-00010.tfrecord`; or one file per split.
@@ -59,16 +60,16 @@ def index_folder(
     indexed, rejects = _scan(folder, out, splits, heads, class_names or {}, labels)
     names = indexed[0].class_names
     others = {path.stem.removeprefix("index_") for path in out.glob("index_*.npz")} - {split.name for split in indexed}
-    if others and index.load_class_names(out) != names:
+    if others and split_index.load_class_names(out) != names:
         advice = "index all splits in one run (several --split), or give --class_names"
         raise ValueError(f"{out} has an index of split {', '.join(sorted(others))} with other classes: {advice}")
-    index.save_class_names(out, names)
+    split_index.save_class_names(out, names)
     storage.write(out / REJECTS_FILE, tables.to_csv(("split", "shard", "record", "byte", "reason"), rejects))
     for split in indexed:
         yield f"{split.save()}: {split.num_videos} videos, {len(split.chunk_offset)} records"
     summary = {
         "dataset": folder.name,
-        "form": index.SEQUENCE,
+        "form": split_index.SEQUENCE,
         "quality": None,  # unknown
         "short_side": None,
         "rejects": len(rejects),
@@ -90,19 +91,19 @@ def find_shards(folder: storage.PathLike, patterns: Mapping[str, str] | None = N
     """
     folder = storage.path(folder)
     if not folder.is_dir():
-        raise index.NoRecordsError(f"no folder {folder}")
+        raise split_index.NoRecordsError(f"no folder {folder}")
     if patterns:
         splits = {}
         for split, pattern in patterns.items():
             splits[split] = sorted(str(path.relative_to(folder)) for path in folder.glob(pattern) if path.is_file())
             if not splits[split]:
-                raise index.NoRecordsError(f"{folder}: no file fits the pattern {pattern!r} of split {split!r}")
-            index.group_shards(folder, splits[split], _SHARD)
+                raise split_index.NoRecordsError(f"{folder}: no file fits the pattern {pattern!r} of split {split!r}")
+            split_index.group_shards(folder, splits[split], _SHARD)
         return splits
-    sets = index.group_shards(folder, storage.names(folder), _SHARD)
+    sets = split_index.group_shards(folder, storage.names(folder), _SHARD)
     if not sets:
         none = f"no records in {folder} (no files named *-00000-of-00001 or *.tfrecord)"
-        raise index.NoRecordsError(f"{none}; name them with --split=NAME=GLOB")
+        raise split_index.NoRecordsError(f"{none}; name them with --split=NAME=GLOB")
     named = {base: next(filter(None, map(parsing.SPLITS.get, re.split(r"[-_.]", base.lower()))), None) for base in sets}
     counts = Counter(named.values())
     return {
@@ -111,7 +112,7 @@ def find_shards(folder: storage.PathLike, patterns: Mapping[str, str] | None = N
     }
 
 
-def _summary(split: index.RecordSplit) -> dict[str, Any]:
+def _summary(split: RecordSplit) -> dict[str, Any]:
     sizes = Counter(zip(split.height.tolist(), split.width.tolist(), strict=True)).most_common(20)
     shown = {f"{height} x {width}": count for (height, width), count in sizes}
     return {"rejects": len(split.chunk_offset) - split.num_videos, "sizes": shown, **split.counts()}
@@ -124,12 +125,12 @@ def _scan(
     heads: Sequence[dmvr_labels.Head],
     given_names: Mapping[str, Sequence[str]],
     label_source: str,
-) -> tuple[list[index.RecordSplit], list[tuple]]:
+) -> tuple[list[RecordSplit], list[tuple]]:
     """Reads all records, and the header of each JPEG; returns the splits, and the rows of `rejects.csv`."""
     shards = find_shards(folder, patterns)
     paths = {split: [str(folder / name) for name in names] for split, names in shards.items()}
-    positions = {split: list(map(index.record_positions, of_split)) for split, of_split in paths.items()}
-    chunks = {split: index.chunk_arrays(of_split) for split, of_split in positions.items()}
+    positions = {split: list(map(split_index.record_positions, of_split)) for split, of_split in paths.items()}
+    chunks = {split: split_index.chunk_arrays(of_split) for split, of_split in positions.items()}
 
     def locate(split, number):
         shard = chunks[split]["chunk_shard"]
@@ -137,14 +138,14 @@ def _scan(
         return shards[split][shard[number]], int(number - first), int(chunks[split]["chunk_offset"][number])
 
     # Read every record once: its video, or the reason why it cannot be used.
-    videos: dict[tuple[str, int], index.VideoEntry] = {}
+    videos: dict[tuple[str, int], VideoEntry] = {}
     reasons: dict[tuple[str, int], str] = {}
     total = sum(len(of_split["chunk_shard"]) for of_split in chunks.values())
     with terminal.progress_bar(title=f"{folder.name}: index", total=total) as bar:
         for split, of_split in chunks.items():
             usable = False
             where = paths[split], of_split["chunk_shard"], of_split["chunk_offset"]
-            for number, record in read_all(*where, index.SEQUENCE, decode=False):
+            for number, record in read_all(*where, split_index.SEQUENCE, decode=False):
                 shard, in_shard, _ = locate(split, number)
                 video = record if isinstance(record, str) else _video(*record, heads, f"{shard}#{in_shard}")
                 (reasons if isinstance(video, str) else videos)[split, number] = video
@@ -172,10 +173,10 @@ def _scan(
             reason = of_rejected[0][-1] if of_rejected else "there is none"
             raise ValueError(f"{folder}: split {split!r} has no record that can be used; the first: {reason}")
         rejects += of_rejected
-        arrays = index.video_arrays([videos[split, number] for number in numbers])
+        arrays = split_index.video_arrays([videos[split, number] for number in numbers])
         labels = {head: np.array([of_head[split, n] for n in numbers], np.int32) for head, of_head in ids.items()}
         indexed.append(
-            index.RecordSplit(
+            RecordSplit(
                 folder=out,
                 name=split,
                 shards=shards[split] if out == folder else paths[split],
@@ -184,7 +185,7 @@ def _scan(
                 num_chunks=np.ones(len(numbers), np.int64),
                 class_names=names,
                 chunk_frames=int(arrays["num_frames"].max()),
-                form=index.SEQUENCE,
+                form=split_index.SEQUENCE,
                 **arrays,
                 **of_split,
             )
@@ -192,7 +193,7 @@ def _scan(
     return indexed, rejects
 
 
-def _video(record: bytes, sizes: np.ndarray, heads: Sequence[dmvr_labels.Head], default: str) -> index.VideoEntry | str:
+def _video(record: bytes, sizes: np.ndarray, heads: Sequence[dmvr_labels.Head], default: str) -> VideoEntry | str:
     """Returns the video of a record, with labels as of `read_label`; or the reason why it cannot be used.
 
     `sizes` int [frames, 2] are (height, width) of its frames.
@@ -214,7 +215,7 @@ def _video(record: bytes, sizes: np.ndarray, heads: Sequence[dmvr_labels.Head], 
     # MediaSequence's times are integers, in microseconds; others are ignored.
     stamps = [feature.int64_list.value for feature in example.feature_lists.feature_list[_TIMES].feature]
     fps = _frame_rate(context, [stamp[0] for stamp in stamps if stamp], count)
-    return index.VideoEntry(name, count, fps, *low, labels)
+    return VideoEntry(name, count, fps, *low, labels)
 
 
 def _frame_rate(context: Mapping[str, Sequence], times: Sequence[int], count: int) -> float:
@@ -234,7 +235,7 @@ def first_record(folder: storage.PathLike, patterns: Mapping[str, str] | None = 
     for path in (storage.path(folder) / name for names in find_shards(folder, patterns).values() for name in names):
         with path.open("rb") as file:
             head = file.read(12)
-            if head[:2] == b"\x1f\x8b":
+            if head[:3] == b"\x1f\x8b\x08":
                 raise ValueError(f"{path} is compressed; a compressed shard cannot be read from its middle: unpack it")
             # A corrupted length would ask for any amount of memory.
             length = min(struct.unpack("<Q", head[:8])[0], storage.size(path)) if len(head) == 12 else 0

@@ -52,7 +52,8 @@ def read_label(head: Head, context: Mapping[str, Sequence[int | bytes | float]])
         advice = f"name an integer or bytes feature, --head={head.name}=FEATURE, of {others}"
         return f"head {head.name!r}: no label in {', '.join(features)}; {advice}"
     if not numbers:
-        return Label(None, texts[0] if len(texts) == 1 else None)
+        problem = f"the record holds {len(texts)} texts, {texts[:3]}, of which one must be the class"
+        return Label(None, texts[0]) if len(texts) == 1 else f"head {head.name!r}: {problem}"
     wanted = set(numbers) if head.count is None else range(head.first, head.first + head.count)
     selected = [i for i, number in enumerate(numbers) if number in wanted]
     if len(selected) != 1:
@@ -74,7 +75,7 @@ def class_ids(
     by_text = source == "text" or (source == "auto" and all(label.number is None for label in valid))
     texts = {label.text for label in valid if label.text is not None}
     if by_text and valid and not texts:
-        raise ValueError(f"head {head.name!r}: the records hold no texts of the classes, only numbers: --labels=index")
+        raise ValueError(f"head {head.name!r}: no record holds one text for each number of a class: --labels=index")
     names = list(given or sorted(texts)) if by_text else _names_by_number(head, valid, given)
     id_of = {name: number for number, name in enumerate(names)}
     ids, reasons = {}, {}

@@ -1,6 +1,6 @@
 """Reads frames from records in TensorFlow's graph: only the records that hold them, only the pixels of a window.
 
-The graph calls no Python: on this stack an exception next to a `py_function` hangs the process instead of ending it. So
+The graph calls no Python: an exception next to a `py_function` hangs TensorFlow 2.21 instead of ending the process. So
 records that cannot be read are found out after it: a storage that fails is waited for (`read_again`); broken records
 are reported and limited (`Limit`).
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from absl import logging
@@ -112,8 +112,7 @@ def decode_frames(jpegs: tf.Tensor, window: tf.Tensor | None, finish: Finish | N
 def memory_reader(frames: tf.Tensor) -> Reader:
     """Returns a reader of frames in memory, uint8 [T, H, W, 3], of one video; it ignores the video's number."""
 
-    def read(video, numbers, window=None, finish=None):
-        del video
+    def read(_, numbers, window=None, finish=None):
         return cut(tf.gather(frames, numbers), window, finish)
 
     return read
@@ -156,29 +155,28 @@ def read_again(read: Callable[[], _T], shard: str) -> _T | str:
 
 
 class Limit:
-    """Reports broken clips, and ends the training stream where they are more than `clips` of an epoch.
+    """Reports broken videos, and ends the stream where more than `share` (data.max_unreadable) of `num_videos` are.
 
-    `clips` and `steps_per_epoch` are of this process and its rows; `share`, for the message, is data.max_unreadable.
+    One video is always allowed, except by a share of 0. A video counts once, in whatever epoch or clip it is met.
     """
 
-    def __init__(self, clips: float, steps_per_epoch: float, share: float):
-        self._clips, self._steps_per_epoch, self._share = clips, steps_per_epoch, share
-        self._epoch, self._reasons = -1, []
+    def __init__(self, share: float, num_videos: int):
+        self._share, self._num_videos = share, num_videos
+        self._reasons: dict[int, str] = {}
 
-    def check(self, step: int, reasons: Sequence[str], all_lost: bool) -> None:
-        """Counts the broken clips of a batch, by the reasons that name them; DataError if they are too many."""
-        epoch = int(step / self._steps_per_epoch)
-        self._reasons = [*(self._reasons if epoch == self._epoch else ()), *reasons]
-        self._epoch, count = epoch, len(self._reasons)
-        for reason in reasons:
-            logging.log_every_n_seconds(logging.ERROR, "Masked a clip (%d of this epoch): %s", 10, count, reason)
+    def check(self, step: int, reasons: Mapping[int, str], all_lost: bool) -> None:
+        """Counts the broken videos of a batch, {video: reason}, which names it; DataError if they are too many."""
+        self._reasons |= reasons
+        count, allowed = len(self._reasons), max(1, self._share * self._num_videos) if self._share else 0
+        for reason in reasons.values():
+            logging.log_every_n_seconds(logging.ERROR, "Masked a clip (%d videos are broken): %s", 10, count, reason)
         problem = f"no clip of batch {step} can be read" if all_lost else None
-        if count > self._clips:
-            allowed = f"more than data.max_unreadable={self._share:g} allows ({self._clips:.0f})"
-            problem = f"{count} clips of epoch {epoch} so far come from broken records, {allowed}"
+        if count > allowed:
+            limit = f"data.max_unreadable={self._share:g} allows {int(allowed)}"
+            problem = f"{count} of {self._num_videos} videos are broken, as far as they were read; {limit}"
         if problem:
             way_out = "`python -m vivit_jax.data.verify DIR` lists them; put sound copies there, or raise that limit"
-            raise DataError("\n".join([f"{problem}. {way_out}. The last ones:", *self._reasons[-5:]]))
+            raise DataError("\n".join([f"{problem}. {way_out}. The last ones:", *list(self._reasons.values())[-5:]]))
 
 
 def plain_message(error: tf.errors.OpError) -> str:

@@ -86,10 +86,6 @@ class RecordSplit:
         return [str(storage.under(self.folder, shard)) for shard in self.shards]
 
     @property
-    def record_bytes(self) -> int:
-        return int(self.chunk_length.sum())
-
-    @property
     def shard_bytes(self) -> np.ndarray:
         """int64 [shards], size of each shard, which is where its last record ends."""
         sizes = np.zeros(len(self.shards), np.int64)
@@ -129,8 +125,8 @@ class RecordSplit:
             head: {self.class_names[head][i]: int(n) for i, n in zip(*of_head, strict=True)}
             for head, of_head in of_heads.items()
         }
-        frames = int(self.num_frames.sum())
-        return {"videos": self.num_videos, "frames": frames, "bytes": self.record_bytes, "classes": classes}
+        frames, size = int(self.num_frames.sum()), int(self.chunk_length.sum())
+        return {"videos": self.num_videos, "frames": frames, "bytes": size, "classes": classes}
 
     def save(self) -> storage.AnyPath:
         """Writes `index_{split}.npz` into `folder`, whole or not at all; returns its path."""
@@ -162,7 +158,7 @@ def open_split(folder: storage.PathLike, split: str) -> RecordSplit:
     for name, count in (("videos", opened.num_videos), ("frames", int(opened.num_frames.sum()))):
         if stated.get(name, count) != count:
             differ = f"{path} has {count} {name}, {folder / SUMMARY_FILE} states {stated[name]}"
-            raise BadIndexError(f"{differ}: they are of different builds. Copy both again, or {_REBUILD} {folder}")
+            raise BadIndexError(f"{differ}: they are of different builds. Copy both again, from one build")
     shard_paths = opened.shard_paths
     sizes = storage.sizes(shard_paths)
     missing = [shard for shard, size in zip(shard_paths, sizes, strict=True) if size is None]
@@ -304,7 +300,10 @@ class VideoEntry:
 
 
 def record_positions(path: storage.PathLike) -> np.ndarray:
-    """Returns offset, length and checksum of every record of a TFRecord file: int64 [records, 3]. Skips the data."""
+    """Returns offset, length and masked CRC-32C of the data of every record of a TFRecord file: int64 [records, 3].
+
+    It skips the data, which are not verified. ValueError for a file that is cut short.
+    """
     positions = []
     # A file in a bucket is copied whole: skipping the data of each record would cost a request each.
     with storage.local(path) as local_file, open(local_file, "rb") as file:

@@ -5,7 +5,8 @@ blocks; each block has a fixed number of slots for every data set (`slots`), shu
 set of n videos is its u-th slot from the beginning: epoch u // n, index u % n in that epoch's permutation, a stateless
 shuffle by (seed, data set, epoch). With one data set, slot and use are the same.
 
-So the state of the stream is the step, and any start costs at most two permutations of each data set and one group.
+So the state of the stream is the step. A start computes one group, the blocks whose order is computed at once (about
+8192 slots, fewer for small data sets), and of each data set the permutations of the epochs that it reaches into.
 """
 
 from __future__ import annotations
@@ -20,15 +21,13 @@ from vivit_jax.data.host_tf import tf
 
 # Streams of random numbers, which must not share seeds. The order of data set i > 0 is stream _ORDERS + i.
 _ORDER, _CLIP, _SLOTS, _ORDERS = 0, 1, 2, 1000
-# Most slots whose order is computed at once.
+# Most slots in a group.
 _GROUP = 8192
 
 
 def block_slots(weights: Sequence[float], limit: int = 1000) -> tuple[int, ...]:
     """Returns the slots of each data set in the shortest block of that exact ratio, else of `limit`, rounded."""
     values = np.asarray(weights, np.float64)
-    if not len(values) or not np.isfinite(values).all() or (values <= 0).any():
-        raise ValueError(f"weights {list(weights)} of a mixture must all be greater than 0")
     shares = values / values.sum()
     for size in range(len(values), limit + 1):
         slots = np.rint(shares * size)
@@ -95,7 +94,7 @@ class Order:
             return tf.zeros_like(slot), slot
         block = sum(self.slots)
         shape = [self.group // block, block]
-        key = tf.random.experimental.stateless_fold_in(_seed(self.seed, _SLOTS), number, alg="philox")
+        key = tf.random.experimental.stateless_fold_in([self.seed, _SLOTS], number, alg="philox")
         shuffled = tf.argsort(tf.random.stateless_uniform(shape, key, dtype=tf.float64, alg="philox"), stable=True)
         template = tf.constant(np.repeat(np.arange(len(self.slots)), self.slots), tf.int64)
         source = tf.gather(template, shuffled)
@@ -139,15 +138,11 @@ class Order:
 def make_permutation(size: int, seed: int, epoch: tf.Tensor, dataset: int = 0) -> tf.Tensor:
     """Returns the order of a data set's videos in one of its epochs: int64 [size]; `dataset`: index in the mixture."""
     stream = _ORDER if dataset == 0 else _ORDERS + dataset
-    key = tf.random.experimental.stateless_fold_in(_seed(seed, stream), epoch, alg="philox")
+    key = tf.random.experimental.stateless_fold_in([seed, stream], epoch, alg="philox")
     return tf.random.experimental.stateless_shuffle(tf.range(size, dtype=tf.int64), key, alg="philox")
 
 
 def clip_draws(seed: int, position: tf.Tensor, count: int) -> tf.Tensor:
     """Returns the random draws of the clip at `position`: float64 [count], uniform in [0, 1)."""
-    key = tf.random.experimental.stateless_fold_in(_seed(seed, _CLIP), position)
+    key = tf.random.experimental.stateless_fold_in([seed, _CLIP], position)
     return tf.random.stateless_uniform([count], key, dtype=tf.float64, alg="philox")
-
-
-def _seed(seed: int, stream: int) -> tf.Tensor:
-    return tf.constant([seed, stream], tf.int32)

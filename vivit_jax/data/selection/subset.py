@@ -88,9 +88,10 @@ def take(split: RecordSplit, indices: np.ndarray) -> RecordSplit:
 
 def _select(name: str, split: RecordSplit, subset: Subset, listed: set[str] | None) -> np.ndarray:
     """Returns the indices of the selected videos, rising."""
-    selected, first_head = np.arange(split.num_videos), next(iter(split.labels))
-    if subset.per_class is not None and first_head in split.multi_label:
+    selected, first_head = np.arange(split.num_videos), next(iter(split.labels), None)
+    if subset.per_class is not None and (first_head is None or first_head in split.multi_label):
         reason = f"head {first_head!r} of {name} is multi-label, so no number per class is exact"
+        reason = f"the videos of {name} have no labels" if first_head is None else reason
         raise SubsetError(f"subset.per_class={subset.per_class}: {reason}; use subset.fraction or subset.list_file")
 
     # Conditions on single videos.
@@ -122,9 +123,8 @@ def _class_ids(split: RecordSplit, names: Sequence[str]) -> dict[str, set[int]]:
     all_classes = [(head, i, name) for head, known in split.class_names.items() for i, name in enumerate(known)]
     for name in names:
         matches = [(head, i, known) for head, i, known in all_classes if name in (known, f"{head}:{known}")]
-        if len(matches) == 1:
-            head, number, _ = matches[0]
-            ids.setdefault(head, set()).add(number)
+        if len({head for head, *_ in matches}) == 1:  # of which several classes may have this name
+            ids.setdefault(matches[0][0], set()).update(number for _, number, _ in matches)
             continue
         if matches:
             choices = " or ".join(f"{head}:{known}" for head, _, known in matches)

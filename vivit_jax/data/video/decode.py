@@ -199,6 +199,7 @@ class _Clock:
 
 
 def _decode(path, container, end, short_side, max_pixels) -> Iterator[Frame]:
+    """Yields the frames of an opened file; arguments and errors as of `iterate_frames`."""
     stream = _video_stream(container)
     if not stream:
         covers = " but a cover picture" if container.streams.video else ""
@@ -225,7 +226,7 @@ def _decode(path, container, end, short_side, max_pixels) -> Iterator[Frame]:
     for frame in source.frames():
         decoded += 1
         time, repaired = clock(source.stamp(frame))
-        before = source.decoded(time + (clock.origin or 0.0))
+        before = source.note_frame(time + (clock.origin or 0.0))
         if decoded == 1 and source.skipped:
             begin = f"its first {before:.2f} s ({source.skipped} frames) cannot be decoded"
             _log.warning("%s: begins between key frames: %s and are left out", path, begin)

@@ -55,7 +55,12 @@ class Converter:
 
         with storage.local(file) as local, Image.open(local) as picture:
             check_size(*picture.size)
-            picture = ImageOps.exif_transpose(picture).convert("RGB")
+            picture = ImageOps.exif_transpose(picture)
+            if picture.mode in ("I", "F"):
+                raise ValueError(f"pixels of mode {picture.mode}, of unknown range; save it with 8 bits a channel")
+            if picture.mode.startswith("I;16"):  # `convert` would clip them
+                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+            picture = picture.convert("RGB")
         if self._size is None:
             self._size = output_size(picture.size, self._short_side)
         if picture.size != self._size:

@@ -156,7 +156,7 @@ class Packets:
         if stamp is not None:
             self._ends[packet.stream.index] = max(self._ends.get(packet.stream.index, stamp), stamp + duration)
 
-    def decoded(self, stamp: float) -> float:
+    def note_frame(self, stamp: float) -> float:
         """Notes the time stamp of a decoded frame; returns the seconds from the first packet to it."""
         stamp += 0.0 if self._stamped else self.skipped * self._step
         self._frames.append(stamp)

@@ -31,8 +31,12 @@ class Converter:
         graph = _graph((frame.width, frame.height), frame.format.name, self._size[turned], *colours)
         try:
             graph.push(frame)
+            image = graph.pull().to_ndarray()
+            if (matrix := frame.side_data.get("DISPLAYMATRIX")) is not None:
+                a, b, _, c, d = np.frombuffer(matrix, "<i4")[:5].astype(int)
+                image = image[:: -1 if a * d < b * c else 1]  # `rotation` does not tell mirror images
             # FFmpeg pads rows; the array is a view of them until copied.
-            return np.ascontiguousarray(np.rot90(graph.pull().to_ndarray(), turns))
+            return np.ascontiguousarray(np.rot90(image, turns))
         except BaseException:
             _graph.cache_clear()  # this one may still hold the frame
             raise
