@@ -9,10 +9,11 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from vivit_jax import checkpoint as checkpointing
 from vivit_jax import distributed
 from vivit_jax.config.experiment import ConfigError, Experiment
-from vivit_jax.config.fields import differences, plain
-from vivit_jax.config.finetuning import derive
+from vivit_jax.config.fields import differences, field_of, plain
+from vivit_jax.config.finetuning import DERIVED, derive
 from vivit_jax.convert import Hints, open_weights
 from vivit_jax.data.open import open_data
 from vivit_jax.evaluation.results import Result
@@ -21,8 +22,11 @@ from vivit_jax.utils import storage
 _FILE = "conclusions.txt"  # in the workdir
 
 
-def experiment_of(config: Mapping[str, Any]) -> Experiment:
-    """Returns the experiment of a config; with `derive`, builds and opens its data, and fills what it leaves open."""
+def experiment_of(config: Mapping[str, Any], workdir: epath.PathLike | None = None) -> Experiment:
+    """Returns the experiment of a config; with `derive`, builds and opens its data, and fills what it leaves open.
+
+    A run that has a checkpoint in `workdir` keeps the settings that it began with, and needs no weights.
+    """
     experiment, fields = Experiment.from_config(config), plain(config)
     data, options = experiment.data, experiment.init_from
     if not experiment.derive:
@@ -35,7 +39,13 @@ def experiment_of(config: Mapping[str, Any]) -> Experiment:
         fields["data"]["name"] = f"videos_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
     with distributed.process_0_first():
         train_set, weights = open_data(Experiment.from_config(fields).data)[0], None
-    if options.path is not None:
+    stored = None if workdir is None else checkpointing.latest_metadata(workdir)
+    if stored is not None:
+        before = Experiment.from_config(stored["config"]).to_dict()
+        for path in (*DERIVED, *(f"model.{name}" for name in fields["model"])):
+            section, name = field_of(fields, path)
+            section[name] = field_of(before, path)[0][name] if section[name] is None else section[name]
+    elif options.path is not None:
         with open_weights(options.path, options.format, options.prefix) as opened:
             weights = opened.model_config(Hints(options.grid, options.num_heads))
     measured = ("num_frames", "fps", "height", "width")
@@ -57,7 +67,7 @@ def experiment_of(config: Mapping[str, Any]) -> Experiment:
     fewer = f"{np.mean(frames < number):.0%} of the videos have fewer than {number} frames"
     how = "one from each of as many segments" if clip["sampling"] == "segments" else f"with stride {clip['stride']}"
     logging.info("Clips of %d frames, %s: %s.", number, how, fewer)
-    shown = "; ".join(differences(fields, derived)).replace("None -> ", "")
+    shown = "; ".join(differences(plain(config), derived)).replace("None -> ", "")
     logging.info("Derived settings (config.FIELD=VALUE changes one): %s", shown)
     return experiment
 
@@ -78,8 +88,9 @@ def conclude(
         lines += [f"Accuracy of {head}: {interval}, {train:.1%} of training videos; the largest class is {chance:.1%}."]
         wrong = matrix - np.diag(np.diag(matrix))
         true, taken = np.unravel_index(wrong.argmax(), wrong.shape)
-        count = f"{wrong[true, taken]} of {matrix[true].sum()} videos"
-        lines += [f"Most confused: {names[head][true]} taken for {names[head][taken]}, {count}."]
+        if wrong.any():
+            count = f"{wrong[true, taken]} of {matrix[true].sum()} videos"
+            lines += [f"Most confused: {names[head][true]} taken for {names[head][taken]}, {count}."]
         lines += [f"Try next: {_advice(experiment, train, test, chance)}."]
     if jax.process_index() == 0:
         storage.write(workdir / _FILE, "\n".join(lines))

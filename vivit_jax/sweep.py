@@ -6,7 +6,7 @@
 The config file defines `sweep()` beside `get_config()`. It returns {row: config} in the order of the table, where a
 config is a ConfigDict, or {dotted field: value} to override in `get_config()`. `{workdir}` and `{seed}` in a string
 value are the folder of the sweep and the seed of the run, so that a row can start from the result of another row:
-`{"init_from.path": "{workdir}/image_model/seed_{seed}"}`.
+`{"init_from.path": "{workdir}/image_model/seed_{seed}"}`. A config with `ROWS` and no `sweep()` runs all of them.
 
 Each run trains in WORKDIR/ROW/seed_SEED and writes `row.json` there in the end. The same command continues a sweep.
 """
@@ -49,7 +49,7 @@ class Run:
 
     @functools.cached_property
     def experiment(self) -> Experiment:
-        return finetuning.experiment_of(self.config)  # may read the weights of an earlier row
+        return finetuning.experiment_of(self.config, self.workdir)  # may read the weights of an earlier row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +65,10 @@ class Result:
 
 
 def load_sweep(path: epath.PathLike) -> ModuleType:
-    """Loads a config file that defines `sweep()`."""
+    """Loads a config file that defines `sweep()`, or `ROWS`, which are then all rows."""
     module = command_line.load_module(path)
+    if hasattr(module, "ROWS") and not hasattr(module, "sweep"):
+        module.sweep = lambda: {row: module.get_config(row) for row in module.ROWS}
     if not hasattr(module, "sweep"):
         raise ConfigError(f"{path} has no sweep(); run it with python -m vivit_jax.main, or add one: {{row: config}}")
     return module
@@ -86,7 +88,10 @@ def plan(
     `overrides`, {dotted field: value}, apply to every row.
     """
     workdir, configs = epath.Path(workdir), module.sweep()
-    chosen = [row for row in configs if re.match(rows, row)]
+    try:
+        chosen = [row for row in configs if re.match(rows, row)]
+    except re.error as error:
+        raise ConfigError(f"--rows={rows} is no regular expression: {error}") from error
     if not chosen:
         raise ConfigError(f"--rows={rows} matches none of the rows {', '.join(configs)}")
     if invalid := [row for row in chosen if not re.fullmatch(r"[\w.+-]+", row)]:
@@ -169,8 +174,8 @@ def run_all(runs: Sequence[Run]) -> Iterator[Result]:
                 result = Result(run.row, run.seed, metrics, count_parameters(model), forward_count(model) / 1e9)
                 if jax.process_index() == 0:
                     record = dataclasses.asdict(result) | {"config": run.experiment.to_dict()}
-                    (run.workdir / DONE_FILE).write_text(json.dumps(record, indent=2))
-            except (ValueError, OSError, RuntimeError, ArithmeticError, CheckpointError) as error:
+                    storage.write(run.workdir / DONE_FILE, json.dumps(record, indent=2))
+            except (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, CheckpointError) as error:
                 logging.exception("Run %s, seed %d failed", run.row, run.seed)
                 result = Result(run.row, run.seed, failure=f"{type(error).__name__}: {error}")
             jax.clear_caches()  # other rows rarely share this run's programs
@@ -235,18 +240,18 @@ def _bars(results: Sequence[Result], metrics: Sequence[str], title: str) -> Any:
     """Draws a group of bars for each row, a bar for each metric, error bars for the deviation over the seeds."""
     rows, height = list(dict.fromkeys(result.row for result in results)), 0.8 / len(metrics)
     size = (8, 1.2 + 0.22 * len(rows) * (1 + len(metrics)))
-    figure, axes = plots.pyplot().subplots(figsize=size, layout="constrained")
-    for i, metric in enumerate(metrics):
-        values = [(y, mean_and_deviation(results, row, metric)) for y, row in enumerate(rows)]
-        bars = [(y + (i - (len(metrics) - 1) / 2) * height, *value) for y, value in values if value is not None]
-        positions, means, deviations = zip(*bars, strict=True)
-        errors = [x or 0.0 for x in deviations]
-        axes.barh(positions, means, height * 0.9, xerr=errors, label=plots.readable(metric), capsize=2)
-    axes.set_yticks(range(len(rows)), map(plots.readable, rows))
-    axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=8)
-    axes.set(title=plots.readable(title), xlabel="mean over the seeds, and standard deviation")
+    with plots.drawing(1, figsize=size, layout="constrained") as (figure, axes):
+        for i, metric in enumerate(metrics):
+            values = [(y, mean_and_deviation(results, row, metric)) for y, row in enumerate(rows)]
+            bars = [(y + (i - (len(metrics) - 1) / 2) * height, *value) for y, value in values if value is not None]
+            positions, means, deviations = zip(*bars, strict=True)
+            errors = [x or 0.0 for x in deviations]
+            axes.barh(positions, means, height * 0.9, xerr=errors, label=plots.readable(metric), capsize=2)
+        axes.set_yticks(range(len(rows)), map(plots.readable, rows))
+        axes.invert_yaxis()
+        axes.grid(axis="x", alpha=0.3)
+        axes.legend(fontsize=8)
+        axes.set(title=plots.readable(title), xlabel="mean over the seeds, and standard deviation")
     return figure
 
 
@@ -275,7 +280,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("config", None, "Config with sweep(): a file, or the name of a packaged config.")
+    flags.DEFINE_string("config", None, "Config with sweep() or ROWS: a file, or the name of a packaged config.")
     flags.DEFINE_string("workdir", None, "Folder of the sweep, for its runs and tables.")
     flags.DEFINE_list("seeds", [], "Comma-separated seeds; each row runs with each. Default: the config's seed.")
     flags.DEFINE_string("rows", "", "Only rows whose name begins with this regular expression.")

@@ -26,7 +26,3 @@ ROWS = {
 def get_config(row=""):
     recipes.check_row(row, ROWS)
     return recipes.published("kinetics400", f"ViViT-{row.capitalize()}/16x2", "spatiotemporal")
-
-
-def sweep():
-    return {row: get_config(row) for row in ROWS}

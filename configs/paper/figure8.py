@@ -36,7 +36,3 @@ def get_config(row=""):
     recipes.check_row(row, ROWS)
     model, t = row.rsplit("_t", 1)
     return recipes.published("kinetics400", f"ViViT-B/16x{t}", **recipes.MODELS[model])
-
-
-def sweep():
-    return {row: get_config(row) for row in ROWS}

@@ -32,7 +32,3 @@ def get_config(row=""):
     config.model.num_frames = frames
     config.evaluation.temporal_views = 128 // frames
     return config
-
-
-def sweep():
-    return {row: get_config(row) for row in ROWS}

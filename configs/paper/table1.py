@@ -30,7 +30,3 @@ def get_config(row=""):
     else:
         config.init_from.embedding = row
     return config
-
-
-def sweep():
-    return {row: get_config(row) for row in ROWS}

@@ -40,7 +40,3 @@ def get_config(row=""):
     model = row.removesuffix("_epic100")
     dataset = "kinetics400" if row == model else "epic_kitchens100"
     return recipes.published(dataset, "ViViT-B/16x2", **recipes.MODELS[model])
-
-
-def sweep():
-    return {row: get_config(row) for row in ROWS}

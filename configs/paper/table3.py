@@ -22,7 +22,3 @@ def get_config(row=""):
     config = recipes.published("kinetics400", "ViViT-B/16x2", "factorised_encoder")
     config.model.temporal_layers = int(row.removeprefix("layers"))
     return config
-
-
-def sweep():
-    return {row: get_config(row) for row in ROWS}

@@ -44,7 +44,3 @@ def get_config(row=""):
     if "mixup" in later:
         config.augment.mixup = 0.0
     return config
-
-
-def sweep():
-    return {row: get_config(row) for row in ROWS}

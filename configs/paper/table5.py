@@ -26,7 +26,3 @@ def get_config(row=""):
     config = recipes.published("kinetics400", "ViViT-L/16x2", "spatiotemporal")
     recipes.set_crop(config, int(row.removeprefix("crop")))
     return config
-
-
-def sweep():
-    return {row: get_config(row) for row in ROWS}

@@ -49,7 +49,3 @@ def get_config(row=""):
     if "320" in details:
         recipes.set_crop(config, 320)
     return config
-
-
-def sweep():
-    return {row: get_config(row) for row in ROWS}

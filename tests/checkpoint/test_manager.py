@@ -200,10 +200,21 @@ def test_damaged_metadata_set_the_step_aside(content, tmp_path):
 @pytest.mark.parametrize("content", ["", "[1]", "{x"])
 def test_damaged_metrics_do_not_block_the_other_steps(content, tmp_path):
     saved(tmp_path / "c", [1, 2], {1: 0.1, 2: 0.3}, keep_latest=2).close()
-    (tmp_path / "c" / "2" / "metrics" / "metrics").write_text(content)
+    (tmp_path / "c" / "2" / "meta" / "metadata").write_text(content)
     with Checkpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.best() == 1
         assert checkpoints.restore(abstract())[1]["step"] == 1
+
+
+def test_a_step_can_be_evaluated_after_it_was_saved(tmp_path):
+    checkpoints = saved(tmp_path / "c", [1, 2], {1: 0.1}, keep_latest=2)
+    checkpoints.wait()
+    checkpoints.add_metrics(2, {"early_stop": 7}, {"top1": 0.3})
+    assert checkpoints.best() == 2
+    checkpoints.close()
+    with Checkpoints(tmp_path / "c") as again:
+        assert again.best() == 2
+        assert again.restore(abstract())[1]["early_stop"] == 7, "its digest is right"
 
 
 def test_an_altered_field_of_the_metadata_is_damage(tmp_path):

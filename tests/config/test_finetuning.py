@@ -7,8 +7,9 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from vivit_jax import finetuning
+from vivit_jax.checkpoint import FOLDER, Checkpoints
 from vivit_jax.config.experiment import Experiment
-from vivit_jax.config.fields import plain
+from vivit_jax.config.fields import differences, plain
 from vivit_jax.config.finetuning import DERIVED, derive
 from vivit_jax.config.flags import load_config
 from vivit_jax.models import ViViTConfig
@@ -46,6 +47,9 @@ def test_length_of_the_run():
     image = ViViTConfig(num_frames=1, tubelet_size=(1, 16, 16), num_classes=None)
     for weights, share in ((labelled, 0.5), (image, 0.5), (masked, 1)):  # VideoMAE has 100 epochs on UCF101
         assert derived(videos=1000, weights=weights)[0].num_epochs == share * runs[1000].num_epochs
+    short = derived(config(num_steps=400, input__clips_per_video=2), videos=1000)[0]
+    epoch = short.steps_per_epoch(1000)
+    assert (short.optimizer.warmup_epochs * epoch, short.evaluation.interval(epoch)) == (pytest.approx(40), 62)
 
 
 def test_short_clips_use_segments_instead_of_loops():
@@ -141,6 +145,20 @@ def _values():
 def test_a_derived_config_is_stored_and_read_as_it_is():
     run = Experiment.from_config(derive(config(), videos=100, **LIPS))
     assert Experiment.from_config(run.to_dict()).to_dict() == run.to_dict()
+
+
+def test_a_run_keeps_its_settings_and_needs_its_weights_no_more(data_dir, tmp_path):
+    fields = load_config(str(REPOSITORY / "configs" / "finetune.py"))
+    fields.update_from_flattened_dict({"data.name": "moving_digits", "data.dir": str(data_dir)})
+    run = finetuning.experiment_of(fields)
+    begun = dataclasses.replace(run, batch_size=8, model={**run.model, "hidden_size": 64})
+    fields.update_from_flattened_dict({"init_from.path": "no longer there"})
+    with pytest.raises(FileNotFoundError, match="no longer there"):
+        finetuning.experiment_of(fields, tmp_path)
+    with Checkpoints(tmp_path / FOLDER) as checkpoints:
+        checkpoints.save(3, {"params": {}, "opt_state": np.zeros(1)}, {"config": begun.to_dict()})
+    resumed = finetuning.experiment_of(fields, tmp_path)
+    assert differences(begun.to_dict(), resumed.to_dict()) == ["init_from.path: None -> no longer there"]
 
 
 def test_facts_are_those_of_the_records(data_dir, caplog):

@@ -7,7 +7,9 @@ import pytest
 
 from tests.helpers.small_models import random_params, small_config
 from vivit_jax import convert
-from vivit_jax.convert import processor
+from vivit_jax.convert import processor, writers
+from vivit_jax.convert.containers.open import _read_configs
+from vivit_jax.models import ViViTConfig
 
 CLASSES = ["riding a bike", "abseiling", "air drumming"]
 VIVIT = {"image_processor_type": "VivitImageProcessor"}
@@ -75,6 +77,19 @@ def test_image_processors_are_understood(fields, pixels):
     read = processor.read({"preprocessor": fields}, 3)
     assert str(read) == pixels
     assert read.is_ours == (pixels == "[-1, 1]")
+
+
+def test_pixels_of_timms_own_config_are_found(tmp_path):
+    """timm's folders on the hub have no image processor: mean and standard deviation are in `pretrained_cfg`."""
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    write(tmp_path, "config.json", {"architecture": "vit_tiny", "pretrained_cfg": {"mean": mean, "std": std}})
+    found = processor.read(_read_configs(tmp_path), 3)
+    np.testing.assert_allclose((found.mean, found.std), (mean, std))
+
+
+def test_patches_that_are_not_square_are_exported_as_a_pair():
+    config = ViViTConfig(hidden_size=8, num_heads=2, num_layers=1, mlp_dim=8, num_frames=1, tubelet_size=(1, 8, 4))
+    assert writers.huggingface_config(config)["patch_size"] == [8, 4]
 
 
 def test_image_processor_of_a_vivit_is_named_and_can_be_folded_in(folder, tmp_path):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from vivit_jax.checkpoint import CheckpointError, Checkpoints, manager
-from vivit_jax.utils import logs
+from vivit_jax.utils import logs, storage
 
 STATE = {"params": {"kernel": jnp.arange(6.0).reshape(2, 3)}, "step": jnp.int32(4)}
 
@@ -59,6 +59,19 @@ def test_run_that_continues_saves_again_and_does_not_end_unsaved(disk, tmp_path)
     checkpoints.close()
     with Checkpoints(tmp_path, read_only=True) as saved:
         assert saved.steps() == [8]
+
+
+@pytest.mark.parametrize(
+    ("message", "full"),
+    [
+        ("RESOURCE_EXHAUSTED: Failed to write 9 bytes to file 3: No space left on device [os_error_code='28']", True),
+        ("RESOURCE_EXHAUSTED: Failed to write 9 bytes to file 3: Disk quota exceeded [os_error_code='122']", True),
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9663676416 bytes.", False),
+        ("RESOURCE_EXHAUSTED: Rate limit exceeded [http_response_code='429']", False),
+    ],
+)
+def test_the_memory_of_a_device_is_no_disk(message, full):
+    assert storage.is_full(ValueError(message)) == full
 
 
 def test_log_of_a_full_disk_is_written_later(tmp_path):

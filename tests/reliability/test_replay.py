@@ -16,12 +16,11 @@ HEADS = {"verb": 3, "noun": 4}
 STEP = 5
 
 
-def dumped(folder, change, processes=1, **fields):
+def dumped(folder, change, processes=1, heads=HEADS, **fields):
     """A dump of step 5, from the parameters that `change` gives; the clips are grey, clip 2 white, 7 is padding."""
     run = experiment(folder / "no data", **fields)
-    built = run.train_program(HEADS, None)
-    params = built.model.init(jax.random.key(0), jnp.zeros((1, *built.model.config.video_shape)))["params"]
-    params = change(jax.tree.map(np.array, params))
+    built = run.train_program(heads, None)
+    params = change(jax.tree.map(np.array, built.init_state(0).params))
     state = TrainState.create(params, built.optimizer, built.ema_decay).replace(step=jnp.int32(STEP))
     size = run.batch_size
     t, h, w, c = built.model.config.video_shape
@@ -29,11 +28,11 @@ def dumped(folder, change, processes=1, **fields):
     video[2] = 255
     batch = {
         "video": video,
-        "label": {head: np.arange(size, dtype=np.int32) % n for head, n in HEADS.items()},
+        "label": {head: np.arange(size, dtype=np.int32) % n for head, n in heads.items()},
         "mask": np.r_[np.ones(size - 1), 0].astype(np.float32),
         "index": np.r_[np.arange(20, 20 + size - 1), -1],
     }
-    metadata = {"config": run.to_dict(), "heads": HEADS, "data": {"examples": 20}}
+    metadata = {"config": run.to_dict(), "heads": heads, "data": {"examples": 20}}
     train_set = types.SimpleNamespace(locate=lambda index: f"video-{index}")
     metrics = {"skipped": 1.0, "skipped_in_a_row": 1, "loss": np.nan, "gradient_norm": np.nan}
     with pytest.raises(TooManySkippedSteps, match="--replay="):
@@ -72,6 +71,15 @@ def test_layer_that_overflows_is_named(tmp_path):
 
     lines = list(replay.replay(dumped(tmp_path, change, model__attention="spatiotemporal").parent))
     assert sum("BROKEN: encoder/layers[1]/mlp/dense_in" in line for line in lines) == 8
+
+
+def test_step_of_masked_pretraining_is_repeated(tmp_path):
+    fields = {"pretrain__mask_ratio": 0.75, "pretrain__decoder_layers": 1, "checkpoint__best_metric": "loss"}
+    fields |= {"optimizer__learning_rate": 1e30, "optimizer__warmup_epochs": 0.0}
+    *lines, _, last = replay.replay(dumped(tmp_path, lambda params: params, heads={}, **fields))
+    assert len(lines) == 8
+    assert "clip 7, padding, alone: loss 0" not in lines[7], "alone, every clip counts"
+    assert last.startswith("Step 5 is skipped again: loss ")
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A storage that fails while training is waited for, then ends the run; broken records are masked up to a limit."""
 
+import dataclasses
 import os
 import shutil
 
@@ -100,20 +101,26 @@ def test_broken_records_are_reported_and_limited(split, monkeypatch):
     assert (masks == 0).sum() == batches.corrupt == len(lines) == 4
     for video in (5, 6):
         record = f"{split.video_id[video]} in {split.shard_paths[0]}, corrupted record at "
-        assert sum(f" of this epoch): {record}" in line for line in lines) == 2
-    with pytest.raises(
-        DataError, match=r"2 clips of epoch 0 .* more than data\.max_unreadable=0\.01 allows \(1\)"
-    ) as error:
+        assert sum(f" videos are broken): {record}" in line for line in lines) == 2
+    with pytest.raises(DataError, match=r"2 of 48 videos are broken.* data\.max_unreadable=0\.01 allows 1\.") as error:
         take(stream(split), 4)
     assert all(f"{split.video_id[video]} in {split.shard_paths[0]}" in str(error.value) for video in (5, 6))
 
 
-def test_limit_is_of_an_epoch():
-    limit = reader.Limit(clips=2, steps_per_epoch=3.5, share=0.01)
+def test_limit_counts_each_broken_video_once(split):
+    limit = reader.Limit(share=0.01, num_videos=300)
     for step in range(20):
-        limit.check(step, ["a"] * (step in (0, 3, 4, 6, 10, 18, 19)), all_lost=False)
-    with pytest.raises(DataError, match="3 clips of epoch 5 so far"):
-        limit.check(20, ["a"], all_lost=False)
+        limit.check(step, {step % 3: "a"}, all_lost=False)
+    with pytest.raises(DataError, match=r"4 of 300 videos are broken.* allows 3\."):
+        limit.check(20, {3: "a"}, all_lost=False)
+    # Batches of more than an epoch, with two clips of each video.
+    break_records(split, 5)
+    spec = dataclasses.replace(PLAIN, clips_per_video=2)
+    with pipeline.train_batches(split, spec, 240, seed=0) as batches:
+        assert [set(batch["index"][batch["mask"] == 0]) for batch in (next(batches), next(batches))] == [{5}] * 2
+        assert batches.corrupt > 4
+    with pytest.raises(DataError, match=r"1 of 48 videos .* data\.max_unreadable=0 allows 0\."):
+        take(stream(split, max_unreadable=0), 4)
 
 
 def test_batch_without_a_clip_ends_the_run(split):
@@ -123,6 +130,10 @@ def test_batch_without_a_clip_ends_the_run(split):
     with pytest.raises(DataError, match=r"no clip of batch 0 can be read.*\n.*corrupted record at") as error:
         next(stream(split, max_unreadable=1.0))
     assert split.shard_paths[0] in str(error.value)
+    # The few rows of one of many processes may be broken by chance.
+    options = PipelineOptions(max_unreadable=1.0)
+    (batch,) = take(pipeline.train_batches(split, PLAIN, 12, seed=0, rows=(0, 2), options=options), 1)
+    assert batch["mask"].tolist() == [0, 0]
 
 
 def test_shard_cut_short_loses_its_last_videos(split):

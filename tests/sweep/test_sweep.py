@@ -13,6 +13,7 @@ from vivit_jax import sweep as sweeps
 from vivit_jax.config.experiment import ConfigError
 from vivit_jax.config.flags import load_config
 from vivit_jax.sweep import run_all
+from vivit_jax.train.compiled_step import OutOfDeviceMemory
 
 FILE = """
 from vivit_jax.config.experiment import default_config
@@ -46,13 +47,13 @@ def module(tmp_path):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Records trained runs. Each reaches its seed in percent of accuracy; runs with batch size 8 fail."""
+    """Records trained runs. Each reaches its seed in percent of accuracy; runs with batch size 8 need too much memory."""
     done = []
 
     def train(experiment, workdir):
         workdir.mkdir(parents=True)
         if experiment.batch_size == 8:
-            raise FloatingPointError("the training loss is nan")
+            raise OutOfDeviceMemory("batch_size=8 does not fit")
         done.append((workdir.parent.name, experiment.seed))
         return {"verb/top1": experiment.seed / 100, "verb/loss": 2.0}
 
@@ -82,7 +83,8 @@ def test_settings_follow_from_data_and_weights_when_a_run_begins(tmp_path, monke
     sweep = types.SimpleNamespace(get_config=config.copy_and_resolve_references, sweep=lambda: rows)
     runs = sweeps.plan(sweep, tmp_path)
     opened = []
-    monkeypatch.setattr("vivit_jax.finetuning.experiment_of", lambda config: opened.append(config.init_from.path))
+    opened_by = "vivit_jax.finetuning.experiment_of"
+    monkeypatch.setattr(opened_by, lambda config, workdir: opened.append(config.init_from.path))
     assert [(run.row, run.experiment) for run in runs] == [("first", None), ("second", None)]
     assert opened == [None, str(tmp_path / "first" / "seed_0")]
 
@@ -100,12 +102,17 @@ def test_invalid_overrides_are_rejected(module, tmp_path, overrides, message):
         sweeps.plan(module, tmp_path, overrides=overrides)
 
 
+def test_rows_must_be_a_regular_expression(module, tmp_path):
+    with pytest.raises(ConfigError, match=r"--rows=\( is no regular expression: missing \)"):
+        sweeps.plan(module, tmp_path, rows="(")
+
+
 def test_finished_runs_are_skipped_and_failures_do_not_stop(module, tmp_path, trained):
     runs = sweeps.plan(module, tmp_path, seeds=[1, 2])
     results = list(run_all(runs))
     assert trained == [("images", 1), ("video", 1), ("images", 2), ("video", 2)]
     assert [bool(run.failure) for run in results] == [False, False, True] * 2
-    assert "the training loss is nan" in results[2].failure
+    assert "batch_size=8 does not fit" in results[2].failure
     assert results[0].parameters > 5e6
     assert results[0].gflops > 0
 

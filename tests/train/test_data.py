@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.helpers.digits import build_digits
 from tests.helpers.experiment import experiment
 from vivit_jax import train
 from vivit_jax.data import build
@@ -25,7 +26,7 @@ def second_data_set(folder):
 @pytest.mark.long
 def test_training_on_a_mixture(tmp_path, monkeypatch):
     folder = tmp_path / "data"
-    build.prepare("moving_digits", folder, progress=False, train=24, validation=16)
+    build_digits(folder, 24, 16)
     second = second_data_set(folder)
     real, opened = build.prepare, open_split
     monkeypatch.setattr(build, "prepare", lambda name, *rest: second if name == "more_digits" else real(name, *rest))

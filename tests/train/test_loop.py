@@ -1,5 +1,6 @@
 """Whole training runs on a small data set: outputs, exact resumption, refusals, early stopping, SIGTERM."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -66,6 +67,21 @@ def test_finished_run_returns_its_metrics_without_training(data_dir, finished):
         again = train.train(experiment(data_dir), workdir)
     assert indices == []
     assert again == pytest.approx(metrics)
+
+
+def test_last_checkpoint_is_on_disk_before_signals_end_the_process_again(data_dir, tmp_path, monkeypatch):
+    calls, listening, wait = [], loop.Preemption.listening, checkpointing.Checkpoints.wait
+
+    @contextlib.contextmanager
+    def recorded(self):
+        with listening(self):
+            yield self
+        calls.append("no longer listening")
+
+    monkeypatch.setattr(loop.Preemption, "listening", recorded)
+    monkeypatch.setattr(checkpointing.Checkpoints, "wait", lambda self: (wait(self), calls.append("saved")))
+    train.train(experiment(data_dir, num_steps=2), tmp_path / "w")
+    assert calls[:2] == ["saved", "no longer listening"]
 
 
 def test_run_writes_logs_pictures_and_usable_checkpoint(finished, data_dir):
@@ -240,6 +256,7 @@ def test_sigterm_in_an_evaluation_saves_the_step_and_the_resumed_run_evaluates_i
         assert checkpoints.latest() == stop.value.step
         assert checkpoints.metadata(stop.value.step)["metrics"] == {}
     assert train.train(run, tmp_path / "w") == pytest.approx(finished[1])
+    assert restored(tmp_path / "w", run, stop.value.step)[-1][1]["metrics"], "of the resumed run's evaluation"
 
 
 @pytest.mark.parametrize("trace", ["damaged", "report", "evaluations"])

@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.helpers.digits import build_digits
 from vivit_jax import checkpoint, predict, train
 from vivit_jax.config.experiment import Experiment
-from vivit_jax.data import build
 from vivit_jax.evaluation import evaluate
 from vivit_jax.utils import logs
 
@@ -19,7 +19,7 @@ OLD_RUN = REPOSITORY / "tests" / "fixtures" / "run_0_1_0"  # of 4 steps; holds t
 def old_data_dir(tmp_path_factory):
     """Data with the classes that the old run was trained on; its videos are of another version of the generator."""
     folder = tmp_path_factory.mktemp("data")
-    records = build.prepare("moving_digits", folder, progress=False, train=64, validation=16)
+    records = build_digits(folder, 64, 16)
     (records / "class_names.json").write_text(json.dumps(checkpoint.latest_metadata(OLD_RUN)["class_names"]))
     return folder
 

@@ -11,7 +11,7 @@ from tests.helpers.experiment import STEPS, experiment
 from tests.helpers.interrupt import killed_after
 from tests.helpers.videos import write_video
 from vivit_jax import checkpoint as checkpointing
-from vivit_jax import features, predict, sharding, train
+from vivit_jax import convert, features, predict, sharding, train
 from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.config.sections import REPORT_FILE
 from vivit_jax.evaluation import evaluate
@@ -82,6 +82,12 @@ def test_pretrained_encoder_starts_a_classifier(data_dir, unlabelled, pretrained
     encoder, restored, *_ = evaluate.restore_for_inference(workdir, sharding.make_mesh(), encoder=True)
     assert (type(encoder), set(restored)) == (ViViT, {"tokenizer", "spatial_encoder"})
     report = (tmp_path / REPORT_FILE).read_text()
+
+    # Converted, it is that encoder alone.
+    config, flat = encoder.config, jax.device_get(restored)
+    convert.save_params(flat, tmp_path / "encoder", "orbax", config, record=run.to_dict())
+    _, converted, *_ = evaluate.restore_for_inference(tmp_path / "encoder", sharding.make_mesh())
+    jax.tree.map(np.testing.assert_array_equal, converted, restored)
     assert not re.search(r"(tokenizer|spatial_encoder)/.*initialised|initialised.*(tokenizer|spatial_encoder)/", report)
 
     # Pretraining goes on from it with a new decoder.

@@ -5,9 +5,9 @@ import types
 import jax.numpy as jnp
 import pytest
 
+from vivit_jax.config.experiment import Experiment
 from vivit_jax.cost.counts import train_count
 from vivit_jax.models import ViViTConfig
-from vivit_jax.optim import OptimizerConfig, learning_rate_schedule, make_optimizer
 from vivit_jax.train import throughput
 
 
@@ -50,8 +50,8 @@ def test_throughput_between_readings_excludes_pauses(monkeypatch):
 def test_model_flops_are_close_to_the_compilers_count():
     fields = {"hidden_size": 48, "num_layers": 2, "num_heads": 3, "mlp_dim": 192, "num_frames": 4, "image_size": 32}
     config = ViViTConfig(**fields, tubelet_size=(2, 8, 8), attention="spatiotemporal", num_classes=5)
-    schedule = learning_rate_schedule(OptimizerConfig(warmup_epochs=0), total_steps=9, steps_per_epoch=1)
-    clip, _ = train_count(config, make_optimizer(OptimizerConfig(warmup_epochs=0), schedule))
+    model = {name: value for name, value in config.to_dict().items() if name != "num_classes"}
+    clip, _ = train_count(Experiment.from_config({"model": model}), config)
     # The compiler counts everything else too (softmax, norms), the first layer's input has no gradient.
     assert throughput.model_flops(config, 3) / 3 == pytest.approx(2 * clip, rel=0.2)
 

@@ -61,12 +61,12 @@ def latest_metadata(workdir: epath.PathLike) -> dict[str, Any] | None:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, which one damaged file of metrics does not stop: that step counts as one without metrics."""
+    """Orbax's manager with the metrics of the item `meta`, to which `Checkpoints.add_metrics` can add them."""
 
     def metrics(self, step: int) -> dict[str, Any] | None:
         try:
-            found = super().metrics(step)
-        except ValueError as error:
+            found = json.loads((self.directory / str(step) / META / "metadata").read_text())["metrics"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
             logging.error("%s: the metrics of step %d cannot be read (%s)", self.directory, step, error)
             return None
         return found if isinstance(found, dict) else None
@@ -77,7 +77,7 @@ class _DiskFullError(CheckpointError):
 
 
 class Checkpoints(contextlib.AbstractContextManager):
-    """The checkpoints of one run; keeps the newest, the best and the newest sound one.
+    """The checkpoints of one run; keeps the newest, the best and the newest sound one (`TrainSetup.is_sound`).
 
     Args:
       root: folder of the steps; created unless `read_only`, which writes and cleans up nothing.
@@ -200,6 +200,18 @@ class Checkpoints(contextlib.AbstractContextManager):
                     raise
                 logging.error("Step %d is not saved: %s", step, again)
                 self._unsaved = step
+
+    def add_metrics(self, step: int, metadata: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Adds `metadata` and `metrics`, as for `save`, to a step that was saved before it was evaluated."""
+        found = {**self.metadata(step), **metadata, "metrics": dict(metrics)}
+        found[DIGEST] = digest(found)
+
+        def write() -> None:
+            if jax.process_index() == 0:
+                storage.write(self.root / str(step) / META / "metadata", json.dumps(found))
+
+        together(write)
+        self._manager.reload()
 
     @contextlib.contextmanager
     def _reopened_on_error(self) -> Iterator[None]:
@@ -357,10 +369,10 @@ class Checkpoints(contextlib.AbstractContextManager):
             )
 
     def _quarantine(self, step: int, error: Exception) -> None:
-        target = self.root.parent / QUARANTINE_DIR / f"{self.root.name}-{step}"
-        logging.error("Checkpoint %d is damaged and moved to %s; trying the one before. %s", step, target, error)
         if self._options.read_only:
             return
+        target = self.root.parent / QUARANTINE_DIR / f"{self.root.name}-{step}"
+        logging.error("Checkpoint %d is damaged and moved to %s; trying the one before. %s", step, target, error)
 
         def move() -> None:
             if jax.process_index() == 0:

@@ -34,7 +34,8 @@ def load_params(
 
     `source` is a file, a folder or a mapping name -> array (nested ones are flattened with '/'). `format` (a key of
     `FORMATS`) and `prefix` (load only names with it, and strip it) are auto-detected where None. The config of an image
-    model has `tokenizer="uniform_frames"`, one frame and tubelets of one.
+    model has `tokenizer="uniform_frames"`, one frame and tubelets of one. Pixels keep the range of the weights' own
+    program (VideoMAE: ImageNet's mean and deviation); `initialise` and `predict` fold that into the embedding.
 
     Raises FileError for a file that is damaged, incomplete or without weights; ConversionError with all leaves that are
     unknown, missing, of another shape or not finite.

@@ -67,7 +67,7 @@ def convert() -> str:
     else:
         options, config, record, class_names = load_config(_CONFIG.value, given)
         preprocessing = None
-        result = initialise(_FROM.value, config, options, class_names=class_names)
+        result = initialise(_FROM.value, config, options, seed=record["seed"], class_names=class_names)
         config, params, message = result.config, result.params, str(result.report)
         if not class_names and options.head == "keep":
             with open_weights(_FROM.value, options.format, options.prefix) as weights:

@@ -74,7 +74,7 @@ class _Adaptation:
         self.warnings: list[str] = []
         self._random: list[str] = []  # names of leaves that start as in training from scratch
         self._used: set[str] = set()  # names of the weights
-        # Whether both models have one.
+        # Whether both models have a temporal encoder; whether (the model, the weights) are of Model 3.
         self._temporal_encoders = all("temporal_encoder/norm/scale" in x for x in (self.target, self.source_params))
         self._models_3 = [c.attention == "factorised_self_attention" for c in (self.config, self.source)]
         same = bool(self.config.representation_size) == bool(self.source.representation_size)

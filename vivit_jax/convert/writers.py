@@ -126,7 +126,8 @@ def huggingface_config(config: ViViTConfig, class_names: ClassNames = None) -> d
         "attention_probs_dropout_prob": 0.0,
     }
     if image:
-        fields["patch_size"] = config.tubelet_size[1]
+        _, height, width = config.tubelet_size
+        fields["patch_size"] = height if height == width else [height, width]
     else:
         fields |= {"num_frames": config.num_frames, "tubelet_size": list(config.tubelet_size)}
     architecture = ("ViTModel", "ViTForImageClassification") if image else ("VivitModel", "VivitForVideoClassification")
@@ -169,8 +170,10 @@ def _write_checkpoint(
     from vivit_jax.config.preprocessing import KEY, usual_input
 
     model = {name: value for name, value in config.to_dict().items() if name != "num_classes"}
+    record = {"input": usual_input(config), **(record or {})}
+    pretrain = {**record.get("pretrain", {}), "mask_ratio": 0.0}  # the decoder was left out
     checkpoint_metadata = {
-        "config": Experiment.from_config({"input": usual_input(config), **(record or {}), "model": model}).to_dict(),
+        "config": Experiment.from_config({**record, "model": model, "pretrain": pretrain}).to_dict(),
         "heads": {head or "label": classes for head, classes in config.heads},
         "class_names": _class_names(config, names),
         "data": {},

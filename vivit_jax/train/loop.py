@@ -91,8 +91,11 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
         evaluation = periodic_evaluation.PeriodicEvaluation(setup, workdir, writer, progress, restored)
         ledger.mark("other")
         try:
+            before = evaluation.metrics
             finished = evaluation.resume(first_step, state, preemption.reached)
             ledger.mark("evaluation")
+            if evaluation.metrics is not before:
+                checkpoints.add_metrics(first_step, evaluation.checkpoint_metadata, evaluation.metrics)
             if finished:
                 return evaluation.final_metrics
         except EvaluationInterrupted:
@@ -183,8 +186,8 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
                 if not sound:
                     kept = f"The newest sound one, {checkpoints.newest_sound()}, is kept."
                     logging.error("Step %d is not sound: loss %s. %s", step, losses, kept)
-            if preempted:
-                checkpoints.wait()
+            if preempted or step == last_step or evaluation.early_stop.over:
+                checkpoints.wait()  # while SIGTERM is still handled
             ledger.write("checkpoint")
             if preempted:
                 raise distributed.Preempted(step)
@@ -195,7 +198,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
         train_metrics.finish()
 
     # Plots and report, when all files of the run are closed.
-    ledger.write("checkpoint")  # the last one is written in the background
+    ledger.write("checkpoint")
     distributed.beat("end")
     periodic_evaluation.write_curves(workdir)
     report.write(workdir)

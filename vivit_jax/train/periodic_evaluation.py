@@ -13,10 +13,11 @@ from etils import epath
 
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax import finetuning
+from vivit_jax.config.sections import EMA
 from vivit_jax.evaluation.evaluator import EvaluationInterrupted
 from vivit_jax.evaluation.results import Result, write_result
 from vivit_jax.train import compiled_step
-from vivit_jax.train.setup import EMA, TrainSetup
+from vivit_jax.train.setup import TrainSetup
 from vivit_jax.utils import logs, plots, storage
 
 
@@ -159,7 +160,6 @@ class PeriodicEvaluation:
             with plots.optional(f"the confusion matrix of {head}"):
                 figure = plots.confusion_matrix(matrix, self._split.class_names[head], f"{head}, step {step}")
                 self._writer.write_images(step, {f"eval/confusion_{head}": plots.to_array(figure)[None]})
-                plots.close(figure)
         return result
 
 

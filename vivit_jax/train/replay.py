@@ -22,6 +22,7 @@ from vivit_jax.train import compiled_step, initialize, skipped_steps
 from vivit_jax.train.setup import TrainSetup
 from vivit_jax.train_step import as_heads, normalise, step_key
 from vivit_jax.train_step.gradients import loss_and_gradients
+from vivit_jax.train_step.losses import masked_mean
 from vivit_jax.train_step.step import augment_batch, batch_loss, trained_leaves
 from vivit_jax.utils import storage
 from vivit_jax.utils.trees import path_name
@@ -62,7 +63,8 @@ def _read_batch(folder: epath.Path, size: int) -> dict[str, Any]:
         parts = list({part["index"].tobytes(): part for part in parts}.values())
     if (rows := sum(len(part["mask"]) for part in parts)) != size:
         raise ValueError(f"{folder}: the files batch_N.npz have {rows} clips of {size}; copy those of all hosts")
-    return traverse_util.unflatten_dict({n: np.concatenate([part[n] for part in parts]) for n in parts[0]}, sep="/")
+    flat = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {"label": {}} | traverse_util.unflatten_dict(flat, sep="/")  # without labels in pretraining
 
 
 def _set_up(experiment: Experiment, metadata: Mapping[str, Any]) -> TrainSetup:
@@ -93,7 +95,11 @@ def _clips_alone(setup: TrainSetup, state: Any, placed: Any, clips: Iterable[str
         options = {"rngs": {"dropout": key}, "capture_intermediates": True, "mutable": ["intermediates"]}
         with nn.intercept_methods(record):
             logits, sown = program.model.apply({"params": params}, video, train=True, **options)
-        loss, _ = batch_loss(as_heads(logits), rows, jnp.float32(copies), experiment.loss, experiment.label_smoothing)
+        if experiment.pretraining:
+            loss = masked_mean(logits["loss"], rows["mask"])
+        else:
+            args = jnp.float32(copies), experiment.loss, experiment.label_smoothing
+            loss, _ = batch_loss(as_heads(logits), rows, *args)
         return loss, _broken(sown["intermediates"])
 
     @jax.jit

@@ -16,6 +16,7 @@ from vivit_jax import augment, convert, distributed, sharding
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax.config.experiment import ConfigError, Experiment
 from vivit_jax.config.preprocessing import KEY, Preprocessing
+from vivit_jax.config.sections import EMA
 from vivit_jax.cost.counts import abstract_batch
 from vivit_jax.data import pipeline
 from vivit_jax.data.config import DataConfig
@@ -29,7 +30,6 @@ from vivit_jax.train_step import TrainProgram
 from vivit_jax.utils import devices
 from vivit_jax.utils.class_names import match
 
-EMA = "ema/"  # prefix of the metrics of the averaged parameters
 # Fields of `config.data` with which a user asks for other videos.
 _SELECTION = ("name", "train_split", "mixture", "unknown_classes", "subset")
 _DIGESTS = {"videos": "the names or the order of the videos", "labels": "the labels", "records": "the stored frames"}
@@ -112,8 +112,10 @@ class TrainSetup:
         return sharding.abstract_like(batch, jax.tree.map(lambda _: sharding.batch_sharding(self.mesh), batch))
 
     def make_evaluator(self, num_videos: int | None, on_training_set: bool = False) -> Evaluator | MaskedEvaluator:
-        """Returns the evaluation on so many videos of `eval_set`, None for all."""
-        data = self.train_set.splits[0] if on_training_set else self.eval_set, self.clip_spec
+        """Returns the evaluation on so many videos of `eval_set`, or of its data set's training videos; None for all."""
+        names, name = self.train_set.names, self.experiment.data.name
+        trained = self.train_set.splits[names.index(name) if name in names else 0]
+        data = trained if on_training_set else self.eval_set, self.clip_spec
         kind = MaskedEvaluator if self.experiment.pretraining else Evaluator
         return kind(self.program.model, self.mesh, self.experiment, *data, videos=num_videos)
 

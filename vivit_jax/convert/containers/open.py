@@ -229,5 +229,8 @@ def _read_configs(folder: epath.Path) -> dict[str, Any]:
     nested = found.get("processor_config", {})  # of version 5
     processors = found.get("preprocessor_config") or found.get("video_preprocessor_config")
     processors = processors or nested.get("image_processor") or nested.get("video_processor")
+    timm = (found.get("config") or {}).get("pretrained_cfg") or {}
+    if not processors and "mean" in timm:
+        processors = {"image_mean": timm["mean"], "image_std": timm["std"]}
     configs = {"config": found.get("config"), "preprocessor": processors}
     return {key: value for key, value in configs.items() if value}

@@ -62,7 +62,7 @@ class Format:
 
     rows: Callable[[ViViTConfig], Sequence[Row]]
     describe: Callable[[Shapes, Mapping[str, Any], Hints], ViViTConfig]  # from shapes, `Container.metadata` and hints
-    signature: str  # regular expression for a name that only this format has, without what is before its own part
+    signature: str  # regular expression for a name of this format; where it fits several, the first in FORMATS counts
     without: str | None = None  # regular expression for a name that weights of this format do not have
     roots: tuple[str, ...] = ()  # what the rows themselves may have before it
     dropped: tuple[Dropped, ...] = ()
