@@ -27,7 +27,7 @@ def main(_) -> None:
     size = {"hidden_size": 512, "num_heads": 8, "mlp_dim": 2048, "num_layers": _LAYERS.value, "num_classes": 400}
     config = ViViTConfig(**size, num_frames=8, image_size=64, tubelet_size=(2, 16, 16))
     options = optim.OptimizerConfig(name=_OPTIMIZER.value, warmup_epochs=0)
-    schedule = optim.learning_rate_schedule(options, total_steps=10**6, steps_per_epoch=1e3)
+    schedule = optim.learning_rate_schedule(options, total_steps=10**6, steps_per_epoch=1e3, batch_size=64)
     batch = {
         "video": np.random.default_rng(0).integers(0, 256, (8, *config.video_shape), dtype=np.uint8),
         "label": {"label": np.arange(8, dtype=np.int32)},

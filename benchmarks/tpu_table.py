@@ -139,7 +139,7 @@ def measure(name: str, slice_: Slice, programs: dict[str, Any], others: Iterable
         try:
             if key not in programs:
                 target = Target.on(experiment, heads, slices.devices(slice_))
-                clips = target.clips_per_shard(experiment.batch_size)
+                clips = target.clips_per_shard("train")
                 compiled = compile_ahead(target.lower_train(clips), target.mesh)
                 figures = {"fits": compiled.fits, "gib": compiled.peak / GIB, "clips": clips}
                 programs[key] = figures | {"hbm_gib": compiled.hbm / GIB, "seconds": compiled.seconds}

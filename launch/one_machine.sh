@@ -45,7 +45,7 @@ python=${PYTHON:-python}
 [ -n "${PYTHON:-}" ] || [ ! -x .venv/bin/python ] || python=.venv/bin/python
 gpus=()
 if [ "$processes" -gt 1 ] && [ -z "$virtual_devices" ]; then
-  mapfile -t gpus < <(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || true)
+  while IFS= read -r gpu; do gpus+=("$gpu"); done < <(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || true)
   [ ${#gpus[@]} -gt 0 ] && [ $((${#gpus[@]} % processes)) = 0 ] ||
     refuse "$processes processes cannot share ${#gpus[@]} GPUs evenly; --virtual-devices=N runs each on N CPU devices"
 fi
@@ -61,12 +61,8 @@ set_command() {
     command+=("CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${gpus[*]:$(($1 * each)):each}")")
   fi
   command+=("$python" -m vivit_jax.main "${job[@]}")
-  # "on": a single process saves a checkpoint on SIGTERM, too.
-  if [ "$processes" -gt 1 ]; then
+  [ "$processes" = 1 ] ||
     command+=("--coordinator_address=localhost:$port" "--num_processes=$processes" "--process_id=$1")
-  else
-    command+=(--distributed=on)
-  fi
 }
 
 pids=()

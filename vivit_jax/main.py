@@ -35,9 +35,9 @@ _REPLAY = flags.DEFINE_string(
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed",
     "auto",
-    ["auto", "on", "off"],
+    ["auto", "off"],
     "'auto': several processes find each other on TPU slices, under Slurm and Open MPI, otherwise by the flags below. "
-    "'on': initialize jax.distributed for a single process too, so that SIGTERM saves a checkpoint.",
+    "'off': this process runs alone.",
 )
 _COORDINATOR_ADDRESS = flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     watching = distributed.watching(experiment.step_timeout_seconds)
     with watching, distributed.synchronized_exit(), command_line.exit_on(*errors):
         distributed.beat("build" if experiment.data.video_dir else "start")
-        experiment = finetuning.experiment_of(_CONFIG.value)  # may read weights, which uses devices
+        experiment = finetuning.experiment_of(_CONFIG.value, _WORKDIR.value)  # may read weights, which uses devices
         if _MODE.value == "train":
             from vivit_jax.train import train
 

@@ -111,24 +111,20 @@ class OptimizerConfig:
 
 
 def learning_rate_schedule(
-    config: OptimizerConfig, *, total_steps: int, steps_per_epoch: float, batch_size: int | None = None
+    config: OptimizerConfig, *, total_steps: int, steps_per_epoch: float, batch_size: int
 ) -> optax.Schedule:
     """Returns the learning rate as a function of the step: linear warm-up from 0, then decay over the remaining steps.
 
     At step s < w of the warm-up (s = 0, 1, ...) it is base * s / w. `total_steps` of the whole run; `steps_per_epoch`
-    is examples in the split / batch size; `batch_size`, of the global batch, is needed only for numbers of examples.
+    is examples in the split / batch size; `batch_size` is that of the global batch. Raises ValueError where the warm-up
+    takes the whole run, or `schedule_steps` lie in the warm-up, beyond the run or on the same step.
     """
-
-    def in_steps(field: str, value: float, unit: str) -> float:
-        if unit == "examples" and batch_size is None:
-            raise ValueError(f"optimizer.{field}={value} is in examples; batch_size is needed to convert it to steps")
-        return value * {"steps": 1.0, "epochs": steps_per_epoch, "examples": 1 / (batch_size or 1)}[unit]
-
+    steps_in = {"steps": 1.0, "epochs": steps_per_epoch, "examples": 1 / batch_size}
     field, unit = "warmup_epochs", "epochs"
     for name in ("steps", "examples"):
         if getattr(config, f"warmup_{name}") is not None:
             field, unit = f"warmup_{name}", name
-    warmup = round(in_steps(field, getattr(config, field), unit))
+    warmup = round(getattr(config, field) * steps_in[unit])
     if warmup >= total_steps and warmup > 0:
         problem = f"optimizer.{field}={getattr(config, field)} is {warmup} steps, but the run has only {total_steps}"
         raise ValueError(f"{problem}; train for longer or warm up for fewer {unit}")
@@ -138,7 +134,7 @@ def learning_rate_schedule(
     elif config.schedule == "linear":
         decay = optax.linear_schedule(base, end, rest)
     elif config.schedule == "step":
-        steps = [round(in_steps("schedule_steps", value, config.schedule_unit)) for value in config.schedule_steps]
+        steps = [round(value * steps_in[config.schedule_unit]) for value in config.schedule_steps]
         if len(set(steps)) < len(steps) or steps[0] <= warmup or steps[-1] >= total_steps:
             given = f"optimizer.schedule_steps={config.schedule_steps} {config.schedule_unit} are the steps {steps}"
             ends = f"after the end of the warm-up, {warmup}, and before that of the run, {total_steps}"
@@ -147,7 +143,7 @@ def learning_rate_schedule(
     elif config.schedule == "rsqrt":
         timescale = 10_000  # big_vision's default
         if config.rsqrt_timescale is not None:
-            timescale = in_steps("rsqrt_timescale", config.rsqrt_timescale, config.schedule_unit)
+            timescale = config.rsqrt_timescale * steps_in[config.schedule_unit]
 
         def decay(step: jax.Array) -> jax.Array:
             """base / sqrt(1 + step / timescale): flat at first, then as 1 / sqrt(step) (arXiv:2106.04560, 3.5)."""
@@ -267,7 +263,8 @@ def learning_rate_factors(params: Any, layer_decay: float, head: float = 1.0) ->
     position embedding, one more than its last layer for its LayerNorm; L + 1 for heads and pre-logits layer.
 
     `layer_decay` is in (0, 1]; at 1 the model can be any. `head` is an additional factor for the heads, > 0. The
-    result is a tree of float64 scalars, and of [L, 1, ...] for stacked leaves.
+    result is a tree of float64 scalars, and of [L, 1, ...] for stacked leaves. Raises ValueError, unless `layer_decay`
+    is 1, for a parameter whose depth is not known, as that of a decoder.
     """
     leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]]
     sizes = {name.split("/")[0]: leaf.shape[0] for name, leaf in leaves if is_stacked(name)}

@@ -45,7 +45,8 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
     slices along `data`, the axis that communicates least. An arrangement in which a process would not feed one
     contiguous range of the batch's rows is replaced by the order of processes.
 
-    `axes` are {axis: number of devices}, see `complete_axes`; `devices` by default all devices of all processes.
+    `axes` are {axis: number of devices}, see `complete_axes`; `devices` by default all devices of all processes. Raises
+    ValueError for unknown axes, and sizes that do not cover the devices.
     """
     devices = list(devices if devices is not None else jax.devices())
     axes = dict(axes or {})

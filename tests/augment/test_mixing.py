@@ -105,12 +105,6 @@ def test_mixup_alone_is_the_published_one():
     np.testing.assert_array_equal(mixed, pixels.mix(VIDEO, shares))
 
 
-def test_nothing_is_mixed_if_both_are_off():
-    config = AugmentConfig(erase_probability=0.5)
-    assert not config.mixes
-    assert mix_clips(jax.random.key(0), VIDEO, MASK, config) == (VIDEO, None)
-
-
 @pytest.mark.parametrize("per_example", [False, True])
 def test_mixing_on_eight_devices_needs_no_communication(per_example):
     config = AugmentConfig(**BOTH, mix_per_example=per_example)

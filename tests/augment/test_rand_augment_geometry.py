@@ -87,5 +87,3 @@ def test_only_the_video_set_moves_pixels():
             (np.asarray(seen) == rand_augment.FILL).any(axis=(1, 2, 3, 4)).mean()
         )  # no other operation produces this grey
         assert abs(moved - probability) <= 4 * np.sqrt(probability * (1 - probability) / 200)
-    with pytest.raises(ValueError, match="ops='geometric'; choose one of paper, video"):
-        rand_augment.operations(8.0, "geometric")

@@ -26,7 +26,7 @@ def attempts(monkeypatch):
         clips = experiment.batch_size // experiment.mesh["data"]
         steps = experiment.optimizer.accumulate_steps
         lower_train = lambda clips: (experiment.model["remat"], steps, clips)  # noqa: E731
-        return types.SimpleNamespace(clips_per_shard=lambda batch: clips, lower_train=lower_train, mesh=None)
+        return types.SimpleNamespace(clips_per_shard=lambda step: clips, lower_train=lower_train, mesh=None)
 
     def compile_ahead(lowered, mesh):
         remat, steps, clips = lowered

@@ -4,21 +4,26 @@ import jax
 import pytest
 
 from vivit_jax.compile import report, slices
-from vivit_jax.compile.program import Target, compile_ahead
+from vivit_jax.compile.program import Compiled, Target, compile_ahead
 from vivit_jax.config.experiment import Experiment, default_config
 
 
-@pytest.fixture(scope="module")
-def target():
+def make_target(**sections):
     config = default_config()
     config.data.name, config.batch_size, config.evaluation.batch_size = "kinetics400", 8, 4
     config.model.update({"name": "ViViT-Ti/16x2", "num_layers": 1, "num_frames": 4, "image_size": 32})
     config.mesh.update({"data": 4, "fsdp": 2})
+    config.update(sections)
     return Target.on(Experiment.from_config(config), {"label": 5}, jax.devices()[:8])
 
 
+@pytest.fixture(scope="module")
+def target():
+    return make_target()
+
+
 def test_train_step_reports_memory_and_gradient_traffic(target):
-    assert (target.batch_shards, target.clips_per_shard(16)) == (8, 2)
+    assert (target.batch_shards, target.clips_per_shard("train")) == (8, 1)
     compiled = compile_ahead(target.lower_train(1), target.mesh)
     assert compiled.fits
     assert compiled.peak >= compiled.argument
@@ -53,8 +58,27 @@ def test_evaluation_step_is_lowered_for_the_mesh(target):
 
 
 def test_a_batch_that_does_not_divide_is_rejected(target):
-    with pytest.raises(ValueError, match="batch_size=9 is not divided by the 8 devices"):
-        target.clips_per_shard(9)
+    with pytest.raises(ValueError, match=r"^evaluation\.batch_size=4 is not divided by the 8 devices"):
+        target.clips_per_shard("eval")
+
+
+def test_masked_pretraining_is_compiled_with_its_decoder(monkeypatch, capsys):
+    monkeypatch.setattr(report.throughput, "peak_flops", lambda kind: 1e12)
+    pretrain, evaluation = {"mask_ratio": 0.5, "decoder_layers": 1}, {"batch_size": 8}
+    target = make_target(pretrain=pretrain, evaluation=evaluation)
+    assert "decoder" in str(target.lower_eval(1).in_tree)
+    assert all(report.print_report(target, slices.parse("v3-8"), step) for step in ("train", "eval"))
+    printed = capsys.readouterr().out
+    assert "evaluation, 8 videos of 1 views" in printed
+    assert printed.count("FLOP per byte") == 2
+    assert "MFU" not in printed
+
+
+def test_largest_batch_is_searched_in_whole_microbatches(monkeypatch, capsys):
+    target, fits = make_target(optimizer={"accumulate_steps": 3}), iter([True, True, False, False])
+    monkeypatch.setattr(report, "compile_ahead", lambda *_: Compiled(next(fits), 1))
+    report.print_largest_batch(target)
+    assert "48 clips, 6 in each of 8 shards" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("moved", "bound"), [(1e9, "at most 50%, by compute"), (4e9, "at most 25%, by HBM")])

@@ -11,6 +11,8 @@ from vivit_jax.compile import slices
         ("v3:4x4", 32, "v3-32"),
         ("v4-8", 4, "v4-8"),
         ("v5e-16", 16, "v5e-16"),
+        ("v5litepod-16", 16, "v5e-16"),
+        ("2xv5litepod:4x4", 32, "2xv5e-16"),
         ("v5p:2x2x2", 8, "v5p-16"),
         ("2xv5e-16", 32, "2xv5e-16"),
         ("3xv5p:2x2x2", 24, "3xv5p-16"),

@@ -60,7 +60,7 @@ def test_a_mesh_that_does_not_divide_the_batch_is_rejected():
 
 def test_traffic_between_slices_is_listed_apart():
     """With parameters sharded within a slice, only gradients cross to the other slice."""
-    done = run("--config=configs/moving_digits.py", "--topology=2xv5e:4x4", "--mesh=data=-1,fsdp=16")
+    done = run("--config=configs/moving_digits.py", "--slice=2xv5e:4x4", "--config.mesh.fsdp=16")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "32 devices" in done.stdout
     traffic = [line.split()[1:4] for line in done.stdout.splitlines() if "traffic" in line]

@@ -34,12 +34,9 @@ def no_accelerators(monkeypatch):
     monkeypatch.setattr(initialize.glob, "glob", lambda pattern: [])
 
 
-def test_single_machine_starts_nothing_unless_asked():
+def test_single_machine_starts_nothing():
     assert plan({}) is None
     assert plan({}, "off") is None
-    alone = plan({}, "on")
-    assert (alone.num_processes, alone.process_id, alone.launcher) == (1, 0, "single")
-    assert re.fullmatch(r"localhost:\d+", alone.coordinator_address)
 
 
 def test_flags_override_variables():
@@ -58,7 +55,6 @@ def test_flags_override_variables():
         ({"coordinator_address": "a:1", "num_processes": 2, "process_id": 2}, r"process_id=2 must lie in \[0, num"),
         ({"coordinator_address": "a:1", "num_processes": 0, "process_id": 0}, "num_processes=0 must be at least 1"),
         ({"mode": "off", "process_id": 1}, "--distributed=off, but --process_id is given"),
-        ({"mode": "maybe"}, "choose one of auto, on, off"),
     ],
 )
 def test_incomplete_settings_are_refused(given, says):
@@ -88,6 +84,25 @@ def test_slurm_gpus_of_each_process(change, gpus):
     assert plan(SLURM | change) == Start(local_device_ids=gpus, launcher="slurm")
 
 
+@pytest.mark.parametrize(
+    ("size", "visible", "gpus"),
+    [
+        (4, None, (4, 5)),
+        (4, "0,1,2,3", (2,)),  # the same four for all, of eight
+        (4, "4,5", (0, 1)),  # bound to two each
+        (4, "2", (0,)),
+        (8, "2", (0,)),
+        (1, "0,1,2,3", (0, 1, 2, 3)),
+    ],
+)
+def test_open_mpi_gpus_of_each_process(monkeypatch, size, visible, gpus):
+    monkeypatch.setattr(initialize.glob, "glob", lambda pattern: [f"/dev/nvidia{i}" for i in range(8)])
+    rank = min(2, size - 1)
+    world = {"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)}
+    world |= {"OMPI_COMM_WORLD_LOCAL_SIZE": str(size)} | ({"CUDA_VISIBLE_DEVICES": visible} if visible else {})
+    assert plan(world, coordinator_address="h:1").local_device_ids == gpus
+
+
 def test_gpus_that_do_not_divide_are_refused():
     with pytest.raises(DistributedError, match="3 processes on this machine cannot share 8 GPUs evenly"):
         plan(SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3(x2)"})
@@ -109,11 +124,14 @@ def test_open_mpi_5_needs_the_coordinator_address():
     assert plan({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}) is None
 
 
-def two_processes(body, timeout=120):
-    """Runs `body` in two processes of two virtual devices each: [(exit code, stdout, stderr, seconds)] of each."""
+def free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def two_processes(body, timeout=120):
+    """Runs `body` in two processes of two virtual devices each: [(exit code, stdout, stderr, seconds)] of each."""
     program = textwrap.dedent(
         """
         import os, sys
@@ -126,7 +144,7 @@ def two_processes(body, timeout=120):
         from vivit_jax import distributed
         me = int(sys.argv[1])
         """
-    ) + textwrap.dedent(body).replace("PORT", str(port))
+    ) + textwrap.dedent(body).replace("PORT", str(free_port()))
     began = time.monotonic()
     children = [
         subprocess.Popen(
@@ -149,13 +167,15 @@ def test_program_connects_before_it_reads_data_and_weights(tmp_path):
     words = [
         "--config=finetune",
         f"--workdir={tmp_path}/run",
-        "--distributed=on",
+        f"--coordinator_address=localhost:{free_port()}",
+        "--num_processes=1",
+        "--process_id=0",
         f"--config.data.video_dir={tmp_path}/no",
     ]
     command = [sys.executable, "-m", "vivit_jax.main", *words]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
-    assert re.search(r"Process 0 of 1 \(single\).*data is missing", ended.stderr, re.S), ended.stderr
+    assert re.search(r"Process 0 of 1 \(given\).*data is missing", ended.stderr, re.S), ended.stderr
 
 
 def test_two_processes_compute_together_and_only_primary_logs():
@@ -212,7 +232,7 @@ def test_failing_process_ends_the_others_and_prints_why():
         """
         distributed.initialize.HEARTBEAT_SECONDS = 10
         with distributed.synchronized_exit():
-            distributed.initialise("on", "localhost:PORT", 2, me)
+            distributed.initialise("auto", "localhost:PORT", 2, me)
             if me == 1:
                 raise OSError("disk full")
             from jax.experimental import multihost_utils
@@ -232,7 +252,7 @@ def test_failing_process_does_not_wait_for_the_others():
         distributed.initialize.HEARTBEAT_SECONDS = 10
         import time
         with distributed.synchronized_exit():
-            distributed.initialise("on", "localhost:PORT", 2, me)
+            distributed.initialise("auto", "localhost:PORT", 2, me)
             try:
                 with distributed.exit_deadline(0.5):
                     if me == 1:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.helpers.digits import build_digits
 from vivit_jax import convert
-from vivit_jax.data import build
 
 STOP = 4  # of 6 steps; the last checkpoint is that of step 3, in the middle of the second epoch
 
@@ -44,7 +44,7 @@ def run(data_dir, workdir, processes, mesh, stop_after=0):
 @pytest.mark.long
 def test_one_and_two_processes_give_the_same_run_on_any_mesh(tmp_path):
     data = tmp_path / "data"
-    build.prepare("moving_digits", data, progress=False, train=20, validation=13)
+    build_digits(data, 20, 13)
     reference = run(data, tmp_path / "reference", 1, {"data": 8})
     assert reference["videos"] == 13
     assert reference["evaluated"] == pytest.approx(reference["trained"])

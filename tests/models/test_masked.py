@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vivit_jax.models import MaskedViViT, PretrainConfig, ViViT, ViViTConfig
+from vivit_jax.models import MaskedViViT, PretrainConfig, ViViT, ViViTConfig, attention
 from vivit_jax.models.blocks import Encoder
 from vivit_jax.models.config import ATTENTIONS
 from vivit_jax.models.masked import reconstruction
@@ -107,6 +107,29 @@ def test_random_masks_follow_the_key_and_differ_between_clips():
     np.testing.assert_array_equal(masks[0], masks[1])
     assert (masks[0] != masks[2]).any()
     assert len(np.unique(masks[0], axis=0)) > 1
+
+
+def test_decoder_trains_with_the_attention_of_training(monkeypatch):
+    """On CPUs `tiled`, which does not store the weights."""
+    seen = []
+    monkeypatch.setattr(attention, "attention_backend", lambda *options: seen.append(options[2]) or "xla")
+    with jax.enable_x64():
+        model, params, video, _ = model_and_outputs(ViViTConfig(**FIELDS), np.zeros((3, 12)))
+        assert not any(seen)
+        seen.clear()
+        model.apply({"params": params}, video, np.zeros((3, 12)), train=True)
+    assert len(seen) >= 2
+    assert all(seen)
+
+
+@pytest.mark.parametrize(("size", "heads"), [(None, 2), (180, 2), (64, 2), (256, 4)])
+def test_decoder_of_model_4_has_an_even_number_of_heads(size, heads):
+    config = ViViTConfig.from_name("ViViT-S/16x2", attention="factorised_dot_product")
+    pretrain = PretrainConfig(mask_ratio=0.9, decoder_size=size)
+    assert pretrain.decoder(config).num_heads == heads
+    assert pretrain.decoder(dataclasses.replace(config, attention="spatiotemporal")).num_heads == (size or 192) // 64
+    with pytest.raises(ValueError, match="decoder_size=63 is odd"):
+        PretrainConfig(mask_ratio=0.9, decoder_size=63).decoder(config)
 
 
 def test_ratios_that_mask_nothing_are_refused():

@@ -16,7 +16,7 @@ from vivit_jax.utils.trees import path_name
 
 def test_cosine_schedule_with_warm_up():
     config = OptimizerConfig(learning_rate=0.4, warmup_epochs=2.5)
-    schedule = optim.learning_rate_schedule(config, total_steps=100, steps_per_epoch=4)
+    schedule = optim.learning_rate_schedule(config, total_steps=100, steps_per_epoch=4, batch_size=8)
     for step in range(101):
         ramp = min(1.0, step / 10)
         expected = 0.4 * ramp if step < 10 else 0.4 * 0.5 * (1 + math.cos(math.pi * (step - 10) / 90))
@@ -61,7 +61,7 @@ def _leaves(seed):
 
 def _run(config, steps):
     """(schedule, parameters after some steps of `make_optimizer` with fixed gradients)."""
-    schedule = optim.learning_rate_schedule(config, total_steps=steps + 1, steps_per_epoch=1)
+    schedule = optim.learning_rate_schedule(config, total_steps=steps + 1, steps_per_epoch=1, batch_size=8)
     optimizer = optim.make_optimizer(config, schedule)
     params = _as_jax(_leaves(0))
     state = optimizer.init(params)
@@ -146,14 +146,13 @@ def test_bad_values_are_rejected(fields, message):
     [
         ({}, "warmup_epochs=2.5 is 25 steps, but the run has only 20"),
         ({"warmup_steps": 20}, "warmup_steps=20 is 20 steps, but the run has only 20"),
-        ({"warmup_examples": 8}, "batch_size is needed"),
         ({"warmup_steps": 5, "schedule": "step", "schedule_steps": (5,)}, "the end of the warm-up, 5"),
         ({"warmup_steps": 5, "schedule": "step", "schedule_steps": (9, 20)}, "that of the run, 20"),
     ],
 )
 def test_schedule_longer_than_the_run_is_rejected(fields, message):
     with pytest.raises(ValueError, match=message):
-        optim.learning_rate_schedule(OptimizerConfig(**fields), total_steps=20, steps_per_epoch=10)
+        optim.learning_rate_schedule(OptimizerConfig(**fields), total_steps=20, steps_per_epoch=10, batch_size=8)
 
 
 def _model_2():

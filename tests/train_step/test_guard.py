@@ -33,7 +33,7 @@ def bits(tree):
 @pytest.mark.parametrize("devices", [1, 8])
 def test_nan_step_changes_nothing_to_the_bit(devices):
     config = optim.OptimizerConfig(name="adamw", warmup_epochs=0, weight_decay=0.1)
-    schedule = optim.learning_rate_schedule(config, total_steps=9, steps_per_epoch=1)
+    schedule = optim.learning_rate_schedule(config, total_steps=9, steps_per_epoch=1, batch_size=1)
     optimizer = optim.make_optimizer(config, schedule)
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     broken = batch_of(0)["video"]

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.conftest import REPOSITORY
+from vivit_jax.utils import extras
 
 # Runs a module as `python -m` does, with the packages of the extra `train` hidden.
 HIDE_AND_RUN = """
@@ -45,6 +46,27 @@ def test_home_is_expanded_in_flags(tmp_path):
     environment = os.environ | {"HOME": str(tmp_path)}
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
     assert "nothing_of_this_name" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "gpu", "used"),
+    [
+        ("cuda", True, "cuda,cpu"),
+        ("cuda", False, "cuda"),  # an error, not the CPU alone
+        ("tpu", False, "tpu,cpu"),
+        ("cpu", True, "cpu"),
+        ("cuda,cpu", True, "cuda,cpu"),
+        ("", True, ""),
+    ],
+)
+def test_jax_may_count_operations_on_the_cpu(monkeypatch, given, gpu, used):
+    """It starts only the platforms that are listed, and a sweep would fail after its first run."""
+    monkeypatch.setattr(os.path, "exists", lambda path: gpu)
+    monkeypatch.setattr(sys, "argv", ["-m"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setenv("JAX_PLATFORMS", given)
+    extras.prepare_program()
+    assert os.environ["JAX_PLATFORMS"] == used
 
 
 def test_ctrl_c_and_errors_of_files_end_in_one_line(tmp_path):

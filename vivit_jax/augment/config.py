@@ -16,8 +16,8 @@ class AugmentConfig:
     The other RandAugment set, erasing and cutmix are not the paper's. Order: RandAugment, colours, erasing, mixing.
 
     Attributes:
-      colour_jitter_probability: of changing the brightness, saturation, contrast and hue of a clip.
-      grayscale_probability: of making it grey, independently.
+      colour_jitter_probability: in [0, 1], of changing the brightness, saturation, contrast and hue of a clip.
+      grayscale_probability: in [0, 1], of making it grey, independently.
       rand_augment_layers, rand_augment_magnitude: operations per clip and their strength, at least 0 (`operations`).
       rand_augment_ops: 'paper', the paper's twelve operations, which move no pixels; 'video' adds rotation, shears and
         translations. For classes that depend on left and right or up and down, choose a small magnitude.
@@ -29,7 +29,7 @@ class AugmentConfig:
     rand_augment_layers: int = 0
     rand_augment_magnitude: float = 10.0
     rand_augment_ops: str = "paper"
-    erase_probability: float = 0.0  # of filling a box of a clip with noise (random erasing, arXiv:1708.04896)
+    erase_probability: float = 0.0  # in [0, 1], of filling a box with noise (random erasing, arXiv:1708.04896)
     mixup: float = 0.0  # alpha of lambda ~ Beta(alpha, alpha), the weight of a clip in its mixture; 0 turns mixup off
     cutmix: float = 0.0
     mix_per_example: bool = False  # draw lambda, box and choice for each clip instead of once per batch (as published)

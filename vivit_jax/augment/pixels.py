@@ -183,19 +183,15 @@ def erased_box(
     return box(size, low, low + sides)
 
 
-def mix_clips(
-    key: jax.Array, video: jax.Array, mask: jax.Array, config: AugmentConfig
-) -> tuple[jax.Array, jax.Array | None]:
+def mix_clips(key: jax.Array, video: jax.Array, mask: jax.Array, config: AugmentConfig) -> tuple[jax.Array, jax.Array]:
     """Mixes each clip with its partner (`swap_pairs`) by mixup or cutmix; if both are on, one of them is drawn.
 
     `video` is float [B, T, H, W, 3]. A clip whose partner is padding (0 in `mask`, [B]) is not mixed.
 
     Returns:
       (mixed video; float32 [B] in [0, 1], the weight of each clip's own label for `mix`: lambda for mixup, for cutmix
-      the share of the frame outside the box), or `(video, None)` if both are off.
+      the share of the frame outside the box).
     """
-    if not config.mixes:
-        return video, None
     if not (config.cutmix or config.mix_per_example):
         shares = mixup_weights(key, mask, config.mixup)
         return mix(video, shares), shares

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 
 from vivit_jax import sharding
-from vivit_jax.augment.config import OPERATION_SETS
 from vivit_jax.augment.pixels import box
 
 # The published formulas at magnitude `MAX_LEVEL`, the end of their scale:
@@ -68,8 +67,6 @@ def operations(magnitude: float, ops: str = "paper") -> dict[str, Operation]:
     frame's side in whole pixels (tensorflow/models: 100 m pixels), in a random direction, with grey outside the frame.
     From magnitude 22.4 on a translation leaves nothing of the frame.
     """
-    if ops not in OPERATION_SETS:
-        raise ValueError(f"ops={ops!r}; choose one of {', '.join(OPERATION_SETS)}")
 
     def level(scale: float) -> int:
         return int(magnitude / MAX_LEVEL * scale)

@@ -2,7 +2,7 @@
 
 python -m vivit_jax.compile --config=configs/k400_vivit_l.py --slice=v3-32
 python -m vivit_jax.compile --config=configs/k400_vivit_l.py --slice=v5e-256 --config.mesh.tensor=4 --search
-python -m vivit_jax.compile --config=configs/k400_vivit_l.py:320 --topology=v3:4x8 --mesh=data=16,fsdp=4 --step=train
+python -m vivit_jax.compile --config=configs/k400_vivit_l.py:320 --slice=v3:4x8 --config.mesh.fsdp=4 --step=train
 
 Exit code 1: a step does not fit. No TPU is needed, only its compiler: pip install 'vivit_jax[tpu]'.
 """
@@ -18,18 +18,8 @@ _CONFIG = command_line.define_config("Config: a file or a packaged config's name
 _SLICE = flags.DEFINE_string(
     "slice", None, "TPU slice, by name (v3-32, v5e-16, ...) or by its chips (v3:4x4); several slices: 2xv5e-16."
 )
-flags.DEFINE_alias("topology", "slice")
-_MESH = flags.DEFINE_list("mesh", [], "Comma-separated AXIS=DEVICES, instead of --config.mesh.AXIS: data=-1,fsdp=8.")
 _STEP = flags.DEFINE_enum("step", "both", ["train", "eval", "both"], "Which program to compile.")
 _SEARCH = flags.DEFINE_bool("search", False, "Also find the largest training batch that fits.")
-
-
-def parse_mesh(pairs: list[str]) -> dict[str, int]:
-    """Parses the AXIS=DEVICES pairs of --mesh."""
-    try:
-        return {axis: int(devices) for axis, _, devices in (pair.partition("=") for pair in pairs)}
-    except ValueError as error:
-        raise ValueError(f"--mesh={','.join(pairs)} must be AXIS=DEVICES, as in --mesh=data=-1,fsdp=8") from error
 
 
 def main(argv: list[str]) -> None:
@@ -39,13 +29,12 @@ def main(argv: list[str]) -> None:
     from vivit_jax.config.experiment import Experiment
 
     try:
-        config = _CONFIG.value
-        with config.unlocked():  # from_config rejects unknown axes, and names the known ones
-            config.mesh.update(parse_mesh(_MESH.value))
-        experiment = Experiment.from_config(config)
+        experiment = Experiment.from_config(_CONFIG.value)
         slice_ = slices.parse(_SLICE.value)
         target = Target.on(experiment, experiment.dataset_heads(), slices.devices(slice_))
         steps = ("train", "eval") if _STEP.value == "both" else (_STEP.value,)
+        for step in steps:
+            target.clips_per_shard(step)  # raises before anything is compiled
         fits = [report.print_report(target, slice_, step) for step in steps]
         if _SEARCH.value:
             report.print_largest_batch(target)

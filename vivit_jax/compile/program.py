@@ -14,7 +14,7 @@ from vivit_jax import sharding
 from vivit_jax.compile import hlo
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.cost.counts import abstract_batch, forward_count, train_count
-from vivit_jax.models import ViViT, ViViTConfig, abstract_params, inference
+from vivit_jax.models import ViViTConfig, abstract_params, inference
 from vivit_jax.train_step import TrainProgram, make_eval_step, remat
 from vivit_jax.utils import devices
 
@@ -101,26 +101,29 @@ class Target:
         """Builds the config's mesh on these devices; ValueError where it does not cover them or divide the model."""
         mesh = sharding.make_mesh(experiment.mesh, devices)
         sharding.check_model(mesh, experiment.model_config(heads))
+        if experiment.pretraining:  # evaluated on one clip of each video
+            one = dataclasses.replace(experiment.evaluation, temporal_views=1, spatial_views=1)
+            experiment = dataclasses.replace(experiment, evaluation=one)
         return cls(experiment, heads, mesh)
 
     @property
     def batch_shards(self) -> int:
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
-    def clips_per_shard(self, batch_size: int) -> int:
-        """Returns the clips in each shard of a global batch, which must divide evenly."""
-        sharding.check_batch_size(self.mesh, batch_size, "batch_size")
-        return batch_size // self.batch_shards
-
-    def train_program(self) -> TrainProgram:
-        """Returns the training step for the mesh; its model may say `auto`."""
-        return self.experiment.train_program(self.heads, self.mesh)
+    def clips_per_shard(self, step: str) -> int:
+        """Returns the clips ('train') or videos ('eval') per batch shard; ValueError where that is no whole number."""
+        training = step == "train"
+        size = self.experiment.batch_size if training else self.experiment.evaluation.batch_size
+        sharding.check_batch_size(self.mesh, size, "batch_size" if training else "evaluation.batch_size")
+        return size // self.batch_shards
 
     def lower_train(self, clips: int, program: TrainProgram | None = None) -> Any:
         """Lowers the training step, of `program` if given, with `clips` clips per batch shard."""
-        program = program or self.train_program()
+        program = program or self.experiment.train_program(self.heads, self.mesh)
+        batch = abstract_batch(program.model.config, clips * self.batch_shards)
+        batch = sharding.abstract_like(batch, jax.tree.map(lambda _: sharding.batch_sharding(self.mesh), batch))
         with jax.set_mesh(self.mesh):
-            return program.step.lower(program.state, self._batch(program.model, clips * self.batch_shards))
+            return program.step.lower(program.state, batch)
 
     def compile_train(self, clips: int, log: Callable[[str], None] = lambda _: None) -> tuple[ViViTConfig, Compiled]:
         """Compiles the training step, with the least recomputation that fits, for so many clips per batch shard.
@@ -134,8 +137,8 @@ class Target:
                 log(f"remat {model.remat}, scan_layers {model.scan_layers}: {compiled.peak / 2**30:.1f} GiB do not fit")
             return compiled
 
-        platform = self.mesh.devices.flat[0].platform
-        program, compiled = remat.least(self.train_program(), platform, compile_with, lambda compiled: compiled.fits)
+        program, platform = self.experiment.train_program(self.heads, self.mesh), self.mesh.devices.flat[0].platform
+        program, compiled = remat.least(program, platform, compile_with, lambda compiled: compiled.fits)
         return program.model.config, compiled
 
     def lower_eval(self, videos: int) -> Any:
@@ -143,30 +146,30 @@ class Target:
         platform = self.mesh.devices.flat[0].platform
         config = self.experiment.model_config(self.heads)
         config = inference.inference_config(config, self.experiment.evaluation.dtype, platform)
-        model = ViViT(config)
-        params = jax.eval_shape(lambda params: inference.cast_params(params, config), abstract_params(config))
+        model = self.experiment.module(config)
+
+        def apply(variables: Any, clips: jax.Array, train: bool) -> Any:
+            out = model.apply(variables, clips, train=train, rngs={"dropout": jax.random.key(0)})
+            return out["loss"] if self.experiment.pretraining else out
+
+        params = jax.eval_shape(lambda params: inference.cast_params(params, config), abstract_params(config, model))
         shardings = sharding.state_sharding(self.mesh, {"params": params})["params"]
-        batch = self._batch(model, videos * self.batch_shards)
-        video, views = batch["video"], self.experiment.evaluation.views
-        shape = (video.shape[0], views, *video.shape[1:])
-        batch = {**batch, "video": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=video.sharding)}
-        step = inference.jit(make_eval_step(model.apply, inference.clips_at_once(config, platform)), config, self.mesh)
+        shape = (videos * self.batch_shards, self.experiment.evaluation.views, *config.video_shape)
+        video = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding.batch_sharding(self.mesh))
+        step = inference.jit(make_eval_step(apply, inference.clips_at_once(config, platform)), config, self.mesh)
         with jax.set_mesh(self.mesh):
-            return step.lower(sharding.abstract_like(params, shardings), batch)
+            return step.lower(sharding.abstract_like(params, shardings), {"video": video})
 
     def train_work(self, clips: int, model: ViViTConfig) -> float:
         """Returns the FLOPs of a training step on one device, recomputation included, by XLA's count (`train_count`).
 
         The counted program has plain attention, since kernels report no FLOPs. `model` says what is recomputed.
         """
-        per_clip, per_step = train_count(model, self.train_program().optimizer)
+        per_clip, per_step = train_count(self.experiment, model)
         return 2 * (per_clip * clips * self.batch_shards + per_step) / self.mesh.size
 
     def eval_work(self, videos: int) -> float:
         """Returns the FLOPs of an evaluation step on one device, all views of `videos` videos per batch shard."""
         clips = videos * self.batch_shards * self.experiment.evaluation.views
-        return 2 * clips * forward_count(self.experiment.model_config(self.heads)) / self.mesh.size
-
-    def _batch(self, model: ViViT, clips: int) -> Mapping[str, Any]:
-        batch = abstract_batch(model.config, clips)
-        return sharding.abstract_like(batch, jax.tree.map(lambda _: sharding.batch_sharding(self.mesh), batch))
+        count = forward_count(self.experiment.model_config(self.heads), self.experiment.pretrain)
+        return 2 * clips * count / self.mesh.size

@@ -9,8 +9,8 @@ from vivit_jax.train_step import remat
 def print_report(target: Target, slice_: Slice, step: str) -> bool:
     """Compiles a step, 'train' or 'eval', at the config's batch size, prints its figures, returns whether it fits."""
     experiment, training = target.experiment, step == "train"
-    batch = experiment.batch_size if training else experiment.evaluation.batch_size
-    clips = target.clips_per_shard(batch)
+    clips = target.clips_per_shard(step)
+    batch = clips * target.batch_shards
 
     # The heading, before compilation, which takes a minute or more.
     axes = ", ".join(f"{axis} {size}" for axis, size in dict(target.mesh.shape).items() if size > 1) or "one device"
@@ -29,7 +29,8 @@ def print_report(target: Target, slice_: Slice, step: str) -> bool:
     lines = summarize(compiled, slice_)
     if compiled.hbm:
         peak = throughput.peak_flops(target.mesh.devices.flat[0].device_kind)
-        lines += roofline(work, compiled.hbm, useful / target.mesh.size, peak, slice_.kind.bandwidth)
+        figures = roofline(work, compiled.hbm, useful / target.mesh.size, peak, slice_.kind.bandwidth)
+        lines += figures[:-1] if experiment.pretraining else figures  # `model_flops` knows no masks: no bound on MFU
     elif compiled.fits:
         lines += ["HBM        unknown: jaxlib cannot read this program of a newer libtpu"]
     elif training:
@@ -76,19 +77,19 @@ def roofline(work: float, moved: float, useful: float, peak: float, bandwidth: f
     ]
 
 
-def print_largest_batch(target: Target) -> int:
+def print_largest_batch(target: Target) -> None:
     """Searches for the largest training batch that fits, prints all attempts; of `auto` with the most recomputation."""
-    program = target.train_program()
+    program = target.experiment.train_program(target.heads, target.mesh)
     program = remat.apply(program, remat.choices(program.model.config, target.mesh.devices.flat[0].platform)[-1])
 
-    def compile_with(clips: int) -> Compiled:
+    def compile_with(microbatch: int) -> Compiled:
+        clips = microbatch * parts
         compiled = compile_ahead(target.lower_train(clips, program), target.mesh)
         verdict = "" if compiled.fits else "does not fit, "
         print(f"  {clips} clips per shard: {verdict}{compiled.peak / GIB:.2f} GiB", flush=True)
         return compiled
 
     print(f"largest batch, remat {program.model.config.remat}")
-    start = max(1, target.experiment.batch_size // target.batch_shards)
-    clips = largest_batch(compile_with, start)
+    parts = target.experiment.optimizer.accumulate_steps  # which divides the clips per shard
+    clips = parts * largest_batch(compile_with, target.experiment.batch_size // target.batch_shards // parts)
     print(f"  {clips * target.batch_shards} clips, {clips} in each of {target.batch_shards} shards")
-    return clips * target.batch_shards

@@ -67,9 +67,10 @@ SLICES = {named.name: named for named in _NAMED}
 
 
 def parse(text: str) -> Slice:
-    """Parses a slice given by name, 'v3-32', or by its chips, 'v3:4x4'; several of one type: '2xv3-32', '2xv3:4x4'."""
+    """Parses a slice by name, 'v3-32', or by chips, 'v3:4x4'; several: '2xv3-32', '2xv3:4x4'; ValueError for others."""
     match = re.fullmatch(r"([1-9]\d*)x([a-z].*)", text)
     count, name = (int(match[1]), match[2]) if match else (1, text)
+    name = name.replace("v5litepod", "v5e")  # as gcloud calls it
     if name in SLICES:
         return dataclasses.replace(SLICES[name], count=count)
     topology = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", name)
@@ -88,7 +89,7 @@ def without_a_tpu() -> None:
 
 
 def devices(slice_: Slice) -> Sequence[Any]:
-    """Returns the devices of a slice to compile for; the slice need not exist, libtpu must be installed."""
+    """Returns the devices of a slice, which need not exist, to compile for; RuntimeError where libtpu cannot."""
     from jax.experimental import topologies
 
     name = f"{slice_.generation}:{'x'.join(map(str, slice_.chips))}"

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import ml_collections
+import optax
 from ml_collections import config_dict
 
 from vivit_jax import optim, sharding
 from vivit_jax.augment import AugmentConfig
 from vivit_jax.config import finetuning
-from vivit_jax.config.fields import ConfigError, check_fields, merge, plain, section, tuples, upgrade
+from vivit_jax.config.fields import ConfigError, check_fields, merge, paths, plain, section, tuples, upgrade
 from vivit_jax.config.sections import CheckpointConfig, EvaluationConfig, InitFrom, ProfileConfig
 from vivit_jax.data import catalog
 from vivit_jax.data.config import DataConfig
@@ -90,7 +91,7 @@ class Experiment:
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Checks and freezes a ConfigDict or the dict of `to_dict`; absent fields get their defaults.
 
-        Raises ConfigError for a field that does not exist, or a value out of range.
+        Raises ConfigError for a field that does not exist, a value out of range, or None for a field that needs one.
         """
         known = plain(default_config())
         try:
@@ -99,6 +100,9 @@ class Experiment:
             fields = merge(known, config)
             if fields["derive"]:
                 fields = plain(finetuning.derive(fields))  # of unknown data, unless `vivit_jax.finetuning` did
+            defaults = dict(paths(known))
+            if unset := [name for name, value in paths(fields) if value is None and defaults[name] is not None]:
+                raise ConfigError(f"config.{unset[0]}=None must have a value; its default is {defaults[unset[0]]!r}")
             return cls(**fields | {name: section_type(**fields[name]) for name, section_type in _SECTIONS.items()})
         except (TypeError, ValueError) as error:
             raise ConfigError(str(error)) from error
@@ -178,20 +182,21 @@ class Experiment:
             raise ConfigError(f"config.input: {error}") from error
 
     def train_program(
-        self, heads: Mapping[str, int], mesh: Any, *, total_steps: int = 10**9, steps_per_epoch: float = 1e3
+        self, heads: Mapping[str, int], mesh: Any, *, total_steps: int | None = None, steps_per_epoch: float = 1.0
     ) -> TrainProgram:
         """Builds model, schedule, optimizer, abstract state with shardings and the jitted train step. Compiles nothing.
 
         `heads`: {head: classes}; `mesh` None: one device. The schedule depends on `total_steps` and `steps_per_epoch`;
-        their defaults serve programs that are compiled but not run, whose memory does not depend on them. Raises
-        ConfigError or ValueError for settings that do not fit together or the mesh.
+        without them the learning rate is constant, for programs that are compiled but not run. Raises ConfigError or
+        ValueError for settings that do not fit together or the mesh.
         """
         model = self.module(self.model_config(heads))
         if mesh is not None:
             sharding.check_model(mesh, model.config)
-        schedule = optim.learning_rate_schedule(
-            self.optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch, batch_size=self.batch_size
-        )
+        schedule = optax.constant_schedule(self.optimizer.learning_rate)
+        if total_steps is not None:
+            sizes = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch, "batch_size": self.batch_size}
+            schedule = optim.learning_rate_schedule(self.optimizer, **sizes)
         optimizer = optim.make_optimizer(self.optimizer, schedule)
         fields = ("seed", "label_smoothing", "loss", "augment", "guard", "norms_by_part")
         options = {name: getattr(self, name) for name in fields}

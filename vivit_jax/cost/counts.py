@@ -8,50 +8,51 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from vivit_jax.models import ViViT, ViViTConfig, abstract_params
-from vivit_jax.train_step import SINGLE_HEAD, TrainState, build_train_program
+from vivit_jax.augment import AugmentConfig
+from vivit_jax.config.experiment import Experiment
+from vivit_jax.models import MaskedViViT, PretrainConfig, ViViT, ViViTConfig, abstract_params
+from vivit_jax.train_step import SINGLE_HEAD
 from vivit_jax.utils.trees import path_name
 
 
 @functools.lru_cache(maxsize=256)
-def forward_count(config: ViViTConfig) -> float:
+def forward_count(config: ViViTConfig, pretrain: PretrainConfig | None = None) -> float:
     """Returns the multiply-adds of one clip's forward pass (XLA's flops / 2), matrix products and all else.
 
-    The counted program is unoptimised, float32, unrolled and with plain attention, whatever the config's dtype, scan,
-    remat and backend: XLA counts the body of a loop once, and a cast as an operation. Nothing is compiled. Some
-    versions of jaxlib sum in float32, so that about five digits hold.
+    With a `pretrain.mask_ratio` it is that of masked pretraining. The counted program is unoptimised, float32, unrolled
+    and with plain attention, whatever the config's dtype, scan, remat and backend: XLA counts the body of a loop once,
+    and a cast as an operation. Nothing is compiled. Some versions of jaxlib sum in float32, so that about five digits
+    hold.
     """
     config = _countable(dataclasses.replace(config, remat="none", remat_temporal=None))
+    model = MaskedViViT(config, pretrain) if pretrain and pretrain.mask_ratio else ViViT(config)
     video = jax.ShapeDtypeStruct((1, *config.video_shape), jnp.float32)
-    return _flops(ViViT(config).apply, {"params": abstract_params(config)}, video) / 2
+
+    @jax.jit
+    def apply(params: Any, video: jax.Array) -> Any:
+        return model.apply({"params": params}, video, rngs={"dropout": jax.random.key(0)})  # which draws the mask
+
+    return _flops(apply, abstract_params(config, model), video) / 2
 
 
-def train_count(config: ViViTConfig, optimizer: Any, *, label_smoothing: float = 0.0) -> tuple[float, float]:
+def train_count(experiment: Experiment, config: ViViTConfig) -> tuple[float, float]:
     """Returns the multiply-adds of a training step: (per clip: forward, backward, loss; per step: optimizer, metrics).
 
-    They are counted as in `forward_count`; recomputation by `remat` and the random bits of dropout count too.
+    They are counted as in `forward_count`; what `config` recomputes (`remat`), the second pass of SAM and the random
+    bits of dropout count too, augmentation does not. `config` is the model's, with its heads.
     """
-    if not config.heads:
-        raise ValueError("num_classes=None leaves no head to train; give the number of classes")
-    config, schedule = _countable(config), optax.constant_schedule(0.1)
-    program = build_train_program(ViViT(config), optimizer, schedule, label_smoothing=label_smoothing)
-    state = program.state
-
-    def per_step(state: TrainState, gradients: Any) -> Any:
-        """The update and the norms among the metrics, which do not grow with the batch."""
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        norms = [optax.tree.norm(tree) for tree in (gradients, state.params, updates)]
-        return optax.apply_updates(state.params, updates), opt_state, norms
-
-    update = _flops(per_step, state, state.params) / 2
-    return _flops(program.step, state, abstract_batch(config, 1)) / 2 - update, update
+    optimizer = dataclasses.replace(experiment.optimizer, accumulate_steps=1)
+    plain = dataclasses.replace(experiment, optimizer=optimizer, augment=AugmentConfig())
+    program = plain.train_program({head or SINGLE_HEAD: classes for head, classes in config.heads}, mesh=None)
+    program = program.with_model(program.model.clone(config=_countable(config)))
+    one, two = (_flops(program.step, program.state, abstract_batch(config, clips)) / 2 for clips in (1, 2))
+    return two - one, 2 * one - two
 
 
 def abstract_batch(config: ViViTConfig, clips: int) -> Mapping[str, Any]:
@@ -63,10 +64,10 @@ def abstract_batch(config: ViViTConfig, clips: int) -> Mapping[str, Any]:
     }
 
 
-def parameters_by_part(config: ViViTConfig) -> dict[str, int]:
+def parameters_by_part(params: Any) -> dict[str, int]:
     """Returns {part: parameters}, such as `encoder/layers/attention`; all layers of an encoder together."""
     parts: dict[str, int] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         # Class tokens and position embeddings are leaves of an encoder, and parts of their own.
         part = "/".join(re.sub("/(kernel|bias|scale)$", "", path_name(path)).split("/")[:3])
         parts[part] = parts.get(part, 0) + math.prod(leaf.shape)
@@ -78,7 +79,7 @@ def _countable(config: ViViTConfig) -> ViViTConfig:
     return dataclasses.replace(config, scan_layers=False, attention_backend="xla", **widths)
 
 
-def _flops(function: Callable[..., Any], *args: Any) -> float:
+def _flops(jitted: Any, *args: Any) -> float:
     """Returns XLA's flops of a function of abstract arguments. Only the CPU backend counts without compiling."""
-    with jax.default_device(jax.devices("cpu")[0]):
-        return float(jax.jit(function).lower(*args).cost_analysis()["flops"])
+    with jax.set_mesh(jax.sharding.Mesh(jax.local_devices(backend="cpu")[:1], ("all",))):  # traced for it, too
+        return float(jitted.lower(*args).cost_analysis()["flops"])

@@ -10,15 +10,12 @@ import importlib.util
 import logging as standard_logging
 import os
 import re
-import socket
 from collections.abc import Mapping
 
 import jax
 from absl import logging
 
 from vivit_jax.utils import devices
-
-MODES = ("auto", "on", "off")
 
 # jax waits 100 and 300 s by default; with these, the survivors of a failed process end within a minute. Not shorter:
 # a live migration or a swapping disk may stall a healthy machine for several seconds.
@@ -45,7 +42,7 @@ class Start:
     num_processes: int | None = None
     process_id: int | None = None
     local_device_ids: tuple[int, ...] | None = None  # the GPUs of this process, as indices into the visible ones
-    launcher: str = "given"  # by flags or variables; else 'slurm', 'ompi', 'tpu' or 'single' (process)
+    launcher: str = "given"  # by flags or variables; else 'slurm', 'ompi' or 'tpu'
 
 
 def initialise(
@@ -56,13 +53,13 @@ def initialise(
 ) -> bool:
     """Connects the processes of a run and logs its devices; call it before using a device.
 
-    Returns whether `jax.distributed` is initialised. Mode 'auto': if several processes are given or detected; 'on': for
-    a single process too, so that jax's own handler saves the step on SIGTERM; 'off': never. Give all of 'host:port' of
-    process 0, number of processes and index of this one, from 0; or none where the launcher is detected.
+    Returns whether `jax.distributed` is initialised. Mode 'auto': if several processes are given or detected; 'off':
+    never. Give all of 'host:port' of process 0, number of processes and index of this one, from 0; or none where the
+    launcher is detected. DistributedError where they are incomplete or contradict each other, or a process is missing.
     """
     flags = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
     start = plan(os.environ, mode, **flags)
-    connected = start is not None and _connect(start, mode)
+    connected = start is not None and _connect(start)
     if jax.process_index() != 0:  # warnings only, with the number of the process; `--verbosity=1` shows all
         form = f"%(asctime)s process {jax.process_index()}: %(message)s"
         logging.get_absl_handler().setFormatter(standard_logging.Formatter(form, "%H:%M:%S"))
@@ -74,7 +71,7 @@ def initialise(
     return connected
 
 
-def _connect(start: Start, mode: str) -> bool:
+def _connect(start: Start) -> bool:
     """Starts `jax.distributed`; returns False where there is nothing to connect to."""
     timeouts = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": SHUTDOWN_SECONDS}
     where = start.coordinator_address, start.num_processes, start.process_id, start.local_device_ids
@@ -89,15 +86,12 @@ def _connect(start: Start, mode: str) -> bool:
     except ValueError as error:
         if start != Start(launcher="tpu"):
             raise DistributedError(f"jax.distributed could not be started ({start.launcher}): {error}") from error
-        # libtpu is installed, but this is no TPU: jax detected no cluster.
-        return mode == "on" and _connect(_single_process(), mode)
+        return False  # libtpu is installed, but this is no TPU: jax detected no cluster
     return True
 
 
 def plan(environment: Mapping[str, str], mode: str = "auto", **flags: str | int | None) -> Start | None:
     """Returns how `initialise` starts `jax.distributed`, from its arguments and the environment; None: not at all."""
-    if mode not in MODES:
-        raise DistributedError(f"distributed={mode!r}; choose one of {', '.join(MODES)}")
     flags = {name: value for name, value in flags.items() if value is not None}
     if mode == "off":
         if flags:
@@ -116,7 +110,7 @@ def plan(environment: Mapping[str, str], mode: str = "auto", **flags: str | int 
         if "OMPI_MCA_orte_hnp_uri" not in environment and given["num_processes"] > 1:
             _check(given, "Open MPI 5 and newer do not publish the address of process 0")
     if not given:
-        if launcher == "slurm" and int(environment["SLURM_NTASKS"]) == 1 and mode == "auto":
+        if launcher == "slurm" and int(environment["SLURM_NTASKS"]) == 1:
             return None
         if launcher is not None:
             return Start(local_device_ids=_local_devices(environment, launcher), launcher=launcher)
@@ -126,8 +120,8 @@ def plan(environment: Mapping[str, str], mode: str = "auto", **flags: str | int 
                 "start it as launch/slurm.sbatch does.",
                 environment["SLURM_NTASKS"],
             )
-        return _single_process() if mode == "on" else None
-    if launcher == "ompi" and given["num_processes"] == 1 and mode == "auto" and not flags:
+        return None
+    if launcher == "ompi" and given["num_processes"] == 1 and not flags:
         return None
     if launcher is None:
         _check(given, "no Slurm, Open MPI or TPU slice was detected that would supply the rest")
@@ -184,7 +178,7 @@ def _local_devices(environment: Mapping[str, str], launcher: str | None) -> tupl
     seen = len([x for x in visible.split(",") if x.strip()]) if visible is not None else total
     if seen == 0:
         return None
-    if size == 1 or seen < max(total, size):
+    if size == 1 or seen < size or seen * size <= total:
         return tuple(range(seen))  # bound by the launcher, or alone on the machine: all visible ones
     each, rest = divmod(seen, size)
     if rest:
@@ -198,10 +192,3 @@ def _tasks_of_node(tasks_per_node: str, node: int) -> int:
     parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks_per_node)
     counts = [int(count) for count, times in parts for _ in range(int(times or 1))]
     return counts[min(node, len(counts) - 1)]
-
-
-def _single_process() -> Start:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    return Start(f"localhost:{port}", 1, 0, launcher="single")

@@ -127,9 +127,8 @@ class EncoderBlock(nn.Module):
         `drop_rate` is the layer's stochastic depth rate, a scalar or None. `nn.scan` needs the second result, None.
         """
         config, logical_axes, options = self.config, self.logical_axes, (self.deterministic, self.sow_attention)
-        for axes, suffix in attention_layers(config):
-            y = layer_norm(config, f"norm_{suffix or 'attention'}")(x)
-            name = f"attention_{suffix}" if suffix else "attention"
+        for axes, name, norm in attention_layers(config):
+            y = layer_norm(config, norm)(x)
             y = MultiHeadAttention(config, axes, *options, logical_axes, self.tokens, name=name)(y)
             y = nn.Dropout(config.dropout_rate, deterministic=self.deterministic)(y)
             x = self._add(x, y, drop_rate)  # eq. 2, and eqs. 4 and 5 of Model 3
@@ -148,12 +147,13 @@ def _constrain(x: jax.Array, logical_axes: tuple[str | None, ...]) -> jax.Array:
     return sharding.constrain(x, "batch", *(logical_axes or (None,) * (x.ndim - 2)), None)
 
 
-def attention_layers(config: ViViTConfig) -> Sequence[tuple[tuple[int, ...], str]]:
-    """The attention layers of one block in their order: (axes, suffix of their parameters' names)."""
+def attention_layers(config: ViViTConfig) -> Sequence[tuple[tuple[int, ...], str, str]]:
+    """The attention layers of one block in their order: (axes, their name, that of the LayerNorm before)."""
     if config.attention == "factorised_self_attention":
-        layers = {"time": ((-3,), "time"), "space": ((-2,), "space")}
-        return [layers[axis] for axis in config.attention_order.split("_")]
-    return [((-3, -2) if config.attention == "factorised_dot_product" else (-2,), "")]
+        order = config.attention_order.split("_")
+        return [((-3,) if axis == "time" else (-2,), f"attention_{axis}", f"norm_{axis}") for axis in order]
+    axes = (-3, -2) if config.attention == "factorised_dot_product" else (-2,)
+    return [(axes, "attention", "norm_attention")]
 
 
 def initial_positions(config: ViViTConfig, times: int) -> nn.initializers.Initializer:
@@ -197,7 +197,8 @@ class Encoder(nn.Module):
     def __call__(self, x: jax.Array, kept: jax.Array | None = None) -> jax.Array:
         """Maps [B, ..., N, d], or [B, n_t, n_s, d] with `token_axes=2`, to the same shape; N + 1 with a class token.
 
-        `kept` (int [B, ..., M], or with axes of length 1): the layers see only these of the N tokens: [B, ..., M, d].
+        `kept`, int [B, ..., M], are indices of the last token axis: the layers see only these of its N tokens, and the
+        result is [B, ..., M, d]. Its axes between B and M may have length 1: the same tokens everywhere along them.
         """
         config = self.config
         wide = config.param_dtype

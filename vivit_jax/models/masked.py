@@ -18,9 +18,10 @@ class PretrainConfig:
     """Masked pretraining: the encoder sees some tubelets, a small decoder reconstructs the others (VideoMAE).
 
     Attributes:
-      mask_ratio: share of the patches of a frame that is masked, the same ones at all times (tube masking); VideoMAE
-        has 0.9. 0: no pretraining, a classifier is trained.
-      decoder_size: width of the decoder; None: half of the encoder's.
+      mask_ratio: share of the patches of a frame that is masked, in [0, 1), the same ones at all times (tube masking);
+        VideoMAE has 0.9. 0: no pretraining, a classifier is trained.
+      decoder_layers: blocks of the decoder, at least 1.
+      decoder_size: width of the decoder, at least 1; None: half of the encoder's.
       normalise_pixels: the target is each tubelet's pixels, minus their mean and divided by their standard deviation in
         each channel; otherwise the pixels in [0, 1].
     """
@@ -35,9 +36,16 @@ class PretrainConfig:
         at_least("pretrain", self, decoder_layers=1, decoder_size=1)
 
     def decoder(self, config: ViViTConfig) -> ViViTConfig:
-        """Returns the config of the decoder's blocks: heads as wide as the encoder's, no class token, no dropout."""
+        """Returns the config of the decoder's blocks: heads as wide as the encoder's, no class token, no dropout.
+
+        Raises ValueError for an odd width of Model 4's, which gives half of the heads to time and half to space.
+        """
         size = self.decoder_size or max(config.hidden_size // 2, 1)
-        heads = next(n for n in range(max(size // config.head_dim, 1), 0, -1) if size % n == 0)
+        multiple = 2 if config.attention == "factorised_dot_product" else 1
+        if size % multiple:
+            raise ValueError(f"pretrain.decoder_size={size} is odd, which Model 4 cannot divide; use an even width")
+        most = max(size // config.head_dim, multiple)
+        heads = next(n for n in range(most - most % multiple, 0, -multiple) if size % n == 0)
         fields = {"hidden_size": size, "num_heads": heads, "num_layers": self.decoder_layers, "mlp_dim": 4 * size}
         rates = dict.fromkeys(("dropout_rate", "attention_dropout_rate", "stochastic_depth_rate"), 0.0)
         return dataclasses.replace(config, **fields, **rates, classifier="gap", pool_norm=False)
@@ -87,7 +95,7 @@ class MaskedViViT(nn.Module):
         x = patch_encoder(config, deterministic=not train)(tokens, kept if joint else kept[:, None])
         x = x[..., int(config.classifier == "token") :, :]
         x = x.reshape(-1, n_t, visible, config.hidden_size)
-        predicted = Decoder(self.pretrain.decoder(config), name="decoder")(x, rank)  # [B, n_t, n_s, pixels, C]
+        predicted = Decoder(self.pretrain.decoder(config), train, name="decoder")(x, rank)  # [B, n_t, n_s, pixels, C]
 
         pixels = 0.5 * patches(video, config).reshape(predicted.shape) + 0.5
         mean, std = 0.0, 1.0
@@ -102,6 +110,7 @@ class Decoder(nn.Module):
     """The decoder: blocks as those of the encoder, over the visible tokens and a mask token for each other one."""
 
     config: ViViTConfig  # of the decoder's blocks
+    train: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, rank: jax.Array) -> jax.Array:
@@ -118,7 +127,7 @@ class Decoder(nn.Module):
         x = jnp.where(rank < visible, x, token)  # [B, n_t, n_s, size]
         if config.attention == "spatiotemporal":
             x = x.reshape(batch, n_t * n_s, -1)
-        x = patch_encoder(config, deterministic=True)(x)
+        x = patch_encoder(config, deterministic=not self.train)(x)
         frames = 1 if config.tokenizer == "uniform_frames" else config.tubelet_size[0]
         pixels = frames * config.tubelet_size[1] * config.tubelet_size[2]
         x = nn.Dense(pixels * config.in_channels, name="pixels", **wide)(x)

@@ -75,8 +75,7 @@ def relevance(
 
         def block(carry: jax.Array, layer: Any) -> tuple[jax.Array, None]:
             arrays, layer_gradients = layer
-            for axes, suffix in reversed(attention_layers(config)):
-                name = f"attention_{suffix}" if suffix else "attention"
+            for axes, name, _ in reversed(attention_layers(config)):
                 parts = [(axis, arrays[name][f"qkv{axis}"], layer_gradients[name][f"out{axis}"]) for axis in axes]
                 received = sum(attended(constant + carry, *part) for part in parts) / config.num_heads
                 carry = (carry + received) / 2 if rollout else carry + received

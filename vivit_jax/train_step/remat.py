@@ -15,10 +15,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+from vivit_jax.models.config import AUTO, REMATS
 from vivit_jax.train_step.step import TrainProgram
 
 T = TypeVar("T")
-AUTO = "auto"
 # Of the memory of a device, by platform: the rest is for batches in advance and, where programs allocate what they need
 # at run time, for what fragmentation makes unusable.
 USABLE = {"tpu": 0.97, "gpu": 0.9, "cpu": 0.9}
@@ -34,7 +34,7 @@ class Choice(NamedTuple):
         return f"remat={self.remat}, scan_layers={self.scan_layers}"
 
 
-_LOOP, _UNROLLED = (tuple(Choice(scan, remat) for remat in ("none", "dots", "full")) for scan in (True, False))
+_LOOP, _UNROLLED = (tuple(Choice(scan, remat) for remat in REMATS) for scan in (True, False))
 FASTEST_FIRST = {"gpu": (*_UNROLLED, _LOOP[-1]), "tpu": _LOOP, "cpu": (_UNROLLED[0], *_LOOP[1:])}
 
 

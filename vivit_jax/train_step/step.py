@@ -106,6 +106,9 @@ def make_train_step(
         also `gradient_norm/MODULE` and so on.
       * `skipped`, 1 if the guard skipped this step, else 0, and `skipped_in_a_row`. A skipped step's loss and norms are
         reported as they would have been, NaN or not; `update_norm` is 0 where loss or gradient are not finite.
+
+      Its first call raises ValueError where the state has no EMA although `ema_decay` is above 0, or the reverse; where
+      heads and labels differ; for several labels per clip under softmax; and if `accumulate_steps` does not divide B.
     """
     augment, loss, guard = augment or AugmentConfig(), loss or LossConfig(), guard or GuardConfig()
     head_rate = getattr(optimizer, "head_learning_rate", 1.0)

@@ -51,13 +51,14 @@ def exit_without_devices() -> None:
     except (RuntimeError, AssertionError) as error:  # AssertionError: jax's answer where the plug-in is not installed
         reason = str(error).partition("\n")[0] or "its plug-in is not installed"
         sys.exit(
-            f"error: JAX_PLATFORMS={_requested() or ''}: jax cannot start that backend ({reason}). Unset it or set "
+            f"error: JAX_PLATFORMS={_requested()}: jax cannot start that backend ({reason}). Unset it or set "
             "JAX_PLATFORMS=cpu; pip install -U 'vivit_jax[cuda]' or 'vivit_jax[tpu]' for an accelerator"
         )
 
 
-def _requested() -> str | None:
-    return jax.config.jax_platforms or os.environ.get("JAX_PLATFORMS")
+def _requested() -> str:
+    # `utils.extras` adds the CPU.
+    return (jax.config.jax_platforms or os.environ.get("JAX_PLATFORMS") or "").removesuffix(",cpu")
 
 
 def keep_freed_memory() -> bool:

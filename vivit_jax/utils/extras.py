@@ -3,15 +3,14 @@
 Missing extras, errors of files and Ctrl-C end in one line.
 """
 
-import atexit
 import os
 import re
 import sys
 import time
 import traceback as tracebacks
-from collections.abc import Callable
 from types import TracebackType
 
+BEGAN = time.perf_counter()  # of the program, on that clock
 INTERRUPTED_EXIT_CODE = 130  # Ctrl-C, as of shells
 
 # Modules of the extras in pyproject.toml, by extra.
@@ -23,25 +22,9 @@ MODULES = {
 }
 
 
-def _age() -> float:
-    """Returns how many seconds ago this process began; 0 where the system (other than Linux) does not tell."""
-    try:
-        with open("/proc/self/stat") as file:
-            ticks = int(file.read().rpartition(")")[2].split()[19])
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, AttributeError, IndexError):
-        return 0.0
-    return age if 0 < age < 60 else 0.0
-
-
-BEGAN = time.perf_counter() - _age()  # of the program, on that clock
-AT_EXIT: list[Callable[[], None]] = []
-atexit.register(lambda: [call() for call in AT_EXIT])  # after the handlers of what is imported later
-
-
 def prepare_program() -> None:
-    """Makes programs of this package (`python -m vivit_jax.NAME`, `vivit-NAME`) name the extra that they lack, and take
-    `--FLAG=~/folder`, which no shell expands.
+    """Makes programs of this package (`python -m vivit_jax.NAME`, `vivit-NAME`) name the extra that they lack, take
+    `--FLAG=~/folder`, which no shell expands, and let jax use the CPU beside the JAX_PLATFORMS, to count operations.
 
     Their output escapes (as `\\xe9`) what the terminal cannot print: file names that are not UTF-8, and with another
     encoding (LC_ALL=C) most labels. Called by `vivit_jax/__init__.py`, before any optional import.
@@ -52,6 +35,11 @@ def prepare_program() -> None:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # not where a test or a notebook has replaced it
                 stream.reconfigure(errors="backslashreplace")
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        # Where no NVIDIA GPU is visible, "cuda,cpu" would be the CPU alone, without an error.
+        gpu = any(os.path.exists(f"/dev/{name}") for name in ("nvidia0", "nvidiactl", "dxg"))
+        if platforms and "cpu" not in platforms.split(",") and (gpu or "cuda" not in platforms):
+            os.environ["JAX_PLATFORMS"] = f"{platforms},cpu"  # the first stays the default
         home = os.path.expanduser("~")
         sys.argv[1:] = [re.sub(r"^(--?[\w.]+=)~(?=/|$)", lambda flag: flag[1] + home, word) for word in sys.argv[1:]]
 
