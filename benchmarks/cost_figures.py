@@ -38,19 +38,22 @@ def save_figures(folder: epath.PathLike) -> list[epath.Path]:
 
 def _bars(series: dict[str, Sequence[Row]], labels: Sequence[str], title: str, xlabel: str) -> Any:
     """Draws a group of bars for each label, with one bar of each series."""
-    figure, axes = plots.pyplot().subplots(figsize=(9.6 if len(series) > 1 else 6.4, 4.6), layout="constrained")
-    width = 0.85 / len(series)
-    for i, (name, rows) in enumerate(series.items()):
-        positions = np.arange(len(rows)) + (i - (len(series) - 1) / 2) * width
-        bars = axes.bar(positions, [row.ours for row in rows], width=0.9 * width, label=name)
-        axes.bar_label(bars, [f"{row.ours:,.0f}" for row in rows], padding=7, fontsize=8)
-        published = [(x, row.published) for x, row in zip(positions, rows, strict=True) if row.published is not None]
-        axes.scatter(*zip(*published, strict=True), marker="D", c="k", label=None if i else "published (Tables 2, 5)")
-    axes.set_xticks(range(len(labels)), labels)
-    axes.margins(y=0.1)
-    axes.set(xlabel=xlabel, ylabel="GFLOPs of a clip (multiply-adds)", title=title)
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8)
+    size = 9.6 if len(series) > 1 else 6.4, 4.6
+    with plots.drawing(1, figsize=size, layout="constrained") as (figure, axes):
+        width = 0.85 / len(series)
+        for i, (name, rows) in enumerate(series.items()):
+            positions = np.arange(len(rows)) + (i - (len(series) - 1) / 2) * width
+            bars = axes.bar(positions, [row.ours for row in rows], width=0.9 * width, label=name)
+            axes.bar_label(bars, [f"{row.ours:,.0f}" for row in rows], padding=7, fontsize=8)
+            placed = zip(positions, rows, strict=True)
+            published = [(x, row.published) for x, row in placed if row.published is not None]
+            label = None if i else "published (Tables 2, 5)"
+            axes.scatter(*zip(*published, strict=True), marker="D", c="k", label=label)
+        axes.set_xticks(range(len(labels)), labels)
+        axes.margins(y=0.1)
+        axes.set(xlabel=xlabel, ylabel="GFLOPs of a clip (multiply-adds)", title=title)
+        axes.grid(axis="y", alpha=0.3)
+        axes.legend(fontsize=8)
     return figure
 
 

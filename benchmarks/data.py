@@ -295,7 +295,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         split, paths, seconds = make_data(Path(folder), args)
-        per_frame = split.record_bytes / split.num_frames.sum()
+        per_frame = split.chunk_length.sum() / split.num_frames.sum()
         print(
             f"{args.videos} videos of {args.size}, {args.seconds} s, {per_frame / 1e3:.1f} KB per stored frame; built "
             f"in {seconds:.1f} s. Training clips of {FRAMES} x {CROP} x {CROP}, CPU time, medians of {args.rounds}:"

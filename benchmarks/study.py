@@ -310,32 +310,31 @@ def times_table(times: Mapping[str, Sequence[float]]) -> str:
 
 def plot(results: Sequence[sweeps.Result], question: Question, by_views: Mapping, path: epath.Path) -> None:
     """Plots verb, noun and action of a question's rows with standard deviations; for Figure 9 also the views."""
-    figure, panels = plots.pyplot().subplots(
-        1, 2 if by_views else 1, figsize=(10 if by_views else 7, 0.9 + 0.55 * len(question.rows)), layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
-    axes = panels[0, 0]
-    for i, head in enumerate(("verb", "noun", "action")):
-        values = [sweeps.mean_and_deviation(results, row, f"{head}/top1") for row in question.rows]
-        known = [(y, *value) for y, value in enumerate(values) if value is not None]
-        if known:
-            rows, means, deviations = zip(*known, strict=True)
-            axes.barh(
-                [y + 0.26 * (i - 1) for y in rows], [100 * m for m in means], 0.24,
-                xerr=[100 * (s or 0) for s in deviations], capsize=2, label=head,
-            )  # fmt: skip
-    axes.set_yticks(range(len(question.rows)), [label for label, _ in question.rows.values()])
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 100), xlabel="top-1, percent")
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-    for row, points in by_views.items():
-        panels[0, 1].plot([n for n, _ in points], [100 * v for _, v in points], marker="o", label=question.rows[row][0])
-    if by_views:
-        panels[0, 1].set(xlabel="temporal views", ylabel="verb top-1, percent")
-        panels[0, 1].xaxis.get_major_locator().set_params(integer=True)
-        panels[0, 1].grid(alpha=0.3)
-        panels[0, 1].legend(fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+    size = 10 if by_views else 7, 0.9 + 0.55 * len(question.rows)
+    with plots.drawing(1, 2 if by_views else 1, figsize=size, layout="constrained") as (figure, panels):
+        axes = np.ravel(panels)[0]
+        for i, head in enumerate(("verb", "noun", "action")):
+            values = [sweeps.mean_and_deviation(results, row, f"{head}/top1") for row in question.rows]
+            known = [(y, *value) for y, value in enumerate(values) if value is not None]
+            if known:
+                rows, means, deviations = zip(*known, strict=True)
+                axes.barh(
+                    [y + 0.26 * (i - 1) for y in rows], [100 * m for m in means], 0.24,
+                    xerr=[100 * (s or 0) for s in deviations], capsize=2, label=head,
+                )  # fmt: skip
+        axes.set_yticks(range(len(question.rows)), [label for label, _ in question.rows.values()])
+        axes.invert_yaxis()
+        axes.set(xlim=(0, 100), xlabel="top-1, percent")
+        axes.grid(axis="x", alpha=0.3)
+        axes.legend(fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+        axes = np.ravel(panels)[-1]
+        for row, points in by_views.items():
+            axes.plot([n for n, _ in points], [100 * v for _, v in points], marker="o", label=question.rows[row][0])
+        if by_views:
+            axes.set(xlabel="temporal views", ylabel="verb top-1, percent")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     plots.save(figure, path)
 
 

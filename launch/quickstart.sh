@@ -40,7 +40,8 @@ python -m vivit_jax.main --config=configs/moving_digits.py --workdir="$workdir" 
   ${from_scratch:+--config.init_from.image_epochs=0.0}
 
 # Two videos of the validation split: the third column of its annotations.
-mapfile -t clips < <(
+clips=()
+while IFS= read -r clip; do clips+=("$clip"); done < <(
   awk -F, 'NR == 2 || NR == 3 { print "data/moving_digits/videos/" $3 ".mp4" }' \
     data/moving_digits/annotations/EPIC_100_validation.csv
 )

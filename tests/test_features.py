@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -11,10 +12,11 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from tests.conftest import REPOSITORY
+from tests.helpers.digits import build_digits
 from tests.helpers.experiment import config_file, without_pictures
 from tests.helpers.small_models import random_params, small_config
 from tests.helpers.videos import draw_number, write_video
-from vivit_jax import convert, features, probe, sharding, train
+from vivit_jax import convert, features, probe, search, sharding, train
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.data import build
 from vivit_jax.data.records.split import open_split
@@ -23,6 +25,7 @@ from vivit_jax.predict import Predictor
 from vivit_jax.probe.features import extract, restore
 from vivit_jax.search import nearest
 from vivit_jax.train_step import normalise
+from vivit_jax.utils import storage
 
 
 @pytest.fixture(scope="module")
@@ -80,25 +83,44 @@ def test_nearest_matches_sklearn():
 def test_commands_write_features_and_find_the_most_similar_file(model, videos, tmp_path):
     def run(program, *arguments):
         command = [sys.executable, "-m", f"vivit_jax.{program}", *arguments]
-        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"}
         return subprocess.run(command, capture_output=True, text=True, cwd=videos, timeout=300, env=environment)
 
-    done = run("features", f"--workdir={model[0]}", f"--out={tmp_path}/x.npz", ".")
+    missing = tmp_path / "pyarrow" / "__init__.py"
+    missing.parent.mkdir()
+    missing.write_text("raise ModuleNotFoundError('', name='pyarrow')")
+    done = run("features", f"--workdir={model[0]}", f"--out={tmp_path}/x.parquet", ".")
+    assert "needs the extra parquet" in done.stderr
+    assert "no.mp4" not in done.stderr, "before any file is read"
+    done = run("features", f"--workdir={model[0]}", f"--out={tmp_path}/new/x.npz", ".")
     assert "1 of 4 files could not be read" in done.stderr
     assert "no.mp4: not a video" in done.stderr.replace("./", "")
-    with np.load(tmp_path / "x.npz") as arrays:
+    with np.load(tmp_path / "new" / "x.npz") as arrays:
         assert sorted(arrays["path"]) == ["./-a.mp4", "./b/-a.mp4", "./打:%03d.mp4"]
         assert arrays["features"].shape == (3, 8)
-    done = run("search", "--like=-a.mp4", "--json", f"{tmp_path}/x.npz")
+    done = run("search", "--like=-a.mp4", "--json", f"{tmp_path}/new/x.npz")
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [each["file"] for each in found] == ["./b/-a.mp4", "./打:%03d.mp4"], done.stderr
     assert 1 >= found[0]["similarity"] > found[1]["similarity"]
 
 
+def test_files_that_cannot_be_searched(tmp_path, monkeypatch):
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04" + bytes(50))
+    np.savez(tmp_path / "tokens.npz", path=["a"], tokens=np.ones((1, 2, 3)))
+    monkeypatch.setattr(storage, "path", lambda name: pathlib.Path(name.replace("gs://bucket", str(tmp_path))))
+    for arguments, message in (
+        ([f"{tmp_path}/bad.npz"], r"bad\.npz cannot be read \(File is not a zip file\)"),
+        ([f"{tmp_path}/tokens.npz", "folder"], r"tokens\.npz holds the videos to search: it must be the only argument"),
+        (["gs://bucket/tokens.npz"], "tokens.npz has no features, only path, tokens: write it without --tokens"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            search.main(["search", *arguments])
+
+
 @pytest.mark.slow
 def test_most_similar_video_shows_the_same_motion(tmp_path):
     """Recall at 1 of held-out videos of the embedded data set, with a model that was trained for half a minute."""
-    build.prepare("moving_digits", tmp_path / "data", progress=False, train=320, validation=96)
+    build_digits(tmp_path / "data", 320, 96)
     config = config_file("moving_digits")
     config.data.dir, config.init_from.image_epochs, config.evaluation.dtype = str(tmp_path / "data"), 0.0, "float32"
     config.num_steps = config.checkpoint.every_steps = 150

@@ -9,6 +9,7 @@ import types
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import REPOSITORY
 from tests.helpers.small_models import random_params, small_config
@@ -71,6 +72,12 @@ def test_windows_of_a_variable_and_of_a_lower_frame_rate(tmp_path):
     found = list(timeline.windows(recorder, numbered_video(tmp_path / "a.mp4", 50), "1"))
     assert recorder.frames == [[0, 5, 10], [15, 20, 25], [30, 35, 40], [35, 40, 45]]
     assert found[-1].end == pytest.approx(2)
+    for number in range(9):  # a folder, whose frame rate is that of the records
+        Image.fromarray(draw_number(number)).save(tmp_path / f"{number}.png")
+    recorder = Recorder(num_frames=3, stride=1, fps=5)
+    found = list(timeline.windows(recorder, tmp_path, "1"))
+    assert recorder.frames == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert found[-1].end == pytest.approx(1.8)
 
 
 def test_short_videos_are_looped_as_in_prediction(tmp_path):

@@ -3,6 +3,7 @@
 python -m vivit_jax.features --workdir=RUN --out=features.npz folder "more/**/*.mp4"   # or features.parquet
 """
 
+import importlib
 import sys
 from collections.abc import Iterable, Mapping
 
@@ -48,6 +49,10 @@ def save(file: storage.PathLike, features: Mapping[str, np.ndarray], checkpoint:
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
+    with command_line.exit_on(OSError, ValueError):  # what would fail at the end fails now
+        storage.path(values.out).parent.mkdir(parents=True, exist_ok=True)
+        if values.out.endswith(".parquet"):
+            importlib.import_module("pyarrow.parquet")
     predictor, files = inputs.start(argv[1:], classifier=False)
     with command_line.exit_on(OSError, ValueError):
         features = extract(predictor, files, values.tokens)

@@ -45,10 +45,8 @@ class Preview:
 def preview(experiment: Experiment, clips: int = 4, step: int = 0) -> Preview:
     """Returns the first clips (at most a batch) of a step's training batch, before and after augmentation.
 
-    Raises FileNotFoundError for a missing data set, ConfigError or ValueError for a wrong config, clips or step.
+    Raises FileNotFoundError for a missing data set, ConfigError or ValueError for a wrong config.
     """
-    if clips < 1 or step < 0:
-        raise ValueError(f"clips={clips}, step={step}: clips must be at least 1, step at least 0")
     train_set, _ = open_data(experiment.data)
     spec = experiment.clip_spec(experiment.model_config(train_set.heads))
     clips = min(clips, experiment.batch_size)
@@ -106,37 +104,37 @@ def contact_sheet(clips: Preview, title: str) -> Any:
     frames = np.linspace(0, num_frames - 1, min(MAX_FRAMES, num_frames)).round().astype(int)
     columns, rows = max(_INCHES * len(frames) * width / height, 6.0), 2 * len(clips.before)
     size = columns, (_INCHES + 0.25) * rows + 0.4
-    figure, panels = plots.pyplot().subplots(rows, figsize=size, layout="constrained")
-    for below, videos, texts in ((0, clips.before, clips.captions_before), (1, clips.after, clips.captions_after)):
-        for clip, (video, text) in enumerate(zip(videos, texts, strict=True)):
-            padded = np.pad(video[frames], ((0, 0), (0, 0), (0, _GAP), (0, 0)), constant_values=255)
-            axes = panels[2 * clip + below]
-            axes.imshow(np.concatenate(list(padded), axis=1)[:, :-_GAP], interpolation="nearest")
-            caption = f"{clip} {('before', 'after')[below]}: {plots.readable(text, 150)}"
-            axes.set_title(textwrap.fill(caption, int(16 * columns)), fontsize=8, loc="left")
-            axes.set_axis_off()
-    title = f"{title}; frames {', '.join(map(str, frames))} of each clip"
-    figure.suptitle(textwrap.fill(title, int(13 * columns)), fontsize=9)
+    with plots.drawing(rows, figsize=size, layout="constrained") as (figure, panels):
+        for below, videos, texts in ((0, clips.before, clips.captions_before), (1, clips.after, clips.captions_after)):
+            for clip, (video, text) in enumerate(zip(videos, texts, strict=True)):
+                padded = np.pad(video[frames], ((0, 0), (0, 0), (0, _GAP), (0, 0)), constant_values=255)
+                axes = panels[2 * clip + below]
+                axes.imshow(np.concatenate(list(padded), axis=1)[:, :-_GAP], interpolation="nearest")
+                caption = f"{clip} {('before', 'after')[below]}: {plots.readable(text, 150)}"
+                axes.set_title(textwrap.fill(caption, int(16 * columns)), fontsize=8, loc="left")
+                axes.set_axis_off()
+        title = f"{title}; frames {', '.join(map(str, frames))} of each clip"
+        figure.suptitle(textwrap.fill(title, int(13 * columns)), fontsize=9)
     return figure
 
 
 def animation(clips: Preview, title: str) -> Iterator[np.ndarray]:
     """Yields the frames of a video, uint8 [H, W, 3] with even sides: clips before and, below, after augmentation."""
     size = 2.4 * max(len(clips.before), 2), 6.4
-    figure, panels = plots.pyplot().subplots(2, len(clips.before), figsize=size, dpi=100, squeeze=False)
-    images = []
-    for clip, (axes, text) in enumerate(zip(panels.T, clips.captions_after, strict=True)):
-        axes[0].set_title(textwrap.fill(f"{clip}: {plots.readable(text, 100)}", 30), fontsize=8)
-        for video, each in zip((clips.before[clip], clips.after[clip]), axes, strict=True):
-            images.append((each.imshow(video[0], interpolation="nearest"), video))
-            each.set_axis_off()
-    figure.suptitle(textwrap.fill(title, int(13 * size[0])), fontsize=9)
-    figure.tight_layout()
+    with plots.drawing(2, len(clips.before), figsize=size, dpi=100) as (figure, panels):
+        images = []
+        for clip, (axes, text) in enumerate(zip(panels.reshape(2, -1).T, clips.captions_after, strict=True)):
+            axes[0].set_title(textwrap.fill(f"{clip}: {plots.readable(text, 100)}", 30), fontsize=8)
+            for video, each in zip((clips.before[clip], clips.after[clip]), axes, strict=True):
+                images.append((each.imshow(video[0], interpolation="nearest"), video))
+                each.set_axis_off()
+        figure.suptitle(textwrap.fill(title, int(13 * size[0])), fontsize=9)
+        figure.set_layout_engine("tight")
     for frame in range(clips.before.shape[1]):
         for image, video in images:
             image.set_data(video[frame])
         yield plots.to_array(figure)
-    plots.close(figure)
+        figure.set_layout_engine("none")  # that of the first frame stays
 
 
 def describe(experiment: Experiment, step: int) -> str:

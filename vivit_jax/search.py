@@ -3,7 +3,9 @@
 python -m vivit_jax.search --workdir=RUN --like=clip.mp4 folder   # or features.npz, which vivit_jax.features wrote
 """
 
+import io
 import json
+import zipfile
 
 import numpy as np
 from absl import flags, logging
@@ -23,9 +25,15 @@ def nearest(values: np.ndarray, queries: np.ndarray, top: int) -> tuple[np.ndarr
 
 
 def main(argv: list[str]) -> None:
-    options, path, stored = flags.FLAGS, argv[-1], {}
-    if path.endswith(".npz"):
-        with command_line.exit_on(OSError, ValueError), np.load(path) as arrays:
+    options, stored = flags.FLAGS, {}
+    if path := next((name for name in argv[1:] if name.endswith(".npz")), None):
+        with command_line.exit_on(OSError, ValueError):
+            if len(argv) > 2:
+                raise ValueError(f"{path} holds the videos to search: it must be the only argument")
+            try:
+                arrays = dict(np.load(io.BytesIO(storage.path(path).read_bytes())))
+            except (EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
+                raise ValueError(f"{path} cannot be read ({error}); vivit_jax.features writes it") from error
             if "features" not in arrays:
                 raise ValueError(f"{path} has no features, only {', '.join(arrays)}: write it without --tokens")
             stored = dict(zip(arrays["path"].tolist(), arrays["features"], strict=True))

@@ -116,7 +116,8 @@ def test_config_is_trainable(name):
     dataset_info = catalog.get(run.data.name)
     videos = dataset_info.splits["train"]
     steps, per_epoch = run.total_steps(videos), videos / run.batch_size
-    schedule = optim.learning_rate_schedule(run.optimizer, total_steps=steps, steps_per_epoch=per_epoch)
+    sizes = {"total_steps": steps, "steps_per_epoch": per_epoch, "batch_size": run.batch_size}
+    schedule = optim.learning_rate_schedule(run.optimizer, **sizes)
     warmup = round(run.optimizer.warmup_epochs * per_epoch)
     assert float(schedule(0)) == 0
     np.testing.assert_allclose(float(schedule(warmup)), run.optimizer.learning_rate, rtol=1e-6)

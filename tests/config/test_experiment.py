@@ -44,6 +44,8 @@ def test_kinetics_config_matches_paper():
         ("num_epochs", 0.0, r"num_epochs=0.0 must lie in \(0, inf\)"),
         ("label_smoothing", 1.0, r"label_smoothing=1.0 must lie in \[0, 1\)"),
         ("optimizer.name", "adam", "choose one of sgd, adamw, lamb, lion"),
+        ("log_every_steps", None, "config.log_every_steps=None must have a value; its default is 50"),
+        ("checkpoint.every_steps", None, "config.checkpoint.every_steps=None must have a value; its default is 1000"),
     ],
 )
 def test_invalid_field_is_named_in_the_error(path, value, says):

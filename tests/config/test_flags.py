@@ -49,6 +49,7 @@ def test_one_mesh_axis_is_overridden():
         (["--config=configs/moving_digitz.py"], "did you mean configs/moving_digits.py?"),
         (["--config=configs/moving_digitz.py", "--config.batch_size=3"], "there is no config configs/moving_digitz.py"),
         (["--config=configs/k400_vivit_l.py:zzz"], "there is no row 'zzz'"),
+        ([f"{CONFIG}:zzz"], "configs/moving_digits.py has no rows: give it without :zzz"),
         ([CONFIG, "--wrokdir=x"], "Unknown command line flag 'wrokdir'. Did you mean: workdir ?"),
         (["--config.batch_size=3", CONFIG], "before a value for --config was specified"),
     ],

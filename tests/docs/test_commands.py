@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.conftest import REPOSITORY
-from vivit_jax.data import build
+from tests.helpers.digits import build_digits
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 # External programs, whose command lines are not checked.
@@ -151,7 +151,7 @@ SMALL = [
 @pytest.mark.long
 def test_readme_programs_run(tmp_path):
     """Commands on the embedded data set do their work; the others end in an error that names what is missing."""
-    build.prepare("moving_digits", tmp_path / "data", train=32, validation=16, progress=False)
+    build_digits(tmp_path / "data", 32, 16)
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
     videos = sorted((tmp_path / "data" / "moving_digits" / "videos").rglob("*.mp4"))
     for name, video in zip(("clip.mp4", "another.webm"), videos, strict=False):

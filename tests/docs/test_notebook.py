@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.conftest import REPOSITORY
-from vivit_jax.data import build
+from tests.helpers.digits import build_digits
 
 NOTEBOOK = REPOSITORY / "docs" / "quickstart.ipynb"
 
@@ -18,7 +18,7 @@ def test_notebook_trains_predicts_and_explains(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "is kept without outputs"
-    build.prepare("moving_digits", tmp_path / "work" / "data", progress=False, train=64, validation=16)
+    build_digits(tmp_path / "work" / "data", 64, 16)
     fields = {"num_epochs": 2.0, "init_from.image_epochs": 4.0, "model.num_layers": 1, "model.hidden_size": 48}
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     parameters.source = f"FOLDER, CLIP, FIELDS = 'work', '', {fields}"

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
+from tests.helpers.digits import build_digits
 from tests.helpers.experiment import experiment
-from vivit_jax import sharding
+from tests.helpers.small_models import random_params
+from vivit_jax import convert, sharding
+from vivit_jax.checkpoint import CheckpointError
 from vivit_jax.data import build, pipeline
 from vivit_jax.data.records.split import open_split
 from vivit_jax.evaluation import metrics, predictions, results
+from vivit_jax.evaluation.evaluate import evaluate
 from vivit_jax.evaluation.evaluator import Evaluator, spread_indices
 from vivit_jax.models import ViViT
 
@@ -24,7 +28,7 @@ VIDEOS, VIEWS = 13, (3, 2)
 def evaluation(tmp_path_factory):
     """(Result of the whole split, maker of Evaluators, (mesh, parameters), {head: logits [V, N, C]}, split)."""
     folder = tmp_path_factory.mktemp("data")
-    build.prepare("moving_digits", folder, progress=False, train=8, validation=VIDEOS)
+    build_digits(folder, 8, VIDEOS)
     views = {"evaluation__temporal_views": VIEWS[0], "evaluation__spatial_views": VIEWS[1]}
     run = experiment(folder, model__num_layers=1, **views)
     split = open_split(build.records_folder("moving_digits", folder), "validation")
@@ -106,8 +110,6 @@ def test_evaluation_of_a_subset(evaluation):
     for head, predicted in part.predictions.heads.items():
         expected = whole.predictions.heads[head].loss[part.predictions.index]
         np.testing.assert_allclose(predicted.loss, expected, rtol=1e-5)
-    with pytest.raises(ValueError, match="videos=0 must be at least 1, or None for all 13 of validation"):
-        evaluator(videos=0)
 
 
 def test_spread_indices_cover_stretches_and_classes():
@@ -120,7 +122,11 @@ def test_spread_indices_cover_stretches_and_classes():
 
 def test_files_contain_the_result(evaluation, tmp_path):
     result, _, _, _, split = evaluation
-    results.write_result(tmp_path, result, "CHECKPOINT", "validation", split.class_names)
+    results.write_result(tmp_path, result, "OTHER", "validation", split.class_names, weights="ema")
+    with open(tmp_path / "evaluation.json") as earlier:
+        results.write_result(tmp_path, result, "CHECKPOINT", "validation", split.class_names)
+        earlier = json.load(earlier)  # replaced as a whole
+    assert (earlier["checkpoint"], earlier["weights"]) == ("OTHER", "ema")
     rows = list(predictions.read(tmp_path / "predictions.csv"))
     assert [(row["index"], row["head"]) for row in rows[:4]] == [(0, "verb"), (0, "noun"), (0, "action"), (1, "verb")]
     for row in rows:
@@ -136,7 +142,7 @@ def test_files_contain_the_result(evaluation, tmp_path):
     verb, noun = rows[0]["truth"], rows[1]["truth"]
     assert rows[2]["truth"] == f"{verb} {noun}"
     written = json.loads((tmp_path / "evaluation.json").read_text())
-    assert written["metrics"] == result.scalars
+    assert (written["metrics"], written["weights"]) == (result.scalars, "params")
     assert [row["temporal_views"] for row in written["by_temporal_views"]] == [1, 2, 3]
     present = [row for row in written["classes"]["verb"] if row["videos"]]
     assert sum(row["videos"] for row in present) == VIDEOS
@@ -184,3 +190,24 @@ def test_predictions_of_multi_label_padding_and_broken_videos(tmp_path):
     assert rows[1]["ranked"] == []
     assert [name for name, _ in rows[2]["ranked"]] == ["x, y", "<z>", '"q"']
     assert metrics.has_action({"verb": 2, "noun": 3}, {"verb"}) is False
+
+
+def test_a_model_without_a_classifier_is_refused(tmp_path):
+    run = experiment(tmp_path, model__num_layers=1)
+    config = run.model_config({})
+    convert.save_params(random_params(config, dtype=np.float32), tmp_path / "run", "orbax", config, {}, run.to_dict())
+    with pytest.raises(CheckpointError, match="holds a model without a classifier, which has no labels"):
+        evaluate(run, tmp_path / "out", tmp_path / "run")
+
+
+def test_a_head_named_action_is_not_replaced_by_pairs():
+    heads = {"verb": 2, "noun": 3, "action": 7}
+    logits = {head: np.arange(classes, dtype=np.float32)[None] for head, classes in heads.items()}
+    labels = {head: np.array([classes - 1]) for head, classes in heads.items()}
+    fields = predictions.of_batch(logits, {"label": labels, "mask": np.ones(1), "index": np.arange(1)}, "sigmoid")
+    assert fields["heads"]["action"]["top"].tolist() == [[6, 5, 4, 3, 2]]
+    names = {head: list("abcdefg"[:classes]) for head, classes in heads.items()}
+    ranked = predictions.rank_labels({head: x[0] for head, x in logits.items()}, names, 5, loss="sigmoid")
+    assert ranked["action"][0] == ("g", pytest.approx(1 / (1 + np.exp(-6))))
+    counted = metrics.collection(heads).single_from_model_output(logits=logits, labels=labels, mask=np.ones(1))
+    assert metrics.summarise(counted.compute(), heads)["action/top5"] == 1

@@ -17,6 +17,7 @@ from vivit_jax.config.experiment import CONFIG_FILE, Experiment
 from vivit_jax.data.pipeline import cutter
 from vivit_jax.data.selection.sampling import ClipSpec, view_frames
 from vivit_jax.export import export
+from vivit_jax.export.formats import Shipped
 from vivit_jax.models import ViViT
 from vivit_jax.train_step import as_heads, normalise
 
@@ -115,12 +116,13 @@ def run(tmp_path_factory):
     metadata = {"config": Experiment.from_config(fields).to_dict(), "heads": dict(config.heads), "class_names": LABELS}
     metadata |= {"preprocessing": PREPROCESSING, "data": {"dataset": "x", "examples": 1234}, "step": STEP}
     with checkpointing.Checkpoints(workdir / checkpointing.FOLDER) as checkpoints:
-        checkpoints.save(STEP, {"params": params}, metadata)
+        checkpoints.save(STEP, {"params": params, "ema": params}, metadata)
     (workdir / CONFIG_FILE).write_text(json.dumps(metadata["config"]))
     lines = [json.dumps({"step": step, "time": 1.7e9 + 86400 * step, "train/loss": 1.0}) for step in (1, STEP)]
     (workdir / "metrics.jsonl").write_text("\n".join(lines))
     evaluation = {"checkpoint": str(workdir / checkpointing.FOLDER / str(STEP)), "split": "validation", "views": VIEWS}
     evaluation |= {"videos": 50, "unreadable": 0, "metrics": {"verb/top1": 0.625, "verb/loss": 1.0, "noun/top1": None}}
+    evaluation["metrics"]["ema/verb/top1"] = 0.75
     evaluation |= {"data": metadata["config"]["data"]}
     (workdir / "evaluation.json").write_text(json.dumps(evaluation))
     return workdir, config, params
@@ -248,16 +250,33 @@ def test_card_tells_the_record_of_the_run_and_no_more(shipped):
     assert parsed.dataset_split == "validation"
 
 
-def test_accuracy_of_another_step_is_not_quoted(run, tmp_path):
+@pytest.mark.parametrize(
+    ("exported", "step", "evaluated", "accuracy"),
+    [
+        ("params", 5, "params", None),
+        ("params", STEP, "ema", None),
+        ("ema", STEP, "ema", 0.625),
+        ("ema", STEP, None, 0.75),
+    ],
+)
+def test_only_the_accuracy_of_these_weights_is_quoted(run, tmp_path, monkeypatch, exported, step, evaluated, accuracy):
     workdir, *_ = run
     evaluation = json.loads((workdir / "evaluation.json").read_text())
-    other = evaluation | {"checkpoint": evaluation["checkpoint"].removesuffix(f"/{STEP}") + "/5"}
+    other = evaluation | {"checkpoint": f"{evaluation['checkpoint'].rpartition('/')[0]}/{step}"}
+    if evaluated is not None:  # by `--mode=eval`, of one kind alone
+        other |= {"weights": evaluated, "metrics": {"verb/top1": 0.625}}
     (workdir / "evaluation.json").write_text(json.dumps(other))
-    export(workdir, tmp_path / "b", "stablehlo")
+    precision, logits = [], Shipped.logits
+    noted = lambda *arguments: precision.append(jax.config.jax_default_matmul_precision) or logits(*arguments)  # noqa: E731
+    monkeypatch.setattr(Shipped, "logits", noted)
+    export(workdir, tmp_path / "b", "stablehlo", exported)
+    assert precision == ["highest", None], "of the example, and of the module"
     (workdir / "evaluation.json").write_text(json.dumps(evaluation))
     metadata, text = card_of(tmp_path / "b")
-    assert "model-index" not in metadata
-    assert "Not on record: no evaluation of these weights" in text
+    assert ("Not on record: no evaluation of these weights" in text) == (accuracy is None)
+    if accuracy is not None:
+        metrics = metadata["model-index"][0]["results"][0]["metrics"]
+        assert metrics == [{"type": "accuracy", "name": "verb/top1 with 2 x 3 views", "value": accuracy}]
 
 
 def test_what_cannot_be_exported_leaves_no_files(run, tmp_path):

@@ -26,6 +26,13 @@ def test_shellcheck_reports_nothing():
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_need_no_newer_bash_than_that_of_macos(script):
+    """Which is 3.2."""
+    newer = r"\b(mapfile|readarray|coproc)\b|\b(declare|local) -[Agn]|\$\{\w+(,|\^)|&>>|\|&|\bwait -n"
+    assert not re.search(newer, (REPOSITORY / script).read_text())
+
+
 @pytest.mark.parametrize("script", COMMANDS)
 def test_help_is_shown_and_unknown_arguments_are_rejected(fake, script):
     shown = fake("gcloud").run("bash", script, "--help")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.digits import build_digits
 from tests.helpers.experiment import experiment
 from vivit_jax import report
 from vivit_jax.data import build, pipeline
@@ -95,7 +96,7 @@ def write_run(workdir, config, class_names, truth, video_id):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    build.prepare("moving_digits", folder / "data", progress=False, train=8, validation=13)
+    build_digits(folder / "data", 8, 13)
     split = open_split(build.records_folder("moving_digits", folder / "data"), "validation")
     run = experiment(folder / "data", num_steps=40)
     written = write_run(folder / "run", run.to_dict(), split.class_names, split.labels, split.video_id)
@@ -182,6 +183,8 @@ def test_report_of_an_interrupted_run(tmp_path):
     assert "steps 3" in Page(text).text
     assert "time 0:01:00" in Page(text).text  # 59.6 s
     assert not {"classes", "clips", "config"} & set(re.findall(r'<section id="(\w+)"', text))
+    (tmp_path / "evaluation.json").write_text('{"weights": "ema", "metrics": {"top1": 0.5}}')
+    assert load.read_run(tmp_path).metrics == {"ema/top1": 0.5}, "not with the curve of the parameters"
 
 
 def test_failed_report_is_a_warning_at_the_end_of_a_run(tmp_path, monkeypatch, caplog):
@@ -203,7 +206,7 @@ def test_missing_extra_is_a_warning_at_the_end_of_a_run(tmp_path, monkeypatch):
     warnings = []
     monkeypatch.setattr(report.logging, "warning", lambda text, *values: warnings.append(text % values))
     assert report.write(tmp_path) is None
-    assert 'jinja2 is missing: pip install "vivit_jax[report]"' in warnings[0]
+    assert re.search(r"jinja2.*retry with python -m vivit_jax.report", warnings[0])
     assert len(warnings) == 1
 
 

@@ -286,6 +286,14 @@ def test_page_of_another_site_is_refused(client, video):
     assert answer.status_code == 403
 
 
+def test_limits_that_would_refuse_or_hold_every_request_are_refused():
+    for flag in ("--parallel=0", "--max_seconds=0"):
+        command = [sys.executable, "-m", "vivit_jax.serve", "--workdir=run", flag]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+        assert done.returncode == 2
+        assert f"{flag.partition('=')[0]}=0" in done.stderr
+
+
 @pytest.mark.slow
 def test_command_listens_on_loopback(model):
     command = [sys.executable, "-m", "vivit_jax.serve", f"--workdir={model.path}", "--port=0"]

@@ -70,3 +70,14 @@ def test_refusal_is_shown(browser, model, serve, tmp_path):
     page.click("#start")
     page.wait_for_selector("#models .error")
     assert "not a video" in page.inner_text("#models .error")
+    # A recording that is too large is not predicted, nor is the video before it.
+    requests = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.evaluate("server.limits.max_mb = 1e-4")
+    page.click("#camera")
+    page.wait_for_timeout(500)
+    page.click("#stop")
+    page.wait_for_selector("#message:has-text('webm is larger than')")
+    page.wait_for_timeout(200)
+    assert not [url for url in requests if "api/predict" in url]
+    assert page.inner_text("#name") == "text.mp4"

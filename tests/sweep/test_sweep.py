@@ -47,7 +47,7 @@ def module(tmp_path):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Records trained runs. Each reaches its seed in percent of accuracy; runs with batch size 8 need too much memory."""
+    """Records trained runs. Each reaches its seed in percent of accuracy; batches of 8 need too much memory."""
     done = []
 
     def train(experiment, workdir):

@@ -2,6 +2,7 @@
 
 import warnings
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -31,11 +32,23 @@ def test_labels_of_any_script_are_drawn_without_boxes_and_formulas(tmp_path):
         assert plots.save(figure, tmp_path / f"{number}.png").stat().length > 1000
 
 
+def test_the_settings_of_matplotlib_stay_those_of_the_user(monkeypatch):
+    """The fonts that labels need are set in the figure alone, for all of its texts."""
+    before = dict(matplotlib.rcParams)
+    plots.confusion_matrix(np.eye(2, dtype=int), LABELS[:2], LABELS[2])
+    np.concatenate(list(plots.explanation(np.zeros((2, 8, 8, 3), np.uint8), np.ones((2, 2, 2)), LABELS[1])))
+    assert dict(matplotlib.rcParams) == before
+    monkeypatch.setattr(plots, "_fonts", ["Noto Sans SC"])
+    figure = plots.confusion_matrix(np.eye(2, dtype=int), LABELS[:2], LABELS[2])
+    assert all(text.get_fontfamily()[-1] == "Noto Sans SC" for text in figure.findobj(matplotlib.text.Text))
+
+
 def test_pictures_of_two_files_have_two_names(tmp_path):
     for name in ("a/\udcff.mp4", "b/\udcff.mp4", "b/\udcff.webm"):
         path, metadata = plots.picture_of(name, tmp_path, "kind")
         assert not path.exists(), "the picture of another file"
-        plots.save(plots.pyplot().figure(), path, metadata)
+        with plots.drawing() as (figure, _):
+            plots.save(figure, path, metadata)
         assert plots.picture_of(name, tmp_path, "kind") == (path, metadata)
 
 

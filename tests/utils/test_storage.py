@@ -13,6 +13,7 @@ import pytest
 from etils import epath
 from etils.epath import gpath, register
 
+from tests.helpers.digits import build_digits
 from tests.helpers.sequences import numbered_frames, sequence, write_shards
 from tests.helpers.videos import numbered_video, read_video
 from vivit_jax.data import build, pipeline, verify
@@ -43,13 +44,13 @@ def ram():
 @pytest.fixture(scope="module")
 def local_data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("here")
-    build.prepare("moving_digits", folder, num_workers=0, progress=False, **SIZES)
+    build_digits(folder, **SIZES, num_workers=0)
     return folder
 
 
 @pytest.fixture(scope="module")
 def bucket_data(ram):
-    build.prepare("moving_digits", f"{ram}/data", num_workers=0, progress=False, **SIZES)
+    build_digits(f"{ram}/data", **SIZES, num_workers=0)
     return f"{ram}/data"
 
 

@@ -69,7 +69,7 @@ class _Manager(ocp.CheckpointManager):
         except (OSError, ValueError, TypeError, KeyError) as error:
             logging.error("%s: the metrics of step %d cannot be read (%s)", self.directory, step, error)
             return None
-        return found if isinstance(found, dict) else None
+        return found if found and isinstance(found, dict) else None
 
 
 class _DiskFullError(CheckpointError):

@@ -90,6 +90,8 @@ def derive(
     epochs = fill("num_epochs", float(round(epochs * (4 if pretraining else 1))))
     fill("augment.mixup", 0.0 if pretraining else 0.8)
     batch_size = fill("batch_size", 16 if videos < 500 else 32 if videos < 4000 else 64)
+    if fields.get("num_steps") is not None:  # replaces the epochs
+        epochs = fields["num_steps"] * batch_size / (videos * fields["input"]["clips_per_video"])
     fill("optimizer.warmup_epochs", epochs / 10)
     fill("evaluation.every_epochs", max(1.0, epochs / 20))
     fill("evaluation.patience", 10)

@@ -5,6 +5,7 @@ import difflib
 import functools
 import importlib.resources
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -58,6 +59,8 @@ def load_config(name: str) -> ml_collections.ConfigDict:
     file, _, row = name.partition(":")
     module = load_module(file)
     try:
+        if row and not inspect.signature(module.get_config).parameters:
+            raise ConfigError(f"{file} has no rows: give it without :{row}")
         config = module.get_config(row) if row else module.get_config()
     except (AttributeError, KeyError) as error:  # no get_config(), or a field that a locked ConfigDict does not have
         raise ConfigError(f"{file}: {error}") from error

@@ -7,6 +7,7 @@ from vivit_jax.utils.checks import at_least, one_of
 
 EVALUATION_DTYPES = ("auto", "float32", "bfloat16", "model")
 REPORT_FILE = "init_report.txt"  # what the initialisation did with every parameter, in the workdir
+EMA = "ema/"  # prefix of the metrics of the averaged parameters
 IMAGE_MODEL_FOLDER = "image_model"  # in the workdir: the run of `image_epochs`
 
 

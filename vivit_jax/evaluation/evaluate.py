@@ -25,6 +25,9 @@ def restore_for_inference(
 ) -> tuple[Any, Any, dict[str, Any], epath.Path]:
     """Restores (model, parameters, metadata, path of the step) from a checkpoint, which alone is enough.
 
+    The metadata are what the run saved: `config` (a dict), `heads` {head: classes}, `step`, `metrics` and others; all
+    heads have `class_names` (`named_classes`).
+
     The model's `attention_backend` is `auto`: the one that it was trained with may need other devices.
 
     Args:
@@ -97,7 +100,7 @@ def evaluate(
       which, weights: as in `restore_for_inference`.
 
     Raises:
-      CheckpointError: as `restore_for_inference`, or the checkpoint is of another model.
+      CheckpointError: as `restore_for_inference`, or the checkpoint is of another model, or has no classifier.
       ClassNamesError: its classes are not those of the data.
       FileNotFoundError: the data set is missing; the message says what belongs where.
     """
@@ -105,6 +108,8 @@ def evaluate(
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
     with jax.set_mesh(mesh):
         model, params, metadata, path = restore_for_inference(checkpoint or workdir, mesh, which=which, weights=weights)
+        if not (metadata["heads"] or experiment.pretraining):
+            raise checkpointing.CheckpointError(f"{path} holds a model without a classifier, which has no labels")
         # Fields that do not show in the parameters (frames, dropout, scan) are the config's; those that a config may
         # leave open (activation, ...) are inherited from the checkpoint.
         experiment = experiment.following(model.config.to_dict())
@@ -120,5 +125,5 @@ def evaluate(
         kind = MaskedEvaluator if experiment.pretraining else Evaluator
         result = kind(model, mesh, experiment, split, experiment.clip_spec(config))(params)
     logging.info("%s: %s", path, result.summary())
-    write_result(workdir, result, path, data.eval_split, split.class_names, experiment.to_dict()["data"])
+    write_result(workdir, result, path, data.eval_split, split.class_names, experiment.to_dict()["data"], weights)
     return result

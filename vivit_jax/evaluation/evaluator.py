@@ -49,8 +49,6 @@ class Evaluator:
     def __init__(
         self, model: Any, mesh: Any, experiment: Experiment, split: Any, spec: Any, *, videos: int | None = None
     ):
-        if videos is not None and videos < 1:
-            raise ValueError(f"videos={videos} must be at least 1, or None for all {split.num_videos} of {split.name}")
         self._split_size, self._indices = split.num_videos, spread_indices(split.num_videos, videos)
         self._split = split if len(self._indices) == split.num_videos else subset.take(split, self._indices)
         self._mesh, self._spec, self._experiment = mesh, spec, experiment

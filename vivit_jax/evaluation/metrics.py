@@ -71,8 +71,15 @@ def losses(logits: jax.Array, labels: jax.Array, kind: str = "softmax") -> jax.A
 
 
 def has_action(heads: Collection[str], multi_label: Collection[str] = ()) -> bool:
-    """Returns whether pairs of verb and noun are scored: there are both heads, and neither is multi-label."""
-    return set(PAIR) <= set(heads) and not set(PAIR) & set(multi_label)
+    """Returns whether pairs of verb and noun are scored: there are both heads, not multi-label, and no `action`."""
+    return ACTION not in heads and set(PAIR) <= set(heads) and not set(PAIR) & set(multi_label)
+
+
+def ranked_heads(heads: Mapping[str, int], multi_label: Collection[str] = ()) -> dict[str, int]:
+    """Returns {head: classes} of what has a top-k accuracy: the single-label heads, and the action if `has_action`."""
+    verb, noun = PAIR
+    action = {ACTION: heads[verb] * heads[noun]} if has_action(heads, multi_label) else {}
+    return {head: classes for head, classes in heads.items() if head not in multi_label} | action
 
 
 def collection(
@@ -85,10 +92,7 @@ def collection(
     `verb` and `noun` add an `action`. `loss` is a kind of `losses`.
     """
     members = {f"{head}__loss": _average(head, functools.partial(losses, kind=loss)) for head in heads}
-    sizes: dict[str, int] = {head: classes for head, classes in heads.items() if head not in multi_label}
-    if has_action(heads, multi_label):
-        sizes[ACTION] = heads["verb"] * heads["noun"]
-    for head, classes in sizes.items():
+    for head, classes in ranked_heads(heads, multi_label).items():
         for k in (1, 5):
             if k == 1 or classes > k:
                 members[f"{head}__top{k}"] = _average(head, lambda x, y, k=k: jnp.float32(rank_of_true_class(x, y) < k))

@@ -122,7 +122,7 @@ def rank_labels(
     if metrics.has_action(logits, multi_label):
         scores[metrics.ACTION] = metrics.pair_scores(*(scores[head] for head in metrics.PAIR))
     for head, of_head in scores.items():
-        sigmoid = head in multi_label or (loss == "sigmoid" and head != metrics.ACTION)
+        sigmoid = head in multi_label or (loss == "sigmoid" and head in logits)
         top, probabilities = jax.device_get(rank_classes(of_head, number, sigmoid))
         ranked[head] = [(_class_name(i, head, class_names), float(probabilities[0, i])) for i in top[0]]
     return ranked

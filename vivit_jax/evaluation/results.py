@@ -11,7 +11,7 @@ from etils import epath
 
 from vivit_jax.evaluation import metrics
 from vivit_jax.evaluation import predictions as per_video
-from vivit_jax.utils import plots
+from vivit_jax.utils import plots, storage
 from vivit_jax.utils.trees import finite_or_none
 
 RESULT_FILE = "evaluation.json"
@@ -68,10 +68,12 @@ def write_result(
     split: str,
     class_names: Mapping[str, Sequence[str]],
     data: Mapping[str, Any] | None = None,
+    weights: str = "params",
 ) -> None:
     """Writes the files of the evaluation of a checkpoint on a split, from process 0; non-finite values as null.
 
-    With `data`, a section of the config, the report finds the videos; None: that of the workdir's config.
+    With `data`, a section of the config, the report finds the videos; None: that of the workdir's config. `weights`:
+    the parameters that were evaluated, 'params' or 'ema'.
     """
     if jax.process_index() != 0:
         return
@@ -79,6 +81,7 @@ def write_result(
     workdir.mkdir(parents=True, exist_ok=True)
     content = {
         "checkpoint": str(checkpoint),
+        "weights": weights,
         "split": split,
         "views": result.views,
         "videos": result.counted,
@@ -94,7 +97,7 @@ def write_result(
         "data": data,
         "classes": {head: _class_rows(result, head, names) for head, names in class_names.items()},
     }
-    (workdir / RESULT_FILE).write_text(json.dumps(finite_or_none(content), indent=1))
+    storage.write(workdir / RESULT_FILE, json.dumps(finite_or_none(content), indent=1))
     if result.predictions is not None:
         per_video.write(workdir / per_video.FILE, result.predictions, class_names)
     if result.reconstructions is not None:

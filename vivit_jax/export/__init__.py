@@ -23,6 +23,7 @@ from vivit_jax import __version__, sharding
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.config.preprocessing import Preprocessing
+from vivit_jax.config.sections import EMA
 from vivit_jax.convert import describe_model
 from vivit_jax.export.formats import FORMATS, Shipped
 from vivit_jax.models import count_parameters, inference
@@ -39,7 +40,8 @@ def export(checkpoint: storage.PathLike, output: storage.PathLike, format: str, 
     """Writes the folder `output`, which must not exist, in a format of `FORMATS`.
 
     `checkpoint` and `weights` are those of `vivit_jax.predict.Predictor`. Raises errors of `vivit_jax.predict.restore`,
-    CheckpointError for a model without classifier, ValueError where the format cannot express the model.
+    CheckpointError for a model without classifier, FileExistsError, ValueError where the format cannot express the
+    model.
     """
     output = storage.path(output)
     if output.exists():
@@ -64,7 +66,8 @@ def export(checkpoint: storage.PathLike, output: storage.PathLike, format: str, 
     flat = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
     shipped = Shipped(config, flat, preprocessing, info, json.dumps(info, indent=1, ensure_ascii=False))
     clips = np.random.default_rng(0).integers(0, 256, (2, *config.video_shape), np.uint8)
-    logits = jax.jit(shipped.logits)(flat, clips)
+    with jax.default_matmul_precision("highest"):  # not in products of TF32 or bfloat16
+        logits = jax.jit(shipped.logits)(flat, clips)
     output.parent.mkdir(parents=True, exist_ok=True)
     with storage.written(output) as folder:
         FORMATS[format](shipped, folder)
@@ -81,10 +84,10 @@ def card(model: Shipped, format: str, metadata: Mapping[str, Any], step: epath.P
     experiment, run = Experiment.from_config(metadata["config"]), None
     with contextlib.suppress(OSError, ValueError):
         run = load.read_run(step.parents[1]) if step.parent.name == checkpointing.FOLDER else None
-    evaluation = run.evaluation if run and weights == "params" else {}
-    if epath.Path(evaluation.get("checkpoint", "")).parts[-3:] != step.parts[-3:]:
-        evaluation = {}  # of other weights
-    results = {n: v for n, v in evaluation.get("metrics", {}).items() if n.endswith(_METRICS) and v is not None}
+    evaluation = run.evaluation if run else {}
+    measured = run.metrics if epath.Path(evaluation.get("checkpoint", "")).parts[-3:] == step.parts[-3:] else {}
+    measured = {name: value for name, value in measured.items() if name.startswith(EMA) == (weights == "ema")}
+    results = {n.removeprefix(EMA): v for n, v in measured.items() if n.endswith(_METRICS) and v is not None}
     changed = [row for row in (run.changed_fields() if run else ()) if not row[0].endswith(_PATHS)]
     dates = [datetime.datetime.fromtimestamp(time, datetime.UTC).date() for time in run.times] if run else []
     loader, undefined = jinja2.PackageLoader("vivit_jax.export", "templates"), jinja2.StrictUndefined

@@ -89,7 +89,7 @@ class Predictor:
     `checkpoint` is a workdir, a folder of steps, or one step; or weights of any format that `vivit_jax.convert` reads.
     `weights` is 'params' or 'ema'. The numbers of views and the `dtype` of the compute are those of the checkpoint's
     `config.evaluation` where None. Without `classifier`, a model may have none. Raises ConfigError for wrong numbers of
-    views or dtypes, errors of `restore`.
+    views or dtypes, CheckpointError for a model without the classifier, errors of `restore`.
     """
 
     def __init__(
@@ -125,8 +125,9 @@ class Predictor:
     def __call__(self, path: storage.PathLike, top: int = 5) -> Prediction:
         """Decodes a file, cuts its views and ranks the labels, `top` per head.
 
-        `path` is a video file that FFmpeg can decode, or a folder with its frames as numbered pictures; one shorter
-        than a clip is looped. Raises VideoError for one that is not a video, or damaged.
+        `path` is a video file that FFmpeg can decode, or a folder with its frames as numbered pictures, at the rate of
+        the records (`--fps` of a build) or 25 a second; one shorter than a clip is looped. Raises VideoError for one
+        that is not a video, or damaged.
         """
         ((_, result),) = self.predict([path], top)
         if isinstance(result, Exception):

@@ -67,7 +67,7 @@ def _clips(path, predictor: Predictor, hop: str, stride: int | None) -> Iterator
     selector = encode.FrameSelector(None, None, prepare.stored_fps, lambda frame: frame)
 
     def stored() -> Iterator[decode.Frame]:
-        for frame in decode.iterate_frames(path, short_side=prepare.stored_short_side):
+        for frame in decode.iterate_frames(path, short_side=prepare.stored_short_side, fps=prepare.stored_fps):
             selector.offer(frame)
             yield from selector.frames
             selector.frames.clear()
@@ -79,8 +79,7 @@ def _clips(path, predictor: Predictor, hop: str, stride: int | None) -> Iterator
         if len(kept) == full:  # and the window ends here
             hops = math.floor((kept[0][0] if match[2] else number / full - 1) / float(match[1]) + 1e-6)
             if hops > last:
-                seconds = tuple(np.round((kept[0][0], frame.time), 3).tolist())
-                yield seconds, np.stack([image for _, image in kept], axis=1)
+                yield (kept[0][0], frame.time), np.stack([image for _, image in kept], axis=1)
             last = max(last, hops)
         kept.append((frame.time, cut(frame.image).numpy()))
     views = np.stack([image for _, image in kept], axis=1)

@@ -18,7 +18,7 @@ from vivit_jax.config.experiment import Experiment
 from vivit_jax.data.open import open_data
 from vivit_jax.data.records.split import RecordSplit
 from vivit_jax.probe.features import Features, ProbeConfig, extract, labels_of, restore
-from vivit_jax.utils import tables
+from vivit_jax.utils import storage, tables
 from vivit_jax.utils.trees import finite_or_none
 
 RESULT_FILE = "probe.json"
@@ -46,15 +46,16 @@ def probe(
     Returns:
       The content of `probe.json` (with NaN where that has null); None on all processes but the first. `results` is
       {method: {metric: value}} with the methods `knn/K` and `linear` and the metrics of `classifiers.score`.
+
+    Raises:
+      CheckpointError, ConversionError, FileNotFoundError: the checkpoint, weights or data set are missing or damaged.
+      ValueError: the videos are of a single class, too few for k-NN, or none can be read; the features are not finite.
     """
     settings = settings or ProbeConfig()
     mesh = sharding.make_mesh(experiment.mesh)
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
     with distributed.process_0_first():
         train_set, eval_set = open_data(experiment.data)
-    k, n = max(settings.neighbours), train_set.num_videos
-    if "knn" in settings.methods and k > n:
-        raise ValueError(f"k-NN with k={k}, but there are {n} training videos: give a smaller --k, or --method=linear")
     check_classes(train_set.splits, eval_set)
     # Features, by all processes.
     with jax.set_mesh(mesh):
@@ -91,9 +92,7 @@ def probe(
         "results": results,
         "linear": {head: {"c": penalty} for head, (_, penalty) in fitted.items()},
     }
-    path = epath.Path(workdir) / RESULT_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(finite_or_none(result), indent=2))
+    storage.write(epath.Path(workdir) / RESULT_FILE, json.dumps(finite_or_none(result), indent=2))
     return result
 
 

@@ -1,6 +1,5 @@
 """What a probe fits to frozen features: weighted k-NN and logistic regression; their accuracies."""
 
-import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -37,9 +36,11 @@ def knn_votes(
 
     `train` and `test` are float [N, d], [M, d]; `labels` {head: int [N], or [N, C] of a multi-label head, 1 where a
     class is present}; `heads` {head: C}. Returns {k: {head: float64 [M, C]}}: the share of the votes for each class, in
-    [0, 1]; multi-label, for videos that have it.
+    [0, 1]; multi-label, for videos that have it. ValueError where there are fewer training videos than k.
     """
-    index = NearestNeighbors(n_neighbors=max(settings.neighbours), algorithm="brute", metric="cosine").fit(train)
+    if (k := max(settings.neighbours)) > len(train):
+        raise ValueError(f"k-NN with k={k}, but {len(train)} training videos are readable: --k=K or --method=linear")
+    index = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="cosine").fit(train)
     distances, nearest = index.kneighbors(test)
     # Relative to the nearest neighbour, which leaves the shares unchanged and exp in range at any temperature.
     weights = np.exp((distances[:, :1] - np.asarray(distances, np.float64)) / settings.temperature)
@@ -124,24 +125,18 @@ def score(
     multi_label = {head for head in heads if labels[head].ndim == 2}
     with np.errstate(divide="ignore"):
         logs = {head: np.log(np.asarray(probabilities[head], np.float32)) for head in heads}
-    ranks = {head: _ranks(logs[head], labels[head]) for head in heads if head not in multi_label}
-    sizes = dict(heads)
-    if metrics.has_action(heads, multi_label):
-        verb, noun = metrics.PAIR
-        sizes[metrics.ACTION] = heads[verb] * heads[noun]
-        truth = labels[verb].astype(np.int64) * heads[noun] + labels[noun]
-        parts = np.array_split(np.arange(len(truth)), math.ceil(len(truth) * sizes[metrics.ACTION] / _CHUNK))
-        scores = (np.asarray(metrics.pair_scores(logs[verb][rows], logs[noun][rows])) for rows in parts)
-        ranked = [_ranks(part, truth[rows]) for part, rows in zip(scores, parts, strict=True)]
-        ranks[metrics.ACTION] = np.concatenate(ranked)
     result = {}
     for head in multi_label:
         name = metrics.scalar_name(head, metrics.MEAN_AVERAGE_PRECISION, heads)
         result[name] = metrics.mean_over_present(metrics.average_precision(labels[head], probabilities[head]))
-    for head, rank in ranks.items():
+    for head, classes in metrics.ranked_heads(heads, multi_label).items():
+        count, ranks = max(1, _CHUNK // classes), []
+        for first in range(0, len(next(iter(logs.values()))), count):
+            part = ({name: x[first : first + count] for name, x in each.items()} for each in (logs, labels))
+            ranks.append(_ranks(*map(np.asarray, metrics.scores_and_truth(head, *part))))
         for k in (1, 5):
-            if k == 1 or sizes[head] > k:
-                result[metrics.scalar_name(head, f"top{k}", heads)] = float(np.mean(rank < k))
+            if k == 1 or classes > k:
+                result[metrics.scalar_name(head, f"top{k}", heads)] = float(np.mean(np.concatenate(ranks) < k))
     return result
 
 

@@ -22,6 +22,7 @@ from vivit_jax.config.experiment import Experiment
 from vivit_jax.data.records.split import RecordSplit
 from vivit_jax.evaluation.evaluate import restore_for_inference
 from vivit_jax.evaluation.evaluator import for_inference, open_batches, run_batches
+from vivit_jax.evaluation.predictions import sort_by_index
 from vivit_jax.models import ViViT, abstract_params, inference
 from vivit_jax.train.setup import inherit_model_fields
 from vivit_jax.train_step import map_views
@@ -146,7 +147,9 @@ def extract(
     params = inference.cast_params(params, model.config)
     result = []
     for split in splits:
-        key = json.dumps(key_fields | {"videos": fingerprint(split)}, sort_keys=True, default=str)
+        digests = split.digests()  # without that of the labels
+        videos = f"{split.form} {split.chunk_frames} {digests['videos']} {digests['records']}"
+        key = json.dumps(key_fields | {"videos": videos}, sort_keys=True, default=str)
         path = epath.Path(workdir) / FOLDER / f"{split.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
         features = _read(path, key) if jax.process_index() == 0 else None
         # Only the first process may see the disk, and all must take the same branch.
@@ -165,26 +168,19 @@ def extract(
 
 def _collect(outputs: Iterator[Any], split: RecordSplit, num_batches: int, name: str) -> Features:
     """Fetches the outputs of `feature_step` and orders them by video."""
-    values, readable = None, np.zeros(split.num_videos, bool)
+    fetched = []
     for number, batch in enumerate(map(jax.device_get, outputs), start=1):
-        if values is None:
-            values = np.zeros((split.num_videos, batch["features"].shape[1]), np.float32)
-        counted = batch["mask"] > 0
-        values[batch["index"][counted]] = batch["features"][counted]
-        readable[batch["index"][counted]] = True
+        fetched.append(batch)
         logging.log_every_n_seconds(logging.INFO, "Features of %s: batch %d of %d", 15, split.name, number, num_batches)
+    arrays = sort_by_index(fetched)
+    values, readable = arrays["features"], arrays["mask"] > 0
+    values[~readable] = 0
     if not readable.any():
         raise ValueError(f"none of the {split.num_videos} videos of {split.folder}, {split.name}, can be read")
     if num_not_finite := np.sum(~np.isfinite(values).all(axis=1)):
         shown = f"the features of {num_not_finite} of {split.num_videos} videos of {split.name} are not finite"
         raise ValueError(f"{shown}: the weights of {name} are not sound")
     return Features(values, readable)
-
-
-def fingerprint(split: RecordSplit) -> str:
-    """Hashes the videos of a split (names, sizes, checksums of the records), but not their labels."""
-    digests = split.digests()
-    return f"{split.form} {split.chunk_frames} {digests['videos']} {digests['records']}"
 
 
 def labels_of(split: RecordSplit, selected: np.ndarray) -> dict[str, np.ndarray]:
@@ -212,6 +208,5 @@ def _read(path: epath.Path, key: str) -> Features | None:
 
 def _write(path: epath.Path, key: str, features: Features) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = io.BytesIO()
-    np.savez(file, key=np.asarray(key), values=features.values, readable=features.readable)
-    storage.write(path, file.getvalue())
+    with storage.written(path) as partial, open(partial, "wb") as file:
+        np.savez(file, key=np.asarray(key), values=features.values, readable=features.readable)

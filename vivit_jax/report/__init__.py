@@ -20,10 +20,8 @@ def make(workdir: epath.PathLike) -> epath.Path:
 
     Raises ImportError without the extra `report`, OSError or ValueError for a workdir without a run that can be read.
     """
-    try:  # imported here, as training works without the extra
-        from vivit_jax.report import load, page
-    except ModuleNotFoundError as error:
-        raise ImportError(f'{error.name} is missing: pip install "vivit_jax[report]"') from error
+    from vivit_jax.report import load, page  # here, as training works without the extra
+
     path = epath.Path(workdir) / FILE
     storage.write(path, page.render(load.read_run(workdir)))
     return path

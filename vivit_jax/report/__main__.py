@@ -11,7 +11,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; report.html 
 
 def main(argv: list[str]) -> None:
     logs.configure_logging()
-    with command_line.exit_on(ImportError, OSError, ValueError):
+    with command_line.exit_on(OSError, ValueError):
         print(report.make(_WORKDIR.value))
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.style
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 from PIL import Image
 
@@ -38,13 +38,13 @@ def thin(points: Points) -> Points:
 
 def lines(series: Mapping[str, Points], xlabel: str, *, percent: bool = False, logarithmic: bool = False) -> str:
     """Draws {name: [(x, y), ...]} as an SVG; `percent`: y in [0, 1]; `logarithmic` applies where all y are positive."""
-    names = {name: plots.readable(name) for name in series}  # before the context, which would forget the fonts
-    with plots.pyplot().style.context(Path(__file__).with_suffix(".mplstyle")):
-        figure = Figure(figsize=(5.2, 2.8 + 0.17 * (len(series) // 2)), layout="constrained")
+    style, file = Path(__file__).with_suffix(".mplstyle"), io.BytesIO()
+    size = (5.2, 2.8 + 0.17 * (len(series) // 2))
+    with plots.drawing(figsize=size, layout="constrained") as (figure, _), matplotlib.style.context(style):
         axes = figure.add_subplot(xlabel=xlabel)
         for name, points in series.items():
-            marker = "o" if len(points) <= 40 else ""
-            axes.plot(*zip(*thin(points), strict=True), label=names[name], linewidth=1.5, marker=marker, markersize=3)
+            options = {"label": plots.readable(name), "marker": "o" if len(points) <= 40 else ""}
+            axes.plot(*zip(*thin(points), strict=True), linewidth=1.5, markersize=3, **options)
         if logarithmic and all(y > 0 for points in series.values() for _, y in points):
             axes.set_yscale("log")
             # The default labels are formulas.
@@ -56,7 +56,6 @@ def lines(series: Mapping[str, Points], xlabel: str, *, percent: bool = False, l
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if len(series) > 1:
             figure.legend(loc="outside upper left", ncols=2, frameon=False)
-        file = io.BytesIO()
         figure.savefig(file, format="svg", transparent=True)
     return data_uri(file.getvalue(), "image/svg+xml")
 
@@ -65,7 +64,6 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], head: str) -> str
     """Draws a confusion matrix, int [C, C] with the true classes in rows, as a PNG."""
     figure, file = plots.confusion_matrix(matrix, names, head), io.BytesIO()
     figure.savefig(file, format="png", dpi=90)
-    plots.close(figure)
     return data_uri(file.getvalue(), "image/png")
 
 

@@ -13,7 +13,7 @@ from etils import epath
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax.config.experiment import CONFIG_FILE, Experiment, default_config
 from vivit_jax.config.fields import flat
-from vivit_jax.config.sections import REPORT_FILE
+from vivit_jax.config.sections import EMA, REPORT_FILE
 from vivit_jax.evaluation import metrics, predictions, results
 from vivit_jax.models import abstract_params
 from vivit_jax.utils import goodput, logs
@@ -46,6 +46,12 @@ class Run:
     checkpoints: Sequence[int]  # steps
     goodput: Mapping[str, Any]  # of `goodput.read`
     init_report: str  # how the pretrained weights were fitted to the model
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """{metric: value} of the evaluation; the names of those of averaged parameters begin with `ema/`."""
+        prefix = EMA if self.evaluation.get("weights") == "ema" else ""
+        return {f"{prefix}{name}": value for name, value in self.evaluation.get("metrics", {}).items()}
 
     @property
     def class_names(self) -> dict[str, list[str]]:

@@ -67,7 +67,7 @@ def render(run: Run) -> str:
 
 def _scalars(run: Run) -> list[dict[str, Any]]:
     """Returns the last and the best value of each evaluation metric."""
-    last = run.evaluation.get("metrics", {})
+    last = run.metrics
     curves = {name[5:]: p for name, p in run.series.items() if name.startswith("eval/") and not _SPEED.search(name)}
     rows = []
     for name in [*last, *(name for name in curves if name not in last)]:

@@ -48,7 +48,7 @@ def run() -> None:
     inputs.define_inference()
     for field in dataclasses.fields(Limits):
         define = flags.DEFINE_integer if isinstance(field.default, int) else flags.DEFINE_float
-        define(field.name, field.default, field.metadata["help"], lower_bound=0)
+        define(field.name, field.default, field.metadata["help"], lower_bound=0 if field.name == "queue" else 1)
     command_line.run(main, verbosity=logging.WARNING)
 
 

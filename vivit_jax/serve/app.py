@@ -34,7 +34,7 @@ class Answer:
 
     model: str
     file: str  # the name that was sent with it: text, and no path
-    video: dict[str, float]  # frames, fps, seconds, width, height, as the model's records would hold it
+    video: dict[str, float]  # frames, fps, seconds, width, height; no larger than in the model's records
     labels: dict[str, list[tuple[str, float]]]  # by head, the most probable first, with its probability
     clip: str | None = None  # the first clip as the model sees it: an animated WebP, as a data URI
     relevance: str | None = None  # the same under the relevance of its parts

@@ -112,7 +112,7 @@ class TrainSetup:
         return sharding.abstract_like(batch, jax.tree.map(lambda _: sharding.batch_sharding(self.mesh), batch))
 
     def make_evaluator(self, num_videos: int | None, on_training_set: bool = False) -> Evaluator | MaskedEvaluator:
-        """Returns the evaluation on so many videos of `eval_set`, or of its data set's training videos; None for all."""
+        """Returns the evaluation on so many videos (None: all) of `eval_set`, or of its data set's training videos."""
         names, name = self.train_set.names, self.experiment.data.name
         trained = self.train_set.splits[names.index(name) if name in names else 0]
         data = trained if on_training_set else self.eval_set, self.clip_spec

@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 
 from vivit_jax.utils import logs, storage
-from vivit_jax.utils.extras import AT_EXIT, BEGAN
+from vivit_jax.utils.extras import BEGAN
 
 FILE = "goodput.jsonl"
 # `start` is all else before the first step; `repeated`: steps that an earlier process had done, but not saved; `lost`:
@@ -93,11 +93,8 @@ class Ledger:
         for part, value in self.parts.items():
             seconds[part if part in CAUSES else "start"] += round(value, 3)
         self._line |= {"step": self._step, "time": self._line["started"] + sum(seconds.values()), "seconds": seconds}
-        try:
-            with self._file.open("a") as file:
-                file.write(f"\n{json.dumps(self._line)}")  # the line before may be cut short
-        except Exception as error:  # a bucket raises TensorFlow's own; a run can do without this file
-            logging.warning("%s cannot be written: %s", self._file, error)
+        with storage.optional(FILE), self._file.open("a") as file:
+            file.write(f"\n{json.dumps(self._line)}")  # the line before may be cut short
         self._written = time.monotonic()
 
     def close(self) -> None:
@@ -105,7 +102,6 @@ class Ledger:
         self._ended.set()
         self._waiter.shutdown(wait=False)
         self.write("end")
-        AT_EXIT[:] = [lambda: self.write("end") if time.monotonic() - self._written < _LINE_SECONDS else None]
         if self._file is not None and (found := read(self._file.parent)):
             seconds, total = found["seconds"], sum(found["seconds"].values())
             parts = ", ".join(f"{cause} {value:.1f}" for cause, value in seconds.items())

@@ -24,23 +24,29 @@ Figure = Any  # matplotlib.figure.Figure
 MOST_NAMED_CLASSES = 40
 RECONSTRUCTIONS = "pictures/reconstructions.png"  # in a workdir
 _COLOUR, _PALE = "#3b6ea5", "#c3d3e6"
+_fonts: list[str] = []  # of the system, which labels so far have needed
 
 
-def pyplot() -> Any:
-    """Returns `matplotlib.pyplot`, which draws into files only, and takes no text for a formula."""
-    import matplotlib
+@contextlib.contextmanager
+def drawing(*shape: int, **options: Any) -> Iterator[tuple[Figure, Any]]:
+    """Yields a `matplotlib.figure.Figure` with these options, and axes as `subplots` returns them; no `shape`: None.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot
+    Neither pyplot nor, afterwards, matplotlib's settings are touched: they are those of the user's own figures.
+    """
+    import matplotlib.figure
 
-    matplotlib.rcParams["text.parse_math"] = False  # names of files and classes may hold any number of $
     okabe_ito = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # for the colour-blind
-    matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=okabe_ito)
-    return matplotlib.pyplot
+    settings = {"axes.prop_cycle": matplotlib.cycler(color=okabe_ito)}
+    settings["text.parse_math"] = False  # names of files and classes may hold any number of $
+    with matplotlib.rc_context(settings):
+        figure = matplotlib.figure.Figure(**options)
+        yield figure, figure.subplots(*shape) if shape else None
+        for text in figure.findobj(lambda artist: hasattr(artist, "set_fontfamily")):
+            text.set_fontfamily([*matplotlib.rcParams["font.family"], *_fonts])
 
 
 def readable(text: str, longest: int = 60) -> str:
-    """Returns a label or title such that the fonts of this machine can draw it.
+    """Returns a label or title such that the fonts of this machine can draw it, in a `drawing`.
 
     Fonts for scripts that matplotlib's own font lacks are looked for among those of the system. A character that none
     has is escaped, as in Python. A text of more than `longest` characters is cut.
@@ -50,8 +56,7 @@ def readable(text: str, longest: int = 60) -> str:
     text, default = terminal.printable(str(text)), font_manager.FontProperties(family=["sans-serif"])
     missing = frozenset(text) - {"\n"} - _characters_in(font_manager.findfont(default))
     while missing and (font := _font_for(missing)):
-        fonts = pyplot().rcParams["font.family"]
-        pyplot().rcParams["font.family"] = [*fonts, *({font.name} - set(fonts))]
+        _fonts.extend({font.name} - {*_fonts})
         missing -= _characters_in(font.fname)
     text = "".join(ascii(character)[1:-1] if character in missing else character for character in text)
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
@@ -89,7 +94,7 @@ def optional(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        logging.warning("No picture of %s: %s: %s", readable(what), type(error).__name__, error)
+        logging.warning("No picture of %s: %s: %s", terminal.printable(what), type(error).__name__, error)
 
 
 def file_name(stem: str, suffix: str) -> str:
@@ -109,34 +114,34 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], title: str) -> Fi
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     classes = len(names)
     side = float(np.clip(0.55 * classes, 5, 14))
-    figure, axes = pyplot().subplots(figsize=(side + 1.5, side), layout="constrained")
-    figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1))
-    for (row, column), share in np.ndenumerate(shares) if classes <= 20 else ():
-        axes.text(column, row, f"{share:.2f}", ha="center", va="center", color="white" if share > 0.5 else "black")
-    labels = list(map(readable, names)) if classes <= MOST_NAMED_CLASSES else []
-    axes.set_xticks(range(len(labels)), labels, rotation="vertical")
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set(title=readable(title), xlabel="predicted", ylabel="true")
+    with drawing(1, figsize=(side + 1.5, side), layout="constrained") as (figure, axes):
+        figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1))
+        for (row, column), share in np.ndenumerate(shares) if classes <= 20 else ():
+            axes.text(column, row, f"{share:.2f}", ha="center", va="center", color="white" if share > 0.5 else "black")
+        labels = list(map(readable, names)) if classes <= MOST_NAMED_CLASSES else []
+        axes.set_xticks(range(len(labels)), labels, rotation="vertical")
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set(title=readable(title), xlabel="predicted", ylabel="true")
     return figure
 
 
 def training_curves(series: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Figure:
     """Draws loss, accuracy and learning rate over the steps; `series` are those of `metrics.jsonl`."""
     panels = {"loss": "loss$", "accuracy": "top1$|/accuracy", "learning rate": "^train/learning_rate$"}
-    figure, all_axes = pyplot().subplots(1, len(panels), figsize=(15, 4), layout="constrained")
-    for axes, (label, pattern) in zip(all_axes, panels.items(), strict=True):
-        for name, points in sorted(series.items()):
-            if re.search(pattern, name) and points:
-                steps, values = zip(*points, strict=True)
-                marker = {"marker": "o", "markersize": 3} if name.startswith("eval/") else {"alpha": 0.7}
-                axes.plot(steps, values, label=readable(name), linewidth=1.2, **marker)
-        axes.set(xlabel="step", ylabel=label)
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize=7)
-        if label == "accuracy":
-            axes.set_ylim(0, 1.02)
-    figure.suptitle(readable(title))
+    with drawing(1, len(panels), figsize=(15, 4), layout="constrained") as (figure, all_axes):
+        for axes, (label, pattern) in zip(all_axes, panels.items(), strict=True):
+            for name, points in sorted(series.items()):
+                if re.search(pattern, name) and points:
+                    steps, values = zip(*points, strict=True)
+                    marker = {"marker": "o", "markersize": 3} if name.startswith("eval/") else {"alpha": 0.7}
+                    axes.plot(steps, values, label=readable(name), linewidth=1.2, **marker)
+            axes.set(xlabel="step", ylabel=label)
+            axes.grid(alpha=0.3)
+            if axes.lines:
+                axes.legend(fontsize=7)
+            if label == "accuracy":
+                axes.set_ylim(0, 1.02)
+        figure.suptitle(readable(title))
     return figure
 
 
@@ -146,39 +151,35 @@ def reconstructions(clips: np.ndarray, title: str) -> Figure:
     rows = np.concatenate(np.moveaxis(clips[:, :, shown], 2, 0), axis=-2)  # [clips, 3, H, n W, C]
     picture = np.concatenate(rows.reshape(-1, *rows.shape[2:]))
     width = 1.2 * len(shown)  # inches
-    figure, axes = pyplot().subplots(figsize=(width, 0.4 + width * len(picture) / picture.shape[1]))
-    axes.imshow(picture, interpolation="nearest")
-    axes.set_axis_off()
-    axes.set_title(readable(title), fontsize=8)
-    figure.tight_layout(pad=0.3)
+    with drawing(1, figsize=(width, 0.4 + width * len(picture) / picture.shape[1])) as (figure, axes):
+        axes.imshow(picture, interpolation="nearest")
+        axes.set_axis_off()
+        axes.set_title(readable(title), fontsize=8)
+        figure.set_layout_engine("tight", pad=0.3)
     return figure
 
 
 def to_array(figure: Figure) -> np.ndarray:
     """Returns the pixels of a figure, uint8 [H, W, 3], for TensorBoard."""
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-
-def close(figure: Figure) -> None:
-    """Frees the memory of a figure."""
-    pyplot().close(figure)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def save(figure: Figure, path: epath.PathLike, metadata: Mapping[str, str] | None = None) -> epath.Path:
-    """Writes a PNG, with `metadata` as its text, and closes the figure; returns its path."""
+    """Writes a PNG, with `metadata` as its text; returns its path."""
     path = epath.Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            figure.savefig(file, format="png", dpi=110, metadata=dict(metadata or {}))
-    finally:
-        pyplot().close(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        figure.savefig(file, format="png", dpi=110, metadata=dict(metadata or {}))
     return path
 
 
 def picture_of(file: storage.PathLike, folder: storage.PathLike, kind: str) -> tuple[epath.Path, dict[str, str]]:
-    """Returns the path and metadata of `KIND_NAME.png`; with a hash of the file's path where that is another file's."""
+    """Returns the path and metadata of `KIND_NAME.png` in a folder, which it creates; with a hash of the file's path
+    where that picture is another file's."""
     from PIL import Image
 
     metadata = {"Source": terminal.printable(str(storage.absolute(file)))}
@@ -201,25 +202,25 @@ def prediction(
     `clip` is uint8 [T, H, W, 3], `relevance` non-negative [n_t, n_h, n_w]; `ranked`: {head: [(label, probability)]}.
     """
     shown = np.linspace(0, len(clip) - 1, min(8, len(clip))).astype(int)
-    figure = pyplot().figure(figsize=(1.6 * len(shown), 3.4 + 1.6 * len(ranked)), layout="constrained")
-    rows = figure.add_gridspec(2 + len(ranked), len(shown))
-    for column, frame in enumerate(shown):
-        for row in (0, 1):
-            axes = figure.add_subplot(rows[row, column])
-            axes.imshow(clip[frame])
-            axes.set_axis_off()
-            if row == 0:
-                axes.set_title(f"frame {frame}", fontsize=8)
-            else:
-                _heat(axes, clip, relevance, frame)
-    for row, (head, labels) in enumerate(ranked.items(), start=2):
-        axes = figure.add_subplot(rows[row, :])
-        names, probabilities = zip(*reversed(labels), strict=True)
-        axes.barh(range(len(names)), probabilities, color=_COLOUR)
-        axes.set_yticks(range(len(names)), map(readable, names))
-        axes.set(xlim=(0, 1), ylabel=readable(head))
-        axes.tick_params(labelsize=8)
-    figure.suptitle(readable(title))
+    with drawing(figsize=(1.6 * len(shown), 3.4 + 1.6 * len(ranked)), layout="constrained") as (figure, _):
+        rows = figure.add_gridspec(2 + len(ranked), len(shown))
+        for column, frame in enumerate(shown):
+            for row in (0, 1):
+                axes = figure.add_subplot(rows[row, column])
+                axes.imshow(clip[frame])
+                axes.set_axis_off()
+                if row == 0:
+                    axes.set_title(f"frame {frame}", fontsize=8)
+                else:
+                    _heat(axes, clip, relevance, frame)
+        for row, (head, labels) in enumerate(ranked.items(), start=2):
+            axes = figure.add_subplot(rows[row, :])
+            names, probabilities = zip(*reversed(labels), strict=True)
+            axes.barh(range(len(names)), probabilities, color=_COLOUR)
+            axes.set_yticks(range(len(names)), map(readable, names))
+            axes.set(xlim=(0, 1), ylabel=readable(head))
+            axes.tick_params(labelsize=8)
+        figure.suptitle(readable(title))
     return figure
 
 
@@ -235,33 +236,30 @@ def _heat(axes: Any, clip: np.ndarray, relevance: np.ndarray, frame: int) -> Any
 def explanation(clip: np.ndarray, relevance: np.ndarray, title: str) -> Iterator[np.ndarray]:
     """Yields the frames of a video, uint8 [H, W, 3] with even sides: each frame of a clip beside its relevance, over a
     bar of the relevance of all frames. The arrays are those of `prediction`, of one clip or several in a row."""
-    figure = pyplot().figure(figsize=(6.4, 4.4), dpi=100, layout="constrained")
-    rows = figure.add_gridspec(2, 2, height_ratios=(3, 1))
-    panels = [figure.add_subplot(rows[0, column]) for column in (0, 1)]
-    images = [axes.imshow(clip[0]) for axes in panels]
-    heat = _heat(panels[1], clip, relevance, 0)
-    for axes in panels:
-        axes.set_axis_off()
-    axes = figure.add_subplot(rows[1, :])
-    frames, times = len(clip), len(relevance)
-    shares = relevance.sum((1, 2))
-    bars = axes.bar(np.arange(times), shares / (shares.max() or 1), width=0.9, color=_PALE)
-    axes.set(xlim=(-0.5, times - 0.5), ylim=(0, 1.05), yticks=[], xlabel="frame", ylabel="relevance")
-    marks = np.unique(np.linspace(0, times - 1, min(9, times)).astype(int))
-    axes.set_xticks(marks, [str(-(-mark * frames // times)) for mark in marks])
-    figure.suptitle(readable(title, 80), fontsize=10)
-    try:
-        for frame in range(frames):
-            time = frame * times // frames
-            for image in images:
-                image.set_data(clip[frame])
-            heat.set_data(relevance[time])
-            for i, bar in enumerate(bars):
-                bar.set_color(_COLOUR if i == time else _PALE)
-            yield to_array(figure)
-            figure.set_layout_engine("none")  # that of the first frame stays
-    finally:
-        close(figure)
+    with drawing(figsize=(6.4, 4.4), dpi=100, layout="constrained") as (figure, _):
+        rows = figure.add_gridspec(2, 2, height_ratios=(3, 1))
+        panels = [figure.add_subplot(rows[0, column]) for column in (0, 1)]
+        images = [axes.imshow(clip[0]) for axes in panels]
+        heat = _heat(panels[1], clip, relevance, 0)
+        for axes in panels:
+            axes.set_axis_off()
+        axes = figure.add_subplot(rows[1, :])
+        frames, times = len(clip), len(relevance)
+        shares = relevance.sum((1, 2))
+        bars = axes.bar(np.arange(times), shares / (shares.max() or 1), width=0.9, color=_PALE)
+        axes.set(xlim=(-0.5, times - 0.5), ylim=(0, 1.05), yticks=[], xlabel="frame", ylabel="relevance")
+        marks = np.unique(np.linspace(0, times - 1, min(9, times)).astype(int))
+        axes.set_xticks(marks, [str(-(-mark * frames // times)) for mark in marks])
+        figure.suptitle(readable(title, 80), fontsize=10)
+    for frame in range(frames):
+        time = frame * times // frames
+        for image in images:
+            image.set_data(clip[frame])
+        heat.set_data(relevance[time])
+        for i, bar in enumerate(bars):
+            bar.set_color(_COLOUR if i == time else _PALE)
+        yield to_array(figure)
+        figure.set_layout_engine("none")  # that of the first frame stays
 
 
 def timeline(segments: Sequence[Any], title: str) -> Figure:
@@ -271,11 +269,11 @@ def timeline(segments: Sequence[Any], title: str) -> Figure:
         seconds[each.label] += each.end - each.start
     rows = {label: row for row, (label, _) in enumerate(seconds.most_common(MOST_NAMED_CLASSES))}
     drawn = [each for each in segments if each.label in rows]
-    figure, axes = pyplot().subplots(figsize=(12, 1.6 + 0.3 * len(rows)), layout="constrained")
-    lines = [rows[each.label] for each in drawn], [each.start for each in drawn], [each.end for each in drawn]
-    axes.hlines(*lines, colors=[(_COLOUR, 0.25 + 0.75 * each.probability) for each in drawn], linewidth=12)
-    axes.set_yticks(range(len(rows)), map(readable, rows))
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x // 3600:.0f}:{x // 60 % 60:02.0f}:{x % 60:04.1f}")
-    axes.set(xlim=(0, segments[-1].end), ylim=(len(rows) - 0.4, -0.6), title=readable(title))
-    axes.grid(axis="x", alpha=0.3)
+    with drawing(1, figsize=(12, 1.6 + 0.3 * len(rows)), layout="constrained") as (figure, axes):
+        lines = [rows[each.label] for each in drawn], [each.start for each in drawn], [each.end for each in drawn]
+        axes.hlines(*lines, colors=[(_COLOUR, 0.25 + 0.75 * each.probability) for each in drawn], linewidth=12)
+        axes.set_yticks(range(len(rows)), map(readable, rows))
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x // 3600:.0f}:{x // 60 % 60:02.0f}:{x % 60:04.1f}")
+        axes.set(xlim=(0, segments[-1].end), ylim=(len(rows) - 0.4, -0.6), title=readable(title))
+        axes.grid(axis="x", alpha=0.3)
     return figure

@@ -29,7 +29,8 @@ _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR:
 # Outages in the errors of TensorStore and TensorFlow, which are no OSError.
 _OS_ERROR_CODE = re.compile(r"os_error_code='(\d+)'")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_FULL_STATUS = re.compile(r"RESOURCE_EXHAUSTED|ResourceExhausted|No space left|Disk quota exceeded")
+# With the status RESOURCE_EXHAUSTED, which a device whose memory is full, or a bucket that limits requests, has too.
+_FULL_MESSAGE = re.compile(r"No space left|Dis[ck] quota exceeded")
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 _STATUS = re.compile(
     r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|"
@@ -61,7 +62,7 @@ def is_outage(error: BaseException | None) -> bool:
 
 def is_full(error: BaseException) -> bool:
     """Returns whether writing failed because the disk, or a quota, is full."""
-    return getattr(error, "errno", None) in _FULL or _FULL_STATUS.search(f"{type(error).__name__} {error}") is not None
+    return getattr(error, "errno", None) in _FULL or _FULL_MESSAGE.search(str(error)) is not None
 
 
 @contextlib.contextmanager

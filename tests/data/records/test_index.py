@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vivit_jax.data.index import main as index_main
-from vivit_jax.data.records.split import BadIndexError, NoRecordsError, open_split
+from vivit_jax.data.records.split import BadIndexError, NoRecordsError, list_shards, open_split
 
 REBUILD = r"rebuild the index: python -m vivit_jax\.data\.index"
 
@@ -26,6 +26,14 @@ def test_shard_sizes_follow_from_index(tiny_records):
     for name in ("train", "validation"):
         split = open_split(tiny_records, name)
         assert split.shard_bytes.tolist() == [(tiny_records / shard).stat().st_size for shard in split.shards]
+
+
+def test_hidden_files_are_no_shards(copy):
+    """macOS writes `._NAME` beside each file on some disks."""
+    shards = list_shards(copy)
+    for name in shards["train"]:
+        (copy / f"._{name}").write_bytes(b"")
+    assert list_shards(copy) == shards
 
 
 def test_stale_or_unreadable_index_errors(copy):

@@ -269,14 +269,14 @@ def list_shards(folder: storage.PathLike) -> dict[str, list[str]]:
 
 
 def group_shards(folder: storage.PathLike, names: Sequence[str], pattern: re.Pattern) -> dict[str, list[str]]:
-    """Groups sorted file names by the group `base` of a pattern; ignores those that do not match.
+    """Groups sorted file names by the group `base` of a pattern; ignores others and hidden ones.
 
     Raises NoRecordsError unless the groups `number` of the pattern are 0 to `count` - 1.
     """
     shards: dict[str, list[str]] = {}
     numbers: dict[tuple[str, int], list[int]] = {}
     for name in names:
-        if match := pattern.fullmatch(name):
+        if name[0] != "." and (match := pattern.fullmatch(name)):
             shards.setdefault(match["base"], []).append(name)
             if match["count"]:
                 numbers.setdefault((match["base"], int(match["count"])), []).append(int(match["number"]))

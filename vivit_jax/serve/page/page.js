@@ -16,11 +16,12 @@ const percent = p => (100 * p).toFixed(p < 0.0995 ? 1 : 0) + " %";
 const seconds = s => s < 60 ? s.toFixed(1) + " s" : Math.floor(s / 60) + ":" + String(Math.floor(s % 60)).padStart(2, "0");
 const styled = (made, style) => { Object.assign(made.style, style); return made; };
 
+// Returns whether the video was taken.
 function choose(blob, name) {
-  if (!blob) return;
+  if (!blob) return false;
   const most = server.limits.max_mb;
   $("message").textContent = most && blob.size > most * 2 ** 20 ? `${name} is larger than ${most} MB.` : "";
-  if ($("message").textContent) return;
+  if ($("message").textContent) return false;
   video = { blob, name };
   URL.revokeObjectURL($("player").src);
   $("player").srcObject = null;
@@ -28,6 +29,7 @@ function choose(blob, name) {
   $("player").hidden = false;
   $("name").textContent = `${name}, ${(blob.size / 2 ** 20).toFixed(1)} MB`;
   $("start").disabled = false;
+  return true;
 }
 
 function ranked(labels) {
@@ -132,8 +134,9 @@ async function record() {
     $("stop").hidden = true;
     $("camera").hidden = false;
     const type = recorder.mimeType.split(";")[0];
-    choose(new Blob(chunks, { type }), "camera." + (type.endsWith("mp4") ? "mp4" : "webm"));
-    predict();
+    Object.assign($("player"), { srcObject: null, hidden: !video }); // the video before, if this one is refused
+    $("name").textContent = video ? video.name : "";
+    if (choose(new Blob(chunks, { type }), "camera." + (type.endsWith("mp4") ? "mp4" : "webm"))) predict();
   };
   const end = setTimeout(() => recorder.stop(), 1000 * (longest - 1));
   recorder.start();
