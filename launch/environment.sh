@@ -9,9 +9,11 @@ version_of() { "$1" -c 'import sys, ensurepip; print("%d.%d" % sys.version_info[
 
 # The path of PYTHON if it is set, else of the newest Python on PATH of these versions.
 find_python() {
-  local version candidate
+  local version candidate candidates
   for version in $pythons; do
-    for candidate in ${PYTHON:-"python$version" python3}; do
+    candidates=("python$version" python3)
+    [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
       if [ "$(version_of "$candidate")" = "$version" ]; then
         command -v "$candidate"
         return 0

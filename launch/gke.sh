@@ -23,7 +23,7 @@ Options
   --image=IMAGE      container image
   --slices=N         number of slices of that type, default 1; several are connected by the data-centre network
   --spot             use Spot nodes: after a preemption the JobSet restarts and the run resumes
-  --restarts=N       maximum restarts of the JobSet, default 20
+  --restarts=N       maximum restarts of the JobSet, default 20; those after a preemption count
   --account=NAME     Kubernetes service account with access to the bucket, default `default`
   --cluster=CLUSTER  cluster, for xpk
   --dry-run          print the commands without running them
@@ -55,7 +55,7 @@ check() {
   [ "$action" = image ] || [[ "$name" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
     refuse "--name='$name' must be 1 to 40 lower-case letters, digits and hyphens, starting with a letter"
   case "$action" in logs | delete) return ;; esac
-  [[ "$image" =~ ^[a-z0-9][a-z0-9./:_@-]*$ ]] ||
+  [[ "$image" =~ ^[a-z0-9][a-z0-9./:_-]*(:[A-Za-z0-9_.-]+)?(@sha256:[0-9a-f]+)?$ ]] ||
     refuse "--image='$image' must be a container image, such as europe-west4-docker.pkg.dev/PROJECT/REPOSITORY/vivit_jax:1"
   [ "$action" != image ] || return 0
   check_numbers "slices=$slices" "restarts=$restarts"
@@ -141,7 +141,7 @@ spec:
               hostNetwork: true
               dnsPolicy: ClusterFirstWithHostNet
               serviceAccountName: $account
-              # Time to save a checkpoint after SIGTERM.
+              # Seconds to save a checkpoint after SIGTERM; Spot nodes give 15 by default.
               terminationGracePeriodSeconds: 60
               nodeSelector:
                 cloud.google.com/gke-tpu-accelerator: $accelerator
@@ -194,10 +194,10 @@ parse "$@"
 check
 case "$action" in
   image)
-    perform docker build --file="$root/launch/Dockerfile" --tag="$image" "$root"
+    perform docker build --platform=linux/amd64 --file="$root/launch/Dockerfile" --tag="$image" "$root"
     perform docker push "$image"
     ;;
-  logs) perform kubectl logs --follow "--selector=jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0" ;;
+  logs) perform kubectl logs --follow --tail=-1 "--selector=jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0" ;;
   delete) perform kubectl delete jobset "$name" ;;
   *) "$action" ;;
 esac

@@ -37,7 +37,7 @@ check_workdir() {
   for word in "$@"; do
     case "$word" in
       --workdir=gs://*) ;;
-      --workdir=*) refuse "$word $problem: give --workdir=gs://BUCKET/RUN" ;;
+      --workdir | --workdir=*) refuse "$word $problem: give --workdir=gs://BUCKET/RUN" ;;
     esac
   done
 }

@@ -76,7 +76,7 @@ parse() {
 check() {
   [[ "$name" =~ ^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$ ]] ||
     refuse "--name='$name' must be 1 to 63 lower-case letters, digits and hyphens, starting with a letter"
-  [[ "$zone" =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || refuse "--zone='$zone' must be a zone such as us-central2-b (with a letter at the end, unlike a region)"
+  [[ "$zone" =~ ^[a-z]+-[a-z]+[0-9]+-(ai[0-9]+)?[a-z]$ ]] || refuse "--zone='$zone' must be a zone such as us-central2-b (with a letter at the end, unlike a region)"
   check_numbers "worker=$worker" "poll=$poll" "patience=$patience" "restarts=$restarts" "lines=$lines"
   case "$track" in ga | alpha | beta) ;; *) refuse "--track=$track must be ga, alpha or beta" ;; esac
   case "$action" in create | up | watch) [ -n "$type" ] || refuse "$action needs --type, such as --type=v5e-16" ;; esac

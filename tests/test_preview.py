@@ -91,6 +91,7 @@ def test_pictures_show_every_clip_before_and_after(run, tmp_path):
     assert all((first != second).any() for first, second in itertools.pairwise(frames))
 
 
+@pytest.mark.slow
 def test_command_writes_the_file_and_prints_its_name(run, tmp_path):
     out = tmp_path / "new" / "clips.gif"
     command = [

@@ -57,7 +57,10 @@ await_ready() {
         say "$name is ready"
         return 0
         ;;
-      waiting) wait_for_capacity "$name is not ready yet" ;;
+      waiting)
+        unknown=0
+        wait_for_capacity "$name is not ready yet"
+        ;;
       failed)
         say "the request failed: $(tr '\n' ' ' <"$errors")"
         case "$(error_kind)" in capacity | transient) ;; *) die "$(advice). 'launch/tpu_vm.sh delete' deletes the failed request" ;; esac
@@ -139,6 +142,11 @@ job_state() {
   esac
 }
 
+begin() { push; setup; start_job; }
+
+# Runs a function; where it fails, the script ends only if the TPU was not preempted meanwhile.
+while_ready() { ("$@") || [ "$(tpu_state)" != ready ] || exit 1; }
+
 # Creates what is missing, starts the command, and repeats until it has succeeded: on a new TPU after a preemption, up to
 # $restarts times after a failure. The command resumes from its workdir.
 watch() {
@@ -154,6 +162,7 @@ watch() {
   fi
   while :; do
     state=$(tpu_state)
+    case "$state" in ready | unknown) ;; *) unknown=0 ;; esac
     case "$state" in
       absent | waiting) create; continue ;; # an existing request is waited for
       preempted | failed)
@@ -168,7 +177,7 @@ watch() {
     code=$(job_state)
     [ "$code" = unknown ] || unknown=0
     case "$code" in
-      none) push; setup; start_job ;;
+      none) while_ready begin ;;
       running) ;;
       done)
         say "the command has succeeded on all workers. 'launch/tpu_vm.sh delete' deletes the TPU"
@@ -183,7 +192,7 @@ watch() {
         say "$(date -u +%H:%M:%S) the run was stopped and has saved a checkpoint"
         # Usually the VM is about to be preempted, which its state shows shortly after.
         pause "$poll"
-        [ "$(tpu_state)" != ready ] || { stop_job; start_job; }
+        [ "$(tpu_state)" != ready ] || { stop_job || true; while_ready start_job; }
         ;;
       *)
         # A preemption looks like a failure at first; and after a failure of one worker the others end within a minute.
@@ -194,14 +203,14 @@ watch() {
         [ "$failed" -le "$restarts" ] || die "the command has failed $failed times (exit code $code), see its log above; $name is kept: 'tail' and 'status' show more, 'delete' deletes it"
         say "exit code $code; restarting ($failed of $restarts)"
         stop_job || true
-        start_job
+        while_ready start_job
         ;;
     esac
     pause "$poll"
   done
 }
 
-up() { create; push; setup; start_job; }
+up() { create; begin; }
 
 show_log() { on_workers all "tail -n 15 vivit_jax_job/log" || true; }
 

@@ -68,6 +68,9 @@ def test_environment_takes_the_newest_supported_python(tmp_path, present, chosen
     if chosen:
         assert found.stdout == f"{tmp_path / chosen}\n", found.stderr
         assert find(PYTHON=str(tmp_path / "python3.11")).stdout == f"{tmp_path / 'python3.11'}\n"
+        spaced = (tmp_path / "a b").with_suffix(".11")
+        spaced.symlink_to(tmp_path / "python3.11")
+        assert find(PYTHON=str(spaced)).stdout == f"{spaced}\n"
     else:
         assert (found.returncode, found.stdout) == (1, "")
         assert "needs Python 3.13 or 3.12 or 3.11 with the module ensurepip" in found.stderr
@@ -138,6 +141,7 @@ def test_gke_submits_the_manifest_and_dry_run_prints_it(fake):
             "need several hosts each",
         ),
         (["submit", "--name=k", "--type=v5e-16", IMAGE, "--", "--workdir=runs/k"], "is lost with the container"),
+        (["submit", "--name=k", "--type=v5e-16", IMAGE, "--", "--workdir", "runs/k"], "is lost with the container"),
         (["submit", "--name=k", "--type=v5e-16", "--", *RUN], "--image='' must be"),
         (["xpk", "--name=k", "--type=v5e-16", IMAGE, "--", *RUN], "xpk needs --cluster"),
     ],
@@ -156,7 +160,7 @@ def test_slurm_runs_srun_and_requeues_a_stopped_run(fake, tmp_path):
     inside = {"SLURM_JOB_ID": "42", "SLURM_SUBMIT_DIR": str(REPOSITORY), "VIVIT_JAX_VENV": str(venv)}
     run = ("launch/slurm.sbatch", "--config=c.py", "--workdir=w")
     assert slurm.run(*run, **inside).returncode == 0
-    srun = ["srun", "--kill-on-bad-exit=1", f"{venv}/bin/python", "-m", "vivit_jax.main", *run[1:]]
+    srun = ["srun", "--kill-on-bad-exit=0", f"{venv}/bin/python", "-m", "vivit_jax.main", *run[1:]]
     assert slurm.calls == [srun]
     slurm.answer("srun", (75, "saved"))
     assert slurm.run(*run, **inside).returncode == 75
@@ -168,7 +172,7 @@ def test_slurm_runs_srun_and_requeues_a_stopped_run(fake, tmp_path):
     assert outside.returncode == 2
     assert "sbatch launch/slurm.sbatch --config=c.py --workdir=w" in outside.stderr
     dry = slurm.run("launch/slurm.sbatch", "--dry-run", *run[1:])
-    assert dry.stdout == "srun --kill-on-bad-exit=1 .venv/bin/python -m vivit_jax.main --config=c.py --workdir=w\n"
+    assert dry.stdout == "srun --kill-on-bad-exit=0 .venv/bin/python -m vivit_jax.main --config=c.py --workdir=w\n"
     assert len(slurm.calls) == 4
 
 

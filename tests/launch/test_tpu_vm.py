@@ -163,6 +163,18 @@ def test_watch_does_not_count_preemptions_as_failures(gcloud):
     assert verbs(gcloud.calls)[:3] == ["state", "delete", "create"]
 
 
+def test_watch_goes_on_where_a_preemption_ends_the_connection(gcloud):
+    """Exit code 75: the run has saved, and the VM is about to go; ssh fails before the state shows it."""
+    gcloud.answer(QUEUED, "ACTIVE", "ACTIVE", "SUSPENDED", "ACTIVE")
+    gcloud.answer(NODE, "READY")
+    gcloud.answer(STATE, "job: exit 75", "job: none", "job: exit 0")
+    gcloud.answer("worker.sh stop", (255, "", "ssh: connection reset"), "")
+    gcloud.answer("worker.sh start", (255, "", "ssh: connection reset"), "")
+    done = gcloud.run(SCRIPT, "watch", *SPOT, *JOB)
+    assert done.returncode == 0, done.stderr
+    assert "preempted; creating it again" in done.stderr
+
+
 def test_watch_does_not_restart_after_wrong_usage(gcloud):
     gcloud.answer(QUEUED, "ACTIVE")
     gcloud.answer(NODE, "READY")
@@ -275,6 +287,7 @@ def test_status_tail_stop_and_fetch(gcloud):
     [
         (["create", "--name=K400", "--zone=us-central2-b", "--type=v4-8"], "--name='K400' must be 1 to 63 lower-case"),
         (["create", "--name=k", "--zone=us-central2", "--type=v4-8"], "must be a zone such as us-central2-b"),
+        (["create", "--name=k", "--zone=us-south1-ai1b"], "create needs --type"),
         (["create", *WHERE], "create needs --type"),
         (["create", *WHERE, "--type=v3-16"], "there is no slice of 16; choose one of 8 32 64"),
         (["create", *WHERE, "--type=v4-12"], "must be a multiple of 8"),

@@ -26,8 +26,7 @@ def model_and_outputs(config, noise, pretrain=PRETRAIN, **options):
     return model, params, video, model.apply({"params": params}, video, noise, **options)
 
 
-@pytest.mark.parametrize("tokenizer", ["tubelet", "uniform_frames"])
-@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize(("tokenizer", "normalise"), [("tubelet", True), ("uniform_frames", False)])
 def test_loss_and_masks_agree_with_numpy(tokenizer, normalise):
     with jax.enable_x64():
         config = ViViTConfig(**FIELDS, tokenizer=tokenizer)
@@ -59,8 +58,9 @@ def test_loss_and_masks_agree_with_numpy(tokenizer, normalise):
     np.testing.assert_array_equal(pictures[:, 0], np.round(255 * video[:, first]))
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("classifier", [None, "gap"])
+@pytest.mark.parametrize(
+    ("attention", "classifier"), [("spatiotemporal", None), *((attention, "gap") for attention in ATTENTIONS)]
+)
 def test_encoder_sees_the_visible_patches_as_a_smaller_clip(attention, classifier):
     """The left half of each frame is visible: the encoder's output is that of ViViT on clips of the left half."""
     left = np.tile([True, True, False, False], 3)

@@ -216,6 +216,7 @@ def test_features_are_averaged_over_the_views(run, first, split, tmp_path):
     assert computed.readable.all()
 
 
+@pytest.mark.slow
 def test_features_are_cached_by_weights_and_views(run, first, split, tmp_path, computed):
     folder, _, params = first
     result = probe(run, folder, tmp_path, QUICK)
@@ -281,6 +282,7 @@ def test_labels_of_single_and_multi_label_heads(split):
     np.testing.assert_array_equal(features.labels_of(several, selected)["verb"], expected)
 
 
+@pytest.mark.slow
 def test_pretrained_weights_are_fitted_to_the_model(run, tmp_path, data_dir):
     image = {"tokenizer": "uniform_frames", "num_frames": 1, "image_size": 56, "num_classes": 7}
     fields = {"hidden_size": 24, "num_layers": 1, "mlp_dim": 32, "num_heads": 3, "tubelet_size": (1, 14, 14)}

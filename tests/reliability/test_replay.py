@@ -46,6 +46,7 @@ def dumped(folder, change, processes=1, heads=HEADS, **fields):
     return failed
 
 
+@pytest.mark.slow
 def test_clip_that_overflows_is_named_from_the_dump_of_two_processes(tmp_path):
     def change(params):
         params["tokenizer"]["kernel"][:] = 1e17
@@ -73,6 +74,7 @@ def test_layer_that_overflows_is_named(tmp_path):
     assert sum("BROKEN: encoder/layers[1]/mlp/dense_in" in line for line in lines) == 8
 
 
+@pytest.mark.slow
 def test_step_of_masked_pretraining_is_repeated(tmp_path):
     fields = {"pretrain__mask_ratio": 0.75, "pretrain__decoder_layers": 1, "checkpoint__best_metric": "loss"}
     fields |= {"optimizer__learning_rate": 1e30, "optimizer__warmup_epochs": 0.0}

@@ -71,6 +71,7 @@ def test_newest_sound_checkpoint_is_never_deleted(tmp_path):
     assert save((6, True)) == ([6], 6)
 
 
+@pytest.mark.slow
 def test_saving_and_evaluation_wait_while_steps_are_skipped(data_dir, tmp_path, caplog):
     evaluated = {}
 

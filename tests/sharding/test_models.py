@@ -79,6 +79,7 @@ def test_sequence_axis_splits_attention_weights_of_model_1():
     assert any(shape[-2:] == (7, 25) for shape in shapes(text))  # 25 queries, padded to 4 x 7
 
 
+@pytest.mark.slow
 def test_tiled_attention_is_split_by_queries():
     config = config_of("model1", attention_backend="tiled")
     text = assert_same_step(config, {"tensor": 2, "sequence": 4})
@@ -88,7 +89,12 @@ def test_tiled_attention_is_split_by_queries():
 
 @pytest.mark.parametrize("backend", ["splash", "cudnn"])
 @pytest.mark.parametrize(
-    ("name", "axes"), [("model1", MIXED), ("model2", MIXED), ("model4", {"tensor": 2, "sequence": 2})]
+    ("name", "axes"),
+    [
+        ("model1", {"tensor": 2, "sequence": 2}),
+        pytest.param("model2", MIXED, marks=pytest.mark.slow),
+        ("model4", {"tensor": 2, "sequence": 2}),
+    ],
 )
 def test_fused_attention_is_split_over_devices(backend, name, axes, monkeypatch):
     """With the kernel interpreted (TPU) or replaced by XLA's (GPU), since there is no such device here."""

@@ -138,6 +138,7 @@ def command(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_convert_command_line(image_vit, tmp_path):
     shown = command(f"--from={image_vit}")
     assert shown.returncode == 0, shown.stderr

@@ -25,6 +25,8 @@ from vivit_jax.train import initialize, loop, skipped_steps
 from vivit_jax.train_step.guard import GuardConfig
 from vivit_jax.utils import logs
 
+pytestmark = pytest.mark.xdist_group("test_loop")  # its runs are slow to make
+
 
 @pytest.fixture(scope="module")
 def finished(data_dir, tmp_path_factory):
@@ -69,6 +71,7 @@ def test_finished_run_returns_its_metrics_without_training(data_dir, finished):
     assert again == pytest.approx(metrics)
 
 
+@pytest.mark.slow
 def test_last_checkpoint_is_on_disk_before_signals_end_the_process_again(data_dir, tmp_path, monkeypatch):
     calls, listening, wait = [], loop.Preemption.listening, checkpointing.Checkpoints.wait
 
@@ -127,6 +130,7 @@ def test_scan_and_remat_evaluate_the_same_checkpoint(finished, data_dir):
     assert evaluate.evaluate(other, workdir).scalars == pytest.approx(metrics, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_nothing_compiles_after_the_first_log_evaluation_and_checkpoint(data_dir, tmp_path, monkeypatch):
     """And the train step compiles once, before the first step."""
     compiled, steps = [], {}

@@ -28,7 +28,7 @@ def announce() -> None:
     for pattern, (name, extra) in _ACCELERATORS.items():
         if count := len(glob.glob(pattern)):
             logging.warning(
-                f"This machine has {count} x {name}, but jax uses the CPU alone; to use it: pip install -U "
+                f"This machine has {count} x {name}, but jax uses the CPU alone; to use it: pip install "
                 f"'vivit_jax[{extra}]'. If that is installed, the lines of jax above say what it lacks; "
                 "JAX_PLATFORMS=cpu ends this warning."
             )
@@ -39,7 +39,7 @@ def warn_of_large_model(name: str | None, hidden_size: int) -> None:
     if jax.default_backend() == "cpu" and hidden_size >= _LARGE:
         logging.warning(
             f"{name or 'A model'} (width {hidden_size}) on a CPU: expect seconds for each clip. On an NVIDIA GPU: pip "
-            "install -U 'vivit_jax[cuda]', on a TPU VM: pip install -U 'vivit_jax[tpu]'; a smaller model: "
+            "install 'vivit_jax[cuda]', on a TPU VM: pip install 'vivit_jax[tpu]'; a smaller model: "
             "--config.model.name=ViViT-Ti/16x2"
         )
 
@@ -52,7 +52,7 @@ def exit_without_devices() -> None:
         reason = str(error).partition("\n")[0] or "its plug-in is not installed"
         sys.exit(
             f"error: JAX_PLATFORMS={_requested()}: jax cannot start that backend ({reason}). Unset it or set "
-            "JAX_PLATFORMS=cpu; pip install -U 'vivit_jax[cuda]' or 'vivit_jax[tpu]' for an accelerator"
+            "JAX_PLATFORMS=cpu; pip install 'vivit_jax[cuda]' or 'vivit_jax[tpu]' for an accelerator"
         )
 
 

@@ -78,6 +78,7 @@ def test_unknown_classes_error_drop_union(train, other):
         )
 
 
+@pytest.mark.slow
 def test_mixture_batches(train, other):
     mixed = training_set.training_set({"digits": train, "other": other}, "digits", {"digits": 2, "other": 1}, "union")
     spec = dataclasses.replace(PLAIN, stride=4)
