@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -115,6 +116,14 @@ def test_files_that_cannot_be_searched(tmp_path, monkeypatch):
     ):
         with pytest.raises(SystemExit, match=message):
             search.main(["search", *arguments])
+
+
+def test_features_of_other_weights_are_not_compared(tmp_path, monkeypatch):
+    np.savez(tmp_path / "f.npz", path=["a"], features=np.ones((1, 3)), checkpoint="run/checkpoints/4")
+    monkeypatch.setattr(search.flags, "FLAGS", types.SimpleNamespace(checkpoint=None, workdir="other"))
+    monkeypatch.setattr(search.inputs, "start", lambda *_, **__: (types.SimpleNamespace(path="other/4"), []))
+    with pytest.raises(SystemExit, match=r"f\.npz holds features of run/checkpoints/4, those of the query would be of"):
+        search.main(["search", str(tmp_path / "f.npz")])
 
 
 @pytest.mark.slow

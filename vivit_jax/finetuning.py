@@ -60,9 +60,10 @@ def experiment_of(config: Mapping[str, Any], workdir: epath.PathLike | None = No
     for head, names in train_set.class_names.items():
         ids = np.concatenate([split.labels[head].ravel() for split in train_set.splits])
         counts = dict(zip(np.bincount(ids[ids >= 0], minlength=len(names)).tolist(), names, strict=True))
-        fewest, largest = min(counts), max(counts)
-        log = logging.warning if largest >= 3 * fewest else logging.info
-        log("Videos of a class of %s: %d (%s) to %d (%s).", head, fewest, counts[fewest], largest, counts[largest])
+        few, many = min(counts), max(counts)
+        uneven = ", 3 to 1 or more: look at the accuracy of each class in the report" * (many >= 3 * few)
+        log = logging.warning if uneven else logging.info
+        log("Videos of a class of %s: %d (%s) to %d (%s)%s.", head, few, counts[few], many, counts[many], uneven)
     clip, number = derived["input"], derived["model"]["num_frames"]
     fewer = f"{np.mean(frames < number):.0%} of the videos have fewer than {number} frames"
     how = "one from each of as many segments" if clip["sampling"] == "segments" else f"with stride {clip['stride']}"
@@ -79,12 +80,14 @@ def conclude(
 
     `trained` and `held_out` are evaluations on training videos and on others, both without augmentation.
     """
+    from scipy.stats import binomtest  # takes half a second
+
     lines = []
     for head, matrix in held_out.confusion.items():
         videos, share = matrix.sum(), lambda counts: np.trace(counts) / counts.sum()
         train, test, chance = share(trained.confusion[head]), share(matrix), matrix.sum(axis=1).max() / videos
-        error = 1.96 * np.sqrt(test * (1 - test) / videos)
-        interval = f"{test:.1%} of {videos} held-out videos (95 % interval +- {error:.1%})"
+        low, high = binomtest(int(np.trace(matrix)), int(videos)).proportion_ci(method="wilson")
+        interval = f"{test:.1%} of {videos} held-out videos (95 % interval {low:.1%} to {high:.1%})"
         lines += [f"Accuracy of {head}: {interval}, {train:.1%} of training videos; the largest class is {chance:.1%}."]
         wrong = matrix - np.diag(np.diag(matrix))
         true, taken = np.unravel_index(wrong.argmax(), wrong.shape)
@@ -108,9 +111,12 @@ def _advice(experiment: Experiment, train: float, test: float, chance: float) ->
     pretrained, depth = experiment.init_from.path, experiment.model["stochastic_depth_rate"] or 0
     weights = "pretrained weights (config.init_from.path; docs/weights.md)"
     if train < chance + 0.5 * (1 - chance):
-        longer = f"train longer (config.num_epochs={2 * experiment.num_epochs:g})"
+        name = "num_epochs" if experiment.num_steps is None else "num_steps"
+        longer = f"train longer (config.{name}={2 * getattr(experiment, name):g})"
         return longer + (" or with a higher learning rate" if pretrained else f", or start from {weights}")
     if train - test > 0.15:
         more = f"config.model.stochastic_depth_rate={depth + 0.1:.1f}, config.augment.rand_augment_layers=2"
         return ("" if pretrained else f"{weights}, ") + f"more regularisation ({more}), more videos"
+    if test > 0.97:
+        return "a test split of your own, since these videos chose the checkpoint (config.data.eval_split=test)"
     return "more videos, a larger model or larger frames: training and held-out accuracy are close"

@@ -40,9 +40,9 @@ def main(argv: list[str]) -> None:
             checkpoint = str(arrays["checkpoint"])
             options.checkpoint = options.checkpoint or (None if options.workdir else checkpoint)
     predictor, files = inputs.start(argv[1:], classifier=False)
-    if stored and predictor.path != checkpoint:
-        logging.warning("%s holds features of %s, those of the query are of %s.", path, checkpoint, predictor.path)
     with command_line.exit_on(OSError, ValueError):
+        if stored and predictor.path != checkpoint:
+            raise ValueError(f"{path} holds features of {checkpoint}, those of the query would be of {predictor.path}")
         (query,) = extract(predictor, [options.like]).values()
         found = stored or extract(predictor, files)
         others = [path for path in found if storage.absolute(path) != storage.absolute(options.like)]

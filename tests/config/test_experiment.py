@@ -33,6 +33,13 @@ def test_kinetics_config_matches_paper():
     assert run.total_steps(240_258) == 30 * 240_258 // 64
 
 
+def test_clips_of_a_video_are_not_mixed_with_each_other():
+    config = default_config()
+    config.input.clips_per_video, config.augment.cutmix = 2, 1.0
+    with pytest.raises(ConfigError, match="clips_per_video=2 makes the clips of a video neighbours in the batch"):
+        Experiment.from_config(config)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [

@@ -1,6 +1,7 @@
 """Settings that follow from the data and the weights (configs/finetune.py)."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -159,6 +160,23 @@ def test_a_run_keeps_its_settings_and_needs_its_weights_no_more(data_dir, tmp_pa
         checkpoints.save(3, {"params": {}, "opt_state": np.zeros(1)}, {"config": begun.to_dict()})
     resumed = finetuning.experiment_of(fields, tmp_path)
     assert differences(begun.to_dict(), resumed.to_dict()) == ["init_from.path: None -> no longer there"]
+
+
+def test_conclusions_of_few_videos(tmp_path):
+    def concluded(matrix, **fields):
+        run = Experiment.from_config(derive(config(**fields), **LIPS))
+        held_out = types.SimpleNamespace(confusion={"label": np.array(matrix)})
+        finetuning.conclude(tmp_path, run, held_out, held_out, {"label": ["nod", "wave"]})
+        return (tmp_path / "conclusions.txt").read_text()
+
+    # The interval is Wilson's: (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n).
+    text = concluded([[15, 0], [0, 15]])
+    assert "100.0% of 30 held-out videos (95 % interval 88.6% to 100.0%)" in text
+    assert "Most confused" not in text
+    assert "Try next: a test split of your own" in text
+    text = concluded([[2, 1], [1, 1]], num_steps=40)
+    assert "Most confused: nod taken for wave, 1 of 3 videos." in text
+    assert "train longer (config.num_steps=80)" in text
 
 
 def test_facts_are_those_of_the_records(data_dir, caplog):

@@ -46,6 +46,7 @@ def test_one_mesh_axis_is_overridden():
         ([CONFIG, "--config.data.mixture.ucf101=2"], "as a whole: --config.data.mixture=\"{'ucf101': VALUE}\""),
         ([CONFIG, "--config.batch_size=many"], "flag --config.batch_size=many: invalid literal for int"),
         ([CONFIG, "--config.model=5"], "flag --config.model=5: Failed to parse"),
+        (["--config=docs/performance.md"], "performance.md is no Python file with a get_config()"),
         (["--config=configs/moving_digitz.py"], "did you mean configs/moving_digits.py?"),
         (["--config=configs/moving_digitz.py", "--config.batch_size=3"], "there is no config configs/moving_digitz.py"),
         (["--config=configs/k400_vivit_l.py:zzz"], "there is no row 'zzz'"),

@@ -37,6 +37,8 @@ def test_folder_of_videos_becomes_a_custom_data_set(data_dir, tmp_path):
     (tmp_path / "mine" / "train.txt").write_text("train/nod/a.mp4 nod\n")  # a list of videos
     with pytest.raises(ValueError, match=r"holds records with kind folder \(csv requested\): give another"):
         open_data(experiment(data_dir, **fields).data)
+    (tmp_path / "mine").rename(tmp_path / "elsewhere")  # the records remain
+    assert open_data(experiment(data_dir, **fields).data)[0].num_videos == 4
 
 
 def test_lists_of_folders_of_frames(tmp_path):

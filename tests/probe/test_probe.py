@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -20,11 +21,13 @@ from tests.helpers.digits import build_digits
 from tests.helpers.experiment import experiment
 from tests.helpers.small_models import random_params
 from vivit_jax import convert, sharding
+from vivit_jax.config.flags import load_config
 from vivit_jax.data import build, pipeline
 from vivit_jax.data.records.split import open_split
 from vivit_jax.evaluation import metrics
 from vivit_jax.models import ViViT, ViViTConfig
 from vivit_jax.probe import ProbeConfig, check_classes, classifiers, features, probe
+from vivit_jax.probe import __main__ as program
 from vivit_jax.probe.__main__ import define_flags, settings_of
 
 HEADS = {"verb": 8, "noun": 10}
@@ -318,6 +321,18 @@ def test_program_prints_a_table_and_writes_a_file(first, data_dir, tmp_path):
     assert "action/top5" in lines[1]
     result = json.loads((tmp_path / "probe.json").read_text())
     assert f"{result['results']['knn/7']['verb/top1']:.1%}" in lines[4]
+
+
+def test_clips_of_a_derived_config_fit_the_weights(tmp_path, monkeypatch):
+    config, given = load_config(str(REPOSITORY / "configs" / "finetune.py")), []
+    values = types.SimpleNamespace(config=config, checkpoint="weights", workdir=str(tmp_path))
+    monkeypatch.setattr(program.flags, "FLAGS", values)
+    monkeypatch.setattr(program.finetuning, "experiment_of", lambda config: given.append(config.init_from.path))
+    monkeypatch.setattr(program, "settings_of", lambda values: None)
+    monkeypatch.setattr(program, "probe", lambda *args, **options: None)
+    values.which = "best"
+    program.main([])
+    assert given == ["weights"]
 
 
 def test_flags_become_settings():

@@ -24,12 +24,12 @@ _SEARCH = flags.DEFINE_bool("search", False, "Also find the largest training bat
 
 def main(argv: list[str]) -> None:
     slices.without_a_tpu()
+    from vivit_jax import finetuning
     from vivit_jax.compile import report
     from vivit_jax.compile.program import Target
-    from vivit_jax.config.experiment import Experiment
 
     try:
-        experiment = Experiment.from_config(_CONFIG.value)
+        experiment = finetuning.experiment_of(_CONFIG.value)
         slice_ = slices.parse(_SLICE.value)
         target = Target.on(experiment, experiment.dataset_heads(), slices.devices(slice_))
         steps = ("train", "eval") if _STEP.value == "both" else (_STEP.value,)

@@ -84,6 +84,9 @@ class Experiment:
         object.__setattr__(self, "mesh", sharding.complete_axes(self.mesh))
         if self.pretraining and self.augment.mixes:
             raise ValueError("pretrain.mask_ratio reconstructs clips: set augment.mixup and augment.cutmix to 0")
+        if (clips := self.input["clips_per_video"]) > 1 and self.augment.mixes:
+            problem = f"input.clips_per_video={clips} makes the clips of a video neighbours in the batch"
+            raise ValueError(f"{problem}, which would mix with each other: set augment.mixup and augment.cutmix to 0")
         if self.pretraining and self.model.get("attention") == "factorised_encoder":  # the spatial encoder alone
             object.__setattr__(self, "model", {**self.model, "temporal_layers": 0})
 

@@ -88,7 +88,7 @@ def derive(
     pretraining = fields["pretrain"]["mask_ratio"] > 0  # needs many, and mixes no clips
     epochs = np.clip(np.sqrt(1000 / videos) * (100 if without_labels else 50), 20, 300)
     epochs = fill("num_epochs", float(round(epochs * (4 if pretraining else 1))))
-    fill("augment.mixup", 0.0 if pretraining else 0.8)
+    fill("augment.mixup", 0.0 if pretraining or fields["input"]["clips_per_video"] > 1 else 0.8)
     batch_size = fill("batch_size", 16 if videos < 500 else 32 if videos < 4000 else 64)
     if fields.get("num_steps") is not None:  # replaces the epochs
         epochs = fields["num_steps"] * batch_size / (videos * fields["input"]["clips_per_video"])

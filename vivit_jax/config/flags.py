@@ -45,7 +45,8 @@ def find_config(name: str | os.PathLike) -> Path:
 def load_module(name: str | os.PathLike) -> ModuleType:
     """Loads a config file (see `find_config`) as a module: `get_config()`, for some `ROWS`, `SLICES`, `sweep()`."""
     path = find_config(name)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if (spec := importlib.util.spec_from_file_location(path.stem, path)) is None:
+        raise ConfigError(f"{path} is no Python file with a get_config()")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -258,15 +258,18 @@ def _matching(table: Mapping[str, str], name: str) -> str | None:
 def resize_grid(positions: np.ndarray, grid: Sequence[int]) -> np.ndarray:
     """Resizes position embeddings [n_1, ..., n_k, d] to [*grid, d] by linear interpolation with the corners in place.
 
+    An axis of which one position is left has its mean.
     The published code uses `scipy.ndimage.zoom` of order 1 too, but treats every grid as a square.
     """
     import scipy.ndimage  # here, since it takes 0.3 s
 
     if tuple(grid) == positions.shape[:-1]:
         return positions
-    factors = [new / old for new, old in zip(grid, positions.shape[:-1], strict=True)]
     wide = positions if positions.dtype == np.float64 else positions.astype(np.float32)
-    return scipy.ndimage.zoom(wide, (*factors, 1.0), order=1).astype(positions.dtype)
+    wide = wide.mean(axis=tuple(axis for axis, new in enumerate(grid) if new == 1), keepdims=True)
+    factors = [new / old for new, old in zip(grid, wide.shape[:-1], strict=True)]
+    # By default a last place that rounding puts outside the old grid would be zero.
+    return scipy.ndimage.zoom(wide, (*factors, 1.0), order=1, mode="nearest").astype(positions.dtype)
 
 
 def central_frame(kernel: np.ndarray, t: int) -> np.ndarray:

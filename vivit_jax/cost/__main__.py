@@ -26,10 +26,10 @@ def main(argv: list[str]) -> None:
 
     with command_line.exit_on(ValueError, RuntimeError, OSError):
         if _CONFIG.value is not None:
-            from vivit_jax.config import experiment
+            from vivit_jax import finetuning
             from vivit_jax.cost import report
 
-            run = experiment.Experiment.from_config(_CONFIG.value)
+            run = finetuning.experiment_of(_CONFIG.value)
             print(*report.tables_of(run, compiled=_COMPILE.value, log=log), sep="\n\n")
             return
         print(*paper.tables(_ONLY.value or tuple(paper.TABLES), log), sep="\n\n")

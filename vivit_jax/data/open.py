@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from absl import logging
 
-from vivit_jax.data import build
+from vivit_jax.data import build, paths
 from vivit_jax.data.annotations import custom
 from vivit_jax.data.config import DataConfig
 from vivit_jax.data.records.split import RecordSplit, open_split
 from vivit_jax.data.selection.training_set import TrainingSet, evaluation_split, training_set
+from vivit_jax.utils import storage
 
 
 def open_data(data: DataConfig) -> tuple[TrainingSet, RecordSplit]:
@@ -40,6 +42,13 @@ def _build_custom(data: DataConfig) -> None:
 
     The layout is "csv" if `data.annotations` names a list or `data.video_dir` holds one, else one folder per class.
     """
+    records = build.records_folder(data.name, data.dir)
+    if (records / paths.SUMMARY_FILE).is_file():
+        there = storage.path(data.video_dir).exists()
+        advice = f"delete them after {data.video_dir} has changed" if there else f"{data.video_dir} is not there"
+        logging.info("The records in %s are used; %s.", records, advice)
+        if not there:
+            return
     has_lists = data.annotations is not None or custom.holds_lists(data.video_dir)
     columns = data.columns and data.columns.split(",")
     form = {"kind": "csv" if has_lists else "folder", "label_separator": data.label_separator, "columns": columns}

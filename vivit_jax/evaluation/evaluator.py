@@ -158,7 +158,7 @@ class Evaluator:
 
 
 class MaskedEvaluator(Evaluator):
-    """Evaluates masked pretraining on the central clip of each video."""
+    """Evaluates masked pretraining on the first clip of each video, its central crop."""
 
     def _make_step(self) -> Callable[[Any, Mapping[str, Any]], dict[str, Any]]:
         model = self._model

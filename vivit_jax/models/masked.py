@@ -100,7 +100,8 @@ class MaskedViViT(nn.Module):
         pixels = 0.5 * patches(video, config).reshape(predicted.shape) + 0.5
         mean, std = 0.0, 1.0
         if self.pretrain.normalise_pixels:  # with the unbiased deviation, as VideoMAE
-            mean, std = pixels.mean(axis=3, keepdims=True), pixels.std(axis=3, ddof=1, keepdims=True) + 1e-6
+            ddof = min(1, pixels.shape[3] - 1)
+            mean, std = pixels.mean(axis=3, keepdims=True), pixels.std(axis=3, ddof=ddof, keepdims=True) + 1e-6
         error = jnp.square(predicted - (pixels - mean) / std).mean(axis=(1, 3, 4))  # [B, n_s]
         loss = jnp.sum(error * masked, axis=-1) / (n_s - visible)
         return {"loss": loss, "masked": masked, "pixels": pixels, "predicted": predicted * std + mean}

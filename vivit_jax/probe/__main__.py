@@ -10,7 +10,7 @@ import re
 from absl import flags
 
 from vivit_jax import checkpoint as checkpointing
-from vivit_jax import convert, distributed
+from vivit_jax import convert, distributed, finetuning
 from vivit_jax.config import flags as command_line
 from vivit_jax.config.experiment import Experiment
 from vivit_jax.probe import probe, table
@@ -58,8 +58,11 @@ def main(argv: list[str]) -> None:
     logs.configure_logging()
     errors = (ValueError, OSError, checkpointing.CheckpointError, convert.ConversionError)
     with distributed.synchronized_exit(), command_line.exit_on(*errors):
-        experiment = Experiment.from_config(values.config)
+        Experiment.from_config(values.config)  # raises before the processes connect
         distributed.initialise()
+        if values.config.derive:  # clips that fit the weights
+            values.config.init_from.path = values.checkpoint
+        experiment = finetuning.experiment_of(values.config)
         result = probe(experiment, values.checkpoint, values.workdir, settings_of(values), which=values.which)
         if result is not None:
             print(table(result))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vivit_jax.data import annotations, catalog, moving_digits
-from vivit_jax.data.paths import SUMMARY_FILE, read_summary, records_folder
+from vivit_jax.data.paths import REJECTS_FILE, SUMMARY_FILE, read_summary, records_folder
 from vivit_jax.data.video.encode import EncodeOptions
 from vivit_jax.utils import storage
 
@@ -74,7 +74,7 @@ def build(
             shown = ", ".join(names[:10]) + ", ..." * (len(names) > 10)
             log.warning("%d classes of %s have no video in split %s: %s", len(names), head, split, shown)
     for reason, count in list(summary["reject_reasons"].items())[:3]:
-        log.warning("%d videos rejected: %s", count, reason)
+        log.warning("Videos rejected (%s): %d, %s", folder / REJECTS_FILE, count, reason)
     return folder
 
 
@@ -88,8 +88,8 @@ def _check_same(folder: storage.AnyPath, options: BuildOptions) -> None:
     if absent := [split for split in options.splits or () if split not in summary["splits"]]:
         differences.append(f"split {', '.join(summary['splits'])} ({', '.join(absent)} requested too)")
     if differences:
-        found = "; ".join(differences)
-        raise ValueError(f"{folder} holds records with {found}: give another --out, or delete that folder")
+        way_out = "give another --out (config.data.dir), or delete that folder"
+        raise ValueError(f"{folder} holds records with {'; '.join(differences)}: {way_out}")
 
 
 def prepare(name: str, data_dir: storage.PathLike) -> storage.AnyPath:
