@@ -86,7 +86,7 @@ class OptimizerConfig:
             for pattern in patterns:
                 try:
                     re.compile(pattern)
-                except re.error as error:
+                except (re.error, TypeError) as error:
                     raise ValueError(f"optimizer.{field}={pattern!r} is not a regular expression: {error}") from error
 
     def _check_schedule(self) -> None:

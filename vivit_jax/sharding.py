@@ -53,8 +53,8 @@ def make_mesh(axes: Mapping[str, int] | None = None, devices: Sequence[jax.Devic
     if unknown := set(axes) - set(AXES):
         raise ValueError(f"mesh axes {sorted(unknown)} are not known; known: {', '.join(AXES)}")
     sizes = complete_axes(axes)
-    if list(sizes.values()).count(-1) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise ValueError(f"mesh={axes}: sizes must be positive, and at most one can be -1")
+    if list(sizes.values()).count(-1) > 1 or any(type(n) is not int or n < -1 or n == 0 for n in sizes.values()):
+        raise ValueError(f"mesh={axes}: sizes must be positive integers, and at most one can be -1")
     fixed = math.prod(size for size in sizes.values() if size != -1)
     sizes = {name: len(devices) // fixed if size == -1 else size for name, size in sizes.items()}
     if math.prod(sizes.values()) != len(devices):

@@ -75,7 +75,7 @@ def test_masked_pretraining_is_compiled_with_its_decoder(monkeypatch, capsys):
 
 
 def test_largest_batch_is_searched_in_whole_microbatches(monkeypatch, capsys):
-    target, fits = make_target(optimizer={"accumulate_steps": 3}), iter([True, True, False, False])
+    target, fits = make_target(batch_size=24, optimizer={"accumulate_steps": 3}), iter([True, True, False, False])
     monkeypatch.setattr(report, "compile_ahead", lambda *_: Compiled(next(fits), 1))
     report.print_largest_batch(target)
     assert "48 clips, 6 in each of 8 shards" in capsys.readouterr().out

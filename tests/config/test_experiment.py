@@ -33,6 +33,17 @@ def test_kinetics_config_matches_paper():
     assert run.total_steps(240_258) == 30 * 240_258 // 64
 
 
+def test_fields_that_contradict_each_other_are_refused():
+    config = default_config()
+    config.batch_size, config.optimizer.accumulate_steps = 8, 3
+    with pytest.raises(ConfigError, match=r"batch_size=8 does not divide into optimizer\.accumulate_steps=3"):
+        Experiment.from_config(config)
+    config.optimizer.accumulate_steps, config.model.in_channels = 1, 1
+    run = Experiment.from_config(config)
+    with pytest.raises(ConfigError, match=r"videos have 3 channels, but config\.model\.in_channels=1"):
+        run.clip_spec(run.model_config({"label": 3}))
+
+
 def test_clips_of_a_video_are_not_mixed_with_each_other():
     config = default_config()
     config.input.clips_per_video, config.augment.cutmix = 2, 1.0

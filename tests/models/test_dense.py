@@ -83,9 +83,9 @@ def test_remat_temporal_applies_to_temporal_encoder_only():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"gradient_dtype": "float16"}, "gradient_dtype='float16' is not known; choose one of None, float32, bfloat16"),
+        ({"gradient_dtype": "float16"}, "gradient_dtype='float16' is not known; choose one of float32, bfloat16"),
         ({"residual_dtype": "bfloat16", "dtype": "float64"}, "residual_dtype='bfloat16'"),
-        ({"remat_temporal": "some"}, "remat_temporal='some' is not known; choose one of None, none, dots, full"),
+        ({"remat_temporal": "some"}, "remat_temporal='some' is not known; choose one of none, dots, full"),
     ],
 )
 def test_unknown_choices_are_rejected(fields, message):

@@ -128,6 +128,7 @@ def test_weight_decay_applies_to_kernels_only(name):
         ({"ema_decay": 1.0}, r"ema_decay=1.0 must lie in \[0, 1\)"),
         ({"accumulate_steps": 0}, "accumulate_steps=0 must be at least 1"),
         ({"accumulate_steps": 1.5}, "accumulate_steps=1.5 must be a whole number"),
+        ({"frozen": (1,)}, "frozen=1 is not a regular expression"),
         ({"frozen": "encoder/("}, "frozen='encoder/\\(' is not a regular expression"),
         ({"warmup_steps": 5, "warmup_examples": 40}, "give one"),
         ({"schedule": "step"}, "must give the steps at which the learning rate changes"),

@@ -70,6 +70,8 @@ def test_optimizer_state_is_sharded_like_the_parameters(name):
         ({"tensor": 3}, "does not cover the 8 devices"),
         ({"rows": -1}, "mesh axes .*rows.* are not known"),
         ({"data": 0}, "sizes must be positive"),
+        ({"fsdp": 2.0}, "sizes must be positive integers"),
+        ({"fsdp": "2"}, "sizes must be positive integers"),
         ({"data": -1, "fsdp": -1}, "at most one can be -1"),
     ],
 )

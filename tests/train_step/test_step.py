@@ -161,6 +161,12 @@ def test_microbatches_have_their_own_dropout_and_must_divide():
         step(fresh(optimizer), batch_of(5))
 
 
+def test_a_transformation_that_needs_the_loss_gets_it():
+    optimizer = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau())
+    state, metrics = make_train_step(linear, optimizer, lambda s: 0.1)(fresh(optimizer), batch_of(4))
+    np.testing.assert_allclose(state.opt_state[1].best_value, metrics["loss"], rtol=1e-6)
+
+
 def test_weighted_single_and_multi_label_heads():
     batch, params = deep_batch(6), deep_params()
     step = make_train_step(deep, optax.sgd(0.1), lambda s: 0.1, loss=LossConfig("sigmoid", {"noun": 0.25}))

@@ -91,5 +91,5 @@ def print_largest_batch(target: Target) -> None:
 
     print(f"largest batch, remat {program.model.config.remat}")
     parts = target.experiment.optimizer.accumulate_steps  # which divides the clips per shard
-    clips = parts * largest_batch(compile_with, target.experiment.batch_size // target.batch_shards // parts)
+    clips = parts * largest_batch(compile_with, max(1, target.experiment.batch_size // target.batch_shards // parts))
     print(f"  {clips * target.batch_shards} clips, {clips} in each of {target.batch_shards} shards")

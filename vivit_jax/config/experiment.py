@@ -84,6 +84,8 @@ class Experiment:
         object.__setattr__(self, "mesh", sharding.complete_axes(self.mesh))
         if self.pretraining and self.augment.mixes:
             raise ValueError("pretrain.mask_ratio reconstructs clips: set augment.mixup and augment.cutmix to 0")
+        if self.batch_size % (parts := self.optimizer.accumulate_steps):
+            raise ValueError(f"batch_size={self.batch_size} does not divide into optimizer.accumulate_steps={parts}")
         if (clips := self.input["clips_per_video"]) > 1 and self.augment.mixes:
             problem = f"input.clips_per_video={clips} makes the clips of a video neighbours in the batch"
             raise ValueError(f"{problem}, which would mix with each other: set augment.mixup and augment.cutmix to 0")
@@ -180,6 +182,8 @@ class Experiment:
         """Returns how clips are cut from videos for this model."""
         try:
             fields = {k: tuples(v) for k, v in self.input.items()}
+            if model.in_channels != 3:
+                raise ValueError(f"videos have 3 channels, but config.model.in_channels={model.in_channels}")
             return ClipSpec(num_frames=model.num_frames, image_size=model.image_shape, **fields)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"config.input: {error}") from error

@@ -98,7 +98,7 @@ def parse(argv: Sequence[str], known: flags.FlagValues = flags.FLAGS, positional
         if rest[1:] and not positional:
             raise flags.Error(f"unexpected arguments: {' '.join(rest[1:])}")
         return rest
-    except (flags.Error, ConfigError) as error:
+    except (flags.Error, ConfigError, IndexError) as error:  # IndexError: FIELD[0] of a tuple
         sys.stderr.write(f"error: {error}{terminal.dash_advice(argv[1:])}\n--help shows the flags.\n")
         sys.exit(USAGE_ERROR)
 

@@ -112,6 +112,7 @@ def make_train_step(
     """
     augment, loss, guard = augment or AugmentConfig(), loss or LossConfig(), guard or GuardConfig()
     head_rate = getattr(optimizer, "head_learning_rate", 1.0)
+    update = optax.with_extra_args_support(optimizer).update
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if (state.ema is None) == bool(ema_decay):
@@ -133,7 +134,7 @@ def make_train_step(
         )
 
         # Update, unless the guard skips the step.
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates, opt_state = update(gradients, state.opt_state, state.params, value=value)
         # Untrained leaves and skipped steps keep the old values: -0.0 + 0 is 0.0, and an EMA of equal numbers rounds.
         proposed = select_trained(trained, optax.apply_updates(state.params, updates), state.params)
         norms = {

@@ -41,7 +41,7 @@ def one_of(where: str, settings: Any, **choices: Collection[Any]) -> None:
     for field, options in choices.items():
         value = getattr(settings, field)
         if value not in tuple(options):  # a value may not be hashable
-            known = ", ".join(map(str, options))
+            known = ", ".join(str(option) for option in options if option is not None)
             raise ValueError(f"{_name(where, field)}={value!r} is not known; choose one of {known}")
 
 

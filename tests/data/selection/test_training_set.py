@@ -139,6 +139,9 @@ def test_subset_by_class_and_list(train, tmp_path):
     assert set(selected.labels["verb"]) == {0, 1}, "class ids stay"
     both = subset.apply({"d": train}, Subset(classes=(*verbs, f"noun:{train.class_names['noun'][0]}")))["d"]
     assert both.num_videos == (np.isin(train.labels["verb"], [0, 1]) & (train.labels["noun"] == 0)).sum()
+    numbers = dataclasses.replace(train, class_names={**train.class_names, "verb": [*map(str, range(8))]})
+    chosen = subset.apply({"d": numbers}, Subset(classes=(0, 1)))["d"]  # as flags parse 0,1
+    assert chosen.video_id.tolist() == selected.video_id.tolist()
     twice = {**train.class_names, "verb": [verbs[0], verbs[0], *train.class_names["verb"][2:]]}
     twice = subset.apply({"d": dataclasses.replace(train, class_names=twice)}, Subset(classes=verbs[:1]))["d"]
     assert twice.video_id.tolist() == selected.video_id.tolist(), "all classes of this name"

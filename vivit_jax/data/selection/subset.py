@@ -39,7 +39,7 @@ class Subset:
     def __post_init__(self) -> None:
         if isinstance(self.classes, str):
             raise ValueError(f"subset.classes={self.classes!r} must be a list of names, ({self.classes!r},)")
-        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "classes", tuple(map(str, self.classes)))  # flags parse 0,1
         within("subset", self, "(0, 1]", "fraction")
         at_least("subset", self, per_class=1)
 
