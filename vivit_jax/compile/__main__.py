@@ -24,12 +24,16 @@ _SEARCH = flags.DEFINE_bool("search", False, "Also find the largest training bat
 
 def main(argv: list[str]) -> None:
     slices.without_a_tpu()
-    from vivit_jax import finetuning
     from vivit_jax.compile import report
     from vivit_jax.compile.program import Target
+    from vivit_jax.config.experiment import Experiment
 
     try:
-        experiment = finetuning.experiment_of(_CONFIG.value)
+        experiment = Experiment.from_config(_CONFIG.value)
+        if experiment.derive:
+            from vivit_jax import finetuning  # needs the extra `train`
+
+            experiment = finetuning.experiment_of(_CONFIG.value)
         slice_ = slices.parse(_SLICE.value)
         target = Target.on(experiment, experiment.dataset_heads(), slices.devices(slice_))
         steps = ("train", "eval") if _STEP.value == "both" else (_STEP.value,)

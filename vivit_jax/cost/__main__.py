@@ -26,10 +26,12 @@ def main(argv: list[str]) -> None:
 
     with command_line.exit_on(ValueError, RuntimeError, OSError):
         if _CONFIG.value is not None:
-            from vivit_jax import finetuning
+            from vivit_jax.config import experiment
             from vivit_jax.cost import report
 
-            run = finetuning.experiment_of(_CONFIG.value)
+            run = experiment.Experiment.from_config(_CONFIG.value)
+            if run.derive:
+                log("The fields that this config leaves open are those for an unknown data set.")
             print(*report.tables_of(run, compiled=_COMPILE.value, log=log), sep="\n\n")
             return
         print(*paper.tables(_ONLY.value or tuple(paper.TABLES), log), sep="\n\n")

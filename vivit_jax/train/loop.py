@@ -107,8 +107,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
         profiler = stack.enter_context(contextlib.closing(Profiler(experiment.profile.range, workdir)))
         speed = make_throughput(setup.experiment, setup.program.model.config)
         train_metrics = throughput.TrainMetrics(writer, speed, experiment.log_every_steps)
-        limit = experiment.guard.max_consecutive
-        skipped = SkippedSteps(limit, setup.train_set, workdir, setup.checkpoint_metadata)
+        skipped = SkippedSteps(experiment.guard.max_consecutive, setup.train_set, workdir, setup.checkpoint_metadata)
 
         def take_batch(step: int) -> tuple[Any, Any]:
             """Returns the batch of a step on the host and on the devices, to which it may still be copied."""
