@@ -11,5 +11,6 @@ ruff format --check .
 if [ $# -eq 0 ]; then
   set -- -m "not slow"
 fi
-# One process per core, up to four: most of the time goes into compiling small programs on one core each.
-exec python -m pytest -n auto --maxprocesses=4 --dist=loadgroup "$@"
+# One process per core, up to four: most of the time goes into compiling small programs on one core each. The tests of a
+# file run in one process, since they share fixtures that are slow to make.
+exec python -m pytest -n auto --maxprocesses=4 --dist=loadfile "$@"

@@ -21,8 +21,6 @@ from vivit_jax.evaluation.evaluate import evaluate
 from vivit_jax.evaluation.evaluator import Evaluator, spread_indices
 from vivit_jax.models import ViViT
 
-pytestmark = pytest.mark.xdist_group("test_evaluate")  # its runs are slow to make
-
 VIDEOS, VIEWS = 13, (3, 2)
 
 

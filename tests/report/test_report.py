@@ -20,8 +20,6 @@ from vivit_jax.evaluation import predictions, results
 from vivit_jax.models import ViViTConfig
 from vivit_jax.report import figures, load
 
-pytestmark = pytest.mark.xdist_group("test_report")  # its runs are slow to make
-
 VOID = {"meta", "link", "img", "br"}
 
 

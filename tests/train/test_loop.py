@@ -25,8 +25,6 @@ from vivit_jax.train import initialize, loop, skipped_steps
 from vivit_jax.train_step.guard import GuardConfig
 from vivit_jax.utils import logs
 
-pytestmark = pytest.mark.xdist_group("test_loop")  # its runs are slow to make
-
 
 @pytest.fixture(scope="module")
 def finished(data_dir, tmp_path_factory):

@@ -19,8 +19,6 @@ from vivit_jax.models import ViViT
 from vivit_jax.train import initialize
 from vivit_jax.train.setup import set_up
 
-pytestmark = pytest.mark.xdist_group("test_pretraining")  # its runs are slow to make
-
 MASKED = {"pretrain__mask_ratio": 0.75, "pretrain__decoder_layers": 1, "checkpoint__best_metric": "loss"}
 
 

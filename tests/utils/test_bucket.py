@@ -23,7 +23,7 @@ from tests.helpers import bucket
 
 RUN = "gs://bucket/run"
 # One process: the run is trained once.
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("bucket")]
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
