@@ -44,13 +44,6 @@ def test_fields_that_contradict_each_other_are_refused():
         run.clip_spec(run.model_config({"label": 3}))
 
 
-def test_clips_of_a_video_are_not_mixed_with_each_other():
-    config = default_config()
-    config.input.clips_per_video, config.augment.cutmix = 2, 1.0
-    with pytest.raises(ConfigError, match="clips_per_video=2 makes the clips of a video neighbours in the batch"):
-        Experiment.from_config(config)
-
-
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [

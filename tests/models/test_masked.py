@@ -26,7 +26,15 @@ def model_and_outputs(config, noise, pretrain=PRETRAIN, **options):
     return model, params, video, model.apply({"params": params}, video, noise, **options)
 
 
-@pytest.mark.parametrize(("tokenizer", "normalise"), [("tubelet", True), ("uniform_frames", False)])
+@pytest.mark.parametrize(
+    ("tokenizer", "normalise"),
+    [
+        ("tubelet", True),
+        ("uniform_frames", False),
+        pytest.param("tubelet", False, marks=pytest.mark.slow),
+        pytest.param("uniform_frames", True, marks=pytest.mark.slow),
+    ],
+)
 def test_loss_and_masks_agree_with_numpy(tokenizer, normalise):
     with jax.enable_x64():
         config = ViViTConfig(**FIELDS, tokenizer=tokenizer)
@@ -59,7 +67,12 @@ def test_loss_and_masks_agree_with_numpy(tokenizer, normalise):
 
 
 @pytest.mark.parametrize(
-    ("attention", "classifier"), [("spatiotemporal", None), *((attention, "gap") for attention in ATTENTIONS)]
+    ("attention", "classifier"),
+    [
+        ("spatiotemporal", None),
+        *((attention, "gap") for attention in ATTENTIONS),
+        *(pytest.param(attention, None, marks=pytest.mark.slow) for attention in ATTENTIONS if attention[0] == "f"),
+    ],
 )
 def test_encoder_sees_the_visible_patches_as_a_smaller_clip(attention, classifier):
     """The left half of each frame is visible: the encoder's output is that of ViViT on clips of the left half."""

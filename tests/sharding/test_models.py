@@ -92,6 +92,7 @@ def test_tiled_attention_is_split_by_queries():
     ("name", "axes"),
     [
         ("model1", {"tensor": 2, "sequence": 2}),
+        pytest.param("model1", MIXED, marks=pytest.mark.slow),
         pytest.param("model2", MIXED, marks=pytest.mark.slow),
         ("model4", {"tensor": 2, "sequence": 2}),
     ],

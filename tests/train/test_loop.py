@@ -278,6 +278,12 @@ def test_a_run_that_lost_its_checkpoints_does_not_begin_again_unasked(trace, tmp
     assert state == f"begun with seed {setup.experiment.seed}"
 
 
+def test_clips_of_a_video_are_not_mixed_with_each_other(data_dir, tmp_path):
+    run = experiment(data_dir, input__clips_per_video=2, augment__cutmix=1.0)  # a stored config can still be read
+    with pytest.raises(ConfigError, match="clips_per_video=2 makes the clips of a video neighbours in the batch"):
+        train.train(run, tmp_path)
+
+
 def test_negative_seed_is_refused():
     config = config_file("moving_digits")
     config.seed = -1

@@ -86,9 +86,6 @@ class Experiment:
             raise ValueError("pretrain.mask_ratio reconstructs clips: set augment.mixup and augment.cutmix to 0")
         if self.batch_size % (parts := self.optimizer.accumulate_steps):
             raise ValueError(f"batch_size={self.batch_size} does not divide into optimizer.accumulate_steps={parts}")
-        if (clips := self.input["clips_per_video"]) > 1 and self.augment.mixes:
-            problem = f"input.clips_per_video={clips} makes the clips of a video neighbours in the batch"
-            raise ValueError(f"{problem}, which would mix with each other: set augment.mixup and augment.cutmix to 0")
         if self.pretraining and self.model.get("attention") == "factorised_encoder":  # the spatial encoder alone
             object.__setattr__(self, "model", {**self.model, "temporal_layers": 0})
 

@@ -129,6 +129,9 @@ def set_up(experiment: Experiment, workdir: epath.PathLike) -> TrainSetup:
         microbatch = experiment.batch_size // accumulate_steps
         sharding.check_batch_size(mesh, microbatch, "batch_size / optimizer.accumulate_steps")
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
+    if (clips := experiment.input["clips_per_video"]) > 1 and experiment.augment.mixes:
+        problem = f"input.clips_per_video={clips} makes the clips of a video neighbours in the batch"
+        raise ConfigError(f"{problem}, which would mix with each other: set augment.mixup and augment.cutmix to 0")
 
     # Data.
     with distributed.process_0_first():

@@ -96,7 +96,7 @@ def test_far_start(train):
     assert batch["index"].tolist() == [orders[p // 48][p % 48] for p in positions]
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, 4, pytest.param(8, marks=pytest.mark.slow)])
 def test_process_rows_make_up_the_batch(train, validation, processes):
     share = 16 // processes
     rows = [(i * share, (i + 1) * share) for i in range(processes)]
@@ -109,7 +109,7 @@ def test_process_rows_make_up_the_batch(train, validation, processes):
         assert_same(whole[step], joined)
     if processes == 2:
         return
-    rows = [(0, 6), (6, 12)]
+    rows = [(i * 3, (i + 1) * 3) for i in range(4)] if processes == 8 else [(0, 6), (6, 12)]
     whole = list(pipeline.eval_batches(validation, PLAIN, 12, 2, 1))
     parts = [list(pipeline.eval_batches(validation, PLAIN, 12, 2, 1, rows=r)) for r in rows]
     assert {len(part) for part in parts} == {len(whole)} == {2}
