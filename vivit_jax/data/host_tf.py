@@ -4,6 +4,7 @@ It is imported when a function of it is first used: this takes seconds, for whic
 """
 
 import functools
+import gc
 import importlib.util
 import os
 import threading
@@ -39,6 +40,8 @@ def _load() -> types.ModuleType:
 
     if skip_keras:
         del os.environ["TF_USE_LEGACY_KERAS"]
+    # Its modules live until the end of the process, which took most of a second longer to visit their objects.
+    gc.freeze()
     # The accelerators belong to JAX: TensorFlow would reserve all memory of every GPU it sees.
     tensorflow.config.set_visible_devices([], "GPU")
     return tensorflow

@@ -80,7 +80,8 @@ def of_batch(logits: Mapping[str, jax.Array], batch: Mapping[str, Any], loss: st
 
 def _of_head(logits: jax.Array, labels: jax.Array, loss: str) -> dict[str, jax.Array]:
     multi_label = labels.ndim == 2
-    top, probabilities = rank_classes(logits, TOP, multi_label or loss == "sigmoid")
+    _, top = jax.lax.top_k(logits, min(TOP, logits.shape[-1]))
+    probabilities = jax.nn.sigmoid(logits) if multi_label or loss == "sigmoid" else jax.nn.softmax(logits)
     if multi_label:
         present = labels > 0
         highest = jnp.argmax(jnp.where(present, logits, -jnp.inf), axis=-1)
@@ -101,12 +102,6 @@ def _of_head(logits: jax.Array, labels: jax.Array, loss: str) -> dict[str, jax.A
     }
 
 
-def rank_classes(logits: jax.Array, number: int, sigmoid: bool) -> tuple[jax.Array, jax.Array]:
-    """Returns the `number` highest classes, int [B, K], and the probabilities of all classes, [B, C]."""
-    _, top = jax.lax.top_k(logits, min(number, logits.shape[-1]))
-    return top, jax.nn.sigmoid(logits) if sigmoid else jax.nn.softmax(logits)
-
-
 def rank_labels(
     logits: Mapping[str, jax.Array],
     class_names: Mapping[str, Sequence[str]],
@@ -118,13 +113,18 @@ def rank_labels(
 
     Takes {head: logits [C]}, and `loss` as `of_batch`; returns {head: [(label, probability), ...]}, at most `number`.
     """
-    ranked, scores = {}, {head: jnp.asarray(logits[head])[None] for head in logits}
+    ranked, scores = {}, {head: np.asarray(logits[head], np.float64) for head in logits}
     if metrics.has_action(logits, multi_label):
-        scores[metrics.ACTION] = metrics.pair_scores(*(scores[head] for head in metrics.PAIR))
+        pairs = metrics.pair_scores(*(jnp.asarray(logits[head])[None] for head in metrics.PAIR))
+        scores[metrics.ACTION] = np.asarray(pairs[0], np.float64)
     for head, of_head in scores.items():
-        sigmoid = head in multi_label or (loss == "sigmoid" and head in logits)
-        top, probabilities = jax.device_get(rank_classes(of_head, number, sigmoid))
-        ranked[head] = [(_class_name(i, head, class_names), float(probabilities[0, i])) for i in top[0]]
+        # In NumPy: the first answer does not wait for the compilation of small programs.
+        top = np.argsort(-of_head, kind="stable")[:number]
+        if head in multi_label or (loss == "sigmoid" and head in logits):
+            probabilities = np.exp(-np.logaddexp(0, -of_head))
+        else:
+            probabilities = np.exp(of_head - np.logaddexp.reduce(of_head))
+        ranked[head] = [(_class_name(i, head, class_names), float(probabilities[i])) for i in top]
     return ranked
 
 

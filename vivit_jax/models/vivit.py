@@ -120,7 +120,8 @@ def abstract_params(config: ViViTConfig, model: nn.Module | None = None) -> Any:
     """Returns the parameter tree of a model, default `ViViT(config)`, as `jax.ShapeDtypeStruct`, without memory."""
     video = jax.ShapeDtypeStruct((1, *config.video_shape), jnp.float32)
     with jax.enable_x64(config.dtype == "float64" or jax.config.jax_enable_x64):
-        return jax.eval_shape((model or ViViT(config)).init, jax.random.key(0), video)["params"]
+        key = jax.eval_shape(jax.random.key, 0)  # a real one costs the compilation of a program
+        return jax.eval_shape((model or ViViT(config)).init, key, video)["params"]
 
 
 def count_parameters(config: ViViTConfig) -> int:
