@@ -121,9 +121,11 @@ def _check_divides(mesh: Mesh, axis: str, name: str, size: int) -> None:
         raise ValueError(f"mesh.{axis}={mesh.shape[axis]} does not divide {name}, {size}; {choices}")
 
 
-def check_batch_size(mesh: Mesh, batch_size: int, name: str = "batch_size") -> None:
-    """Raises ValueError unless the number of devices along `data` and `fsdp` divides the batch size."""
+def check_batch_size(mesh: Mesh, batch_size: int, name: str = "batch_size", accumulate_steps: int = 1) -> None:
+    """Raises ValueError unless the number of devices along `data` and `fsdp` divides the batch, or each microbatch."""
     devices = math.prod(mesh.shape[axis] for axis in BATCH)
+    if accumulate_steps > 1:
+        batch_size, name = batch_size // accumulate_steps, f"{name} / optimizer.accumulate_steps"
     if batch_size < 1 or batch_size % devices:
         problem = f"{name}={batch_size} is not divided by the {devices} devices along the mesh's data and fsdp axes"
         nearest = max(1, round(batch_size / devices)) * devices

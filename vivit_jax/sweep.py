@@ -171,7 +171,8 @@ def run_all(runs: Sequence[Run]) -> Iterator[Result]:
             try:
                 metrics = train.train(run.experiment, run.workdir)
                 model = run.experiment.model_config(data_open.open_data(run.experiment.data)[0].heads)
-                result = Result(run.row, run.seed, metrics, count_parameters(model), forward_count(model) / 1e9)
+                gflops = forward_count(model, run.experiment.pretrain) / 1e9
+                result = Result(run.row, run.seed, metrics, count_parameters(model), gflops)
                 if jax.process_index() == 0:
                     record = dataclasses.asdict(result) | {"config": run.experiment.to_dict()}
                     storage.write(run.workdir / DONE_FILE, json.dumps(record, indent=2))

@@ -112,9 +112,11 @@ class Target:
 
     def clips_per_shard(self, step: str) -> int:
         """Returns the clips ('train') or videos ('eval') per batch shard; ValueError where that is no whole number."""
-        training = step == "train"
-        size = self.experiment.batch_size if training else self.experiment.evaluation.batch_size
-        sharding.check_batch_size(self.mesh, size, "batch_size" if training else "evaluation.batch_size")
+        size, name, microbatches = self.experiment.evaluation.batch_size, "evaluation.batch_size", 1
+        if step == "train":
+            size, name = self.experiment.batch_size, "batch_size"
+            microbatches = self.experiment.optimizer.accumulate_steps
+        sharding.check_batch_size(self.mesh, size, name, microbatches)
         return size // self.batch_shards
 
     def lower_train(self, clips: int, program: TrainProgram | None = None) -> Any:

@@ -115,10 +115,8 @@ def rank_labels(
     """
     ranked, scores = {}, {head: np.asarray(logits[head], np.float64) for head in logits}
     if metrics.has_action(logits, multi_label):
-        pairs = metrics.pair_scores(*(jnp.asarray(logits[head])[None] for head in metrics.PAIR))
-        scores[metrics.ACTION] = np.asarray(pairs[0], np.float64)
+        scores[metrics.ACTION] = np.add.outer(*(scores[head] for head in metrics.PAIR)).ravel()
     for head, of_head in scores.items():
-        # In NumPy: the first answer does not wait for the compilation of small programs.
         top = np.argsort(-of_head, kind="stable")[:number]
         if head in multi_label or (loss == "sigmoid" and head in logits):
             probabilities = np.exp(-np.logaddexp(0, -of_head))

@@ -124,10 +124,7 @@ def set_up(experiment: Experiment, workdir: epath.PathLike) -> TrainSetup:
     """Builds the `TrainSetup` of a run; reads, but does not write, its workdir."""
     # Devices.
     mesh = sharding.make_mesh(experiment.mesh)
-    sharding.check_batch_size(mesh, experiment.batch_size, "batch_size")
-    if (accumulate_steps := experiment.optimizer.accumulate_steps) > 1:
-        microbatch = experiment.batch_size // accumulate_steps
-        sharding.check_batch_size(mesh, microbatch, "batch_size / optimizer.accumulate_steps")
+    sharding.check_batch_size(mesh, experiment.batch_size, "batch_size", experiment.optimizer.accumulate_steps)
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")
     if (clips := experiment.input["clips_per_video"]) > 1 and experiment.augment.mixes:
         problem = f"input.clips_per_video={clips} makes the clips of a video neighbours in the batch"
