@@ -61,7 +61,9 @@ def test_a_batch_that_does_not_divide_is_rejected(target):
     with pytest.raises(ValueError, match=r"^evaluation\.batch_size=4 is not divided by the 8 devices"):
         target.clips_per_shard("eval")
     microbatches = make_target(optimizer={"accumulate_steps": 2})
-    with pytest.raises(ValueError, match=r"^batch_size / optimizer\.accumulate_steps=4 is not divided by the 8 devices"):
+    with pytest.raises(
+        ValueError, match=r"^batch_size / optimizer\.accumulate_steps=4 is not divided by the 8 devices"
+    ):
         microbatches.clips_per_shard("train")
 
 
