@@ -7,6 +7,7 @@ setup(
     package_dir={"vivit_jax.configs": "configs", "vivit_jax.configs.paper": "configs/paper"},
     include_package_data=False,
     package_data={
+        "vivit_jax": ["py.typed"],
         "vivit_jax.compile": ["slices.toml"],
         "vivit_jax.config": ["*.toml"],
         "vivit_jax.convert": ["*.json", "*.toml"],

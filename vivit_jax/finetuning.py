@@ -19,7 +19,7 @@ from vivit_jax.data.open import open_data
 from vivit_jax.evaluation.results import Result
 from vivit_jax.utils import storage
 
-_FILE = "conclusions.txt"  # in the workdir
+CONCLUSIONS = "conclusions.txt"  # in the workdir
 
 
 def experiment_of(config: Mapping[str, Any], workdir: epath.PathLike | None = None) -> Experiment:
@@ -88,7 +88,8 @@ def conclude(
         train, test, chance = share(trained.confusion[head]), share(matrix), matrix.sum(axis=1).max() / videos
         low, high = binomtest(int(np.trace(matrix)), int(videos)).proportion_ci(method="wilson")
         interval = f"{test:.1%} of {videos} held-out videos (95 % interval {low:.1%} to {high:.1%})"
-        lines += [f"Accuracy of {head}: {interval}, {train:.1%} of training videos; the largest class is {chance:.1%}."]
+        seen = f"{train:.1%} of {trained.confusion[head].sum()} training videos"
+        lines += [f"Accuracy of {head}: {interval}, {seen}; the largest class is {chance:.1%}."]
         wrong = matrix - np.diag(np.diag(matrix))
         true, taken = np.unravel_index(wrong.argmax(), wrong.shape)
         if wrong.any():
@@ -96,27 +97,21 @@ def conclude(
             lines += [f"Most confused: {names[head][true]} taken for {names[head][taken]}, {count}."]
         lines += [f"Try next: {_advice(experiment, train, test, chance)}."]
     if jax.process_index() == 0:
-        storage.write(workdir / _FILE, "\n".join(lines))
-
-
-def log_conclusions(workdir: epath.PathLike) -> None:
-    """Logs what `conclude` wrote."""
-    path = epath.Path(workdir) / _FILE
-    for line in path.read_text().splitlines() if path.exists() else ():
-        logging.info("%s", line)
+        storage.write(workdir / CONCLUSIONS, "\n".join(lines))
 
 
 def _advice(experiment: Experiment, train: float, test: float, chance: float) -> str:
     """Returns the next step that accuracies on training and held-out videos suggest."""
     pretrained, depth = experiment.init_from.path, experiment.model["stochastic_depth_rate"] or 0
     weights = "pretrained weights (config.init_from.path; docs/weights.md)"
-    if train < chance + 0.5 * (1 - chance):
-        name = "num_epochs" if experiment.num_steps is None else "num_steps"
-        longer = f"train longer (config.{name}={2 * getattr(experiment, name):g})"
-        return longer + (" or with a higher learning rate" if pretrained else f", or start from {weights}")
     if train - test > 0.15:
         more = f"config.model.stochastic_depth_rate={depth + 0.1:.1f}, config.augment.rand_augment_layers=2"
         return ("" if pretrained else f"{weights}, ") + f"more regularisation ({more}), more videos"
+    if train < chance + 0.5 * (1 - chance):
+        name = "num_epochs" if experiment.num_steps is None else "num_steps"
+        patience = ", config.evaluation.patience=0" * (experiment.evaluation.patience > 0)  # it may have stopped early
+        longer = f"train longer (config.{name}={2 * getattr(experiment, name):g}{patience})"
+        return longer + (" or with a higher learning rate" if pretrained else f", or start from {weights}")
     if test > 0.97:
         return "a test split of your own, since these videos chose the checkpoint (config.data.eval_split=test)"
     return "more videos, a larger model or larger frames: training and held-out accuracy are close"

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     from vivit_jax import checkpoint as checkpointing
     from vivit_jax import distributed, finetuning
     from vivit_jax.config.experiment import Experiment
-    from vivit_jax.utils import logs
+    from vivit_jax.utils import logs, storage
 
     logs.configure_logging()
     errors = (ValueError, OSError, MemoryError, FloatingPointError, checkpointing.CheckpointError)
@@ -77,7 +77,8 @@ def main(argv: list[str]) -> None:
                 logging.warning("%s", preempted)
                 raise
             logging.info("Done: %s", ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-            finetuning.log_conclusions(_WORKDIR.value)
+            if (conclusions := storage.path(_WORKDIR.value) / finetuning.CONCLUSIONS).exists():
+                logging.info("%s", conclusions.read_text())
         else:
             from vivit_jax.evaluation.evaluate import evaluate
 

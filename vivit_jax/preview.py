@@ -139,10 +139,9 @@ def animation(clips: Preview, title: str) -> Iterator[np.ndarray]:
 
 def describe(experiment: Experiment, step: int) -> str:
     """Returns the title of the picture: data set, step, and the augmentation that is on."""
-    config, default = experiment.augment, AugmentConfig()
-    fields = [field.name for field in dataclasses.fields(config)]
-    changed = [f"{name}={getattr(config, name)}" for name in fields if getattr(config, name) != getattr(default, name)]
-    augmentation = ", ".join(changed) if config.enabled else "no augmentation on the device"
+    fields, defaults = dataclasses.asdict(experiment.augment), dataclasses.asdict(AugmentConfig())
+    changed = [f"{name}={value}" for name, value in fields.items() if value != defaults[name]]
+    augmentation = ", ".join(changed) if experiment.augment.enabled else "no augmentation on the device"
     return "\n".join(textwrap.wrap(f"{experiment.data.name}, step {step}; {augmentation}", 110))
 
 

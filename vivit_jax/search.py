@@ -26,8 +26,10 @@ def nearest(values: np.ndarray, queries: np.ndarray, top: int) -> tuple[np.ndarr
 
 def main(argv: list[str]) -> None:
     options, stored = flags.FLAGS, {}
-    if path := next((name for name in argv[1:] if name.endswith(".npz")), None):
+    if path := next((name for name in argv[1:] if name.endswith((".npz", ".parquet"))), None):
         with command_line.exit_on(OSError, ValueError):
+            if path.endswith(".parquet"):
+                raise ValueError(f"{path}: only features in .npz are searched; write them with vivit_jax.features")
             if len(argv) > 2:
                 raise ValueError(f"{path} holds the videos to search: it must be the only argument")
             try:

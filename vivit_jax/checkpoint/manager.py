@@ -100,7 +100,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         policies = ocp.checkpoint_managers
         newest = policies.LatestN(n=keep_latest)
         best = policies.BestN(get_metric_fn=self._score, n=keep_best, keep_checkpoints_without_metrics=False)
-        sound = types.SimpleNamespace(should_preserve=self._newest_sound)
+        keep_sound = lambda found, *, context: [one.step == self.newest_sound(found) for one in found]  # noqa: E731
+        sound = types.SimpleNamespace(should_preserve=keep_sound)
         # `best_fn` with `max_to_keep` would delete the newest step; a preservation policy does not.
         self._options = ocp.CheckpointManagerOptions(
             create=not read_only,
@@ -159,14 +160,10 @@ class Checkpoints(contextlib.AbstractContextManager):
                 return False
         return self._sound[step]
 
-    def newest_sound(self) -> int | None:
-        """Returns the newest sound step, or None."""
-        return next(filter(self.is_sound, reversed(self.steps())), None)
-
-    def _newest_sound(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Keeps the newest sound step; `should_preserve` of Orbax's preservation policies."""
-        newest = next(filter(self.is_sound, (found.step for found in reversed(checkpoints))), None)
-        return [found.step == newest for found in checkpoints]
+    def newest_sound(self, among: Sequence[Any] = ()) -> int | None:
+        """Returns the newest sound step, `among` the checkpoints of Orbax or of all, or None."""
+        steps = [checkpoint.step for checkpoint in among] or self.steps()
+        return next(filter(self.is_sound, reversed(steps)), None)
 
     def save(
         self, step: int, state: Any, metadata: Mapping[str, Any], metrics: Mapping[str, float] | None = None

@@ -158,17 +158,18 @@ class Experiment:
     def image_experiment(self) -> Self:
         """Returns the experiment of `init_from.image_epochs`: this one on single frames, evaluated at the end.
 
-        A step has as many tokens as here, those of n_t frames for a clip, and warm-up as many steps.
+        A step has as many tokens as here, those of n_t frames for a clip, and warm-up as many steps, or a tenth.
         """
         model = self.model_config({})
         n_t, *_ = model.grid
+        warmup = min(self.optimizer.warmup_epochs * n_t, self.init_from.image_epochs / 10)
         image = {"num_frames": 1, "tubelet_size": (1, *model.tubelet_size[1:])}
         image |= {"tokenizer": "tubelet", "attention": "spatiotemporal"}
         return dataclasses.replace(
             self,
             model={**self.model, **image},
             init_from=InitFrom(),
-            optimizer=dataclasses.replace(self.optimizer, warmup_epochs=self.optimizer.warmup_epochs * n_t),
+            optimizer=dataclasses.replace(self.optimizer, warmup_epochs=warmup),
             evaluation=dataclasses.replace(self.evaluation, every_epochs=0.0, every_steps=None, patience=0),
             batch_size=self.batch_size * n_t,
             num_epochs=self.init_from.image_epochs,

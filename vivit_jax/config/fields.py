@@ -117,8 +117,6 @@ def check_exists(name: str, known: Mapping[str, Any]) -> None:
         hint = f"did you mean {' or '.join(elsewhere)}?"
     elif close := difflib.get_close_matches(leaf, siblings, n=1):
         hint = f"did you mean {section_name}.{close[0]}?"
-    elif not siblings and (close := difflib.get_close_matches(name, known, n=1)):
-        hint = f"did you mean config.{close[0]}?"
     else:
         hint = f"fields of {section_name if siblings else 'config'}: {', '.join(siblings or known)}"
     raise ConfigError(f"config.{name} does not exist; {hint}")

@@ -93,16 +93,12 @@ def evaluate(
 ) -> Result:
     """Evaluates a checkpoint on the evaluation split of the config and writes the result.
 
-    Args:
-      experiment: data, views and batch size; its model must be that of the checkpoint.
-      workdir: of the run; receives `evaluation.json`, `predictions.csv` and pictures.
-      checkpoint: another workdir or one step; default, `workdir`.
-      which, weights: as in `restore_for_inference`.
+    `experiment` has data, views and batch size; its model must be that of the checkpoint. `workdir`, that of the run,
+    gets `evaluation.json`, `predictions.csv` and pictures. `checkpoint` is another workdir or one step (None:
+    `workdir`); `which` and `weights` as in `restore_for_inference`.
 
-    Raises:
-      CheckpointError: as `restore_for_inference`, or the checkpoint is of another model, or has no classifier.
-      ClassNamesError: its classes are not those of the data.
-      FileNotFoundError: the data set is missing; the message says what belongs where.
+    Raises CheckpointError as `restore_for_inference`, and for a checkpoint of another model or without a classifier;
+    ClassNamesError where its classes are not those of the data; FileNotFoundError, which says what belongs where.
     """
     data, mesh = experiment.data, sharding.make_mesh(experiment.mesh)
     sharding.check_batch_size(mesh, experiment.evaluation.batch_size, "evaluation.batch_size")

@@ -85,7 +85,7 @@ def card(model: Shipped, format: str, metadata: Mapping[str, Any], step: epath.P
     with contextlib.suppress(OSError, ValueError):
         run = load.read_run(step.parents[1]) if step.parent.name == checkpointing.FOLDER else None
     evaluation = run.evaluation if run else {}
-    measured = run.metrics if epath.Path(evaluation.get("checkpoint", "")).parts[-3:] == step.parts[-3:] else {}
+    measured = run.metrics if epath.Path(evaluation.get("checkpoint", "")).parts[-2:] == step.parts[-2:] else {}
     measured = {name: value for name, value in measured.items() if name.startswith(EMA) == (weights == "ema")}
     results = {n.removeprefix(EMA): v for n, v in measured.items() if n.endswith(_METRICS) and v is not None}
     changed = [row for row in (run.changed_fields() if run else ()) if not row[0].endswith(_PATHS)]

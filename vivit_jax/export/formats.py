@@ -1,6 +1,7 @@
 """The formats of an exported model; each writer makes the folder."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,15 @@ def write_savedmodel(model: Shipped, folder: Path) -> None:
         )
         return jax.tree.unflatten(exported.out_tree, outputs)
 
+    def reduced(frames: Any) -> Any:
+        """Shrinks frames [N, H, W, 3] to the short side of the records, as prediction does while it decodes."""
+        size = tf.cast(tf.shape(frames)[1:3], tf.float64)
+        scale = tf.minimum((model.preprocessing.stored_short_side or np.inf) / tf.reduce_min(size), 1.0)
+        small = functools.partial(tf.image.resize, frames, tf.cast(tf.round(scale * size), tf.int32), antialias=True)
+        return tf.cond(scale < 1, lambda: tf.saturate_cast(tf.round(small(method="bicubic")), tf.uint8), lambda: frames)
+
     def views(frames: Any, spec: Any, temporal_views: int = 1, spatial_views: int = 1) -> Any:
+        frames = reduced(frames)
         count, height, width, _ = tf.unstack(tf.shape(frames, tf.int64))
         return pipeline.views(memory_reader(frames), 0, count, height, width, spec, temporal_views, spatial_views)
 

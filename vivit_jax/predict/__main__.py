@@ -75,15 +75,20 @@ def timelines(predictor: Predictor, files: Iterable[str]) -> Iterator[tuple[str,
     for file in files:
         try:
             found: list[timeline.Segment] = []
-            for each in timeline.segments(timeline.windows(predictor, file, options.hop, options.stride, options.top)):
-                found.append(each)
-                if options.csv and not options.json:
-                    rows.writerow((file, f"{each.start:.3f}", f"{each.end:.3f}", each.label, f"{each.probability:.6g}"))
-                elif not options.json:
-                    print(*[file] * (len(found) == 1), f"  {each}", sep="\n", flush=True)
-            record = timeline.write(file, found, options.timeline)
-            if options.json:
-                print(json.dumps(record), flush=True)
+            segments = timeline.segments(timeline.windows(predictor, file, options.hop, options.stride, options.top))
+            try:
+                for each in segments:
+                    found.append(each)
+                    if options.csv and not options.json:
+                        times = f"{each.start:.3f}", f"{each.end:.3f}"
+                        rows.writerow((file, *times, each.label, f"{each.probability:.6g}"))
+                    elif not options.json:
+                        print(*[file] * (len(found) == 1), f"  {each}", sep="\n", flush=True)
+            finally:  # a file that is broken further on has a timeline too
+                if found:
+                    record = timeline.write(file, found, options.timeline)
+                    if options.json:
+                        print(json.dumps(record), flush=True)
             yield file, None
         except Exception as error:  # the other files have theirs
             yield file, error

@@ -59,7 +59,7 @@ def _clips(path, predictor: Predictor, hop: str, stride: int | None) -> Iterator
 
     prepare, crops = predictor.preprocessing, predictor.experiment.evaluation.spatial_views
     if stride is None and prepare.clip.sampling == "segments":
-        raise ValueError("the model's frames are spread over whole videos; give a --stride for windows")
+        raise ValueError("the model's frames are spread over whole videos; for windows give a --stride, e.g. 4")
     clip = dataclasses.replace(prepare.clip, sampling="random_start", stride=stride or prepare.clip.stride)
     if not (match := re.fullmatch(r"(\d*\.?\d+)(s?)", str(hop))) or float(match[1]) <= 0:
         raise ValueError(f"--hop={hop} must be a number above 0, of windows (0.5) or seconds (2s)")

@@ -37,19 +37,16 @@ def probe(
     All processes compute features; the first fits. It holds float32 [videos, d] of each split, and about twice the
     training features more while it fits the linear probe.
 
-    Args:
-      experiment: `data`, `input`, `mesh`, batch size and dtype of `evaluation`; for weights `model` and `init_from`.
-      checkpoint: a run, a folder of steps, one step; or pretrained weights in any known format.
-      workdir: receives `probe.json`, and `features/` for the next time.
-      which: 'best' or 'latest' step of a run.
+    Of `experiment` it takes `data`, `input`, `mesh`, batch size and dtype of `evaluation`; for weights also `model` and
+    `init_from`. `checkpoint` is a run, a folder of steps, one step; or pretrained weights in any known format; `which`
+    the 'best' or 'latest' step of a run. `workdir` gets `probe.json`, and `features/` for the next time.
 
-    Returns:
-      The content of `probe.json` (with NaN where that has null); None on all processes but the first. `results` is
-      {method: {metric: value}} with the methods `knn/K` and `linear` and the metrics of `classifiers.score`.
+    Returns the content of `probe.json` (with NaN where that has null); None on all processes but the first. `results`
+    is {method: {metric: value}} with the methods `knn/K` and `linear` and the metrics of `classifiers.score`.
 
-    Raises:
-      CheckpointError, ConversionError, FileNotFoundError: the checkpoint, weights or data set are missing or damaged.
-      ValueError: the videos are of a single class, too few for k-NN, or none can be read; the features are not finite.
+    Raises CheckpointError, ConversionError or FileNotFoundError where checkpoint, weights or data set are missing or
+    damaged; ValueError for videos of a single class, too few for k-NN, or of which none can be read, and for features
+    that are not finite.
     """
     settings = settings or ProbeConfig()
     mesh = sharding.make_mesh(experiment.mesh)

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 from absl import logging
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.multiclass import OneVsRestClassifier
-from sklearn.neighbors import NearestNeighbors
+from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -40,19 +39,13 @@ def knn_votes(
     """
     if (k := max(settings.neighbours)) > len(train):
         raise ValueError(f"k-NN with k={k}, but {len(train)} training videos are readable: --k=K or --method=linear")
-    index = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="cosine").fit(train)
-    distances, nearest = index.kneighbors(test)
-    # Relative to the nearest neighbour, which leaves the shares unchanged and exp in range at any temperature.
-    weights = np.exp((distances[:, :1] - np.asarray(distances, np.float64)) / settings.temperature)
-    result: dict[int, dict[str, np.ndarray]] = {}
+    # Weights relative to the nearest neighbour's: the shares are the same, and exp is in range at any temperature.
+    options = {"weights": lambda s: np.exp((s[:, :1] - s.astype(float)) / settings.temperature), "metric": "cosine"}
+    present = [y > 0 if y.ndim == 2 else np.eye(heads[head], dtype=bool)[y] for head, y in labels.items()]
+    ends, targets, result = np.cumsum([each.shape[1] for each in present]), np.concatenate(present, axis=1), {}
     for k in settings.neighbours:
-        shares = weights[:, :k] / weights[:, :k].sum(axis=1, keepdims=True)
-        starts = np.arange(0, shares.size + 1, k)
-        votes = scipy.sparse.csr_array((shares.ravel(), nearest[:, :k].ravel(), starts), shape=(len(test), len(train)))
-        result[k] = {}
-        for head, y in labels.items():
-            one_hot = y if y.ndim == 2 else (np.ones(len(y)), (np.arange(len(y)), y))
-            result[k][head] = (votes @ scipy.sparse.csr_array(one_hot, shape=(len(train), heads[head]))).toarray()
+        votes = KNeighborsRegressor(k, algorithm="brute", **options).fit(train, targets).predict(test)
+        result[k] = dict(zip(labels, np.split(votes, ends[:-1], axis=1), strict=True))
     return result
 
 

@@ -161,7 +161,9 @@ def extract(
                 outputs = run_batches(step, params, batches, mesh, experiment.evaluation.batch_size)
                 features = _collect(outputs, split, batches.num_batches, name)
             if jax.process_index() == 0:
-                _write(path, key, features)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with storage.written(path) as partial, open(partial, "wb") as file:
+                    np.savez(file, key=np.asarray(key), values=features.values, readable=features.readable)
         result.append(features if jax.process_index() == 0 else None)
     return result
 
@@ -204,9 +206,3 @@ def _read(path: epath.Path, key: str) -> Features | None:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         logging.warning("%s cannot be read (%s); recomputing the features.", path, error)
     return None
-
-
-def _write(path: epath.Path, key: str, features: Features) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with storage.written(path) as partial, open(partial, "wb") as file:
-        np.savez(file, key=np.asarray(key), values=features.values, readable=features.readable)

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import matplotlib
 import numpy as np
 import prometheus_client
+import pydantic
 from fastapi import FastAPI, HTTPException, Query, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
@@ -26,6 +27,8 @@ from vivit_jax.predict import timeline as windows
 from vivit_jax.report import figures
 from vivit_jax.serve import decode
 from vivit_jax.serve.decode import Limits
+
+Refusal = pydantic.create_model("Refusal", detail=(str | list[dict[str, Any]], ...))  # a list: of wrong parameters
 
 
 @dataclasses.dataclass
@@ -104,6 +107,7 @@ def create_app(models: Mapping[str, Predictor], limits: Limits | None = None) ->
     seconds = prometheus_client.Summary("vivit_seconds", "Seconds of decoding and model.", ["stage"], registry=registry)
     app = FastAPI(title="vivit_jax", version=vivit_jax.__version__, docs_url=None, redoc_url=None)
     app.add_middleware(_Admission, limits=limits, requests=requests, active=active)
+    refusals: Any = {code: {"model": Refusal} for code in (400, 403, 404, 408, 413, 422, 429, 504)}
     turns, device = asyncio.Semaphore(limits.parallel), ThreadPoolExecutor(1, thread_name_prefix="model")
 
     @app.get("/healthz")
@@ -121,7 +125,7 @@ def create_app(models: Mapping[str, Predictor], limits: Limits | None = None) ->
         """Returns the class names of each head of the models, and the limits of a request."""
         return {"models": {name: model.class_names for name, model in models.items()}, "limits": limits}
 
-    @app.post("/api/predict")
+    @app.post("/api/predict", responses=refusals)
     async def predict(
         request: Request,
         file: UploadFile,

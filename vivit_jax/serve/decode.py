@@ -31,6 +31,7 @@ class Limits:
     max_mb: float = _field(64.0, "Most megabytes of an upload.")
     receive_seconds: float = _field(60.0, "Most seconds in which an upload arrives.")
     max_seconds: float = _field(60.0, "Most seconds of its video.")
+    max_frames: int = _field(15_000, "Most frames of its video.")
     max_pixels: int = _field(4096 * 2304, "Most pixels of a frame.")
     decode_seconds: float = _field(30.0, "Most seconds of the decoding.")
     decode_mb: int = _field(1536, "Most megabytes of address space of the process that decodes.")
@@ -85,8 +86,12 @@ def main() -> None:
 
 def _frames(task: dict[str, Any], read: Callable[..., Iterator[Any]]) -> Iterator[Any]:
     size, options = 0, {name: task[name] for name in ("short_side", "max_pixels")}
-    for frame in read(task["upload"], **options):
+    for number, frame in enumerate(read(task["upload"], **options)):
         size += frame.image.nbytes
+        if max(frame.image.shape[:2]) > 32 * min(frame.image.shape[:2]):  # the model enlarges frames before it crops
+            raise ValueError("one side of its frames is over 32 times as long as the other")
+        if number >= task["max_frames"]:
+            raise ValueError(f"more than {task['max_frames']} frames (--max_frames)")
         if frame.time >= task["max_seconds"]:
             raise ValueError(f"longer than {task['max_seconds']:g} s (--max_seconds)")
         if size > task["frames_mb"] << 20:

@@ -2,8 +2,8 @@
 
 Class ids number the training labels in order: whole numbers by value, then other names alphabetically. Where the files
 state no splits, a hash of the path, or of the group where a list has such a column (speaker, source video), selects
-`VALIDATION_FRACTION` of the videos for validation: the same on every machine, and stable when videos are added. A test
-split without a validation split serves as the validation split.
+`VALIDATION_FRACTION` of the videos for validation: the same on every machine, and nearly so when videos are added. A
+test split without a validation split serves as the validation split.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from vivit_jax.data.annotations.video_files import entries_of, list_videos
 from vivit_jax.utils import storage, terminal
 
 VALIDATION_FRACTION = 0.1
+_FEW = 1000  # videos, of less than which twice that share is held out
 _MOST_OF_GROUPS = 0.3  # share of the videos
 _LIST = re.compile(r"(?!\.)(.*\.csv|.*(train|val|test|list).*\.(txt|tsv|list))")  # not a hidden file
 _HEAD = re.compile(r"label(?:_(?P<name>[a-z][a-z0-9_]*))?")
@@ -280,30 +281,34 @@ def _order(name: str) -> tuple[Any, ...]:
 def _held_out(entries: Sequence[_Entry], grouped: bool) -> set[str]:
     """Selects the units of the validation split: files, all segments of one together, or groups.
 
-    These are the files with the smallest hashes, `VALIDATION_FRACTION` of them and at least one, except where a class
-    would be left without a training video. Groups, which may be few and large, are taken in the order of their hashes
-    until they have this share of the videos and a video of every class, but not more than `_MOST_OF_GROUPS` of all.
+    These are the files with the smallest hashes, `VALIDATION_FRACTION` of them and at least one (of less than
+    `_FEW` files twice as many), and at least half that share of each class of five or more, except where a class would
+    be left without a training video. Groups, which may be few and large, are taken in the order of their hashes until
+    they have this share of the videos and a video of every class, but not more than `_MOST_OF_GROUPS` of all.
     """
+    fraction = VALIDATION_FRACTION * (2 if len(entries) < _FEW else 1)
     pairs_of_unit: dict[str, Counter] = {}
     for entry in entries:
         pairs_of_unit.setdefault(entry.unit, Counter()).update(entry.pairs())
     sizes = Counter(entry.unit for entry in entries)
     remaining = Counter(pair for entry in entries for pair in entry.pairs())
     held_out: set[str] = set()
-    held_pairs: set[tuple[str, str]] = set()
+    held_pairs: Counter = Counter()
+    least = {pair: max(1, round(fraction * n / 2)) for pair, n in remaining.items() if n >= 5}
     names = {unit: unit.replace(os.sep, "/").encode("utf-8", "surrogateescape") for unit in pairs_of_unit}
     digests = {hashlib.sha256(name).digest(): unit for unit, name in names.items()}
     videos = 0
     for digest, unit in sorted(digests.items()):
         pairs = pairs_of_unit[unit]
-        wanted = int.from_bytes(digest[:7], "big") / 2**56 < VALIDATION_FRACTION
+        wanted = int.from_bytes(digest[:7], "big") / 2**56 < fraction
+        wanted |= any(held_pairs[pair] < least.get(pair, 0) for pair in pairs)
         if grouped:
-            wanted = videos < VALIDATION_FRACTION * len(entries) or not pairs.keys() <= held_pairs
+            wanted = videos < fraction * len(entries) or not pairs.keys() <= held_pairs
             wanted &= videos + sizes[unit] <= _MOST_OF_GROUPS * len(entries)
         one_is_left = len(held_out) + 1 < len(digests)  # without labels, no class needs it
         if (wanted or not held_out) and one_is_left and all(remaining[pair] > n for pair, n in pairs.items()):
             remaining.subtract(pairs)
             held_out.add(unit)
-            held_pairs |= pairs.keys()
+            held_pairs.update(pairs)
             videos += sizes[unit]
     return held_out

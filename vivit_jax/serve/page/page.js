@@ -71,6 +71,8 @@ function show(card, answer) {
   for (const [head, labels] of heads)
     card.append(...heads.length > 1 ? [element("h3", { textContent: head })] : [element("h3", { textContent: "Labels" })], ranked(labels));
   if (answer.timeline) card.append(...timeline(answer.timeline, answer.video.seconds));
+  else if ($("timeline").checked)
+    card.append(element("p", { className: "faint", textContent: "No timeline: the frames of this model are spread over the whole video." }));
   if (answer.moments) {
     const most = Math.max(...answer.moments, 1e-9);
     const bars = answer.moments.map(x => styled(element("i"), { height: 100 * x / most + "%" }));
@@ -78,12 +80,12 @@ function show(card, answer) {
       scale("first frame", "last"));
   }
   const { frames, width, height, seconds: length } = answer.video;
-  card.append(element("p", { className: "faint", textContent: `${frames} frames of ${width} × ${height}, ${seconds(length)}` }));
+  card.append(element("p", { className: "faint", textContent: `${answer.file}: ${frames} frames of ${width} × ${height}, ${seconds(length)}` }));
 }
 
-async function ask(model, card, run) {
+async function ask(model, card, run, chosen) {
   const form = new FormData();
-  form.append("file", video.blob, video.name);
+  form.append("file", chosen.blob, chosen.name);
   const query = new URLSearchParams({ model, clip: true });
   for (const part in PARTS) if ($(part).checked) query.set(part, true);
   for (let attempt = 0; run === shown; attempt++) {
@@ -101,7 +103,7 @@ async function ask(model, card, run) {
 }
 
 async function predict() {
-  const run = ++shown;
+  const run = ++shown, chosen = video; // another may be chosen meanwhile
   $("start").disabled = true;
   $("models").replaceChildren();
   for (const name of Object.keys(server.models)) {
@@ -109,7 +111,7 @@ async function predict() {
     const card = element("section", { className: "card" }, element("h2", { textContent: name }), element("progress"), element("p"));
     $("models").append(card);
     let answer, problem;
-    try { answer = await ask(name, card, run); } catch (error) { problem = error.message; }
+    try { answer = await ask(name, card, run, chosen); } catch (error) { problem = error.message; }
     if (run !== shown) return;
     card.replaceChildren(card.firstChild);
     if (answer) show(card, answer); else card.append(element("p", { className: "error", textContent: problem }));
