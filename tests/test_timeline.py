@@ -92,7 +92,7 @@ def test_errors_name_the_value_and_the_way_out(tmp_path):
     for hop in ("0", "-1", "2 s", "x", "0s"):
         with pytest.raises(ValueError, match=f"hop={hop} must be a number above 0"):
             list(timeline.windows(Recorder(), path, hop))
-    with pytest.raises(ValueError, match="spread over whole videos; give a --stride"):
+    with pytest.raises(ValueError, match="spread over whole videos; for windows give a --stride"):
         list(timeline.windows(Recorder(sampling="segments", stride=1), path))
     recorder = Recorder(sampling="segments", stride=1, num_frames=3)
     list(timeline.windows(recorder, path, stride=3))

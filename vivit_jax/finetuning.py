@@ -104,14 +104,14 @@ def _advice(experiment: Experiment, train: float, test: float, chance: float) ->
     """Returns the next step that accuracies on training and held-out videos suggest."""
     pretrained, depth = experiment.init_from.path, experiment.model["stochastic_depth_rate"] or 0
     weights = "pretrained weights (config.init_from.path; docs/weights.md)"
-    if train - test > 0.15:
-        more = f"config.model.stochastic_depth_rate={depth + 0.1:.1f}, config.augment.rand_augment_layers=2"
-        return ("" if pretrained else f"{weights}, ") + f"more regularisation ({more}), more videos"
-    if train < chance + 0.5 * (1 - chance):
+    if train < min(0.8, chance + 0.5 * (1 - chance)):
         name = "num_epochs" if experiment.num_steps is None else "num_steps"
         patience = ", config.evaluation.patience=0" * (experiment.evaluation.patience > 0)  # it may have stopped early
         longer = f"train longer (config.{name}={2 * getattr(experiment, name):g}{patience})"
         return longer + (" or with a higher learning rate" if pretrained else f", or start from {weights}")
+    if train - test > 0.15:
+        more = f"config.model.stochastic_depth_rate={depth + 0.1:.1f}, config.augment.rand_augment_layers=2"
+        return ("" if pretrained else f"{weights}, ") + f"more regularisation ({more}), more videos"
     if test > 0.97:
         return "a test split of your own, since these videos chose the checkpoint (config.data.eval_split=test)"
     return "more videos, a larger model or larger frames: training and held-out accuracy are close"

@@ -163,10 +163,10 @@ def test_a_run_keeps_its_settings_and_needs_its_weights_no_more(data_dir, tmp_pa
 
 
 def test_conclusions_of_few_videos(tmp_path):
-    def concluded(matrix, **fields):
+    def concluded(matrix, trained=None, **fields):
         run = Experiment.from_config(derive(config(**fields), **LIPS))
-        held_out = types.SimpleNamespace(confusion={"label": np.array(matrix)})
-        finetuning.conclude(tmp_path, run, held_out, held_out, {"label": ["nod", "wave"]})
+        results = [types.SimpleNamespace(confusion={"label": np.array(each)}) for each in (trained or matrix, matrix)]
+        finetuning.conclude(tmp_path, run, *results, {"label": ["nod", "wave"]})
         return (tmp_path / "conclusions.txt").read_text()
 
     # The interval is Wilson's: (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n).
@@ -176,7 +176,11 @@ def test_conclusions_of_few_videos(tmp_path):
     assert "Try next: a test split of your own" in text
     text = concluded([[2, 1], [1, 1]], num_steps=40)
     assert "Most confused: nod taken for wave, 1 of 3 videos." in text
-    assert "train longer (config.num_steps=80)" in text
+    assert "train longer (config.num_steps=80, config.evaluation.patience=0)" in text
+    text = concluded([[11, 4], [3, 2]], trained=[[15, 0], [3, 2]])  # 85 %, of which 75 % are one class
+    assert "65.0% of 20 held-out videos" in text
+    assert "85.0% of 20 training videos" in text
+    assert "Try next: pretrained weights (config.init_from.path; docs/weights.md), more regularisation" in text
 
 
 def test_facts_are_those_of_the_records(data_dir, caplog):

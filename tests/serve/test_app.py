@@ -193,6 +193,11 @@ def test_decoding_is_bounded_in_time_and_memory(model, scratch, video, tmp_path)
     hungry = answer(large, max_pixels=1 << 26, decode_mb=280)
     assert hungry.status_code == 422
     assert re.search("memory|280 MB", hungry.json()["detail"])
+    many = answer(max_frames=3)
+    assert (many.status_code, many.json()["detail"]) == (422, "more than 3 frames (--max_frames)")
+    thin = answer(write_video(tmp_path / "thin.mkv", [np.zeros((2, 1000, 3), np.uint8)] * 2, codec="ffv1").read_bytes())
+    assert thin.status_code == 422, "enlarged until 2 pixels are the model's height, it would take gigabytes"
+    assert thin.json()["detail"] == "one side of its frames is over 32 times as long as the other"
     full = answer(frames_mb=0)
     assert (full.status_code, full.json()["detail"]) == (422, "its frames take more than 0 MB (--frames_mb)")
 

@@ -1,5 +1,7 @@
 """Custom data sets: a folder per class, a CSV; splits, heads, order of the classes, errors."""
 
+from collections import Counter
+
 import pytest
 
 from vivit_jax.data import annotations, catalog
@@ -27,7 +29,7 @@ def test_folders_without_splits(tmp_path):
     assert result.class_names == {"label": ["9", "10", "walk"]}
     counts = {split: len(rows) for split, rows in result.rows.items()}
     assert sum(counts.values()) == 601
-    assert 40 <= counts["validation"] <= 80, "a tenth, by a hash"
+    assert 90 <= counts["validation"] <= 150, "a fifth of less than 1,000 videos, by a hash"
     assert f"selects {counts['validation']} of the videos for the validation split" in result.notes[0]
     held_out = {row.video for row in result.rows["validation"]}
     # The choice depends on the path alone: not on other videos, the machine or the run.
@@ -35,6 +37,22 @@ def test_folders_without_splits(tmp_path):
     touch(tmp_path, *(f"run/{i}.mp4" for i in range(300)))
     held_out_again = {row.video for row in annotations.read(FOLDER, tmp_path).rows["validation"]}
     assert {name for name in held_out_again if not name.startswith("run")} == held_out
+    touch(tmp_path, *(f"run/{i}.mp4" for i in range(300, 700)))
+    of_many = {row.video for row in annotations.read(FOLDER, tmp_path).rows["validation"]}
+    assert 100 <= len(of_many) <= 160, "a tenth of 1,000 or more"
+    assert {name for name in of_many if not name.startswith("run")} < held_out
+
+
+def test_each_class_of_a_small_set_is_held_out(tmp_path):
+    """By the hash alone, the 50 videos of a class had 2 to 9 held out, those of a class of 10 often none."""
+    for number in range(12):
+        sizes = {"fight": 50, "calm": 150, **{f"rare{i}": 10 for i in range(4)}, "single": 1}
+        touch(tmp_path / str(number), *(f"{label}/{number}_{i}.mp4" for label, n in sizes.items() for i in range(n)))
+        result = annotations.read(FOLDER, tmp_path / str(number))
+        names = result.class_names["label"]
+        held_out = Counter(names[row.labels["label"]] for row in result.rows["validation"])
+        assert all(held_out[label] >= n // 10 for label, n in sizes.items()), held_out
+        assert held_out["single"] == 0
 
 
 def test_links_are_followed_and_hidden_files_skipped(tmp_path):

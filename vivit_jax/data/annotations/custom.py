@@ -284,7 +284,7 @@ def _held_out(entries: Sequence[_Entry], grouped: bool) -> set[str]:
     These are the files with the smallest hashes, `VALIDATION_FRACTION` of them and at least one (of less than
     `_FEW` files twice as many), and at least half that share of each class of five or more, except where a class would
     be left without a training video. Groups, which may be few and large, are taken in the order of their hashes until
-    they have this share of the videos and a video of every class, but not more than `_MOST_OF_GROUPS` of all.
+    they have that tenth of the videos and a video of every class, but not more than `_MOST_OF_GROUPS` of all.
     """
     fraction = VALIDATION_FRACTION * (2 if len(entries) < _FEW else 1)
     pairs_of_unit: dict[str, Counter] = {}
@@ -303,7 +303,7 @@ def _held_out(entries: Sequence[_Entry], grouped: bool) -> set[str]:
         wanted = int.from_bytes(digest[:7], "big") / 2**56 < fraction
         wanted |= any(held_pairs[pair] < least.get(pair, 0) for pair in pairs)
         if grouped:
-            wanted = videos < fraction * len(entries) or not pairs.keys() <= held_pairs
+            wanted = videos < VALIDATION_FRACTION * len(entries) or not pairs.keys() <= held_pairs.keys()
             wanted &= videos + sizes[unit] <= _MOST_OF_GROUPS * len(entries)
         one_is_left = len(held_out) + 1 < len(digests)  # without labels, no class needs it
         if (wanted or not held_out) and one_is_left and all(remaining[pair] > n for pair, n in pairs.items()):
