@@ -17,7 +17,9 @@ from tests.helpers.videos import VARIABLE, draw_number, numbered_video, read_num
 from vivit_jax import convert
 from vivit_jax.config.preprocessing import Preprocessing
 from vivit_jax.data.selection.sampling import ClipSpec
+from vivit_jax.data.video.decode import VideoError
 from vivit_jax.predict import Predictor, timeline
+from vivit_jax.predict import __main__ as program
 from vivit_jax.predict.timeline import Segment
 
 LABELS = ["打篮球", "jump --> up", "a\nb", "कूद", "e"]
@@ -122,6 +124,22 @@ def test_adjacent_windows_of_a_label_merge_and_cover_the_video():
     assert [len(each.windows) for each in merged] == [2, 1, 1, 1]
     lazy = timeline.segments(iter([*found, None]))  # nothing is read before it is needed
     assert [next(lazy).label for _ in range(3)] == ["a", "b", "a"]
+
+
+def test_a_video_that_breaks_off_has_a_timeline_up_to_there(tmp_path, monkeypatch, capsys):
+    def windows(predictor, path, *_):
+        if path == "broken.mp4":
+            yield from (window(0, 4, "a"), window(4, 8, "b"), window(8, 12, "b"))
+        raise VideoError(f"{path}: broken after 300 frames")
+
+    options = types.SimpleNamespace(hop="1", stride=None, top=5, timeline=tmp_path, csv=False, json=True)
+    monkeypatch.setattr(program.flags, "FLAGS", options)
+    monkeypatch.setattr(program.timeline, "windows", windows)
+    (_, problem), (_, other) = program.timelines(None, ["broken.mp4", "none.mp4"])
+    assert [str(problem), str(other)] == [f"{name}.mp4: broken after 300 frames" for name in ("broken", "none")]
+    record = json.loads(capsys.readouterr().out)
+    assert [(each["start"], each["end"]) for each in record["segments"]] == [(0, 4), (4, 12)]
+    assert {path.name for path in tmp_path.iterdir()} == {f"timeline_broken.{kind}" for kind in ("srt", "json", "png")}
 
 
 def test_subtitles_are_those_that_ffmpeg_reads(tmp_path):

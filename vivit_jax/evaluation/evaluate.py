@@ -26,13 +26,11 @@ def restore_for_inference(
     """Restores (model, parameters, metadata, path of the step) from a checkpoint, which alone is enough.
 
     The metadata are what the run saved: `config` (a dict), `heads` {head: classes}, `step`, `metrics` and others; all
-    heads have `class_names` (`named_classes`).
-
-    The model's `attention_backend` is `auto`: the one that it was trained with may need other devices.
+    heads have `class_names` (`named_classes`). The parameters are placed on `mesh`. The model's `attention_backend` is
+    `auto`: the one that it was trained with may need other devices.
 
     Args:
       checkpoint: a workdir, a folder of steps, or one step; CheckpointError where it is absent or damaged.
-      mesh: where the parameters are placed.
       which: 'best' or 'latest' step, where `checkpoint` is not one step.
       weights: 'params', or 'ema' for the averaged parameters; CheckpointError where it has none.
       encoder: of masked pretraining, restore the ViViT without a head instead of the `MaskedViViT`.

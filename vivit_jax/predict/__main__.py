@@ -73,25 +73,29 @@ def timelines(predictor: Predictor, files: Iterable[str]) -> Iterator[tuple[str,
     if options.csv and not options.json:
         rows.writerow(("file", "start", "end", "label", "probability"))
     for file in files:
+        found, problems = [], []
         try:
-            found: list[timeline.Segment] = []
-            segments = timeline.segments(timeline.windows(predictor, file, options.hop, options.stride, options.top))
-            try:
-                for each in segments:
-                    found.append(each)
-                    if options.csv and not options.json:
-                        times = f"{each.start:.3f}", f"{each.end:.3f}"
-                        rows.writerow((file, *times, each.label, f"{each.probability:.6g}"))
-                    elif not options.json:
-                        print(*[file] * (len(found) == 1), f"  {each}", sep="\n", flush=True)
-            finally:  # a file that is broken further on has a timeline too
-                if found:
-                    record = timeline.write(file, found, options.timeline)
-                    if options.json:
-                        print(json.dumps(record), flush=True)
-            yield file, None
+            sound = _until_broken(timeline.windows(predictor, file, options.hop, options.stride, options.top), problems)
+            for each in timeline.segments(sound):
+                found.append(each)
+                if options.csv and not options.json:
+                    rows.writerow((file, f"{each.start:.3f}", f"{each.end:.3f}", each.label, f"{each.probability:.6g}"))
+                elif not options.json:
+                    print(*[file] * (len(found) == 1), f"  {each}", sep="\n", flush=True)
+            record = timeline.write(file, found, options.timeline) if found else None
+            if record and options.json:
+                print(json.dumps(record), flush=True)
         except Exception as error:  # the other files have theirs
-            yield file, error
+            problems.append(error)
+        yield file, problems[0] if problems else None
+
+
+def _until_broken(windows: Iterator[timeline.Segment], problems: list[Exception]) -> Iterator[timeline.Segment]:
+    """Yields the windows before the first that cannot be read, and adds the reason to `problems`."""
+    try:
+        yield from windows
+    except Exception as error:
+        problems.append(error)
 
 
 def is_folder(explain: str) -> bool:
