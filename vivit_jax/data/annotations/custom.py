@@ -281,10 +281,9 @@ def _order(name: str) -> tuple[Any, ...]:
 def _held_out(entries: Sequence[_Entry], grouped: bool) -> set[str]:
     """Selects the units of the validation split: files, all segments of one together, or groups.
 
-    These are the files with the smallest hashes, `VALIDATION_FRACTION` of them and at least one (of less than
-    `_FEW` files twice as many), and at least half that share of each class of five or more, except where a class would
-    be left without a training video. Groups, which may be few and large, are taken in the order of their hashes until
-    they have that tenth of the videos and a video of every class, but not more than `_MOST_OF_GROUPS` of all.
+    These are the files with the smallest hashes, `VALIDATION_FRACTION` of them (of less than `_FEW` twice that), half
+    that share of each class of five or more, and one at least, but no class's last. Groups, which may be few and large,
+    are taken in the order of their hashes, up to that fraction and one of every class, but not `_MOST_OF_GROUPS`.
     """
     fraction = VALIDATION_FRACTION * (2 if len(entries) < _FEW else 1)
     pairs_of_unit: dict[str, Counter] = {}
