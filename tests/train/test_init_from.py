@@ -59,11 +59,12 @@ def test_image_model_is_trained_once_and_first(data_dir, tmp_path):
 @pytest.mark.parametrize("classifier", [None, "gap"])
 def test_image_model_initialises_every_model(data_dir, attention, classifier):
     changes = {"model__attention": attention, "model__classifier": classifier, "model__num_heads": 2}
-    run = experiment(data_dir, init_from__image_epochs=3.0, **changes)
+    run = experiment(data_dir, init_from__image_epochs=3.0, optimizer__warmup_epochs=20.0, **changes)
     image, video = run.image_experiment(), run.model_config(HEADS)
     config = image.model_config(HEADS)
     assert (config.grid, config.tubelet_size) == ((1, 4, 4), (1, 14, 14))
     assert (image.batch_size, image.total_steps(20), image.init_from.image_epochs) == (16, 3, 0)
+    assert image.optimizer.warmup_epochs == pytest.approx(0.3), "not that of the longer run on videos"
     params, report = convert.adapt(random_params(config, dtype=np.float32), config, video, run.init_from)
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, abstract_params(video))
     assert {entry.name for entry in report.entries if entry.outcome == "resized"} >= {"tokenizer/kernel"}
