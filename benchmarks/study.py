@@ -2,8 +2,8 @@
 
     python benchmarks/study.py --workdir=runs/study --seeds=0,1,2
 
-About three and a quarter hours on two CPU cores, estimated from single runs (most take 100 s); `vivit_jax.sweep` can
-run rows side by side, one process for each core. The same command continues an interrupted study.
+About three hours on two CPU cores, estimated from single runs (most take 100 s, with compiled programs cached);
+`vivit_jax.sweep` can run rows side by side, one process for each core. The same command continues an interrupted study.
 `--report-only` writes the document from the finished runs, and with `--recorded=docs/study/runs.csv` also from the runs
 in that file. Sentences about the order of rows are computed: two rows are ordered only if their means differ by more
 than twice the standard error of the difference.

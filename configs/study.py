@@ -6,7 +6,7 @@
 
 `benchmarks/study.py` runs all rows and writes docs/study.md; `--rows` selects some. All models have width 96 and 3
 layers (Model 2: 3 + 2). The video models start from `image_model` and train for 20 epochs on the same videos.
-Hardware: two CPU cores; about three and a quarter hours for three seeds, the rows that explain others with one.
+Hardware: two CPU cores; about three hours for three seeds, the rows that explain others with one.
 Expected on the held-out videos: docs/study.md.
 """
 
