@@ -158,7 +158,7 @@ class Experiment:
     def image_experiment(self) -> Self:
         """Returns the experiment of `init_from.image_epochs`: this one on single frames, evaluated at the end.
 
-        A step has as many tokens as here, those of n_t frames for a clip, and warm-up as many steps, or a tenth.
+        A step has as many tokens as here, those of n_t frames for a clip, and warm-up as many steps, at most a tenth.
         """
         model = self.model_config({})
         n_t, *_ = model.grid

@@ -283,7 +283,7 @@ def _held_out(entries: Sequence[_Entry], grouped: bool) -> set[str]:
 
     These are the files with the smallest hashes, `VALIDATION_FRACTION` of them (of less than `_FEW` twice that), half
     that share of each class of five or more, and one at least, but no class's last. Groups, which may be few and large,
-    are taken in the order of their hashes, up to that fraction and one of every class, but not `_MOST_OF_GROUPS`.
+    are taken in the order of their hashes, up to that fraction and one of every class, at most `_MOST_OF_GROUPS`.
     """
     fraction = VALIDATION_FRACTION * (2 if len(entries) < _FEW else 1)
     pairs_of_unit: dict[str, Counter] = {}
