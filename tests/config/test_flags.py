@@ -45,6 +45,7 @@ def test_one_mesh_axis_is_overridden():
         ([CONFIG, "--config.data.zzz=3"], "config.data.zzz does not exist; fields of config.data: "),
         ([CONFIG, "--config.data.mixture.ucf101=2"], "as a whole: --config.data.mixture=\"{'ucf101': VALUE}\""),
         ([CONFIG, "--config.batch_size=many"], "flag --config.batch_size=many: invalid literal for int"),
+        ([CONFIG, "--config.optimzer.learning_rat=1"], "did you mean config.optimizer.learning_rate?"),
         ([CONFIG, "--config.model.tubelet_size[0]=4"], "0 is not a valid index for <class 'tuple'>"),
         ([CONFIG, "--config.model=5"], "flag --config.model=5: Failed to parse"),
         (["--config=docs/performance.md"], "performance.md is no Python file with a get_config()"),

@@ -115,8 +115,8 @@ def check_exists(name: str, known: Mapping[str, Any]) -> None:
     section_name = f"config.{parent}".rstrip(".")
     if elsewhere := [f"config.{other}" for other in known if other.rpartition(".")[2] == leaf]:
         hint = f"did you mean {' or '.join(elsewhere)}?"
-    elif close := difflib.get_close_matches(leaf, siblings, n=1):
-        hint = f"did you mean {section_name}.{close[0]}?"
+    elif close := difflib.get_close_matches(leaf if siblings else name, siblings or known, n=1):
+        hint = f"did you mean {section_name if siblings else 'config'}.{close[0]}?"
     else:
         hint = f"fields of {section_name if siblings else 'config'}: {', '.join(siblings or known)}"
     raise ConfigError(f"config.{name} does not exist; {hint}")

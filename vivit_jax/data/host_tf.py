@@ -40,7 +40,7 @@ def _load() -> types.ModuleType:
 
     if skip_keras:
         del os.environ["TF_USE_LEGACY_KERAS"]
-    # Its modules live until the end of the process, which took most of a second longer to visit their objects.
+    # Its objects live until the end of the process, where the garbage collector would take most of a second for them.
     gc.freeze()
     # The accelerators belong to JAX: TensorFlow would reserve all memory of every GPU it sees.
     tensorflow.config.set_visible_devices([], "GPU")

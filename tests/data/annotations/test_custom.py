@@ -44,7 +44,7 @@ def test_folders_without_splits(tmp_path):
 
 
 def test_each_class_of_a_small_set_is_held_out(tmp_path):
-    """By the hash alone, the 50 videos of a class had 2 to 9 held out, those of a class of 10 often none."""
+    """The hash alone may hold out none of a class of 50, and of a class of 10 often does."""
     for number in range(12):
         sizes = {"fight": 50, "calm": 150, **{f"rare{i}": 10 for i in range(4)}, "single": 1}
         touch(tmp_path / str(number), *(f"{label}/{number}_{i}.mp4" for label, n in sizes.items() for i in range(n)))
