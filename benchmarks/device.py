@@ -62,10 +62,8 @@ class Program(NamedTuple):
         import jax
         import jax.numpy as jnp
 
-        from vivit_jax.models import inference
-
         if self.train is None:
-            params = inference.cast_params(jax.device_put(subjects.our_params(self.config)), self.config)
+            params = subjects.inference_params(self.config)
             pixels = subjects.random_clips(self.config, self.row.batch)
             video = jnp.asarray(pixels, jnp.float32) / 127.5 - 1
             return subjects.Work(lambda: self.compiled({"params": params}, video), jax.block_until_ready)
@@ -100,7 +98,8 @@ def build(row: Row, sizes: dict[str, Any]) -> Program:
         lowered = train.step.lower(train.state, clips)
     else:
         train, video = None, jax.ShapeDtypeStruct((batch, *config.video_shape), jnp.float32)
-        params = jax.eval_shape(lambda params: inference.cast_params(params, config), abstract_params(config))
+        cast = jax.eval_shape(lambda params: inference.cast_params(params, config), abstract_params(config))
+        params = jax.eval_shape(lambda params: inference.unstacked(params, config), cast)
         lowered = inference.jit(ViViT(config).apply, config).lower({"params": params}, video)
     return Program(row, config, train, lowered.compile(), time.perf_counter() - began)
 

@@ -66,25 +66,30 @@ def our_params(config: Any) -> Any:
     return jax.tree.map(lambda x: np.resize(noise, x.shape), abstract_params(config))
 
 
+def inference_params(config: Any) -> Any:
+    """Returns random parameters on the device, as predictions take them: cast once, on GPUs each layer apart."""
+    import jax
+
+    from vivit_jax.models import inference
+
+    params = inference.cast_params(jax.device_put(our_params(config)), config)
+    return jax.block_until_ready(inference.unstacked(params, config))
+
+
 def random_clips(config: Any, batch: int) -> np.ndarray:
     """Returns pixels of `batch` clips, uint8 [B, T, H, W, C]."""
     return np.random.default_rng(0).integers(0, 256, (batch, *config.video_shape), np.uint8)
 
 
 def our_forward(fields: Mapping[str, Any], batch: int) -> Work:
-    """Returns our forward pass of a batch of random clips, compiled.
-
-    As in evaluation and prediction, parameters are cast once.
-    """
+    """Returns our forward pass of a batch of random clips, compiled."""
     import jax
     import jax.numpy as jnp
 
     from vivit_jax.models import ViViT, inference
 
     config = model_config(fields)
-    # Waited for: device_put copies in the background.
-    params = inference.cast_params(jax.device_put(our_params(config)), config)
-    params = jax.block_until_ready(params)
+    params = inference_params(config)
     video = jax.block_until_ready(jnp.asarray(random_clips(config, batch) / np.float32(127.5) - 1))
     program = inference.jit(ViViT(config).apply, config).lower({"params": params}, video).compile()
     return Work(lambda: program({"params": params}, video), jax.block_until_ready)

@@ -21,6 +21,8 @@ from vivit_jax.checkpoint import CheckpointError
 from vivit_jax.config.preprocessing import Preprocessing
 from vivit_jax.data.video import decode
 from vivit_jax.evaluation.predictions import rank_labels
+from vivit_jax.models import inference
+from vivit_jax.models.attention_choice import Device
 from vivit_jax.models.relevance import relevance
 from vivit_jax.predict import Predictor, __main__, inputs, write_explanation
 from vivit_jax.train_step import normalise
@@ -88,12 +90,15 @@ def test_no_file_or_name_ends_a_batch(checkpoint, videos, tmp_path, monkeypatch)
         )
 
 
-def test_explanation_is_a_video_of_the_relevance_of_all_clips(checkpoint, videos, tmp_path):
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_explanation_is_a_video_of_the_relevance_of_all_clips(checkpoint, videos, tmp_path, monkeypatch, platform):
+    monkeypatch.setattr(inference, "target_device", lambda: Device(platform))  # GPUs hold each layer apart
     predictor = vivit_jax.load(checkpoint, temporal_views=2, spatial_views=3, dtype="float32")
     prediction = predictor.explain(os.path.join(videos, "b", "c.mp4"), tmp_path / "of" / "c.mp4")
     np.testing.assert_array_equal(prediction.clips, prediction.views[[1, 4]], "the middle crops of both clips")
+    params = inference.stacked(predictor._params)
     clip, best = normalise(prediction.clips[1:]), LABELS.index(prediction.ranked["label"][0][0])
-    expected = np.asarray(relevance(predictor.model.config, predictor._params, clip, np.array([best])))[0]
+    expected = np.asarray(relevance(predictor.model.config, params, clip, np.array([best])))[0]
     np.testing.assert_allclose(prediction.relevance[1], expected / expected.sum(), rtol=1e-4, atol=1e-6)
     assert np.abs(prediction.relevance - prediction.explain("rollout")).max() > 1e-3
 

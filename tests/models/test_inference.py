@@ -11,6 +11,7 @@ from tests.helpers.small_models import MODELS, random_params, random_video, smal
 from vivit_jax import sharding
 from vivit_jax.compile import hlo
 from vivit_jax.models import ViViT, abstract_params, inference
+from vivit_jax.models.attention_choice import Device
 from vivit_jax.train_step import map_views
 from vivit_jax.utils.trees import path_name
 
@@ -58,6 +59,24 @@ def test_parameters_cast_once_give_the_same_bits(name):
     # Nothing to cast, or not by the model.
     for other in ({"dtype": "float32"}, {"gradient_dtype": "float32"}):
         assert inference.cast_params(params, dataclasses.replace(config, **other)) is params
+
+
+def test_programs_take_the_parameters_of_each_layer_apart(monkeypatch):
+    """As predictions on GPUs do; the compiled program holds no stack of the layers, nor slices of one."""
+    config = small_config(scan_layers=False, dtype="float32")
+    params, video = jax.device_put(random_params(config, dtype="float32")), random_video(config, dtype="float32")
+    assert inference.unstacked(params, config) is params  # on a CPU
+    monkeypatch.setattr(inference, "target_device", lambda: Device("gpu"))
+    assert inference.unstacked(params, dataclasses.replace(config, scan_layers=True)) is params
+    apart = inference.unstacked(params, config)
+    kernels = apart["encoder"]["layers"]["mlp"]["dense_in"]["kernel"]
+    assert [x.shape for x in kernels] == [(config.hidden_size, config.mlp_dim)] * config.num_layers
+    jax.tree.map(np.testing.assert_array_equal, inference.stacked(apart), params)
+    step = inference.jit(lambda params, video: ViViT(config).apply({"params": params}, video), config)
+    np.testing.assert_array_equal(step(apart, video), step(params, video))
+    stack = f"f32[{config.num_layers},{config.hidden_size},{config.mlp_dim}]"
+    assert stack in step.lower(params, video).compile().as_text()
+    assert stack not in step.lower(apart, video).compile().as_text()
 
 
 @pytest.mark.parametrize(

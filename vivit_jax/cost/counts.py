@@ -27,8 +27,7 @@ def forward_count(config: ViViTConfig, pretrain: PretrainConfig | None = None) -
 
     With a `pretrain.mask_ratio` it is that of masked pretraining. The counted program is unoptimised, float32, unrolled
     and with plain attention, whatever the config's dtype, scan, remat and backend: XLA counts the body of a loop once,
-    and a cast as an operation. Nothing is compiled. Some versions of jaxlib sum in float32, so that about five digits
-    hold.
+    and a cast as an operation. Nothing is compiled. Some versions of jaxlib sum in float32: about five digits hold.
     """
     config = _countable(dataclasses.replace(config, remat="none", remat_temporal=None))
     model = MaskedViViT(config, pretrain) if pretrain and pretrain.mask_ratio else ViViT(config)

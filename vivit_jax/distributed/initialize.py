@@ -168,7 +168,9 @@ def _local_devices(environment: Mapping[str, str], launcher: str | None) -> tupl
     if launcher == "slurm":
         rank = int(environment["SLURM_LOCALID"])
         tasks = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE") or "1"
-        size = _tasks_of_node(tasks, int(environment.get("SLURM_NODEID", 0)))
+        parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks)  # of each node: '4(x2),1' is 4, 4, 1
+        sizes = [int(size) for size, times in parts for _ in range(int(times or 1))]
+        size = sizes[min(int(environment.get("SLURM_NODEID", 0)), len(sizes) - 1)]
     else:
         rank = int(environment.get("OMPI_COMM_WORLD_LOCAL_RANK", 0))
         size = int(environment.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1))
@@ -185,10 +187,3 @@ def _local_devices(environment: Mapping[str, str], launcher: str | None) -> tupl
         advice = f"start a number of processes that divides {seen}, or set JAX_LOCAL_DEVICE_IDS for each"
         raise DistributedError(f"{size} processes on this machine cannot share {seen} GPUs evenly: {advice}")
     return tuple(range(rank * each, (rank + 1) * each))
-
-
-def _tasks_of_node(tasks_per_node: str, node: int) -> int:
-    """Returns the tasks on a node from Slurm's list: '4(x2),1', node 1 -> 4."""
-    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks_per_node)
-    counts = [int(count) for count, times in parts for _ in range(int(times or 1))]
-    return counts[min(node, len(counts) - 1)]

@@ -40,8 +40,7 @@ def export(checkpoint: storage.PathLike, output: storage.PathLike, format: str, 
     """Writes the folder `output`, which must not exist, in a format of `FORMATS`.
 
     `checkpoint` and `weights` are those of `vivit_jax.predict.Predictor`. Raises errors of `vivit_jax.predict.restore`,
-    CheckpointError for a model without classifier, FileExistsError, ValueError where the format cannot express the
-    model.
+    CheckpointError for a model without classifier, FileExistsError, ValueError for one that the format cannot express.
     """
     output = storage.path(output)
     if output.exists():

@@ -112,7 +112,7 @@ class Predictor:
         evaluation = metadata["config"].get("evaluation", {}) | given
         self.experiment = Experiment.from_config(metadata["config"] | {"evaluation": evaluation})
         self.model = for_inference(model, self.experiment)
-        self._params = inference.cast_params(params, self.model.config)
+        self._params = inference.unstacked(inference.cast_params(params, self.model.config), self.model.config)
         self.preprocessing = Preprocessing.of_checkpoint(metadata, self.model.config)
         if self.preprocessing.assumed:
             logging.warning("%s does not say how videos are prepared: %s", self.path, self.preprocessing.assumed)
@@ -125,9 +125,8 @@ class Predictor:
     def __call__(self, path: storage.PathLike, top: int = 5) -> Prediction:
         """Decodes a file, cuts its views and ranks the labels, `top` per head.
 
-        `path` is a video file that FFmpeg can decode, or a folder with its frames as numbered pictures, at the rate of
-        the records (`--fps` of a build) or 25 a second; one shorter than a clip is looped. Raises VideoError for one
-        that is not a video, or damaged.
+        `path` is a video file that FFmpeg can decode, or a folder with its frames as numbered pictures, at the
+        records' rate (`--fps` of a build) or 25 a second; a short one is looped. Raises VideoError for other files.
         """
         ((_, result),) = self.predict([path], top)
         if isinstance(result, Exception):
@@ -158,7 +157,8 @@ class Predictor:
             yield name, Prediction(str(name), ranked, views, clips, explain)
 
     def _explain(self, clips: np.ndarray, classes: Mapping[str, np.ndarray], method: str = "gradient") -> np.ndarray:
-        maps = [self._relevance(self._params, normalise(clip[None]), classes, method=method) for clip in clips]
+        params = inference.stacked(self._params)
+        maps = [self._relevance(params, normalise(clip[None]), classes, method=method) for clip in clips]
         maps = np.concatenate(jax.device_get(maps))  # [temporal views, n_t, n_h, n_w]
         totals = maps.sum((1, 2, 3), keepdims=True)
         return maps / np.where(totals > 0, totals, 1)

@@ -45,8 +45,7 @@ def probe(
     is {method: {metric: value}} with the methods `knn/K` and `linear` and the metrics of `classifiers.score`.
 
     Raises CheckpointError, ConversionError or FileNotFoundError where checkpoint, weights or data set are missing or
-    damaged; ValueError for videos of a single class, too few for k-NN, or of which none can be read, and for features
-    that are not finite.
+    damaged; ValueError for videos of a single class, too few for k-NN, or all unreadable, and for non-finite features.
     """
     settings = settings or ProbeConfig()
     mesh = sharding.make_mesh(experiment.mesh)

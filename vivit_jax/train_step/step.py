@@ -137,26 +137,25 @@ def make_train_step(
         updates, opt_state = update(gradients, state.opt_state, state.params, value=value)
         # Untrained leaves and skipped steps keep the old values: -0.0 + 0 is 0.0, and an EMA of equal numbers rounds.
         proposed = select_trained(trained, optax.apply_updates(state.params, updates), state.params)
-        norms = {
-            name: _norms(name, tree, norms_by_part)
-            for name, tree in (("gradient_norm", gradients), ("update_norm", updates), ("parameter_norm", proposed))
-        }
-        accept, guard_state = check_step(guard, state.guard, value, *(of[name] for name, of in norms.items()))
+        trees = {"gradient_norm": gradients, "update_norm": updates, "parameter_norm": proposed}
+        of_parts = {f"{name}/{part}": x for name, tree in trees.items() for part, x in tree.items() if norms_by_part}
+        norms = {name: optax.tree.norm(tree) for name, tree in (trees | of_parts).items()}
+        accept, guard_state = check_step(guard, state.guard, value, *(norms[name] for name in trees))
         # Elements are selected, to the bit, whatever NaN the new ones hold, instead of branching: XLA fuses that with
         # the update, on any mesh, with donated buffers.
         params, ema = optax.tree.where(accept, proposed, state.params), state.ema
         if ema_decay:
-            updated = update_ema(ema, params, ema_decay, state.guard.accepted)
-            ema = select_trained(trained, optax.tree.where(accept, updated, ema), ema)
+            newer = update_ema(ema, params, ema_decay, state.guard.accepted)
+            ema = select_trained(trained, optax.tree.where(accept, newer, ema), ema)
 
         # Metrics.
         rate = jnp.asarray(schedule(state.step - state.guard.skipped), jnp.float32)
         metrics |= {"loss": value, "learning_rate": rate}
         metrics |= {"skipped": 1.0 - accept, "skipped_in_a_row": guard_state.consecutive_skips}
         metrics |= {"learning_rate/head": head_rate * rate} if head_rate != 1 else {}
-        metrics |= norms["gradient_norm"] | norms["parameter_norm"]
-        had_update = jnp.isfinite(value) & jnp.isfinite(metrics["gradient_norm"])
-        metrics |= {name: jnp.where(had_update, norm, 0.0) for name, norm in norms["update_norm"].items()}
+        updated = jnp.isfinite(value) & jnp.isfinite(norms["gradient_norm"])
+        for name, norm in norms.items():
+            metrics[name] = jnp.where(updated, norm, 0.0) if name.startswith("update_norm") else norm
         return TrainState(
             step=state.step + 1,
             params=params,
@@ -257,12 +256,6 @@ def batch_loss(
     if len(losses) == 1:
         return value, {"accuracy": next(iter(accuracies.values()))}
     return value, {f"loss/{h}": v for h, v in losses.items()} | {f"accuracy/{h}": v for h, v in accuracies.items()}
-
-
-def _norms(name: str, tree: Any, by_part: bool) -> Metrics:
-    """Returns the global norm of a tree and, with `by_part`, of each of its top-level modules."""
-    parts = {f"{name}/{part}": optax.tree.norm(leaves) for part, leaves in tree.items()} if by_part else {}
-    return {name: optax.tree.norm(tree)} | parts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,8 +96,7 @@ def prepare(name: str, data_dir: storage.PathLike) -> storage.AnyPath:
     """Returns the folder of the records of data set `name`, and builds them first if they are absent.
 
     moving_digits is generated. The others of the catalog are built from the files in `data_dir/NAME/videos` and
-    `data_dir/NAME/annotations`; without these, MissingDataError says which files belong where. The records of a custom
-    data set must exist.
+    `data_dir/NAME/annotations`; without these, MissingDataError says which belong where. Custom records must exist.
     """
     folder = records_folder(name, data_dir)
     dataset = catalog.of_records(name, folder)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -119,7 +118,12 @@ def videos(path: Path, heads: Iterable[str]) -> Iterator[VideoEntry]:
                     features["fps"].float_list.value[0],
                     features["height"].int64_list.value[0],
                     features["width"].int64_list.value[0],
-                    {head: _label(features, head) for head in heads},
+                    {
+                        head: tuple(features[f"labels/{head}"].int64_list.value)  # all ids of a multi-label head
+                        if f"labels/{head}" in features
+                        else features[f"label/{head}"].int64_list.value[0]
+                        for head in heads
+                    },
                 )
                 chunks_read, num_chunks = 0, -(-entry.num_frames // split_index.CHUNK_FRAMES)
                 yield entry
@@ -132,10 +136,3 @@ def videos(path: Path, heads: Iterable[str]) -> Iterator[VideoEntry]:
         raise ValueError(f"{path}: record {number} is no chunk of a video: a feature is missing or empty") from None
     if chunks_read != num_chunks:
         raise ValueError(f"{path}: the last video has {chunks_read} of {num_chunks} chunks")
-
-
-def _label(features: Mapping[str, Any], head: str) -> int | tuple[int, ...]:
-    """Returns the class id of a head, or all ids of a multi-label head, whose feature has another name."""
-    if f"labels/{head}" in features:
-        return tuple(features[f"labels/{head}"].int64_list.value)
-    return features[f"label/{head}"].int64_list.value[0]
