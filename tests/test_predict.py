@@ -140,7 +140,7 @@ def test_command_prints_any_name_on_any_terminal(checkpoint, videos):
     assert "Traceback" not in done.stderr
 
 
-def test_folders_and_patterns_are_the_videos_in_them(tmp_path, monkeypatch):
+def test_folders_and_patterns_are_the_videos_in_them(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     for name in ("a/1.mp4", "a/b/2.webm", "a/note.txt", "c[1].mp4", "f/img_00001.jpg", "f/img_00002.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -148,6 +148,7 @@ def test_folders_and_patterns_are_the_videos_in_them(tmp_path, monkeypatch):
     assert list(inputs.videos(["a", "a/**/*.webm", "c[1].mp4", "f", "none*"])) == [
         *("a/1.mp4", "a/b/2.webm", "a/b/2.webm", "c[1].mp4", "f", "none*"),
     ]
+    assert caplog.messages == ["a: left alone, as no videos by their suffix: 1 .txt"]
 
 
 def test_preprocessing_comes_from_the_checkpoint_alone(tmp_path):

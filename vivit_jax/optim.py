@@ -120,13 +120,11 @@ def learning_rate_schedule(
     takes the whole run, or `schedule_steps` lie in the warm-up, beyond the run or on the same step.
     """
     steps_in = {"steps": 1.0, "epochs": steps_per_epoch, "examples": 1 / batch_size}
-    field, unit = "warmup_epochs", "epochs"
-    for name in ("steps", "examples"):
-        if getattr(config, f"warmup_{name}") is not None:
-            field, unit = f"warmup_{name}", name
-    warmup = round(getattr(config, field) * steps_in[unit])
+    unit = next((unit for unit in ("steps", "examples") if getattr(config, f"warmup_{unit}") is not None), "epochs")
+    length = getattr(config, f"warmup_{unit}")
+    warmup = round(length * steps_in[unit])
     if warmup >= total_steps and warmup > 0:
-        problem = f"optimizer.{field}={getattr(config, field)} is {warmup} steps, but the run has only {total_steps}"
+        problem = f"optimizer.warmup_{unit}={length} is {warmup} steps, but the run has only {total_steps}"
         raise ValueError(f"{problem}; train for longer or warm up for fewer {unit}")
     base, end, rest = config.learning_rate, config.end_learning_rate, total_steps - warmup
     if config.schedule == "cosine":
@@ -141,9 +139,8 @@ def learning_rate_schedule(
             raise ValueError(f"{given}; they must be ascending, {ends}")
         decay = optax.piecewise_constant_schedule(base, {step - warmup: config.step_decay_factor for step in steps})
     elif config.schedule == "rsqrt":
-        timescale = 10_000  # big_vision's default
-        if config.rsqrt_timescale is not None:
-            timescale = config.rsqrt_timescale * steps_in[config.schedule_unit]
+        given = config.rsqrt_timescale
+        timescale = 10_000 if given is None else given * steps_in[config.schedule_unit]  # big_vision's default
 
         def decay(step: jax.Array) -> jax.Array:
             """base / sqrt(1 + step / timescale): flat at first, then as 1 / sqrt(step) (arXiv:2106.04560, 3.5)."""
@@ -203,11 +200,10 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> Optimiz
 
 def _rule(config: OptimizerConfig, schedule: optax.Schedule) -> tuple[optax.GradientTransformation, ...]:
     """The transformations from the clipped gradient to the update."""
-    mask = path_mask(config.decay_pattern)
     # As published; Lion: arXiv:2302.06675, section 4.
     b2 = config.b2 if config.b2 is not None else 0.99 if config.name == "lion" else 0.999
     moments = {"b1": config.b1, "b2": b2}
-    decay = {"weight_decay": config.weight_decay, "mask": mask}
+    decay = {"weight_decay": config.weight_decay, "mask": path_mask(config.decay_pattern)}
     if config.name == "adamw":
         return (optax.adamw(schedule, eps=config.eps, **moments, **decay),)
     if config.name == "lion":
@@ -237,8 +233,7 @@ def is_stacked(name: str) -> bool:
 
 def is_head(name: str) -> bool:
     """Whether the parameter at a path belongs to a classification head, `head` or `head_NAME`."""
-    module = name.split("/")[0]
-    return module == "head" or module.startswith("head_")
+    return name.split("/")[0].split("_")[0] == "head"
 
 
 def scale_by_trust_ratio() -> optax.GradientTransformation:

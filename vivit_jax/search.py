@@ -5,7 +5,6 @@ python -m vivit_jax.search --workdir=RUN --like=clip.mp4 folder   # or features.
 
 import io
 import json
-import zipfile
 
 import numpy as np
 from absl import flags, logging
@@ -34,7 +33,7 @@ def main(argv: list[str]) -> None:
                 raise ValueError(f"{path} holds the videos to search: it must be the only argument")
             try:
                 arrays = dict(np.load(io.BytesIO(storage.path(path).read_bytes())))
-            except (EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            except storage.NPZ_ERRORS as error:
                 raise ValueError(f"{path} cannot be read ({error}); vivit_jax.features writes it") from error
             if "features" not in arrays:
                 raise ValueError(f"{path} has no features, only {', '.join(arrays)}: write it without --tokens")

@@ -85,11 +85,9 @@ def _arrange(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarra
 
 def _rows_are_contiguous(devices: np.ndarray) -> bool:
     """Whether each process holds one contiguous range of the batch's rows."""
-    rows: dict[int, set[int]] = {}
-    for row, group in enumerate(devices.reshape(devices.shape[0] * devices.shape[1], -1)):
-        for device in group:
-            rows.setdefault(device.process_index, set()).add(row)
-    return all(max(held) - min(held) + 1 == len(held) for held in rows.values())
+    processes = np.vectorize(lambda device: device.process_index)(devices)
+    held = [np.flatnonzero((processes == process).any(axis=(2, 3))) for process in np.unique(processes)]
+    return all(len(rows) == np.ptp(rows) + 1 for rows in held)
 
 
 def check_model(mesh: Mesh, config: Any) -> None:
@@ -229,8 +227,6 @@ def shard_map_logical(function: Callable[..., jax.Array], arguments: Sequence[Lo
 def _mesh_axes() -> dict[str, int]:
     """Sizes of the current mesh's axes that the partitioner controls: not those of an enclosing shard_map."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return {}
     axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
     return {name: size for name, size, kind in axes if kind == AxisType.Auto}
 

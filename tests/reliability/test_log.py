@@ -4,7 +4,7 @@ import logging
 
 from absl import logging as absl_logging
 
-from vivit_jax.utils import logs, storage
+from vivit_jax.utils import goodput, logs, storage
 
 
 def test_a_line_begins_on_its_own_after_a_torn_one(tmp_path):
@@ -14,6 +14,14 @@ def test_a_line_begins_on_its_own_after_a_torn_one(tmp_path):
         logs.JsonLinesWriter(file).write_scalars(step, {"a": step})
     assert [row["step"] for row in logs.read_lines(file)] == [1, 3, 4]
     assert len(file.read_text().splitlines()) == 4
+
+
+def test_lines_that_are_none_of_ours_are_skipped(tmp_path):
+    file, line = tmp_path / logs.METRICS_FILE, b'{"step": 1, "a": 1.0}'
+    file.write_bytes(b"\n".join([line, b"\xff", b"17", b"null", b'"step"', b"[1]", b'{"a": 1}', b'{"st\x00', line]))
+    assert list(logs.read_lines(file)) == [{"step": 1, "a": 1.0}] * 2
+    (tmp_path / goodput.FILE).write_bytes(b'{"step": 1, "time": 2.0, "seconds": {}}\n17\n\xff')
+    assert goodput.read(tmp_path) == {}
 
 
 def test_orbax_is_heard_with_verbosity_1_alone():

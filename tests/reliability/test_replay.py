@@ -99,3 +99,7 @@ def test_incomplete_dump_is_refused(tmp_path):
     (folder / "batch_1.npz").unlink()
     with pytest.raises(ValueError, match="have 4 clips of 8; copy those of all hosts"):
         next(replay.replay(folder))
+    for name, content in (("batch_0.npz", b""), ("batch_0.npz", b"PK"), ("step.json", b"[]"), ("step.json", b"{}")):
+        (folder / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{folder} cannot be replayed"):
+            next(replay.replay(folder))

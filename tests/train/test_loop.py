@@ -20,7 +20,7 @@ from vivit_jax import distributed, predict, sharding, train
 from vivit_jax.config.experiment import ConfigError, Experiment, default_config
 from vivit_jax.data import build
 from vivit_jax.data.records.split import open_split
-from vivit_jax.evaluation import evaluate
+from vivit_jax.evaluation import evaluate, evaluator
 from vivit_jax.train import initialize, loop, skipped_steps
 from vivit_jax.train_step.guard import GuardConfig
 from vivit_jax.utils import logs
@@ -261,14 +261,37 @@ def test_sigterm_in_an_evaluation_saves_the_step_and_the_resumed_run_evaluates_i
     assert restored(tmp_path / "w", run, stop.value.step)[-1][1]["metrics"], "of the resumed run's evaluation"
 
 
-@pytest.mark.parametrize("trace", ["damaged", "report", "evaluations"])
+def test_a_step_outlives_the_evaluation_that_fails_after_it(data_dir, finished, tmp_path, monkeypatch, caplog):
+    def out_of_memory(*_):
+        raise MemoryError("in the evaluation")
+
+    def with_unreadable(*rest):
+        return dataclasses.replace(evaluate_all(*rest), unreadable=1)
+
+    run, evaluate_all = experiment(data_dir), evaluator.Evaluator.__call__
+    for failing, error in ((out_of_memory, MemoryError), (with_unreadable, OSError)):
+        monkeypatch.setattr(evaluator.Evaluator, "__call__", failing)
+        with pytest.raises(error, match=r"in the evaluation|1 of 14 videos could not be read"):
+            train.train(run, tmp_path / "w")
+        with checkpointing.Checkpoints(tmp_path / "w" / "checkpoints", read_only=True) as checkpoints:
+            assert checkpoints.latest() == STEPS
+            assert checkpoints.metadata(STEPS)["metrics"] == {}
+    monkeypatch.setattr(evaluator.Evaluator, "__call__", evaluate_all)
+    assert train.train(run, tmp_path / "w") == pytest.approx(finished[1])
+    assert restored(tmp_path / "w", run)[-1][1]["metrics"], "of the resumed run's evaluation"
+    assert "do not compare" not in caplog.text, "the held-out videos are those of the checkpoint"
+
+
+@pytest.mark.parametrize("trace", ["damaged", "report", "evaluations", "steps"])
 def test_a_run_that_lost_its_checkpoints_does_not_begin_again_unasked(trace, tmp_path):
     if trace == "damaged":
         (tmp_path / "damaged" / "checkpoints-8").mkdir(parents=True)
     elif trace == "report":
         (tmp_path / "report.html").write_text("")
     else:
-        (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {s}, "eval/top1": 0.5}}\n' for s in (4, 8)))
+        steps, name = ((4, 8), "eval/top1") if trace == "evaluations" else ((2000, 2001), "train/loss")
+        lines = [json.dumps({"step": step, "time": 0.0, name: 0.5}) for step in steps]
+        (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
     program = types.SimpleNamespace(state=None, init_state=lambda seed: f"begun with seed {seed}")
     setup = types.SimpleNamespace(experiment=Experiment.from_config(default_config()), program=program)
     with checkpointing.Checkpoints(tmp_path / "checkpoints") as checkpoints:

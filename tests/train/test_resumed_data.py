@@ -21,7 +21,7 @@ def run(data_dir):
         "config": settings.to_dict(),
         "heads": train_set.heads,
         "class_names": {head: list(names) for head, names in train_set.class_names.items()},
-        "data": {"examples": train_set.num_videos, "index": train_set.digests()},
+        "data": {"examples": train_set.num_videos, "index": train_set.digests(), "held_out": eval_set.digests()},
     }
     return settings, train_set, eval_set, metadata
 
@@ -68,8 +68,15 @@ def test_other_classes_are_refused(run):
         (lambda split: {"chunk_checksum": split.chunk_checksum ^ 1}, "the stored frames changed"),
     ],
 )
-def test_other_videos_under_the_same_name_are_refused_unless_allowed(run, change, difference):
+def test_other_videos_under_the_same_name_are_refused_unless_allowed(run, change, difference, caplog):
     settings, train_set, eval_set, metadata = run
+    follow_checkpoint(train_set, eval_set, settings.data, metadata)
+    assert "compare" not in caplog.text
+    held_out = dataclasses.replace(eval_set, **change(eval_set))
+    follow_checkpoint(train_set, held_out, dataclasses.replace(settings.data, eval_split="train"), metadata)
+    assert "compare" not in caplog.text
+    follow_checkpoint(train_set, held_out, settings.data, metadata)
+    assert "The videos or labels of split validation are not those of the run's checkpoint" in caplog.text
     changed = rebuilt(train_set, eval_set, lambda split: dataclasses.replace(split, **change(split)))
     with pytest.raises(ConfigError, match=f"moving_digits are not those of the run's checkpoint: {difference}; put"):
         follow_checkpoint(*changed, settings.data, metadata)

@@ -161,11 +161,10 @@ def cutout(clip: jax.Array, key: jax.Array, half: int) -> jax.Array:
 
 def rotate(clip: jax.Array, degrees: jax.Array | float) -> jax.Array:
     """Rotates a clip, uint8 [T, H, W, 3], counter-clockwise about its centre (Pillow's `Image.rotate`)."""
-    centre_y, centre_x = clip.shape[1] / 2, clip.shape[2] / 2
+    y, x = clip.shape[1] / 2, clip.shape[2] / 2  # the centre
     angle = -jnp.deg2rad(jnp.asarray(degrees, jnp.float32))
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    a, b, d, e = cos, sin, -sin, cos
-    return affine(clip, (a, b, centre_x - a * centre_x - b * centre_y, d, e, centre_y - d * centre_x - e * centre_y))
+    return affine(clip, (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y))
 
 
 def affine(clip: jax.Array, coefficients: tuple[jax.Array | float, ...]) -> jax.Array:

@@ -94,23 +94,21 @@ def digest(metadata: Mapping[str, Any]) -> str:
 def check_params(params: Any, stored: Mapping[str, Any], where: str) -> None:
     """Raises OtherModelError, listing the differences, unless model and checkpoint have the same leaves and shapes."""
     if differences := _differences(params, stored, "model"):
-        raise OtherModelError(
-            f"{where} holds another model:\n  {_shorten(differences)}\nUse the config it was trained with, or another "
-            f"--workdir; a new run starts from these weights with --config.init_from.path={where}"
-        )
+        advice = f"a new run starts from these weights with --config.init_from.path={where}"
+        problem = f"{where} holds another model:\n  {differences}"
+        raise OtherModelError(f"{problem}\nUse the config it was trained with, or another --workdir; {advice}")
 
 
 def check_optimizer(opt_state: Any, stored: Any, where: str) -> None:
     """Raises OtherModelError unless optimizer and checkpoint have the same leaves and shapes."""
     if differences := _differences(opt_state, stored, "optimizer"):
-        raise OtherModelError(
-            f"{where} holds the state of another optimizer:\n  {_shorten(differences)}\nTraining resumes with the "
-            "optimizer it began with; to change it, start another run from these weights (config.init_from.path)."
-        )
+        advice = "to change it, start another run from these weights (config.init_from.path)."
+        problem = f"{where} holds the state of another optimizer:\n  {differences}"
+        raise OtherModelError(f"{problem}\nTraining resumes with the optimizer it began with; {advice}")
 
 
-def _differences(expected: Any, stored: Any, what: str) -> list[str]:
-    """Returns a line for each leaf that two trees do not have in common."""
+def _differences(expected: Any, stored: Any, what: str) -> str:
+    """Returns a line for each leaf that two trees do not have in common; '' for none, the number of those after 12."""
     expected, stored = (
         {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(tree) if hasattr(x, "shape")}
         for tree in (expected, stored)
@@ -121,8 +119,5 @@ def _differences(expected: Any, stored: Any, what: str) -> list[str]:
         if expected[name] != stored[name]
     ]
     lines += [f"{name}: missing in the checkpoint" for name in sorted(expected.keys() - stored.keys())]
-    return lines + [f"{name}: not in this {what}" for name in sorted(stored.keys() - expected.keys())]
-
-
-def _shorten(lines: list[str]) -> str:
+    lines += [f"{name}: not in this {what}" for name in sorted(stored.keys() - expected.keys())]
     return "\n  ".join(lines[:12]) + (f"\n  and {len(lines) - 12} more" if len(lines) > 12 else "")

@@ -199,8 +199,17 @@ class Checkpoints(contextlib.AbstractContextManager):
                 self._unsaved = step
 
     def add_metrics(self, step: int, metadata: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Adds `metadata` and `metrics`, as for `save`, to a step that was saved before it was evaluated."""
+        """Adds `metadata` and `metrics`, as for `save`, to a step that was saved before it was evaluated, if it was."""
+        try:
+            self.wait()
+        except _DiskFullError as error:
+            if self._on_full == "stop" or jax.process_count() > 1:
+                raise
+            logging.error("%s", error)
+        if step not in self.steps():
+            return
         found = {**self.metadata(step), **metadata, "metrics": dict(metrics)}
+        self._sound[step] = found.get("sound", True)
         found[DIGEST] = digest(found)
 
         def write() -> None:
@@ -225,12 +234,9 @@ class Checkpoints(contextlib.AbstractContextManager):
                         raise
                     time.sleep(pause)
             if isinstance(error, Exception) and storage.is_full(error):
-                last = self.latest()
-                raise _DiskFullError(
-                    f"the disk of {self.root} is full, no checkpoint can be written; "
-                    + (f"step {last} is the last one saved" if last is not None else "none is saved")
-                    + ". Free some space and run the same command"
-                ) from error
+                saved = "none is saved" if (last := self.latest()) is None else f"step {last} is the last one saved"
+                problem = f"the disk of {self.root} is full, no checkpoint can be written; {saved}"
+                raise _DiskFullError(f"{problem}. Free some space and run the same command") from error
             raise
 
     def reached_preemption(self, step: int) -> bool:
@@ -272,9 +278,8 @@ class Checkpoints(contextlib.AbstractContextManager):
                 if not storage.is_outage(error):
                     raise CheckpointError(message) from error
                 if pause is None:
-                    raise UnavailableError(
-                        f"{message}\nNothing was changed; run the same command when it answers"
-                    ) from error
+                    advice = "Nothing was changed; run the same command when it answers"
+                    raise UnavailableError(f"{message}\n{advice}") from error
                 logging.warning("%s; trying again in %g s", message, pause)
                 time.sleep(pause)
 
@@ -309,10 +314,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         metadata, stored = together(lambda: (self.metadata(step), self._stored(step)), lambda _: f"step {step}")
         where = self.root / str(step)
         if "opt_state" not in stored:
-            raise OtherModelError(
-                f"{where} holds parameters alone: it can be evaluated, or start another run with "
-                f"--config.init_from.path={self.root.parent}, but training cannot resume from it"
-            )
+            usable = f"it can be evaluated, or start another run with --config.init_from.path={self.root.parent}"
+            raise OtherModelError(f"{where} holds parameters alone: {usable}, but training cannot resume from it")
         check_params(abstract.params, stored["params"], str(where))
         check_optimizer(abstract.opt_state, stored["opt_state"], str(where))
         # Parts that the checkpoint lacks (the EMA was off, it is older than the guard) come back as None.
@@ -351,19 +354,16 @@ class Checkpoints(contextlib.AbstractContextManager):
         )
         read = functools.partial(ocp.PyTreeCheckpointHandler().restore, self.root / str(step) / STATE, args=args)
         tree = together(lambda: self._attempt(step, "cannot be read", read), lambda _: "")
-        # All processes sum up; of a replicated array each has its own copy.
-        together(lambda: self._verify(tree, metadata, self.root / str(step)))
-        return tree
 
-    @staticmethod
-    def _verify(tree: Any, metadata: Mapping[str, Any], where: epath.Path) -> None:
-        mismatches = [name for name, value in checksums(tree).items() if metadata["checksums"].get(name) != value]
-        if mismatches:
-            raise CheckpointError(
-                f"{where}: the checksums of {len(mismatches)} arrays are not those that were saved "
-                f"({', '.join(mismatches[:4])}{', ...' if len(mismatches) > 4 else ''}); the files were altered after "
-                "writing"
-            )
+        def verify() -> None:
+            saved = metadata["checksums"]
+            if wrong := [name for name, value in checksums(tree).items() if saved.get(name) != value]:
+                names = ", ".join(wrong[:4]) + (", ..." if len(wrong) > 4 else "")
+                problem = f"the checksums of {len(wrong)} arrays are not those that were saved ({names})"
+                raise CheckpointError(f"{self.root / str(step)}: {problem}; the files were altered after writing")
+
+        together(verify)  # all processes sum up; of a replicated array each has its own copy
+        return tree
 
     def _quarantine(self, step: int, error: Exception) -> None:
         if self._options.read_only:

@@ -241,39 +241,31 @@ def _moved(one: Instruction, body: Computation, fused: Computation) -> int:
             return arrays[-1].bytes * (1 if arrays[-1].memory_space else 2)
         return sum(array.bytes for array in arrays if not array.memory_space)
     whole = {i: body[operand].hbm for i, operand in enumerate(one.operands) if operand in body}
-    read = sum(min(sliced.get(i, size), size) for i, size in whole.items())
+    read = sum(int(min(sliced.get(i, size), size)) for i, size in whole.items())
     written = (min(results.get(i, a.bytes), a.bytes) for i, a in enumerate(one.arrays) if not a.memory_space)
     return read + sum(written)
 
 
-def _fused_slices(fused: Computation) -> tuple[dict[int, int], dict[int, int]]:
-    """Returns the bytes of slices in a fusion: ({operand: read}, {result: written}), of those that are not whole."""
+def _fused_slices(fused: Computation) -> tuple[dict[int, float], dict[int, int]]:
+    """Returns the bytes of slices in a fusion: ({operand: read}, infinity for all; {result: written}, if not all)."""
     users: dict[str, list[Instruction]] = {}
     for one in fused.values():
         for operand in one.operands:
             users.setdefault(operand, []).append(one)
 
-    def read(name: str) -> int | None:
-        """Bytes of a value that its users need; None: all."""
-        needed = 0
+    def read(name: str) -> float:
+        """Bytes of a value that its users need; infinity: all."""
+        needed: float = 0
         for user in users.get(name, ()):
             if user.opcode in _SLICES:
                 needed += sum(array.bytes for array in user.arrays)
-            elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
-                continue  # updated in place
             elif user.opcode in _VIEWS:
-                below = read(user.name)
-                if below is None:
-                    return None
-                needed += below
-            else:
-                return None
+                needed += read(user.name)
+            elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:  # that is updated in place
+                return math.inf
         return needed
 
-    sliced = {}
-    for one in fused.values():
-        if one.opcode == "parameter" and (needed := read(one.name)) is not None:
-            sliced[int(one.rest.partition(")")[0])] = needed
+    sliced = {int(one.rest.partition(")")[0]): read(one.name) for one in fused.values() if one.opcode == "parameter"}
     written = {}
     for root in (one for one in fused.values() if one.root):
         elements: Sequence[str] = root.operands if root.opcode == "tuple" else (root.name,)

@@ -37,8 +37,7 @@ def print_report(target: Target, slice_: Slice, step: str) -> bool:
         lines += [f"to reduce memory: {line}" for line in compiled_step.training_advice(experiment, target.mesh.size)]
     else:
         lines += [f"to reduce memory: {line}" for line in compiled_step.evaluation_advice(experiment)]
-    for line in lines:
-        print(f"  {line}")
+    print(*(f"  {line}" for line in lines), sep="\n")
     return compiled.fits
 
 

@@ -44,8 +44,7 @@ def published(dataset: str, model: str, attention: str, **fields: Any) -> ml_col
     if dataset not in RECIPES:
         raise ConfigError(f"the paper has no recipe for data set {dataset!r}, only for {', '.join(RECIPES)}")
     config = default_config().lock()
-    config.update_from_flattened_dict({**COMMON, **RECIPES[dataset]})
-    config.data.name = dataset
+    config.update_from_flattened_dict({**COMMON, **RECIPES[dataset], "data.name": dataset})
     for field, value in {"name": model, "attention": attention, **fields}.items():
         config.model[field] = value
     return config

@@ -141,8 +141,7 @@ class InitFrom:
                 raise ValueError(f"init_from.grid={self.grid} must be the (n_t, n_h, n_w), > 0, of the weights' tokens")
             object.__setattr__(self, "grid", grid)
         for field in ("pixel_mean", "pixel_std"):
-            values = getattr(self, field)
-            if values is None:
+            if (values := getattr(self, field)) is None:
                 continue
             if not isinstance(values, tuple | list) or any(field == "pixel_std" and not x > 0 for x in values):
                 raise ValueError(f"init_from.{field}={values} must be a number for each channel, the std above 0")

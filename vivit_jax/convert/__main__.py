@@ -42,10 +42,8 @@ def convert() -> str:
     """Runs the command; returns what it prints."""
     if (_TO.value is None) != (_FORMAT.value is None):
         raise ValueError("--to and --format go together: the path to write, and its format")
-    given = {
-        **{"format": _SOURCE_FORMAT.value, "prefix": _PREFIX.value, "num_heads": _NUM_HEADS.value},
-        **{"grid": _numbers(_GRID, int), "pixel_mean": _numbers(_MEAN, float), "pixel_std": _numbers(_STD, float)},
-    }
+    given = {"format": _SOURCE_FORMAT.value, "prefix": _PREFIX.value, "num_heads": _NUM_HEADS.value}
+    given |= {"grid": _numbers(_GRID, int), "pixel_mean": _numbers(_MEAN, float), "pixel_std": _numbers(_STD, float)}
     given = {name: value for name, value in given.items() if value is not None}
     if _CONFIG.value is None:
         options = InitFrom(**given)

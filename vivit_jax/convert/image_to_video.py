@@ -70,8 +70,6 @@ class _Adaptation:
         self.target = flax.traverse_util.flatten_dict(abstract_params(self.config), sep="/")
         self.params: dict[str, np.ndarray] = {}
         self.entries: list[Entry] = []
-        self.problems: list[str] = []
-        self.warnings: list[str] = []
         self._random: list[str] = []  # names of leaves that start as in training from scratch
         self._used: set[str] = set()  # names of the weights
         # Whether both models have a temporal encoder; whether (the model, the weights) are of Model 3.
@@ -80,7 +78,7 @@ class _Adaptation:
         same = bool(self.config.representation_size) == bool(self.source.representation_size)
         models = self.source, self.config, self.class_names
         self._heads, self.problems = heads.decide(self.options.head, *models, same_features=same)
-        self.warnings += [decision.warning for decision in self._heads.values() if decision.warning]
+        self.warnings = [decision.warning for decision in self._heads.values() if decision.warning]
 
     def run(self) -> None:
         """Fills all leaves; raises ConversionError with all that does not fit."""
@@ -282,10 +280,8 @@ def central_frame(kernel: np.ndarray, t: int) -> np.ndarray:
     frames = kernel.shape[0]
     if frames > t:
         raise ValueError(f"central_frame would drop {frames - t} of the {frames} frames; use filter_inflation")
-    out = np.zeros((t, *kernel.shape[1:]), kernel.dtype)
     start = t // 2 - frames // 2
-    out[start : start + frames] = kernel
-    return out
+    return np.pad(kernel, ((start, t - frames - start), *[(0, 0)] * (kernel.ndim - 1)))
 
 
 def filter_inflation(kernel: np.ndarray, t: int) -> np.ndarray:

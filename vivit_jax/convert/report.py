@@ -40,9 +40,8 @@ class Report:
         """Returns the summary, the warnings, and a line for each leaf, grouped by outcome."""
         lines = [self.summary(), *(f"  warning: {line}" for line in self.warnings)]
         width = max((len(entry.name) for entry in self.entries), default=0)
-        for outcome in OUTCOMES:
-            entries = [entry for entry in self.entries if entry.outcome == outcome]
-            lines += [f"  {outcome:11} {entry.name:{width}}  {entry.how}".rstrip() for entry in entries]
+        entries = sorted(self.entries, key=lambda entry: OUTCOMES.index(entry.outcome))
+        lines += [f"  {entry.outcome:11} {entry.name:{width}}  {entry.how}".rstrip() for entry in entries]
         return "\n".join(lines)
 
 

@@ -123,9 +123,7 @@ def plan(environment: Mapping[str, str], mode: str = "auto", **flags: str | int 
         return None
     if launcher == "ompi" and given["num_processes"] == 1 and not flags:
         return None
-    if launcher is None:
-        _check(given, "no Slurm, Open MPI or TPU slice was detected that would supply the rest")
-    _check(given, None)
+    _check(given, None if launcher else "no Slurm, Open MPI or TPU slice was detected that would supply the rest")
     return Start(**given, local_device_ids=_local_devices(environment, launcher), launcher=launcher or "given")
 
 

@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from vivit_jax import checkpoint as checkpointing
 from vivit_jax.config import flags as command_line
 from vivit_jax.config.sections import EVALUATION_DTYPES
-from vivit_jax.data.annotations.video_files import list_videos
+from vivit_jax.data.annotations.video_files import Listing, list_videos
 from vivit_jax.predict import Predictor
 from vivit_jax.utils import logs, storage
 
@@ -59,7 +59,9 @@ def videos(arguments: Iterable[str]) -> Iterator[str]:
         if not storage.is_remote(argument) and not os.path.lexists(argument):
             found = sorted(glob.glob(argument, recursive=True)) or [argument]
         for path in found:
-            below: list[str] = []
+            listing = Listing()
             with contextlib.suppress(Exception):  # what cannot be listed is an error when it is read
-                below = list_videos(path).videos
-            yield from below or [path]
+                listing = list_videos(path)
+            if listing.videos and listing.left_alone:
+                logging.warning("%s: left alone, as no videos by their suffix: %s", path, listing.others())
+            yield from listing.videos or [path]

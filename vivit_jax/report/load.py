@@ -114,7 +114,7 @@ def read_run(workdir: epath.PathLike) -> Run:
         config=experiment.to_dict() if experiment else config,  # under the current field names where possible
         experiment=experiment,
         series=logs.read_metrics(workdir / logs.METRICS_FILE),
-        times=[row["time"] for row in logs.read_lines(workdir / logs.METRICS_FILE)],
+        times=[row["time"] for row in logs.read_lines(workdir / logs.METRICS_FILE) if "time" in row],
         evaluation=_read_json(workdir / results.RESULT_FILE),
         videos=_read_videos(workdir / predictions.FILE),
         # Read as a file: Orbax's manager would wait for the other processes, and that of the run may still be open.

@@ -82,8 +82,7 @@ def _curves(series: Series) -> list[tuple[str, str]]:
     """Returns (title, image) of each panel that has a series."""
     panels = []
     for title, pattern, options in _PANELS:
-        matching = {name: points for name, points in sorted(series.items()) if re.search(pattern, name)}
-        if matching:
+        if matching := {name: points for name, points in sorted(series.items()) if re.search(pattern, name)}:
             panels.append((title, figures.lines(matching, "step", **options)))
     return panels
 

@@ -32,7 +32,9 @@ def init_or_restore(
     if restored is not None:
         state, metadata = restored
         return fill_missing_state(setup.program, state), metadata
-    if not from_scratch and (had := checkpointing.together(lambda: _lost_checkpoints(checkpoints, workdir), str)):
+    every = setup.experiment.checkpoint.every_steps
+    had = checkpointing.together(lambda: _lost_checkpoints(checkpoints, workdir, every), str)
+    if had and not from_scratch:
         raise checkpointing.CheckpointError(
             f"{workdir} {had}, but {checkpoints.root} holds no checkpoint. Is its disk mounted? A sound step in "
             f"{checkpointing.QUARANTINE_DIR}/ can be moved back, to {checkpoints.root.name}/STEP. Otherwise choose "
@@ -44,14 +46,16 @@ def init_or_restore(
     return setup.program.init_state(setup.experiment.seed), None
 
 
-def _lost_checkpoints(checkpoints: Any, workdir: epath.Path) -> str:
+def _lost_checkpoints(checkpoints: Any, workdir: epath.Path, every_steps: int) -> str:
     """Says what shows that a run without checkpoints had some; '' where nothing does."""
     if damaged := checkpoints.quarantined():
         return f"has steps that were set aside ({', '.join(damaged)})"
     if (workdir / report.FILE).exists():
         return f"is a finished run ({report.FILE})"
-    # Saving ends before the next one begins: of a run that was killed early, one evaluation may be all that is there.
-    rows = logs.read_lines(workdir / logs.METRICS_FILE)
+    # Saving ends before the next one begins: a run that was killed before the second may have none.
+    rows = list(logs.read_lines(workdir / logs.METRICS_FILE))
+    if (last := max((row["step"] for row in rows), default=0)) > 2 * every_steps:
+        return f"has logged {last} steps"
     evaluated = sorted({row["step"] for row in rows if any(name.startswith("eval/") for name in row)})
     return f"has evaluations of the steps {evaluated[0]} to {evaluated[-1]}" if len(evaluated) > 1 else ""
 

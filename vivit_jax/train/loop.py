@@ -168,23 +168,26 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
             ledger.write()
             evaluate &= not preempted
             began = time.perf_counter()
-            if evaluate:
-                try:
-                    evaluation.run(step, state, preemption.reached)
-                except EvaluationInterrupted:  # the resumed run evaluates this step
-                    preempted, evaluate = True, False
-            ledger.mark("evaluation")
-            preemption.saving = True
+            preemption.saving, losses = True, [skipped.loss]
             distributed.beat("save", step)
             with progress.timed("checkpoint", wait_jax_async_dispatch=False):
-                metrics = evaluation.metrics if evaluate else {}
-                losses = [value for name, value in metrics.items() if name.endswith("loss")] or [skipped.loss]
-                sound = setup.is_sound(losses)
-                metadata = {**setup.checkpoint_metadata, **evaluation.checkpoint_metadata, "sound": sound}
-                checkpoints.save(step, state, metadata, metrics)
-                if not sound:
-                    kept = f"The newest sound one, {checkpoints.newest_sound()}, is kept."
-                    logging.error("Step %d is not sound: loss %s. %s", step, losses, kept)
+                metadata = {**setup.checkpoint_metadata, **evaluation.checkpoint_metadata}
+                checkpoints.save(step, state, {**metadata, "sound": setup.is_sound(losses)})
+            ledger.mark("checkpoint")
+            if evaluate:  # after saving: what ends the evaluation does not end the step
+                preemption.saving = False
+                try:
+                    evaluation.run(step, state, preemption.reached)
+                    losses = [value for name, value in evaluation.metrics.items() if name.endswith("loss")] or losses
+                    metadata |= {**evaluation.checkpoint_metadata, "sound": setup.is_sound(losses)}
+                    ledger.mark("evaluation")
+                    checkpoints.add_metrics(step, metadata, evaluation.metrics)
+                except EvaluationInterrupted:  # the resumed run evaluates this step
+                    preempted = True
+                preemption.saving = True
+            if not setup.is_sound(losses):
+                kept = f"The newest sound one, {checkpoints.newest_sound()}, is kept."
+                logging.error("Step %d is not sound: loss %s. %s", step, losses, kept)
             if preempted or step == last_step or evaluation.early_stop.over:
                 checkpoints.wait()  # while SIGTERM is still handled
             ledger.write("checkpoint")

@@ -114,7 +114,7 @@ class PeriodicEvaluation:
         """Evaluates the parameters of a state and, where it has one, their EMA.
 
         The run's last evaluation, planned or by early stopping, is on all videos too; it stays in the workdir.
-        EvaluationInterrupted as `Evaluator`; then nothing is logged or kept.
+        EvaluationInterrupted as `Evaluator`: nothing is logged or kept. OSError where the last one read too few videos.
         """
         last = step >= self._setup.total_steps
         result = self._evaluate(step, state, self._num_videos, interrupted)
@@ -137,6 +137,8 @@ class PeriodicEvaluation:
             checkpoint, split = self._workdir / checkpointing.FOLDER / str(step), self._experiment.data.eval_split
             with storage.optional("the result of the evaluation"):
                 write_result(self._workdir, result, checkpoint, split, self._split.class_names)
+            if problem := result.problem(self._experiment.data.max_unreadable):
+                raise OSError(problem)
 
     def _evaluate(self, step: int, state: Any, videos: int | None, interrupted: Callable[[], bool] | None) -> Result:
         """Evaluates and logs; the result holds the metrics of the EMA too."""

@@ -36,9 +36,12 @@ def replay(folder: epath.PathLike) -> Iterator[str]:
     """
     of_workdir = epath.Path(folder) / skipped_steps.FAILED_FOLDER
     folder = of_workdir if of_workdir.is_dir() else epath.Path(folder)
-    facts = json.loads((folder / skipped_steps.STEP_FILE).read_text())
-    experiment = Experiment.from_config(facts["config"])
-    batch = _read_batch(folder, experiment.batch_size)
+    try:
+        facts = json.loads((folder / skipped_steps.STEP_FILE).read_text())
+        experiment = Experiment.from_config(facts["config"])
+        batch = _read_batch(folder, experiment.batch_size)
+    except (KeyError, *storage.NPZ_ERRORS) as error:
+        raise ValueError(f"{folder} cannot be replayed: {error}") from error
     with checkpointing.Checkpoints(folder / checkpointing.FOLDER, read_only=True) as checkpoints:
         setup = _set_up(experiment, checkpoints.metadata(facts["step"] - 1))
         with jax.set_mesh(setup.mesh):

@@ -66,6 +66,7 @@ class TrainSetup:
                 "examples": train_set.num_videos,
                 "order": train_set.fingerprint(self.experiment.seed, self.clip_spec),
                 "index": train_set.digests(),
+                "held_out": self.eval_set.digests(),
             },
         }
 
@@ -248,4 +249,8 @@ def follow_checkpoint(
         if not data.allow_changed:
             raise ConfigError(f"{message}; {way_out}, or continue on these with {_ALLOWED}")
         logging.warning("%s (%s)", message, _ALLOWED)
+    held_out = metadata["data"].get("held_out")
+    if before.eval_split == data.eval_split and held_out not in (None, eval_set.digests()):
+        changed = "are not those of the run's checkpoint: its metrics before and after do not compare"
+        logging.warning("The videos or labels of split %s %s", data.eval_split, changed)
     return train_set, eval_set

@@ -97,7 +97,7 @@ class SkippedSteps:
         line |= finite_or_none({name: float(metrics[name]) for name in _JUDGED if name in metrics})
         if jax.process_index() == 0:
             self._workdir.mkdir(parents=True, exist_ok=True)
-            with (self._workdir / SKIPPED_FILE).open("a") as file:
+            with storage.optional(SKIPPED_FILE), (self._workdir / SKIPPED_FILE).open("a") as file:
                 file.write(json.dumps(line) + "\n")
         return line
 

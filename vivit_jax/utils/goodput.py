@@ -122,4 +122,5 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
 
 
 def _lines(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    return [line for line in logs.read_lines(epath.Path(workdir) / FILE) if "seconds" in line]
+    lines = logs.read_lines(epath.Path(workdir) / FILE)
+    return [line for line in lines if {"seconds", "started", "time", "lost"} <= line.keys()]

@@ -68,11 +68,12 @@ class JsonLinesWriter:
 
 
 def read_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
-    """Yields the lines of a `metrics.jsonl`; skips one truncated by a kill. An absent file has none."""
+    """Yields the lines of a `metrics.jsonl`; skips what is none, as one cut by a kill. An absent file has none."""
     path = epath.Path(path)
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            yield json.loads(line)
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(TypeError, ValueError):
+            if "step" in (row := dict(json.loads(line))):
+                yield row
 
 
 def read_metrics(path: epath.PathLike) -> dict[str, list[tuple[int, float]]]:
@@ -135,7 +136,8 @@ def make_writer(workdir: epath.PathLike) -> MetricWriter:
     writers: list[MetricWriter] = []
     if jax.process_index() == 0:
         workdir = epath.Path(workdir)
-        writers.append(_OptionalWriter(metric_writers.SummaryWriter(str(workdir)), "the log for TensorBoard"))
+        with storage.optional(name := "the log for TensorBoard"):
+            writers.append(_OptionalWriter(metric_writers.SummaryWriter(str(workdir)), name))
         writers.append(_OptionalWriter(JsonLinesWriter(workdir / METRICS_FILE), METRICS_FILE))
     return metric_writers.AsyncMultiWriter(writers)
 

@@ -205,14 +205,8 @@ def prediction(
     with drawing(figsize=(1.6 * len(shown), 3.4 + 1.6 * len(ranked)), layout="constrained") as (figure, _):
         rows = figure.add_gridspec(2 + len(ranked), len(shown))
         for column, frame in enumerate(shown):
-            for row in (0, 1):
-                axes = figure.add_subplot(rows[row, column])
-                axes.imshow(clip[frame])
-                axes.set_axis_off()
-                if row == 0:
-                    axes.set_title(f"frame {frame}", fontsize=8)
-                else:
-                    _heat(axes, clip, relevance, frame)
+            images = _frame_and_relevance(figure, (rows[0, column], rows[1, column]), clip, relevance, frame)
+            images[0].axes.set_title(f"frame {frame}", fontsize=8)
         for row, (head, labels) in enumerate(ranked.items(), start=2):
             axes = figure.add_subplot(rows[row, :])
             names, probabilities = zip(*reversed(labels), strict=True)
@@ -224,13 +218,18 @@ def prediction(
     return figure
 
 
-def _heat(axes: Any, clip: np.ndarray, relevance: np.ndarray, frame: int) -> Any:
-    """Draws the relevance of a frame over it: bilinear between token centres, over the extent of the frame."""
+def _frame_and_relevance(figure: Figure, cells: Any, clip: np.ndarray, relevance: np.ndarray, frame: int) -> list[Any]:
+    """Draws a frame in two cells, in the second under its relevance: bilinear between token centres, over the extent of
+    the frame. Returns the images: twice the frame, and the relevance."""
+    panels = [figure.add_subplot(cell) for cell in cells]
+    images = [axes.imshow(clip[frame]) for axes in panels]
+    for axes in panels:
+        axes.set_axis_off()
     height, width = clip.shape[1:3]
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     weights = relevance[frame * len(relevance) // len(clip)]
     colours = {"cmap": "inferno", "alpha": 0.6, "vmin": 0, "vmax": relevance.max() or 1}
-    return axes.imshow(weights, interpolation="bilinear", extent=extent, **colours)
+    return [*images, axes.imshow(weights, interpolation="bilinear", extent=extent, **colours)]
 
 
 def explanation(clip: np.ndarray, relevance: np.ndarray, title: str) -> Iterator[np.ndarray]:
@@ -238,11 +237,7 @@ def explanation(clip: np.ndarray, relevance: np.ndarray, title: str) -> Iterator
     bar of the relevance of all frames. The arrays are those of `prediction`, of one clip or several in a row."""
     with drawing(figsize=(6.4, 4.4), dpi=100, layout="constrained") as (figure, _):
         rows = figure.add_gridspec(2, 2, height_ratios=(3, 1))
-        panels = [figure.add_subplot(rows[0, column]) for column in (0, 1)]
-        images = [axes.imshow(clip[0]) for axes in panels]
-        heat = _heat(panels[1], clip, relevance, 0)
-        for axes in panels:
-            axes.set_axis_off()
+        *images, heat = _frame_and_relevance(figure, (rows[0, 0], rows[0, 1]), clip, relevance, 0)
         axes = figure.add_subplot(rows[1, :])
         frames, times = len(clip), len(relevance)
         shares = relevance.sum((1, 2))

@@ -11,7 +11,9 @@ import re
 import shutil
 import stat
 import tempfile
+import tokenize
 import uuid
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,6 +33,8 @@ _OS_ERROR_CODE = re.compile(r"os_error_code='(\d+)'")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 # With the status RESOURCE_EXHAUSTED, which a device whose memory is full, or a bucket that limits requests, has too.
 _FULL_MESSAGE = re.compile(r"No space left|Dis[ck] quota exceeded")
+# What np.load raises for a damaged file.
+NPZ_ERRORS = (zipfile.BadZipFile, tokenize.TokenError, EOFError, NotImplementedError, TypeError, ValueError)
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
 _STATUS = re.compile(
     r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|"
@@ -48,10 +52,8 @@ def is_outage(error: BaseException | None) -> bool:
     """Returns whether reading failed for a reason that says nothing about the file: a disk or bucket that does not
     answer, no permission, no memory. A file that is absent or cut short, or holds something else, is no outage."""
     while error is not None:
-        if isinstance(error, MemoryError):
-            return True
         absent = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
-        if isinstance(error, OSError) and not absent:
+        if isinstance(error, OSError | MemoryError) and not absent:
             return True
         codes = {int(code) for code in _OS_ERROR_CODE.findall(str(error))}
         if codes - _ABSENT or _STATUS.search(f"{type(error).__name__} {error}"):

@@ -229,6 +229,10 @@ def test_no_group_is_in_two_splits(tmp_path, column, caplog):
     (tmp_path / "labels.csv").write_text(f"path,label,{column},split\n{''.join(lines)}")
     annotations.read(CSV, tmp_path)
     assert "15 groups are in several splits" in caplog.text
+    rows = "a.mp4,x,train,,\na.mp4,x,val,,\nb.mp4,x,train,0,1\nb.mp4,x,val,1,2\nb.mp4,x,val,,"
+    (tmp_path / "labels.csv").write_text(f"path,label,split,start,end\n{rows}\n")
+    annotations.read(CSV, tmp_path)
+    assert "1 videos are in several splits, first a.mp4" in caplog.text
 
     (tmp_path / "labels.csv").write_text(f"path,label,{column}\na.mp4,x,one\nb.mp4,y,one\n")
     with pytest.raises(annotations.AnnotationError, match="state the splits"):

@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -183,6 +184,62 @@ def test_interrupted_build_continues(tmp_path, monkeypatch):
         if "tfrecord" in name or name.startswith(("summary", "class")):
             assert (records / name).read_bytes() == (whole / name).read_bytes(), name
     assert [path.name for path in records.parent.iterdir()] == [paths.VERSION], "nothing half-done is left"
+
+
+def test_a_video_that_has_arrived_meanwhile_costs_its_shard_alone(tmp_path, monkeypatch, caplog):
+    videos, folder = kinetics_folder(tmp_path)
+    dataset = dataclasses.replace(catalog.get("kinetics400"), rows_per_shard=1)
+    options = build.BuildOptions(dataset.short_side, num_workers=0, progress=False)
+    (videos / "b.mp4").rename(tmp_path / "b.mp4")
+    arguments = (dataset, videos, folder, tmp_path / "out")
+    for quality in (70, options.quality):  # the first of them is never ended
+        unfinished = RecordsBuild(*arguments, dataclasses.replace(options, quality=quality))
+        monkeypatch.setattr(unfinished, "_publish", lambda: {}[0])
+        with pytest.raises(KeyError):
+            unfinished.run()
+    (tmp_path / "b.mp4").rename(videos / "b.mp4")
+    encoded, original = [], encode.encode_file
+    monkeypatch.setattr(encode, "encode_file", lambda task: encoded.append(task.path.stem) or original(task))
+    records = RecordsBuild(*arguments, options).run()
+    assert encoded == ["b"]
+    assert open_split(records, "train").video_id.tolist() == ["a", "b", "c", "d"]
+    (left,) = [path for path in records.parent.iterdir() if path != records]
+    assert f"{left}: unfinished, of a build with other options" in caplog.text
+
+
+def test_a_build_that_ends_while_another_begins_is_taken(tmp_path, monkeypatch):
+    videos, folder = kinetics_folder(tmp_path)
+    arguments = ("kinetics400", videos, folder, tmp_path / "out")
+    locked = storage.locked
+
+    def ended_meanwhile(*rest):
+        monkeypatch.setattr(storage, "locked", locked)
+        build.build(*arguments, build.BuildOptions(num_workers=0, progress=False))
+        monkeypatch.setattr(workers, "ordered_map", None)
+        return locked(*rest)
+
+    monkeypatch.setattr(storage, "locked", ended_meanwhile)
+    records = build.build(*arguments, build.BuildOptions(num_workers=0, progress=False))
+    assert records == build.records_folder("kinetics400", tmp_path / "out")
+    monkeypatch.undo()
+    monkeypatch.setattr(storage, "locked", ended_meanwhile)
+    arguments = (*arguments[:3], tmp_path / "other")
+    with pytest.raises(ValueError, match=r"holds records with quality 85 \(50 requested\)"):
+        build.build(*arguments, build.BuildOptions(num_workers=0, progress=False, quality=50))
+
+
+def test_accents_are_found_in_either_form(tmp_path):
+    """Archives of macOS have decomposed names."""
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    for split, label in (("train", composed), ("val", decomposed)):
+        numbered_video(tmp_path / "folders" / split / label / f"{split}.mp4", 16)
+    records = build.build("f", tmp_path / "folders", None, tmp_path, build.BuildOptions(kind="folder", num_workers=0))
+    assert open_split(records, "validation").class_names == {"label": [composed]}
+    numbered_video(tmp_path / "files" / f"{decomposed}.mp4", 16)
+    (tmp_path / "list.csv").write_text(f"path,label,split\n{composed}.mp4,a,train\n{composed}.mp4,a,val\n")
+    files = tmp_path / "files", tmp_path / "list.csv"
+    records = build.build("c", *files, tmp_path, build.BuildOptions(kind="csv", num_workers=0))
+    assert len(open_split(records, "train").video_id) == 1
 
 
 def test_parts_of_several_machines_equal_one_build(tmp_path, monkeypatch):

@@ -129,8 +129,7 @@ def _open_folder(path: epath.Path) -> Container:
         return run
 
     # Several steps of Orbax or Flax: the latest; one step of Orbax.
-    steps = {int(match[1]): child for child in children if (match := _STEP.fullmatch(child.name))}
-    if steps:
+    if steps := {int(match[1]): child for child in children if (match := _STEP.fullmatch(child.name))}:
         return _open(steps[max(steps)])
     if (container := _open_orbax(path)) is not None:
         return container

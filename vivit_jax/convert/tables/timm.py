@@ -15,7 +15,6 @@ from vivit_jax.models import ViViTConfig
 def timm(config: ViViTConfig) -> list[Row]:
     """Returns the rows of an image ViT; where the class token has no position, its slot is zero."""
     check_image_model(config, "timm")
-    token = config.classifier == "token"
     block, layers = "blocks.{layer}", "encoder/layers"
     fused = transforms.projection(config.num_heads, parts=3)
     qkv = [f"{layers}/attention/{part}" for part in ("query", "key", "value")]
@@ -29,7 +28,7 @@ def timm(config: ViViTConfig) -> list[Row]:
     ]
     for name, ours, kind in NAMES["timm"]["parts"]:
         rows += pair(f"{block}.{name}", f"{layers}/{ours}", kind, config.num_heads)
-    if token:
+    if config.classifier == "token":
         rows.append(row("cls_token", "encoder/class_token", transforms.VECTOR))
     if config.representation_size:
         rows += pair("pre_logits.fc", "pre_logits", "dense")

@@ -19,24 +19,23 @@ _CONFIG = {"image_size": 224, "num_frames": 16, "hidden_act": "gelu", "layer_nor
 
 def videomae(config: ViViTConfig) -> list[Row]:
     """Returns the rows of a Model 1; arrays that the files lack are made where their neighbours are read."""
-    d, block, layers = config.hidden_size, "encoder.layer.{layer}", "encoder/layers"
     heads = transforms.projection(config.num_heads)
-    positions = sinusoids(math.prod(config.grid), d)
+    positions = sinusoids(math.prod(config.grid), config.hidden_size)
     with_positions = transforms.Transform(lambda x: [x, positions], _refuse)
     zeros = np.zeros((config.num_heads, config.head_dim))
     without_key = transforms.Transform(lambda x: [*heads.load(x), zeros], _refuse)
     rows: list[Row] = []
     for prefix in ("videomae.", ""):
-        embeddings, layer = f"{prefix}embeddings.patch_embeddings.projection", f"{prefix}{block}"
+        embeddings, layer = f"{prefix}embeddings.patch_embeddings.projection", f"{prefix}encoder.layer.{{layer}}"
         bias = ("tokenizer/bias", "encoder/position_embedding")
         rows += [row(f"{embeddings}.weight", "tokenizer/kernel", transforms.CONVOLUTION)]
         rows += [row(f"{embeddings}.bias", bias, with_positions)]
-        attention, ours = f"{layer}.attention.attention", f"{layers}/attention"
+        attention, ours = f"{layer}.attention.attention", "encoder/layers/attention"
         for query, value in (("q_bias", "v_bias"), ("query.bias", "value.bias")):  # until version 5, and from it
             rows += [row(f"{attention}.{query}", (f"{ours}/query/bias", f"{ours}/key/bias"), without_key)]
             rows += [row(f"{attention}.{value}", f"{ours}/value/bias", heads)]
         for name, _, part, kind in NAMES["huggingface"]["parts"]:
-            rows += pair(f"{layer}.{name}", f"{layers}/{part}", kind, config.num_heads)
+            rows += pair(f"{layer}.{name}", f"encoder/layers/{part}", kind, config.num_heads)
         if not config.pool_norm:
             rows += pair(f"{prefix}layernorm", "encoder/norm", "norm")
     rows += pair("fc_norm", "encoder/norm", "norm") if config.pool_norm else []

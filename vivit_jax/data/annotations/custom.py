@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -80,7 +81,7 @@ def read_folder(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annota
             hint = f"; a video of pictures needs a folder of its own, {layout}/00001.jpg"
             layout += hint if file in listing.frame_folders else ""
             raise AnnotationError(f"{folder}: {'/'.join(parts)} is in no folder of a class; the layout is {layout}")
-        labels = {} if unlabelled else {"label": (parts[depth - 1],)}
+        labels = {} if unlabelled else {"label": (unicodedata.normalize("NFC", parts[depth - 1]),)}
         entries.append(_Entry(path, labels, f"{folder}, {path}", split_of.get(parts[0])))
     with_videos = {tuple(entry.path.split(os.sep)[:depth]) for entry in entries}
     all_classes = [(name,) for name in folders]
@@ -244,8 +245,13 @@ def _annotations(
         what, all_units = ("group", f"the {len(grouped)} groups") if grouped else ("path", "the videos")
         selection = f"a hash of the {what} selects {len(held_out)} of {all_units} for the validation split"
         notes.append(f"{path}: no splits; {selection}")
-    elif shared := sorted(group for group, splits in grouped.items() if len(splits) > 1):
-        notes.append(f"{path}: {len(shared)} groups are in several splits, first {shared[0]}")
+    files: dict[str, set[str | None]] = {}
+    for entry in entries:
+        if (entry.start, entry.end) == (None, None):
+            files.setdefault(os.path.normpath(entry.path), set()).add(entry.split)
+    for what, splits_of in (("groups", grouped), ("videos", files)):
+        if shared := sorted(name for name, splits in splits_of.items() if len(splits) > 1):
+            notes.append(f"{path}: {len(shared)} {what} are in several splits, first {shared[0]}")
     splits = {entry.split for entry in entries}
     if "train" not in splits:
         raise AnnotationError(f"{path}: no row of split train; found {', '.join(sorted(splits))}")

@@ -88,7 +88,7 @@ def read_epic(dataset: catalog.DatasetInfo, folder: storage.AnyPath) -> Annotati
                     known = f"0 to {len(names) - 1} (the classes of {dataset.class_files[head][0]})"
                     raise AnnotationError(f"{where}: {head}_class {labels[head]} is outside {known}")
             start, end = (_seconds(where, entry[key]) for key in ("start_timestamp", "stop_timestamp"))
-            if end <= start:
+            if end < start:
                 raise AnnotationError(f"{where}: the segment ends at {end} s, before its start at {start} s")
             rows[split].append(Row(video, start, end, labels, split, ((video, False),)))
     return Annotations(rows, class_names, tuple(notes))

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -96,8 +97,8 @@ class VideoFiles:
     A name matches a file whose path ends in it, by whole parts: `clapping/x` matches `training/clapping/x.mp4`. Of
     several files, the one with the fewest parent folders wins, then the first in alphabetical order; of several in
     different folders, a path in a CSV matches none. Where none has the name, one file that differs in upper and lower
-    case only is taken. Files in the folders `dataset.replacements`, below the videos' folder or beside it, win over all
-    others. Only a CSV, which may name others, needs no video there.
+    case or the form of accents is taken. Files in the folders `dataset.replacements`, below the videos' folder or
+    beside it, win over all others. Only a CSV, which may name others, needs no video there.
 
     Attributes:
       first_frames: the first folder of frames that `find` returned; None if there was none.
@@ -127,7 +128,7 @@ class VideoFiles:
         listing = list_videos(folder)
         self._frame_folders |= listing.frame_folders
         for file in listing.videos:
-            self._files.setdefault(without_suffix(os.path.basename(file)).casefold(), []).append(file)
+            self._files.setdefault(_fold(without_suffix(os.path.basename(file))), []).append(file)
         return listing
 
     def find(self, row: Row) -> tuple[storage.AnyPath, float | None, float | None] | None:
@@ -165,12 +166,12 @@ class VideoFiles:
         if found and unique:
             found = [file for file in found if stems[file] == here] or found
         elif not found:
-            unique, found = True, [file for file, stem in stems.items() if stem.casefold().endswith(ending.casefold())]
+            unique, found = True, [file for file, stem in stems.items() if _fold(stem).endswith(_fold(ending))]
         one = len({os.path.dirname(file) for file in found}) == 1
         return found[0] if one or (found and not unique) else None
 
     def _candidates(self, name: str) -> list[str]:
-        return self._files.get(without_suffix(os.path.basename(name)).casefold(), [])
+        return self._files.get(_fold(without_suffix(os.path.basename(name))), [])
 
     def check(self, rows: Iterable[Row]) -> None:
         """Raises MissingDataError if no row has its file here: the folder is a wrong one.
@@ -193,6 +194,11 @@ class VideoFiles:
         example = next((files[0] for files in self._files.values()), "no video")
         looked = f"none of the videos in the annotations is in {self.folder}: looked for {expected}"
         raise MissingDataError(f"{looked}, found there {example} and the like", self._dataset, videos=self.folder)
+
+
+def _fold(name: str) -> str:
+    """Returns a name without case, and with accents as in most files: archives of macOS have them decomposed (NFD)."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _parts(path: str) -> list[str]:

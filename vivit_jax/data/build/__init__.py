@@ -60,14 +60,15 @@ def build(
     # Unfinished shards are found by the paths of their videos.
     videos, out = storage.absolute(videos), storage.absolute(out)
     folder = records_folder(name, out)
+    if not (folder / SUMMARY_FILE).is_file():
+        from vivit_jax.data.build.records import RecordsBuild  # TensorFlow takes seconds: another build may end in them
     if (folder / SUMMARY_FILE).is_file():
         _check_same(folder, options)
         return folder
-    from vivit_jax.data.build.records import RecordsBuild  # TensorFlow takes seconds to import
-
     built = RecordsBuild(dataset, videos, annotation_folder or videos, out, options).run()
     if options.part is not None:
         return built
+    _check_same(folder, options)  # another build may have ended first
     log, summary = logging.getLogger(__name__), read_summary(folder)
     for split, counts in summary["splits"].items():
         for head, names in counts.get("classes_without_videos", {}).items():

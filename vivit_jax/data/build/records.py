@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from vivit_jax.data import annotations, catalog, host_tf
@@ -58,7 +59,7 @@ class RecordsBuild:
             advice = "give it by --fps=N (config.data.fps), in frames per second"
             raise ValueError(f"{video_files.first_frames} is a folder of frames, without a frame rate: {advice}")
         self._all_shards = list(itertools.chain.from_iterable(self._shards.values()))
-        self._staging = storage.path(f"{self._final}.partial-{shards.fingerprint(self._all_shards, options)}")
+        self._staging = storage.path(f"{self._final}.partial-{shards.fingerprint(options)}")
 
     def run(self) -> storage.AnyPath:
         """Builds the records and returns their folder; shards of an interrupted build are used.
@@ -74,10 +75,15 @@ class RecordsBuild:
             if not storage.is_remote(self._final):
                 busy = f"another build is at work in {self._final.parent}; wait for its end, or stop it"
                 stack.enter_context(storage.locked(self._final.parent, ValueError(busy)))
+            if (self._final / SUMMARY_FILE).is_file():  # of a build that ended while this one began
+                return self._final
             self._write_shards(self._all_shards)
             self._publish()
             with contextlib.suppress(OSError):
                 epath.Path(self._staging).rmtree(missing_ok=True)
+        for name in storage.names(self._final.parent):
+            if name.startswith(f"{self._final.name}.partial-"):
+                logging.warning("%s: unfinished, of a build with other options", self._final.with_name(name))
         return self._final
 
     def _write_shards(self, selected: Sequence[shards.Shard]) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from vivit_jax.data.video import encode
 from vivit_jax.utils import storage
 
 # Part of the fingerprint of unfinished builds; increased when the format of records or metadata changes.
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,12 @@ class Shard:
     varying: int = 0  # videos with a variable frame rate
     repaired: int = 0  # frames whose time stamps were missing or did not increase
     done: bool = False  # whether it is written
+
+    @property
+    def digest(self) -> str:
+        """A hash of its files and rows: others in its place are built anew, as after a missing video has arrived."""
+        rows = [[str(f.path), f.segments, f.first_row, [[r.video, dict(r.labels)] for r in f.rows]] for f in self.files]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     @property
     def num_rows(self) -> int:
@@ -85,14 +91,10 @@ def plan(
     return shards
 
 
-def fingerprint(shards: Iterable[Shard], options: BuildOptions) -> str:
-    """Returns a hash of everything that determines the shards; a build continues only shards of the same hash."""
+def fingerprint(options: BuildOptions) -> str:
+    """Returns a hash of the options that determine the frames; a build continues only shards of the same hash."""
     of_frames = [getattr(options, field.name) for field in dataclasses.fields(encode.EncodeOptions)]
-    digest = hashlib.sha256(json.dumps([_FORMAT, of_frames]).encode())
-    for shard in shards:
-        files = [[str(f.path), f.segments, [[row.video, dict(row.labels)] for row in f.rows]] for f in shard.files]
-        digest.update(json.dumps([shard.split, shard.number, files]).encode())
-    return digest.hexdigest()[:12]
+    return hashlib.sha256(json.dumps([_FORMAT, of_frames]).encode()).hexdigest()[:12]
 
 
 def encode_files(
@@ -152,7 +154,7 @@ def write(
         shard.positions = record_positions(partial)
         num_bytes = storage.size(partial)
     metadata = {name: getattr(shard, name) for name in ("rejects", "varying", "repaired")}
-    metadata |= {"bytes": num_bytes, "positions": shard.positions.tolist()}
+    metadata |= {"bytes": num_bytes, "digest": shard.digest, "positions": shard.positions.tolist()}
     metadata["videos"] = [dataclasses.asdict(video) for video in shard.videos]
     # The metadata comes last: a shard with metadata is complete.
     storage.write(shard.metadata_path(staging), json.dumps(metadata))
@@ -165,7 +167,7 @@ def restore(shard: Shard, staging: storage.AnyPath) -> None:
     if not (metadata_path.is_file() and path.is_file()):
         return
     metadata = json.loads(metadata_path.read_text(encoding="utf-8"))
-    if metadata["bytes"] != storage.size(path):
+    if metadata["bytes"] != storage.size(path) or metadata["digest"] != shard.digest:
         return
     shard.videos = [VideoEntry(**video) for video in metadata["videos"]]
     shard.positions = np.array(metadata["positions"], np.int64).reshape(-1, 3)

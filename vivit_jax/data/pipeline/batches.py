@@ -151,8 +151,7 @@ def train_batches(
             window = {}
         else:
             make = lambda *size: clips.train_region(read, video, *size, spec, draws, region)  # noqa: E731
-            size = videos.size(video)[1:]
-            window = {"window": clips.window_in_region(*size, spec, draws, region, allowed)}
+            window = {"window": clips.window_in_region(*videos.size(video)[1:], spec, draws, region, allowed)}
         flipped = tf.logical_and(sampling.is_flipped(spec, draws), allowed)
         return videos.example(video, shape, make, strict) | window | {"label": labels(video, flipped)}
 
@@ -238,21 +237,18 @@ def _label_reader(splits: Sequence[RecordSplit], mirrors: Mapping[str, np.ndarra
 
 def _concatenate(labels: Sequence[np.ndarray]) -> np.ndarray:
     """Concatenates labels [N] or [N, L] of several splits: int32; rows are padded to the longest with -1."""
-    if labels[0].ndim == 1:
-        return np.concatenate(labels).astype(np.int32)
-    width = max(ids.shape[1] for ids in labels)
-    padded = [np.pad(ids, ((0, 0), (0, width - ids.shape[1])), constant_values=-1) for ids in labels]
-    return np.concatenate(padded).astype(np.int32)
+    if labels[0].ndim == 2:
+        width = max(ids.shape[1] for ids in labels)
+        labels = [np.pad(ids, ((0, 0), (0, width - ids.shape[1])), constant_values=-1) for ids in labels]
+    return np.concatenate(labels).astype(np.int32)
 
 
 class _Videos:
     """The videos of concatenated splits: their sizes as tensors, and a reader of their frames."""
 
     def __init__(self, splits: Sequence[RecordSplit], options: PipelineOptions, threads: int):
-        def concatenate(field):
-            return np.concatenate([np.asarray(getattr(split, field), np.int64) for split in splits])
-
-        sizes = [concatenate(field) for field in ("num_frames", "height", "width")]
+        fields = ("num_frames", "height", "width")
+        sizes = [np.concatenate([getattr(split, field) for split in splits], dtype=np.int64) for field in fields]
         self.largest_window = functools.partial(sampling.largest_window, *sizes[1:])
         self._sizes = [tf.constant(x) for x in sizes]
         self._first = np.cumsum([0, *(split.num_videos for split in splits)])

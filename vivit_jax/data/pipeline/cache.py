@@ -58,8 +58,7 @@ class FrameCache:
                     filled[video] = 1  # last: it may be read from now on
 
         # Share the memory, and see what is written to it; `tf.constant` would copy it.
-        from_dlpack = tf.experimental.dlpack.from_dlpack
-        self._frames, self._filled = (from_dlpack(array.__dlpack__()) for array in (store, filled))
+        self._frames, self._filled = (tf.experimental.dlpack.from_dlpack(x.__dlpack__()) for x in (store, filled))
         self._first, self._thread = tf.constant(first[:-1]), threading.Thread(target=fill, name="fill-cache")
         self.start = self._thread.start
 

@@ -24,14 +24,13 @@ def train_clip(read: Reader, video, num_frames, height, width, spec: ClipSpec, d
     `num_frames`, `height`, `width` (int64) are the size of the stored video; `draws` float64 [num_draws(spec)] are
     uniform in [0, 1); `may_flip`: bool [].
     """
-    crop_h, crop_w = spec.image_size
     frames = sampling.train_frames(num_frames, spec, draws, tf.experimental.numpy)
     window = _as_tensor(*sampling.train_window(height, width, spec, draws, tf.experimental.numpy))
     clip = resized(lambda finish: read(video, frames, window, finish), window[2:], spec.image_size)
-    clip = tf.ensure_shape(clip, [spec.num_frames, crop_h, crop_w, 3])
+    clip = tf.ensure_shape(clip, [spec.num_frames, *spec.image_size, 3])
     if spec.flip_probability > 0:
         # As one tall image, which TensorFlow mirrors twice as fast as a clip.
-        tall = tf.reshape(clip, [-1, crop_w, 3])
+        tall = tf.reshape(clip, [-1, spec.image_size[1], 3])
         flipped = tf.logical_and(sampling.is_flipped(spec, draws), may_flip)
         tall = tf.cond(flipped, lambda: tf.reverse(tall, [1]), lambda: tall)
         clip = tf.reshape(tall, clip.shape)

@@ -12,7 +12,6 @@ import io
 import json
 import re
 import struct
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -200,7 +199,7 @@ def _load(path: storage.AnyPath, split: str) -> RecordSplit:
         raise
     except KeyError as error:
         raise BadIndexError(f"{path}: holds no array {error}; {rebuild}") from None
-    except (zipfile.BadZipFile, EOFError, TypeError, ValueError) as error:
+    except storage.NPZ_ERRORS as error:
         raise BadIndexError(f"{path}: unreadable ({error}); {rebuild}") from None
 
 

@@ -20,15 +20,11 @@ _ONE_WORD = re.compile(r"\b(?:counter|anti)[\W_]?clockwise\b")
 
 def classes(names: Sequence[str]) -> np.ndarray:
     """Returns the class of the mirror image of each of C classes: int32 [C], or `NONE`."""
-    ids: dict[tuple[str, ...], list[int]] = {}
-    for number, name in enumerate(names):
-        ids.setdefault(_words(name), []).append(number)
-    result = np.arange(len(names), dtype=np.int32)
-    for number, name in enumerate(names):
-        words = _words(name)
-        if any(word in WORDS for word in words):
-            candidates = ids.get(tuple(WORDS.get(word, word) for word in words), [])
-            result[number] = candidates[0] if len(candidates) == 1 else NONE
+    words, result = list(map(_words, names)), np.arange(len(names), dtype=np.int32)
+    for number, of_name in enumerate(words):
+        mirrored = tuple(WORDS.get(word, word) for word in of_name)
+        if mirrored != of_name:
+            result[number] = words.index(mirrored) if words.count(mirrored) == 1 else NONE
     return result
 
 

@@ -79,12 +79,11 @@ class Order:
     def videos(self, number: tf.Tensor) -> tf.Tensor:
         """Returns the videos of group `number` of slots: int64 [group]."""
         source, use = self._slots(number)
-        first, videos = 0, tf.zeros([self.group], tf.int64)
-        for dataset, size in enumerate(self.sizes):
+        videos = tf.zeros([self.group], tf.int64)
+        for dataset, first in enumerate(np.cumsum([0, *self.sizes[:-1]]).tolist()):
             slots = tf.where(source == dataset)
             found = first + self._look_up(dataset, tf.gather_nd(use, slots))
             videos = tf.tensor_scatter_nd_update(videos, slots, found)
-            first += size
         return videos
 
     def _slots(self, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -149,8 +149,7 @@ def repeated_views(num_frames, height, width, spec: ClipSpec, temporal: int, spa
     views = [view_frames(frames[:, None], spec, temporal, i) for i in range(temporal)]
     for view, other in itertools.pairwise(views):
         result |= (view == other).all(axis=1)
-    size = resized(height, width, spec)
-    boxes = [view_crop(*size, spec, spatial, i) for i in range(spatial)]
+    boxes = [view_crop(*resized(height, width, spec), spec, spatial, i) for i in range(spatial)]
     for box, other in itertools.pairwise(boxes):
         result |= (box.top == other.top) & (box.left == other.left)
     return result

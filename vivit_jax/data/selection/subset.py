@@ -66,8 +66,7 @@ def apply(splits: Mapping[str, RecordSplit], subset: Subset) -> dict[str, Record
     listed = None if subset.list_file is None else _read_list(subset.list_file)
     if listed is not None:
         known = set().union(*(split.video_id.tolist() for split in splits.values()))
-        unknown = sorted(listed - known)
-        if unknown:
+        if unknown := sorted(listed - known):
             problem = f"{len(unknown)} of {len(listed)} ids are no videos of {', '.join(splits)}, first {unknown[:3]}"
             raise SubsetError(f"subset.list_file {subset.list_file}: {problem}; ids look like {sorted(known)[:3]}")
     return {name: take(split, _select(name, split, subset, listed)) for name, split in splits.items()}
@@ -107,10 +106,8 @@ def _select(name: str, split: RecordSplit, subset: Subset, listed: set[str] | No
         ranked = ranked[: max(1, round(subset.fraction * len(ranked)))]
         if subset.per_class is not None:
             labels = split.labels[first_head][ranked]
-            order = np.argsort(labels, kind="stable")
-            grouped = labels[order]
-            rank_in_class = np.arange(len(grouped)) - np.searchsorted(grouped, grouped)
-            ranked = ranked[order[rank_in_class < subset.per_class]]
+            of_classes = [ranked[labels == label][: subset.per_class] for label in np.unique(labels)]
+            ranked = np.concatenate([ranked[:0], *of_classes])
         selected = np.sort(ranked)
     if not len(selected):
         raise SubsetError(f"subset ({subset}) leaves none of the {split.num_videos} videos of {name}, {split.name}")

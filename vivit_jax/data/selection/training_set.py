@@ -115,25 +115,25 @@ def training_set(
       subset: selection to apply to each split.
       main_split: any split of `main`, for its classes, if `main` is not in `splits`.
     """
-    names = sorted(splits)  # not the order of a mapping that went through JSON and the command line
-    ordered_weights = tuple(float((weights or {}).get(name, 1.0)) for name in names)
+    # Not in the order of a mapping that went through JSON and the command line.
+    splits, subset = dict(sorted(splits.items())), subset or Subset()
+    ordered_weights = tuple(float((weights or {}).get(name, 1.0)) for name in splits)
     block_slots(ordered_weights)
     reference = splits.get(main, main_split)
     if reference is None:
-        raise MixtureError(f"{main} is not among {', '.join(names)}, so its classes are unknown")
-    for name in names:
-        _check_heads(name, splits[name], main, reference)
+        raise MixtureError(f"{main} is not among {', '.join(splits)}, so its classes are unknown")
+    for name, split in splits.items():
+        _check_heads(name, split, main, reference)
 
     # Classes of the heads, and videos of classes that they do not have.
-    class_names = _merged_class_names({name: splits[name] for name in names}, main, reference, unknown_classes)
-    relabelled = {name: relabel(splits[name], class_names) for name in names}
-    dropped = {name: splits[name].num_videos - relabelled[name].num_videos for name in names}
-    for name in names:
-        if not relabelled[name].num_videos:
+    class_names = _merged_class_names(splits, main, reference, unknown_classes)
+    relabelled = {name: relabel(split, class_names) for name, split in splits.items()}
+    dropped = {name: splits[name].num_videos - split.num_videos for name, split in relabelled.items()}
+    for name, split in relabelled.items():
+        if not split.num_videos:
             raise MixtureError(f"{name} has no video of a class that {main} has")
-    selected = subsets.apply(relabelled, subset or Subset())
-    ordered_splits = tuple(selected[name] for name in names)
-    return TrainingSet(tuple(names), ordered_splits, ordered_weights, dropped, subset or Subset())
+    selected = subsets.apply(relabelled, subset)
+    return TrainingSet(tuple(splits), tuple(selected.values()), ordered_weights, dropped, subset)
 
 
 def _check_heads(name: str, split: RecordSplit, main: str, reference: RecordSplit) -> None:

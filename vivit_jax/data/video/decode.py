@@ -223,8 +223,7 @@ def _decode(path, container, end, short_side, max_pixels) -> Iterator[Frame]:
         except DAMAGE as error:
             raise VideoError(f"{path}: a frame cannot be converted to RGB ({reason(error)})") from error
 
-    for frame in source.frames():
-        decoded += 1
+    for decoded, frame in enumerate(source.frames(), start=1):
         time, repaired = clock(source.stamp(frame))
         before = source.note_frame(time + (clock.origin or 0.0))
         if decoded == 1 and source.skipped:

@@ -109,8 +109,7 @@ def encode_file(task: FileTask) -> list[Segment | str]:
     waiting, active = sorted(selectors, key=lambda selector: -selector.start), []
     stated_fps, reached, problem = 0.0, -1.0, None
     try:
-        end = None if last_end == math.inf else last_end
-        for frame in decode.iterate_frames(task.path, end, options.short_side, options.fps):
+        for frame in decode.iterate_frames(task.path, last_end, options.short_side, options.fps):
             if frame.time > options.max_seconds:
                 raise decode.VideoError(f"{task.path}: longer than {options.max_seconds:g} s (--max_seconds)")
             stated_fps, reached = frame.fps, frame.time

@@ -61,8 +61,7 @@ class Converter:
             if picture.mode.startswith("I;16"):  # `convert` would clip them
                 picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
             picture = picture.convert("RGB")
-        if self._size is None:
-            self._size = output_size(picture.size, self._short_side)
+        self._size = self._size or output_size(picture.size, self._short_side)
         if picture.size != self._size:
             picture = picture.resize(self._size, Image.Resampling.BICUBIC)
         return np.asarray(picture)
