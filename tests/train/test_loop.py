@@ -82,7 +82,7 @@ def test_last_checkpoint_is_on_disk_before_signals_end_the_process_again(data_di
     monkeypatch.setattr(loop.Preemption, "listening", recorded)
     monkeypatch.setattr(checkpointing.Checkpoints, "wait", lambda self: (wait(self), calls.append("saved")))
     train.train(experiment(data_dir, num_steps=2), tmp_path / "w")
-    assert calls[:2] == ["saved", "no longer listening"]
+    assert "saved" in calls[: calls.index("no longer listening")]
 
 
 def test_run_writes_logs_pictures_and_usable_checkpoint(finished, data_dir):

@@ -82,7 +82,7 @@ class Preemption:
                     continue
                 name = "Ctrl-C" if number[0] == signal.SIGINT else "SIGTERM"
                 if asked:
-                    logging.error("A second signal (%s): the process ends without saving.", name)
+                    logging.error("A second signal (%s): the process ends without the steps since the last save.", name)
                     os._exit(128 + number[0])
                 if not self.training:
                     logging.warning("%s before the first step: there is nothing to save.", name)
@@ -98,7 +98,7 @@ class Preemption:
     def _end(self) -> None:
         frame = sys._current_frames().get(threading.main_thread().ident)
         where = "".join(traceback.format_stack(frame)[-3:]) if frame is not None else ""
-        does = "step is still being saved" if self.saving else "process ends without saving"
+        does = "step is still being saved" if self.saving else "process ends without the steps since the last save"
         logging.error("Not stopped %g s after SIGTERM: the %s. At:\n%s", DEADLINE_SECONDS, does, where)
         if not self.saving:
             os._exit(128 + signal.SIGTERM)
