@@ -1,6 +1,7 @@
 """What a folder of Hugging Face says beside the weights: class names and the image processor."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -57,6 +58,14 @@ def test_classes_of_a_published_config(shared, tmp_path):
         write(tmp_path / "hf", "config.json", content)
         result = convert.initialise(tmp_path / "hf", config, class_names={"label": names[::-1]})
         np.testing.assert_array_equal(result.params["head"]["kernel"], params["head"]["kernel"][:, ::-1])
+
+
+def test_weights_without_some_of_the_layers_are_refused(folder, tmp_path):
+    shutil.copytree(folder[2], tmp_path / "hf")
+    written = json.loads((tmp_path / "hf" / "config.json").read_text())
+    write(tmp_path / "hf", "config.json", written | {"num_hidden_layers": 12})
+    with pytest.raises(ValueError, match=r"config.json says num_hidden_layers=12, but the weights have 2"):
+        convert.load_model(tmp_path / "hf")
 
 
 @pytest.mark.parametrize(

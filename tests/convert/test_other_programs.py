@@ -60,6 +60,7 @@ def test_compiled_modules_and_several_models():
         ("visual.class_embedding", (8,), "CLIP"),
         ("vision_model.embeddings.patch_embedding.weight", (8, 3, 4, 4), "SigLIP"),
         ("layers.0.blocks.0.attn.proj.weight", (8, 8), "Swin"),
+        ("encoder.layer.0.attention.per_dim_scale", (8,), "VideoPrism"),
     ],
 )
 def test_other_models_are_named(name, shape, model):

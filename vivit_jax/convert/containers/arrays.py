@@ -133,7 +133,8 @@ _SAFETENSORS |= {f"F{bits}": f"float{bits}" for bits in (16, 32, 64)}
 
 def read_safetensors(path: Path, where: str, resources: contextlib.ExitStack) -> Leaves:
     """Opens the arrays of a safetensors file."""
-    file = resources.enter_context(safetensors.safe_open(path, framework="numpy"))
+    # Not mapped: pages that were read would count as memory of the process.
+    file = resources.enter_context(safetensors.safe_open(path, framework="numpy", backend="pread"))
     leaves = {}
     for name in file.keys():  # noqa: SIM118, not a mapping
         header = file.get_slice(name)

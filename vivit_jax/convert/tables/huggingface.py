@@ -85,7 +85,7 @@ def describe(shapes: Shapes, metadata: Mapping[str, Any], hints: Hints) -> ViViT
     return ViViTConfig(
         hidden_size=d,
         num_heads=heads if heads is not None and hints.num_heads is None else heads_of(d, hints),
-        num_layers=count_layers(names, r"(encoder\.layer|layers)\.(?P<layer>\d+)\."),
+        num_layers=count_layers(names, r"(encoder\.layer|layers)\.(?P<layer>\d+)\.", written.get("num_hidden_layers")),
         mlp_dim=mlp,
         tokenizer="tubelet" if time else "uniform_frames",
         tubelet_size=(t, h, w),

@@ -21,11 +21,16 @@ def shape_of(shapes: Shapes, name: str, *ranks: int) -> tuple[int, ...]:
     return tuple(shapes[name])
 
 
-def count_layers(shapes: Shapes, pattern: str) -> int:
-    """Counts the values of the group `layer` of a pattern among the names; ValueError where there is none."""
+def count_layers(shapes: Shapes, pattern: str, stated: int | None = None) -> int:
+    """Counts the values of the group `layer` of a pattern among the names.
+
+    Raises ValueError where there is none, or another number than the one `stated` in `config.json`.
+    """
     layers = {match["layer"] for name in shapes if (match := re.match(pattern, name))}
     if not layers:
         raise ValueError(f"the weights have no layers (no name like {pattern!r})")
+    if stated not in (None, len(layers)):
+        raise ValueError(f"config.json says num_hidden_layers={stated}, but the weights have {len(layers)}")
     return len(layers)
 
 
