@@ -138,7 +138,7 @@ def make_train_step(
         # Untrained leaves and skipped steps keep the old values: -0.0 + 0 is 0.0, and an EMA of equal numbers rounds.
         proposed = select_trained(trained, optax.apply_updates(state.params, updates), state.params)
         trees = {"gradient_norm": gradients, "update_norm": updates, "parameter_norm": proposed}
-        of_parts = {f"{name}/{part}": x for name, tree in trees.items() for part, x in tree.items() if norms_by_part}
+        of_parts = {f"{name}/{part}": x for name, tree in trees.items() if norms_by_part for part, x in tree.items()}
         norms = {name: optax.tree.norm(tree) for name, tree in (trees | of_parts).items()}
         accept, guard_state = check_step(guard, state.guard, value, *(norms[name] for name in trees))
         # Elements are selected, to the bit, whatever NaN the new ones hold, instead of branching: XLA fuses that with
