@@ -64,7 +64,7 @@ def test_weights_without_some_of_the_layers_are_refused(folder, tmp_path):
     shutil.copytree(folder[2], tmp_path / "hf")
     written = json.loads((tmp_path / "hf" / "config.json").read_text())
     write(tmp_path / "hf", "config.json", written | {"num_hidden_layers": 12})
-    with pytest.raises(ValueError, match=r"config.json says num_hidden_layers=12, but the weights have 2"):
+    with pytest.raises(ValueError, match=r"config\.json says num_hidden_layers=12, but the weights have 2"):
         convert.load_model(tmp_path / "hf")
 
 

@@ -61,7 +61,7 @@ def test_parameters_cast_once_give_the_same_bits(name):
         assert inference.cast_params(params, dataclasses.replace(config, **other)) is params
 
 
-def test_programs_take_the_parameters_of_each_layer_apart(monkeypatch):
+def test_inference_takes_unstacked_parameters(monkeypatch):
     """As predictions on GPUs do; the compiled program holds no stack of the layers, nor slices of one."""
     config = small_config(scan_layers=False, dtype="float32")
     params, video = jax.device_put(random_params(config, dtype="float32")), random_video(config, dtype="float32")

@@ -16,7 +16,7 @@ def test_a_line_begins_on_its_own_after_a_torn_one(tmp_path):
     assert len(file.read_text().splitlines()) == 4
 
 
-def test_lines_that_are_none_of_ours_are_skipped(tmp_path):
+def test_damaged_lines_are_skipped(tmp_path):
     file, line = tmp_path / logs.METRICS_FILE, b'{"step": 1, "a": 1.0}'
     file.write_bytes(b"\n".join([line, b"\xff", b"17", b"null", b'"step"', b"[1]", b'{"a": 1}', b'{"st\x00', line]))
     assert list(logs.read_lines(file)) == [{"step": 1, "a": 1.0}] * 2

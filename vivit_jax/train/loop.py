@@ -174,7 +174,7 @@ def _train(experiment: Experiment, workdir: epath.Path, from_scratch: bool, ledg
                 metadata = {**setup.checkpoint_metadata, **evaluation.checkpoint_metadata}
                 checkpoints.save(step, state, {**metadata, "sound": setup.is_sound(losses)})
             ledger.mark("checkpoint")
-            if evaluate:  # after saving: what ends the evaluation does not end the step
+            if evaluate:  # after saving, so that a failure in the evaluation does not lose the step
                 preemption.saving = False
                 try:
                     evaluation.run(step, state, preemption.reached)

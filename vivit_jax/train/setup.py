@@ -251,6 +251,6 @@ def follow_checkpoint(
         logging.warning("%s (%s)", message, _ALLOWED)
     held_out = metadata["data"].get("held_out")
     if before.eval_split == data.eval_split and held_out not in (None, eval_set.digests()):
-        changed = "are not those of the run's checkpoint: its metrics before and after do not compare"
+        changed = "are not those of the run's checkpoint: metrics before and after cannot be compared"
         logging.warning("The videos or labels of split %s %s", data.eval_split, changed)
     return train_set, eval_set

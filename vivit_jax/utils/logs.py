@@ -68,7 +68,7 @@ class JsonLinesWriter:
 
 
 def read_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
-    """Yields the lines of a `metrics.jsonl`; skips what is none, as one cut by a kill. An absent file has none."""
+    """Yields the lines of a `metrics.jsonl`; skips damaged ones, e.g. cut short by a kill. An absent file has none."""
     path = epath.Path(path)
     for line in path.read_bytes().splitlines() if path.exists() else ():
         with contextlib.suppress(TypeError, ValueError):

@@ -52,7 +52,7 @@ class Shard:
 
     @property
     def digest(self) -> str:
-        """A hash of its files and rows: others in its place are built anew, as after a missing video has arrived."""
+        """A hash of the files and rows. A stored shard with another is built again: a missing video has arrived."""
         rows = [[str(f.path), f.segments, f.first_row, [[r.video, dict(r.labels)] for r in f.rows]] for f in self.files]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
