@@ -46,7 +46,7 @@ def inference_config(config: ViViTConfig, dtype: str, platform: str | None = Non
 
 
 def jit(step: Callable[..., Any], config: ViViTConfig, mesh: Mesh | None = None) -> Callable[..., Any]:
-    """Returns `jax.jit` of a step, (parameters, which may be `unstacked`, inputs) -> outputs, replicated over a mesh."""
+    """Returns `jax.jit` of a step, (parameters, inputs) -> outputs, replicated over a mesh; see `unstacked`."""
     program = functools.wraps(step)(lambda params, inputs: step(stacked(params), inputs))
     replicated = None if mesh is None else sharding.replicated(mesh)
     return jax.jit(program, out_shardings=replicated, compiler_options=compiler_options(config, mesh))
